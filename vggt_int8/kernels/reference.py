@@ -1,9 +1,9 @@
-"""The definition of the INT8 arithmetic, in plain PyTorch; every kernel and backend is tested against this file.
+"""The definition of the INT8 arithmetic in plain PyTorch: every kernel and backend is tested against it.
 
 Symmetric throughout: `scale = absmax / 127`, codes in [-127, 127]. There is no zero point, so the integer
-product needs no correction terms. Integers accumulate in int32 exactly; scales, bias and sums after the product
-are fp32, and there is one cast at the very end. (Casting `int32 * scale_x` to fp16 before the weight scale is
-applied overflows although the true result is small; the order here cannot.)
+product needs no correction terms. Integers accumulate in int32 exactly; scales, bias and sums after the
+product are fp32, and there is one cast at the very end. (Casting `int32 * scale_x` to fp16 before the weight
+scale is applied overflows although the true result is small; the order here cannot.)
 
 Notation: M rows (tokens), N outputs, K reduction.
 """
@@ -15,9 +15,12 @@ CODE_MAX = 127
 
 
 def absmax_scale(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """fp32 `absmax / 127` over `dim`, kept as size-1 dimensions. A zero slice gets scale 1, so its codes are 0."""
+    """fp32 `absmax / 127` over `dim`, kept as size-1 dimensions.
+
+    A slice of zeros gets scale 1, so its codes are 0. NaN and inf stay in the scale, and so reach the result.
+    """
     scale = x.abs().amax(dim=dim, keepdim=True).float() / CODE_MAX
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
@@ -44,7 +47,8 @@ def scaled_epilogue(
 ) -> Tensor:
     """`acc * x_scale * weight_scale + bias` in fp32, then one cast.
 
-    acc [M, N] int32, x_scale [M, 1] or scalar fp32, weight_scale [N, 1] fp32, bias [N] any float -> [M, N] dtype.
+    acc [M, N] int32, x_scale [M, 1] or scalar fp32, weight_scale [N, 1] fp32, bias [N] any float
+    -> [M, N] dtype.
     """
     y = acc.float() * x_scale * weight_scale.view(1, -1)
     return (y if bias is None else y + bias.float()).to(dtype)
@@ -55,16 +59,18 @@ def w8a8_linear(
 ) -> Tensor:
     """INT8 linear. x [M, K] float, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in x's dtype.
 
-    `input_scale` None: one dynamic scale per row of x. Otherwise a static fp32 scale (scalar) from calibration.
+    `input_scale` None: one dynamic scale per row of x. Otherwise a static fp32 scale (one value) from
+    calibration; larger inputs saturate at 127 codes, but a row that holds NaN or inf still comes out as NaN.
     """
     if input_scale is None:
         codes, x_scale = quantize_per_token(x)
     else:
-        codes, x_scale = quantize(x, input_scale), input_scale
+        poison = (x.float() * 0).sum(dim=-1, keepdim=True)
+        codes, x_scale = quantize(x, input_scale), input_scale + poison
     return scaled_epilogue(int8_matmul(codes, weight), x_scale, weight_scale, bias, x.dtype)
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Weight-only linear: codes are multiplied as floats, the scale is applied to the fp32 sum. Shapes as above."""
+    """Weight-only linear: codes multiply as floats, the scale goes on the fp32 sum. Shapes as above."""
     y = (x.float() @ weight.float().t()) * weight_scale.view(1, -1)
     return (y if bias is None else y + bias.float()).to(x.dtype)
