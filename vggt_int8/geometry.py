@@ -2,8 +2,8 @@
 
 Conventions, the same as the reference network's:
 - OpenCV axes: x right, y down, z forward.
-- An extrinsic [..., 3, 4] is `[R | t]`, camera from world: `x_cam = R @ x_world + t`. A name `b_from_a` says the
-  direction.
+- An extrinsic [..., 3, 4] is `[R | t]`, camera from world: `x_cam = R @ x_world + t`. Names like
+  `b_from_a` say the direction.
 - An intrinsic [..., 3, 3] is in pixels and has no skew: `[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]`.
 - A quaternion is scalar last, (x, y, z, w).
 - A pose encoding [..., 9] is translation (3), quaternion (4), field of view (2: **height first**, radians).
@@ -36,7 +36,7 @@ def pose_encoding_to_camera(pose_enc: Tensor, image_size: tuple[int, int]) -> tu
 def camera_to_pose_encoding(extrinsic: Tensor, intrinsic: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Extrinsic [..., 3, 4], intrinsic [..., 3, 3], image size (H, W) -> pose encoding [..., 9].
 
-    The quaternion has w >= 0. The principal point is dropped: the encoding puts it in the middle of the image.
+    The quaternion has w >= 0. The principal point is dropped: an encoding puts it in the image's middle.
     """
     height, width = image_size
     extrinsic, intrinsic = _at_least_fp32(extrinsic), _at_least_fp32(intrinsic)
