@@ -1,4 +1,4 @@
-"""The stand-in of the Hub against huggingface_hub itself: files come back exactly, bad requests are refused."""
+"""The stand-in of the Hub against huggingface_hub: files come back exactly; bad requests are refused."""
 
 from __future__ import annotations
 
@@ -183,9 +183,7 @@ def test_files_are_served_with_ranges_and_the_hubs_headers(hub: HubServer) -> No
     assert status == 200
     commit = json.loads(answer)["commitOid"]
     address = f"{hub.url}/me/tiny/resolve/main/w.bin"
-    request = urllib.request.Request(
-        f"{hub.url}/me/tiny/resolve/main/w.bin", headers={"Range": "bytes=10-19"}
-    )
+    request = urllib.request.Request(address, headers={"Range": "bytes=10-19"})
     with urllib.request.urlopen(request) as part:
         assert (part.status, part.read()) == (206, CONTENT[10:20])
         assert part.headers["Content-Range"] == "bytes 10-19/100"

@@ -1,0 +1,88 @@
+"""Importing the package has no side effects: no network, no GPU, no file, none of the noisy libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Python tells its audit hooks whatever leaves the process. CUDA may be asked whether it is there, which does not
+# start it.
+PROGRAM = """
+import json, os, sys
+events = []
+WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink",
+           "shutil.copyfile", "shutil.move", "tempfile.mkstemp", "tempfile.mkdtemp")
+def watch(event, args):
+    if event.startswith("socket.") and event not in ("socket.gethostname", "socket.__new__"):
+        events.append([event, repr(args)])
+    elif event in CHANGES or event in ("subprocess.Popen", "os.system", "os.posix_spawn"):
+        events.append([event, repr(args)])
+    elif event == "open" and isinstance(args[0], (str, bytes)):
+        path, mode, flags = args
+        if flags & WRITE and os.fsdecode(path) != os.devnull:
+            events.append([event, repr(args)])
+sys.addaudithook(watch)
+import vggt_int8
+import torch
+print(json.dumps({
+    "events": events,
+    "cuda": torch.cuda.is_initialized(),
+    "modules": sorted(m for m in ("torchao", "bitsandbytes", "triton") if m in sys.modules),
+    "cli": [m for m in sys.modules if m.startswith(("vggt_int8.cli", "typer", "rich"))],
+}))
+"""
+
+
+def test_import_has_no_side_effects(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o555)
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_", "TORCH", "TRANSFORMERS_"))
+    }
+    environment = kept | {"HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    seen = json.loads(process.stdout)
+    assert seen == {"events": [], "cuda": False, "modules": [], "cli": []}
+    assert list(home.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
+    """The same program with a package that does everything wrong, so that the test above can fail."""
+    package = tmp_path / "vggt_int8"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import socket, os, tempfile, subprocess\n"
+        "open('left.txt', 'w').close()\n"
+        "try: socket.create_connection(('127.0.0.1', 9))\n"
+        "except OSError: pass\n"
+        "os.mkdir('folder')\n"
+        "subprocess.run(['true'])\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    kinds = {event for event, _ in json.loads(process.stdout)["events"]}
+    assert {"open", "socket.connect", "os.mkdir", "subprocess.Popen"} <= kinds

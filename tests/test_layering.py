@@ -1,0 +1,125 @@
+"""Imports inside the package point one way only, and every optional library has one home.
+
+    cli -> {eval, export, hub, training} -> {pretrained, runtime} -> quant -> {model, kernels, geometry, …}
+
+Read from the source text, so that imports inside functions count too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "vggt_int8"
+TIERS = [
+    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card"},
+    {"quant"},
+    {"pretrained", "runtime"},
+    {"eval", "export", "hub", "training"},
+    {"cli", "__main__"},
+]
+TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
+# Camera conventions are shared by the whole lowest tier; nothing else is shared between units of one tier.
+SHARED = {"geometry"}
+# Libraries that take seconds to import, print, or are missing on some machines: a folder or file each.
+HOMES = {"triton": "kernels/", "torchao": "quant/backends/", "bitsandbytes": "quant/backends/"}
+
+Import = tuple[str, int, str]  # importing file, line, absolute dotted name of what is imported
+
+
+def imports_of(path: Path, package: Path = PACKAGE) -> Iterator[Import]:
+    """Every import in a file, relative ones resolved; `from a import b` is `a.b`."""
+    here = path.relative_to(package.parent).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(here[: len(here) - node.level]) if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{prefix}.{alias.name}" for alias in node.names]
+        for name in names:
+            yield str(path.relative_to(package)), node.lineno, name
+
+
+def unit_of(file: str) -> str:
+    """The tier member a file belongs to: "quant/plan.py" -> "quant", "recipe.py" -> "recipe"."""
+    return file.split("/")[0].removesuffix(".py")
+
+
+def complaint(found: Import, package: str = "vggt_int8") -> str | None:
+    """Why this import is not allowed; None if it is."""
+    file, line, name = found
+    source, parts = unit_of(file), name.split(".")
+    if parts[0] in HOMES and not file.startswith(HOMES[parts[0]]):
+        return f"{file}:{line}: {parts[0]} is imported outside {HOMES[parts[0]]}"
+    if parts[0] != package:
+        return None
+    target = parts[1] if len(parts) > 1 else "__init__"
+    if (
+        target not in TIER
+    ):  # `from vggt_int8 import VGGTInt8`: the public names, which stand above all but the cli
+        target = "__init__"
+    if source == "__init__":
+        return f"{file}:{line}: the package imports its own command line" if target in TIERS[-1] else None
+    if target == "__init__":
+        return (
+            None if TIER[source] == len(TIERS) - 1 else f"{file}:{line}: imports the whole package ({name})"
+        )
+    if source == target or TIER[target] < TIER[source]:
+        return None
+    if TIER[source] == TIER[target] == 0 and target in SHARED:
+        return None
+    if (source, target) == ("__main__", "cli"):
+        return None
+    return f"{file}:{line}: {source} (tier {TIER[source]}) imports {name} (tier {TIER[target]})"
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_has_a_tier() -> None:
+    units = {unit_of(str(path.relative_to(PACKAGE))) for path in sources()} - {"__init__"}
+    assert units <= set(TIER), f"give these a tier: {sorted(units - set(TIER))}"
+
+
+def test_imports_point_down() -> None:
+    complaints = [text for path in sources() for found in imports_of(path) if (text := complaint(found))]
+    assert complaints == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "allowed"),
+    [
+        ("cli/run.py", "vggt_int8.export.write", True),
+        ("cli/run.py", "vggt_int8.VGGTInt8", True),
+        ("__main__.py", "vggt_int8.cli.main", True),
+        ("export/ply.py", "vggt_int8.pretrained", True),
+        ("scenes/render.py", "vggt_int8.geometry.project", True),
+        ("quant/plan.py", "vggt_int8.quant.linear", True),
+        ("model/vggt.py", "vggt_int8.quant.linear", False),
+        ("model/vggt.py", "vggt_int8.images", False),
+        ("quant/plan.py", "vggt_int8.VGGT", False),
+        ("pretrained.py", "vggt_int8.hub", False),
+        ("runtime/graph.py", "vggt_int8.pretrained", False),
+        ("eval/metrics.py", "vggt_int8.export", False),
+        ("__init__.py", "vggt_int8.cli", False),
+        ("model/vggt.py", "triton", False),
+        ("kernels/linear.py", "triton.language", True),
+        ("cli/run.py", "torchao.quantization", False),
+    ],
+)
+def test_the_rule_itself(file: str, name: str, allowed: bool) -> None:
+    assert (complaint((file, 1, name)) is None) is allowed
+
+
+def test_relative_and_local_imports_are_seen(tmp_path: Path) -> None:
+    module = tmp_path / "vggt_int8" / "quant" / "plan.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("from ..model import vggt\nfrom . import linear\ndef f():\n    import torchao.dtypes\n")
+    names = [name for _, _, name in imports_of(module, tmp_path / "vggt_int8")]
+    assert names == ["vggt_int8.model.vggt", "vggt_int8.quant.linear", "torchao.dtypes"]
