@@ -1,0 +1,62 @@
+"""The model card: metadata that the Hub reads, and text that follows the checkpoint's own facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from vggt_int8.model_card import model_card
+
+RECIPE = {
+    "name": "int8_dynamic",
+    "description": "W8A8: dynamic activations.",
+    "weights": "int8",
+    "activations": "dynamic",
+    "keep": "fp16",
+    "rules": [{"match": r"camera_head\..*", "reason": "few rows"}],
+}
+CONFIG: dict[str, Any] = {
+    "img_size": 518,
+    "quantization_config": {"quant_method": "vggt_int8", "format_version": 1, "recipe": RECIPE},
+}
+SIZES = {"float16": 2_000_000, "int8": 10_500_000}
+
+
+def test_quantized_card_names_recipe_sizes_and_licence() -> None:
+    text = model_card(CONFIG, SIZES, name="me/tiny.w8a8", base_model="facebook/VGGT-1B")
+    card = ModelCard(text)
+    data = card.data.to_dict()
+    assert data["license"] == "other"
+    assert data["library_name"] == "vggt-int8"
+    assert data["base_model"] == "facebook/VGGT-1B"
+    assert data["base_model_relation"] == "quantized"
+    assert {"int8", "vggt"} <= set(data["tags"])
+    assert 'VGGTInt8.from_pretrained("me/tiny.w8a8"' in card.content
+    assert "| int8 | 10.5 |" in card.content
+    assert "| **total** | **12.5** |" in card.content
+    assert r"| `camera_head\..*` | few rows |" in card.content
+    assert "recipe `int8_dynamic` (W8A8: dynamic activations)." in card.content
+    assert "non-commercial" in card.content
+
+
+def test_unknown_source_is_not_called_vggt_1b() -> None:
+    text = model_card(CONFIG, SIZES)
+    assert "facebook/VGGT-1B" not in text
+    assert "base_model" not in ModelCard(text).data.to_dict()
+    assert "Meta's own licence" in text
+
+
+def test_plain_checkpoint_claims_no_quantization() -> None:
+    text = model_card({"img_size": 518}, {"float32": 4})
+    assert "without quantization" in text
+    assert "int8" not in ModelCard(text).data.tags
+    assert "## Recipe" not in text
+
+
+@pytest.mark.parametrize("metrics", [{"mae": 0.25}, {"mae": 0.25, "sqnr_db": 41.0}])
+def test_differences_are_tabled(metrics: dict[str, float]) -> None:
+    text = model_card(CONFIG, SIZES, differences={"depth": metrics})
+    row = next(line for line in text.splitlines() if line.startswith("| depth"))
+    assert [float(cell) for cell in row.split("|")[2:-1]] == list(metrics.values())

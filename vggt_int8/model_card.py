@@ -1,0 +1,133 @@
+"""The README.md that goes with a saved checkpoint: what it is, how it was quantized, how to run it, whose licence.
+
+A pure function of plain data, so that saving, uploading and tests share it and nothing here needs the network.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+VGGT_1B = "facebook/VGGT-1B"
+METRICS = {
+    "mae": "mean abs. difference",
+    "max_diff": "max. difference",
+    "cosine": "cosine",
+    "sqnr_db": "SQNR (dB)",
+}
+
+
+def model_card(
+    config: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    *,
+    name: str = "VGGT in INT8",
+    base_model: str | None = None,
+    differences: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
+    """Text of a model card, with the metadata block that the Hub reads.
+
+    config: what `config.json` holds; its `quantization_config`, if any, gives recipe and format.
+    sizes: dtype name -> bytes of stored tensors.
+    name: title, and what the example loads: a Hub id or a folder.
+    base_model: Hub id of the checkpoint that was quantized; None when it is not known.
+    differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value.
+    """
+    quantization = config.get("quantization_config") or {}
+    recipe = quantization.get("recipe") or {}
+    sections = [
+        f"# {name}",
+        _introduction(recipe, base_model),
+        _example(name),
+        "## Stored tensors\n\n" + _size_table(sizes),
+    ]
+    if recipe:
+        sections.append("## Recipe\n\n" + _recipe_table(recipe, quantization))
+    if differences:
+        sections.append("## Measured difference from the original\n\n" + _difference_table(differences))
+    sections.append("## Licence\n\n" + _licence(base_model))
+    return f"---\n{_metadata(bool(recipe), base_model)}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _metadata(quantized: bool, base_model: str | None) -> str:
+    data = ModelCardData(
+        license="other",
+        license_name="licence-of-the-base-model",
+        license_link=None if base_model is None else f"https://huggingface.co/{base_model}",
+        library_name="vggt-int8",
+        pipeline_tag="image-to-3d",
+        base_model=base_model,
+        base_model_relation="quantized" if quantized and base_model else None,
+        tags=["vggt", "3d-reconstruction", "depth-estimation", *(["int8", "quantized"] if quantized else [])],
+    )
+    return data.to_yaml()
+
+
+def _introduction(recipe: Mapping[str, Any], base_model: str | None) -> str:
+    source = "a VGGT checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
+    if not recipe:
+        return f"The weights of {source}, stored by vggt-int8 without quantization."
+    what = str(recipe.get("description") or "").rstrip(".")
+    return (
+        f"The weights of {source}, quantized to INT8 by vggt-int8 with the recipe `{recipe['name']}`"
+        f"{f' ({what})' if what else ''}. VGGT turns images of a scene into cameras, depth, 3D points and tracks "
+        "in one pass."
+    )
+
+
+def _example(name: str) -> str:
+    return (
+        "```python\n"
+        "from vggt_int8 import VGGTInt8, load_images\n\n"
+        f'model = VGGTInt8.from_pretrained("{name}", device_map="cuda")  # or "cpu"\n'
+        'images = load_images(["a.jpg", "b.jpg"])  # [S, 3, H, W] in [0, 1]\n'
+        "pred = model(images.to(model.device))\n"
+        "pred.depth, pred.world_points, pred.extrinsic, pred.intrinsic\n"
+        "```"
+    )
+
+
+def _size_table(sizes: Mapping[str, int]) -> str:
+    rows = [f"| {dtype} | {count / 1e6:.1f} |" for dtype, count in sorted(sizes.items(), key=lambda item: -item[1])]
+    total = f"| **total** | **{sum(sizes.values()) / 1e6:.1f}** |"
+    return "\n".join(["| dtype | MB |", "|---|---:|", *rows, total])
+
+
+def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) -> str:
+    facts = {
+        "recipe": recipe["name"],
+        "weights": recipe.get("weights"),
+        "activations": recipe.get("activations"),
+    }
+    if recipe.get("outlier_threshold"):
+        facts["outlier threshold"] = recipe["outlier_threshold"]
+    facts["everything else"] = recipe.get("keep")
+    facts["checkpoint format"] = quantization.get("format_version")
+    rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]
+    rules = [f"| `{rule['match']}` | {rule.get('reason', '')} |" for rule in recipe.get("rules", [])]
+    table = "\n".join(["| | |", "|---|---|", *rows])
+    if rules:
+        table += "\n\n" + "\n".join(["| layers (first match wins) | why |", "|---|---|", *rules])
+    return table
+
+
+def _difference_table(differences: Mapping[str, Mapping[str, float]]) -> str:
+    shown = [key for key in METRICS if any(key in row for row in differences.values())]
+    head = "| output | " + " | ".join(METRICS[key] for key in shown) + " |"
+    rows = [
+        f"| {output} | " + " | ".join(f"{row[key]:.4g}" if key in row else "–" for key in shown) + " |"
+        for output, row in differences.items()
+    ]
+    return "\n".join([head, "|---|" + "---:|" * len(shown), *rows])
+
+
+def _licence(base_model: str | None) -> str:
+    text = (
+        "The code of vggt-int8 is under Apache-2.0. Quantizing does not change the licence of weights: these keep "
+        "that of the checkpoint they were made from"
+    )
+    if base_model is None:
+        return f"{text}. The VGGT checkpoints that Meta published are under Meta's own licence terms."
+    if base_model == VGGT_1B:
+        return f"{text}. `{VGGT_1B}` is under Meta's own terms, which allow non-commercial use only."
+    return f"{text}, [{base_model}](https://huggingface.co/{base_model})."
