@@ -1,14 +1,14 @@
-"""INT8 linears on a CPU: the same integers as `reference.py`, through the fastest exact kernel of this machine.
+"""INT8 linears on a CPU: the integers of `reference.py` through the fastest exact kernel of this machine.
 
 CPUs with VNNI multiply unsigned by signed bytes and add four products to an int32 in one instruction; PyTorch
-reaches it through `torch._int_mm`. Activation codes go in shifted by 128 (u8·s8), and `128 * sum(weight row)` is
-taken off the int32 result, which is exact. CPUs without VNNI add pairs of products in 16 bits and **saturate**
-without a word, so each candidate is tried once per process on extreme codes against the exact product, and
-`cpu_int8_kernel()` names the one that passed. The last candidate needs no integer unit: float32 holds every sum
-of 1024 products of codes exactly.
+reaches it through `torch._int_mm`. Activation codes go in shifted by 128 (u8·s8), and `128 * sum(weight row)`
+is taken off the int32 result, which is exact. CPUs without VNNI add pairs of products in 16 bits and
+**saturate** without a word, so each candidate is tried once per process on extreme codes against the exact
+product, and `cpu_int8_kernel()` names the one that passed. The last candidate needs no integer unit: float32
+holds every sum of 1024 products of codes exactly.
 
-A linear is bound by memory traffic as soon as its product runs on VNNI, so the passes around the product work on
-slices of rows that stay in the cache. Notation: M rows (tokens), N outputs, K reduction.
+A linear is bound by memory traffic as soon as its product runs on VNNI, so the passes around the product work
+on slices of rows that stay in the cache. Notation: M rows (tokens), N outputs, K reduction.
 """
 
 import functools
@@ -36,7 +36,8 @@ _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at on
 class PreparedWeight:
     """A weight as the kernel of this machine wants it; made by `prepare`, never stored.
 
-    `codes` is the layer's own int8 tensor [N, K], not a copy; `correction` int32 [N] (None if `kernel` needs none).
+    `codes` is the layer's own int8 tensor [N, K], not a copy; `correction` int32 [N] (None if `kernel` needs
+    none).
     """
 
     codes: Tensor
@@ -45,10 +46,11 @@ class PreparedWeight:
 
 
 def prepare(weight: Tensor, kernel: str | None = None) -> PreparedWeight:
-    """Prepare a weight [N, K] int8 for `int8_matmul`; `kernel` None takes this machine's, `cpu_int8_kernel()`.
+    """Prepare a weight [N, K] int8 for `int8_matmul`; `kernel` None takes this machine's,
+    `cpu_int8_kernel()`.
 
-    One cheap pass over the weight (about 2 % of a linear at 1041 rows). Keep the result as long as the weight stays
-    in place; it holds on to the weight's memory, so drop it when the weight moves or is offloaded.
+    One cheap pass over the weight (about 2 % of a linear at 1041 rows). Keep the result as long as the weight
+    stays in place; it holds on to the weight's memory, so drop it when the weight moves or is offloaded.
     """
     if weight.dtype != torch.int8 or weight.ndim != 2 or weight.device.type != "cpu":
         raise ValueError(
@@ -72,11 +74,16 @@ def int8_matmul(x_codes: Tensor, weight: PreparedWeight) -> Tensor:
 
 
 def w8a8_linear_cpu(
-    x: Tensor, weight: PreparedWeight, weight_scale: Tensor, bias: Tensor | None, input_scale: Tensor | None = None
+    x: Tensor,
+    weight: PreparedWeight,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    input_scale: Tensor | None = None,
 ) -> Tensor:
     """INT8 linear. x [M, K] float, weight_scale [N, 1] fp32, bias [N] float -> [M, N] in x's dtype.
 
-    The same floating-point operations in the same order as `reference.w8a8_linear`: equal results, not close ones.
+    The same floating-point operations in the same order as `reference.w8a8_linear`: equal results, not close
+    ones.
     """
     out = x.new_empty(x.shape[0], weight.codes.shape[0])
     for rows in _slices(x.shape[0], _MATMUL_ROWS):
@@ -86,11 +93,12 @@ def w8a8_linear_cpu(
 
 
 def w8a16_linear_cpu(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Weight-only linear: x [M, K] float, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in x's dtype.
+    """Weight-only linear: x [M, K] float, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in x's
+    dtype.
 
-    A slice of the weight's rows at a time becomes float (codes are exact in every float dtype); the scale is applied
-    to the product, in fp32. The product itself runs in fp32, or in bf16 where x is bf16; CPUs are slow at fp16, and
-    the unscaled sum would overflow it.
+    A slice of the weight's rows at a time becomes float (codes are exact in every float dtype); the scale is
+    applied to the product, in fp32. The product itself runs in fp32, or in bf16 where x is bf16; CPUs are
+    slow at fp16, and the unscaled sum would overflow it.
     """
     compute = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
     x_compute = x.to(compute)
@@ -104,9 +112,11 @@ def w8a16_linear_cpu(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tens
 
 @functools.cache
 def cpu_int8_kernel() -> str:
-    """The kernel that INT8 linears use on this CPU: the first of U8S8, S8S8 that is exact and pays, else FLOAT32.
+    """The kernel that INT8 linears use on this CPU: the first of U8S8, S8S8 that is exact and pays, else
+    FLOAT32.
 
-    `torch._int_mm` may be missing u8·s8 (torch 2.11), saturate (no VNNI) or be a plain loop (oneDNN switched off).
+    `torch._int_mm` may be missing u8·s8 (torch 2.11), saturate (no VNNI) or be a plain loop (oneDNN switched
+    off).
     """
     for kernel in (U8S8, S8S8):
         if _is_exact(kernel) and _milliseconds(kernel) < _milliseconds(FLOAT32):
@@ -115,7 +125,9 @@ def cpu_int8_kernel() -> str:
 
 
 def _raw_matmul(codes: Tensor, weight: PreparedWeight) -> Tensor:
-    """Codes [M, K] as the kernel takes them (U8S8: uint8, shifted by 128) -> [M, N] int32, `correction` still in."""
+    """Codes [M, K] as the kernel takes them (U8S8: uint8, shifted by 128) -> [M, N] int32, `correction` still
+    in.
+    """
     if weight.kernel != FLOAT32:
         return torch._int_mm(codes, weight.codes.t())
     acc = torch.zeros(codes.shape[0], weight.codes.shape[0], dtype=torch.int32)
@@ -125,7 +137,9 @@ def _raw_matmul(codes: Tensor, weight: PreparedWeight) -> Tensor:
 
 
 def _quantize_rows(x: Tensor, input_scale: Tensor | None, kernel: str) -> tuple[Tensor, Tensor]:
-    """`reference.quantize_per_token`, or its static form, written as the kernel's codes: [M, K], scale [M, 1]."""
+    """`reference.quantize_per_token`, or its static form, written as the kernel's codes: [M, K], scale [M,
+    1].
+    """
     offset, dtype = (_U8_OFFSET, torch.uint8) if kernel == U8S8 else (0, torch.int8)
     codes = torch.empty(x.shape, dtype=dtype)
     x_scale = torch.empty(x.shape[0], 1)
@@ -143,7 +157,12 @@ def _quantize_rows(x: Tensor, input_scale: Tensor | None, kernel: str) -> tuple[
 
 
 def _epilogue(
-    acc: Tensor, correction: Tensor | None, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, out: Tensor
+    acc: Tensor,
+    correction: Tensor | None,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
 ) -> None:
     """`reference.scaled_epilogue` written into `out`, in place where it is fp32."""
     scale_row = weight_scale.view(1, -1)
@@ -168,7 +187,9 @@ def _slices(total: int, at_most: int) -> Iterator[slice]:
 
 
 def _is_exact(kernel: str) -> bool:
-    """Extreme codes over a long K find 16-bit saturation; odd sizes and one row find kernels for special shapes."""
+    """Extreme codes over a long K find 16-bit saturation; odd sizes and one row find kernels for special
+    shapes.
+    """
     generator = torch.Generator().manual_seed(0)
     for m, k, n in ((1, 4096, 8), (17, 1037, 9), (64, 2048, 64)):
         x = torch.randint(-127, 128, (m, k), generator=generator, dtype=torch.int8)
@@ -185,7 +206,7 @@ def _is_exact(kernel: str) -> bool:
 
 
 def _milliseconds(kernel: str) -> float:
-    """Best of three products; the candidates differ by several times, so that this is not a matter of noise."""
+    """Best of three products; the candidates differ by several times, so noise decides nothing."""
     x, weight = (torch.full((n, 512), 3, dtype=torch.int8) for n in (128, 512))
     prepared = prepare(weight, kernel)
     best = float("inf")
