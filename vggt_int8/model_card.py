@@ -1,6 +1,6 @@
-"""The README.md that goes with a saved checkpoint: what it is, how it was quantized, how to run it, whose licence.
+"""The README.md that goes with a checkpoint: what it is, how it was quantized, how to run it, whose licence.
 
-A pure function of plain data, so that saving, uploading and tests share it and nothing here needs the network.
+A pure function of plain data: saving, uploading and tests share it, and nothing here needs the network.
 """
 
 from collections.abc import Mapping
@@ -70,8 +70,8 @@ def _introduction(recipe: Mapping[str, Any], base_model: str | None) -> str:
     what = str(recipe.get("description") or "").rstrip(".")
     return (
         f"The weights of {source}, quantized to INT8 by vggt-int8 with the recipe `{recipe['name']}`"
-        f"{f' ({what})' if what else ''}. VGGT turns images of a scene into cameras, depth, 3D points and tracks "
-        "in one pass."
+        f"{f' ({what})' if what else ''}. VGGT turns images of a scene into cameras, depth, 3D points and "
+        "tracks in one pass."
     )
 
 
@@ -123,8 +123,8 @@ def _difference_table(differences: Mapping[str, Mapping[str, float]]) -> str:
 
 def _licence(base_model: str | None) -> str:
     text = (
-        "The code of vggt-int8 is under Apache-2.0. Quantizing does not change the licence of weights: these keep "
-        "that of the checkpoint they were made from"
+        "The code of vggt-int8 is under Apache-2.0. Quantizing does not change the licence of weights: these "
+        "keep that of the checkpoint they were made from"
     )
     if base_model is None:
         return f"{text}. The VGGT checkpoints that Meta published are under Meta's own licence terms."
