@@ -8,19 +8,23 @@ scale is applied overflows although the true result is small; the order here can
 Notation: M rows (tokens), N outputs, K reduction.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 CODE_MAX = 127
 
 
-def absmax_scale(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """fp32 `absmax / 127` over `dim`, kept as size-1 dimensions.
-
-    A slice of zeros gets scale 1, so its codes are 0. NaN and inf stay in the scale, and so reach the result.
-    """
-    scale = x.abs().amax(dim=dim, keepdim=True).float() / CODE_MAX
+def scale_from_absmax(absmax: Tensor) -> Tensor:
+    """fp32 `absmax / 127`. Zero becomes 1, so that zeros get codes of 0; NaN and inf stay, and reach the result."""
+    scale = absmax.float() / CODE_MAX
     return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def absmax_scale(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """The scale that covers every value of x along `dim`, fp32, with `dim` kept at size 1."""
+    return scale_from_absmax(x.abs().amax(dim=dim, keepdim=True))
 
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
@@ -74,3 +78,22 @@ def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor |
     """Weight-only linear: codes multiply as floats, the scale goes on the fp32 sum. Shapes as above."""
     y = (x.float() @ weight.float().t()) * weight_scale.view(1, -1)
     return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def llm_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    threshold: float,
+    matmul: Callable[[Tensor, Tensor], Tensor] = int8_matmul,
+) -> Tensor:
+    """W8A8 dynamic, but input columns where any |x| >= threshold multiply as floats (Dettmers et al., LLM.int8()).
+
+    Shapes as above; `matmul` is the integer product to use. Choosing the columns synchronises with the host.
+    """
+    outlier = (x.abs() >= threshold).any(dim=0)
+    codes, x_scale = quantize_per_token(x.masked_fill(outlier, 0))
+    y = scaled_epilogue(matmul(codes, weight), x_scale, weight_scale, bias, torch.float32)
+    columns = outlier.nonzero().view(-1)
+    return (y + w8a16_linear(x[:, columns].float(), weight[:, columns], weight_scale, None)).to(x.dtype)

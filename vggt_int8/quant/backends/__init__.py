@@ -1,0 +1,136 @@
+"""Backends: different ways to compute one stored INT8 linear.
+
+A backend is a view over the plain tensors of an `Int8Linear`; it converts scale conventions at its own edge and
+stores nothing. `reference` is the definition. Each library has one file here, its only importer, which is loaded
+when the backend is first used.
+"""
+
+import contextlib
+import functools
+import importlib
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+from vggt_int8.recipe import Scheme
+
+BACKENDS = ("native", "torchao", "bitsandbytes", "reference")
+# Weight-only layers inside a W8A8 recipe run here, whichever backend the rest uses.
+PORTABLE = "portable"
+
+# What "auto" tries, fastest first. On CUDA by measurement (README, "What is measured"): bitsandbytes' INT8 GEMM is
+# fused with its scales, torchao's eager path makes several passes over the int32 result.
+_PREFERENCE = {
+    ("cpu", "none"): ("native",),
+    ("cpu", "dynamic"): ("native",),
+    ("cpu", "static"): ("native",),
+    ("cpu", "llm_int8"): ("bitsandbytes", "reference"),
+    ("cuda", "none"): ("torchao", "reference"),
+    ("cuda", "dynamic"): ("bitsandbytes", "torchao", "reference"),
+    ("cuda", "static"): ("torchao", "reference"),
+    ("cuda", "llm_int8"): ("bitsandbytes", "reference"),
+}
+
+
+class BackendError(RuntimeError):
+    """A backend that does not exist, is not installed, or cannot run a layer. The message names the way out."""
+
+
+class QuantizedLinear(Protocol):
+    """The tensors a backend sees: see `Int8Linear`."""
+
+    in_features: int
+    out_features: int
+    scheme: Scheme
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+
+
+class Backend(ABC):
+    """One way to compute an `Int8Linear`."""
+
+    name: str
+
+    @abstractmethod
+    def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
+        """Why this backend cannot run the scheme on "cpu" or "cuda"; None if it can."""
+
+    @abstractmethod
+    def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
+        """What multiplies this layer, in words, for the report."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        """x [M, K] float, M >= 1 -> [M, N] in x's dtype."""
+
+
+def check_backend_name(name: str) -> None:
+    """Raise `BackendError` unless `name` is "auto" or one of `BACKENDS`."""
+    if name not in ("auto", PORTABLE, *BACKENDS):
+        raise BackendError(f"there is no backend {name!r}; choose 'auto' or one of {', '.join(BACKENDS)}")
+
+
+@functools.cache
+def get_backend(name: str) -> Backend:
+    """The backend of that name. Raises `BackendError` if the library behind it cannot be imported."""
+    check_backend_name(name)
+    try:
+        with _quiet_import():
+            module = importlib.import_module(f"{__name__}.{name}_backend")
+    except ImportError as error:
+        raise BackendError(f"backend {name!r} cannot be used here: {error}. Choose another backend.") from error
+    return module.BACKEND
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keep the libraries' import-time chatter (missing optional extensions, deprecations) off the user's console."""
+    previous = logging.root.manager.disable
+    logging.disable(max(previous, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+@functools.cache
+def resolve(requested: str, scheme: Scheme, device_type: str) -> Backend:
+    """The backend that runs `scheme` on "cpu" or "cuda".
+
+    "auto" takes the first of the measured order that works on this machine. A named backend that cannot run the
+    scheme raises `BackendError`; it is never replaced by another.
+    """
+    if requested != "auto":
+        backend = get_backend(requested)
+        if reason := backend.unsupported(scheme, device_type):
+            raise BackendError(
+                f"backend {requested!r} cannot run {scheme.label} on {device_type}: {reason}. "
+                "Choose backend='auto' or another one."
+            )
+        return backend
+    key = (device_type, "llm_int8" if scheme.outlier_threshold else scheme.activations)
+    if key not in _PREFERENCE:
+        raise BackendError(f"INT8 layers run on 'cpu' and 'cuda', not on {device_type!r}: move the input there")
+    reasons = []
+    for name in _PREFERENCE[key]:
+        try:
+            return resolve(name, scheme, device_type)
+        except BackendError as error:
+            reasons.append(str(error))
+    raise BackendError("; ".join(reasons))
+
+
+def auto_reason(scheme: Scheme, device_type: str) -> str:
+    """Why "auto" resolves as it does on this machine, for the report."""
+    key = (device_type, "llm_int8" if scheme.outlier_threshold else scheme.activations)
+    chosen = resolve("auto", scheme, device_type).name
+    skipped = _PREFERENCE[key][: _PREFERENCE[key].index(chosen)]
+    return f"auto: {chosen}" + (f" ({', '.join(skipped)} cannot run here)" if skipped else "")

@@ -1,0 +1,70 @@
+"""torchao's `Int8Tensor` linears over our stored codes.
+
+Any symmetric pair of codes and scale is a valid `Int8Tensor`, so nothing is converted. Two of its habits are kept
+from the user. Its linear multiplies `int32 * scale` in the activation's dtype before the weight scale, which
+overflows fp16 although the result would fit: it gets fp32 here. And products of 16 rows or fewer, or with sides
+that are not multiples of 8, leave the integer unit or even the GPU: they are padded with zeros, which changes no
+result.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchao.quantization import Int8Tensor, PerRow, PerTensor
+from torchao.quantization.quantize_.workflows.int8.int8_tensor import QuantizeTensorToInt8Kwargs
+
+from vggt_int8.quant.backends import Backend, QuantizedLinear
+from vggt_int8.recipe import Scheme
+
+_DYNAMIC = QuantizeTensorToInt8Kwargs(granularity=PerRow())
+_STATIC = QuantizeTensorToInt8Kwargs(granularity=PerTensor())
+_MIN_ROWS = 24  # the first multiple of 8 above the 16 rows that the CUDA GEMM refuses
+_MULTIPLE = 8
+
+
+class TorchaoBackend(Backend):
+    name = "torchao"
+
+    def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
+        return "it has no outlier columns" if scheme.outlier_threshold else None
+
+    def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
+        if layer.scheme.activations == "none":
+            return "torchao Int8Tensor dequantize + linear"
+        padding = []
+        if layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE:
+            padding.append(f"sides padded to multiples of {_MULTIPLE}")
+        if device_type == "cuda":
+            padding.append(f"fewer than {_MIN_ROWS} rows padded to {_MIN_ROWS}")
+        return "; ".join(["torchao Int8Tensor linear in fp32", *padding])
+
+    def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        block = [1, layer.in_features]
+        if layer.scheme.activations == "none":
+            weight = Int8Tensor(layer.weight, layer.weight_scale, block, x.dtype)
+            bias = None if layer.bias is None else layer.bias.to(x.dtype)
+            return F.linear(x, weight.dequantize(), bias)
+        rows = x.shape[0]
+        extra_k, extra_n = -layer.in_features % _MULTIPLE, -layer.out_features % _MULTIPLE
+        extra_rows = max(0, _MIN_ROWS - rows) if x.is_cuda else 0
+        codes, scale = layer.weight, layer.weight_scale
+        inputs = x.float()
+        if extra_k or extra_n:
+            codes = F.pad(codes, (0, extra_k, 0, extra_n))
+            scale = F.pad(scale, (0, 0, 0, extra_n), value=1.0)
+            block = [1, codes.shape[1]]
+        if extra_k or extra_rows:
+            inputs = F.pad(inputs, (0, extra_k, 0, extra_rows))
+        weight = self._activation_quantized(codes, scale, block, layer.input_scale)
+        y = F.linear(inputs, weight)[:rows, : layer.out_features]
+        return (y if layer.bias is None else y + layer.bias.float()).to(x.dtype)
+
+    @staticmethod
+    def _activation_quantized(codes: Tensor, scale: Tensor, block: list[int], input_scale: Tensor | None) -> Int8Tensor:
+        if input_scale is None:
+            return Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_DYNAMIC)
+        static = input_scale.view(1, 1)
+        return Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_STATIC, act_quant_scale=static)
+
+
+BACKEND = TorchaoBackend()

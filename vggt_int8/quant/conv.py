@@ -1,0 +1,88 @@
+"""Weight-only INT8 convolutions. They run the same way under every backend: codes to floats, then the convolution."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggt_int8.kernels.weight_only import dequantize
+from vggt_int8.quant.backends import PORTABLE
+from vggt_int8.quant.storage import Int8Storage, bias_to_fp16, encode
+from vggt_int8.recipe import Scheme
+
+
+class _Int8Conv(Int8Storage):
+    """What both convolutions share: the stored tensors, and the geometry of the float layer they replace."""
+
+    channel_axis: int
+    scheme = Scheme("none")
+    backend = PORTABLE
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, device: torch.device | str | None = None) -> None:
+        """Take over the geometry of `conv`, with tensors that are not filled; `from_conv` quantizes."""
+        super().__init__()
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"padding_mode {conv.padding_mode!r} is not supported: keep this layer in the recipe")
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+        self.output_padding, self.dilation, self.groups = conv.output_padding, conv.dilation, conv.groups
+        scale_shape = [1] * conv.weight.ndim
+        scale_shape[self.channel_axis] = conv.weight.shape[self.channel_axis]
+        self._allocate(tuple(conv.weight.shape), tuple(scale_shape), False, device)
+        if conv.bias is not None:
+            self.bias = self._parameter(torch.empty(conv.bias.shape, dtype=torch.float16, device=device))
+
+    def _fill(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        weight, scale = encode(conv.weight.detach(), self.channel_axis)
+        self.weight, self.weight_scale = self._parameter(weight), self._parameter(scale)
+        if conv.bias is not None:
+            self.bias = self._parameter(bias_to_fp16(conv.bias.detach()))
+        self.train(conv.training)
+
+    def _floats(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return dequantize(self.weight, self.weight_scale, x.dtype), bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+class Int8Conv2d(_Int8Conv):
+    """`nn.Conv2d` with int8 weights, one fp32 scale per output channel: `weight_scale` [O, 1, 1, 1]."""
+
+    channel_axis = 0
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> "Int8Conv2d":
+        """Quantize a convolution; it is not changed. Raises `ValueError` for NaN or inf in its weight."""
+        self = cls(conv, device="meta")
+        self._fill(conv)
+        return self
+
+    def kernel(self, device_type: str) -> str:
+        return "dequantize + conv2d"
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._floats(x)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Int8ConvTranspose2d(_Int8Conv):
+    """`nn.ConvTranspose2d` with int8 weights, one fp32 scale per output channel: `weight_scale` [1, O, 1, 1]."""
+
+    channel_axis = 1
+
+    @classmethod
+    def from_conv(cls, conv: nn.ConvTranspose2d) -> "Int8ConvTranspose2d":
+        """Quantize a transposed convolution; it is not changed. Raises `ValueError` for NaN or inf."""
+        self = cls(conv, device="meta")
+        self._fill(conv)
+        return self
+
+    def kernel(self, device_type: str) -> str:
+        return "dequantize + conv_transpose2d"
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._floats(x)
+        return F.conv_transpose2d(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )

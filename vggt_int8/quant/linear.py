@@ -1,0 +1,88 @@
+"""`Int8Linear`: an `nn.Linear` stored as plain INT8 tensors, computed by an exchangeable backend."""
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.quant.backends import Backend, resolve
+from vggt_int8.quant.storage import Int8Storage, bias_to_fp16, encode
+from vggt_int8.recipe import Scheme
+
+
+class Int8Linear(Int8Storage):
+    """INT8 linear layer: `y = x W^T + b` for x [..., K] of any float dtype -> [..., N] in x's dtype.
+
+    State: `weight` int8 [N, K], `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent, `input_scale` fp32 [1] for
+    static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the like: the dtype of the
+    computation is that of x. `backend` is a name or "auto", looked up for the device of x at each call.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        scheme: Scheme,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Allocate the tensors without filling them; `from_linear` is the way to quantize a layer."""
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.scheme, self.backend = scheme, backend
+        self._allocate((out_features, in_features), (out_features, 1), bias, device)
+        static = scheme.activations == "static"
+        self.input_scale = self._parameter(torch.empty(1, dtype=torch.float32, device=device)) if static else None
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        activations: str = "dynamic",
+        backend: str = "reference",
+        *,
+        input_scale: Tensor | float | None = None,
+        outlier_threshold: float = 0.0,
+    ) -> "Int8Linear":
+        """Quantize a linear layer; it is not changed.
+
+        activations: "dynamic", "none" (weight-only) or "static".
+        input_scale: for "static", the scale (absmax / 127) of the layer's input, one positive number.
+
+        Raises `ValueError` for NaN or inf in the layer, and if `input_scale` and `activations` do not go together.
+        """
+        scheme = Scheme(activations, outlier_threshold)
+        bias = linear.bias is not None
+        self = cls(linear.in_features, linear.out_features, bias, scheme=scheme, backend=backend, device="meta")
+        weight, scale = encode(linear.weight.detach(), channel_axis=0)
+        self.weight, self.weight_scale = self._parameter(weight), self._parameter(scale)
+        if bias:
+            self.bias = self._parameter(bias_to_fp16(linear.bias.detach()))
+        if (activations == "static") != (input_scale is not None):
+            raise ValueError(
+                f"activations {activations!r} with input_scale {input_scale}: static needs one, others none"
+            )
+        if input_scale is not None:
+            value = torch.as_tensor(input_scale, dtype=torch.float32, device=weight.device).reshape(1)
+            if not (value.isfinite() & (value > 0)).item():
+                raise ValueError(f"input_scale is {value.item()}; it must be a positive number")
+            self.input_scale = self._parameter(value)
+        return self.train(linear.training)
+
+    def resolved_backend(self, device_type: str) -> Backend:
+        """The backend that runs this layer on "cuda" or "cpu"; raises `BackendError` if none can."""
+        return resolve(self.backend, self.scheme, device_type)
+
+    def kernel(self, device_type: str) -> str:
+        """What multiplies on that device, in words, for the report."""
+        return self.resolved_backend(device_type).kernel(self, device_type)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if rows.shape[0] == 0:
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        y = self.resolved_backend(x.device.type).linear(rows, self)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.scheme.label}, backend={self.backend}"

@@ -1,0 +1,80 @@
+"""From a recipe and a module to a plan: the layers that rules may decide, and what each becomes.
+
+Knows no names of its own. A recipe that does not fit the model is an error that names the rule, never a silence.
+"""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from vggt_int8.recipe import Recipe, RecipeError, Scheme
+
+QUANTIZABLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer becomes: `scheme` None keeps it, for `reason`."""
+
+    name: str
+    scheme: Scheme | None
+    reason: str = ""
+
+
+def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
+    """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order.
+
+    Works on meta tensors. Raises `RecipeError` if a rule, `include` or `exclude` matches nothing although the model
+    has that part, or decides another number of layers than it states for VGGT-1B.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)}
+    hits = [0] * len(recipe.rules)
+    plan = {}
+    for name, module in layers.items():
+        index, scheme, reason = _decide(name, recipe)
+        if index is not None:
+            hits[index] += 1
+        if scheme is not None and type(module) not in QUANTIZABLE:
+            # nn.MultiheadAttention's out_proj, for one: its owner reads the weight and never calls the module.
+            scheme, reason = None, f"{type(module).__name__}: its weight is read by another module"
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            scheme = Scheme("none") if scheme is not None else None
+        plan[name] = LayerPlan(name, scheme, "" if scheme is not None else reason)
+    _check_hits(model, recipe, hits)
+    for option in ("include", "exclude"):
+        for pattern in getattr(recipe, option):
+            if pattern != ".*" and not any(re.fullmatch(pattern, name) for name in layers):
+                raise RecipeError(f"recipe {recipe.name!r}: {option} {pattern!r} matches no layer of this model")
+    return plan
+
+
+def _decide(name: str, recipe: Recipe) -> tuple[int | None, Scheme | None, str]:
+    if any(re.fullmatch(pattern, name) for pattern in recipe.exclude):
+        return None, None, "excluded"
+    for index, rule in enumerate(recipe.rules):
+        if re.fullmatch(rule.match, name):
+            return index, recipe.rule_scheme(rule), rule.reason or "kept by a rule"
+    if recipe.weights == "int8" and any(re.fullmatch(pattern, name) for pattern in recipe.include):
+        return None, recipe.scheme, ""
+    return None, None, "no rule matches"
+
+
+def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
+    modules = dict(model.named_modules())
+    is_1b = bool(recipe.vggt_1b) and all(
+        path in modules and len(list(modules[path].children())) == count for path, count in recipe.vggt_1b.items()
+    )
+    excluded = bool(recipe.exclude)  # takes layers away from rules, so that counts no longer say anything
+    for rule, count in zip(recipe.rules, hits, strict=True):
+        if rule.part and rule.part not in modules:
+            continue
+        if count == 0 and not excluded:
+            raise RecipeError(
+                f"recipe {recipe.name!r}, {rule.where}: decides no layer of this model. "
+                "Correct the expression, or move the rule above the one that takes its layers."
+            )
+        if is_1b and rule.layers is not None and count != rule.layers and not excluded:
+            raise RecipeError(
+                f"recipe {recipe.name!r}, {rule.where}: decides {count} layers, but states {rule.layers} for VGGT-1B"
+            )

@@ -1,0 +1,105 @@
+"""Quantize a module in place: every layer that the recipe names becomes an INT8 layer; nothing else is touched."""
+
+import torch
+from torch import nn
+
+from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name, resolve
+from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
+from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.plan import LayerPlan, make_plan
+from vggt_int8.quant.storage import Int8Storage
+from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
+
+
+def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "auto") -> dict[str, LayerPlan]:
+    """Replace the layers of `model` that `recipe` quantizes by INT8 layers, one after the other.
+
+    Only those layers change; the dtype of the rest stays as it is. Works on the reference repository's own module as
+    well, since the names agree. The plan is made and the backend checked before the first layer is replaced.
+
+    Returns the plan. Raises `RecipeError` if the recipe does not fit the model, `BackendError` if the backend cannot
+    run it, `ValueError` naming the layer whose weights hold NaN or inf.
+    """
+    recipe = load_recipe(recipe)
+    if any(isinstance(module, Int8Storage) for module in model.modules()):
+        raise RecipeError("the model is quantized already; load the floating-point checkpoint to use another recipe")
+    plan = make_plan(model, recipe)
+    check_backend(plan, recipe, backend, device_type_of(model))
+    for name, layer in plan.items():
+        if layer.scheme is not None:
+            try:
+                quantized = _convert(
+                    model.get_submodule(name), layer.scheme, layer_backend(layer.scheme, recipe, backend)
+                )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            replace_module(model, name, quantized)
+    return plan
+
+
+def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
+    """Replace the layers by unfilled INT8 layers on the meta device, ready to be loaded. Returns the plan."""
+    plan = make_plan(model, recipe)
+    for name, layer in plan.items():
+        if layer.scheme is not None:
+            module = model.get_submodule(name)
+            backend_name = layer_backend(layer.scheme, recipe, backend)
+            replace_module(model, name, _skeleton(module, layer.scheme, backend_name))
+    return plan
+
+
+def layer_backend(scheme: Scheme, recipe: Recipe, backend: str) -> str:
+    """Weight-only layers inside a recipe for activations too run everywhere alike; the rest on the chosen backend."""
+    return PORTABLE if scheme.activations == "none" and recipe.activations != "none" else backend
+
+
+def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, device_type: str) -> None:
+    """Raise `BackendError` if `backend` cannot run the plan on "cpu" or "cuda", or has nothing to do in it."""
+    check_backend_name(backend)
+    schemes = {layer.scheme for layer in plan.values() if layer.scheme is not None}
+    for scheme in schemes:
+        resolve(layer_backend(scheme, recipe, backend), scheme, device_type)
+    if backend != "auto" and not any(layer_backend(s, recipe, backend) == backend for s in schemes):
+        raise BackendError(f"recipe {recipe.name!r} has no layer for backend {backend!r}: leave backend='auto'")
+
+
+def device_type_of(model: nn.Module) -> str:
+    """ "cuda" or "cpu": where the first parameter that is not on the meta device lies ("cpu" without any)."""
+    types = (p.device.type for p in model.parameters() if p.device.type != "meta")
+    return next(types, "cpu")
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` at the dotted path `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _convert(layer: nn.Module, scheme: Scheme, backend: str) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return Int8Conv2d.from_conv(layer)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return Int8ConvTranspose2d.from_conv(layer)
+    assert isinstance(layer, nn.Linear)
+    if scheme.activations == "static":
+        raise RecipeError(
+            "activations = 'static' needs calibrated input scales: use Int8Linear.from_linear with input_scale"
+        )
+    return Int8Linear.from_linear(layer, scheme.activations, backend, outlier_threshold=scheme.outlier_threshold)
+
+
+def _skeleton(layer: nn.Module, scheme: Scheme, backend: str) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return Int8Conv2d(layer, device="meta")
+    if isinstance(layer, nn.ConvTranspose2d):
+        return Int8ConvTranspose2d(layer, device="meta")
+    assert isinstance(layer, nn.Linear)
+    bias = layer.bias is not None
+    return Int8Linear(layer.in_features, layer.out_features, bias, scheme=scheme, backend=backend, device="meta")
+
+
+def stored_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which the checkpoint format stores a tensor: int8 codes, fp32 scales, fp16 everything else."""
+    if name.endswith((".weight_scale", ".input_scale")) or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.float16

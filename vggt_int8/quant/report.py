@@ -1,0 +1,120 @@
+"""What every layer of a model is and what runs it; and how large a model is."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from vggt_int8.quant.backends import auto_reason
+from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.quantize import device_type_of
+from vggt_int8.quant.storage import Int8Storage
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One module that owns parameters.
+
+    scheme: "W8A8 dynamic", "W8A16", "LLM.int8()", ... or the dtype of a layer that is kept.
+    backend, kernel: what computes it ("pytorch" for kept layers). bytes: of its own parameters as held in memory.
+    reason: why it is kept, or why this backend.
+    """
+
+    name: str
+    type: str
+    scheme: str
+    backend: str
+    kernel: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """Iterable over `LayerReport` rows in module order; prints as a summary."""
+
+    rows: tuple[LayerReport, ...]
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def summary(self) -> str:
+        """One line for each kind of layer: how many, how large, what runs them."""
+        count: Counter[tuple[str, str, str]] = Counter()
+        size: Counter[tuple[str, str, str]] = Counter()
+        for row in self.rows:
+            key = (row.scheme, row.backend, row.kernel)
+            count[key] += 1
+            size[key] += row.bytes
+        lines = [
+            f"{number:5d} layers  {size[key] / 1e6:9.2f} MB  {key[0]:13s} {key[1]:13s} {key[2]}"
+            for key, number in count.items()
+        ]
+        return "\n".join([*lines, f"{len(self.rows):5d} layers  {sum(size.values()) / 1e6:9.2f} MB  in all"])
+
+    __str__ = summary
+
+
+def quantization_report(
+    model: nn.Module, plan: dict[str, LayerPlan] | None = None, device_type: str | None = None
+) -> QuantizationReport:
+    """Report every module of `model` that owns parameters.
+
+    plan: what `quantize_module` returned, for the reasons of kept layers. device_type: "cuda" or "cpu" to report
+    for; by default where the model lies.
+    """
+    device_type = device_type or device_type_of(model)
+    rows = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            size = sum(p.numel() * p.element_size() for p in own)
+            rows.append(_row(name, module, own, size, plan or {}, device_type))
+    return QuantizationReport(tuple(rows))
+
+
+def _row(
+    name: str,
+    module: nn.Module,
+    own: list[nn.Parameter],
+    size: int,
+    plan: dict[str, LayerPlan],
+    device_type: str,
+) -> LayerReport:
+    kind = type(module).__name__
+    if isinstance(module, Int8Linear):
+        backend = module.resolved_backend(device_type).name
+        reason = auto_reason(module.scheme, device_type) if module.backend == "auto" else "requested"
+        if module.backend == "portable":
+            reason = "weight-only layer in a recipe for activations too"
+        return LayerReport(name, kind, module.scheme.label, backend, module.kernel(device_type), size, reason)
+    if isinstance(module, Int8Storage):
+        kernel: str = module.kernel(device_type)  # type: ignore[operator]
+        return LayerReport(name, kind, "W8A16", "portable", kernel, size, "weight-only convolution")
+    dtypes = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
+    reason = plan[name].reason if name in plan else f"{kind} is not quantized"
+    return LayerReport(name, kind, dtypes, "pytorch", kind, size, reason)
+
+
+def estimate_model_size(model: nn.Module) -> dict[str, float]:
+    """Size of a model's tensors in MB (1e6 bytes), each tensor counted once.
+
+    Returns `{"total_mb", "params_mb", "buffers_mb"}` and one `"<dtype>_mb"` per dtype, such as `"int8_mb"`. Counts
+    by shape and dtype, so it also works on the meta device.
+    """
+    seen: set[int] = set()
+    sizes = {"params_mb": 0.0, "buffers_mb": 0.0}
+    dtypes: Counter[str] = Counter()
+    for key, tensors in (("params_mb", model.parameters()), ("buffers_mb", model.buffers())):
+        for tensor in tensors:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                megabytes = tensor.numel() * tensor.element_size() / 1e6
+                sizes[key] += megabytes
+                dtypes[f"{str(tensor.dtype).removeprefix('torch.')}_mb"] += megabytes  # type: ignore[assignment]
+    return {"total_mb": sum(sizes.values()), **sizes, **dtypes}

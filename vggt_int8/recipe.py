@@ -1,0 +1,238 @@
+"""Recipes: which layers become INT8, and how. Data only; the names of VGGT's layers live in the TOML files.
+
+A recipe is a default scheme and an ordered list of rules. A rule's `match` is a regular expression that must match
+the whole module name (`re.fullmatch`); the first rule that matches a layer decides. Layers are `nn.Linear`,
+`nn.Conv2d` and `nn.ConvTranspose2d` modules. A layer that no rule matches is kept.
+
+The same object can be written in Python, without rules, for any module:
+
+    Recipe(weights="int8", activations="dynamic", include=[r".*\\.mlp\\..*"], exclude=[r"head\\..*"])
+
+`exclude` comes before the rules and `include` after them.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+RECIPE_FORMAT = 1
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+WEIGHTS = ("int8", "keep")
+ACTIVATIONS = ("none", "dynamic", "static")
+OBSERVERS = ("minmax", "histogram", "per_channel")
+KEEP_DTYPES = ("fp16",)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read, contradicts itself, or does not fit the model. The message names the line."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one quantized linear computes. Weights are int8 per output channel in every scheme.
+
+    activations: "none" (W8A16: weight-only), "dynamic" (W8A8: one scale per token, found at run time) or
+        "static" (W8A8: one scale per layer, from calibration).
+    outlier_threshold: 0, or the LLM.int8() threshold: input columns that reach it stay in floating point.
+    """
+
+    activations: str = "dynamic"
+    outlier_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.activations not in ACTIVATIONS:
+            raise RecipeError(f"activations is {self.activations!r}; choose one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= self.outlier_threshold < float("inf"):
+            raise RecipeError(f"outlier_threshold is {self.outlier_threshold}; it must be 0 (off) or positive")
+        if self.outlier_threshold and self.activations != "dynamic":
+            raise RecipeError(
+                f"outlier_threshold {self.outlier_threshold} needs activations = 'dynamic', not {self.activations!r}"
+            )
+
+    @property
+    def label(self) -> str:
+        """Short name for tables: "W8A16", "W8A8 dynamic", "W8A8 static" or "LLM.int8()"."""
+        if self.outlier_threshold:
+            return "LLM.int8()"
+        return "W8A16" if self.activations == "none" else f"W8A8 {self.activations}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a recipe.
+
+    match: regular expression on the whole module name.
+    part: module whose presence means that the rule must match something ("" when that is unknown).
+    weights, activations: "" takes the recipe's default.
+    layers: how many layers the rule decides on VGGT-1B; checked whenever the model has that shape.
+    reason: why, shown by `quantization_report()`.
+    line: line in the TOML file, for error messages (0: made in Python).
+    """
+
+    match: str
+    part: str = ""
+    weights: str = ""
+    activations: str = ""
+    layers: int | None = None
+    reason: str = ""
+    line: int = field(default=0, compare=False)
+
+    @property
+    def where(self) -> str:
+        """The place to look at, for messages."""
+        return f"line {self.line}: match = {self.match!r}" if self.line else f"match = {self.match!r}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe; see the module's text for the order in which layers are decided.
+
+    weights: "int8", or "keep" to quantize nothing unless a rule says so.
+    activations, outlier_threshold: the default `Scheme`.
+    keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
+    include, exclude: regular expressions on module names, also a single string.
+    observer, calibration_samples: how static activation scales are found (used with activations = "static").
+    vggt_1b: module -> number of children that make a model VGGT-1B-shaped, so that `Rule.layers` applies.
+    """
+
+    name: str = "custom"
+    description: str = ""
+    weights: str = "int8"
+    activations: str = "dynamic"
+    outlier_threshold: float = 0.0
+    keep: str = "fp16"
+    rules: tuple[Rule, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    observer: str = "minmax"
+    calibration_samples: int = 32
+    vggt_1b: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "rules", tuple(self.rules))
+        if not self.rules and not self.include and self.weights == "int8":
+            object.__setattr__(self, "include", (".*",))
+        self._validate()
+
+    def _validate(self) -> None:
+        _one_of("weights", self.weights, WEIGHTS)
+        _one_of("observer", self.observer, OBSERVERS)
+        _one_of("keep", self.keep, KEEP_DTYPES)
+        if not isinstance(self.calibration_samples, int) or self.calibration_samples < 1:
+            raise RecipeError(f"calibration_samples is {self.calibration_samples!r}; it must be an integer >= 1")
+        _ = self.scheme
+        for pattern in (*self.include, *self.exclude, *(rule.match for rule in self.rules)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise RecipeError(f"recipe {self.name!r}: {pattern!r} is no regular expression: {error}") from error
+        for rule in self.rules:
+            _one_of(f"weights ({rule.where})", rule.weights, ("", *WEIGHTS))
+            _one_of(f"activations ({rule.where})", rule.activations, ("", *ACTIVATIONS))
+
+    @property
+    def scheme(self) -> Scheme:
+        """The default scheme."""
+        return Scheme(self.activations, self.outlier_threshold)
+
+    def rule_scheme(self, rule: Rule) -> Scheme | None:
+        """The scheme a rule asks for; None when it keeps the layer."""
+        if (rule.weights or self.weights) == "keep":
+            return None
+        activations = rule.activations or self.activations
+        return Scheme(activations, self.outlier_threshold if activations == "dynamic" else 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (JSON-ready) from which `from_dict` makes an equal recipe; goes into `config.json`."""
+        data = asdict(self)
+        data["rules"] = [
+            {k: v for k, v in rule.items() if v not in ("", None) and k != "line"} for rule in data["rules"]
+        ]
+        data["include"], data["exclude"] = list(self.include), list(self.exclude)
+        data["vggt_1b"] = dict(self.vggt_1b)
+        return {"format": RECIPE_FORMAT, **data}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, lines: tuple[int, ...] = (), source: str = "recipe") -> "Recipe":
+        """Build from plain data. `lines` are the rules' line numbers in `source`.
+
+        Raises `RecipeError` on an unknown key or value, and on a format newer than this package reads.
+        """
+        version = data.get("format", RECIPE_FORMAT)
+        if version != RECIPE_FORMAT:
+            raise RecipeError(
+                f"{source}: recipe format {version!r}; this package reads {RECIPE_FORMAT}. Update vggt-int8."
+            )
+        known = {f.name for f in fields(cls)} | {"format"}
+        _no_unknown_keys(data, known, source)
+        values = {key: value for key, value in data.items() if key != "format"}
+        rules = values.get("rules", [])
+        if not isinstance(rules, list):
+            raise RecipeError(f"{source}: rules must be a list of tables ([[rules]]), not {type(rules).__name__}")
+        lines = lines or (0,) * len(rules)
+        values["rules"] = tuple(_rule(r, n, source) for r, n in zip(rules, lines, strict=True))
+        try:
+            return cls(**values)
+        except (RecipeError, TypeError) as error:
+            raise RecipeError(f"{source}: {error}") from error
+
+
+def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
+    """A shipped name ("int8_dynamic"), a path to a TOML file, or a `Recipe` (returned as it is).
+
+    Raises `RecipeError`: unknown name (the message lists those that exist), unreadable file, unknown key or value.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str | Path):
+        raise RecipeError(f"recipe is a {type(recipe).__name__}; pass a name, a path or a Recipe")
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        path = RECIPE_FOLDER / f"{recipe}.toml"
+        if str(recipe) not in available_recipes():
+            raise RecipeError(
+                f"there is no recipe {str(recipe)!r}. Shipped: {', '.join(available_recipes())}. "
+                "For a file of your own pass its path, ending in .toml."
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    lines = tuple(n for n, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*rules\s*\]\]", line))
+    return Recipe.from_dict({"name": path.stem, **data}, lines=lines, source=str(path))
+
+
+def available_recipes() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml"))
+
+
+def _rule(data: Any, line: int, source: str) -> Rule:
+    where = f"{source}, line {line}" if line else source
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: a rule must be a table, not {data!r}")
+    _no_unknown_keys(data, {f.name for f in fields(Rule)} - {"line"}, where)
+    if not isinstance(data.get("match"), str):
+        raise RecipeError(f"{where}: a rule needs match = '<regular expression>'")
+    return Rule(**data, line=line)
+
+
+def _no_unknown_keys(data: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in data:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RecipeError(f"{name} is {value!r}; choose one of {', '.join(repr(a) for a in allowed if a)}")
