@@ -1,0 +1,142 @@
+"""The point cloud: which pixels become points, which colours they carry, and a file that others can read."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vggt_int8.export.points import collect_points, write_ply
+from vggt_int8.export.scene import Scene
+
+PIXELS = 2 * 28 * 42
+PADDING = 28 * (42 - 26)
+
+
+def read_ply(path: Path) -> np.ndarray:
+    """Read any binary little-endian PLY with scalar vertex properties: written apart from the writer."""
+    header, _, body = path.read_bytes().partition(b"end_header\n")
+    lines = header.decode("ascii").splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    types = {"float": "<f4", "uchar": "u1"}
+    fields = [(line.split()[2], types[line.split()[1]]) for line in lines if line.startswith("property")]
+    count = int(next(line.split()[2] for line in lines if line.startswith("element vertex")))
+    vertices = np.frombuffer(body, dtype=fields)
+    assert len(vertices) == count
+    return vertices
+
+
+def test_ply_round_trip(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(100, 3)).astype(np.float32)
+    colors = rng.integers(0, 256, (100, 3), dtype=np.uint8)
+    write_ply(tmp_path / "points.ply", points, colors)
+    vertices = read_ply(tmp_path / "points.ply")
+    assert vertices.dtype.names == ("x", "y", "z", "red", "green", "blue")
+    assert np.array_equal(np.stack([vertices[name] for name in ("x", "y", "z")], axis=-1), points)
+    assert np.array_equal(np.stack([vertices[name] for name in ("red", "green", "blue")], axis=-1), colors)
+    write_ply(tmp_path / "none.ply", points[:0], colors[:0])
+    assert len(read_ply(tmp_path / "none.ply")) == 0
+
+
+def test_every_content_pixel_becomes_a_point_with_its_colour(scene: Scene) -> None:
+    cloud = collect_points(scene, confidence_percentile=0)
+    assert cloud is not None
+    assert cloud.counts == {
+        "written": PIXELS - PADDING,
+        "padding": PADDING,
+        "not_finite": 0,
+        "low_confidence": 0,
+        "over_max_points": 0,
+    }
+    assert scene.depth is not None
+    # The first camera is the world: the depth of its pixels is the points' z.
+    assert np.allclose(cloud.points[: 28 * 42, 2], scene.depth[0].reshape(-1).numpy())
+    assert np.array_equal(cloud.colors[: 28 * 42], scene.colors[0].reshape(-1, 3).numpy())
+
+
+def test_the_source_is_depth_unless_told_otherwise(scene: Scene) -> None:
+    by_default = collect_points(scene, confidence_percentile=0)
+    from_depth = collect_points(scene, source="depth", confidence_percentile=0)
+    from_head = collect_points(scene, source="world_points", confidence_percentile=0)
+    assert by_default is not None
+    assert from_depth is not None
+    assert from_head is not None
+    assert np.array_equal(by_default.points, from_depth.points)
+    assert np.allclose(from_head.points - from_depth.points, [1, 0, 0], atol=1e-6)
+    without_depth = collect_points(replace(scene, depth=None, depth_conf=None), confidence_percentile=0)
+    assert without_depth is not None
+    assert np.array_equal(without_depth.points, from_head.points)
+
+
+def test_the_least_confident_go_and_padding_does_not_count(scene: Scene) -> None:
+    assert scene.depth_conf is not None
+    confidence = scene.depth_conf.clone()
+    confidence[~scene.content] = 100  # would push the percentile up
+    cloud = collect_points(replace(scene, depth_conf=confidence), confidence_percentile=25)
+    assert cloud is not None
+    content = PIXELS - PADDING
+    assert cloud.counts["low_confidence"] == pytest.approx(content / 4, abs=1)
+    assert cloud.counts["written"] + cloud.counts["low_confidence"] == content
+    kept = confidence[scene.content] >= np.percentile(confidence[scene.content].numpy(), 25)
+    points = scene.points_from_depth()
+    assert points is not None
+    assert np.array_equal(cloud.points, points[scene.content][kept].numpy())
+
+
+def test_equal_confidence_drops_nothing(scene: Scene) -> None:
+    cloud = collect_points(replace(scene, depth_conf=torch.ones(2, 28, 42)), confidence_percentile=50)
+    assert cloud is not None
+    assert cloud.counts["low_confidence"] == 0
+
+
+def test_non_finite_points_are_dropped_and_counted(scene: Scene) -> None:
+    assert scene.depth is not None
+    assert scene.depth_conf is not None
+    depth, confidence = scene.depth.clone(), scene.depth_conf.clone()
+    depth[0, 3, 4] = torch.nan
+    depth[0, 5, 6] = torch.inf
+    confidence[0, 7, 8] = torch.nan
+    depth[1, 0, 0] = torch.nan  # padding counts as padding
+    cloud = collect_points(replace(scene, depth=depth, depth_conf=confidence), confidence_percentile=0)
+    assert cloud is not None
+    assert cloud.counts["not_finite"] == 3
+    assert cloud.counts["padding"] == PADDING
+    assert np.isfinite(cloud.points).all()
+    assert sum(cloud.counts.values()) == PIXELS
+
+
+def test_a_scene_without_any_finite_point_gives_an_empty_cloud(scene: Scene) -> None:
+    cloud = collect_points(replace(scene, depth=torch.full((2, 28, 42), torch.nan)))
+    assert cloud is not None
+    assert cloud.counts["written"] == 0
+    assert cloud.points.shape == (0, 3)
+
+
+def test_the_subset_is_random_but_repeatable(scene: Scene) -> None:
+    first, again, other = (collect_points(scene, max_points=100, seed=seed) for seed in (0, 0, 1))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert first.points.shape == (100, 3)
+    assert np.array_equal(first.points, again.points)
+    assert not np.array_equal(first.points, other.points)
+    assert sum(first.counts.values()) == PIXELS
+    assert len(np.unique(first.points, axis=0)) == 100
+
+
+def test_a_source_whose_head_did_not_run_is_an_error(scene: Scene) -> None:
+    with pytest.raises(ValueError, match="'depth' needs the depth and camera heads"):
+        collect_points(replace(scene, intrinsic=None), source="depth")
+    with pytest.raises(ValueError, match="'world_points' needs the point head"):
+        collect_points(replace(scene, world_points=None), source="world_points")
+    assert collect_points(replace(scene, depth=None, world_points=None)) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"confidence_percentile": 101}, {"confidence_percentile": -1}, {"max_points": 0}, {"source": "x"}]
+)
+def test_wrong_options_name_the_value(scene: Scene, options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+        collect_points(scene, **options)

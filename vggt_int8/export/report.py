@@ -1,0 +1,136 @@
+"""report.json: what ran, on what, with which versions, how long each phase took, and how much memory it needed."""
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vggt_int8.images import ImageTransform
+
+PACKAGES = ("vggt-int8", "torch", "transformers", "torchao", "bitsandbytes", "triton", "numpy", "pillow")
+
+
+class PhaseClock:
+    """Wall-clock seconds per named phase. On CUDA each phase starts and ends with all queued work done."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of this block to `seconds[name]`; a block that raises does not count."""
+        start = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass
+class RunReport:
+    """The parts of report.json that the caller knows; `to_document` adds versions, machine and peak memory."""
+
+    model: str
+    recipe: str | None
+    backend: str | None
+    device: torch.device
+    dtype: str
+    inputs: list[dict[str, Any]]
+    seconds: dict[str, float]
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "format_version": 1,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": self.model,
+            "recipe": self.recipe,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "device": str(self.device),
+            "versions": installed_versions(),
+            "machine": describe_machine(self.device),
+            "inputs": self.inputs,
+            "seconds": {name: round(seconds, 4) for name, seconds in self.seconds.items()},
+            "peak_memory_bytes": peak_memory(self.device),
+            "outputs": self.outputs,
+        }
+
+
+def describe_inputs(paths: Sequence[Path], transforms: Sequence[ImageTransform]) -> list[dict[str, Any]]:
+    """One entry per image, in input order: the file and its (H, W) on disk and in the model."""
+    return [
+        {"file": str(path), "original_size": list(t.original_size), "model_size": list(t.model_size)}
+        for path, t in zip(paths, transforms, strict=True)
+    ]
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Version per package from its metadata, without importing it; None if not installed. And Python's own."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Operating system, CPU name and PyTorch's threads; on CUDA also the GPU's name, memory and CUDA version."""
+    machine: dict[str, Any] = {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": None,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine["gpu"] = {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+        }
+    return machine
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Bytes. rss: the most resident memory this process ever had. cuda_allocated: PyTorch's peak on `device`."""
+    on_cuda = device.type == "cuda"
+    return {
+        "rss": _peak_rss(),
+        "cuda_allocated": torch.cuda.max_memory_allocated(device) if on_cuda else None,
+    }
+
+
+def _peak_rss() -> int | None:
+    # VmHWM, not getrusage: ru_maxrss of a fresh process starts at its parent's size.
+    kilobytes = _proc_value(Path("/proc/self/status"), "VmHWM")
+    return None if kilobytes is None else int(kilobytes.split()[0]) * 1024
+
+
+def _cpu_name() -> str:
+    return _proc_value(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
+
+
+def _proc_value(path: Path, key: str) -> str | None:
+    """The first `key: value` of a file under /proc; None where the system has no such file or key."""
+    if not path.exists():
+        return None
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return None
