@@ -1,0 +1,174 @@
+"""The ground truth is exact: geometry between views, scale, determinism, splits."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from vggt_int8.geometry import project_points, transform_points
+from vggt_int8.scenes import SceneBatch, render_scenes, scene_seeds
+from vggt_int8.scenes.render import RAYS_PER_PASS
+
+SIZE = (56, 70)
+
+
+@pytest.fixture(scope="module")
+def batch() -> SceneBatch:
+    return render_scenes(scene_seeds("free", range(24)), 5, SIZE, supersample=1, tracks=64)
+
+
+def seen_from(batch: SceneBatch, tolerance: float = 0.03) -> tuple[Tensor, Tensor, Tensor]:
+    """Every pixel of view i looked up in view j: inside [B, j, i * pixels], seen, occluded."""
+    views, (height, width) = batch.depth.shape[1], batch.depth.shape[2:]
+    points = batch.world_points.reshape(len(batch.depth), 1, -1, 3).expand(-1, views, -1, -1)
+    pixels, depth = project_points(points, batch.extrinsic, batch.intrinsic)
+    column, row = pixels.nan_to_num(-1e4).clamp(-1e4, 1e4).round().long().unbind(-1)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (depth > 0.05)
+    index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    # Depths of the 3x3 neighbourhood: the point falls between pixel centres.
+    padded = torch.nn.functional.pad(batch.depth, (1, 1, 1, 1), mode="replicate")
+    patches = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4).flatten(2, 3)  # [B, S, H * W, 9]
+    around = patches.gather(2, index[..., None].expand(-1, -1, -1, 9))
+    nearest, farthest = around.amin(-1), around.amax(-1)
+    in_range = (depth > nearest * (1 - tolerance)) & (depth < farthest * (1 + tolerance))
+    return inside, inside & in_range, inside & (depth >= farthest * (1 + tolerance))
+
+
+def test_fields_and_first_camera(batch: SceneBatch) -> None:
+    assert batch.images.shape == (24, 5, 3, *SIZE)
+    assert all(getattr(batch, f.name).isfinite().all() for f in dataclasses.fields(batch))
+    assert batch.images.min() >= 0
+    assert batch.images.max() <= 1
+    assert batch.valid.all()
+    assert torch.equal(batch.extrinsic[:, 0], torch.eye(3, 4).expand(24, 3, 4))
+    rotation = batch.extrinsic[..., :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand_as(rotation), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(24, 5))
+    assert (batch.intrinsic[..., :2, 2] == torch.tensor([35.0, 28.0])).all()
+
+
+def test_scale_is_the_mean_distance_of_all_points(batch: SceneBatch) -> None:
+    mean = batch.world_points.norm(dim=-1).mean((1, 2, 3))
+    torch.testing.assert_close(mean, torch.ones(24), atol=1e-5, rtol=0)
+
+
+def test_points_return_to_their_pixels(batch: SceneBatch) -> None:
+    """Independent arithmetic in float64, without the package's unprojection."""
+    height, width = SIZE
+    extrinsic, intrinsic = batch.extrinsic.double(), batch.intrinsic.double()
+    camera = torch.einsum("bsij,bshwj->bshwi", extrinsic[..., :3], batch.world_points.double())
+    camera = camera + extrinsic[:, :, None, None, :, 3]
+    torch.testing.assert_close(camera[..., 2].float(), batch.depth, atol=1e-5, rtol=1e-5)
+    image = torch.einsum("bsij,bshwj->bshwi", intrinsic, camera)
+    pixel = image[..., :2] / image[..., 2:]
+    v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    assert (pixel - torch.stack([u, v], dim=-1)).abs().max() < 5e-3
+
+
+def test_views_agree_on_one_world(batch: SceneBatch) -> None:
+    """A point of one view, projected into another, is never in front of the surface seen there: nothing floats."""
+    inside, seen, occluded = seen_from(batch)
+    contradicted = inside & ~seen & ~occluded
+    # What remains are surfaces thinner than a pixel of the other view.
+    assert contradicted.sum() < 1e-3 * inside.sum()
+    assert occluded.sum() > 0.02 * inside.sum(), "scenes without occlusion would prove nothing"
+
+
+@pytest.mark.parametrize(("frames", "least"), [(2, 0.2), (4, 0.2), (8, 0.3)])
+def test_every_view_overlaps_with_others(frames: int, least: float) -> None:
+    batch = render_scenes(scene_seeds("free", range(100, 148)), frames, (32, 32), supersample=1)
+    _, seen, _ = seen_from(batch)
+    seen = seen.unflatten(2, (frames, -1)) & ~torch.eye(frames, dtype=torch.bool)[None, :, :, None]
+    share = seen.any(1).float().mean(-1)  # [B, S] of each view's pixels
+    assert share.min() > least
+    assert share.mean() > 0.6
+
+
+def test_tracks(batch: SceneBatch) -> None:
+    assert batch.query_points is not None
+    assert batch.tracks is not None
+    assert batch.visibility is not None
+    torch.testing.assert_close(batch.tracks[:, 0], batch.query_points, atol=5e-3, rtol=0)
+    assert batch.visibility[:, 0].all()
+    assert 0.3 < batch.visibility[:, 1:].float().mean() < 0.98
+    # A visible point is the surface that a depth map shows beside it.
+    pixel = batch.tracks.round().long()
+    x = pixel[..., 0].clamp(0, SIZE[1] - 1)
+    y = pixel[..., 1].clamp(0, SIZE[0] - 1)
+    scene = torch.arange(24)[:, None, None]
+    view = torch.arange(5)[None, :, None]
+    queried = batch.query_points.long()
+    points = batch.world_points[scene[:, 0], 0, queried[..., 1], queried[..., 0]]
+    depth = transform_points(points[:, None].expand(-1, 5, -1, -1), batch.extrinsic)[..., 2]
+    near = (batch.depth[scene, view, y, x] - depth).abs() < 0.1 * depth
+    assert near[batch.visibility].float().mean() > 0.97
+    outside = (batch.tracks < -0.5).any(-1) | (batch.tracks[..., 0] > SIZE[1]) | (batch.tracks[..., 1] > SIZE[0])
+    assert not batch.visibility[outside].any()
+
+
+def test_same_seed_same_scene_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = scene_seeds("free", range(4))
+    whole = render_scenes(seeds, 3, (20, 24), tracks=5)
+    again = render_scenes(seeds, 3, (20, 24), tracks=5)
+    alone = render_scenes(seeds[2:3], 3, (20, 24), tracks=5)
+    monkeypatch.setitem(RAYS_PER_PASS, "cpu", 100)
+    strips = render_scenes(seeds, 3, (20, 24), tracks=5)
+    for f in dataclasses.fields(SceneBatch):
+        first = getattr(whole, f.name)
+        assert torch.equal(first, getattr(again, f.name)), f.name
+        torch.testing.assert_close(first[2:3], getattr(alone, f.name), atol=1e-5, rtol=1e-5)
+        # Strips change vector widths, so a ray on an edge may fall to the other side.
+        same = (first.float() - getattr(strips, f.name).float()).abs() < 1e-4
+        assert same.float().mean() > 0.999, f.name
+
+
+def test_more_views_show_the_same_room() -> None:
+    few, many = (render_scenes(scene_seeds("free", [7]), frames, (24, 24), supersample=1) for frames in (2, 24))
+    assert not torch.equal(few.images[:, 0], many.images[:, 0])
+    assert (few.images.shape[1], many.images.shape[1]) == (2, 24)
+    assert (few.images.flatten(3).mean(-1).mean(1) - many.images.flatten(3).mean(-1).mean(1)).abs().max() < 0.15
+
+
+def test_textures_differ_between_scenes_and_within_a_picture(batch: SceneBatch) -> None:
+    detail = batch.images.diff(dim=-1).abs().mean((1, 2, 3, 4))
+    assert detail.min() > 0.005, "a picture without texture cannot be matched"
+    means = batch.images[:, 0].flatten(1)
+    distance = torch.cdist(means, means) + 1e3 * torch.eye(len(means))
+    assert distance.min() > 5
+
+
+def test_splits_never_share_a_seed() -> None:
+    seeds = [set(scene_seeds(split, range(1000)).tolist()) for split in ("free", "train", "held_out", "demo")]
+    assert all(a.isdisjoint(b) for a, b in itertools.combinations(seeds, 2))
+    first, second = (render_scenes(scene_seeds(split, [5]), 2, (16, 16)) for split in ("train", "held_out"))
+    assert not torch.equal(first.depth, second.depth)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: scene_seeds("test", [0]), "unknown split 'test'"),
+        (lambda: scene_seeds("train", [-1]), "scene index -1"),
+        (lambda: scene_seeds("train", [1 << 48]), "scene index 281474976710656"),
+        (lambda: render_scenes([], 2), "at least one integer"),
+        (lambda: render_scenes([1], 0), "frames=0"),
+        (lambda: render_scenes([1], 2, (0, 8)), r"size \(0, 8\)"),
+    ],
+)
+def test_bad_requests_are_named(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gpu_renders_the_same_scene(compiled: bool) -> None:
+    seeds = scene_seeds("free", range(8))
+    cpu = render_scenes(seeds, 4, (56, 56))
+    gpu = render_scenes(seeds, 4, (56, 56), device="cuda", compiled=compiled).to("cpu")
+    torch.testing.assert_close(cpu.intrinsic, gpu.intrinsic)
+    torch.testing.assert_close(cpu.extrinsic, gpu.extrinsic, atol=1e-4, rtol=1e-4)
+    assert ((cpu.depth - gpu.depth).abs() < 1e-3).float().mean() > 0.998
+    assert (cpu.images - gpu.images).abs().mean() < 2e-3

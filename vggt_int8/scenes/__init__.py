@@ -1,0 +1,11 @@
+"""Procedural multi-view scenes with exact ground truth: data to train, calibrate, test and demonstrate with.
+
+`render_scenes(seeds, frames, size)` gives images, depth, world points, cameras and, on request, point tracks.
+Everything follows from a 64-bit seed per scene: `seeds` says how the splits stay apart, `layout` furnishes a
+scene, `paths` moves the camera, `raycast` and `textures` make the pixels, `render` ties them together.
+"""
+
+from vggt_int8.scenes.render import SceneBatch, render_scenes
+from vggt_int8.scenes.seeds import SPLITS, scene_seeds
+
+__all__ = ["SPLITS", "SceneBatch", "render_scenes", "scene_seeds"]
