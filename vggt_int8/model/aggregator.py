@@ -1,0 +1,66 @@
+"""The aggregator: alternating attention inside each frame and across all frames, over encoded image patches.
+
+Source of the architecture: Wang et al., "VGGT: Visual Geometry Grounded Transformer" (2025), section 3.2.
+"""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.encoder import Encoder
+from vggt_int8.model.layers import Block, first_and_other_frames
+from vggt_int8.model.tables import image_statistics, rope_table
+
+
+class Aggregator(nn.Module):
+    """Images [B, S, 3, H, W] in [0, 1] -> tokens of the layers asked for, {layer: [B, S, P, 2C]}.
+
+    A frame's P tokens are: camera token, registers, then the patches row by row. A layer is one frame block and one
+    global block; its output is both results side by side.
+    """
+
+    def __init__(self, config: VGGTConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.patch_size = config.patch_size
+        self.num_special = 1 + config.num_register_tokens
+        self.head_dim = dim // config.num_heads
+        self.rope_freq = config.rope_freq
+        self.patch_embed = Encoder(config)
+        self.frame_blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_ratio, qk_norm=True) for _ in range(config.depth)
+        )
+        self.global_blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_ratio, qk_norm=True) for _ in range(config.depth)
+        )
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))
+        self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, dim))
+
+    def forward(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """Only `layers` are kept in memory, and no block behind the last of them runs."""
+        batch, frames, _, height, width = images.shape
+        tokens = self.embed(images)
+        rope = rope_table(
+            *(height // self.patch_size, width // self.patch_size, self.num_special),
+            *(self.head_dim, self.rope_freq),
+            device=tokens.device,
+        )
+        kept = {}
+        for layer in range(max(layers) + 1):
+            frame_tokens = self.frame_blocks[layer](tokens.flatten(0, 1), rope)
+            tokens = self.global_blocks[layer](frame_tokens.unflatten(0, (batch, frames)).flatten(1, 2), rope)
+            tokens = tokens.unflatten(1, (frames, -1))
+            if layer in layers:
+                kept[layer] = torch.cat([frame_tokens.unflatten(0, (batch, frames)), tokens], dim=-1)
+        return kept
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, S, 3, H, W] -> tokens [B, S, P, C]. Normalised in fp32, then cast to the parameters' dtype."""
+        batch, frames = images.shape[:2]
+        mean, std = image_statistics(device=images.device).unbind(0)
+        images = ((images - mean) / std).to(self.camera_token.dtype)
+        patches = self.patch_embed(images.flatten(0, 1)).unflatten(0, (batch, frames))
+        special = torch.cat([self.camera_token, self.register_token], dim=2).to(patches)
+        return torch.cat([first_and_other_frames(special, batch, frames), patches], dim=2)

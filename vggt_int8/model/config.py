@@ -1,0 +1,121 @@
+"""The shape of a VGGT network; the defaults are those of VGGT-1B (`facebook/VGGT-1B`).
+
+A `config.json` that names only some of these fields loads: the others take their default.
+"""
+
+from dataclasses import field
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+VGGT_1B_DIM = 1024
+TRACK_HEADS = 8  # attention heads of the track head's transformer: a constant of the architecture
+
+
+@strict
+class VGGTConfig(PreTrainedConfig):
+    """Sizes and switches of a VGGT network. Impossible values raise, naming the field and the value.
+
+    img_size: side in pixels of the square image whose patch grid the stored position embedding covers; other
+        sizes, not only square ones, work too, since the embedding is resized.
+    embed_dim: token width C. The heads read frame and global tokens side by side, so 2C wide.
+    encoder_depth, depth: blocks of the image encoder; (frame block, global block) pairs of the aggregator.
+    mlp_ratio: hidden width of the MLPs relative to their block's width (encoder, aggregator, camera head).
+    camera_depth, camera_iterations: blocks of the camera head; how often it refines the poses.
+    dpt_layers: the four aggregator layers that the dense heads read, from fine to coarse.
+    dpt_out_channels: channels of those four after their projection; dpt_features: channels after fusion.
+    track_corr_levels, track_corr_radius: correlation pyramid levels; radius of the search window in pixels.
+    track_uv_embedding: whether the track head's feature maps get the position embedding of the other dense heads.
+        The public checkpoint's do not, the golden networks of the tests (which have no such field) do; so None
+        means: not at VGGT-1B's width, else yes. A saved config says which.
+    enable_*: a head that is switched off has no module and no weights.
+    """
+
+    model_type: ClassVar[str] = "vggt"
+
+    img_size: int = 518
+    patch_size: int = 14
+    embed_dim: int = 1024
+    num_register_tokens: int = 4
+    encoder_depth: int = 24
+    encoder_num_heads: int = 16
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: float | int = 4.0
+    rope_freq: float | int = 100.0
+    camera_depth: int = 4
+    camera_num_heads: int = 16
+    camera_iterations: int = 4
+    dpt_features: int = 256
+    dpt_out_channels: list[int] = field(default_factory=lambda: [256, 512, 1024, 1024])
+    dpt_layers: list[int] = field(default_factory=lambda: [4, 11, 17, 23])
+    track_features: int = 128
+    track_iterations: int = 4
+    track_corr_levels: int = 7
+    track_corr_radius: int = 4
+    track_hidden_size: int = 384
+    track_uv_embedding: bool | None = None
+    enable_camera: bool = True
+    enable_depth: bool = True
+    enable_point: bool = True
+    enable_track: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.track_uv_embedding is None:
+            self.track_uv_embedding = self.embed_dim != VGGT_1B_DIM
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self) -> None:
+        """Runs after construction, since `@strict` calls every `validate_*` method."""
+        self._check_ranges()
+        self._check_widths()
+        if self.enable_depth or self.enable_point or self.enable_track:
+            self._check_dpt()
+        if self.enable_track:
+            self._check_multiple("track_features", 4, "for its position embedding")
+            self._check_multiple("track_hidden_size", TRACK_HEADS, "its number of attention heads")
+
+    def _check_ranges(self) -> None:
+        for name in (
+            *("img_size", "patch_size", "embed_dim", "encoder_depth", "encoder_num_heads", "depth", "num_heads"),
+            *("camera_depth", "camera_num_heads", "camera_iterations", "dpt_features", "track_features"),
+            *("track_iterations", "track_corr_levels", "track_corr_radius", "track_hidden_size"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("mlp_ratio", "rope_freq"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens must not be negative, got {self.num_register_tokens}")
+
+    def _check_widths(self) -> None:
+        self._check_multiple("img_size", self.patch_size, "patch_size")
+        self._check_multiple("embed_dim", self.encoder_num_heads, "encoder_num_heads")
+        self._check_multiple(
+            "embed_dim", 4 * self.num_heads, "4 * num_heads: RoPE turns pairs of channels along two axes"
+        )
+        if self.enable_camera and 2 * self.embed_dim % self.camera_num_heads:
+            raise ValueError(
+                f"2 * embed_dim must be a multiple of camera_num_heads {self.camera_num_heads}, "
+                f"got embed_dim {self.embed_dim}"
+            )
+
+    def _check_dpt(self) -> None:
+        for name in ("dpt_layers", "dpt_out_channels"):
+            if len(getattr(self, name)) != 4:
+                raise ValueError(f"{name} must have 4 entries, one per feature level, got {getattr(self, name)}")
+        if not all(0 <= layer < self.depth for layer in self.dpt_layers):
+            raise ValueError(
+                f"dpt_layers must lie in 0 … {self.depth - 1}, since depth is {self.depth}; got {self.dpt_layers}"
+            )
+        if any(channels < 1 or channels % 4 for channels in self.dpt_out_channels):
+            raise ValueError(
+                f"dpt_out_channels must be multiples of 4 (position embedding), got {self.dpt_out_channels}"
+            )
+        self._check_multiple("dpt_features", 8, "for the position embedding of its half")
+
+    def _check_multiple(self, name: str, divisor: int, meaning: str) -> None:
+        if getattr(self, name) % divisor:
+            raise ValueError(f"{name} must be a multiple of {divisor} ({meaning}), got {getattr(self, name)}")

@@ -1,0 +1,97 @@
+"""What the encoder, the aggregator and the camera head are built of: attention with 2-D RoPE, MLP, pre-norm block.
+
+Every linear is called as a module and never looked into, so it can be replaced by a quantized one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn queries or keys. x [B, H, F * P, D] holds F frames of P tokens, rope [2, P, D] fp32 -> like x.
+
+    The fp32 table makes this an fp32 island: it is rounded to x's dtype once, at the end.
+    """
+    cos, sin = rope.unbind(0)
+    frames = x.unflatten(-2, (-1, rope.shape[-2]))
+    row_a, row_b, column_a, column_b = frames.chunk(4, dim=-1)
+    quarter_turn = torch.cat([-row_b, row_a, -column_b, column_a], dim=-1)
+    return (frames * cos + quarter_turn * sin).flatten(-3, -2).to(x.dtype)
+
+
+def first_and_other_frames(tokens: Tensor, batch: int, frames: int) -> Tensor:
+    """[1, 2, ...] -> [B, S, ...]: entry 0 for the first frame, which is the world frame, entry 1 for all others."""
+    first, other = tokens.expand(batch, *tokens.shape[1:]).split(1, dim=1)
+    return torch.cat([first, other.expand(-1, frames - 1, *tokens.shape[2:])], dim=1)
+
+
+class Attention(nn.Module):
+    """Self-attention; `qk_norm` normalises queries and keys over the head dim."""
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        x = F.scaled_dot_product_attention(q, k, v)  # [B, H, N, D]
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linears with a GELU between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch, small at the start of training."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.init_value = init_value
+        self.gamma = nn.Parameter(torch.full((dim,), init_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(GradientCheckpointingLayer):
+    """Pre-norm transformer block. x [B, N, C] -> [B, N, C]; `rope` as in `apply_rope`, None for no RoPE."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        *,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-5,
+        layer_scale: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads, qk_norm)
+        self.ls1 = LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
+        self.ls2 = LayerScale(dim, layer_scale)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), rope))
+        return x + self.ls2(self.mlp(self.norm2(x)))

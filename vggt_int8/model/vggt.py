@@ -1,0 +1,213 @@
+"""VGGT: cameras, depth, points and tracks of a scene from its images, in one forward pass.
+
+Source of the architecture: Wang et al., "VGGT: Visual Geometry Grounded Transformer" (2025). Names and shapes of the
+state dict are those of the public checkpoint, `facebook/VGGT-1B`.
+
+The dtype of the parameters is the dtype of the computation. What needs more range or precision is written as an fp32
+island in its layer, and all results are fp32. The forward never waits for the device and reads no value from it, so
+it compiles into one graph and can be captured in a CUDA graph (after one call, which fills the constant tables).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from vggt_int8.geometry import pose_encoding_to_camera
+from vggt_int8.model.aggregator import Aggregator
+from vggt_int8.model.camera_head import CameraHead
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.dpt_head import DPTHead
+from vggt_int8.model.encoder import Encoder
+from vggt_int8.model.layers import LayerScale
+from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
+from vggt_int8.model.track_head import Tracker, TrackHead
+
+HEADS = ("camera", "depth", "point", "track")
+
+
+@dataclass
+class VGGTOutput(ModelOutput):
+    """What VGGT predicts; fields of heads that did not run are None (and missing as keys). All fp32.
+
+    B scenes, S frames, H x W pixels, N query points. The first frame's camera is the world frame; scale is relative.
+
+    pose_enc: [B, S, 9]: translation 3, quaternion 4 (x, y, z, w), field of view 2 (height, width; radians).
+    extrinsic: [B, S, 3, 4]: camera from world, [R | t], OpenCV axes (x right, y down, z forward).
+    intrinsic: [B, S, 3, 3]: in pixels of the input images, principal point in the middle.
+    depth, depth_conf: [B, S, H, W, 1] along the camera's z axis; [B, S, H, W], above 1.
+    world_points, world_points_conf: [B, S, H, W, 3] in the world frame; [B, S, H, W], above 1.
+    images: [B, S, 3, H, W], the input.
+    track, vis, conf: [B, S, N, 2] in pixels (x, y); visibility and confidence [B, S, N] in (0, 1).
+    pose_enc_list: in training mode only, `pose_enc` of every refinement: a loss may weight each.
+    """
+
+    pose_enc: Tensor | None = None
+    extrinsic: Tensor | None = None
+    intrinsic: Tensor | None = None
+    depth: Tensor | None = None
+    depth_conf: Tensor | None = None
+    world_points: Tensor | None = None
+    world_points_conf: Tensor | None = None
+    images: Tensor | None = None
+    track: Tensor | None = None
+    vis: Tensor | None = None
+    conf: Tensor | None = None
+    pose_enc_list: tuple[Tensor, ...] | None = None
+
+
+class VGGT(PreTrainedModel):
+    """The plain network; `vggt_int8.VGGTInt8` is the one that can be quantized."""
+
+    config_class = VGGTConfig
+    main_input_name = "images"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block", "CameraHead", "DPTHead", "DPTFeatures", "Tracker"]  # noqa: RUF012
+
+    def __init__(self, config: VGGTConfig) -> None:
+        super().__init__(config)
+        self.aggregator = Aggregator(config)
+        self.camera_head = CameraHead(config) if config.enable_camera else None
+        self.point_head = DPTHead(config, num_values=3, activation="inv_log") if config.enable_point else None
+        self.depth_head = DPTHead(config, num_values=1, activation="exp") if config.enable_depth else None
+        self.track_head = TrackHead(config) if config.enable_track else None
+        self.post_init()
+
+    def forward(
+        self,
+        images: Tensor,
+        query_points: Tensor | None = None,
+        heads: Sequence[str] | None = None,
+        frames_chunk_size: int | None = 8,
+    ) -> VGGTOutput:
+        """Run the network.
+
+        images: [S, 3, H, W] or [B, S, 3, H, W], RGB in [0, 1]; H and W multiples of the patch size.
+        query_points: [N, 2] or [B, N, 2], pixels (x, y) in the first frame, to be tracked.
+        heads: which heads run, of "camera", "depth", "point", "track"; None: all that the model has, the track head
+            only when there are query points.
+        frames_chunk_size: frames that a dense head works on at a time (None: all). Less memory, same result.
+
+        Raises ValueError or TypeError, naming the value, on inputs that do not fit.
+        """
+        images = self._checked_images(images)
+        heads = self._checked_heads(heads, query_points)
+        if frames_chunk_size is not None and frames_chunk_size < 1:
+            raise ValueError(f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}")
+        size = (images.shape[-2], images.shape[-1])
+        output = VGGTOutput(images=images)
+        tokens = self.aggregator(images, self._layers_read_by(heads))
+        if self.camera_head is not None and "camera" in heads:
+            poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0])
+            output.pose_enc = poses[-1]
+            output.extrinsic, output.intrinsic = pose_encoding_to_camera(poses[-1], size)
+            if self.training:
+                output.pose_enc_list = tuple(poses)
+        if self.depth_head is not None and "depth" in heads:
+            output.depth, output.depth_conf = self.depth_head(tokens, size, frames_chunk_size)
+        if self.point_head is not None and "point" in heads:
+            output.world_points, output.world_points_conf = self.point_head(tokens, size, frames_chunk_size)
+        if self.track_head is not None and query_points is not None:
+            points = self._checked_query_points(query_points, images)
+            tracks, output.vis, output.conf = self.track_head(tokens, size, points, frames_chunk_size)
+            output.track = tracks[-1]
+        return output
+
+    def _layers_read_by(self, heads: Sequence[str]) -> set[int]:
+        layers = {self.config.depth - 1} if "camera" in heads else set()
+        return layers | set(self.config.dpt_layers) if set(heads) - {"camera"} else layers
+
+    def _checked_images(self, images: Tensor) -> Tensor:
+        """-> [B, S, 3, H, W]."""
+        shape = tuple(images.shape)
+        if len(shape) not in (4, 5) or shape[-3] != 3:
+            raise ValueError(f"images must be [S, 3, H, W] or [B, S, 3, H, W] with 3 color channels, got {shape}")
+        if 0 in shape:
+            raise ValueError(f"images are empty: {shape}")
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floats in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+        patch, (height, width) = self.config.patch_size, shape[-2:]
+        if height % patch or width % patch:
+            near = [max(patch, patch * round(side / patch)) for side in (height, width)]
+            raise ValueError(
+                f"images are {height} x {width} pixels (height x width), but both must be multiples of the patch "
+                f"size {patch}: resize or crop them, for example to {near[0]} x {near[1]}"
+            )
+        return images if len(shape) == 5 else images[None]
+
+    def _checked_heads(self, heads: Sequence[str] | None, query_points: Tensor | None) -> tuple[str, ...]:
+        enabled = tuple(head for head in HEADS if getattr(self, f"{head}_head") is not None)
+        if query_points is not None and "track" not in enabled:
+            raise ValueError("query_points need the track head, but this model has none (enable_track is False)")
+        if heads is None:
+            return tuple(head for head in enabled if head != "track" or query_points is not None)
+        if isinstance(heads, str) or not heads:
+            raise ValueError(f"heads must be a tuple with at least one of {HEADS}, or None for all; got {heads!r}")
+        for head in heads:
+            if head not in HEADS:
+                raise ValueError(f"unknown head {head!r}; there are {', '.join(HEADS)}")
+            if head not in enabled:
+                raise ValueError(f"this model has no {head} head (enable_{head} is False)")
+        if ("track" in heads) != (query_points is not None):
+            raise ValueError(
+                f"the track head and query_points go together: got heads {tuple(heads)} "
+                f"and {'no ' if query_points is None else ''}query_points"
+            )
+        return tuple(heads)
+
+    def _checked_query_points(self, query_points: Tensor, images: Tensor) -> Tensor:
+        """-> [B, N, 2] fp32."""
+        batch, (height, width) = images.shape[0], images.shape[-2:]
+        shape = tuple(query_points.shape)
+        points = query_points[None] if len(shape) == 2 else query_points
+        if points.dim() != 3 or points.shape[0] != batch or points.shape[2] != 2 or points.shape[1] == 0:
+            raise ValueError(f"query_points must be [N, 2] or [B, N, 2] with B = {batch} and N > 0, got {shape}")
+        smallest = 2**self.config.track_corr_levels
+        if min(height, width) < smallest:
+            raise ValueError(
+                f"images of {height} x {width} pixels are too small to track points: "
+                f"{self.config.track_corr_levels} correlation levels need at least {smallest} pixels a side"
+            )
+        return points.float()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random weights as the reference starts training. `init` skips what was loaded from a checkpoint."""
+        match module:
+            case nn.Linear():
+                init.trunc_normal_(module.weight, std=0.02)
+                init.zeros_(module.bias)
+            case nn.Conv2d() | nn.ConvTranspose2d():
+                init.kaiming_uniform_(module.weight, a=5**0.5)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+            case nn.LayerNorm() | nn.GroupNorm():
+                if module.weight is not None:
+                    init.ones_(module.weight)
+                    init.zeros_(module.bias)
+            case LayerScale():
+                init.constant_(module.gamma, module.init_value)
+            case Encoder():
+                init.trunc_normal_(module.pos_embed, std=0.02)
+                init.normal_(module.cls_token, std=1e-6)
+                if module.register_tokens is not None:
+                    init.normal_(module.register_tokens, std=1e-6)
+                init.zeros_(module.mask_token)
+            case Aggregator():
+                init.normal_(module.camera_token, std=1e-6)
+                init.normal_(module.register_token, std=1e-6)
+            case CameraHead():
+                init.zeros_(module.empty_pose_tokens)
+            case MultiheadAttention():
+                init.xavier_uniform_(module.in_proj_weight)
+                init.zeros_(module.in_proj_bias)
+            case UpdateFormer():
+                init.normal_(module.virual_tracks)
+                init.trunc_normal_(module.flow_head.weight, std=0.001)
+            case Tracker():
+                init.normal_(module.query_ref_token)
