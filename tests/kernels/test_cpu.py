@@ -59,10 +59,11 @@ def test_w8a8_linear_equals_reference(kernel: str, dtype: torch.dtype, static: b
             torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
-def test_w8a8_linear_shows_nan_and_inf() -> None:
+@pytest.mark.parametrize("input_scale", [None, torch.tensor(0.02)])
+def test_w8a8_linear_shows_nan_and_inf(input_scale: torch.Tensor | None) -> None:
     x = torch.ones(3, 64)
     x[0, 5], x[1, 5] = float("nan"), float("inf")
-    y = cpu.w8a8_linear_cpu(x, cpu.prepare(codes(8, 64)), torch.ones(8, 1), None)
+    y = cpu.w8a8_linear_cpu(x, cpu.prepare(codes(8, 64)), torch.ones(8, 1), None, input_scale)
     assert not y[:2].isfinite().any()
     assert y[2].isfinite().all()
 
@@ -82,17 +83,13 @@ def test_fp16_result_fits_where_a_partial_product_does_not() -> None:
             assert (y[rows].double() - want[rows]).norm() / want[rows].norm() < 0.02
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 def test_w8a16_linear(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_WEIGHT_SLICE", 1 << 12)  # several slices, the last one short
     for m, k, n in SHAPES:
         x, weight = hard_rows(m, k).to(dtype).nan_to_num(posinf=6e4), codes(n, k, seed=7)
         scale, bias = torch.full((n, 1), 0.003), torch.linspace(-1, 1, n)
-        got, want = (
-            f(x, weight, scale, bias).double() for f in (cpu.w8a16_linear_cpu, reference.w8a16_linear)
-        )
+        got, want = (f(x, weight, scale, bias).double() for f in (cpu.w8a16_linear_cpu, reference.w8a16_linear))
         error = (got - want).norm(dim=1) / want.norm(dim=1).clamp_min(1e-30)
         assert (error < tolerance).all(), error.max()
 

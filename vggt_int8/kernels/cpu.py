@@ -143,8 +143,6 @@ def _quantize_rows(x: Tensor, input_scale: Tensor | None, kernel: str) -> tuple[
     offset, dtype = (_U8_OFFSET, torch.uint8) if kernel == U8S8 else (0, torch.int8)
     codes = torch.empty(x.shape, dtype=dtype)
     x_scale = torch.empty(x.shape[0], 1)
-    if input_scale is not None:
-        x_scale.copy_(input_scale)
     buffer = torch.empty(_CACHE_ROWS, x.shape[1])
     for rows in _slices(x.shape[0], _CACHE_ROWS):
         scale, part = x_scale[rows], x[rows].float()
@@ -152,7 +150,14 @@ def _quantize_rows(x: Tensor, input_scale: Tensor | None, kernel: str) -> tuple[
         if input_scale is None:
             torch.amax(torch.abs(part, out=y), dim=1, keepdim=True, out=scale)
             scale.div_(CODE_MAX).masked_fill_(scale == 0, 1.0)
-        codes[rows] = torch.div(part, scale, out=y).round_().clamp_(-CODE_MAX, CODE_MAX).add_(offset)
+        else:  # NaN or inf in a row must reach its result, and codes cannot carry it
+            torch.sum(torch.mul(part, 0, out=y), dim=1, keepdim=True, out=scale).add_(input_scale)
+        codes[rows] = (
+            torch.div(part, scale if input_scale is None else input_scale, out=y)
+            .round_()
+            .clamp_(-CODE_MAX, CODE_MAX)
+            .add_(offset)
+        )
     return codes, x_scale
 
 

@@ -11,6 +11,7 @@ Notation: M rows (tokens), N outputs, K reduction.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CODE_MAX = 127
@@ -36,6 +37,16 @@ def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32: one scale per row."""
     scale = absmax_scale(x, dim=-1)
     return quantize(x, scale), scale
+
+
+def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`.
+
+    With a static scale every row gets the same one, except that NaN or inf in a row makes its scale NaN.
+    """
+    if input_scale is None:
+        return quantize_per_token(x)
+    return quantize(x, input_scale), input_scale + (x.float() * 0).sum(dim=-1, keepdim=True)
 
 
 def int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:
@@ -66,11 +77,7 @@ def w8a8_linear(
     `input_scale` None: one dynamic scale per row of x. Otherwise a static fp32 scale (one value) from
     calibration; larger inputs saturate at 127 codes, but a row that holds NaN or inf still comes out as NaN.
     """
-    if input_scale is None:
-        codes, x_scale = quantize_per_token(x)
-    else:
-        poison = (x.float() * 0).sum(dim=-1, keepdim=True)
-        codes, x_scale = quantize(x, input_scale), input_scale + poison
+    codes, x_scale = quantize_rows(x, input_scale)
     return scaled_epilogue(int8_matmul(codes, weight), x_scale, weight_scale, bias, x.dtype)
 
 
@@ -88,7 +95,8 @@ def llm_int8_linear(
     threshold: float,
     matmul: Callable[[Tensor, Tensor], Tensor] = int8_matmul,
 ) -> Tensor:
-    """W8A8 dynamic, but input columns where any |x| >= threshold multiply as floats (Dettmers et al., LLM.int8()).
+    """W8A8 dynamic, but input columns where any |x| >= threshold multiply as floats (Dettmers et al.,
+    LLM.int8()).
 
     Shapes as above; `matmul` is the integer product to use. Choosing the columns synchronises with the host.
     """
@@ -97,3 +105,94 @@ def llm_int8_linear(
     y = scaled_epilogue(matmul(codes, weight), x_scale, weight_scale, bias, torch.float32)
     columns = outlier.nonzero().view(-1)
     return (y + w8a16_linear(x[:, columns].float(), weight[:, columns], weight_scale, None)).to(x.dtype)
+
+
+# What follows defines the fused kernels: the same arithmetic, with what comes before and after a linear drawn
+# in.
+
+
+def residual_add(x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+    """LayerScale and residual: `x + gamma * y` in fp32, rounded once to x's dtype. x, y [M, C], gamma [C]."""
+    return (x.float() + gamma.float() * y.float()).to(x.dtype)
+
+
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm over the last dimension, in fp32, straight to codes [M, C] int8 and scales [M, 1] fp32.
+
+    x [M, C] float; weight, bias [C] float. Smoothing divides channels by a factor: fold it into weight and
+    bias.
+    """
+    y = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
+    return quantize_rows(y, input_scale)
+
+
+def add_layer_norm_quantize(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    input_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`residual_add` and the LayerNorm of its (rounded) result: new x [M, C], codes, scales."""
+    x = residual_add(x, y, gamma)
+    return x, *layer_norm_quantize(x, weight, bias, eps, input_scale)
+
+
+def int8_gemm(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> Tensor:
+    """`scaled_epilogue`, then in fp32: exact GELU, `residual + gamma * y`, codes under `out_scale`, as asked.
+
+    x_codes [M, K] int8, x_scale [M, 1] fp32, weight [N, K] int8, weight_scale [N, 1] fp32, bias and gamma [N]
+    float, residual [M, N] float, out_scale one fp32 value -> [M, N] in `dtype`, or int8 if `out_scale` is
+    given.
+    """
+    y = scaled_epilogue(int8_matmul(x_codes, weight), x_scale, weight_scale, bias, torch.float32)
+    if gelu:
+        y = F.gelu(y)
+    if residual is not None and gamma is not None:
+        y = residual.float() + gamma.float() * y
+    return y.to(dtype) if out_scale is None else quantize(y, out_scale)
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    rope: Tensor,
+    eps: float,
+) -> Tensor:
+    """LayerNorm over the head dim and 2-D RoPE of queries and keys, in fp32, rounded once; values stay.
+
+    qkv [T, 3, H, D] float, the output of the qkv linear, T = any number of frames of P tokens; weights and
+    biases [D]; rope [2, P, D] fp32: cosines and sines, channel i of each half paired with channel i + D/4. ->
+    like qkv.
+    """
+    q, k, v = qkv.unbind(1)
+    turned = [
+        _rope(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps), rope)
+        for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias))
+    ]
+    return torch.stack([*(x.to(qkv.dtype) for x in turned), v], dim=1)
+
+
+def _rope(x: Tensor, rope: Tensor) -> Tensor:
+    """x [T, H, D], rope [2, P, D] -> [T, H, D]; token t of x has the angles of token t % P of a frame."""
+    cos, sin = (table.repeat(x.shape[0] // table.shape[0], 1).unsqueeze(1) for table in rope)
+    row_a, row_b, column_a, column_b = x.chunk(4, dim=-1)
+    return x * cos + torch.cat([-row_b, row_a, -column_b, column_a], dim=-1) * sin
