@@ -64,7 +64,7 @@ def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, devi
 
 
 def device_type_of(model: nn.Module) -> str:
-    """ "cuda" or "cpu": where the first parameter that is not on the meta device lies ("cpu" without any)."""
+    """Where the first parameter that is not on the meta device lies: "cuda" or "cpu" (also without any)."""
     types = (p.device.type for p in model.parameters() if p.device.type != "meta")
     return next(types, "cpu")
 

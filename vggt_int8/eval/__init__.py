@@ -1,0 +1,1 @@
+"""How much the outputs of two models differ."""

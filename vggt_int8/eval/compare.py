@@ -1,0 +1,71 @@
+"""Compare two models' outputs on the same images: by error and by its largest value, never by cosine alone."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NOT_COMPARED = ("images", "pose_enc_list")
+
+
+@torch.no_grad()
+def compare_model_outputs(
+    reference: nn.Module, other: nn.Module, images: Tensor, query_points: Tensor | None = None
+) -> dict[str, Any]:
+    """Run both models on `images` [S, 3, H, W] and measure how far `other` is from `reference`.
+
+    Models may lie on different devices; each gets the images on its own.
+
+    Returns `{"overall": m, "<output>": m, ...}` with `m = {"mae", "max_diff", "cosine", "sqnr_db", "relative"}`, and
+    the entries of "overall" at the top level too. "overall" takes all values of all outputs together. mae, max_diff
+    are in the output's own unit; sqnr_db = 10 log10(signal power / error power), infinite for equal outputs;
+    relative = error norm / reference norm. Values that are infinite in both alike (an intrinsic for a field of view
+    of zero) are left out.
+
+    Raises `ValueError` if the two do not give the same outputs.
+    """
+    first, second = _run(reference, images, query_points), _run(other, images, query_points)
+    if first.keys() != second.keys():
+        raise ValueError(f"the models give different outputs: {sorted(first)} and {sorted(second)}")
+    pairs = {}
+    for name in first:
+        if first[name].shape != second[name].shape:
+            raise ValueError(f"{name} has shape {list(first[name].shape)} and {list(second[name].shape)}")
+        same = first[name].isinf() & (first[name] == second[name])
+        pairs[name] = (first[name][~same], second[name][~same])
+    everything = (torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
+    overall = difference(*everything)
+    return {**overall, "overall": overall, **{name: difference(*pair) for name, pair in pairs.items()}}
+
+
+def difference(reference: Tensor, other: Tensor) -> dict[str, float]:
+    """Measures of `other - reference` over all values, in float64; see `compare_model_outputs`."""
+    a, b = reference.double().flatten(), other.double().flatten()
+    error = b - a
+    signal, noise = a.norm().item(), error.norm().item()
+    product = signal * b.norm().item()
+    return {
+        "mae": error.abs().mean().item(),
+        "max_diff": error.abs().max().item(),
+        "cosine": (a @ b).item() / product if product else float(signal == noise == 0),
+        "sqnr_db": _decibel(signal, noise),
+        "relative": noise / signal if signal else (math.inf if noise else 0.0),
+    }
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 20 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _run(model: nn.Module, images: Tensor, query_points: Tensor | None) -> dict[str, Tensor]:
+    parameter = next(model.parameters())
+    points = None if query_points is None else query_points.to(parameter.device)
+    output = model(images.to(parameter.device), query_points=points)
+    return {
+        name: value.float().cpu()
+        for name, value in output.items()
+        if isinstance(value, Tensor) and name not in _NOT_COMPARED
+    }

@@ -1,0 +1,9 @@
+"""Where the network and quantization meet: `VGGTInt8`, its loading and saving through transformers.
+
+Importing this package registers the quantizer ("vggt_int8") and the Auto classes.
+"""
+
+from vggt_int8.pretrained.checkpoint import CheckpointError
+from vggt_int8.pretrained.model import VGGTInt8, quantize
+
+__all__ = ["CheckpointError", "VGGTInt8", "quantize"]

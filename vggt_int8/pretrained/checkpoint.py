@@ -1,0 +1,171 @@
+"""Check a checkpoint before anything is loaded from it.
+
+transformers loads a checkpoint with a missing scale, an extra tensor, a wrong shape or floats in an int8 slot, and
+at most prints a report. Here the headers of the safetensors files must agree with the model, name by name, and
+floating-point values must be finite; otherwise nothing is loaded and the error names the tensor.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vggt_int8.quant.storage import Int8Storage
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+}
+_SHOWN = 5  # tensor names in a message
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit the model or is damaged. Nothing of it was loaded."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as its file describes it: dtype in safetensors' words ("F32", "I8", ...), shape, file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+
+def validate_checkpoint(
+    model: nn.Module, state_dict: Mapping[str, Any] | None, files: Iterable[str] | None, *, quantizing: bool
+) -> None:
+    """Compare a checkpoint with the model that is about to be filled from it.
+
+    model: with its INT8 layers in place, on the meta device. quantizing: the checkpoint is in floating point and is
+    quantized while it is read (its values are checked on the way); otherwise values are checked here.
+
+    Raises `CheckpointError` for unreadable files, missing or unexpected tensors, wrong shapes or dtypes, NaN and inf.
+    """
+    if state_dict is not None:
+        stored = {name: _describe(tensor) for name, tensor in state_dict.items()}
+    else:
+        stored = read_headers(files or ())
+    problems = [*_name_problems(model, stored, quantizing), *_tensor_problems(model, stored, quantizing)]
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    if not quantizing:
+        bad = [name for name, tensor in _floats(stored, state_dict, files) if not bool(tensor.isfinite().all())]
+        if bad:
+            raise CheckpointError(f"NaN or inf in {_listed(bad)}: the checkpoint is damaged, download or make it again")
+
+
+def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
+    """Names, dtypes and shapes of safetensors files, without their data; pickle files are read with weights only.
+
+    Raises `CheckpointError` for a file that is truncated, corrupted or empty.
+    """
+    stored = {}
+    for file in files:
+        if not file.endswith(".safetensors"):
+            stored.update({name: _describe(tensor) for name, tensor in load_pickle(file).items()})
+            continue
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118  (not a mapping)
+                    part = handle.get_slice(name)
+                    stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
+        except (SafetensorError, OSError) as error:
+            size = Path(file).stat().st_size if Path(file).exists() else 0
+            raise CheckpointError(
+                f"{file} ({size} bytes) is no readable safetensors file: {error}. It is truncated or damaged; "
+                "download or make it again"
+            ) from error
+    return stored
+
+
+def load_pickle(file: str) -> dict[str, Tensor]:
+    """The tensors of a `.pt` or `.bin` file, memory-mapped. Refuses pickles that hold anything but tensors."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and file errors of many kinds: all mean that the file is not usable
+        raise CheckpointError(
+            f"{file} cannot be read as plain tensors ({type(error).__name__}). Pickled models can run code when "
+            "opened, so they are refused: save `model.state_dict()` instead, best as safetensors"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{file} holds no state dict: a dict from name to tensor is expected")
+    return content
+
+
+def _describe(tensor: Tensor) -> StoredTensor:
+    return StoredTensor(_SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), "state dict")
+
+
+def _expected(model: nn.Module, quantizing: bool) -> dict[str, Tensor]:
+    """The model's tensors by name; without the scales that quantizing will make."""
+    expected = dict(model.state_dict())
+    if quantizing:
+        for name, module in model.named_modules():
+            if isinstance(module, Int8Storage):
+                expected.pop(f"{name}.weight_scale")
+    return expected
+
+
+def _name_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantizing: bool) -> Iterator[str]:
+    expected = _expected(model, quantizing)
+    missing = [name for name in expected if name not in stored]
+    switched_off = tuple(f"{name}." for name, module in model._modules.items() if module is None)
+    extra = [name for name in stored if name not in expected and not name.startswith(switched_off)]
+    if missing:
+        yield f"the checkpoint lacks {_listed(missing)}"
+    if extra and quantizing and any(name.endswith(".weight_scale") for name in extra):
+        yield (
+            f"the checkpoint holds INT8 scales ({_listed(extra)}) but its config.json has no quantization_config: "
+            "restore that file, or start from the floating-point checkpoint"
+        )
+    elif extra:
+        yield f"the checkpoint holds tensors that this model does not have: {_listed(extra)}"
+
+
+def _tensor_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantizing: bool) -> Iterator[str]:
+    for name, slot in _expected(model, quantizing).items():
+        found = stored.get(name)
+        if found is None:
+            continue
+        if found.shape != tuple(slot.shape):
+            yield f"{name} has shape {list(found.shape)}, the model needs {list(slot.shape)}"
+        elif quantizing or slot.dtype != torch.int8:
+            if found.dtype not in _FLOATS:
+                yield f"{name} is stored as {found.dtype} where floating-point values belong"
+            elif name.endswith("_scale") and found.dtype != "F32":
+                yield f"{name} is stored as {found.dtype}, but scales must be F32"
+        elif found.dtype != "I8":
+            yield f"{name} is stored as {found.dtype} where INT8 codes belong"
+
+
+def _floats(
+    stored: Mapping[str, StoredTensor], state_dict: Mapping[str, Any] | None, files: Iterable[str] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors, one at a time."""
+    if state_dict is not None:
+        yield from ((name, tensor) for name, tensor in state_dict.items() if tensor.is_floating_point())
+        return
+    for file in files or ():
+        if not file.endswith(".safetensors"):
+            yield from ((name, tensor) for name, tensor in load_pickle(file).items() if tensor.is_floating_point())
+            continue
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                if stored[name].dtype in _FLOATS:
+                    yield name, handle.get_tensor(name)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

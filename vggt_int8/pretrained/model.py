@@ -1,0 +1,277 @@
+"""`VGGTInt8`: a VGGT that can be quantized, saved and loaded again."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from vggt_int8.model import VGGT, VGGTConfig, VGGTOutput
+from vggt_int8.pretrained.checkpoint import CheckpointError, load_pickle, read_headers, validate_checkpoint
+from vggt_int8.pretrained.finite import check_finite as check_outputs
+from vggt_int8.pretrained.finite import is_capturing
+from vggt_int8.pretrained.quantizer import (
+    VGGTInt8QuantizationConfig,
+    VGGTInt8Quantizer,
+    execution_device_type,
+    round_kept_parameters,
+)
+from vggt_int8.quant.backends import BackendError, check_backend_name
+from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.quantize import check_backend, quantize_module
+from vggt_int8.quant.report import QuantizationReport, quantization_report
+from vggt_int8.recipe import Recipe, load_recipe
+
+_SINGLE_FILES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+class VGGTInt8(VGGT):
+    """VGGT with INT8 weights by a recipe; without one it is the plain network.
+
+    model = VGGTInt8.from_pretrained("facebook/VGGT-1B", recipe="int8_dynamic", device_map="cuda")
+    """
+
+    quantization_plan: dict[str, LayerPlan] | None = None
+    load_dtypes: dict[str, torch.dtype | None]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        recipe: str | Path | Recipe | None = None,
+        backend: str = "auto",
+        device_map: Any = None,
+        dtype: torch.dtype | str | None = None,
+        config: VGGTConfig | None = None,
+        **kwargs: Any,
+    ) -> "VGGTInt8":
+        """Load a model from the Hub or from disk, quantizing it on the way if `recipe` is given.
+
+        pretrained_model_name_or_path: Hub id, folder, or a single `.safetensors` or `.pt` file of tensors.
+        recipe: shipped name, path of a TOML file, or `Recipe`; only for a floating-point checkpoint. A quantized
+            checkpoint holds its recipe and is loaded as it is.
+        backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
+        device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.
+        dtype: the dtype to compute in; by default fp16 on CUDA and fp32 on the CPU.
+        kwargs: passed to transformers (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
+
+        Raises `CheckpointError`, `RecipeError` or `BackendError`, saying what does not fit; then nothing is loaded.
+        """
+        source = os.fspath(pretrained_model_name_or_path)
+        check_backend_name(backend)
+        _check_device(device_map)
+        is_file = Path(source).is_file()
+        if config is None:
+            config = VGGTConfig() if is_file else _load_config(source, kwargs)
+        _set_quantization(config, kwargs, recipe, backend, source)
+        if dtype in (None, "auto"):
+            dtype = torch.float16 if execution_device_type(device_map) == "cuda" else torch.float32
+        options = {**kwargs, "config": config, "device_map": device_map, "dtype": dtype}
+        if is_file:
+            return super().from_pretrained(None, *args, state_dict=_load_file(source), **options)
+        return super().from_pretrained(source, *args, **options)
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # transformers comes by here with the files resolved and the model's skeleton ready, before any weight is read.
+        quantizer = load_config.hf_quantizer
+        quantizing = quantizer is not None and not quantizer.pre_quantized
+        if quantizing and "disk" in (load_config.device_map or {}).values():
+            raise CheckpointError(
+                "the model does not fit the memory given, and layers cannot go to disk while they are quantized: load "
+                "with device_map='cpu', save_pretrained() the INT8 model, then load that with offloading"
+            )
+        validate_checkpoint(model, state_dict, checkpoint_files, quantizing=quantizing)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype | None]:
+        return {**super()._get_dtype_plan(dtype), **getattr(self, "load_dtypes", {})}
+
+    def forward(
+        self,
+        images: Tensor,
+        query_points: Tensor | None = None,
+        heads: Sequence[str] | None = None,
+        frames_chunk_size: int | None = 8,
+        check_finite: bool = True,
+    ) -> VGGTOutput:
+        """Run the network: see `VGGT.forward` for inputs and outputs.
+
+        check_finite: raise `NonFiniteOutput`, naming the layer, if an output holds NaN or inf, and warn about a field
+            of view of zero. It waits for the device once; skipped while compiling or capturing a CUDA graph.
+        """
+        output = super().forward(images, query_points, heads, frames_chunk_size)
+        if check_finite and not is_capturing(output.images):
+            check_outputs(self, output, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size))
+        return output
+
+    def quantization_report(self) -> QuantizationReport:
+        """Per layer: scheme, backend, kernel, bytes, and why. Iterable; prints as a summary."""
+        device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
+        return quantization_report(self, self.quantization_plan, device_type)
+
+    def set_backend(self, backend: str) -> None:
+        """Compute with another backend from now on. Raises `BackendError`, changing nothing, if it cannot."""
+        quantization: VGGTInt8QuantizationConfig | None = getattr(self.config, "quantization_config", None)
+        if quantization is None or self.quantization_plan is None:
+            raise BackendError(f"the model is not quantized, so there is nothing for backend {backend!r} to run")
+        device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
+        check_backend(self.quantization_plan, quantization.parsed(), backend, device_type)
+        for module in self.modules():
+            if isinstance(module, Int8Linear) and module.backend == quantization.backend:
+                module.backend = backend
+        quantization.backend = backend
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
+
+        Everything is written to a temporary folder beside it first and then renamed, so an interrupted save leaves
+        what was there before.
+        """
+        target = Path(save_directory)
+        if target.exists() and not target.is_dir():
+            raise CheckpointError(f"{target} is a file; save_pretrained needs a folder")
+        push = kwargs.pop("push_to_hub", False)
+        repo_id = kwargs.pop("repo_id", target.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            super().save_pretrained(temporary, **kwargs)
+            _move_into_place(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if push:
+            self.push_to_hub(repo_id, token=kwargs.get("token"))
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload VGGT INT8",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: str = "5GB",
+    ) -> str:
+        """Save the model to a temporary folder and upload it. Returns the address of the commit."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model", max_shard_size=max_shard_size)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=Path(folder) / "model",
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+        return str(commit.commit_url)
+
+
+def quantize(model: nn.Module, recipe: str | Path | Recipe = "int8_dynamic", backend: str = "auto") -> nn.Module:
+    """Quantize a model in place and return it.
+
+    A `VGGTInt8` can be saved afterwards; its kept parameters are rounded to fp16 values, in which they are stored.
+    On any other module, the reference repository's `VGGT` included, only the layers that the recipe names change.
+
+    Raises `RecipeError` if the recipe does not fit, `BackendError` if the backend cannot run it, `ValueError` naming
+    the layer for weights with NaN or inf.
+    """
+    recipe = load_recipe(recipe)
+    plan = quantize_module(model, recipe, backend)
+    if isinstance(model, VGGTInt8):
+        round_kept_parameters(model)
+        quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
+        model.config.quantization_config = quantization
+        model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
+        model.quantization_plan = plan
+        model.requires_grad_(False)
+    return model
+
+
+def _load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
+    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise CheckpointError(
+            f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'"
+        )
+    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+    try:
+        return VGGTConfig.from_pretrained(source, **{key: kwargs[key] for key in hub if key in kwargs})
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and the "
+            "Hub did not give it. Check the name and the network, or download the files and pass their folder."
+        ) from error
+
+
+def _set_quantization(
+    config: VGGTConfig, kwargs: dict[str, Any], recipe: str | Path | Recipe | None, backend: str, source: str
+) -> None:
+    """Hand recipe and backend to transformers: with the checkpoint's own config, or as `quantization_config`."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None:
+        stored = stored if isinstance(stored, dict) else stored.to_dict()
+        if stored.get("quant_method") != "vggt_int8":
+            raise CheckpointError(f"{source} is quantized by {stored.get('quant_method')!r}, which is not supported")
+        known = VGGTInt8QuantizationConfig.from_dict(stored)
+        if recipe is not None:
+            raise CheckpointError(
+                f"{source} is quantized already, by recipe {known.parsed().name!r}: load it without recipe=, or start "
+                "from the floating-point checkpoint to use another"
+            )
+        config.quantization_config = {**stored, "backend": backend}
+    elif recipe is not None:
+        parsed = load_recipe(recipe)
+        kwargs["quantization_config"] = VGGTInt8QuantizationConfig(recipe=parsed.to_dict(), backend=backend)
+    elif backend != "auto":
+        raise BackendError(f"backend {backend!r} runs INT8 layers, but {source} has none: give a recipe as well")
+
+
+def _check_device(device_map: Any) -> None:
+    if execution_device_type(device_map) == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"device_map {device_map!r} asks for CUDA, but torch {torch.__version__} sees no CUDA device here: use "
+            "device_map='cpu', or install a CUDA build of torch and check nvidia-smi"
+        )
+
+
+def _load_file(source: str) -> dict[str, Tensor]:
+    if not source.endswith(_SINGLE_FILES):
+        raise CheckpointError(f"{source} is a file of unknown kind; known are {', '.join(_SINGLE_FILES)}, or a folder")
+    if source.endswith(".safetensors"):
+        read_headers([source])
+        return load_file(source)
+    return load_pickle(source)
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to `target`, or, if that exists, its files into it, removing older weights."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    new = sorted(
+        temporary.iterdir(), key=lambda path: path.suffix == ".json"
+    )  # weights first, then what points to them
+    old_weights = {
+        path.name for pattern in ("*.safetensors", "*.safetensors.index.json") for path in target.glob(pattern)
+    }
+    for path in new:
+        os.replace(path, target / path.name)
+    for name in old_weights - {path.name for path in new}:
+        (target / name).unlink()
+
+
+AutoConfig.register("vggt", VGGTConfig)
+AutoModel.register(VGGTConfig, VGGTInt8)

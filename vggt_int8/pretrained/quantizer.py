@@ -1,0 +1,180 @@
+"""The transformers quantizer behind `quant_method: "vggt_int8"`.
+
+It does two things: put unfilled INT8 layers into the model before its weights arrive, and, when the checkpoint is in
+floating point, encode each tensor as it streams by, so that the floating-point model never exists as a whole.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from vggt_int8.pretrained.checkpoint import CheckpointError
+from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
+from vggt_int8.quant.storage import Int8Storage, bias_to_fp16, encode
+from vggt_int8.recipe import Recipe, RecipeError
+
+QUANT_METHOD = "vggt_int8"
+FORMAT_VERSION = 1
+
+
+@register_quantization_config(QUANT_METHOD)
+class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
+    """What `config.json` says of a quantized checkpoint: format version, the whole recipe, calibration facts.
+
+    `backend` is this process's choice of kernels; it is not stored. Raises `CheckpointError` for a format that is
+    newer than this package reads or for unknown keys.
+    """
+
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        format_version: int = FORMAT_VERSION,
+        calibration: dict[str, Any] | None = None,
+        backend: str = "auto",
+        quant_method: str = QUANT_METHOD,
+        **unknown: Any,
+    ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"the checkpoint has format_version {format_version}; this vggt-int8 reads {FORMAT_VERSION}. "
+                "Update the package: pip install -U vggt-int8"
+            )
+        if unknown:
+            raise CheckpointError(f"unknown keys in quantization_config: {', '.join(sorted(unknown))}")
+        self.quant_method = quant_method
+        self.format_version = format_version
+        self.recipe = recipe
+        self.calibration = calibration
+        self.backend = backend
+        self.parsed()
+
+    def parsed(self) -> Recipe:
+        """The recipe as an object."""
+        try:
+            return Recipe.from_dict(self.recipe, source="quantization_config")
+        except RecipeError as error:
+            raise CheckpointError(str(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `config.json`."""
+        data = super().to_dict()
+        del data["backend"]
+        return data
+
+
+@register_quantizer(QUANT_METHOD)
+class VGGTInt8Quantizer(HfQuantizer):
+    """Called by `from_pretrained`; see the module's text."""
+
+    def __init__(self, quantization_config: VGGTInt8QuantizationConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.errors: list[str] = []
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, device_map: Any = None, **kwargs: Any
+    ) -> PreTrainedModel:
+        recipe, backend = self.quantization_config.parsed(), self.quantization_config.backend
+        plan = prepare_module(model, recipe, backend)
+        check_backend(plan, recipe, backend, execution_device_type(device_map))
+        model.quantization_plan = plan
+        # Tensors to be encoded arrive as the file has them: a cast to the compute dtype first would change the codes.
+        model.load_dtypes = {} if self.pre_quantized else {"*": None}
+        return model
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        return not self.pre_quantized
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return EncodeTensor(self)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self.errors:
+            raise CheckpointError("; ".join(self.errors))
+        return model.requires_grad_(False)
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors to save, in the format's dtypes whatever the compute dtype is."""
+        if hasattr(model, "hf_device_map"):
+            from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+            state = get_state_dict_offloaded_model(model)
+        else:
+            state = model.state_dict()
+        return {name: tensor.to(stored_dtype(name, tensor)) for name, tensor in state.items()}, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class EncodeTensor(ConversionOps):
+    """Turn one floating-point tensor of a checkpoint into what the model holds: codes and scale, or rounded floats."""
+
+    def __init__(self, quantizer: VGGTInt8Quantizer) -> None:
+        self.quantizer = quantizer
+
+    @torch.no_grad()
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        *,
+        full_layer_name: str,
+        model: PreTrainedModel,
+        missing_keys: set[str],
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        (value,) = input_dict.values()
+        tensor: Tensor = value[0] if isinstance(value, list) else value
+        module_name, _, parameter = full_layer_name.rpartition(".")
+        module = model.get_submodule(module_name)
+        slot = getattr(module, parameter)
+        try:
+            if isinstance(module, Int8Storage) and parameter == "weight":
+                scale_name = f"{module_name}.weight_scale"
+                missing_keys.discard(scale_name)
+                codes, scale = encode(tensor, getattr(module, "channel_axis", 0))
+                return {full_layer_name: codes, scale_name: scale}
+            return {full_layer_name: rounded(tensor, slot.dtype)}
+        except ValueError as error:
+            # Raised after loading: transformers would turn an exception here into a page of its own report.
+            self.quantizer.errors.append(f"{full_layer_name}: {error}")
+            return {full_layer_name: torch.zeros(slot.shape, dtype=slot.dtype)}
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A kept tensor in the compute dtype, with its values rounded to fp16, in which it will be stored."""
+    return bias_to_fp16(tensor).to(dtype)
+
+
+def round_kept_parameters(model: nn.Module) -> None:
+    """Round every kept floating-point parameter to fp16 values in place; its dtype stays."""
+    for name, module in model.named_modules():
+        if isinstance(module, Int8Storage):
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            try:
+                parameter.data = rounded(parameter.data, parameter.dtype)
+            except ValueError as error:
+                raise ValueError(f"{name}.{key}: {error}") from error
+
+
+def execution_device_type(device_map: Any) -> str:
+    """Where layers compute under a device map, "cuda" or "cpu"; offloaded ones compute on the GPU if there is one."""
+    places = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
+    automatic = {"auto", "balanced", "balanced_low_0", "sequential"}
+    if any(isinstance(p, int) or str(p).startswith("cuda") for p in places):
+        return "cuda"
+    return "cuda" if any(str(p) in automatic for p in places) and torch.cuda.is_available() else "cpu"
