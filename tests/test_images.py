@@ -142,9 +142,7 @@ def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
 def test_mixed_sizes_are_padded_with_a_warning_that_names_them(tmp_path: Path) -> None:
     save(noise(80, 60), tmp_path / "landscape.png")
     save(noise(60, 80), tmp_path / "portrait.png")
-    with pytest.warns(
-        UserWarning, match=r"42x56: landscape\.png; 56x56: portrait\.png.*white to 56x56"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"42x56: landscape\.png; 56x56: portrait\.png.*white to 56x56") as caught:
         images = load_images(tmp_path, size=56)
     assert caught[0].filename == __file__
     assert images.shape == (2, 3, 56, 56)
@@ -158,6 +156,14 @@ def test_equal_sizes_give_no_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_images(tmp_path, size=56)
+
+
+def test_progress_counts_every_image(tmp_path: Path) -> None:
+    for i in range(3):
+        save(noise(8, 8), tmp_path / f"{i}.png")
+    calls: list[tuple[int, int]] = []
+    load_images(tmp_path, size=14, on_image=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_very_flat_image_keeps_one_row_of_patches() -> None:
@@ -209,9 +215,7 @@ def test_a_decompression_bomb_is_refused_with_the_way_out(
 ) -> None:
     path = save(noise(64, 64), tmp_path / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(
-        ValueError, match=rf"huge\.png is too large.*4096 pixels.*MAX_IMAGE_PIXELS`, now {limit}"
-    ):
+    with pytest.raises(ValueError, match=rf"huge\.png is too large.*4096 pixels.*MAX_IMAGE_PIXELS`, now {limit}"):
         load_images(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4096)
     assert load_images(path, size=56).shape == (1, 3, 56, 56)
@@ -246,9 +250,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 # ---- the way back to original pixels ----
 
 
-def transforms_of(
-    tmp_path: Path, mode: str, *sizes: tuple[int, int]
-) -> tuple[torch.Tensor, list[ImageTransform]]:
+def transforms_of(tmp_path: Path, mode: str, *sizes: tuple[int, int]) -> tuple[torch.Tensor, list[ImageTransform]]:
     paths = [save(noise(*size, seed=i), tmp_path / f"{i}.png") for i, size in enumerate(sizes)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -269,9 +271,7 @@ def test_points_and_intrinsics_round_trip(tmp_path: Path, mode: str, pixel_cente
         assert transform.model_size == tuple(images.shape[2:])
         there = transform.points_to_original(points, pixel_center=pixel_center)
         torch.testing.assert_close(transform.points_to_model(there, pixel_center=pixel_center), points)
-        torch.testing.assert_close(
-            transform.intrinsic_to_model(transform.intrinsic_to_original(intrinsic)), intrinsic
-        )
+        torch.testing.assert_close(transform.intrinsic_to_model(transform.intrinsic_to_original(intrinsic)), intrinsic)
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad"])
@@ -289,9 +289,7 @@ def test_the_middle_stays_the_middle(tmp_path: Path, mode: str) -> None:
     """The principal point that a pose encoding implies, (W / 2, H / 2), is the middle of the original too."""
     images, transforms = transforms_of(tmp_path, mode, (320, 240), (100, 300))
     height, width = images.shape[2:]
-    for transform, (original_width, original_height) in zip(
-        transforms, [(320, 240), (100, 300)], strict=True
-    ):
+    for transform, (original_width, original_height) in zip(transforms, [(320, 240), (100, 300)], strict=True):
         middle = transform.points_to_original(torch.tensor([width / 2, height / 2]))
         torch.testing.assert_close(middle, torch.tensor([original_width / 2, original_height / 2]))
 

@@ -13,7 +13,7 @@ Sizes and pixels equal those of the reference preprocessing, for the same Pillow
 import glob
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -93,6 +93,7 @@ def load_images(
     size: int = 518,
     patch_size: int = 14,
     return_transforms: Literal[False] = False,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> Tensor: ...
 
 
@@ -104,6 +105,7 @@ def load_images(
     size: int = 518,
     patch_size: int = 14,
     return_transforms: Literal[True],
+    on_image: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, list[ImageTransform]]: ...
 
 
@@ -114,12 +116,14 @@ def load_images(
     size: int = 518,
     patch_size: int = 14,
     return_transforms: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> Tensor | tuple[Tensor, list[ImageTransform]]:
     """Image files -> fp32 [S, 3, H, W] in [0, 1], and on request one `ImageTransform` per image.
 
     images: what `find_images` takes: files, folders, glob patterns, one or a list.
     mode: `crop` or `pad`, see the module's docstring.
     size, patch_size: of the model: `config.img_size` and `config.patch_size`.
+    on_image: called with (images done, all images) after each, for a progress bar.
 
     Images that come out in different sizes are padded with white to the largest, with a warning.
 
@@ -131,7 +135,11 @@ def load_images(
     if patch_size < 1 or size < patch_size or size % patch_size:
         raise ValueError(f"size {size} must be a positive multiple of patch_size {patch_size}")
     paths = find_images(images)
-    fitted = [fit_image(open_image(path), mode, size=size, patch_size=patch_size) for path in paths]
+    fitted = []
+    for path in paths:
+        fitted.append(fit_image(open_image(path), mode, size=size, patch_size=patch_size))
+        if on_image is not None:
+            on_image(len(fitted), len(paths))
     tensors, transforms = [image for image, _ in fitted], [transform for _, transform in fitted]
     model_size = _largest_size([transform.model_size for transform in transforms], paths)
     batch = torch.stack([_pad_white(image, model_size) for image in tensors])
@@ -241,9 +249,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         wide = np.asarray(image).astype(np.float32)
         return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"its pixels (Pillow mode {image.mode}) have no known range; save it with 8 or 16 bits"
-        )
+        raise ValueError(f"its pixels (Pillow mode {image.mode}) have no known range; save it with 8 or 16 bits")
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")

@@ -83,3 +83,17 @@ def test_json_is_strict_and_replaced_whole(tmp_path: Path) -> None:
         write_json(path, {"x": float("inf")})
     assert json.loads(path.read_text(encoding="utf-8"))["x"] == 1.5
     assert listing(tmp_path) == ["a.json"]
+
+
+def test_numbers_share_a_line_and_strings_stay_as_they_are(tmp_path: Path) -> None:
+    document = {
+        "matrix": [[1.5, -2e-9], [None, 3]],
+        "text": "[\n1,2\n]",
+        "words": ["a,b", "c"],
+        "empty": [],
+        "records": [{"x": [1, 2]}, {"x": []}],
+    }
+    write_json(tmp_path / "a.json", document)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == document
+    assert "\n    [1.5, -2e-09],\n    [null, 3]\n" in text

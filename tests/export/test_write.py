@@ -12,6 +12,7 @@ from torch import Tensor
 from vggt_int8.export import SCENE_ENTRIES, staged_folder, write_scene
 from vggt_int8.export.color import NO_DATA
 from vggt_int8.images import ImageTransform
+from vggt_int8.model.vggt import VGGTOutput
 
 
 def write(out: Path, pred: dict[str, Tensor], transforms: list[ImageTransform], names: list[str]) -> dict:
@@ -53,6 +54,22 @@ def test_maps_hold_the_prediction_and_pictures_show_it(
         # Depth grows with the column: the left of the content is brighter than the right.
         columns = np.flatnonzero(~padding[0])
         assert pixels[0, columns[0]].sum() > pixels[0, columns[-1]].sum()
+
+
+def test_the_output_of_the_network_is_read_like_a_dict(
+    tmp_path: Path, pred: dict[str, Tensor], transforms: list[ImageTransform], names: list[str]
+) -> None:
+    del pred["world_points"], pred["world_points_conf"]
+    from_dict = write(tmp_path / "a", pred, transforms, names)
+    assert write(tmp_path / "b", VGGTOutput(**pred), transforms, names) == from_dict
+
+
+def test_progress_counts_every_map(
+    tmp_path: Path, pred: dict[str, Tensor], transforms: list[ImageTransform], names: list[str]
+) -> None:
+    calls: list[tuple[int, int]] = []
+    write_scene(tmp_path, pred, transforms, names, on_map=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_heads_that_did_not_run_are_reported_not_written(

@@ -10,11 +10,14 @@ from vggt_int8.geometry import camera_center
 
 CONVENTION = {
     "axes": "OpenCV: x right, y down, z forward",
-    "extrinsic": "3x4 [R | t], camera from world: x_camera = R x_world + t; the first image is the world frame",
+    "extrinsic": "3x4 [R | t], camera from world: x_camera = R x_world + t; the network puts the world "
+    "at the first image's camera",
     "camera_center": "position of the camera in the world, -R^T t",
     "scale": "relative: lengths have no metric unit",
     "intrinsic": "3x3 in pixels; the image's top left corner is (0, 0), its first pixel's centre (0.5, 0.5); "
     "a focal length of null is infinite (field of view zero)",
+    "depth": "along the camera's z axis; points.ply takes the array index (column, row) of a depth as its pixel, "
+    "without the half pixel to the centre, as VGGT was trained",
     "resolutions": "model: the tensor that the network read; original: the file after its EXIF orientation; "
     "model pixel = original pixel * scale + offset, both (x, y)",
 }

@@ -1,6 +1,7 @@
 """Whole files and whole folders, or none: everything is written under a temporary name first, then renamed."""
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
@@ -47,8 +48,10 @@ def staged_folder(out: str | PathLike[str], *, entries: Collection[str], overwri
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write strict JSON (no NaN or Infinity), indented, with a newline at the end."""
+    """Write strict JSON (no NaN or Infinity), indented, a list of numbers on one line."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Strings hold no raw newline and the pattern no quote, so only lists of numbers and null can match.
+    text = re.sub(r'\[\n[^\[\]{}"]*\]', lambda match: re.sub(r"\n *", "", match[0]).replace(",", ", "), text)
     temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -3,6 +3,7 @@
 All pictures of a scene share one colour range, so equal colours mean equal values across images.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vggt_int8.export.color import Array, Colors, colorize, colorize_depth, robu
 from vggt_int8.export.scene import Scene
 
 
-def write_depth(folder: Path, scene: Scene) -> dict[str, Any] | None:
+def write_depth(folder: Path, scene: Scene, on_map: Callable[[], None]) -> dict[str, Any] | None:
     """`NNNN_name.npy` (float32 [H, W], relative scale) and `.png` per image -> the range of the colours.
 
     The colours span the 2nd to 98th percentile of all depths outside the padding: near is bright and warm, far
@@ -30,10 +31,11 @@ def write_depth(folder: Path, scene: Scene) -> dict[str, Any] | None:
         path = folder / scene.file_stem(index)
         np.save(f"{path}.npy", depth)
         _save_picture(colorize_depth(visible, near, far), Path(f"{path}.png"), note)
+        on_map()
     return {"files": len(scene.names), "near": near, "far": far}
 
 
-def write_confidence(folder: Path, scene: Scene) -> dict[str, Any] | None:
+def write_confidence(folder: Path, scene: Scene, on_map: Callable[[], None]) -> dict[str, Any] | None:
     """`NNNN_name.npy` (float32 [H, W], the depth head's confidence, >= 1) and `.png` per image -> the range.
 
     The colours span the 2nd to 98th percentile on a logarithmic scale: confident is bright.
@@ -48,6 +50,7 @@ def write_confidence(folder: Path, scene: Scene) -> dict[str, Any] | None:
         path = folder / scene.file_stem(index)
         np.save(f"{path}.npy", confidence)
         _save_picture(colorize((log - low) / (high - low)), Path(f"{path}.png"), note)
+        on_map()
     return {"files": len(scene.names), "low": float(np.exp(low)), "high": float(np.exp(high))}
 
 

@@ -1,6 +1,7 @@
 """`write_scene`: all files of one reconstruction, and a summary of what was written and what was not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ def write_scene(
     point_source: PointSource | None = None,
     confidence_percentile: float = 25.0,
     max_points: int | None = None,
+    on_map: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write cameras.json, depth/, confidence/ and points.ply into `folder`; see `staged_folder`.
 
     pred: a `VGGTOutput` of one scene (B = 1). transforms, names: one per image, in input order; the names stand
-    in cameras.json and, shortened, in file names. The options are those of `collect_points`.
+    in cameras.json and, shortened, in file names. The options are those of `collect_points`. on_map: called with
+    (maps done, all maps) after each depth or confidence map, for a progress bar.
 
     Returns a JSON-ready summary: an entry per output, None where the head that it needs did not run.
     """
@@ -42,9 +45,16 @@ def write_scene(
     )
     if cloud is not None:
         write_ply(folder / "points.ply", cloud.points, cloud.colors)
+    num_maps = len(names) * sum(maps is not None for maps in (scene.depth, scene.depth_conf))
+    done = count(1)
+
+    def tick() -> None:
+        if on_map is not None:
+            on_map(next(done), num_maps)
+
     return {
         "cameras": None if cameras is None else {"images": len(scene.names)},
-        "depth": write_depth(folder / "depth", scene),
-        "confidence": write_confidence(folder / "confidence", scene),
+        "depth": write_depth(folder / "depth", scene, tick),
+        "confidence": write_confidence(folder / "confidence", scene, tick),
         "points": None if cloud is None else cloud.counts,
     }
