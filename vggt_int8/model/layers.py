@@ -15,7 +15,7 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     The fp32 table makes this an fp32 island: it is rounded to x's dtype once, at the end.
     """
     cos, sin = rope.unbind(0)
-    frames = x.unflatten(-2, (-1, rope.shape[-2]))
+    frames = x.unflatten(-2, (-1, cos.shape[-2]))
     row_a, row_b, column_a, column_b = frames.chunk(4, dim=-1)
     quarter_turn = torch.cat([-row_b, row_a, -column_b, column_a], dim=-1)
     return (frames * cos + quarter_turn * sin).flatten(-3, -2).to(x.dtype)

@@ -11,25 +11,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
 
 def constant_table(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Turn `build(*sizes)`, which makes a CPU tensor, into a cached `table(*sizes, device=...)` in fp32.
+    """Cache what `build(*sizes, device=...)` returns, in fp32. The tensor is shared: never write into it.
 
-    Only the first call with given sizes and device computes and copies. torch.compile takes the result as a
-    constant. The tensor is shared: never write into it.
+    Builders use device operations alone, no copy from the host, so torch.compile can take them into its graph.
     """
     cache: dict[tuple[object, ...], Tensor] = {}
 
-    @torch.compiler.assume_constant_result
     @functools.wraps(build)
     def table(*sizes: float, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():
+            return build(*sizes, device=device).float()
         key = (*sizes, device)
         if key in cache:
             return cache[key]
         # A tensor made in inference mode could not be used in a later training step.
         with torch.inference_mode(False), torch.no_grad():
-            result = build(*sizes).to(device=device, dtype=torch.float32)
-        if type(result) is Tensor:  # not a fake tensor of an export, which must not outlive it
+            result = build(*sizes, device=device).float()
+        if type(result) is Tensor:  # a fake tensor must not outlive the mode that made it
             cache[key] = result
         return result
 
@@ -37,23 +40,25 @@ def constant_table(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @constant_table
-def image_statistics() -> Tensor:
+def image_statistics(*, device: torch.device) -> Tensor:
     """[2, 3, 1, 1]: mean and standard deviation per RGB channel of ImageNet, for images in [0, 1]."""
-    mean_std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device="cpu")
-    return mean_std[:, :, None, None]
+    values = [torch.full((), value, dtype=torch.float32, device=device) for value in (*IMAGE_MEAN, *IMAGE_STD)]
+    return torch.stack(values).view(2, 3, 1, 1)
 
 
 @constant_table
-def rope_table(height: int, width: int, num_special: int, head_dim: int, base: float) -> Tensor:
+def rope_table(
+    height: int, width: int, num_special: int, head_dim: int, base: float, *, device: torch.device
+) -> Tensor:
     """[2, P, D]: cosine and sine of the 2-D rotary embedding of one frame's P = num_special + height * width tokens.
 
     The first half of the D channels turns with the token's row, the second half with its column; inside a half,
     channel i is paired with channel i + D/4. Special tokens sit at (0, 0), patches start at (1, 1).
     """
     half = head_dim // 2
-    frequencies = 1.0 / base ** (torch.arange(0, half, 2, device="cpu").float() / half)
-    row = torch.arange(1, height + 1, device="cpu").repeat_interleave(width)
-    column = torch.arange(1, width + 1, device="cpu").repeat(height)
+    frequencies = 1.0 / base ** (torch.arange(0, half, 2, device=device).float() / half)
+    row = torch.arange(1, height + 1, device=device).repeat_interleave(width)
+    column = torch.arange(1, width + 1, device=device).repeat(height)
     positions = torch.stack([row, column], dim=-1).float()  # [height * width, 2]
     positions = torch.cat([positions.new_zeros(num_special, 2), positions])
     angles = (positions[:, :, None] * frequencies).repeat(1, 1, 2)  # [P, 2, D/2]
@@ -62,33 +67,33 @@ def rope_table(height: int, width: int, num_special: int, head_dim: int, base: f
 
 
 @constant_table
-def uv_table(size: int, span: float, channels: int) -> Tensor:
+def uv_table(size: int, span: float, channels: int, *, device: torch.device) -> Tensor:
     """[channels, size]: sine-cosine embedding of one image axis, whose `size` pixel centres fill [-span, span]."""
     edge = span * (size - 1) / size
-    return _sine_cosine(torch.linspace(-edge, edge, size, dtype=torch.float64, device="cpu"), channels, 100.0).T
+    return _sine_cosine(torch.linspace(-edge, edge, size, dtype=torch.float64, device=device), channels, 100.0).T
 
 
 @constant_table
-def pixel_table(size: int, channels: int) -> Tensor:
+def pixel_table(size: int, channels: int, *, device: torch.device) -> Tensor:
     """[size, channels]: sine-cosine embedding of the pixel coordinates 0 … size - 1."""
-    return _sine_cosine(torch.arange(size, dtype=torch.float64, device="cpu"), channels, 10000.0)
+    return _sine_cosine(torch.arange(size, dtype=torch.float64, device=device), channels, 10000.0)
 
 
 @constant_table
-def displacement_frequencies(channels: int) -> Tensor:
+def displacement_frequencies(channels: int, *, device: torch.device) -> Tensor:
     """[channels / 2]: frequencies at which the tracker embeds a displacement in pixels."""
-    return torch.arange(0, channels, 2, device="cpu") * (1000.0 / channels)
+    return torch.arange(0, channels, 2, device=device).float() * (1000.0 / channels)
 
 
 @constant_table
-def search_window(radius: int) -> Tensor:
+def search_window(radius: int, *, device: torch.device) -> Tensor:
     """[(2 radius + 1)^2, 2]: (x, y) offsets of a square window; x changes slowest."""
-    offsets = torch.arange(-radius, radius + 1, device="cpu").float()
+    offsets = torch.arange(-radius, radius + 1, device=device).float()
     return torch.cartesian_prod(offsets, offsets)
 
 
 def _sine_cosine(positions: Tensor, channels: int, base: float) -> Tensor:
     """[L] float64 -> [L, channels]: sines in the first half of the channels, cosines in the second."""
     half = channels // 2
-    angles = torch.outer(positions, base ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half))
+    angles = torch.outer(positions, base ** (-torch.arange(half, dtype=torch.float64, device=positions.device) / half))
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -31,7 +31,7 @@ def sample(maps: Tensor, points: Tensor, padding: str) -> Tensor:
 
 def interpolate_rows(table: Tensor, positions: Tensor) -> Tensor:
     """Linear interpolation between the rows of a table [L, C] at positions [...], held at the ends -> [..., C]."""
-    last = len(table) - 1
+    last = table.shape[0] - 1
     positions = positions.clamp(0, last)
     below = positions.floor().long().clamp(0, last)
     above = (below + 1).clamp(max=last)
