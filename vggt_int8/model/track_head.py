@@ -86,20 +86,22 @@ class Tracker(nn.Module):
         start = query_points[:, :, None] / STRIDE  # [B, N, 1, 2] in feature pixels
         features = sample(feature_maps[:, 0], start, "border").movedim(1, -1)  # [B, N, 1, C]
         features = features.expand(-1, -1, frames, -1)
-        points = start.expand(-1, -1, frames, -1)
+        # Displacements are summed up, not positions: small numbers keep digits that their embedding needs.
+        displacement = torch.zeros_like(start).expand(-1, -1, frames, -1)
         constant = self.constant_embedding(start, feature_maps)
         tracks = []
         for _ in range(self.iterations):
-            points = points.detach()
-            correlation = self.corr_mlp(self.correlate(pyramid, features, points, chunk).to(dtype))
-            displacement = displacement_embedding(points - start, self.channels // 2)
-            tokens = torch.cat([displacement, correlation, features], dim=-1) + constant
+            displacement = displacement.detach()
+            correlation = self.correlate(pyramid, features, start + displacement, chunk)
+            moved = displacement_embedding(displacement, self.channels // 2)
+            tokens = torch.cat([moved, self.corr_mlp(correlation.to(dtype)), features], dim=-1) + constant
             move, change = self.updateformer(tokens.to(dtype)).split([2, self.channels], dim=-1)
             change = self.ffeat_norm(change.flatten(0, 2)).unflatten(0, change.shape[:3])
             features = features + self.ffeat_updater(change)
             # In the first frame the point stays where the user put it.
-            points = torch.cat([start, points[:, :, 1:] + move[:, :, 1:]], dim=2)
-            tracks.append((points * STRIDE).transpose(1, 2))
+            move = torch.cat([torch.zeros_like(move[:, :, :1]), move[:, :, 1:]], dim=2)
+            displacement = displacement + move
+            tracks.append((STRIDE * (start + displacement)).transpose(1, 2))
         features = features.transpose(1, 2).to(dtype)  # [B, S, N, C]
         visibility, confidence = self.vis_predictor(features), self.conf_predictor(features)
         return tracks, visibility.squeeze(-1).float().sigmoid(), confidence.squeeze(-1).float().sigmoid()
