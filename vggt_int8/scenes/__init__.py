@@ -2,10 +2,26 @@
 
 `render_scenes(seeds, frames, size)` gives images, depth, world points, cameras and, on request, point tracks.
 Everything follows from a 64-bit seed per scene: `seeds` says how the splits stay apart, `layout` furnishes a
-scene, `paths` moves the camera, `raycast` and `textures` make the pixels, `render` ties them together.
+scene, `paths` moves the camera, `raycast` and `textures` make the pixels, `render` ties them
+together; `metrics` scores a reconstruction against the truth.
 """
 
-from vggt_int8.scenes.render import SceneBatch, render_scenes
+from vggt_int8.scenes.describe import SceneDescription, describe_scenes
+from vggt_int8.scenes.metrics import DepthScores, PoseScores, depth_scores, pose_errors, pose_scores
+from vggt_int8.scenes.render import SceneBatch, render_description, render_scenes
 from vggt_int8.scenes.seeds import SPLITS, scene_seeds
 
-__all__ = ["SPLITS", "SceneBatch", "render_scenes", "scene_seeds"]
+__all__ = [
+    "SPLITS",
+    "DepthScores",
+    "PoseScores",
+    "SceneBatch",
+    "SceneDescription",
+    "depth_scores",
+    "describe_scenes",
+    "pose_errors",
+    "pose_scores",
+    "render_description",
+    "render_scenes",
+    "scene_seeds",
+]

@@ -1,0 +1,77 @@
+"""Draws all parameters of a batch of scenes on the CPU: the half of rendering that needs no pixels.
+
+Drawing on the CPU makes all devices render the same scene. It is also cheap and free of the GPU, so a data loader's
+workers can do it ahead of time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from vggt_int8.geometry import compose_extrinsics, invert_extrinsic
+from vggt_int8.scenes.layout import clear_camera_space, draw_layout
+from vggt_int8.scenes.paths import draw_cameras
+from vggt_int8.scenes.raycast import rays_in_unit_space
+from vggt_int8.scenes.seeds import Uniforms
+from vggt_int8.scenes.surfaces import draw_lights, draw_surfaces
+
+LAYOUT_STREAM, PATH_STREAM, SURFACE_STREAM, LIGHT_STREAM = range(4)
+
+
+@dataclass
+class SceneDescription:
+    """All that B scenes of S views are made of: small tensors, drawn on the CPU, in metres and the scene frame."""
+
+    seeds: Tensor  # [B] int64
+    slots: Tensor  # [B, S, K, 12] from `rays_in_unit_space`
+    placement: Tensor  # [B, K, 12] normal map 3x3 (scene from unit), half extents
+    surfaces: Tensor  # [B, K * FACES, WIDTH]
+    lights: Tensor  # [B, LIGHT_WIDTH]
+    camera: Tensor  # [B, S, 12] rotation scene-from-camera 3x3, centre
+    intrinsic: Tensor  # [B, S, 3, 3] pixels
+    extrinsic: Tensor  # [B, S, 3, 4] camera from world; the first is the identity
+
+    def to(self, device: torch.device | str) -> "SceneDescription":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return SceneDescription(**{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+
+
+@torch.no_grad()
+def describe_scenes(seeds: Sequence[int] | Tensor, frames: int, size: tuple[int, int]) -> SceneDescription:
+    """The first half of `render_scenes`, always on the CPU: so it can run in a data loader's workers."""
+    seeds = torch.as_tensor(seeds, dtype=torch.int64).cpu()
+    if seeds.dim() != 1 or len(seeds) == 0:
+        raise ValueError(f"seeds must be a list of at least one integer, got shape {tuple(seeds.shape)}")
+    if frames < 1 or min(size) < 1:
+        raise ValueError(f"a scene needs views and pixels, got frames={frames} of size {tuple(size)}")
+    layout = draw_layout(Uniforms(seeds, LAYOUT_STREAM))
+    cameras = draw_cameras(Uniforms(seeds, PATH_STREAM), layout, frames)
+    clear_camera_space(layout, cameras.whole_path)
+    p = layout.primitives
+    surfaces = draw_surfaces(Uniforms(seeds, SURFACE_STREAM), p.half)
+    lights = draw_lights(Uniforms(seeds, LIGHT_STREAM), layout.room_size)
+    # A normal transforms with the inverse transpose: rotation / half.
+    placement = torch.cat([(p.rotation / p.half[:, :, None]).flatten(2), p.half], dim=-1)
+    scene_from_camera = cameras.rotation.mT
+    camera = torch.cat([scene_from_camera.flatten(2), cameras.center], dim=-1)
+    focal = cameras.focal * max(size)
+    intrinsic = torch.zeros(*focal.shape, 3, 3)
+    intrinsic[..., 0, 0] = intrinsic[..., 1, 1] = focal
+    intrinsic[..., 0, 2], intrinsic[..., 1, 2], intrinsic[..., 2, 2] = size[1] / 2, size[0] / 2, 1.0
+
+    camera_from_scene = invert_extrinsic(torch.cat([scene_from_camera, cameras.center[..., None]], dim=-1).double())
+    scene_from_world = invert_extrinsic(camera_from_scene[:, :1]).expand_as(camera_from_scene)
+    extrinsic = compose_extrinsics(camera_from_scene, scene_from_world).float()
+    extrinsic[:, 0] = torch.eye(3, 4)
+    return SceneDescription(
+        seeds=seeds,
+        slots=rays_in_unit_space(p, cameras.center),
+        placement=placement,
+        surfaces=surfaces,
+        lights=lights,
+        camera=camera,
+        intrinsic=intrinsic,
+        extrinsic=extrinsic,
+    )

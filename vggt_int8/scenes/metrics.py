@@ -1,0 +1,85 @@
+"""Scores of a reconstruction against exact ground truth: pose AUC and depth errors, as in VGGT's evaluation.
+
+Poses: every pair of views of a scene gives one error, the larger of the angle between true and predicted relative
+rotation and the angle between true and predicted direction of translation. AUC@k is the mean, over the whole
+thresholds 1 ... k degrees, of the share of pairs below the threshold. Pairs of all scenes count alike. A translation
+that points the wrong way is wrong here: the sign is not forgiven.
+
+Depth: one scale per scene, the median of truth / prediction over its valid pixels, then AbsRel and the share
+of pixels within a factor of 1.25. Every scene counts alike.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vggt_int8.geometry import direction_error_degrees, relative_pose, rotation_error_degrees
+
+
+@dataclass(frozen=True)
+class PoseScores:
+    """AUCs in percent, median errors in degrees, over `pairs` pairs of views."""
+
+    auc_30: float
+    auc_15: float
+    auc_5: float
+    auc_3: float
+    rotation_median: float
+    translation_median: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class DepthScores:
+    """abs_rel: mean |prediction - truth| / truth; delta_125: percentage of pixels within a factor of 1.25."""
+
+    abs_rel: float
+    delta_125: float
+
+
+def pose_errors(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Two extrinsics [B, S, 3, 4], camera from world -> rotation and translation errors [B, pairs] in degrees."""
+    views = truth.shape[1]
+    if views < 2:
+        raise ValueError(f"relative poses need at least two views, got {views}")
+    first, second = torch.triu_indices(views, views, offset=1, device=truth.device)
+    between = [relative_pose(e[:, first], e[:, second]) for e in (predicted.float(), truth.float())]
+    rotation = rotation_error_degrees(between[0][..., :3], between[1][..., :3])
+    translation = direction_error_degrees(between[0][..., 3], between[1][..., 3])
+    return rotation, translation
+
+
+def pose_scores(rotation: Tensor, translation: Tensor) -> PoseScores:
+    """Errors of any number of pairs, in degrees, of the same shape -> scores."""
+    rotation, translation = rotation.flatten(), translation.flatten()
+    worst = torch.maximum(rotation, translation)
+    return PoseScores(
+        auc_30=_auc(worst, 30),
+        auc_15=_auc(worst, 15),
+        auc_5=_auc(worst, 5),
+        auc_3=_auc(worst, 3),
+        rotation_median=rotation.median().item(),
+        translation_median=translation.median().item(),
+        pairs=worst.numel(),
+    )
+
+
+def depth_scores(predicted: Tensor, truth: Tensor, valid: Tensor) -> DepthScores:
+    """Depths [B, S, H, W] and validity (bool) of the same shape -> scores."""
+    if predicted.shape != truth.shape or valid.shape != truth.shape:
+        raise ValueError(
+            f"depth {tuple(predicted.shape)}, truth {tuple(truth.shape)} and valid {tuple(valid.shape)} differ"
+        )
+    abs_rel, delta = [], []
+    for scene_predicted, scene_truth, scene_valid in zip(predicted.float(), truth.float(), valid, strict=True):
+        p, t = scene_predicted[scene_valid], scene_truth[scene_valid]
+        p = p * (t / p).median()
+        abs_rel.append(((p - t).abs() / t).mean())
+        delta.append((torch.maximum(p / t, t / p) < 1.25).float().mean())
+    return DepthScores(torch.stack(abs_rel).mean().item(), 100 * torch.stack(delta).mean().item())
+
+
+def _auc(errors: Tensor, limit: int) -> float:
+    thresholds = torch.arange(1, limit + 1, device=errors.device)
+    return 100 * (errors[:, None] < thresholds).float().mean().item()
