@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).parent.parent
 
 # Python tells its audit hooks whatever leaves the process. CUDA may be asked whether it is there, which does not
@@ -43,9 +45,7 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     home.chmod(0o555)
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_", "TORCH", "TRANSFORMERS_"))
-    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_", "TORCH", "TRANSFORMERS_"))}
     environment = kept | {"HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -86,3 +86,32 @@ def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     kinds = {event for event, _ in json.loads(process.stdout)["events"]}
     assert {"open", "socket.connect", "os.mkdir", "subprocess.Popen"} <= kinds
+
+
+AUTO = """
+import sys
+import vggt_int8
+from transformers import AutoModel
+assert "torchao" not in sys.modules
+model = AutoModel.from_pretrained(sys.argv[1])
+assert type(model) is vggt_int8.VGGTInt8, type(model)
+assert type(AutoModel.from_config(model.config)) is vggt_int8.VGGTInt8
+print(sum(p.double().sum().item() for p in model.parameters()))
+"""
+
+
+def test_auto_model_loads_ours_after_a_plain_import(tmp_path: Path) -> None:
+    config = json.loads((ROOT / "tests/data/parity/tiny_vggt_config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vggt"}))
+    weights = ROOT / "tests/data/parity/tiny_vggt.safetensors"
+    (tmp_path / "model.safetensors").write_bytes(weights.read_bytes())
+    process = subprocess.run(
+        [sys.executable, "-c", AUTO, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    expected = sum(tensor.double().sum().item() for tensor in load_file(weights).values())
+    assert abs(float(process.stdout) - expected) < 1e-6 * abs(expected)

@@ -59,16 +59,12 @@ def complaint(found: Import, package: str = "vggt_int8") -> str | None:
     if parts[0] != package:
         return None
     target = parts[1] if len(parts) > 1 else "__init__"
-    if (
-        target not in TIER
-    ):  # `from vggt_int8 import VGGTInt8`: the public names, which stand above all but the cli
+    if target not in TIER:  # `from vggt_int8 import VGGTInt8`: the public names, which stand above all but the cli
         target = "__init__"
     if source == "__init__":
         return f"{file}:{line}: the package imports its own command line" if target in TIERS[-1] else None
     if target == "__init__":
-        return (
-            None if TIER[source] == len(TIERS) - 1 else f"{file}:{line}: imports the whole package ({name})"
-        )
+        return None if TIER[source] == len(TIERS) - 1 else f"{file}:{line}: imports the whole package ({name})"
     if source == target or TIER[target] < TIER[source]:
         return None
     if TIER[source] == TIER[target] == 0 and target in SHARED:

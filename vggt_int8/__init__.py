@@ -1,17 +1,45 @@
 """VGGT in INT8: load, quantize, run and save; see the README.
 
-Importing the package registers the "vggt_int8" quantizer and the Auto classes with transformers; it needs no network
-and no GPU, and writes nothing. The libraries behind the backends are imported when a backend is used.
+Importing the package registers the Auto classes with transformers; it needs no network and no GPU, and writes
+nothing. The public names are loaded when they are first used: transformers' model classes import torchao, which
+takes seconds, prints, and makes a folder. The libraries behind the backends are imported when a backend is used.
 """
 
-from vggt_int8.eval.compare import compare_model_outputs
-from vggt_int8.images import load_images
-from vggt_int8.model import VGGT, VGGTConfig, VGGTOutput
-from vggt_int8.pretrained import CheckpointError, VGGTInt8, quantize
-from vggt_int8.quant import BackendError, estimate_model_size
-from vggt_int8.recipe import Recipe, RecipeError, available_recipes, load_recipe
+import contextlib
+import importlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel
+
+from vggt_int8.model.config import VGGTConfig
+
+if TYPE_CHECKING:
+    from vggt_int8.eval.compare import compare_model_outputs
+    from vggt_int8.images import load_images
+    from vggt_int8.model.vggt import VGGT, VGGTOutput
+    from vggt_int8.pretrained import CheckpointError, VGGTInt8, quantize
+    from vggt_int8.quant import BackendError, estimate_model_size
+    from vggt_int8.recipe import Recipe, RecipeError, available_recipes, load_recipe
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "VGGT": "vggt_int8.model.vggt",
+    "BackendError": "vggt_int8.quant",
+    "CheckpointError": "vggt_int8.pretrained",
+    "Recipe": "vggt_int8.recipe",
+    "RecipeError": "vggt_int8.recipe",
+    "VGGTInt8": "vggt_int8.pretrained",
+    "VGGTOutput": "vggt_int8.model.vggt",
+    "available_recipes": "vggt_int8.recipe",
+    "compare_model_outputs": "vggt_int8.eval.compare",
+    "estimate_model_size": "vggt_int8.quant",
+    "load_images": "vggt_int8.images",
+    "load_recipe": "vggt_int8.recipe",
+    "quantize": "vggt_int8.pretrained",
+}
 
 __all__ = [
     "VGGT",
@@ -29,3 +57,47 @@ __all__ = [
     "load_recipe",
     "quantize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _quiet_libraries():
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Any:
+    """Keep what transformers and torchao print while they are imported off the user's console."""
+    previous = logging.root.manager.disable
+    logging.disable(max(previous, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+class _AutoVGGTInt8:
+    """Stands for `VGGTInt8` in `AutoModel` until it is used, when the real class takes over."""
+
+    config_class = VGGTConfig
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
+        return __getattr__("VGGTInt8").from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def _from_config(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
+        return __getattr__("VGGTInt8")._from_config(*args, **kwargs)
+
+
+AutoConfig.register("vggt", VGGTConfig)
+AutoModel.register(VGGTConfig, _AutoVGGTInt8)

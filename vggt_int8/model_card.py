@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 
 VGGT_1B = "facebook/VGGT-1B"
 METRICS = {
+    "relative": "relative error",
     "mae": "mean abs. difference",
     "max_diff": "max. difference",
     "cosine": "cosine",
@@ -23,7 +24,7 @@ def model_card(
     *,
     name: str = "VGGT in INT8",
     base_model: str | None = None,
-    differences: Mapping[str, Mapping[str, float]] | None = None,
+    differences: Mapping[str, Any] | None = None,
 ) -> str:
     """Text of a model card, with the metadata block that the Hub reads.
 
@@ -31,7 +32,8 @@ def model_card(
     sizes: dtype name -> bytes of stored tensors.
     name: title, and what the example loads: a Hub id or a folder.
     base_model: Hub id of the checkpoint that was quantized; None when it is not known.
-    differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value.
+    differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value, as in the result of
+        `compare_model_outputs`, whose other entries are ignored.
     """
     quantization = config.get("quantization_config") or {}
     recipe = quantization.get("recipe") or {}
@@ -111,7 +113,8 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
     return table
 
 
-def _difference_table(differences: Mapping[str, Mapping[str, float]]) -> str:
+def _difference_table(differences: Mapping[str, Any]) -> str:
+    differences = {name: row for name, row in differences.items() if isinstance(row, Mapping)}
     shown = [key for key in METRICS if any(key in row for row in differences.values())]
     head = "| output | " + " | ".join(METRICS[key] for key in shown) + " |"
     rows = [

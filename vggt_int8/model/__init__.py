@@ -1,6 +1,5 @@
-"""The network. It knows nothing of quantization: see `vggt_int8.quant` and `vggt_int8.pretrained`."""
+"""The network. It knows nothing of quantization: see `vggt_int8.quant` and `vggt_int8.pretrained`.
 
-from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.vggt import VGGT, VGGTOutput
-
-__all__ = ["VGGT", "VGGTConfig", "VGGTOutput"]
+`VGGTConfig` lies in `config.py`, `VGGT` and `VGGTOutput` in `vggt.py`. They are not imported here: the config alone is
+cheap, the model brings all of transformers' model code along.
+"""

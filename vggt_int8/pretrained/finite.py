@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.model import VGGTOutput
+from vggt_int8.model.vggt import VGGTOutput
 
 # images are the input; a field of view of zero makes the intrinsic alone infinite, which is a warning, not an error.
 _UNCHECKED = ("images", "intrinsic", "pose_enc_list")
@@ -46,12 +46,12 @@ def check_finite(model: nn.Module, output: VGGTOutput, rerun: Callable[[], Any])
 
 
 def _describe(model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Callable[[], Any]) -> str:
-    if not bool(output.images.isfinite().all()):
+    if output.images is not None and not bool(output.images.isfinite().all()):
         return "the input images hold NaN or inf"
     frames = sorted({f for name in bad for f in _bad_frames(output[name])})
     layer = first_non_finite_layer(model, rerun)
     return (
-        f"NaN or inf in {', '.join(bad)} (frames {frames[:8]}); first seen after {layer}. If the model computes in fp16, "
+        f"NaN or inf in {', '.join(bad)} (frames {frames[:8]}); first seen after {layer}. With fp16, "
         "dtype=torch.bfloat16 or torch.float32 reaches further"
     )
 

@@ -11,9 +11,10 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
-from vggt_int8.model import VGGT, VGGTConfig, VGGTOutput
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.pretrained.checkpoint import CheckpointError, load_pickle, read_headers, validate_checkpoint
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import is_capturing
@@ -43,7 +44,7 @@ class VGGTInt8(VGGT):
     load_dtypes: dict[str, torch.dtype | None]
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
@@ -112,7 +113,7 @@ class VGGTInt8(VGGT):
             of view of zero. It waits for the device once; skipped while compiling or capturing a CUDA graph.
         """
         output = super().forward(images, query_points, heads, frames_chunk_size)
-        if check_finite and not is_capturing(output.images):
+        if check_finite and not is_capturing(images):
             check_outputs(self, output, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size))
         return output
 
@@ -133,7 +134,7 @@ class VGGTInt8(VGGT):
                 module.backend = backend
         quantization.backend = backend
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
 
         Everything is written to a temporary folder beside it first and then renamed, so an interrupted save leaves
@@ -154,7 +155,7 @@ class VGGTInt8(VGGT):
         if push:
             self.push_to_hub(repo_id, token=kwargs.get("token"))
 
-    def push_to_hub(  # type: ignore[override]
+    def push_to_hub(
         self,
         repo_id: str,
         *,
@@ -273,5 +274,4 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         (target / name).unlink()
 
 
-AutoConfig.register("vggt", VGGTConfig)
-AutoModel.register(VGGTConfig, VGGTInt8)
+AutoModel.register(VGGTConfig, VGGTInt8)  # in place of the stand-in that the package registers when it is imported
