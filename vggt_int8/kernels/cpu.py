@@ -124,6 +124,12 @@ def cpu_int8_kernel() -> str:
     return FLOAT32
 
 
+@functools.cache
+def int_mm_is_exact() -> bool:
+    """Whether `torch._int_mm` on s8·s8 is exact on this CPU. Libraries call it without looking."""
+    return _is_exact(S8S8)
+
+
 def _raw_matmul(codes: Tensor, weight: PreparedWeight) -> Tensor:
     """Codes [M, K] as the kernel takes them (U8S8: uint8, shifted by 128) -> [M, N] int32, `correction` still
     in.

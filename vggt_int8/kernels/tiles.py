@@ -1,0 +1,113 @@
+"""Which tile a GEMM runs with: a table per GPU architecture, kept as data, so that nothing is tuned at start-up.
+
+`tiles.json` maps an architecture ("90" is compute capability 9.0) to measured entries
+`{"m", "n", "k", "residual", "tile": {...}}`. A GEMM takes the entry nearest to its own size, among those of its
+kind: an epilogue that reads a residual needs more shared memory. `vggt_int8.kernels.tune`
+measures a GPU and writes such a file; `VGGT_INT8_TILES` names a file to use instead of the one shipped here.
+"""
+
+import functools
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SHIPPED = Path(__file__).with_name("tiles.json")
+ENVIRONMENT = "VGGT_INT8_TILES"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one program multiplies: it makes block_m x block_n outputs, block_k of the reduction at a time.
+
+    tma: operands come through tensor descriptors (compute capability 9.0 and up), otherwise through pointers.
+    per_sm: programs per multiprocessor, each taking one tile after another; 0: one program per tile.
+    split_k: programs that share a tile's reduction; their int32 sums meet in memory. Only with per_sm 0.
+    group_m: tiles in a row of tiles that run side by side, so that they share operands in the L2 cache.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    tma: bool = False
+    per_sm: int = 0
+    split_k: int = 1
+    group_m: int = 8
+
+    def __str__(self) -> str:
+        parts = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.warps}", f"s{self.stages}"]
+        parts += ["tma"] * self.tma + [f"p{self.per_sm}"] * (self.per_sm > 0)
+        return " ".join(parts + [f"k/{self.split_k}"] * (self.split_k > 1))
+
+
+class Size(NamedTuple):
+    """A GEMM [m, k] x [n, k], and whether a residual is added to it."""
+
+    m: int
+    n: int
+    k: int
+    residual: bool
+
+
+def gemm_tile(arch: int, size: Size) -> Tile:
+    """The tile for an INT8 GEMM on architecture `arch` (10 * major + minor).
+
+    Descriptors need rows of whole 16-byte units: other sizes get the same blocks through pointers.
+    """
+    tile = _nearest(arch, size)
+    if tile.tma and (size.k % 16 or size.n % 16):
+        return Tile(min(tile.block_m, 128), min(tile.block_n, 128), 64, 4, 3)
+    return tile
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest(arch: int, size: Size) -> Tile:
+    entries = _table(os.environ.get(ENVIRONMENT, str(SHIPPED)), arch)
+
+    def distance(entry: dict[str, Any]) -> float:
+        return sum(abs(math.log(getattr(size, key) / entry[key])) for key in ("m", "n", "k"))
+
+    return Tile(**min((e for e in entries if e["residual"] == size.residual), key=distance)["tile"])
+
+
+@functools.lru_cache(maxsize=16)
+def _table(path: str, arch: int) -> list[dict[str, Any]]:
+    """The entries of `arch`, or of the newest older architecture; one newer than all gets the pointer tiles of
+    Ada, which fit everywhere."""
+    tables = json.loads(Path(path).read_text(encoding="utf-8"))["int8_gemm"]
+    if str(arch) in tables:
+        return tables[str(arch)]
+    older = [int(name) for name in tables if int(name) <= arch]
+    if not older:
+        raise ValueError(
+            f"the INT8 kernels need a GPU of compute capability {min(map(int, tables)) / 10} or newer, "
+            f'not {arch / 10}: use backend="reference" or "bitsandbytes"'
+        )
+    fallback = "89" if arch > 90 and "89" in tables else str(max(older))
+    return tables[fallback]
+
+
+def write(path: Path, entries: dict[int, dict[Size, Tile]]) -> None:
+    """Write a table {architecture: {size: tile}}; architectures that are not given are kept."""
+    table = json.loads((path if path.exists() else SHIPPED).read_text(encoding="utf-8"))
+    for arch, rows in entries.items():
+        table["int8_gemm"][str(arch)] = [size._asdict() | {"tile": asdict(tile)} for size, tile in rows.items()]
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(_format(table), encoding="utf-8")
+    temporary.replace(path)
+    _table.cache_clear()
+    _nearest.cache_clear()
+
+
+def _format(table: dict[str, Any]) -> str:
+    """JSON with one entry per line, so that a new tuning shows as a readable difference."""
+    arches = []
+    for arch, rows in table["int8_gemm"].items():
+        lines = ",\n".join("      " + json.dumps(row) for row in rows)
+        arches.append(f'    "{arch}": [\n{lines}\n    ]')
+    body = ",\n".join(arches)
+    return f'{{\n  "int8_gemm": {{\n{body}\n  }}\n}}\n'

@@ -1,0 +1,218 @@
+"""INT8 GEMM in Triton with everything that follows a linear in its epilogue.
+
+[M, K] x [N, K] -> [M, N]. Both operands have K innermost, which is what the integer tensor cores read (Hopper's
+take nothing else). The sum is exact in int32 registers and never goes to memory as such: scales, bias, GELU,
+LayerScale and residual are applied to it in fp32, with one rounding at the end.
+
+Two kernels share the epilogue. The pointer kernel runs on every GPU since Ampere. The descriptor kernel lets
+Hopper's copy engine (TMA) fetch tiles, and may be persistent: few programs walk over many tiles, so that the
+operands of the next tile arrive while the epilogue of this one runs. Names in kernels: p_ pointer, d_ tensor
+descriptor, i_ index, o_ offset, m_ mask, b_ block of values.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vggt_int8.kernels.tiles import Size, Tile, gemm_tile
+
+
+@triton.jit
+def to_codes(y):
+    """fp32 -> int8, round half to even, clamped. Adding 1.5 * 2^23 leaves the integer in the low mantissa bits."""
+    y = tl.minimum(tl.maximum(y, -127.0), 127.0) + 12582912.0
+    return y.to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def gelu(x):
+    """Exact GELU, x * Phi(x), within 1e-6, as relu(x) - |x| * Phi(-|x|).
+
+    Phi(-a) = exp(-a^2 / 2) * P(a), with P of degree 9 fitted for least absolute error of the GELU. `tl.erf` takes
+    twice the special-function instructions and so many registers that large tiles spill.
+    """
+    a = tl.minimum(tl.abs(x), 5.5)
+    p = -4.501869625528343e-06 * a + 9.555716678733006e-05
+    p = p * a - 0.0009018507553264499
+    p = p * a + 0.005081703420728445
+    p = p * a - 0.019546156749129295
+    p = p * a + 0.05618494004011154
+    p = p * a - 0.1293829083442688
+    p = p * a + 0.24880948662757874
+    p = p * a - 0.39874696731567383
+    p = p * a + 0.49998894333839417
+    return tl.maximum(x, 0.0) - tl.abs(x) * p * tl.exp2(x * x * -0.7213475204444817)
+
+
+@triton.jit
+def _tile_index(i_tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Number of a tile -> its row and column; GROUP_M rows of tiles at a time, to reuse operands in L2."""
+    n_m, n_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    i_group = i_tile // (GROUP_M * n_n)
+    i_first = i_group * GROUP_M
+    group = min(n_m - i_first, GROUP_M)
+    i_in_group = i_tile % (GROUP_M * n_n)
+    return i_first + i_in_group % group, i_in_group // group
+
+
+@triton.jit
+def _epilogue(
+    b_acc, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, GELU: tl.constexpr
+):
+    """int32 sums of rows o_m and columns o_n -> results, fp32 or int8 codes."""
+    m_m, m_n = o_m < M, o_n < N
+    y = b_acc.to(tl.float32) * tl.load(p_x_scale + o_m, mask=m_m, other=0.0)[:, None]
+    y *= tl.load(p_w_scale + o_n, mask=m_n, other=0.0)[None, :]
+    if p_bias is not None:
+        y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    if GELU:
+        y = gelu(y)
+    if p_residual is not None:
+        o_residual = o_m.to(tl.int64)[:, None] * N + o_n[None, :]
+        b_residual = tl.load(p_residual + o_residual, mask=m_m[:, None] & m_n[None, :], other=0.0)
+        gamma = tl.load(p_gamma + o_n, mask=m_n, other=0.0).to(tl.float32)
+        y = b_residual.to(tl.float32) + gamma[None, :] * y
+    if p_out_scale is not None:
+        y = to_codes(y / tl.load(p_out_scale))
+    return y
+
+
+@triton.jit
+def _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K: tl.constexpr):
+    """Add this program's part of a tile in memory; for the last of SPLIT_K programs, True and the whole sum.
+
+    Integer addition commutes exactly, so the result does not depend on the order of arrival.
+    """
+    p_tile = p_sums + o_m.to(tl.int64)[:, None] * N + o_n[None, :]
+    mask = (o_m < M)[:, None] & (o_n < N)[None, :]
+    tl.atomic_add(p_tile, b_acc, mask=mask, sem="relaxed")
+    tl.debug_barrier()  # every thread's additions come before the one that counts this program as done
+    last = tl.atomic_add(p_done + i_tile, 1, sem="acq_rel") == SPLIT_K - 1
+    if last:
+        b_acc = tl.load(p_tile, mask=mask, other=0, cache_modifier=".cg")
+    return last, b_acc
+
+
+@triton.jit(do_not_specialize=["M"])
+def _pointer_kernel(
+    p_x, p_w, p_out, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, p_sums, p_done, M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    i_tile = tl.program_id(0)
+    i_split = tl.program_id(1)
+    i_m, i_n = _tile_index(i_tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
+    o_k = i_split * steps * BLOCK_K + tl.arange(0, BLOCK_K)
+    # Rows past the end read row 0 or so instead of nothing: what they give is never stored.
+    p_a = p_x + (o_m % M).to(tl.int64)[:, None] * K + o_k[None, :]
+    p_b = p_w + (o_n % N).to(tl.int64)[None, :] * K + o_k[:, None]
+    b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    for i in range(steps):
+        if EVEN_K:
+            b_acc = tl.dot(tl.load(p_a), tl.load(p_b), b_acc, out_dtype=tl.int32)
+        else:
+            m_k = o_k + i * BLOCK_K < K
+            b_a = tl.load(p_a, mask=m_k[None, :], other=0)
+            b_b = tl.load(p_b, mask=m_k[:, None], other=0)
+            b_acc = tl.dot(b_a, b_b, b_acc, out_dtype=tl.int32)
+        p_a += BLOCK_K
+        p_b += BLOCK_K
+    last = True
+    if SPLIT_K > 1:
+        last, b_acc = _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K)
+    if last:
+        y = _epilogue(b_acc, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, GELU)
+        p_y = p_out + o_m.to(tl.int64)[:, None] * N + o_n[None, :]
+        tl.store(p_y, y.to(p_out.dtype.element_ty), mask=(o_m < M)[:, None] & (o_n < N)[None, :])
+
+
+@triton.jit(do_not_specialize=["M"])
+def _descriptor_kernel(
+    d_x, d_w, d_out, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, p_sums, p_done, M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
+    o_k = tl.program_id(1) * steps * BLOCK_K
+    for i_tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=PERSISTENT):
+        i_m, i_n = _tile_index(i_tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+        for i in range(steps):
+            b_a = d_x.load([i_m * BLOCK_M, o_k + i * BLOCK_K])
+            b_b = d_w.load([i_n * BLOCK_N, o_k + i * BLOCK_K])
+            b_acc = tl.dot(b_a, b_b.T, b_acc, out_dtype=tl.int32)
+        o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        last = True
+        if SPLIT_K > 1:
+            last, b_acc = _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K)
+        if last:
+            y = _epilogue(b_acc, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, GELU)
+            d_out.store([i_m * BLOCK_M, i_n * BLOCK_N], y.to(d_out.dtype))
+
+
+def int8_gemm(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """`reference.int8_gemm` on the GPU; every matrix contiguous. `tile` None: the table's choice for this size."""
+    (m, k), n = x_codes.shape, weight.shape[0]
+    out = torch.empty(m, n, device=x_codes.device, dtype=dtype if out_scale is None else torch.int8)
+    if m == 0:
+        return out
+    tile = tile or gemm_tile(architecture(x_codes.device), Size(m, n, k, residual is not None))
+    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    sums = done = None
+    if tile.split_k > 1:
+        workspace = torch.zeros(m * n + tiles, device=out.device, dtype=torch.int32)
+        sums, done = workspace[: m * n], workspace[m * n :]
+    operands = (x_scale, weight_scale, bias, gamma, residual, out_scale, sums, done, m, n, k)
+    shared = {
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": tile.group_m,
+        "SPLIT_K": tile.split_k, "GELU": gelu, "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+    if not tile.tma:
+        steps = triton.cdiv(triton.cdiv(k, tile.block_k), tile.split_k)
+        even = k == steps * tile.split_k * tile.block_k
+        _pointer_kernel[(tiles, tile.split_k)](x_codes, weight, out, *operands, **shared, EVEN_K=even)
+        return out
+    descriptors = (
+        TensorDescriptor.from_tensor(x_codes, [tile.block_m, tile.block_k]),
+        TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
+        TensorDescriptor.from_tensor(out, [tile.block_m, tile.block_n]),
+    )
+    programs = min(tiles, tile.per_sm * processors(out.device)) if tile.per_sm else tiles
+    _descriptor_kernel[(programs, tile.split_k)](*descriptors, *operands, **shared, PERSISTENT=tile.per_sm > 0)
+    return out
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """10 * major + minor of a GPU; the interpreter, which runs on the CPU, passes for the oldest one."""
+    if device.type == "cpu":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 2 for the interpreter."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,122 @@
+"""Passes over whole rows in Triton: LayerNorm to INT8 codes, with or without the residual add before it, and
+per-token quantization alone.
+
+Each reads a row once, keeps it in registers and writes one byte per channel, so it costs what its bytes cost:
+3 bytes per channel for fp16 LayerNorm to codes, against 4 for the LayerNorm and 3 for a quantization after it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vggt_int8.kernels.triton_gemm import to_codes
+
+_TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
+
+
+@triton.jit
+def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K):
+    """Rows y [R, K] fp32 -> codes and scales. b_poison [R] is 0, or NaN for a row that holds NaN or inf."""
+    if p_input_scale is None:
+        absmax = tl.max(tl.abs(y), axis=1)
+        # Below 1e-35 the reciprocal would overflow: such rows become zeros.
+        inverse = tl.where(absmax > 1e-35, 127.0 / absmax, 0.0)
+        scale = tl.where(absmax > 0.0, absmax / 127.0, 1.0)
+        b_codes = to_codes(y * inverse[:, None])
+    else:
+        scale = tl.load(p_input_scale)
+        b_codes = to_codes(y / scale)
+    tl.store(p_codes + o_row.to(tl.int64)[:, None] * K + o_k[None, :], b_codes, mask=mask)
+    tl.store(p_scale + o_row, scale + b_poison, mask=m_row)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _layer_norm_kernel(
+    p_x, p_y, p_gamma, p_sum, p_weight, p_bias, p_codes, p_scale, p_input_scale, M, eps,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_k = tl.arange(0, BLOCK_K)
+    m_row, m_k = o_row < M, o_k < K
+    mask = m_row[:, None] & m_k[None, :]
+    o_x = o_row.to(tl.int64)[:, None] * K + o_k[None, :]
+    x = tl.load(p_x + o_x, mask=mask, other=0.0).to(tl.float32)
+    if p_y is not None:
+        gamma = tl.load(p_gamma + o_k, mask=m_k, other=0.0).to(tl.float32)
+        x += gamma[None, :] * tl.load(p_y + o_x, mask=mask, other=0.0).to(tl.float32)
+        b_sum = x.to(p_sum.dtype.element_ty)
+        tl.store(p_sum + o_x, b_sum, mask=mask)
+        x = b_sum.to(tl.float32)  # the norm sees what the next block will read
+    mean = tl.sum(x, axis=1) / K
+    x = tl.where(mask, x - mean[:, None], 0.0)
+    variance = tl.sum(x * x, axis=1) / K
+    y = x * tl.rsqrt(variance + eps)[:, None]
+    y = y * tl.load(p_weight + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
+    y += tl.load(p_bias + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
+    _store_codes(y, variance * 0.0, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _quantize_kernel(
+    p_x, p_codes, p_scale, p_input_scale, M,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_k = tl.arange(0, BLOCK_K)
+    m_row, m_k = o_row < M, o_k < K
+    mask = m_row[:, None] & m_k[None, :]
+    x = tl.load(p_x + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=mask, other=0.0).to(tl.float32)
+    poison = tl.sum(x * 0.0, axis=1)
+    _store_codes(x, poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K)
+
+
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`reference.layer_norm_quantize` in one pass; x [M, C] contiguous."""
+    codes, scale = _outputs(x)
+    _launch(_layer_norm_kernel, x, x, None, None, None, weight, bias, codes, scale, input_scale, x.shape[0], eps)
+    return codes, scale
+
+
+def add_layer_norm_quantize(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    input_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference.add_layer_norm_quantize` in one pass; x, y [M, C] contiguous."""
+    total = torch.empty_like(x)
+    codes, scale = _outputs(x)
+    _launch(
+        *(_layer_norm_kernel, x, x, y, gamma, total, weight, bias, codes, scale, input_scale),
+        *(x.shape[0], eps),
+    )
+    return total, codes, scale
+
+
+def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`reference.quantize_rows` in one pass; x [M, K] contiguous."""
+    codes, scale = _outputs(x)
+    _launch(_quantize_kernel, x, x, codes, scale, input_scale, x.shape[0])
+    return codes, scale
+
+
+def _outputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    codes = torch.empty(x.shape, device=x.device, dtype=torch.int8)
+    return codes, torch.empty(x.shape[0], 1, device=x.device, dtype=torch.float32)
+
+
+def _launch(kernel: triton.JITFunction, x: Tensor, *arguments: object) -> None:
+    """One program for as many rows as make a tile of about `_TILE` values; a row is never split."""
+    m, k = x.shape
+    if m == 0:
+        return
+    block_k = triton.next_power_of_2(k)
+    block_m = max(1, _TILE // block_k)
+    warps = min(16, max(1, block_m * block_k // 1024))
+    kernel[(triton.cdiv(m, block_m),)](*arguments, K=k, BLOCK_M=block_m, BLOCK_K=block_k, num_warps=warps)

@@ -1,0 +1,88 @@
+"""q/k LayerNorm and 2-D RoPE in Triton: one pass, in place, over the output of the qkv linear.
+
+The linear writes [T, 3, H, D]. Queries and keys are normalised and turned where they lie and values are not
+touched, so attention reads three strided views of that one tensor and nothing is copied. (In place costs 4/3 of
+the tensor's bytes; separate q, k, v cost 2.)
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TOKENS = 4  # per program
+
+
+@triton.jit
+def _norm_weight(p_q, p_k, o_d, m_row, m_d):
+    """[R, D/4] of the q or the k norm's parameter, by whether a row is a query (m_row)."""
+    b_q = tl.load(p_q + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_k = tl.load(p_k + o_d, mask=m_d, other=0.0).to(tl.float32)
+    return tl.where(m_row[:, None], b_q[None, :], b_k[None, :])
+
+
+@triton.jit
+def _turn(a, b, cos, sin, p_a, p_b, mask):
+    """Turn the channel pairs (a, b) and store them."""
+    tl.store(p_a, (a * cos - b * sin).to(p_a.dtype.element_ty), mask=mask)
+    tl.store(p_b, (b * cos + a * sin).to(p_b.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "P"])
+def _qk_norm_rope_kernel(
+    p_qkv, p_q_weight, p_q_bias, p_k_weight, p_k_bias, p_rope, T, P, eps,
+    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, QUARTER: tl.constexpr,
+):  # fmt: skip
+    """A row is one head of q or k of one token: 2H rows per token, which lie side by side. A row is handled as
+    four quarters, because RoPE pairs quarter 0 with 1 (turned by the image row) and 2 with 3 (by the column)."""
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    o_token, o_head = o_row // (2 * H), o_row % (2 * H)
+    o_d = tl.arange(0, QUARTER)
+    m_d = o_d < D // 4
+    mask = (o_token < T)[:, None] & m_d[None, :]
+    p_0 = p_qkv + (o_token * (3 * H * D) + o_head * D)[:, None] + o_d[None, :]
+    p_1, p_2, p_3 = p_0 + D // 4, p_0 + D // 2, p_0 + 3 * D // 4
+    x_0 = tl.load(p_0, mask=mask, other=0.0).to(tl.float32)
+    x_1 = tl.load(p_1, mask=mask, other=0.0).to(tl.float32)
+    x_2 = tl.load(p_2, mask=mask, other=0.0).to(tl.float32)
+    x_3 = tl.load(p_3, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(x_0 + x_1 + x_2 + x_3, axis=1)[:, None] / D
+    x_0, x_1 = tl.where(mask, x_0 - mean, 0.0), tl.where(mask, x_1 - mean, 0.0)
+    x_2, x_3 = tl.where(mask, x_2 - mean, 0.0), tl.where(mask, x_3 - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(x_0 * x_0 + x_1 * x_1 + x_2 * x_2 + x_3 * x_3, axis=1)[:, None] / D + eps)
+    query = o_head < H
+    q: tl.constexpr = D // 4
+    x_0 = x_0 * rstd * _norm_weight(p_q_weight, p_k_weight, o_d, query, m_d)
+    x_0 += _norm_weight(p_q_bias, p_k_bias, o_d, query, m_d)
+    x_1 = x_1 * rstd * _norm_weight(p_q_weight + q, p_k_weight + q, o_d, query, m_d)
+    x_1 += _norm_weight(p_q_bias + q, p_k_bias + q, o_d, query, m_d)
+    x_2 = x_2 * rstd * _norm_weight(p_q_weight + 2 * q, p_k_weight + 2 * q, o_d, query, m_d)
+    x_2 += _norm_weight(p_q_bias + 2 * q, p_k_bias + 2 * q, o_d, query, m_d)
+    x_3 = x_3 * rstd * _norm_weight(p_q_weight + 3 * q, p_k_weight + 3 * q, o_d, query, m_d)
+    x_3 += _norm_weight(p_q_bias + 3 * q, p_k_bias + 3 * q, o_d, query, m_d)
+    # Both quarters of a pair have the same angle, so a quarter of the cosines is enough for each.
+    p_cos = p_rope + (o_token % P * D)[:, None] + o_d[None, :]
+    p_sin = p_cos + P.to(tl.int64) * D
+    _turn(x_0, x_1, tl.load(p_cos, mask=mask), tl.load(p_sin, mask=mask), p_0, p_1, mask)
+    p_cos, p_sin = p_cos + D // 2, p_sin + D // 2
+    _turn(x_2, x_3, tl.load(p_cos, mask=mask), tl.load(p_sin, mask=mask), p_2, p_3, mask)
+
+
+def qk_norm_rope_(
+    qkv: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    rope: Tensor,
+    eps: float,
+) -> None:
+    """`reference.qk_norm_rope`, written into qkv [T, 3, H, D] contiguous. rope [2, P, D]: see there."""
+    tokens, _, heads, dim = qkv.shape
+    if tokens == 0:
+        return
+    rows = triton.next_power_of_2(2 * heads * _TOKENS)
+    parameters = (q_weight, q_bias, k_weight, k_bias, rope)
+    _qk_norm_rope_kernel[(triton.cdiv(tokens * 2 * heads, rows),)](
+        *(qkv, *parameters, tokens, rope.shape[1], eps),
+        H=heads, D=dim, ROWS=rows, QUARTER=triton.next_power_of_2(dim // 4), num_warps=4,
+    )  # fmt: skip
