@@ -1,0 +1,95 @@
+"""Commands of training:
+
+python -m vggt_int8.training run --config FILE --out DIR [--max-minutes M] [--total-steps N]
+    Train, or go on where DIR/checkpoint stands. Several GPUs: `accelerate launch -m vggt_int8.training run ...`.
+python -m vggt_int8.training measure --config FILE --out DIR [--steps N]
+    A short run that prints what rendering, each part of a step and the memory cost; no checkpoint is written.
+python -m vggt_int8.training export --out DIR --to FOLDER
+    The checkpoint as a model folder in fp16 (config.json and model.safetensors).
+python -m vggt_int8.training plot LOG.jsonl... -o CURVES.svg
+    Losses and held-out scores over the steps.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from vggt_int8.model import VGGT
+from vggt_int8.training.checkpoint import load_checkpoint, read_facts
+from vggt_int8.training.config import TrainingConfig, config_from_table, load_config
+from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.measure import measure
+from vggt_int8.training.plot import write_curves
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = _parser().parse_args(arguments)
+    match args.command:
+        case "run":
+            trainer = Trainer(_config(args), args.out)
+            trainer.console.print(
+                f"from step {trainer.step} of {trainer.config.optimizer.total_steps}, on {trainer.device}"
+            )
+            limits = RunLimits(max_minutes=args.max_minutes, save_minutes=args.save_minutes)
+            reason = trainer.train(limits)
+            trainer.console.print(f"stopped at step {trainer.step}: {reason}. Checkpoint: {trainer.checkpoint}")
+            trainer.accelerator.end_training()
+        case "measure":
+            measure(_config(args), args.out, args.steps)
+        case "export":
+            export(args.out, args.to)
+            print(f"wrote {args.to}")
+        case "plot":
+            write_curves(args.logs, args.output)
+            print(f"wrote {args.output}")
+
+
+def export(out: Path, folder: Path) -> None:
+    """The weights of `out/checkpoint` as an fp16 model folder that `VGGT.from_pretrained` reads."""
+    config = config_from_table(read_facts(out / "checkpoint")["config"])
+    model = VGGT(config.vggt())
+    load_checkpoint(out / "checkpoint", model, optimizer=None)
+    largest = max(parameter.abs().max().item() for parameter in model.parameters())
+    if largest > torch.finfo(torch.float16).max:
+        raise ValueError(f"a weight of {largest:g} does not fit into fp16")
+    model.half().save_pretrained(folder)
+
+
+def _config(args: argparse.Namespace) -> TrainingConfig:
+    config = load_config(args.config)
+    if args.total_steps is not None:
+        optimizer = dataclasses.replace(config.optimizer, total_steps=args.total_steps)
+        config = dataclasses.replace(config, optimizer=optimizer)
+    if args.compile is not None:
+        parts = () if args.compile == "none" else tuple(args.compile.split(","))
+        config = dataclasses.replace(config, compile=parts)
+    return config
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vggt_int8.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run, measured = commands.add_parser("run"), commands.add_parser("measure")
+    for command in (run, measured):
+        command.add_argument("--config", type=Path, required=True, help="TOML file")
+        command.add_argument("--out", type=Path, required=True, help="folder of the run")
+        command.add_argument("--total-steps", type=int, help="instead of the file's: when to be done, decay included")
+        command.add_argument("--compile", help="instead of the file's: render,blocks,heads or none")
+    run.add_argument("--max-minutes", type=float, help="stop cleanly within this time, validation included")
+    run.add_argument("--save-minutes", type=float, default=4.0, help="time between checkpoints")
+    measured.add_argument("--steps", type=int, default=200, help="steps of the short run")
+    exported = commands.add_parser("export")
+    exported.add_argument("--out", type=Path, required=True, help="folder of the run")
+    exported.add_argument("--to", type=Path, required=True, help="model folder to write")
+    plotted = commands.add_parser("plot")
+    plotted.add_argument("logs", type=Path, nargs="+", help="log.jsonl files of one run, in order")
+    plotted.add_argument("-o", "--output", type=Path, required=True, help="SVG file to write")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Checkpoints of a run in small files: fp32 weights, and Adam's two moments in 8 bits.
+
+A folder of safetensors shards of at most 15 MiB (so that they pass through tools that limit the size of a file) and
+`trainer.json` with the step and the whole configuration. The moments are stored as float8 (e4m3) with one scale per
+row: the first forgets its past within ten steps, the root of the second sets step sizes that a few percent do not
+matter to. 6 bytes a parameter instead of 12. A root that would round to zero keeps the smallest float8 instead, for
+a zero would make the next step huge.
+
+Writing is atomic: a new folder is completed under a temporary name, then takes the old one's place.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+SHARD_BYTES = 15 * 2**20
+FORMAT_VERSION = 1
+FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
+FLOAT8_LEAST = 2.0**-9
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+    """Write `folder` anew. `facts` must be JSON: the step, the configuration, whatever else the run remembers.
+
+    Raises ValueError if a weight is not finite: a good checkpoint is never replaced by a broken one.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} is not finite: nothing is saved, the last checkpoint stays")
+        tensors[f"weight.{name}"] = parameter.detach().float().cpu()
+        state = optimizer.state.get(parameter)
+        if state:
+            _pack(tensors, f"first.{name}", state["exp_avg"], keep_positive=False)
+            _pack(tensors, f"root_second.{name}", state["exp_avg_sq"].sqrt(), keep_positive=True)
+    shards = _in_shards(tensors)
+    temporary = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for index, shard in enumerate(shards, start=1):
+        save_file(shard, temporary / f"state-{index:02}-of-{len(shards):02}.safetensors")
+    facts = {"format_version": FORMAT_VERSION, "shards": len(shards), **facts}
+    (temporary / "trainer.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    previous = folder.with_name(f".{folder.name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, previous)
+    os.rename(temporary, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """`trainer.json` of a checkpoint. Raises FileNotFoundError or ValueError with the folder's name."""
+    path = folder / "trainer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no checkpoint: trainer.json is missing")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {facts.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+        )
+    return facts
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Fill the model, and the optimizer if there is one, in place; returns the facts."""
+    facts = read_facts(folder)
+    tensors = _read_shards(folder, facts["shards"])
+    parameters = dict(model.named_parameters())
+    saved = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
+    if saved != set(parameters):
+        raise ValueError(
+            f"{folder} does not fit this model: it lacks {sorted(set(parameters) - saved)[:3]} "
+            f"and has {sorted(saved - set(parameters))[:3]} too many"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            weight = tensors[f"weight.{name}"]
+            if weight.shape != parameter.shape:
+                raise ValueError(f"{folder}: {name} is {tuple(weight.shape)}, the model's {tuple(parameter.shape)}")
+            parameter.copy_(weight)
+            if optimizer is not None and f"first.{name}" in tensors:
+                optimizer.state[parameter] = {
+                    "step": _step_like(optimizer, parameter, facts["step"]),
+                    "exp_avg": _unpack(tensors, f"first.{name}").to(parameter.device),
+                    "exp_avg_sq": _unpack(tensors, f"root_second.{name}").square().to(parameter.device),
+                }
+    return facts
+
+
+def _step_like(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> Tensor:
+    """Fused and capturable optimizers keep the step count beside the parameter, others on the CPU."""
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return torch.tensor(float(step), device=parameter.device if on_device else "cpu")
+
+
+def _pack(tensors: dict[str, Tensor], name: str, value: Tensor, keep_positive: bool) -> None:
+    rows = value.detach().float().reshape(value.shape[0], -1) if value.dim() > 1 else value.detach().float()[None]
+    scale = rows.abs().amax(dim=1, keepdim=True) / FLOAT8_MAX
+    codes = rows / scale.clamp_min(torch.finfo(torch.float32).tiny)
+    if keep_positive:
+        codes = codes.clamp_min(FLOAT8_LEAST)
+    tensors[name] = codes.clamp(-FLOAT8_MAX, FLOAT8_MAX).reshape(value.shape).to(torch.float8_e4m3fn).cpu()
+    tensors[f"{name}.scale"] = scale.cpu()
+
+
+def _unpack(tensors: dict[str, Tensor], name: str) -> Tensor:
+    codes, scale = tensors[name].float(), tensors[f"{name}.scale"]
+    rows = codes.reshape(scale.shape[0], -1) * scale
+    return rows.reshape(codes.shape)
+
+
+def _in_shards(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size() + 256  # 256: its entry in the header
+        if used + size > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor.contiguous()
+        used += size
+    return shards
+
+
+def _read_shards(folder: Path, count: int) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for index in range(1, count + 1):
+        path = folder / f"state-{index:02}-of-{count:02}.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} is incomplete: {path.name} is missing")
+        with safe_open(path, framework="pt") as file:
+            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return tensors

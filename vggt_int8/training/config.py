@@ -1,0 +1,123 @@
+"""What a training run is made of, read from a TOML file in which every key is known and typed."""
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vggt_int8.model import VGGTConfig
+
+COMPILABLE = ("render", "blocks", "heads")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """frames_per_step: images of one process in one step; a step's scenes all have one of `views` views."""
+
+    size: tuple[int, int] = (112, 112)  # (H, W) pixels
+    views: tuple[int, ...] = (2, 4, 8)
+    frames_per_step: int = 192
+    supersample: int = 2
+    tracks: int = 0  # query points per scene, for models with a track head
+    workers: int = 4  # processes that draw scenes ahead; 0: none
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW under a warmup - constant - decay schedule."""
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    warmup_steps: int = 1000
+    total_steps: int = 60000
+    decay_share: float = 0.3  # of total_steps, at the end; the rate falls as 1 - sqrt(progress)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms (see `losses`), and alpha, the weight of log confidence."""
+
+    camera: float = 5.0
+    depth: float = 1.0
+    point: float = 1.0
+    track: float = 0.05
+    alpha: float = 0.2
+    gamma: float = 0.6  # decay of a camera iteration's weight, from the last to the first
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out scenes 0 ... scenes - 1, each with every number of views."""
+
+    scenes: int = 128
+    views: tuple[int, ...] = (4, 8)
+    every_steps: int = 4000
+    frames_per_batch: int = 128
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole run. `model` holds the keyword arguments of `VGGTConfig`."""
+
+    model: dict[str, Any]
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    seed: int = 0
+    mixed_precision: str = "bf16"  # or "no"
+    compile: tuple[str, ...] = ()  # parts to torch.compile: of `COMPILABLE`
+    log_steps: int = 50
+
+    def __post_init__(self) -> None:
+        bad = [v for v in self.data.views if v < 2 or self.data.frames_per_step % v]
+        if bad:
+            raise ValueError(
+                f"data.views {bad} must be at least 2 and divide frames_per_step {self.data.frames_per_step}"
+            )
+        unknown = set(self.compile) - set(COMPILABLE)
+        if unknown:
+            raise ValueError(f"compile has {sorted(unknown)}; it can name {', '.join(COMPILABLE)}")
+        if self.data.tracks and not self.vggt().enable_track:
+            raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
+
+    def vggt(self) -> VGGTConfig:
+        return VGGTConfig(**self.model)
+
+
+def load_config(path: str | Path) -> TrainingConfig:
+    """Read a TOML file. Raises ValueError that names the file and the key on an unknown or missing one."""
+    path = Path(path)
+    with path.open("rb") as file:
+        table = tomllib.load(file)
+    if "model" not in table:
+        raise ValueError(f"{path}: there is no [model] table")
+    try:
+        return config_from_table(table)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def config_from_table(table: dict[str, Any]) -> TrainingConfig:
+    """The inverse of `dataclasses.asdict`, also for what JSON or TOML made of it (lists for tuples)."""
+    sections = {
+        "data": DataConfig,
+        "optimizer": OptimizerConfig,
+        "loss": LossConfig,
+        "validation": ValidationConfig,
+    }
+    values = dict(table)
+    for name, section in sections.items():
+        if name in values:
+            values[name] = section(**_known(values[name], section, f"[{name}]"))
+    return TrainingConfig(**_known(values, TrainingConfig, "the file"))
+
+
+def _known(table: dict[str, Any], section: type, where: str) -> dict[str, Any]:
+    names = [f.name for f in fields(section)]
+    unknown = sorted(set(table) - set(names))
+    if unknown:
+        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}; it can have {', '.join(names)}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}

@@ -1,0 +1,258 @@
+"""The training loop: one process on a CPU or GPU, or several under `accelerate launch`.
+
+A run's whole state is its step, the weights and Adam's moments: data and schedule follow from the step. So a run may be
+stopped at any moment and goes on from its last checkpoint, on another machine or another number of GPUs. (The step's
+scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from vggt_int8.model import VGGT
+from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
+from vggt_int8.training.checkpoint import load_checkpoint, save_checkpoint
+from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.data import training_descriptions
+from vggt_int8.training.losses import scene_losses
+from vggt_int8.training.start import build_optimizer, build_schedule, fresh_model
+from vggt_int8.training.validation import validate
+
+RECOMPILE_LIMIT = 64  # shapes and module variants of one compiled function; the default of 8 is for servers
+VALIDATION_RESERVE = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
+
+
+@dataclass
+class RunLimits:
+    """When to stop and what to do then."""
+
+    max_minutes: float | None = None  # wall clock, counted from the start of `train`
+    max_steps: int | None = None  # of this call
+    save_minutes: float = 4.0
+    validate_at_end: bool = True
+
+
+class Trainer:
+    """One run. `out` gets `checkpoint/` and `log.jsonl`; a checkpoint found there is resumed."""
+
+    def __init__(self, config: TrainingConfig, out: Path, model: VGGT | None = None) -> None:
+        """`model`: train this one (for example one prepared for QAT) instead of a fresh one."""
+        self.started = time.monotonic()
+        self.config, self.out = config, out
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.device = self.accelerator.device
+        self.console = Console(quiet=not self.accelerator.is_main_process, soft_wrap=True)
+        self.step, self.seconds_before = 0, 0.0
+        model = fresh_model(config) if model is None else model
+        # The model itself: without DDP's wrapper, and with the names of the checkpoint.
+        self.network: VGGT = model.to(self.device)
+        optimizer = build_optimizer(self.network, config.optimizer)
+        if (self.checkpoint / "trainer.json").exists():
+            facts = load_checkpoint(self.checkpoint, self.network, optimizer)
+            self.step, self.seconds_before = facts["step"], facts["seconds"]
+        self.schedule = build_schedule(optimizer, config.optimizer, self.step)
+        _prepare_network(self.network, config)
+        self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoint"
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of all calls of this run so far."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def train(self, limits: RunLimits) -> str:
+        """Train until the configured steps are done or a limit is met; returns which. Saves at the end."""
+        config = self.config
+        self.out.mkdir(parents=True, exist_ok=True)
+        last = config.optimizer.total_steps
+        if limits.max_steps is not None:
+            last = min(last, self.step + limits.max_steps)
+        self.log({"kind": "start", "step": self.step, "device": _device_name(self.device), **_versions()})
+        meter, saved = _Meter(config.data.frames_per_step * self.accelerator.num_processes), time.monotonic()
+        self.model.train()
+        reason = "all steps are done" if last == config.optimizer.total_steps else "max_steps reached"
+        with self._progress(last) as advance:
+            for description in self._descriptions(last):
+                losses, norm = self.train_step(description)
+                advance(self.step)
+                if self.step % config.log_steps == 0:
+                    self._log_step(losses, norm, meter)
+                if self.step % config.validation.every_steps == 0 and self.step < last:
+                    self.validate(scenes=min(32, config.validation.scenes))
+                    meter.restart()
+                # Every process must leave at the same step, so the first one's clock decides.
+                clock = self._agree([time.monotonic() - self.started, time.monotonic() - saved])
+                if clock[1] > 60 * limits.save_minutes:
+                    self.save()
+                    saved = time.monotonic()
+                if limits.max_minutes is not None and clock[0] > 60 * limits.max_minutes - VALIDATION_RESERVE:
+                    reason = f"max_minutes ({limits.max_minutes:g}) reached"
+                    break
+        self.save()
+        if limits.validate_at_end:
+            self.validate()
+        return reason
+
+    def train_step(self, description: SceneDescription) -> tuple[dict[str, Tensor], Tensor]:
+        """Render, predict, learn. Returns the losses and the gradient norm, still on the device."""
+        batch = self.render(description)
+        with self.accelerator.autocast():
+            output = self.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
+        losses = scene_losses(output, batch, self.config.loss)
+        self.accelerator.backward(losses["total"])
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()}, norm
+
+    def render(self, description: SceneDescription) -> SceneBatch:
+        data = self.config.data
+        return render_description(
+            description.to(self.device),
+            data.size,
+            supersample=data.supersample,
+            tracks=data.tracks,
+            compiled="render" in self.config.compile,
+        )
+
+    def validate(self, scenes: int | None = None) -> dict[str, dict[str, float]] | None:
+        """Score on held-out scenes, on the main process; logs and prints. None on the others."""
+        results = None
+        if self.accelerator.is_main_process:
+            results = validate(self.network, self.config.data, self.config.validation, scenes=scenes)
+            count = scenes or self.config.validation.scenes
+            self.log({"kind": "validation", "step": self.step, "scenes": count, **results})
+            for views, scores in results.items():
+                shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                self.console.print(f"held-out, {count} scenes x {views}:  {shown}", highlight=False)
+        self.accelerator.wait_for_everyone()
+        return results
+
+    def save(self) -> None:
+        if self.accelerator.is_main_process:
+            facts = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
+            save_checkpoint(self.checkpoint, self.network, self.optimizer.optimizer, facts)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """One JSON line in `log.jsonl`, on the main process."""
+        if self.accelerator.is_main_process:
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**entry, "minutes": round(self.seconds / 60, 3)}) + "\n")
+
+    def _descriptions(self, last: int) -> Iterator[SceneDescription]:
+        accelerator = self.accelerator
+        return training_descriptions(
+            self.config.data, self.config.seed, self.step, last, accelerator.process_index, accelerator.num_processes
+        )
+
+    def _log_step(self, losses: dict[str, Tensor], norm: Tensor, meter: "_Meter") -> None:
+        values = {name: value.item() for name, value in losses.items()}
+        if not math.isfinite(values["total"]) or not math.isfinite(norm.item()):
+            raise FloatingPointError(
+                f"step {self.step}: losses {values}, gradient norm {norm.item()}. The last checkpoint is intact; "
+                f"lower the learning rate or the clip norm and resume"
+            )
+        rate = self.schedule.get_last_lr()[0]
+        speed = meter.frames_per_second(self.config.log_steps)
+        entry = {"kind": "train", "step": self.step, **values, "grad_norm": norm.item(), "learning_rate": rate}
+        self.log({**entry, "frames_per_second": round(speed, 1)})
+        parts = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.console.print(
+            f"step {self.step}  {parts}  norm {norm.item():.2f}  rate {rate:.2e}  {speed:.0f} frames/s", highlight=False
+        )
+
+    def _agree(self, values: list[float]) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return values
+        shared = torch.tensor(values, device=self.device)
+        torch.distributed.broadcast(shared, src=0)
+        return shared.tolist()
+
+    @contextmanager
+    def _progress(self, last: int) -> Iterator[Any]:
+        """A bar on a terminal; elsewhere the log lines are enough."""
+        if not self.console.is_terminal:
+            yield lambda step: None
+            return
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("training", total=last, completed=self.step)
+            yield lambda step: progress.update(task, completed=step)
+
+
+class _Meter:
+    """Frames a second between two calls."""
+
+    def __init__(self, frames_per_step: int) -> None:
+        self.frames_per_step = frames_per_step
+        self.restart()
+
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+    def frames_per_second(self, steps: int) -> float:
+        seconds = time.monotonic() - self.since
+        self.restart()
+        return steps * self.frames_per_step / seconds
+
+
+def _prepare_network(network: VGGT, config: TrainingConfig) -> None:
+    """fp32 for the camera head, channels-last convolutions, and what `config.compile` names, in place."""
+    if network.camera_head is not None:
+        _without_autocast(network.camera_head)
+    for head in (network.depth_head, network.point_head):
+        if head is not None:
+            head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not config.compile:
+        return
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    if "blocks" in config.compile:
+        aggregator = network.aggregator
+        for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
+            block.compile(dynamic=False)
+        # The number of scenes and tokens changes with the number of views: one kernel for all.
+        for block in aggregator.global_blocks:
+            block.compile(dynamic=True)
+    if "heads" in config.compile:
+        for head in (network.depth_head, network.point_head):
+            if head is not None:
+                head.scratch.compile(dynamic=False)
+
+
+def _without_autocast(head: nn.Module) -> None:
+    """The camera head is tiny and its output most sensitive: it runs in the parameters' own precision."""
+    forward = head.forward
+
+    def in_full_precision(tokens: Tensor) -> list[Tensor]:
+        with torch.autocast(tokens.device.type, enabled=False):
+            return forward(tokens.to(next(head.parameters()).dtype))
+
+    head.forward = in_full_precision
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _versions() -> dict[str, str]:
+    import accelerate
+    import transformers
+
+    return {"torch": torch.__version__, "accelerate": accelerate.__version__, "transformers": transformers.__version__}

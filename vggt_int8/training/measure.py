@@ -1,0 +1,79 @@
+"""What a training step costs: rendering, forward, backward, update, memory; then a short run's loss."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
+from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.losses import scene_losses
+
+REPEATS = 10
+HEADER = "views  first s  draw ms  render ms  forward ms  backward ms  update ms  frames/s"
+
+
+def measure(config: TrainingConfig, out: Path, steps: int) -> None:
+    """Print a table per number of views, then train `steps` steps from scratch in `out`/measure (removed first)."""
+    folder = out / "measure"
+    shutil.rmtree(folder, ignore_errors=True)
+    trainer = Trainer(config, folder)
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    fp16_mb = 2 * parameters / 1e6
+    print(f"{parameters / 1e6:.2f} M parameters ({fp16_mb:.1f} MB in fp16), compiled: {config.compile or 'nothing'}")
+    print(HEADER)
+    for views in config.data.views:
+        print(_row(trainer, config, views), flush=True)
+    if torch.cuda.is_available():
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    reason = trainer.train(RunLimits(max_steps=steps, validate_at_end=True))
+    print(f"stopped at step {trainer.step}: {reason}; log in {folder / 'log.jsonl'}")
+
+
+def _row(trainer: Trainer, config: TrainingConfig, views: int) -> str:
+    data = config.data
+    seeds = scene_seeds("free", range(data.frames_per_step // views))
+    start = time.perf_counter()
+    trainer.train_step(describe_scenes(seeds, views, data.size))
+    _wait()
+    first = time.perf_counter() - start
+    draw = _milliseconds(lambda: describe_scenes(seeds, views, data.size))
+    description: SceneDescription = describe_scenes(seeds, views, data.size)
+    render = _milliseconds(lambda: trainer.render(description))
+    batch = trainer.render(description)
+
+    def forward() -> torch.Tensor:
+        with trainer.accelerator.autocast():
+            output = trainer.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
+        return scene_losses(output, batch, config.loss)["total"]
+
+    def forward_backward() -> None:
+        trainer.accelerator.backward(forward())
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    trainer.model.train()
+    ahead, both = _milliseconds(forward), _milliseconds(forward_backward)
+    whole = _milliseconds(lambda: trainer.train_step(description))
+    frames = data.frames_per_step / whole * 1e3
+    update = whole - both - render
+    cells = (f"{views:>5}", f"{first:>7.1f}", f"{draw:>7.1f}", f"{render:>9.1f}", f"{ahead:>10.1f}")
+    return "  ".join((*cells, f"{both - ahead:>11.1f}", f"{update:>9.1f}", f"{frames:>8.0f}"))
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    """Mean over some calls, after one that does not count."""
+    work()
+    _wait()
+    start = time.perf_counter()
+    for _ in range(REPEATS):
+        work()
+    _wait()
+    return (time.perf_counter() - start) / REPEATS * 1e3
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,74 @@
+"""A model to train from scratch, and its optimizer and schedule.
+
+The network's own initialisation follows the reference, which starts from a pretrained encoder and at 24 blocks of
+width 1024. A small network trained from nothing needs signals of order one instead: Xavier weights, residual branches
+that matter from the first step, special tokens that differ, and a camera head whose field of view does not start
+under its ReLU, where no gradient would ever reach it.
+"""
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from vggt_int8.model import VGGT
+from vggt_int8.training.config import OptimizerConfig, TrainingConfig
+
+TOKEN_STD = 0.05
+BRANCH_SCALE = 0.2  # LayerScale of aggregator and camera head
+START_FOV = 0.25  # radians that each refinement adds at the start
+START_QUATERNION_W = 0.25
+
+
+def fresh_model(config: TrainingConfig) -> VGGT:
+    """A model with random weights that depend on `config.seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = VGGT(config.vggt())
+        with torch.no_grad():
+            _initialise(model)
+    return model
+
+
+def _initialise(model: VGGT) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith(("ls1.gamma", "ls2.gamma")) and "patch_embed" not in name:
+            parameter.fill_(BRANCH_SCALE)
+        elif name.endswith(("camera_token", "register_token", "cls_token", "register_tokens")):
+            parameter.normal_(std=TOKEN_STD)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    if model.camera_head is not None:
+        last = model.camera_head.pose_branch.fc2
+        last.weight.mul_(0.1)
+        last.bias.copy_(torch.tensor([0.0] * 6 + [START_QUATERNION_W, START_FOV, START_FOV]))
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
+    """Weight decay on matrices and kernels only, not on vectors, tokens and position embeddings."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.dim() >= 2 and not name.endswith(("token", "tokens", "pos_embed"))
+            (decayed if matrix else kept).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    on_cuda = next(model.parameters()).is_cuda
+    return AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=on_cuda)
+
+
+def rate_factor(step: int, config: OptimizerConfig) -> float:
+    """Share of the learning rate at a step: linear warmup, constant, then 1 - sqrt(progress of the decay)."""
+    decay_steps = max(1, round(config.decay_share * config.total_steps))
+    progress = (step - (config.total_steps - decay_steps)) / decay_steps
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warmup * (1.0 if progress <= 0 else max(0.0, 1.0 - progress**0.5))
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> LambdaLR:
+    """The schedule as it stands before `step`."""
+    return LambdaLR(optimizer, lambda done: rate_factor(step + done, config))
