@@ -118,16 +118,18 @@ def cpu_int8_kernel() -> str:
     `torch._int_mm` may be missing u8·s8 (torch 2.11), saturate (no VNNI) or be a plain loop (oneDNN switched
     off).
     """
-    for kernel in (U8S8, S8S8):
-        if _is_exact(kernel) and _milliseconds(kernel) < _milliseconds(FLOAT32):
-            return kernel
+    with torch.device("cpu"):  # also when asked while a model is built on the meta device
+        for kernel in (U8S8, S8S8):
+            if _is_exact(kernel) and _milliseconds(kernel) < _milliseconds(FLOAT32):
+                return kernel
     return FLOAT32
 
 
 @functools.cache
 def int_mm_is_exact() -> bool:
     """Whether `torch._int_mm` on s8·s8 is exact on this CPU. Libraries call it without looking."""
-    return _is_exact(S8S8)
+    with torch.device("cpu"):  # also when asked while a model is built on the meta device
+        return _is_exact(S8S8)
 
 
 def _raw_matmul(codes: Tensor, weight: PreparedWeight) -> Tensor:

@@ -21,6 +21,8 @@ from vggt_int8.recipe import Scheme
 BACKENDS = ("native", "torchao", "bitsandbytes", "reference")
 # Weight-only layers inside a W8A8 recipe run here, whichever backend the rest uses.
 PORTABLE = "portable"
+# Why a library that calls `torch._int_mm` unchecked cannot be used on some CPUs.
+SATURATES = "its integer product saturates on this CPU, which has no VNNI instructions"
 
 # What "auto" tries, fastest first. On CUDA by measurement (README, "What is measured"): bitsandbytes' INT8 GEMM is
 # fused with its scales, torchao's eager path makes several passes over the int32 result.

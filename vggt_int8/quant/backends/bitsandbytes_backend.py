@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels import reference
-from vggt_int8.quant.backends import Backend, QuantizedLinear
+from vggt_int8.kernels import cpu, reference
+from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
 _MULTIPLE = 4  # cuBLASLt's INT8 GEMM wants K in fours; bitsandbytes would leave the integer unit
@@ -23,11 +23,13 @@ class BitsandbytesBackend(Backend):
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
         if scheme.activations == "none":
             return "it has no weight-only INT8"
-        return "it has no static activation scales" if scheme.activations == "static" else None
+        if scheme.activations == "static":
+            return "it has no static activation scales"
+        return SATURATES if device_type == "cpu" and _uses_int_mm() and not cpu.int_mm_is_exact() else None
 
     def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
         gemm = "bitsandbytes int8_linear_matmul"
-        if device_type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        if device_type == "cpu" and not _uses_int_mm():
             gemm += " (fp32 product: this CPU has no AVX-512)"
         if layer.in_features % _MULTIPLE:
             gemm += f", K padded to a multiple of {_MULTIPLE}"
@@ -58,6 +60,11 @@ class BitsandbytesBackend(Backend):
         return torch.ops.bitsandbytes.int8_scaled_mm(
             codes, weight, row_absmax, weight_absmax, bias=layer.bias, dtype=x.dtype
         )
+
+
+def _uses_int_mm() -> bool:
+    """Whether bitsandbytes multiplies integers on this CPU."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:

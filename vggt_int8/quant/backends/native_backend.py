@@ -12,7 +12,8 @@ class NativeBackend(Backend):
     name = "native"
 
     def __init__(self) -> None:
-        # weight -> (its version, the sum of each row's codes that u8·s8 needs). Weak: offloaded weights come and go.
+        # weight -> (its version and address, the sum of each row's codes that u8·s8 needs). Weak: offloaded weights
+        # come and go.
         self._corrections: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
@@ -31,13 +32,15 @@ class NativeBackend(Backend):
         return cpu.w8a8_linear_cpu(x, self._prepared(layer.weight), layer.weight_scale, layer.bias, layer.input_scale)
 
     def _prepared(self, weight: Tensor) -> cpu.PreparedWeight:
-        version = 0 if weight.is_inference() else weight._version
+        if weight.is_inference():  # has no version, so a change could not be noticed
+            return cpu.prepare(weight)
+        state = (weight._version, weight.data_ptr())  # `weight.data = other` leaves the version alone
         known = self._corrections.get(weight)
-        if known is not None and known[0] == version:
+        if known is not None and known[0] == state:
             return cpu.PreparedWeight(weight, known[1], cpu.cpu_int8_kernel())
         prepared = cpu.prepare(weight)
         # Only the row sums are kept: the prepared weight itself would hold its own key alive.
-        self._corrections[weight] = (version, prepared.correction)
+        self._corrections[weight] = (state, prepared.correction)
         return prepared
 
 

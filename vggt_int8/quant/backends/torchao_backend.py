@@ -1,10 +1,11 @@
 """torchao's `Int8Tensor` linears over our stored codes.
 
-Any symmetric pair of codes and scale is a valid `Int8Tensor`, so nothing is converted. Two of its habits are kept
+Any symmetric pair of codes and scale is a valid `Int8Tensor`, so nothing is converted. Four of its habits are kept
 from the user. Its linear multiplies `int32 * scale` in the activation's dtype before the weight scale, which
-overflows fp16 although the result would fit: it gets fp32 here. And products of 16 rows or fewer, or with sides
-that are not multiples of 8, leave the integer unit or even the GPU: they are padded with zeros, which changes no
-result.
+overflows fp16 although the result would fit: it gets fp32 here. Products of 16 rows or fewer, or with sides that are
+not multiples of 8, leave the integer unit or even the GPU: they are padded with zeros, which changes no result. Its
+dynamic scales never go below 1.2e-7, too coarse for small tokens: rows arrive divided by their own scale, which the
+result gets back. And its static codes hide NaN and inf, which the row's factor carries to the result.
 """
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from torchao.quantization import Int8Tensor, PerRow, PerTensor
 from torchao.quantization.quantize_.workflows.int8.int8_tensor import QuantizeTensorToInt8Kwargs
 
-from vggt_int8.quant.backends import Backend, QuantizedLinear
+from vggt_int8.kernels import cpu, reference
+from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
 _DYNAMIC = QuantizeTensorToInt8Kwargs(granularity=PerRow())
@@ -26,7 +28,11 @@ class TorchaoBackend(Backend):
     name = "torchao"
 
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
-        return "it has no outlier columns" if scheme.outlier_threshold else None
+        if scheme.outlier_threshold:
+            return "it has no outlier columns"
+        if device_type == "cpu" and scheme.activations != "none" and not cpu.int_mm_is_exact():
+            return SATURATES
+        return None
 
     def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
         if layer.scheme.activations == "none":
@@ -53,10 +59,15 @@ class TorchaoBackend(Backend):
             codes = F.pad(codes, (0, extra_k, 0, extra_n))
             scale = F.pad(scale, (0, 0, 0, extra_n), value=1.0)
             block = [1, codes.shape[1]]
+        if layer.input_scale is None:
+            row_scale = reference.absmax_scale(inputs, dim=-1)
+            inputs = inputs / row_scale
+        else:
+            row_scale = 1 + (inputs * 0).sum(dim=-1, keepdim=True)
         if extra_k or extra_rows:
             inputs = F.pad(inputs, (0, extra_k, 0, extra_rows))
         weight = self._activation_quantized(codes, scale, block, layer.input_scale)
-        y = F.linear(inputs, weight)[:rows, : layer.out_features]
+        y = F.linear(inputs, weight)[:rows, : layer.out_features] * row_scale
         return (y if layer.bias is None else y + layer.bias.float()).to(x.dtype)
 
     @staticmethod
