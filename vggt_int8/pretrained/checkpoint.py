@@ -58,9 +58,26 @@ def validate_checkpoint(
     if problems:
         raise CheckpointError("; ".join(problems))
     if not quantizing:
-        bad = [name for name, tensor in _floats(stored, state_dict, files) if not bool(tensor.isfinite().all())]
-        if bad:
-            raise CheckpointError(f"NaN or inf in {_listed(bad)}: the checkpoint is damaged, download or make it again")
+        _check_values(_floats(stored, state_dict, files), model)
+
+
+def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
+    scales = {
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, Int8Storage)
+        for key in ("weight_scale", "input_scale")
+    }
+    bad, not_positive = [], []
+    for name, tensor in tensors:
+        if not bool(tensor.isfinite().all()):
+            bad.append(name)
+        elif name in scales and not bool((tensor > 0).all()):
+            not_positive.append(name)
+    problems = [f"NaN or inf in {_listed(bad)}"] if bad else []
+    problems += [f"scales that are not positive in {_listed(not_positive)}"] if not_positive else []
+    if problems:
+        raise CheckpointError(f"{'; '.join(problems)}: the checkpoint is damaged, download or make it again")
 
 
 def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:

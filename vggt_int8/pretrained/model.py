@@ -21,17 +21,19 @@ from vggt_int8.pretrained.finite import is_capturing
 from vggt_int8.pretrained.quantizer import (
     VGGTInt8QuantizationConfig,
     VGGTInt8Quantizer,
+    check_kept_parameters,
     execution_device_type,
     round_kept_parameters,
 )
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
-from vggt_int8.quant.quantize import check_backend, quantize_module
+from vggt_int8.quant.quantize import apply_plan, check_backend, plan_module
 from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
 
 _SINGLE_FILES = (".pt", ".pth", ".bin", ".safetensors")
+_WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 class VGGTInt8(VGGT):
@@ -74,6 +76,7 @@ class VGGTInt8(VGGT):
         if config is None:
             config = VGGTConfig() if is_file else _load_config(source, kwargs)
         _set_quantization(config, kwargs, recipe, backend, source)
+        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # the name that transformers used before
         if dtype in (None, "auto"):
             dtype = torch.float16 if execution_device_type(device_map) == "cuda" else torch.float32
         options = {**kwargs, "config": config, "device_map": device_map, "dtype": dtype}
@@ -137,21 +140,23 @@ class VGGTInt8(VGGT):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
 
-        Everything is written to a temporary folder beside it first and then renamed, so an interrupted save leaves
+        Everything is written to a temporary folder inside it first and then renamed, so an interrupted save leaves
         what was there before.
         """
+        if not kwargs.get("is_main_process", True):
+            return
         target = Path(save_directory)
         if target.exists() and not target.is_dir():
             raise CheckpointError(f"{target} is a file; save_pretrained needs a folder")
         push = kwargs.pop("push_to_hub", False)
         repo_id = kwargs.pop("repo_id", target.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        target.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
         try:
             super().save_pretrained(temporary, **kwargs)
             _move_into_place(temporary, target)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary)
         if push:
             self.push_to_hub(repo_id, token=kwargs.get("token"))
 
@@ -191,7 +196,10 @@ def quantize(model: nn.Module, recipe: str | Path | Recipe = "int8_dynamic", bac
     the layer for weights with NaN or inf.
     """
     recipe = load_recipe(recipe)
-    plan = quantize_module(model, recipe, backend)
+    plan = plan_module(model, recipe, backend)
+    if isinstance(model, VGGTInt8):
+        check_kept_parameters(model, plan)
+    apply_plan(model, plan, recipe, backend)
     if isinstance(model, VGGTInt8):
         round_kept_parameters(model)
         quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
@@ -258,19 +266,14 @@ def _load_file(source: str) -> dict[str, Tensor]:
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:
-    """Rename a finished folder to `target`, or, if that exists, its files into it, removing older weights."""
-    if not target.exists():
-        temporary.rename(target)
-        return
-    new = sorted(
-        temporary.iterdir(), key=lambda path: path.suffix == ".json"
-    )  # weights first, then what points to them
-    old_weights = {
-        path.name for pattern in ("*.safetensors", "*.safetensors.index.json") for path in target.glob(pattern)
-    }
+    """Rename the files of a finished save into `target`, weights first, and remove the weights that were there."""
+    old = {path.name for pattern in _WEIGHT_FILES for path in target.glob(pattern)}
+    new = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".json")
+    mode = (temporary / "config.json").stat().st_mode  # that of any new file; safetensors lets only the owner read
     for path in new:
-        os.replace(path, target / path.name)
-    for name in old_weights - {path.name for path in new}:
+        path.chmod(mode)
+        path.replace(target / path.name)
+    for name in old - {path.name for path in new}:
         (target / name).unlink()
 
 

@@ -15,8 +15,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vggt_int8.pretrained.checkpoint import CheckpointError
+from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
-from vggt_int8.quant.storage import Int8Storage, bias_to_fp16, encode
+from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Recipe, RecipeError
 
 QUANT_METHOD = "vggt_int8"
@@ -100,7 +101,7 @@ class VGGTInt8Quantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors to save, in the format's dtypes whatever the compute dtype is."""
-        if hasattr(model, "hf_device_map"):
+        if any(parameter.is_meta for parameter in model.parameters()):  # offloaded: the values are with its hooks
             from accelerate.utils.modeling import get_state_dict_offloaded_model
 
             state = get_state_dict_offloaded_model(model)
@@ -147,28 +148,30 @@ class EncodeTensor(ConversionOps):
                 missing_keys.discard(scale_name)
                 codes, scale = encode(tensor, getattr(module, "channel_axis", 0))
                 return {full_layer_name: codes, scale_name: scale}
-            return {full_layer_name: rounded(tensor, slot.dtype)}
+            return {full_layer_name: to_fp16(tensor, parameter).to(slot.dtype)}
         except ValueError as error:
             # Raised after loading: transformers would turn an exception here into a page of its own report.
             self.quantizer.errors.append(f"{full_layer_name}: {error}")
             return {full_layer_name: torch.zeros(slot.shape, dtype=slot.dtype)}
 
 
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A kept tensor in the compute dtype, with its values rounded to fp16, in which it will be stored."""
-    return bias_to_fp16(tensor).to(dtype)
+def check_kept_parameters(model: nn.Module, plan: dict[str, LayerPlan]) -> None:
+    """Raise `ValueError`, naming it, for a parameter outside the plan's INT8 layers that fp16 cannot store."""
+    for name, module in model.named_modules():
+        if name not in plan or plan[name].scheme is None:
+            for key, parameter in module.named_parameters(recurse=False):
+                try:
+                    to_fp16(parameter.detach(), key)
+                except ValueError as error:
+                    raise ValueError(f"{name}.{key}: {error}") from error
 
 
 def round_kept_parameters(model: nn.Module) -> None:
-    """Round every kept floating-point parameter to fp16 values in place; its dtype stays."""
-    for name, module in model.named_modules():
-        if isinstance(module, Int8Storage):
-            continue
-        for key, parameter in module.named_parameters(recurse=False):
-            try:
-                parameter.data = rounded(parameter.data, parameter.dtype)
-            except ValueError as error:
-                raise ValueError(f"{name}.{key}: {error}") from error
+    """Round every kept floating-point parameter to fp16 values, as it will be stored; its dtype stays."""
+    for module in model.modules():
+        if not isinstance(module, Int8Storage):
+            for key, parameter in module.named_parameters(recurse=False):
+                parameter.data = to_fp16(parameter.data, key).to(parameter.dtype)
 
 
 def execution_device_type(device_map: Any) -> str:

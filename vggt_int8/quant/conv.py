@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.backends import PORTABLE
-from vggt_int8.quant.storage import Int8Storage, bias_to_fp16, encode
+from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
 
@@ -23,6 +23,8 @@ class _Int8Conv(Int8Storage):
         if conv.padding_mode != "zeros":
             raise ValueError(f"padding_mode {conv.padding_mode!r} is not supported: keep this layer in the recipe")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        if isinstance(conv.padding, str):
+            raise ValueError(f"padding {conv.padding!r} is not supported: give it in pixels, or keep this layer")
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
         self.output_padding, self.dilation, self.groups = conv.output_padding, conv.dilation, conv.groups
         scale_shape = [1] * conv.weight.ndim
@@ -35,7 +37,7 @@ class _Int8Conv(Int8Storage):
         weight, scale = encode(conv.weight.detach(), self.channel_axis)
         self.weight, self.weight_scale = self._parameter(weight), self._parameter(scale)
         if conv.bias is not None:
-            self.bias = self._parameter(bias_to_fp16(conv.bias.detach()))
+            self.bias = self._parameter(to_fp16(conv.bias.detach(), "bias"))
         self.train(conv.training)
 
     def _floats(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.quant.backends import Backend, resolve
-from vggt_int8.quant.storage import Int8Storage, bias_to_fp16, encode
+from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
 
@@ -15,6 +15,8 @@ class Int8Linear(Int8Storage):
     static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the like: the dtype of the
     computation is that of x. `backend` is a name or "auto", looked up for the device of x at each call.
     """
+
+    input_scale: Tensor | None
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class Int8Linear(Int8Storage):
         weight, scale = encode(linear.weight.detach(), channel_axis=0)
         self.weight, self.weight_scale = self._parameter(weight), self._parameter(scale)
         if bias:
-            self.bias = self._parameter(bias_to_fp16(linear.bias.detach()))
+            self.bias = self._parameter(to_fp16(linear.bias.detach(), "bias"))
         if (activations == "static") != (input_scale is not None):
             raise ValueError(
                 f"activations {activations!r} with input_scale {input_scale}: static needs one, others none"
@@ -78,10 +80,15 @@ class Int8Linear(Int8Storage):
         return self.resolved_backend(device_type).kernel(self, device_type)
 
     def forward(self, x: Tensor) -> Tensor:
+        device_type = x.device.type
+        if torch.is_autocast_enabled(device_type):
+            # As nn.Linear, in autocast's dtype; but inside, what is written as fp32 stays fp32.
+            with torch.autocast(device_type, enabled=False):
+                return self.forward(x.to(torch.get_autocast_dtype(device_type)))
         rows = x.reshape(-1, self.in_features)
         if rows.shape[0] == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
-        y = self.resolved_backend(x.device.type).linear(rows, self)
+        y = self.resolved_backend(device_type).linear(rows, self)
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name,
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan, make_plan
-from vggt_int8.quant.storage import Int8Storage
+from vggt_int8.quant.storage import Int8Storage, to_fp16
 from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
 
 
@@ -15,26 +15,35 @@ def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "au
     """Replace the layers of `model` that `recipe` quantizes by INT8 layers, one after the other.
 
     Only those layers change; the dtype of the rest stays as it is. Works on the reference repository's own module as
-    well, since the names agree. The plan is made and the backend checked before the first layer is replaced.
+    well, since the names agree. Whatever is wrong is found before the first layer is replaced.
 
     Returns the plan. Raises `RecipeError` if the recipe does not fit the model, `BackendError` if the backend cannot
     run it, `ValueError` naming the layer whose weights hold NaN or inf.
     """
     recipe = load_recipe(recipe)
+    plan = plan_module(model, recipe, backend)
+    apply_plan(model, plan, recipe, backend)
+    return plan
+
+
+def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
+    """The plan for `model`, after every check that can fail; the model is not changed. Raises as `quantize_module`."""
     if any(isinstance(module, Int8Storage) for module in model.modules()):
         raise RecipeError("the model is quantized already; load the floating-point checkpoint to use another recipe")
     plan = make_plan(model, recipe)
     check_backend(plan, recipe, backend, device_type_of(model))
     for name, layer in plan.items():
         if layer.scheme is not None:
-            try:
-                quantized = _convert(
-                    model.get_submodule(name), layer.scheme, layer_backend(layer.scheme, recipe, backend)
-                )
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            replace_module(model, name, quantized)
+            _check_layer(name, model.get_submodule(name), layer.scheme)
     return plan
+
+
+def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str = "auto") -> None:
+    """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists."""
+    for name, layer in plan.items():
+        if layer.scheme is not None:
+            backend_name = layer_backend(layer.scheme, recipe, backend)
+            replace_module(model, name, _convert(model.get_submodule(name), layer.scheme, backend_name))
 
 
 def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
@@ -75,16 +84,33 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def _check_layer(name: str, layer: nn.Module, scheme: Scheme) -> None:
+    if not name:
+        raise RecipeError(
+            f"the model is itself a {type(layer).__name__}, which cannot be replaced in place: put it into a module, "
+            "such as nn.Sequential, or use Int8Linear.from_linear"
+        )
+    if scheme.activations == "static":
+        raise RecipeError(
+            f"{name}: activations = 'static' needs calibrated input scales: use Int8Linear.from_linear with input_scale"
+        )
+    try:
+        _skeleton(layer, scheme, "auto")
+        for key, parameter in layer.named_parameters(recurse=False):
+            if not bool(parameter.isfinite().all()):
+                raise ValueError(f"the {key} holds NaN or inf")
+            if key == "bias":
+                to_fp16(parameter.detach(), key)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def _convert(layer: nn.Module, scheme: Scheme, backend: str) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         return Int8Conv2d.from_conv(layer)
     if isinstance(layer, nn.ConvTranspose2d):
         return Int8ConvTranspose2d.from_conv(layer)
     assert isinstance(layer, nn.Linear)
-    if scheme.activations == "static":
-        raise RecipeError(
-            "activations = 'static' needs calibrated input scales: use Int8Linear.from_linear with input_scale"
-        )
     return Int8Linear.from_linear(layer, scheme.activations, backend, outlier_threshold=scheme.outlier_threshold)
 
 

@@ -14,9 +14,9 @@ _ENCODE_ELEMENTS = 1 << 20
 class Int8Storage(nn.Module):
     """Base of the INT8 layers: `weight` int8, `weight_scale` fp32, `bias` fp16 or None, none of them trainable."""
 
-    weight: nn.Parameter
-    weight_scale: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
 
     def _allocate(
         self,
@@ -63,10 +63,11 @@ def encode(weight: Tensor, channel_axis: int) -> tuple[Tensor, Tensor]:
     return codes, scale
 
 
-def bias_to_fp16(bias: Tensor) -> Tensor:
-    """The bias as stored. Raises `ValueError` where fp16 cannot hold a value."""
-    half = bias.to(torch.float16)
+def to_fp16(tensor: Tensor, what: str) -> Tensor:
+    """Floats as stored. Raises `ValueError` that calls the tensor `what`, for NaN, inf and what fp16 cannot hold."""
+    half = tensor.to(torch.float16)
     if not bool(half.isfinite().all()):
-        worst = bias.abs().max().item()
-        raise ValueError(f"the bias holds {worst:g}, which fp16 (at most 65504) cannot store")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"the {what} holds NaN or inf")
+        raise ValueError(f"the {what} holds {tensor.abs().max().item():g}, which fp16 (at most 65504) cannot store")
     return half
