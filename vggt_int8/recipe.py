@@ -127,11 +127,17 @@ class Recipe:
         _one_of("keep", self.keep, KEEP_DTYPES)
         if not isinstance(self.calibration_samples, int) or self.calibration_samples < 1:
             raise RecipeError(f"calibration_samples is {self.calibration_samples!r}; it must be an integer >= 1")
+        if not isinstance(self.outlier_threshold, int | float):
+            raise RecipeError(f"outlier_threshold is {self.outlier_threshold!r}; it must be a number")
         _ = self.scheme
+        if self.include and self.weights == "keep":
+            raise RecipeError(
+                "weights = 'keep' quantizes by rules alone, so include has no effect: use weights = 'int8'"
+            )
         for pattern in (*self.include, *self.exclude, *(rule.match for rule in self.rules)):
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, TypeError) as error:
                 raise RecipeError(f"recipe {self.name!r}: {pattern!r} is no regular expression: {error}") from error
         for rule in self.rules:
             _one_of(f"weights ({rule.where})", rule.weights, ("", *WEIGHTS))
@@ -176,7 +182,7 @@ class Recipe:
         rules = values.get("rules", [])
         if not isinstance(rules, list):
             raise RecipeError(f"{source}: rules must be a list of tables ([[rules]]), not {type(rules).__name__}")
-        lines = lines or (0,) * len(rules)
+        lines = lines if len(lines) == len(rules) else (0,) * len(rules)
         values["rules"] = tuple(_rule(r, n, source) for r, n in zip(rules, lines, strict=True))
         try:
             return cls(**values)

@@ -61,9 +61,11 @@ def _decibel(signal: float, noise: float) -> float:
 
 
 def _run(model: nn.Module, images: Tensor, query_points: Tensor | None) -> dict[str, Tensor]:
-    parameter = next(model.parameters())
-    points = None if query_points is None else query_points.to(parameter.device)
-    output = model(images.to(parameter.device), query_points=points)
+    device = next(model.parameters()).device
+    if device.type == "meta":  # offloaded: its hooks move the inputs
+        device = images.device
+    points = None if query_points is None else query_points.to(device)
+    output = model(images.to(device), query_points=points)
     return {
         name: value.float().cpu()
         for name, value in output.items()
