@@ -32,7 +32,7 @@ HEADS = ("camera", "depth", "point", "track")
 
 @dataclass
 class VGGTOutput(ModelOutput):
-    """What VGGT predicts; fields of heads that did not run are None (and missing as keys). All fp32.
+    """What VGGT predicts, in fp32. Fields of heads that did not run are None, and missing as keys.
 
     B scenes, S frames, H x W pixels, N query points. The first frame's camera is the world frame; scale is relative.
 
@@ -41,7 +41,7 @@ class VGGTOutput(ModelOutput):
     intrinsic: [B, S, 3, 3]: in pixels of the input images, principal point in the middle.
     depth, depth_conf: [B, S, H, W, 1] along the camera's z axis; [B, S, H, W], above 1.
     world_points, world_points_conf: [B, S, H, W, 3] in the world frame; [B, S, H, W], above 1.
-    images: [B, S, 3, H, W], the input.
+    images: [B, S, 3, H, W], the input as it came.
     track, vis, conf: [B, S, N, 2] in pixels (x, y); visibility and confidence [B, S, N] in (0, 1).
     pose_enc_list: in training mode only, `pose_enc` of every refinement: a loss may weight each.
     """
