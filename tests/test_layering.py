@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
-    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card"},
+    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet"},
     {"quant"},
     {"pretrained", "runtime"},
     {"eval", "export", "hub", "training"},
@@ -23,7 +23,7 @@ TIERS = [
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Camera conventions are shared by the whole lowest tier; nothing else is shared between units of one tier.
-SHARED = {"geometry"}
+SHARED = {"geometry", "quiet"}
 # Libraries that take seconds to import, print, or are missing on some machines: a folder or file each.
 HOMES = {"triton": "kernels/", "torchao": "quant/backends/", "bitsandbytes": "quant/backends/"}
 

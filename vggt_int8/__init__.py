@@ -5,15 +5,13 @@ nothing. The public names are loaded when they are first used: transformers' mod
 takes seconds, prints, and makes a folder. The libraries behind the backends are imported when a backend is used.
 """
 
-import contextlib
 import importlib
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel
 
 from vggt_int8.model.config import VGGTConfig
+from vggt_int8.quiet import quiet_import
 
 if TYPE_CHECKING:
     from vggt_int8.eval.compare import compare_model_outputs
@@ -62,7 +60,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _quiet_libraries():
+    with quiet_import():
         value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
@@ -70,19 +68,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Any:
-    """Keep what transformers and torchao print while they are imported off the user's console."""
-    previous = logging.root.manager.disable
-    logging.disable(max(previous, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 class _AutoVGGTInt8:

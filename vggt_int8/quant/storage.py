@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vggt_int8.kernels.reference import quantize, scale_from_absmax
 
 # Rows of a weight that are floats at once while it is encoded: bounds the memory of quantizing a large layer.
-_ENCODE_ELEMENTS = 1 << 20
+_ENCODE_ELEMENTS = 1 << 18
 
 
 class Int8Storage(nn.Module):

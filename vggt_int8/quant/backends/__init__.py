@@ -5,17 +5,14 @@ stores nothing. `reference` is the definition. Each library has one file here, i
 when the backend is first used.
 """
 
-import contextlib
 import functools
 import importlib
-import logging
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Protocol
 
 from torch import Tensor
 
+from vggt_int8.quiet import quiet_import
 from vggt_int8.recipe import Scheme
 
 BACKENDS = ("native", "torchao", "bitsandbytes", "reference")
@@ -83,24 +80,11 @@ def get_backend(name: str) -> Backend:
     """The backend of that name. Raises `BackendError` if the library behind it cannot be imported."""
     check_backend_name(name)
     try:
-        with _quiet_import():
+        with quiet_import():
             module = importlib.import_module(f"{__name__}.{name}_backend")
     except ImportError as error:
         raise BackendError(f"backend {name!r} cannot be used here: {error}. Choose another backend.") from error
     return module.BACKEND
-
-
-@contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Keep the libraries' import-time chatter (missing optional extensions, deprecations) off the user's console."""
-    previous = logging.root.manager.disable
-    logging.disable(max(previous, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 @functools.cache
