@@ -5,6 +5,8 @@ at most prints a report. Here the headers of the safetensors files must agree wi
 floating-point values must be finite; otherwise nothing is loaded and the error names the tensor.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ _SAFETENSORS_NAMES = {
     torch.bfloat16: "BF16",
     torch.int8: "I8",
 }
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 _SHOWN = 5  # tensor names in a message
 
 
@@ -102,6 +105,14 @@ def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
                 "download or make it again"
             ) from error
     return stored
+
+
+def stored_bytes(files: Iterable[str]) -> dict[str, int]:
+    """Bytes of tensor data in safetensors files by dtype, such as `{"I8": 1238825088, "F16": ...}`."""
+    sizes: Counter[str] = Counter()
+    for tensor in read_headers(files).values():
+        sizes[tensor.dtype] += math.prod(tensor.shape) * _BYTES[tensor.dtype]
+    return dict(sizes)
 
 
 def load_pickle(file: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """`VGGTInt8`: a VGGT that can be quantized, saved and loaded again."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,14 @@ from transformers import AutoModel, PreTrainedModel
 
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT, VGGTOutput
-from vggt_int8.pretrained.checkpoint import CheckpointError, load_pickle, read_headers, validate_checkpoint
+from vggt_int8.model_card import model_card
+from vggt_int8.pretrained.checkpoint import (
+    CheckpointError,
+    load_pickle,
+    read_headers,
+    stored_bytes,
+    validate_checkpoint,
+)
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import is_capturing
 from vggt_int8.pretrained.quantizer import (
@@ -32,6 +40,7 @@ from vggt_int8.quant.quantize import apply_plan, check_backend, plan_module
 from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SINGLE_FILES = (".pt", ".pth", ".bin", ".safetensors")
 _WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
@@ -171,14 +180,20 @@ class VGGTInt8(VGGT):
         create_pr: bool = False,
         max_shard_size: str = "5GB",
     ) -> str:
-        """Save the model to a temporary folder and upload it. Returns the address of the commit."""
+        """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's address."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "model", max_shard_size=max_shard_size)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
+            source = self.config.name_or_path
+            base_model = source if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+            card = model_card(self.config.to_dict(), sizes, name=repo_id, base_model=base_model)
+            (folder / "README.md").write_text(card, encoding="utf-8")
             commit = api.upload_folder(
                 repo_id=repo_id,
-                folder_path=Path(folder) / "model",
+                folder_path=folder,
                 commit_message=commit_message,
                 revision=revision,
                 create_pr=create_pr,
