@@ -4,7 +4,7 @@ Drawing on the CPU makes all devices render the same scene. It is also cheap and
 workers can do it ahead of time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -33,9 +33,15 @@ class SceneDescription:
     intrinsic: Tensor  # [B, S, 3, 3] pixels
     extrinsic: Tensor  # [B, S, 3, 4] camera from world; the first is the identity
 
+    def pin_memory(self) -> "SceneDescription":
+        """A copy in page-locked memory, which a GPU can fetch while it computes; data loaders call this."""
+        return self._map(Tensor.pin_memory)
+
     def to(self, device: torch.device | str) -> "SceneDescription":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return SceneDescription(**{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "SceneDescription":
+        return SceneDescription(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
             trainer.console.print(f"stopped at step {trainer.step}: {reason}. Checkpoint: {trainer.checkpoint}")
             trainer.accelerator.end_training()
         case "measure":
-            measure(_config(args), args.out, args.steps)
+            measure(_config(args), args.out, args.max_minutes)
         case "export":
             export(args.out, args.to)
             print(f"wrote {args.to}")
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--compile", help="instead of the file's: render,blocks,heads or none")
     run.add_argument("--max-minutes", type=float, help="stop cleanly within this time, validation included")
     run.add_argument("--save-minutes", type=float, default=4.0, help="time between checkpoints")
-    measured.add_argument("--steps", type=int, default=200, help="steps of the short run")
+    measured.add_argument("--max-minutes", type=float, default=4.0, help="time for all of it")
     exported = commands.add_parser("export")
     exported.add_argument("--out", type=Path, required=True, help="folder of the run")
     exported.add_argument("--to", type=Path, required=True, help="model folder to write")

@@ -77,6 +77,8 @@ class TrainingConfig:
             raise ValueError(
                 f"data.views {bad} must be at least 2 and divide frames_per_step {self.data.frames_per_step}"
             )
+        if self.mixed_precision not in ("bf16", "no"):
+            raise ValueError(f'mixed_precision must be "bf16" or "no", got {self.mixed_precision!r}')
         unknown = set(self.compile) - set(COMPILABLE)
         if unknown:
             raise ValueError(f"compile has {sorted(unknown)}; it can name {', '.join(COMPILABLE)}")

@@ -40,6 +40,7 @@ def training_descriptions(
         scenes,
         batch_size=None,
         num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if config.workers else None,
         worker_init_fn=_one_thread,
     )

@@ -50,7 +50,9 @@ class Trainer:
         """`model`: train this one (for example one prepared for QAT) instead of a fresh one."""
         self.started = time.monotonic()
         self.config, self.out = config, out
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        # Autocast is entered in `train_step`: accelerate's own would patch the model's forward for good, and
+        # validation could no longer run in fp32.
+        self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
         self.console = Console(quiet=not self.accelerator.is_main_process, soft_wrap=True)
         self.step, self.seconds_before = 0, 0.0
@@ -110,7 +112,7 @@ class Trainer:
     def train_step(self, description: SceneDescription) -> tuple[dict[str, Tensor], Tensor]:
         """Render, predict, learn. Returns the losses and the gradient norm, still on the device."""
         batch = self.render(description)
-        with self.accelerator.autocast():
+        with self.autocast():
             output = self.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
         losses = scene_losses(output, batch, self.config.loss)
         self.accelerator.backward(losses["total"])
@@ -120,6 +122,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return {name: value.detach() for name, value in losses.items()}, norm
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
 
     def render(self, description: SceneDescription) -> SceneBatch:
         data = self.config.data

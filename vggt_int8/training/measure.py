@@ -16,8 +16,9 @@ REPEATS = 10
 HEADER = "views  first s  draw ms  render ms  forward ms  backward ms  update ms  frames/s"
 
 
-def measure(config: TrainingConfig, out: Path, steps: int) -> None:
-    """Print a table per number of views, then train `steps` steps from scratch in `out`/measure (removed first)."""
+def measure(config: TrainingConfig, out: Path, max_minutes: float) -> None:
+    """Print a row per number of views, then train from scratch in `out`/measure (removed first)
+    until `max_minutes` after the call."""
     folder = out / "measure"
     shutil.rmtree(folder, ignore_errors=True)
     trainer = Trainer(config, folder)
@@ -29,7 +30,7 @@ def measure(config: TrainingConfig, out: Path, steps: int) -> None:
         print(_row(trainer, config, views), flush=True)
     if torch.cuda.is_available():
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
-    reason = trainer.train(RunLimits(max_steps=steps, validate_at_end=True))
+    reason = trainer.train(RunLimits(max_minutes=max_minutes))
     print(f"stopped at step {trainer.step}: {reason}; log in {folder / 'log.jsonl'}")
 
 
@@ -46,7 +47,7 @@ def _row(trainer: Trainer, config: TrainingConfig, views: int) -> str:
     batch = trainer.render(description)
 
     def forward() -> torch.Tensor:
-        with trainer.accelerator.autocast():
+        with trainer.autocast():
             output = trainer.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
         return scene_losses(output, batch, config.loss)["total"]
 

@@ -1,0 +1,72 @@
+"""Scores on cameras and depths whose errors are known beforehand."""
+
+import math
+
+import pytest
+import torch
+
+from vggt_int8.geometry import quaternion_to_rotation
+from vggt_int8.scenes import depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
+
+
+def turned(extrinsic: torch.Tensor, view: int, degrees: float) -> torch.Tensor:
+    """The camera of one view turned in place about its own y axis."""
+    half = math.radians(degrees) / 2
+    turn = quaternion_to_rotation(torch.tensor([0.0, math.sin(half), 0.0, math.cos(half)]))
+    changed = extrinsic.clone()
+    changed[:, view] = turn @ extrinsic[:, view]
+    return changed
+
+
+def test_true_poses_score_perfectly_at_any_scale() -> None:
+    truth = render_scenes(scene_seeds("free", range(6)), 4, (16, 16), supersample=1).extrinsic
+    scaled = truth.clone()
+    scaled[..., 3] *= 3.7
+    rotation, translation = pose_errors(scaled, truth)
+    assert rotation.shape == (6, 6)
+    assert rotation.max() < 0.1
+    assert translation.max() < 0.1
+    scores = pose_scores(rotation, translation)
+    assert scores.auc_30 == scores.auc_3 == 100
+    assert scores.pairs == 36
+
+
+def test_one_camera_turned_by_ten_degrees() -> None:
+    truth = render_scenes(scene_seeds("free", range(6)), 4, (16, 16), supersample=1).extrinsic
+    rotation, translation = pose_errors(turned(truth, view=2, degrees=10.5), truth)
+    pairs = torch.triu_indices(4, 4, offset=1)
+    with_third = (pairs == 2).any(0)
+    torch.testing.assert_close(rotation[:, with_third], torch.full((6, 3), 10.5), atol=0.05, rtol=0)
+    assert rotation[:, ~with_third].max() < 0.1
+    # Half of the pairs are off by 10.5 degrees: thresholds 11 ... 30 count them.
+    scores = pose_scores(rotation, torch.zeros_like(translation))
+    assert scores.auc_30 == pytest.approx(100 * (0.5 + 0.5 * 20 / 30), abs=1e-3)
+    assert scores.auc_5 == pytest.approx(50, abs=1e-3)
+
+
+def test_a_translation_that_points_backwards_is_wrong() -> None:
+    truth = torch.eye(3, 4).repeat(1, 2, 1, 1)
+    truth[:, 1, :, 3] = torch.tensor([1.0, 0.0, 0.0])
+    wrong = truth.clone()
+    wrong[:, 1, :, 3] *= -1
+    assert pose_errors(wrong, truth)[1].item() == pytest.approx(180)
+
+
+def test_depth_scores_forgive_scale_alone() -> None:
+    truth = torch.rand(3, 2, 8, 8) + 0.5
+    valid = torch.ones_like(truth, dtype=torch.bool)
+    assert depth_scores(truth * torch.tensor([2.0, 0.1, 7.0]).view(3, 1, 1, 1), truth, valid).abs_rel < 1e-6
+    predicted = truth.clone()
+    predicted[..., :2] *= 1.5  # a quarter of the pixels, so the median ratio stays 1
+    scores = depth_scores(predicted, truth, valid)
+    assert scores.abs_rel == pytest.approx(0.125, abs=1e-5)
+    assert scores.delta_125 == pytest.approx(75, abs=1e-3)
+    valid[..., :2] = False
+    assert depth_scores(predicted, truth, valid).abs_rel < 1e-6
+
+
+def test_bad_shapes_are_named() -> None:
+    with pytest.raises(ValueError, match="at least two views, got 1"):
+        pose_errors(torch.eye(3, 4)[None, None], torch.eye(3, 4)[None, None])
+    with pytest.raises(ValueError, match="differ"):
+        depth_scores(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), torch.ones(1, 2, 4, 4, dtype=torch.bool))

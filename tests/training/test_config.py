@@ -1,0 +1,88 @@
+"""Configuration files: what is unknown or impossible is named."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vggt_int8.model import VGGT
+from vggt_int8.training.config import OptimizerConfig, TrainingConfig, config_from_table, load_config
+from vggt_int8.training.start import build_optimizer, fresh_model, rate_factor
+
+MINI = Path(__file__).parents[2] / "vggt_int8/assets/mini/training.toml"
+
+
+def test_the_embedded_model_fits_its_limits() -> None:
+    config = load_config(MINI)
+    with torch.device("meta"):
+        model = VGGT(config.vggt())
+    # 64 KiB for the file's header.
+    assert 2 * sum(p.numel() for p in model.parameters()) + 2**16 <= 16e6
+    assert config.model["embed_dim"] // config.model["num_heads"] == 64
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.out_features != 9 and module.in_features != 9:
+            assert module.in_features % 32 == module.out_features % 32 == 0
+
+
+def test_a_configuration_survives_json(tiny_config: TrainingConfig) -> None:
+    table = json.loads(json.dumps(dataclasses.asdict(tiny_config)))
+    assert config_from_table(table) == tiny_config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = 1", r"there is no \[model\] table"),
+        ("sede = 1\n[model]", "unknown keys sede"),
+        ("[model]\n[data]\nframe = 3", r"\[data\] has unknown keys frame"),
+        ("[model]\n[data]\nviews = [5]\nframes_per_step = 12", r"data.views \[5\]"),
+        ('compile = ["all"]\n[model]', "compile has"),
+        ('mixed_precision = "fp16"\n[model]', "'fp16'"),
+        ("[model]\nenable_track = false\n[data]\ntracks = 4", "no track head"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(path)
+    assert "run.toml" in str(caught.value)
+
+
+def test_schedule_warms_up_stays_and_ends_at_zero() -> None:
+    config = OptimizerConfig(warmup_steps=10, total_steps=100, decay_share=0.3)
+    factors = [rate_factor(step, config) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[10:71] == [1.0] * 61
+    assert all(a > b for a, b in itertools.pairwise(factors[70:]))
+    assert factors[100] == 0
+
+
+def test_fresh_models_depend_on_the_seed_alone(tiny_config: TrainingConfig) -> None:
+    torch.manual_seed(1)
+    first = fresh_model(tiny_config).state_dict()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = fresh_model(tiny_config).state_dict()
+    assert torch.equal(before, torch.get_rng_state()), "the caller's random numbers were touched"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = fresh_model(dataclasses.replace(tiny_config, seed=1)).state_dict()
+    name = "aggregator.frame_blocks.0.attn.qkv.weight"
+    assert not torch.equal(first[name], other[name])
+
+
+def test_vectors_and_tokens_are_not_decayed(tiny_config: TrainingConfig) -> None:
+    model = fresh_model(tiny_config)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, kept = (
+        [names[id(p)] for p in g["params"]] for g in build_optimizer(model, tiny_config.optimizer).param_groups
+    )
+    assert "aggregator.camera_token" in kept
+    assert "aggregator.patch_embed.pos_embed" in kept
+    assert "camera_head.empty_pose_tokens" in kept
+    assert "aggregator.frame_blocks.0.attn.qkv.weight" in decayed
+    assert not any(name.endswith("bias") for name in decayed)
+    assert len(decayed) + len(kept) == sum(p.requires_grad for p in model.parameters())

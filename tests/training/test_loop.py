@@ -1,0 +1,214 @@
+"""Runs of a few steps: they learn, stop when told, and go on as if they had never stopped."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vggt_int8.model import VGGT
+from vggt_int8.scenes import depth_scores, pose_errors, render_scenes, scene_seeds
+from vggt_int8.training.__main__ import export, main
+from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_facts, save_checkpoint
+from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.data import StepScenes
+from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.losses import scene_losses
+from vggt_int8.training.plot import write_curves
+from vggt_int8.training.start import build_optimizer, fresh_model
+
+ONLY = RunLimits(validate_at_end=False)
+
+
+def entries(out: Path, kind: str) -> list[dict]:
+    lines = (out / "log.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+
+
+def test_overfitting_two_scenes_recovers_their_cameras_and_depth(tiny_config: TrainingConfig) -> None:
+    batch = render_scenes(scene_seeds("free", range(2)), 3, (32, 32))
+    model = fresh_model(tiny_config).train()
+    optimizer = build_optimizer(model, dataclasses.replace(tiny_config.optimizer, learning_rate=3e-3))
+    first = None
+    for step in range(200):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 - step / 200)
+        output = model(batch.images)
+        losses = scene_losses(output, batch, tiny_config.loss)
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        first = first or {name: value.item() for name, value in losses.items()}
+    rotation, translation = pose_errors(output.extrinsic.detach(), batch.extrinsic)
+    assert losses["camera"].item() < 0.1 * first["camera"]
+    assert rotation.median() < 2
+    assert translation.median() < 10
+    assert depth_scores(output.depth[..., 0].detach(), batch.depth, batch.valid).abs_rel < 0.05
+
+
+def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    Trainer(tiny_config, tmp_path / "whole").train(ONLY)
+    part = dataclasses.replace(ONLY, max_steps=6)
+    assert Trainer(tiny_config, tmp_path / "parts").train(part) == "max_steps reached"
+    resumed = Trainer(tiny_config, tmp_path / "parts")
+    assert resumed.step == 6
+    assert resumed.train(ONLY) == "all steps are done"
+    whole, parts = entries(tmp_path / "whole", "train"), entries(tmp_path / "parts", "train")
+    assert [e["step"] for e in whole] == [e["step"] for e in parts] == [2, 4, 6, 8, 10, 12]
+    assert [e["learning_rate"] for e in whole] == [e["learning_rate"] for e in parts]
+    for a, b in zip(whole, parts, strict=True):
+        # The moments pass through float8, so steps after the resume differ a little; data and schedule do not.
+        assert a["total"] == pytest.approx(b["total"], rel=0 if a["step"] <= 6 else 0.02)
+
+
+def test_time_limit_and_validation(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_config, tmp_path)
+    assert trainer.train(RunLimits(max_minutes=0.01)) == "max_minutes (0.01) reached"
+    assert trainer.step == 1
+    (scores,) = entries(tmp_path, "validation")
+    assert scores["scenes"] == 2
+    assert 0 <= scores["2 views"]["auc_30"] <= 100
+    assert scores["2 views"]["abs_rel"] > 0
+    assert read_facts(trainer.checkpoint)["step"] == 1
+    assert trainer.network.training
+
+
+def test_tracks_are_trained_too(tracking_config: TrainingConfig, tmp_path: Path) -> None:
+    trainer = Trainer(tracking_config, tmp_path)
+    before = trainer.network.track_head.tracker.updateformer.flow_head.weight.clone()
+    trainer.train(dataclasses.replace(ONLY, max_steps=2))
+    (entry,) = entries(tmp_path, "train")
+    assert entry["track"] > 0
+    assert not torch.equal(before, trainer.network.track_head.tracker.updateformer.flow_head.weight)
+
+
+def test_steps_use_fresh_scenes_and_processes_different_ones(tiny_config: TrainingConfig) -> None:
+    seen = []
+    for rank in range(2):
+        scenes = StepScenes(tiny_config.data, seed=0, first_step=3, last_step=9, rank=rank, world=2)
+        assert len(scenes) == 6
+        seen.append([scenes[i] for i in range(6)])
+    assert [d.camera.shape for d in seen[0]] == [d.camera.shape for d in seen[1]]
+    assert {d.camera.shape[1] for d in seen[0]} == {2, 4}
+    seeds = torch.cat([d.seeds for d in seen[0] + seen[1]])
+    assert len(seeds.unique()) == len(seeds)
+    later = StepScenes(tiny_config.data, seed=0, first_step=5, last_step=9, rank=0, world=2)
+    assert torch.equal(later[0].camera, seen[0][2].camera)
+
+
+def test_a_checkpoint_is_small_and_faithful(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_config, tmp_path)
+    trainer.train(dataclasses.replace(ONLY, max_steps=3))
+    folder = trainer.checkpoint
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size < 6.6 * parameters
+    model = fresh_model(dataclasses.replace(tiny_config, seed=9))
+    optimizer = build_optimizer(model, tiny_config.optimizer)
+    assert load_checkpoint(folder, model, optimizer)["step"] == 3
+    saved = dict(trainer.network.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, saved[name])
+        if parameter.requires_grad:
+            was, now = trainer.optimizer.optimizer.state[saved[name]], optimizer.state[parameter]
+            assert now["step"] == was["step"] == 3
+            torch.testing.assert_close(now["exp_avg"], was["exp_avg"], atol=was["exp_avg"].abs().max() / 200, rtol=0.07)
+            assert ((now["exp_avg_sq"] > 0) | (was["exp_avg_sq"] < 1e-20)).all(), "a zero would blow the next step up"
+
+
+def test_shards_stay_small(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(5)))
+    save_checkpoint(tmp_path / "c", model, torch.optim.AdamW(model.parameters()), {"step": 0})
+    shards = sorted((tmp_path / "c").glob("*.safetensors"))
+    assert [path.name for path in shards] == ["state-01-of-02.safetensors", "state-02-of-02.safetensors"]
+    assert max(path.stat().st_size for path in shards) <= SHARD_BYTES
+
+
+def test_a_broken_model_never_replaces_a_checkpoint(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_checkpoint(tmp_path / "c", model, optimizer, {"step": 1})
+    with torch.no_grad():
+        model.bias[2] = torch.nan
+    with pytest.raises(ValueError, match="bias is not finite"):
+        save_checkpoint(tmp_path / "c", model, optimizer, {"step": 2})
+    assert read_facts(tmp_path / "c")["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"trainer.json is missing"):
+        read_facts(tmp_path)
+    model = torch.nn.Linear(4, 4)
+    save_checkpoint(tmp_path / "c", model, torch.optim.AdamW(model.parameters()), {"step": 1})
+    with pytest.raises(ValueError, match="does not fit this model"):
+        load_checkpoint(tmp_path / "c", torch.nn.Linear(4, 4, bias=False), None)
+    with pytest.raises(ValueError, match=r"weight is \(4, 4\), the model's \(4, 5\)"):
+        load_checkpoint(tmp_path / "c", torch.nn.Linear(5, 4), None)
+    next((tmp_path / "c").glob("*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match="is incomplete"):
+        load_checkpoint(tmp_path / "c", model, None)
+    facts = tmp_path / "c" / "trainer.json"
+    facts.write_text(facts.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(ValueError, match="format_version 2"):
+        read_facts(tmp_path / "c")
+
+
+def test_a_diverging_run_stops_and_says_so(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_config, tmp_path)
+    with torch.no_grad():
+        trainer.network.depth_head.norm.weight.fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match="step 2"):
+        trainer.train(ONLY)
+    assert not trainer.checkpoint.exists()
+
+
+def test_export_and_curves(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_config, tmp_path / "run")
+    trainer.train(RunLimits(max_steps=4))
+    export(tmp_path / "run", tmp_path / "model")
+    model = VGGT.from_pretrained(tmp_path / "model")
+    reference = trainer.network.state_dict()
+    assert all(torch.equal(value.half(), reference[name].half()) for name, value in model.state_dict().items())
+    write_curves([tmp_path / "run" / "log.jsonl"], tmp_path / "curves.svg")
+    svg = (tmp_path / "curves.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "held-out pose AUC" in svg
+    assert svg.count("<polyline") == 1 + 3 + 2 + 1
+
+
+def test_the_command_line_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "accelerate launch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    """`accelerate launch` on two CPU processes: the same command as on two GPUs."""
+    config = tmp_path / "run.toml"
+    mini = (Path(__file__).parent / "tiny.toml").read_text()
+    config.write_text(mini)
+    root = Path(__file__).parents[2]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vggt_int8.training"]
+    command += ["run", "--config", str(config), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert read_facts(tmp_path / "out" / "checkpoint")["step"] == 4
+    assert len(entries(tmp_path / "out", "train")) == 2
