@@ -39,7 +39,7 @@ def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     return quantize(x, scale), scale
 
 
-def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`.
 
     With a static scale every row gets the same one, except that NaN or inf in a row makes its scale NaN.

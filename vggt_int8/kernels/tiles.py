@@ -1,9 +1,10 @@
-"""Which tile a GEMM runs with: a table per GPU architecture, kept as data, so that nothing is tuned at start-up.
+"""Which tile a GEMM runs with: a table per GPU architecture, kept as data, so that nothing is tuned at
+start-up.
 
-`tiles.json` maps an architecture ("90" is compute capability 9.0) to measured entries
-`{"m", "n", "k", "residual", "tile": {...}}`. A GEMM takes the entry nearest to its own size, among those of its
-kind: an epilogue that reads a residual needs more shared memory. `vggt_int8.kernels.tune`
-measures a GPU and writes such a file; `VGGT_INT8_TILES` names a file to use instead of the one shipped here.
+`tiles.json` maps an architecture ("90" is compute capability 9.0) to measured entries `{"m", "n", "k",
+"residual", "tile": {...}}`. A GEMM takes the entry nearest to its own size, among those of its kind: an
+epilogue that reads a residual needs more shared memory. `vggt_int8.kernels.tune` measures a GPU and writes
+such a file; `VGGT_INT8_TILES` names a file to use instead of the one shipped here.
 """
 
 import functools
@@ -77,7 +78,8 @@ def _nearest(arch: int, size: Size) -> Tile:
 @functools.lru_cache(maxsize=16)
 def _table(path: str, arch: int) -> list[dict[str, Any]]:
     """The entries of `arch`, or of the newest older architecture; one newer than all gets the pointer tiles of
-    Ada, which fit everywhere."""
+    Ada, which fit everywhere.
+    """
     tables = json.loads(Path(path).read_text(encoding="utf-8"))["int8_gemm"]
     if str(arch) in tables:
         return tables[str(arch)]

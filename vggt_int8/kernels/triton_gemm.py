@@ -1,14 +1,17 @@
 """INT8 GEMM in Triton with everything that follows a linear in its epilogue.
 
-[M, K] x [N, K] -> [M, N]. Both operands have K innermost, which is what the integer tensor cores read (Hopper's
-take nothing else). The sum is exact in int32 registers and never goes to memory as such: scales, bias, GELU,
-LayerScale and residual are applied to it in fp32, with one rounding at the end.
+[M, K] x [N, K] -> [M, N]. Both operands have K innermost, which is what the integer tensor cores read
+(Hopper's take nothing else). The sum is exact in int32 registers and never goes to memory as such: scales,
+bias, GELU, LayerScale and residual are applied to it in fp32, with one rounding at the end.
 
 Two kernels share the epilogue. The pointer kernel runs on every GPU since Ampere. The descriptor kernel lets
 Hopper's copy engine (TMA) fetch tiles, and may be persistent: few programs walk over many tiles, so that the
 operands of the next tile arrive while the epilogue of this one runs. Names in kernels: p_ pointer, d_ tensor
 descriptor, i_ index, o_ offset, m_ mask, b_ block of values.
 """
+
+# mypy: allow-untyped-defs
+# (Triton kernels have no Python types.)
 
 import functools
 
@@ -32,8 +35,8 @@ def to_codes(y):
 def gelu(x):
     """Exact GELU, x * Phi(x), within 1e-6, as relu(x) - |x| * Phi(-|x|).
 
-    Phi(-a) = exp(-a^2 / 2) * P(a), with P of degree 9 fitted for least absolute error of the GELU. `tl.erf` takes
-    twice the special-function instructions and so many registers that large tiles spill.
+    Phi(-a) = exp(-a^2 / 2) * P(a), with P of degree 9 fitted for least absolute error of the GELU. `tl.erf`
+    takes twice the special-function instructions and so many registers that large tiles spill.
     """
     a = tl.minimum(tl.abs(x), 5.5)
     p = -4.501869625528343e-06 * a + 9.555716678733006e-05

@@ -2,8 +2,12 @@
 per-token quantization alone.
 
 Each reads a row once, keeps it in registers and writes one byte per channel, so it costs what its bytes cost:
-3 bytes per channel for fp16 LayerNorm to codes, against 4 for the LayerNorm and 3 for a quantization after it.
+3 bytes per channel for fp16 LayerNorm to codes, against 4 for the LayerNorm and 3 for a quantization after
+it.
 """
+
+# mypy: allow-untyped-defs
+# (Triton kernels have no Python types.)
 
 import torch
 import triton

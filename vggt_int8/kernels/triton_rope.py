@@ -1,15 +1,18 @@
 """q/k LayerNorm and 2-D RoPE in Triton: one pass, in place, over the output of the qkv linear.
 
 The linear writes [T, 3, H, D]. Queries and keys are normalised and turned where they lie and values are not
-touched, so attention reads three strided views of that one tensor and nothing is copied. (In place costs 4/3 of
-the tensor's bytes; separate q, k, v cost 2.)
+touched, so attention reads three strided views of that one tensor and nothing is copied. (In place costs 4/3
+of the tensor's bytes; separate q, k, v cost 2.)
 """
+
+# mypy: allow-untyped-defs
+# (Triton kernels have no Python types.)
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_TOKENS = 4  # per program
+_TOKENS = 2  # per program
 
 
 @triton.jit
@@ -33,7 +36,8 @@ def _qk_norm_rope_kernel(
     H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, QUARTER: tl.constexpr,
 ):  # fmt: skip
     """A row is one head of q or k of one token: 2H rows per token, which lie side by side. A row is handled as
-    four quarters, because RoPE pairs quarter 0 with 1 (turned by the image row) and 2 with 3 (by the column)."""
+    four quarters, because RoPE pairs quarter 0 with 1 (turned by the image row) and 2 with 3 (by the column).
+    """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_token, o_head = o_row // (2 * H), o_row % (2 * H)
     o_d = tl.arange(0, QUARTER)

@@ -1,7 +1,8 @@
-"""Weight-only layers in any floating-point dtype on any device: turn the codes back into floats, then compute.
+"""Weight-only layers in any floating-point dtype on any device: turn the codes back into floats, then
+compute.
 
-The float weight `codes * scale` is made in fp32 and cast once, so that half precision sees the true weight and not
-codes of up to 127, whose products would overflow.
+The float weight `codes * scale` is made in fp32 and cast once, so that half precision sees the true weight
+and not codes of up to 127, whose products would overflow.
 """
 
 import torch

@@ -1,0 +1,86 @@
+"""The operators on a CPU: schema, fake tensors, operand checks. Their CUDA side is in `triton_cases.py`."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+from vggt_int8.kernels import ops, reference
+
+
+def operands() -> dict[str, tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 64, generator=generator).half()
+    vector, scale = torch.rand(64, generator=generator).half(), torch.tensor(0.05)
+    weight = torch.randint(-127, 128, (24, 64), generator=generator, dtype=torch.int8)
+    weight_scale = torch.rand(24, 1, generator=generator)
+    gemm = (*reference.quantize_rows(x), weight, weight_scale, None, torch.float16)
+    qkv, head = torch.randn(10, 3, 2, 16, generator=generator), torch.rand(16, generator=generator)
+    return {
+        "quantize_rows": (x,),
+        "quantize_rows static": (x, scale),
+        "layer_norm_quantize": (x, vector, vector, 1e-5),
+        "add_layer_norm_quantize": (x, x * 0.5, vector, vector, vector, 1e-5, scale),
+        "int8_gemm": (*gemm, True),
+        "int8_gemm residual": (*gemm, False, torch.rand(24), torch.rand(5, 24)),
+        "int8_gemm static": (*gemm, True, None, None, scale),
+        "qk_norm_rope_": (qkv, head, head, head, head, torch.rand(2, 5, 16), 1e-5),
+        "w8a16_linear": (x, weight, weight_scale, torch.rand(24)),
+    }
+
+
+@pytest.mark.parametrize("case", operands())
+def test_opcheck(case: str) -> None:
+    opcheck(getattr(ops, case.split()[0]), operands()[case])
+
+
+@pytest.mark.parametrize("case", [case for case in operands() if not case.startswith("qk")])
+def test_equals_its_definition(case: str) -> None:
+    name, arguments = case.split()[0], operands()[case]
+    got, want = getattr(ops, name)(*arguments), getattr(reference, name)(*arguments)
+    for a, b in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, want)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_qk_norm_rope_writes_in_place() -> None:
+    qkv, *rest = operands()["qk_norm_rope_"]
+    want = reference.qk_norm_rope(qkv, *rest)
+    assert not torch.equal(want, qkv)
+    ops.qk_norm_rope_(qkv, *rest)
+    assert torch.equal(qkv, want)
+
+
+def test_smoothing_folds_into_the_norm() -> None:
+    x, weight, bias, eps = operands()["layer_norm_quantize"]
+    factor = torch.linspace(0.5, 2, 64)
+    codes, scale = reference.layer_norm_quantize(x, weight / factor, bias / factor, eps)
+    y = torch.nn.functional.layer_norm(x.float(), (64,), weight.float(), bias.float(), eps) / factor
+    assert (codes * scale - y).abs().max() <= scale.max() * 0.51
+
+
+@pytest.mark.parametrize(
+    ("case", "position", "value", "message"),
+    [
+        ("quantize_rows", 0, torch.zeros(2, 3, 4), r"x must be a float tensor of 2 dimensions, not torch.float32 \[2,"),
+        ("layer_norm_quantize", 1, torch.ones(3), r"weight and bias must be \[64\] for x \[5, 64\], not \[3\]"),
+        ("add_layer_norm_quantize", 1, torch.ones(1, 64), r"y must be \[5, 64\]"),
+        ("int8_gemm", 2, torch.ones(24, 64), r"x_codes and weight must be int8 .* torch.float32 \[24, 64\]"),
+        ("int8_gemm", 1, torch.ones(1), r"x_scale \[5, 1\] and weight_scale \[24, 1\], not \[1\]"),
+        ("int8_gemm residual", 8, torch.ones(5, 1), r"residual must be \[5, 24\] and come with gamma \[24\], not"),
+        ("qk_norm_rope_", 5, torch.ones(2, 3, 16), r"10 tokens a multiple of P .* not \[2, 3, 16\]"),
+    ],
+)  # fmt: skip
+def test_wrong_operands(case: str, position: int, value: Tensor, message: str) -> None:
+    arguments = list(operands()[case])
+    arguments[position] = value
+    with pytest.raises(ValueError, match=message):
+        getattr(ops, case.split()[0])(*arguments)
+
+
+def test_import_does_not_need_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import vggt_int8.kernels.ops, vggt_int8.kernels.cpu"
+    subprocess.run([sys.executable, "-c", code], check=True)

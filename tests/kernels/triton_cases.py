@@ -1,0 +1,227 @@
+"""Cases for the Triton kernels, on a GPU or in Triton's interpreter; `test_triton.py` runs this file in a
+process of its own, because the interpreter must be chosen (TRITON_INTERPRET=1) before anything imports
+Triton.
+
+Every output is compared with `reference.py` at odd sizes, with rows of zeros, of one outlier and of extreme
+scale.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    # Triton 3.6 reads loop bounds with int(array of one value), which NumPy 2.4 no longer takes.
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_index(tensor: type, scope: object) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_index
+
+from vggt_int8.kernels import reference, triton_gemm, triton_norm, triton_rope, triton_weight_only  # noqa: E402
+from vggt_int8.kernels.tiles import Tile  # noqa: E402
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+BLOCK = 16 if INTERPRETED else 64
+on_gpu = pytest.mark.skipif(INTERPRETED, reason="sizes for a GPU")
+FULL = [] if INTERPRETED else [(1041, 1024), (3 * 1374, 4096)]
+SHAPES = [(1, 64), (37, 37), (5, 1024), *FULL]  # M, K
+TILES = [
+    Tile(BLOCK, BLOCK, 64, 4, 2),
+    Tile(BLOCK, BLOCK, 64, 4, 2, split_k=3),
+    Tile(BLOCK, 2 * BLOCK, 64, 4, 3, tma=True),
+    Tile(BLOCK, BLOCK, 64, 4, 3, tma=True, per_sm=1),
+    Tile(BLOCK, BLOCK, 64, 4, 3, tma=True, split_k=2, group_m=1),
+]
+
+
+def has_descriptors() -> bool:
+    return INTERPRETED or torch.cuda.get_device_capability() >= (9, 0)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def hard_rows(m: int, k: int, dtype: torch.dtype) -> Tensor:
+    x = rand(m, k, dtype=dtype) * 2
+    if m >= 5:
+        x[1], x[2, k // 2], x[3], x[4] = 0, 6e4, x[3] * 1e-4, x[4] * 500
+    return x
+
+
+def codes(*shape: int) -> Tensor:
+    return torch.randint(-127, 128, shape, device=DEVICE, dtype=torch.int8)
+
+
+def assert_same_codes(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> None:
+    """Scales to fp32 rounding; a code may differ by one where rounding was a near tie."""
+    torch.testing.assert_close(got[1], want[1], rtol=1e-5, atol=0)
+    off = (got[0].int() - want[0].int()).abs()
+    assert off.max() <= 1
+    assert off.float().mean() < 1e-3
+
+
+def assert_same(got: Tensor, want: Tensor) -> None:
+    """Within one unit in the last place of the output's dtype; small values within rounding of the row's sums."""
+    assert got.dtype == want.dtype
+    got, want, eps = got.float(), want.float(), torch.finfo(want.dtype).eps
+    largest = want.abs().nan_to_num(posinf=0).amax(dim=-1, keepdim=True)
+    close = (got - want).abs() <= eps * want.abs() + 2e-6 * largest
+    assert (close | (got == want)).all()  # equal also holds for what overflows in both
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("m", "k"), SHAPES)
+@pytest.mark.parametrize("static", [False, True])
+def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: bool) -> None:
+    x, y = hard_rows(m, k, dtype), rand(m, k, dtype=dtype)
+    weight, bias, gamma = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype), rand(k, dtype=dtype)
+    scale = torch.tensor(0.03, device=DEVICE) if static else None
+    assert_same_codes(triton_norm.quantize_rows(x, scale), reference.quantize_rows(x, scale))
+    norm = (weight, bias, 1e-5, scale)
+    assert_same_codes(triton_norm.layer_norm_quantize(x, *norm), reference.layer_norm_quantize(x, *norm))
+    total, *got = triton_norm.add_layer_norm_quantize(x, y, gamma, *norm)
+    assert_same(total, reference.residual_add(x, y, gamma))
+    # From the kernel's own sum on, since one rounding of the sum more or less moves codes.
+    assert_same_codes(tuple(got), reference.layer_norm_quantize(total, *norm))
+
+
+def test_nan_and_inf_reach_the_scale() -> None:
+    x = torch.ones(4, 64, device=DEVICE)
+    x[1, 3], x[2, 5] = float("nan"), float("inf")
+    weight, bias = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
+    for scale in (None, torch.tensor(0.1, device=DEVICE)):
+        for result in (
+            triton_norm.quantize_rows(x, scale),
+            triton_norm.layer_norm_quantize(x, weight, bias, 1e-5, scale),
+        ):
+            assert result[1].isfinite().flatten().tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("epilogue", ["bias", "gelu", "residual", "static"])
+def test_int8_gemm(tile: Tile, epilogue: str) -> None:
+    if tile.tma and not has_descriptors():
+        pytest.skip("tensor descriptors need compute capability 9.0")
+    sizes = [(1, 48, 64), (37, 48, 80)] + ([] if tile.tma else [(37, 9, 37)])  # M, N, K
+    sizes += [] if INTERPRETED else [(1041, 1024, 4096), (3 * 1374, 3072, 1024)]
+    for m, n, k in sizes:
+        x, x_scale = reference.quantize_rows(hard_rows(m, k, torch.float32))
+        operands = (x, x_scale, codes(n, k), torch.rand(n, 1, device=DEVICE) * 0.01, rand(n).half())
+        extra = {
+            "bias": {},
+            "gelu": {"gelu": True},
+            "residual": {"gamma": rand(n).half(), "residual": rand(m, n).half()},
+            "static": {"out_scale": torch.tensor(0.7, device=DEVICE)},
+        }[epilogue]
+        for dtype in (torch.float16, torch.bfloat16):
+            got = triton_gemm.int8_gemm(*operands, dtype, tile=tile, **extra)
+            want = reference.int8_gemm(*operands, dtype, **extra)
+            if epilogue == "static":
+                assert_same_codes((got, x_scale), (want, x_scale))
+            else:
+                assert_same(got, want)
+
+
+def test_int8_gemm_takes_a_tile_from_the_table() -> None:
+    m, n, k = (5, 16, 64) if INTERPRETED else (1041, 1024, 1024)
+    operands = (codes(m, k), torch.rand(m, 1, device=DEVICE), codes(n, k), torch.rand(n, 1, device=DEVICE), None)
+    got = triton_gemm.int8_gemm(*operands, torch.float32)
+    assert_same(got, reference.int8_gemm(*operands, torch.float32))
+
+
+def test_fp16_does_not_overflow_where_the_result_fits() -> None:
+    """sum * x_scale passes 65504 although the result is small; tokens of size 1e-3 share the batch."""
+    x, weight = rand(8, 4096) * 40, rand(32, 4096) * 0.01
+    x[4:] *= 1e-3 / 40
+    w_scale = reference.absmax_scale(weight, dim=1)
+    w_codes = reference.quantize(weight, w_scale)
+    x_codes, x_scale = triton_norm.quantize_rows(x.half())
+    assert (reference.int8_matmul(x_codes, w_codes) * x_scale).abs().max() > 65504
+    want = x.double() @ weight.double().t()
+    gemm = triton_gemm.int8_gemm(x_codes, x_scale, w_codes, w_scale, None, torch.float16, tile=TILES[0])
+    for y in (gemm, triton_weight_only.w8a16_linear(x.half(), w_codes, w_scale, None)):
+        for rows in (slice(0, 4), slice(4, 8)):
+            assert (y[rows].double() - want[rows]).norm() / want[rows].norm() < 0.02
+
+
+@pytest.mark.parametrize(("m", "k"), [(1, 64), (10, 37), (17, 1024), (65, 64)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_w8a16_linear(m: int, k: int, dtype: torch.dtype) -> None:
+    x, weight, scale = rand(m, k, dtype=dtype), codes(19, k), torch.rand(19, 1, device=DEVICE) * 0.01
+    for bias in (None, rand(19).half()):
+        got = triton_weight_only.w8a16_linear(x, weight, scale, bias)
+        want = reference.w8a16_linear(x, weight, scale, bias)
+        error = (got.float() - want.float()).norm() / want.float().norm()
+        assert error < (2e-6 if dtype == torch.float32 else 1e-3), error
+
+
+@pytest.mark.parametrize(
+    ("tokens", "per_frame", "heads", "dim"), [(1, 1, 2, 64), (74, 37, 3, 64), (12, 6, 16, 24), (5, 5, 1, 8)]
+)
+def test_qk_norm_rope(tokens: int, per_frame: int, heads: int, dim: int) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        qkv = rand(tokens, 3, heads, dim, dtype=dtype) * 3
+        norms = [f(dim) for f in (rand, rand, rand, rand)]
+        angles = (torch.rand(per_frame, 2, dim // 4, device=DEVICE) * 6).repeat(1, 1, 2).flatten(1)
+        rope = torch.stack([angles.cos(), angles.sin()])
+        want = reference.qk_norm_rope(qkv, *norms, rope, 1e-5)
+        triton_rope.qk_norm_rope_(qkv, *norms, rope, 1e-5)
+        assert torch.equal(qkv[:, 2], want[:, 2])
+        assert_same(qkv, want)
+
+
+@on_gpu
+def test_more_than_2_to_the_31_elements() -> None:
+    """The last rows lie behind 2^31 elements: 32-bit offsets would read and write elsewhere."""
+    m, k, n = 2**21 + 3, 1024, 16
+    x = torch.empty(m, k, device=DEVICE, dtype=torch.float16).normal_()
+    got, scale = triton_norm.quantize_rows(x)
+    want, want_scale = reference.quantize_rows(x[-5:])
+    assert_same_codes((got[-5:], scale[-5:]), (want, want_scale))
+    del x
+    weight, weight_scale = codes(n, k), torch.rand(n, 1, device=DEVICE)
+    operands = (weight, weight_scale, None, torch.float16)
+    for tile in TILES[:1] + TILES[2:3] * has_descriptors():
+        y = triton_gemm.int8_gemm(got, scale * 1e-3, *operands, tile=tile)
+        assert_same(y[-5:], reference.int8_gemm(got[-5:], scale[-5:] * 1e-3, *operands))
+
+
+@on_gpu
+def test_operators_under_compile_and_in_a_graph() -> None:
+    from torch.library import opcheck
+
+    from vggt_int8.kernels import ops
+
+    x, weight, bias = rand(1041, 1024).half(), rand(1024).half(), rand(1024).half()
+    w_codes, w_scale = codes(3072, 1024), torch.rand(3072, 1, device=DEVICE) * 1e-3
+    opcheck(ops.quantize_rows, (x,))
+    opcheck(ops.layer_norm_quantize, (x, weight, bias, 1e-5))
+    opcheck(ops.int8_gemm, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16))
+    opcheck(ops.w8a16_linear, (x[:5], w_codes, w_scale, None))
+
+    def run(x: Tensor) -> Tensor:
+        x_codes, x_scale = ops.layer_norm_quantize(x, weight, bias, 1e-5)
+        return ops.int8_gemm(x_codes, x_scale, w_codes, w_scale, None, torch.float16, True)
+
+    want = run(x)
+    assert torch.equal(torch.compile(run, fullgraph=True)(x), want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(x)
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out, want)

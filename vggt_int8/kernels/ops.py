@@ -1,0 +1,165 @@
+"""The fused kernels as PyTorch operators `vggt_int8::…`: what the runtime calls, and what torch.compile sees.
+
+On a CPU an operator is its definition in `reference.py`, where its arguments are described; on CUDA it is the
+Triton kernel of the same name. Operands are checked on both. Triton is imported by the first call on CUDA. No
+operator synchronises with the host or tunes itself, so all of them can be captured in a CUDA graph once they
+have run (which compiles them). They have no derivative.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef, custom_op, infer_schema
+
+from vggt_int8.kernels import reference
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _operator(
+    definition: Callable[..., Any],
+    check: Callable[..., None],
+    module: str,
+    fake: Callable[..., Any],
+    mutates: tuple[str, ...] = (),
+) -> CustomOpDef:
+    """The operator of a definition; `module` is the file with the Triton launcher of the same name."""
+    name = definition.__name__
+
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        return definition(*args, **kwargs)
+
+    def on_cuda(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        launch = getattr(importlib.import_module(f"vggt_int8.kernels.{module}"), name)
+        args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+        kwargs = {key: a.contiguous() if isinstance(a, Tensor) else a for key, a in kwargs.items()}
+        with torch.cuda.device(args[0].device):  # Triton launches on the current device, not on its operands'
+            return launch(*args, **kwargs)
+
+    schema = infer_schema(definition, mutates_args=mutates)
+    op = custom_op(f"vggt_int8::{name}", on_cpu, mutates_args=mutates, device_types="cpu", schema=schema)
+    op.register_kernel("cuda")(on_cuda)
+    op.register_fake(fake)
+    op.__doc__ = definition.__doc__
+    return op
+
+
+def _codes_like(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+
+
+def _gemm_like(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> Tensor:
+    out_dtype = dtype if out_scale is None else torch.int8
+    return x_codes.new_empty((x_codes.shape[0], weight.shape[0]), dtype=out_dtype)
+
+
+def qk_norm_rope_(
+    qkv: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    rope: Tensor,
+    eps: float,
+) -> None:
+    """`reference.qk_norm_rope` in place. Attention then takes `qkv.unbind(1)` as strided views."""
+    qkv.copy_(reference.qk_norm_rope(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps))
+
+
+def _check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -> None:
+    if x.ndim != dims or x.dtype not in FLOATS:
+        raise ValueError(f"{name} must be a float tensor of {dims} dimensions, not {x.dtype} {list(x.shape)}")
+
+
+def _check_norm(x: Tensor, weight: Tensor, bias: Tensor, *_: Any, **__: Any) -> None:
+    _check_float(x)
+    if weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
+        raise ValueError(
+            f"weight and bias must be [{x.shape[1]}] for x {list(x.shape)}, "
+            f"not {list(weight.shape)} and {list(bias.shape)}"
+        )
+
+
+def _check_add_norm(x: Tensor, y: Tensor, gamma: Tensor, weight: Tensor, bias: Tensor, *_: Any, **__: Any) -> None:
+    _check_norm(x, weight, bias)
+    if y.shape != x.shape or gamma.shape != x.shape[1:]:
+        raise ValueError(
+            f"y must be {list(x.shape)} and gamma [{x.shape[1]}] for x {list(x.shape)}, "
+            f"not {list(y.shape)} and {list(gamma.shape)}"
+        )
+
+
+def _check_qkv(
+    qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
+) -> None:
+    _check_float(qkv, dims=4, name="qkv")
+    tokens, three, _, dim = qkv.shape
+    if three != 3 or not qkv.is_contiguous():
+        raise ValueError(f"qkv must be contiguous [T, 3, H, D], not {list(qkv.shape)}, strides {qkv.stride()}")
+    if rope.ndim != 3 or rope.shape[2] != dim or dim % 4 or tokens % rope.shape[1]:
+        raise ValueError(
+            f"rope must be [2, P, {dim}] with {tokens} tokens a multiple of P and D a multiple of 4, "
+            f"not {list(rope.shape)}"
+        )
+
+
+def _check_gemm(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> None:
+    (m, k), n = x_codes.shape, weight.shape[0]
+    if x_codes.dtype != torch.int8 or weight.dtype != torch.int8 or weight.shape[1] != k:
+        raise ValueError(
+            f"x_codes and weight must be int8 [M, K] and [N, K], not {x_codes.dtype} {list(x_codes.shape)} "
+            f"and {weight.dtype} {list(weight.shape)}"
+        )
+    if x_scale.numel() != m or weight_scale.numel() != n:
+        raise ValueError(
+            f"a scale per row is needed: x_scale [{m}, 1] and weight_scale [{n}, 1], "
+            f"not {list(x_scale.shape)} and {list(weight_scale.shape)}"
+        )
+    if (gamma is None) != (residual is None) or (residual is not None and residual.shape != (m, n)):
+        shape = None if residual is None else list(residual.shape)
+        raise ValueError(f"residual must be [{m}, {n}] and come with gamma [{n}], not {shape}")
+
+
+quantize_rows = _operator(reference.quantize_rows, _check_float, "triton_norm", _codes_like)
+layer_norm_quantize = _operator(reference.layer_norm_quantize, _check_norm, "triton_norm", _codes_like)
+add_layer_norm_quantize = _operator(
+    reference.add_layer_norm_quantize,
+    _check_add_norm,
+    "triton_norm",
+    lambda x, *_, **__: (torch.empty_like(x), *_codes_like(x)),
+)
+int8_gemm = _operator(reference.int8_gemm, _check_gemm, "triton_gemm", _gemm_like)
+qk_norm_rope_ = _operator(qk_norm_rope_, _check_qkv, "triton_rope", lambda *_, **__: None, mutates=("qkv",))
+w8a16_linear = _operator(
+    reference.w8a16_linear,
+    _check_float,
+    "triton_weight_only",
+    lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0]),
+)
