@@ -1,0 +1,55 @@
+"""A tiny checkpoint, two photographs, and a console wide enough that no table cell is cut."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vggt_int8.cli import app, console
+
+DATA = Path(__file__).parent.parent / "data" / "parity"
+
+
+class Cli:
+    """`cli("run", ...)` runs the command in this process."""
+
+    def __call__(self, *args: object, code: int = 0) -> str:
+        """Returns stdout, or stderr if another exit code than 0 is expected."""
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}\n{result.exception!r}"
+        return result.stdout if code == 0 else result.stderr
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setattr(console.out, "_width", 240)
+    monkeypatch.setattr(console.err, "_width", 240)
+    return Cli()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A floating-point checkpoint of a tiny network, as from the Hub."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    folder.mkdir()
+    config = json.loads((DATA / "tiny_vggt_config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "vggt"}))
+    shutil.copy(DATA / "tiny_vggt.safetensors", folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_int8(tiny: Path) -> Path:
+    """The same, quantized by int8_dynamic."""
+    from vggt_int8 import VGGTInt8
+
+    folder = tiny.parent / "tiny.w8a8"
+    VGGTInt8.from_pretrained(tiny, recipe="int8_dynamic").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    return [DATA / "images" / "landscape.png", DATA / "images" / "landscape_b.png"]

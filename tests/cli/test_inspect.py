@@ -1,0 +1,112 @@
+"""`vggt-int8 inspect` reads headers, and what it says agrees with the model that they describe."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+from safetensors.torch import load_file
+
+from tests.hub_standin.server import HubServer
+from vggt_int8 import VGGTInt8
+from vggt_int8.cli.inspect import layer_table, read_checkpoint
+
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+HfApi().create_repo("me/tiny.w8a8")
+HfApi().upload_folder(repo_id="me/tiny.w8a8", folder_path=sys.argv[1])
+"""
+
+
+def size_of(folder: Path) -> int:
+    return sum(t.numel() * t.element_size() for t in load_file(folder / "model.safetensors").values())
+
+
+def test_sizes_are_those_of_the_file(cli, tiny_int8: Path) -> None:
+    text = cli("inspect", tiny_int8)
+    assert "recipe int8_dynamic" in text
+    assert f"{size_of(tiny_int8) / 1e6:,.1f} MB" in text
+    shares = [float(line.split()[-1][:-1]) for line in text.splitlines() if line.endswith("%")]
+    assert sum(shares) == pytest.approx(200, abs=0.5)  # dtypes and parts
+    assert "track head" in text
+
+
+def test_layers_agree_with_the_loaded_model(tiny_int8: Path) -> None:
+    layers = layer_table(*read_checkpoint(str(tiny_int8)), every=True)
+    report = {row.name: row for row in VGGTInt8.from_pretrained(tiny_int8).quantization_report()}
+    assert {layer.name for layer in layers} == set(report)
+    for layer in layers:
+        row = report[layer.name]
+        if row.backend != "pytorch":
+            assert (layer.scheme, layer.runs_on) == (row.scheme, f"{row.backend}: {row.kernel}")
+    assert sum(layer.size for layer in layers) == size_of(tiny_int8)
+
+
+def test_layers_alike_share_a_row(tiny_int8: Path) -> None:
+    config, tensors = read_checkpoint(str(tiny_int8))
+    every, grouped = (layer_table(config, tensors, every=flag) for flag in (True, False))
+    assert len(grouped) < len(every) == sum(layer.count for layer in grouped)
+    assert sum(layer.size for layer in grouped) == sum(layer.size for layer in every)
+    qkv = next(layer for layer in grouped if layer.name == "aggregator.frame_blocks.*.attn.qkv")
+    assert qkv.count == config.depth
+
+
+def test_no_weight_is_read(cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a weight was read")
+
+    class HeadersOnly:
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            self.file = safetensors.safe_open(*args, **kwargs)
+
+        def __enter__(self) -> "HeadersOnly":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        get_tensor = refuse
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
+
+    monkeypatch.setattr("vggt_int8.pretrained.checkpoint.safe_open", HeadersOnly)
+    assert "not quantized" in cli("inspect", tiny)
+
+
+def test_damaged_file_is_named(cli, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((tiny / "model.safetensors").read_bytes()[:1000])
+    assert "model.safetensors" in cli("inspect", tmp_path, code=2)
+
+
+def test_folder_without_weights(cli, tmp_path: Path) -> None:
+    assert "no .safetensors" in cli("inspect", tmp_path, code=2)
+
+
+def test_a_hub_model_is_read_by_ranges(tiny_int8: Path, tmp_path: Path) -> None:
+    with HubServer() as hub:
+        environment = {**os.environ, **hub.environment(str(tmp_path / "home")), "COLUMNS": "200"}
+
+        def run(*command: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300
+            )
+
+        assert run("-c", UPLOAD, str(tiny_int8)).returncode == 0
+        hub.log.clear()
+        here, there = (
+            run("-m", "vggt_int8", "inspect", str(tiny_int8)),
+            run("-m", "vggt_int8", "inspect", "me/tiny.w8a8"),
+        )
+        assert there.returncode == 0, there.stderr
+        assert there.stdout.replace("me/tiny.w8a8", str(tiny_int8)) == here.stdout
+        weights = [status for _, path, status in hub.log if path.startswith("/storage/") and status != 302]
+        assert weights
+        assert set(weights) == {206}, "the whole file was downloaded"
+        absent = run("-m", "vggt_int8", "inspect", "me/absent")
+        assert absent.returncode == 2
+        assert "'me/absent'" in absent.stderr
+        assert hub.failures == []

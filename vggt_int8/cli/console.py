@@ -1,0 +1,164 @@
+"""What the user sees: two consoles, progress lines, warnings and errors as single lines, library noise kept off.
+
+`guarded` wraps every subcommand: it maps exceptions to messages and exit codes, and lets only this package's own
+warnings through. With `--debug` it changes nothing, so that everything is visible.
+"""
+
+import functools
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+PACKAGE = str(Path(__file__).parent.parent)
+P = ParamSpec("P")
+
+out = Console()
+err = Console(stderr=True)
+
+
+@dataclass
+class Settings:
+    """Global options."""
+
+    debug: bool = False
+
+
+settings = Settings()
+
+
+def say(text: str) -> None:
+    """One line of results, as it is: no markup, no colours, no wrapping."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def step(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A spinner with the elapsed time while the block runs; one line with the total when it is done.
+
+    Yields a function of (done, all) that turns the spinner into a bar.
+    """
+    start = time.perf_counter()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+    err.print(f"{escape(what)} [dim]{time.perf_counter() - start:.1f} s[/dim]", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def download_bars() -> Iterator[Progress]:
+    """Bars in bytes; each task is one transfer."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        yield progress
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Run a subcommand with quiet libraries; turn what it raises into one line and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if settings.debug:
+            command(*args, **kwargs)
+            return
+        try:
+            with quiet_libraries():
+                command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            err.print("Interrupted.")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader (`head`) has gone; keep Python from complaining again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except Exception as error:  # the outermost frame: everything becomes a message and an exit code
+            message, code = _explain(error)
+            err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(code) from None
+
+    return run
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Message and exit code: 2 where the user's input is at fault, 1 otherwise."""
+    from vggt_int8.quant.backends import BackendError
+
+    text = str(error).strip()
+    bad_input = (ValueError, TypeError, BackendError, FileNotFoundError, FileExistsError, NotADirectoryError)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, (*bad_input, IsADirectoryError, PermissionError)) and text:
+        return text, 2
+    if isinstance(error, OSError | RuntimeError) and text:
+        return text, 1
+    return f"{type(error).__name__}: {text}. Run with `vggt-int8 --debug …` to see where.", 1
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep warnings, log lines and progress bars of libraries off the console; show this package's warnings."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = _show_warning
+            with _no_progress_bars():
+                yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    hub_was_on, transformers_was_on = not are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hub_was_on:
+            enable_progress_bars()
+        if transformers_was_on:
+            transformers_logging.enable_progress_bar()
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    if filename.startswith(PACKAGE) and issubclass(category, UserWarning | RuntimeWarning):
+        err.print(f"[yellow]Warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
+def megabytes(size: float) -> str:
+    """Bytes for tables: "1,277.3 MB"."""
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,187 @@
+"""`vggt-int8 inspect`: what a checkpoint holds, read from its headers alone: no weight is loaded.
+
+The layers come from the same code that loads a model, run on the meta device; their sizes come from the files.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from vggt_int8.cli import console
+from vggt_int8.cli.loading import Model
+
+if TYPE_CHECKING:
+    from vggt_int8.model.config import VGGTConfig
+
+# safetensors' words: (name shown, bytes)
+DTYPES = {"F64": ("fp64", 8), "F32": ("fp32", 4), "F16": ("fp16", 2), "BF16": ("bf16", 2), "I8": ("int8", 1)}
+# The first part whose prefix fits owns the tensor.
+PARTS = {
+    "encoder": "aggregator.patch_embed.",
+    "aggregator": "aggregator.",
+    "camera head": "camera_head.",
+    "depth head": "depth_head.",
+    "point head": "point_head.",
+    "track head": "track_head.",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape) * DTYPES.get(self.dtype, ("", 4))[1]
+
+
+@dataclass
+class Layer:
+    """Layers that are alike but for their number."""
+
+    name: str
+    scheme: str
+    runs_on: str
+    reason: str
+    count: int = 0
+    size: int = 0
+
+
+def inspect_model(
+    model: Model,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer, also those that are alike.")] = False,
+) -> None:
+    """Show a checkpoint's size per dtype and part, and what every layer is. Loads no weights."""
+    with console.step(f"Reading the headers of {model}"):
+        config, tensors = read_checkpoint(model)
+        grouped = layer_table(config, tensors, every=layers)
+    quantization = getattr(config, "quantization_config", None)
+    what = "not quantized"
+    if quantization is not None:
+        what = f"recipe {quantization['recipe']['name']}, format {quantization['format_version']}"
+    total = sum(tensor.size for tensor in tensors.values())
+    console.say(f"{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}\n")
+    by_dtype = ((DTYPES.get(t.dtype, (t.dtype, 0))[0], t.size) for t in tensors.values())
+    by_part = ((part_of(name), t.size) for name, t in tensors.items())
+    console.out.print(_size_table("dtype", by_dtype, total))
+    console.out.print(_size_table("part", by_part, total))
+    table = Table("layer", "scheme", "runs on", "MB", "why", box=None, pad_edge=False)
+    for layer in grouped:
+        name = layer.name if layer.count == 1 else f"{layer.name}  x {layer.count}"
+        table.add_row(name, layer.scheme, layer.runs_on, f"{layer.size / 1e6:.3f}", layer.reason)
+    console.out.print(table)
+
+
+def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
+    """Configuration and tensor headers of a folder, a single safetensors file or a Hub model."""
+    from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.pretrained import CheckpointError
+    from vggt_int8.pretrained.checkpoint import read_headers
+
+    path = Path(model)
+    if path.is_file():
+        headers: Mapping[str, Any] = read_headers([model])
+        return VGGTConfig(), {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
+    if path.is_dir():
+        files = sorted(str(file) for file in path.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{model} holds no .safetensors file")
+        headers = read_headers(files)
+        config = VGGTConfig.from_pretrained(model)
+        return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
+    return _read_hub(model)
+
+
+def _read_hub(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
+    """The headers alone are downloaded, by ranges."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HFValidationError, NotASafetensorsRepoError
+
+    from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.pretrained import CheckpointError
+
+    try:
+        config = VGGTConfig.from_pretrained(model)
+        metadata = get_safetensors_metadata(model)
+    except HFValidationError as error:
+        raise CheckpointError(f"there is no folder {model!r}, and it is no Hub id such as 'owner/name'") from error
+    except NotASafetensorsRepoError as error:
+        raise CheckpointError(f"{model} on the Hub holds no .safetensors file") from error
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{model!r} is no folder, and the Hub did not give its headers: {reason}") from error
+    tensors = {
+        name: Stored(str(info.dtype), tuple(info.shape))
+        for file in metadata.files_metadata.values()
+        for name, info in file.tensors.items()
+    }
+    return config, tensors
+
+
+def layer_table(config: "VGGTConfig", tensors: Mapping[str, Stored], *, every: bool) -> list[Layer]:
+    """One entry per layer, or per group of layers alike, in the checkpoint's order."""
+    import torch
+
+    from vggt_int8.model.vggt import VGGT
+    from vggt_int8.quant.quantize import prepare_module
+    from vggt_int8.quant.report import quantization_report
+    from vggt_int8.recipe import Recipe
+
+    with torch.device("meta"):
+        skeleton = VGGT(config)
+    plan = None
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        plan = prepare_module(skeleton, Recipe.from_dict(quantization["recipe"], source="quantization_config"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report = {row.name: row for row in quantization_report(skeleton, plan, device)}
+    groups: dict[tuple[str, ...], Layer] = {}
+    modules = _by_module(tensors)
+    in_order = [name for name in report if name in modules]
+    for name in [*in_order, *(name for name in modules if name not in report)]:
+        row, owned = report.get(name), modules[name]
+        kept = "/".join(sorted({DTYPES.get(t.dtype, (t.dtype, 0))[0] for t in owned}))
+        scheme, runs_on, reason = kept, "?", "not part of this model"
+        if row is not None:
+            scheme = kept if row.backend == "pytorch" else row.scheme
+            runs_on = row.kernel if row.backend == "pytorch" else f"{row.backend}: {row.kernel}"
+            reason = row.reason
+        shown = name if every else re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+        layer = groups.setdefault((shown, scheme, runs_on, reason), Layer(shown, scheme, runs_on, reason))
+        layer.count += 1
+        layer.size += sum(tensor.size for tensor in owned)
+    return list(groups.values())
+
+
+def _by_module(tensors: Mapping[str, Stored]) -> dict[str, list[Stored]]:
+    modules = defaultdict(list)
+    for name, tensor in tensors.items():
+        modules[name.rpartition(".")[0]].append(tensor)
+    return modules
+
+
+def part_of(name: str) -> str:
+    """The part of the network that owns a tensor."""
+    return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "other")
+
+
+def _size_table(title: str, sizes: Iterable[tuple[str, int]], total: int) -> Table:
+    summed: dict[str, int] = defaultdict(int)
+    for key, size in sizes:
+        summed[key] += size
+    table = Table(title, "MB", "share", box=None, pad_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for key, size in sorted(summed.items(), key=lambda item: -item[1]):
+        table.add_row(key, f"{size / 1e6:,.2f}", f"{size / max(total, 1):.1%}")
+    table.add_row()
+    return table

@@ -1,0 +1,136 @@
+"""Options that several commands share, and loading a model with progress on the console."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from vggt_int8.cli import console
+
+if TYPE_CHECKING:
+    import torch
+
+    from vggt_int8 import VGGTInt8
+    from vggt_int8.images import ImageTransform
+    from vggt_int8.images import Mode as FitMode
+
+Model = Annotated[str, typer.Argument(help="A folder, or a model on the Hugging Face Hub.", show_default=False)]
+Images = Annotated[
+    list[str],
+    typer.Argument(help="Image files, folders or patterns; a folder is read in natural order.", show_default=False),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="Quantize while loading: a shipped recipe's name or a .toml file."),
+]
+Backend = Annotated[str, typer.Option(help="What runs INT8 layers: auto, native, torchao, bitsandbytes or reference.")]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu. [default: cuda where there is one]")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Compute dtype: fp32, fp16 or bf16. [default: fp16 on cuda, fp32 on cpu]")
+]
+Mode = Annotated[str, typer.Option(help="Fit images by crop (width fills the model) or pad (nothing is cut off).")]
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+CHECKPOINT_FILES = ["*.json", "*.safetensors"]
+
+
+def resolve_device(name: str | None) -> "torch.device":
+    """The device asked for, or CUDA where there is one. Raises ValueError if it is not there."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"there is no device {name!r}: choose cpu, cuda or cuda:<number>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: choose cpu, cuda or cuda:<number>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def resolve_dtype(name: str | None) -> "torch.dtype | None":
+    """The dtype of that name; None stays None."""
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; choose one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, DTYPES[name])
+    return dtype
+
+
+def load_model(
+    model: str,
+    *,
+    recipe: Any = None,
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: str | None = None,
+) -> "VGGTInt8":
+    """`VGGTInt8.from_pretrained` in evaluation mode, with a bar for the download and a spinner for the rest."""
+    target, compute = resolve_device(device), resolve_dtype(dtype)
+    from vggt_int8 import VGGTInt8, load_recipe
+
+    if recipe is not None:
+        recipe = load_recipe(recipe)
+    fetch(model)
+    how = "" if recipe is None else f" with recipe {recipe.name}"
+    with console.step(f"Loading {model}{how}"):
+        loaded = VGGTInt8.from_pretrained(model, recipe=recipe, backend=backend, device_map=str(target), dtype=compute)
+    return loaded.eval()
+
+
+def fetch(model: str) -> None:
+    """Download a Hub model's files into the cache, with bars. Does nothing for a folder.
+
+    Failures are left to `from_pretrained`, which looks into the cache and says best what is missing.
+    """
+    if Path(model).exists() or model.count("/") != 1:
+        return
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from tqdm import tqdm
+
+    with console.download_bars() as progress:
+
+        class Bar(tqdm):
+            """A transfer that huggingface_hub counts, drawn by rich."""
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                kwargs.pop("name", None)
+                self.task = progress.add_task(kwargs.get("desc") or "", total=None)
+                super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
+
+            def display(self, *_: Any, **__: Any) -> None:
+                progress.update(self.task, completed=self.n, total=self.total, description=self.desc)
+
+            def close(self) -> None:
+                progress.update(self.task, visible=False)
+                super().close()
+
+        try:
+            snapshot_download(model, allow_patterns=CHECKPOINT_FILES, tqdm_class=Bar)
+        except (HfHubHTTPError, LocalEntryNotFoundError):
+            return
+
+
+def load_images_for(model: "VGGTInt8", paths: list[Path], mode: str) -> "tuple[torch.Tensor, list[ImageTransform]]":
+    """Images [S, 3, H, W] at the size that `model` was made for, and the transforms to original pixels."""
+    from vggt_int8.images import load_images
+
+    with console.step(f"Reading {len(paths)} images") as progress:
+        return load_images(
+            paths,
+            cast("FitMode", mode),  # an unknown one raises ValueError there
+            size=model.config.img_size,
+            patch_size=model.config.patch_size,
+            return_transforms=True,
+            on_image=progress,
+        )

@@ -1,0 +1,34 @@
+"""`vggt-int8 quantize`: a floating-point checkpoint in, an INT8 checkpoint out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggt_int8.cli import console
+from vggt_int8.cli.loading import Backend, Device, Model, load_model
+
+
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the INT8 checkpoint.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a .toml file.")
+    ] = "int8_dynamic",
+    backend: Backend = "auto",
+    device: Device = None,
+    max_shard_size: Annotated[str, typer.Option(help="Split the weights into files of at most this size.")] = "5GB",
+) -> None:
+    """Quantize a checkpoint by a recipe and save it; the result runs under every backend that fits the recipe."""
+    from vggt_int8.export import staged_folder
+
+    entries: list[str] = []  # known once the weights are written: their files may be numbered
+    with staged_folder(out, entries=entries) as folder:
+        loaded = load_model(model, recipe=recipe, backend=backend, device=device)
+        with console.step(f"Saving {out}"):
+            loaded.save_pretrained(folder, max_shard_size=max_shard_size)
+        files = sorted(folder.iterdir())
+        entries += [file.name for file in files]
+        weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+    console.say(loaded.quantization_report().summary())
+    console.say(f"{out}: {console.megabytes(weights)} in {len(files)} files")

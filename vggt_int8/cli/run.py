@@ -1,0 +1,89 @@
+"""`vggt-int8 run`: photographs in; cameras, depth, points and a report of the run out."""
+
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from vggt_int8.cli import console
+from vggt_int8.cli.loading import Backend, Device, Dtype, Images, Mode, Model, Recipe, load_images_for, load_model
+
+if TYPE_CHECKING:
+    from vggt_int8 import VGGTInt8
+
+
+def run(
+    model: Model,
+    images: Images,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    recipe: Recipe = None,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    mode: Mode = "crop",
+    frames_chunk: Annotated[
+        int, typer.Option(min=1, help="Images that the depth and point heads work on at a time: less is less memory.")
+    ] = 8,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results in the folder.")] = False,
+) -> None:
+    """Reconstruct a scene: write cameras.json, depth and confidence maps, points.ply and report.json."""
+    import torch
+
+    from vggt_int8.cli.loading import resolve_device
+    from vggt_int8.export import SCENE_ENTRIES, PhaseClock, RunReport, staged_folder, write_json, write_scene
+    from vggt_int8.export.report import describe_inputs
+    from vggt_int8.images import find_images
+
+    paths = find_images(images)
+    clock = PhaseClock(resolve_device(device))
+    with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite) as folder:
+        with clock.phase("load_model"):
+            network = load_model(model, recipe=recipe, backend=backend, device=device, dtype=dtype)
+        with clock.phase("load_images"):
+            pixels, transforms = load_images_for(network, paths, mode)
+        with clock.phase("reconstruct"), console.step(f"Reconstructing {len(paths)} images"), torch.inference_mode():
+            pred = network(pixels.to(network.device), frames_chunk_size=frames_chunk)
+        with clock.phase("write"), console.step(f"Writing {out}"):
+            written = write_scene(folder, pred, transforms, [str(path) for path in paths])
+        report = RunReport(
+            model=model,
+            recipe=recipe_of(network),
+            backend=kernels_of(network),
+            device=network.device,
+            dtype=str(network.dtype).removeprefix("torch."),
+            inputs=describe_inputs(paths, transforms),
+            seconds=clock.seconds,
+            outputs=written,
+        )
+        write_json(folder / "report.json", report.to_document())
+    console.out.print(_summary(out, len(paths), report, pred))
+
+
+def recipe_of(network: "VGGTInt8") -> str | None:
+    """Name of the recipe a model was quantized by; None for a plain network."""
+    quantization: Any = getattr(network.config, "quantization_config", None)
+    return None if quantization is None else str(quantization.recipe["name"])
+
+
+def kernels_of(network: "VGGTInt8") -> str | None:
+    """What runs the INT8 layers, most layers first: "native (VNNI u8·s8) x 344, …"; None for a plain network."""
+    if recipe_of(network) is None:
+        return None
+    count = Counter(
+        f"{row.backend} ({row.kernel})" for row in network.quantization_report() if row.backend != "pytorch"
+    )
+    return ", ".join(f"{kernel} x {number}" for kernel, number in count.most_common()) or None
+
+
+def _summary(out: Path, num_images: int, report: Any, pred: Any) -> Table:
+    table = Table(title=f"{num_images} images -> {out}", title_justify="left", box=None, show_header=False)
+    for name, seconds in report.seconds.items():
+        table.add_row(name.replace("_", " "), f"{seconds:.2f} s")
+    if pred.depth is not None:
+        table.add_row("median depth", f"{statistics.median(pred.depth.flatten().tolist()):.4g} (relative scale)")
+    if report.outputs["points"] is not None:
+        table.add_row("points", str(report.outputs["points"]))
+    return table
