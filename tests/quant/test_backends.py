@@ -1,0 +1,322 @@
+"""Every backend computes the reference's definition: all schemes, dtypes, odd shapes, hard rows."""
+
+import functools
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vggt_int8.kernels import cpu, reference
+from vggt_int8.quant import BACKENDS, BackendError, Int8Linear
+from vggt_int8.quant.backends import auto_reason, check_backend_name, get_backend, resolve
+from vggt_int8.recipe import Scheme
+
+SCHEMES = {
+    "none": Scheme("none"),
+    "dynamic": Scheme("dynamic"),
+    "static": Scheme("static"),
+    "llm_int8": Scheme("dynamic", 6.0),
+}
+# The design's table.
+ALLOWED = {
+    "none": {"reference", "native", "torchao", "portable"},
+    "dynamic": {"reference", "native", "torchao", "bitsandbytes"},
+    "static": {"reference", "native", "torchao"},
+    "llm_int8": {"reference", "bitsandbytes"},
+}
+PAIRS = [(scheme, backend) for scheme, backends in ALLOWED.items() for backend in sorted(backends)]
+CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(1, 9, 1), (1, 567, 130), (16, 37, 9), (17, 9, 130), (37, 567, 9), (37, 64, 64), (37, 1037, 1)]  # M, K, N
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def usable(scheme: str, backend: str, device: str) -> None:
+    """Leave out what this machine cannot run and says so."""
+    try:
+        resolve(backend, SCHEMES[scheme], device)
+    except BackendError as error:
+        if "saturates on this CPU" in str(error) or device == "cuda":
+            pytest.skip(str(error))
+        raise
+
+
+def make(scheme: str, backend: str, source: nn.Linear, absmax: float = 1.0, threshold: float = 6.0) -> Int8Linear:
+    activations = "dynamic" if scheme == "llm_int8" else scheme
+    return Int8Linear.from_linear(
+        source,
+        activations,
+        backend,
+        input_scale=absmax / 127 if scheme == "static" else None,
+        outlier_threshold=threshold if scheme == "llm_int8" else 0.0,
+    ).to(source.weight.device)
+
+
+def definition(scheme: str, layer: Int8Linear, x: Tensor) -> Tensor:
+    """The reference on the CPU in fp32."""
+    weight, scale = layer.weight.cpu(), layer.weight_scale.cpu()
+    bias = None if layer.bias is None else layer.bias.cpu()
+    x = x.cpu().float()
+    if scheme == "none":
+        return reference.w8a16_linear(x, weight, scale, bias)
+    if scheme == "llm_int8":
+        return reference.llm_int8_linear(x, weight, scale, bias, layer.scheme.outlier_threshold)
+    input_scale = None if layer.input_scale is None else layer.input_scale.cpu()
+    return reference.w8a8_linear(x, weight, scale, bias, input_scale)
+
+
+def hard_rows(m: int, k: int) -> Tensor:
+    """Normal rows; from 16 rows on also zeros, one outlier, small and very small ones."""
+    x = randn(m, k, seed=1)
+    if m >= 16:
+        x[1] = 0
+        x[2, k // 2] = 3e4
+        x[3:6] *= 1e-3
+        x[6] *= 20
+    return x
+
+
+def bound(scheme: str, backend: str, dtype: torch.dtype, device: str) -> float:
+    """Relative to the size that a row of the result is expected to have."""
+    rounding = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    own_codes = backend == "torchao" and scheme in ("dynamic", "static")  # absmax / 127.5, codes down to -128
+    fused = backend == "bitsandbytes" and device == "cuda" and dtype == torch.float16
+    # Two independent roundings to codes of about 0.01 each; three sigma, since some rows have one value.
+    return rounding + (0.03 if own_codes else 0.004 if fused else 0.0)
+
+
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scheme", "backend"), PAIRS)
+def test_a_backend_computes_the_definition(scheme: str, backend: str, dtype: torch.dtype, device: str) -> None:
+    usable(scheme, backend, device)
+    limit = bound(scheme, backend, dtype, device)
+    for m, k, n in SHAPES:
+        source = nn.Linear(k, n, bias=False)
+        source.weight.data = randn(n, k, seed=2) * 0.1
+        if n > 1:
+            source.weight.data[0] = 0
+        x = hard_rows(m, k).to(dtype)
+        layer = make(scheme, backend, source.to(device), absmax=4.0)
+        y = layer(x.to(device)).cpu()
+        assert (y.dtype, y.shape) == (dtype, (m, n))
+        want = definition(scheme, layer, x)
+        expected_size = x.float().norm(dim=1, keepdim=True) * source.weight.norm(dim=1).cpu() / k**0.5  # [M, N]
+        error = (y.float() - want).abs()
+        assert (error.norm(dim=1) <= limit * expected_size.norm(dim=1)).all(), (m, k, n)
+        assert (error <= 3 * limit * expected_size).all(), (m, k, n)
+        if n > 1:
+            assert not y[:, 0].any(), "a weight row of zeros"
+        if m >= 16:
+            assert not y[1].any(), "an input row of zeros"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("scheme", "backend"),
+    [("dynamic", "native"), ("static", "native"), ("dynamic", "bitsandbytes"), ("llm_int8", "bitsandbytes")],
+)
+def test_on_the_cpu_equal_not_close(scheme: str, backend: str, dtype: torch.dtype) -> None:
+    usable(scheme, backend, "cpu")
+    for m, k, n in SHAPES:
+        source = nn.Linear(k, n)
+        x = hard_rows(m, k).to(dtype)
+        layer = make(scheme, backend, source, absmax=4.0)
+        assert torch.equal(layer(x), definition(scheme, layer, x).to(dtype))
+
+
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize(("scheme", "backend"), PAIRS)
+def test_the_bias_is_added_once_and_in_fp32(scheme: str, backend: str, device: str) -> None:
+    usable(scheme, backend, device)
+    source = nn.Linear(64, 24)
+    source.bias.data = torch.linspace(-100, 100, 24)
+    x = randn(17, 64)
+    layer = make(scheme, backend, source.to(device), absmax=4.0)
+    without = make(scheme, backend, source, absmax=4.0)
+    without.bias = None
+    x = x.to(device)
+    torch.testing.assert_close(layer(x), without(x) + layer.bias.float(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scheme", "backend"), PAIRS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_inf_reach_the_result(scheme: str, backend: str, value: float, dtype: torch.dtype, device: str) -> None:
+    usable(scheme, backend, device)
+    source = nn.Linear(567, 9)
+    source.weight.data = randn(9, 567, seed=3)
+    layer = make(scheme, backend, source.to(device), absmax=4.0)
+    x = randn(20, 567).clamp(-4, 4).to(dtype)
+    x[3, 5] = value
+    y = layer(x.to(device)).cpu()
+    assert not y[3].isfinite().any()
+    others = torch.cat([y[:3], y[4:]])
+    assert others.isfinite().all() or scheme == "llm_int8"
+
+
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scheme", "backend"), PAIRS)
+def test_results_that_fit_do_not_overflow(scheme: str, backend: str, dtype: torch.dtype, device: str) -> None:
+    """K = 4096, inputs of sigma 40, |y| up to about 103, with tokens of sigma 1e-3 in the same batch."""
+    usable(scheme, backend, device)
+    m, k, n = 34, 4096, 64
+    source = nn.Linear(k, n, bias=False)
+    source.weight.data = randn(n, k, seed=4) * 0.0125
+    x = randn(m, k, seed=5) * 40
+    small = torch.arange(m) % 2 == 1
+    x[small] *= 1e-3 / 40
+    x = x.to(dtype)
+    layer = make(scheme, backend, source.to(device), absmax=x.abs().max().item())
+    want = x.double() @ (layer.weight.cpu().double() * layer.weight_scale.cpu().double()).t()
+    assert 90 < want.abs().max() < 120
+    before_the_weight_scale = want.abs() / layer.weight_scale.cpu().view(1, -1)
+    assert before_the_weight_scale.max() > 65504, "the case must overflow an fp16 epilogue in the wrong order"
+    y = layer(x.to(device)).cpu()
+    assert y.isfinite().all()
+    limit = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}[dtype]
+    limit += 0.015 if scheme in ("dynamic", "static") else 1e-3
+    error = y.double() - want
+    checked = torch.ones(m, dtype=torch.bool) if scheme != "static" else ~small  # one scale cannot serve both
+    assert (error[checked].norm(dim=1) <= limit * want[checked].norm(dim=1)).all()
+    assert (error[checked].abs().amax(1) <= 2 * limit * want[checked].abs().amax(1)).all()
+    assert (y[~checked].abs() < 0.1).all()
+
+
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize(("scheme", "backend"), [pair for pair in PAIRS if pair[0] != "static"])
+def test_very_small_rows_keep_their_precision(scheme: str, backend: str, device: str) -> None:
+    usable(scheme, backend, device)
+    source = nn.Linear(256, 64, bias=False)
+    layer = make(scheme, backend, source.to(device))
+    x = randn(8, 256)
+    want = layer(x.to(device))
+    for factor in (2.0**-20, 2.0**-40):
+        torch.testing.assert_close(layer(x.to(device) * factor) / factor, want, rtol=1e-4, atol=1e-5)
+
+
+class Ops(TorchDispatchMode):
+    """Counts the operators that run, by name, with the dtypes of their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        dtypes = "·".join(str(a.dtype).removeprefix("torch.") for a in args if isinstance(a, Tensor))
+        self.seen[f"{func.name().split('.')[0]} {dtypes}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+# What runs, as the report names it, for layers whose product the report claims to be in integers on the CPU.
+CALLED = [
+    ("dynamic", "native", "_int_mm", "aten::_int_mm"),
+    ("static", "native", "_int_mm", "aten::_int_mm"),
+    ("dynamic", "torchao", "torchao Int8Tensor", "aten::_int_mm"),
+    ("static", "torchao", "torchao Int8Tensor", "aten::_int_mm"),
+    ("dynamic", "bitsandbytes", "int8_linear_matmul", "bitsandbytes::int8_linear_matmul int8·int8"),
+    ("llm_int8", "bitsandbytes", "int8_linear_matmul", "bitsandbytes::int8_linear_matmul int8·int8"),
+    ("dynamic", "reference", "int32 matmul", "aten::mm int32·int32"),
+    ("static", "reference", "int32 matmul", "aten::mm int32·int32"),
+    ("llm_int8", "reference", "int32 matmul", "aten::mm int32·int32"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "backend", "reported", "op"), CALLED)
+def test_integers_are_multiplied_by_the_op_that_the_report_names(
+    scheme: str, backend: str, reported: str, op: str
+) -> None:
+    usable(scheme, backend, "cpu")
+    if backend == "native" and cpu.cpu_int8_kernel() == cpu.FLOAT32:
+        pytest.skip("this CPU has no exact integer kernel, and the report says so")
+    layer = make(scheme, backend, nn.Linear(64, 24))
+    layer(randn(20, 64))  # probes and preparations happen once
+    with Ops() as ops:
+        layer(randn(20, 64))
+    assert reported in layer.kernel("cpu")
+    assert sum(count for name, count in ops.seen.items() if name.startswith(op)) == 1, ops.seen
+    float_products = [name for name in ops.seen if name.startswith(("aten::mm float", "aten::addmm", "aten::linear"))]
+    assert scheme == "llm_int8" or not float_products
+    if backend == "native":
+        assert layer.kernel("cpu") == cpu.cpu_int8_kernel()
+        codes = "uint8·int8" if cpu.cpu_int8_kernel() == cpu.U8S8 else "int8·int8"
+        assert ops.seen[f"aten::_int_mm {codes}"] == 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("backend", [*BACKENDS, "portable"])
+def test_the_table_of_the_design(scheme: str, backend: str) -> None:
+    layer = make(scheme, backend, nn.Linear(16, 8))
+    if backend in ALLOWED[scheme]:
+        usable(scheme, backend, "cpu")
+        assert layer(randn(3, 16)).shape == (3, 8)
+        assert layer.resolved_backend("cpu").name == backend
+    else:
+        with pytest.raises(
+            BackendError,
+            match=re.escape(f"backend '{backend}' cannot run {layer.scheme.label}"),
+        ):
+            layer(randn(3, 16))
+
+
+def test_auto_takes_a_backend_and_says_which() -> None:
+    names = {scheme: resolve("auto", SCHEMES[scheme], "cpu").name for scheme in SCHEMES}
+    llm = "bitsandbytes" if cpu.int_mm_is_exact() else "reference"
+    assert names == {"none": "native", "dynamic": "native", "static": "native", "llm_int8": llm}
+    assert auto_reason(SCHEMES["dynamic"], "cpu") == "auto: native"
+    with pytest.raises(BackendError, match="on 'cpu' and 'cuda', not on 'mps'"):
+        resolve("auto", SCHEMES["dynamic"], "mps")
+
+
+def test_names() -> None:
+    for name in ("auto", *BACKENDS):
+        check_backend_name(name)
+    with pytest.raises(BackendError, match=r"no backend 'nativ'; choose 'auto' or one of native, torchao"):
+        get_backend("nativ")
+
+
+def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = functools.cache(get_backend.__wrapped__)
+    monkeypatch.delitem(sys.modules, "vggt_int8.quant.backends.torchao_backend", raising=False)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(BackendError, match=r"'torchao' cannot be used here: .*torchao.* Choose another"):
+        fresh("torchao")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets named here are x86's")
+def test_libraries_are_refused_where_their_product_saturates() -> None:
+    """Without VNNI `torch._int_mm` adds pairs of products in 16 bits, and torchao and bitsandbytes do not look.
+
+    Importing them prints a lot, of which nothing may reach the user.
+    """
+    code = """
+from torch import nn, ones
+from vggt_int8.quant import BackendError, Int8Linear
+linear = nn.Linear(512, 16, bias=False)
+linear.weight.data.fill_(1)
+for backend, threshold in (("auto", 0), ("native", 0), ("torchao", 0), ("bitsandbytes", 0), ("auto", 6.0)):
+    try:
+        y = Int8Linear.from_linear(linear, backend=backend, outlier_threshold=threshold)(ones(3, 512))
+        print(round(y[0, 0].item(), 3))
+    except BackendError as error:
+        print("saturates" in str(error))
+"""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    bitsandbytes = "True" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "512.0"
+    assert process.stdout.split() == ["512.0", "512.0", "True", bitsandbytes, "512.0"], process.stderr
+    assert process.stderr == ""
