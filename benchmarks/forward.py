@@ -1,0 +1,209 @@
+"""Time and memory of VGGT-1B's whole forward pass (cameras, depth, points) on one GPU, for several ways to run it.
+
+    python benchmarks/forward.py --frames 1 10 32 --out benchmarks/results/forward.jsonl
+
+Random weights of VGGT-1B's shapes, since timing does not depend on their values; every variant computes from the same
+ones, and its outputs are compared with fp32. First a card of what the work costs and what this GPU can do, then one
+row per variant and frame count; each row goes to `--out` as one JSON line with versions and GPU. A row whose outputs
+are too far from fp32 says so and shows no time.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vggt_int8
+from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, quantize
+from vggt_int8.eval.compare import difference
+from vggt_int8.export.report import installed_versions
+
+VARIANTS = {
+    "bf16-autocast": ("autocast", "", ""),
+    "bf16": ("bf16", "", ""),
+    "fp16": ("fp16", "", ""),
+    "bf16-compiled": ("compiled", "", ""),
+    "int8_dynamic:bitsandbytes": ("int8", "int8_dynamic", "bitsandbytes"),
+    "int8_dynamic:torchao": ("int8", "int8_dynamic", "torchao"),
+    "int8_weight_only:torchao": ("int8", "int8_weight_only", "torchao"),
+    "llm_int8:bitsandbytes": ("int8", "llm_int8", "bitsandbytes"),
+}
+LIMIT = 0.1  # relative error against fp32 above which a result counts as wrong
+COMPARED = ("pose_enc", "depth", "world_points")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 10, 32])
+    parser.add_argument("--size", type=int, nargs=2, default=[392, 518], metavar=("H", "W"))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seconds", type=float, default=1.0, help="timed work per row")
+    parser.add_argument("--out", type=Path, help="file to append JSON lines to")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this benchmark needs a CUDA device")
+    facts = {"gpu": torch.cuda.get_device_name(), "versions": installed_versions(), "python": platform.python_version()}
+    print_cost_card(arguments.frames, tuple(arguments.size))
+    release()
+    fp32 = build("fp32")
+    expected = {frames: run(fp32, images(frames, arguments.size)) for frames in arguments.frames}
+    del fp32
+    release()
+    print(f"{'variant':34s} {'frames':>6s} {'ms':>9s} {'p20-p80':>15s} {'peak GiB':>9s} {'rel. error':>10s}")
+    for variant in arguments.variants:
+        model = build(*VARIANTS[variant])
+        for frames in arguments.frames:
+            row = measure(model, VARIANTS[variant][0], images(frames, arguments.size), expected[frames], arguments)
+            row = {"variant": variant, "frames": frames, "size": arguments.size, **row, **facts}
+            show(row)
+            if arguments.out:
+                with arguments.out.open("a") as handle:
+                    handle.write(json.dumps(row) + "\n")
+        del model
+        release()
+
+
+def weights() -> dict[str, Tensor]:
+    """VGGT-1B's tensors on the CPU, drawn so that every branch of the network contributes."""
+    with torch.device("cuda"):
+        torch.manual_seed(0)
+        model = VGGT(VGGTConfig(enable_track=False))
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                nn.init.uniform_(parameter, 0.05, 0.2)
+            elif name.endswith(("_token", "_tokens")):
+                nn.init.normal_(parameter, std=0.3)
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+
+
+def build(kind: str, recipe: str = "", backend: str = "") -> nn.Module:
+    """The network in one of the ways of `VARIANTS`, on the GPU, from the same weights each time."""
+    global _WEIGHTS
+    if _WEIGHTS is None:
+        _WEIGHTS = weights()
+    with torch.device("meta"):
+        model = VGGTInt8(VGGTConfig(enable_track=False))
+    model.load_state_dict(_WEIGHTS, assign=True)
+    model = model.eval().requires_grad_(False)
+    if kind == "int8":
+        # Layer by layer on the GPU, as from_pretrained does: the fp32 model must not be part of the peak.
+        for child in model.children():
+            child.half()
+        quantize(model.cuda(), recipe, backend)
+    dtype = {"bf16": torch.bfloat16, "compiled": torch.bfloat16, "fp16": torch.float16}.get(kind)
+    model = model.to("cuda", dtype) if dtype else model.cuda()
+    if kind == "compiled":
+        for blocks in (
+            model.aggregator.patch_embed.blocks,
+            model.aggregator.frame_blocks,
+            model.aggregator.global_blocks,
+        ):
+            for block in blocks:
+                block.compile()
+    release()
+    return model
+
+
+_WEIGHTS: dict[str, Tensor] | None = None
+
+
+def images(frames: int, size: list[int]) -> Tensor:
+    return torch.rand(frames, 3, *size, generator=torch.Generator().manual_seed(frames)).cuda()
+
+
+@torch.inference_mode()
+def run(model: nn.Module, pixels: Tensor, kind: str = "") -> dict[str, Tensor]:
+    with torch.autocast("cuda", torch.bfloat16, enabled=kind == "autocast"):
+        output = model(pixels, check_finite=False)
+    return {name: output[name].cpu() for name in COMPARED}
+
+
+def measure(
+    model: nn.Module, kind: str, pixels: Tensor, expected: dict[str, Tensor], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Error against fp32, then median time (CUDA events) and peak memory with the weights."""
+    got = run(model, pixels, kind)
+    errors = {name: difference(expected[name], got[name])["relative"] for name in COMPARED}
+    if not max(errors.values()) < LIMIT:
+        return {"errors": errors, "failed": f"relative error above {LIMIT}"}
+
+    @torch.inference_mode()
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=kind == "autocast"):
+            model(pixels, check_finite=False)
+
+    torch.cuda.reset_peak_memory_stats()
+    times = timed(step, arguments.seconds)
+    cuts = statistics.quantiles(times, n=5)
+    return {
+        "errors": errors,
+        "ms": statistics.median(times),
+        "ms_p20": cuts[0],
+        "ms_p80": cuts[3],
+        "runs": len(times),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+def timed(step: Callable[[], None], seconds: float) -> list[float]:
+    """Milliseconds per call after warming up, each by a pair of CUDA events."""
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < seconds * 1e3:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return times
+
+
+def print_cost_card(frames: list[int], size: tuple[int, int]) -> None:
+    """Operations and bytes of the work, and the two ceilings of this GPU, measured."""
+    config = VGGTConfig()
+    width, patches = config.embed_dim, (size[0] // config.patch_size) * (size[1] // config.patch_size)
+    tokens = patches + 1 + config.num_register_tokens
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    matmul = statistics.median(timed(lambda: a @ a, 0.3))
+    source = torch.empty(2**30, device="cuda", dtype=torch.uint8)
+    copy = statistics.median(timed(lambda: source.clone(), 0.2))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, vggt-int8 {vggt_int8.__version__}")
+    print(f"ceilings: {2 * 8192**3 / matmul / 1e9:.0f} TFLOP/s bf16, {2 * 2**30 / copy / 1e9:.2f} TB/s copy")
+    for s in frames:
+        linears = 2 * 12 * width**2 * tokens * s * 72
+        attention = 4 * width * (tokens**2 * s * 48 + (tokens * s) ** 2 * 24)
+        floor = (linears + attention) / (2 * 8192**3 / matmul)
+        print(
+            f"{s:4d} frames: linears {linears / 1e12:.2f} TFLOP, attention {attention / 1e12:.2f}; "
+            f"bf16 floor {floor:.1f} ms"
+        )
+
+
+def show(row: dict[str, Any]) -> None:
+    error = max(row["errors"].values())
+    if "failed" in row:
+        print(f"{row['variant']:34s} {row['frames']:6d}   {row['failed']} ({error:.3f})")
+        return
+    spread = f"{row['ms_p20']:.1f}-{row['ms_p80']:.1f}"
+    print(
+        f"{row['variant']:34s} {row['frames']:6d} {row['ms']:9.1f} {spread:>15s} {row['peak_gib']:9.2f} {error:10.5f}"
+    )
+
+
+def release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
