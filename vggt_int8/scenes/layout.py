@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vggt_int8.scenes.raycast import BOX, CYLINDER, SLOT_KINDS, SPHERE, Primitives
+from vggt_int8.scenes.raycast import FIRST_BOX, Primitives
 from vggt_int8.scenes.seeds import Uniforms
 
 TABLETOP_SHARE = 0.45
-
-FIRST_BOX, FIRST_SPHERE, FIRST_CYLINDER = (SLOT_KINDS.index(kind) for kind in (BOX, SPHERE, CYLINDER))
 
 
 @dataclass

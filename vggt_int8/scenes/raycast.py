@@ -18,6 +18,7 @@ from torch import Tensor
 
 ROOM, BOX, SPHERE, CYLINDER = range(4)
 SLOT_KINDS = (ROOM,) + (BOX,) * 12 + (SPHERE,) * 4 + (CYLINDER,) * 4
+FIRST_BOX, FIRST_SPHERE, FIRST_CYLINDER = (SLOT_KINDS.index(kind) for kind in (BOX, SPHERE, CYLINDER))
 FACES = 6  # of a slot: +x, -x, +y, -y, +z, -z; a sphere uses the first, a cylinder's side the first
 NEAR = 1e-3  # metres; a hit closer than this is behind the lens
 

@@ -7,7 +7,7 @@ of it. Vectors are tuples of x, y, z tensors.
 import torch
 from torch import Tensor
 
-from vggt_int8.scenes.raycast import CYLINDER, FACES, SLOT_KINDS, SPHERE, Hits, Vector, cast_rays, unit_hit
+from vggt_int8.scenes.raycast import FACES, FIRST_CYLINDER, FIRST_SPHERE, Hits, Vector, cast_rays, unit_hit
 from vggt_int8.scenes.surfaces import NUM_LIGHTS
 from vggt_int8.scenes.textures import gather_surface, surface_color
 
@@ -54,8 +54,8 @@ def _surface_point(placement: Tensor, hits: Hits, unit: Vector) -> tuple[Tensor,
     x, y, z = unit
     frames = torch.arange(placement.shape[0], device=placement.device)[:, None]
     p = [placement[..., i][frames, hits.slot] for i in range(12)]
-    kind = torch.tensor(SLOT_KINDS, device=placement.device)[hits.slot]
-    sphere, cylinder = kind == SPHERE, kind == CYLINDER
+    cylinder = hits.slot >= FIRST_CYLINDER
+    sphere = (hits.slot >= FIRST_SPHERE) & ~cylinder
     ring = torch.sqrt(x * x + y * y)
     side = cylinder & (ring > z.abs())
     ax, ay, az = x.abs(), y.abs(), z.abs()
