@@ -1,0 +1,123 @@
+"""The per-layer report and the size of a model, against numbers worked out by hand."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from vggt_int8 import Recipe, VGGTInt8, estimate_model_size, quantize
+from vggt_int8.kernels import cpu
+from vggt_int8.quant import quantization_report, quantize_module
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(10, 20), nn.LayerNorm(20), nn.Linear(20, 5, bias=False), nn.Conv2d(3, 4, 2))
+
+
+def test_rows_of_a_small_model() -> None:
+    model = small()
+    plan = quantize_module(model, Recipe(exclude="2"))
+    report = quantization_report(model, plan)
+    assert len(report) == 4
+    rows = {row.name: row for row in report}
+    assert [row.name for row in report] == ["0", "1", "2", "3"]
+    linear = rows["0"]
+    assert (linear.type, linear.scheme, linear.backend) == ("Int8Linear", "W8A8 dynamic", "native")
+    assert (linear.kernel, linear.reason) == (cpu.cpu_int8_kernel(), "auto: native")
+    assert linear.bytes == 10 * 20 + 20 * 4 + 20 * 2
+    assert (rows["1"].scheme, rows["1"].backend, rows["1"].kernel) == ("float32", "pytorch", "LayerNorm")
+    assert rows["1"].bytes == 2 * 20 * 4
+    assert rows["1"].reason == "LayerNorm is not quantized"
+    assert (rows["2"].scheme, rows["2"].reason, rows["2"].bytes) == ("float32", "excluded", 400)
+    assert (rows["3"].type, rows["3"].scheme, rows["3"].backend) == ("Int8Conv2d", "W8A16", "portable")
+    assert rows["3"].bytes == 4 * 3 * 4 + 4 * 4 + 4 * 2
+    summary = str(report)
+    assert "W8A8 dynamic" in summary
+    assert summary.splitlines()[-1].split()[:2] == ["4", "layers"]
+    assert len(summary.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backend", "name", "kernel"),
+    [
+        ("int8_dynamic", "auto", "native", ""),
+        ("int8_dynamic", "reference", "reference", "int32 matmul"),
+        ("int8_dynamic", "torchao", "torchao", "Int8Tensor linear in fp32"),
+        ("int8_dynamic", "bitsandbytes", "bitsandbytes", "int8_linear_matmul"),
+        ("int8_weight_only", "native", "native", "fp32 matmul"),
+        ("int8_weight_only", "torchao", "torchao", "Int8Tensor dequantize"),
+        ("llm_int8", "bitsandbytes", "bitsandbytes", "input columns >= 6 in fp32"),
+        ("llm_int8", "reference", "reference", "outlier columns in fp32"),
+    ],
+)
+def test_every_layer_of_vggt(
+    make_tiny: Callable[[], VGGTInt8], recipe: str, backend: str, name: str, kernel: str
+) -> None:
+    if name in ("torchao", "bitsandbytes") and not cpu.int_mm_is_exact():
+        pytest.skip("this CPU's integer product saturates")
+    model = quantize(make_tiny(), recipe, backend)
+    report = model.quantization_report()
+    owners = [n for n, module in model.named_modules() if list(module.parameters(recurse=False))]
+    assert [row.name for row in report] == owners
+    assert sum(row.bytes for row in report) == pytest.approx(1e6 * estimate_model_size(model)["total_mb"])
+    for row in report:
+        assert row.reason, row
+        part = row.name.split(".")[0]
+        if row.type == "Int8Linear" and (part != "camera_head" or recipe == "int8_weight_only"):
+            assert row.backend == name
+            assert kernel in row.kernel
+            assert row.reason == ("auto: native" if backend == "auto" else "requested")
+        elif row.type == "Int8Linear":
+            assert (row.scheme, row.backend, row.kernel) == ("W8A16", "portable", "dequantize + linear")
+        elif row.type.startswith("Int8Conv"):
+            assert (row.scheme, row.backend) == ("W8A16", "portable")
+        else:
+            assert (row.scheme, row.backend) == ("float32", "pytorch")
+    kept = {row.name: row.reason for row in report if row.type in ("Linear", "Conv2d")}
+    assert kept["camera_head.embed_pose"] == "pose embedding and pose output"
+    assert kept["aggregator.patch_embed.patch_embed.proj"] == "patch embedding"
+
+
+def test_a_model_that_is_not_quantized(make_tiny: Callable[[], VGGTInt8]) -> None:
+    rows = list(make_tiny().quantization_report())
+    assert {row.scheme for row in rows} == {"float32"}
+    assert {row.backend for row in rows} == {"pytorch"}
+
+
+def test_sizes_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(1000, 500), nn.Linear(500, 100, bias=False).half())
+    model.register_buffer("table", torch.zeros(250, 1000, dtype=torch.int64))
+    assert estimate_model_size(model) == pytest.approx(
+        {
+            "params_mb": 2.002 + 0.1,
+            "buffers_mb": 2.0,
+            "total_mb": 4.102,
+            "float32_mb": 2.002,
+            "float16_mb": 0.1,
+            "int64_mb": 2.0,
+        }
+    )
+
+
+def test_shared_tensors_count_once_and_meta_tensors_count() -> None:
+    for device in ("cpu", "meta"):
+        model = nn.Sequential(*(nn.Linear(100, 100, bias=False, device=device) for _ in range(2)))
+        assert estimate_model_size(model)["total_mb"] == pytest.approx(0.08)
+        model[1].weight = model[0].weight
+        assert estimate_model_size(model)["total_mb"] == pytest.approx(0.04)
+
+
+def test_int8_size_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(1000, 500))
+    quantize(model, Recipe())
+    assert estimate_model_size(model) == pytest.approx(
+        {
+            "params_mb": 0.5 + 0.002 + 0.001,
+            "buffers_mb": 0.0,
+            "total_mb": 0.503,
+            "int8_mb": 0.5,
+            "float32_mb": 0.002,
+            "float16_mb": 0.001,
+        }
+    )
