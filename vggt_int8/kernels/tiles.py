@@ -94,10 +94,12 @@ def _table(path: str, arch: int) -> list[dict[str, Any]]:
 
 
 def write(path: Path, entries: dict[int, dict[Size, Tile]]) -> None:
-    """Write a table {architecture: {size: tile}}; architectures that are not given are kept."""
+    """Write a table {architecture: {size: tile}}; what is not given keeps the entries of `path` or the shipped ones."""
     table = json.loads((path if path.exists() else SHIPPED).read_text(encoding="utf-8"))
     for arch, rows in entries.items():
-        table["int8_gemm"][str(arch)] = [size._asdict() | {"tile": asdict(tile)} for size, tile in rows.items()]
+        kept = {Size(*(e[key] for key in Size._fields)): e["tile"] for e in table["int8_gemm"].get(str(arch), [])}
+        merged = kept | {size: asdict(tile) for size, tile in rows.items()}
+        table["int8_gemm"][str(arch)] = [size._asdict() | {"tile": merged[size]} for size in sorted(merged)]
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(_format(table), encoding="utf-8")
     temporary.replace(path)
