@@ -6,6 +6,7 @@ floating-point values must be finite; otherwise nothing is loaded and the error 
 """
 
 import math
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,9 +117,9 @@ def stored_bytes(files: Iterable[str]) -> dict[str, int]:
 
 
 def load_pickle(file: str) -> dict[str, Tensor]:
-    """The tensors of a `.pt` or `.bin` file, memory-mapped. Refuses pickles that hold anything but tensors."""
+    """The tensors of a `.pt` or `.bin` file, memory-mapped where it can be. Refuses pickles that hold anything else."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # pickle, zip and file errors of many kinds: all mean that the file is not usable
         raise CheckpointError(
             f"{file} cannot be read as plain tensors ({type(error).__name__}). Pickled models can run code when "
@@ -148,7 +149,7 @@ def _expected(model: nn.Module, quantizing: bool) -> dict[str, Tensor]:
 def _name_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantizing: bool) -> Iterator[str]:
     expected = _expected(model, quantizing)
     missing = [name for name in expected if name not in stored]
-    switched_off = tuple(f"{name}." for name, module in model._modules.items() if module is None)
+    switched_off = tuple(f"{name}." for name, value in vars(model).items() if value is None)  # heads, for one
     extra = [name for name in stored if name not in expected and not name.startswith(switched_off)]
     if missing:
         yield f"the checkpoint lacks {_listed(missing)}"

@@ -1,0 +1,277 @@
+"""Loading: quantizing while streaming, from every kind of checkpoint, into every compute dtype and backend."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+import vggt_int8
+from vggt_int8 import BackendError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
+from vggt_int8.kernels import cpu
+from vggt_int8.quant import Int8Linear
+from vggt_int8.quant.storage import Int8Storage
+
+RECIPES = ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def assert_same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, tensor in a.state_dict().items():
+        other = b.state_dict()[name]
+        assert tensor.dtype == other.dtype, name
+        assert torch.equal(tensor, other), name
+
+
+def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "model.safetensors") -> Path:
+    folder.mkdir()
+    shutil.copy(source / "config.json", folder)
+    save_file(weights, folder / file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_streaming_equals_quantizing_in_memory(
+    tiny_checkpoint: Path, make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, recipe: str
+) -> None:
+    streamed = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe)
+    in_memory = quantize(make_tiny(), recipe)
+    assert_same_state(streamed, in_memory)
+    assert not streamed.training
+    assert not any(p.requires_grad for p in streamed.parameters())
+    assert torch.equal(streamed(tiny_images).depth, in_memory(tiny_images).depth)
+    assert str(streamed.quantization_report()) == str(in_memory.quantization_report())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, "bfloat16"])
+def test_codes_do_not_depend_on_the_compute_dtype(tiny_checkpoint: Path, recipe: str, dtype: torch.dtype | str) -> None:
+    fp32 = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe).state_dict()
+    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, dtype=dtype)
+    compute = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    int8 = {name for name, module in model.named_modules() if isinstance(module, Int8Storage)}
+    assert recipe == "fp16" or int8
+    for name, tensor in model.state_dict().items():
+        if name.rpartition(".")[0] in int8:
+            assert tensor.dtype == fp32[name].dtype
+            assert torch.equal(tensor, fp32[name]), name
+        else:
+            assert tensor.dtype == compute, name
+            assert torch.equal(tensor, fp32[name].to(compute)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_compute_dtypes_run(
+    tiny_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, dtype: torch.dtype
+) -> None:
+    want = VGGTInt8.from_pretrained(tiny_checkpoint)(tiny_images, query_points=tiny_points)
+    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic", dtype=dtype)
+    got = model(tiny_images, query_points=tiny_points)
+    for key, value in got.items():
+        if key != "images":
+            assert value.dtype == torch.float32, key
+    assert (got.depth - want.depth).norm() < 0.1 * want.depth.norm()
+
+
+def test_the_former_name_of_dtype_is_heard(tiny_checkpoint: Path) -> None:
+    assert VGGTInt8.from_pretrained(tiny_checkpoint, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert VGGTInt8.from_pretrained(tiny_checkpoint).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_half_and_double_precision_checkpoints(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_weights: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    weights = {name: tensor.to(dtype) for name, tensor in tiny_weights.items()}
+    folder = write(tmp_path / "half", tiny_checkpoint, weights)
+    model = VGGTInt8.from_pretrained(folder, recipe="int8_dynamic")
+    config = VGGTConfig.from_pretrained(tiny_checkpoint)
+    want = VGGTInt8(config).eval()
+    want.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    assert_same_state(model, quantize(want, "int8_dynamic"))
+
+
+def test_a_sharded_float_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    VGGTInt8.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "shards", max_shard_size="500KB")
+    assert len(list((tmp_path / "shards").glob("model-*-of-*.safetensors"))) > 5
+    assert_same_state(
+        VGGTInt8.from_pretrained(tmp_path / "shards", recipe="int8_dynamic"),
+        VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic"),
+    )
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", "nested.pt", "old.pt"])
+def test_a_single_file(tmp_path: Path, tiny_checkpoint: Path, tiny_weights: dict[str, Tensor], suffix: str) -> None:
+    file = tmp_path / f"model{suffix}" if suffix.startswith(".") else tmp_path / suffix
+    if suffix == ".safetensors":
+        save_file(tiny_weights, file)
+    else:
+        content = {"model": tiny_weights} if "nested" in suffix else tiny_weights
+        torch.save(content, file, _use_new_zipfile_serialization="old" not in suffix)
+    config = VGGTConfig.from_pretrained(tiny_checkpoint)
+    for recipe in (None, "int8_dynamic"):
+        assert_same_state(
+            VGGTInt8.from_pretrained(file, recipe=recipe, config=config),
+            VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe),
+        )
+
+
+def test_a_folder_with_a_pickle_of_tensors(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_weights: dict[str, Tensor]
+) -> None:
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    torch.save(tiny_weights, tmp_path / "pytorch_model.bin")
+    assert_same_state(
+        VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"),
+        VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic"),
+    )
+
+
+def test_a_config_with_three_sizes(tmp_path: Path) -> None:
+    """The public checkpoint's config.json has no model_type and little else."""
+    (tmp_path / "config.json").write_text('{"img_size": 518, "patch_size": 14, "embed_dim": 1024}')
+    config = VGGTConfig.from_pretrained(tmp_path)
+    assert config.to_dict() == VGGTConfig().to_dict()
+    assert (config.depth, config.track_uv_embedding) == (24, False)
+
+
+def test_heads_that_are_switched_off_leave_their_weights_behind(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "depth")
+    config = json.loads((tmp_path / "depth" / "config.json").read_text())
+    config.update(enable_track=False, enable_point=False)
+    (tmp_path / "depth" / "config.json").write_text(json.dumps(config))
+    model = VGGTInt8.from_pretrained(tmp_path / "depth", recipe="int8_dynamic")
+    assert model.track_head is None
+    whole = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, whole[name])
+    model.save_pretrained(tmp_path / "saved")
+    assert_same_state(VGGTInt8.from_pretrained(tmp_path / "saved"), model)
+
+
+def test_auto_model(tiny_checkpoint: Path, int8_checkpoint: Path, tiny_images: Tensor) -> None:
+    assert isinstance(AutoConfig.from_pretrained(int8_checkpoint), VGGTConfig)
+    model = AutoModel.from_pretrained(int8_checkpoint)
+    assert type(model) is VGGTInt8
+    ours = VGGTInt8.from_pretrained(int8_checkpoint)
+    assert_same_state(model, ours)
+    assert torch.equal(model(tiny_images).depth, ours(tiny_images).depth)
+    plain = AutoModel.from_pretrained(tiny_checkpoint)
+    assert not any(isinstance(module, Int8Storage) for module in plain.modules())
+    assert_same_state(AutoModel.from_pretrained(tiny_checkpoint, recipe="int8_dynamic"), ours)
+
+
+def test_a_recipe_object_and_an_own_file(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    pattern = r"aggregator\..*\.mlp\.fc[12]"
+    recipe = Recipe(name="mlps", activations="dynamic", include=(pattern,))
+    path = tmp_path / "mlps.toml"
+    path.write_text(f"activations = 'dynamic'\ninclude = ['{pattern}']\n")
+    by_object = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe)
+    assert_same_state(by_object, VGGTInt8.from_pretrained(tiny_checkpoint, recipe=path))
+    assert sum(isinstance(module, Int8Linear) for module in by_object.modules()) == 20
+    by_object.save_pretrained(tmp_path / "saved")
+    again = VGGTInt8.from_pretrained(tmp_path / "saved")
+    assert_same_state(again, by_object)
+    assert again.config.quantization_config.parsed() == recipe
+
+
+# Which backends run a checkpoint, from the design's table.
+RUNS_ON = {
+    "int8_weight_only": ["reference", "native", "torchao"],
+    "int8_dynamic": ["reference", "native", "torchao", "bitsandbytes"],
+    "llm_int8": ["reference", "bitsandbytes"],
+}
+
+
+@pytest.mark.parametrize("recipe", RUNS_ON)
+def test_a_checkpoint_runs_on_every_backend_of_the_table(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_images: Tensor, recipe: str
+) -> None:
+    if not cpu.int_mm_is_exact():
+        pytest.skip("this CPU's integer product saturates, so that two backends are refused")
+    written = {}
+    for backend in RUNS_ON[recipe]:
+        model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, backend=backend)
+        model.save_pretrained(tmp_path / backend)
+        written[backend] = model(tiny_images).depth
+        for file in ("config.json", "model.safetensors"):
+            assert (tmp_path / backend / file).read_bytes() == (tmp_path / "reference" / file).read_bytes()
+    plain = VGGTInt8.from_pretrained(tiny_checkpoint)(tiny_images).depth
+    for backend in ("native", "torchao", "bitsandbytes", "reference"):
+        if backend not in RUNS_ON[recipe]:
+            with pytest.raises(BackendError, match=f"backend '{backend}' cannot run"):
+                VGGTInt8.from_pretrained(tmp_path / "reference", backend=backend)
+            continue
+        model = VGGTInt8.from_pretrained(tmp_path / "reference", backend=backend)
+        used = {row.backend for row in model.quantization_report() if row.type == "Int8Linear"}
+        assert used == ({backend} if recipe == "int8_weight_only" else {backend, "portable"})
+        got = model(tiny_images).depth
+        assert torch.equal(got, written[backend])
+        assert (got - written["reference"]).norm() < 0.02 * plain.norm()
+        assert 1e-4 < (got - plain).norm() / plain.norm() < 0.05
+
+
+def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: Tensor) -> None:
+    model = VGGTInt8.from_pretrained(int8_checkpoint)
+    native = model(tiny_images).depth
+    for backend in ("reference", "auto", "native", "reference"):
+        model.set_backend(backend)
+        used = {row.backend for row in model.quantization_report() if row.scheme == "W8A8 dynamic"}
+        assert used == {"native" if backend == "auto" else backend}
+        torch.testing.assert_close(model(tiny_images).depth, native, rtol=1e-5, atol=1e-5)
+    for bad in ("cuda", "Native"):
+        with pytest.raises(BackendError, match=f"there is no backend '{bad}'"):
+            model.set_backend(bad)
+    llm = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="llm_int8")
+    with pytest.raises(BackendError, match=r"'native' cannot run LLM\.int8"):
+        llm.set_backend("native")
+    assert {m.backend for m in llm.modules() if isinstance(m, Int8Linear)} == {"auto", "portable"}
+    with pytest.raises(BackendError, match="not quantized"):
+        VGGTInt8.from_pretrained(tiny_checkpoint).set_backend("native")
+
+
+def test_the_whole_forward_multiplies_integers(
+    int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many calls of the op that the report names as W8A8 layers ran."""
+    if cpu.cpu_int8_kernel() == cpu.FLOAT32:
+        pytest.skip("this CPU has no exact integer kernel, and the report says so")
+    model = VGGTInt8.from_pretrained(int8_checkpoint)
+    report = {row.name: row for row in model.quantization_report()}
+    model(tiny_images, query_points=tiny_points)  # prepares the weights
+    ran, products = [], []
+    for name, module in model.named_modules():
+        if isinstance(module, Int8Linear) and module.scheme.activations == "dynamic":
+            assert report[name].kernel.startswith("torch._int_mm")
+            module.register_forward_hook(lambda module, x, y, name=name: ran.append(name))
+    real = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: products.append(b.shape) or real(a, b))
+    model(tiny_images, query_points=tiny_points)
+    assert len(ran) == len(products)
+    assert set(ran) == {name for name, row in report.items() if row.scheme == "W8A8 dynamic"}
+
+
+def test_the_backend_is_not_stored_and_the_recipe_is_whole(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic", backend="reference")
+    model.save_pretrained(tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
+    assert stored == {
+        "quant_method": "vggt_int8",
+        "format_version": 1,
+        "recipe": load_recipe("int8_dynamic").to_dict(),
+        "calibration": None,
+    }
+    assert model.config.quantization_config.backend == "reference"
+    again = VGGTInt8.from_pretrained(tmp_path / "saved")
+    assert again.config.quantization_config.backend == "auto"
+
+
+def test_names_of_the_package() -> None:
+    for name in vggt_int8.__all__:
+        assert getattr(vggt_int8, name) is not None
