@@ -26,12 +26,19 @@ def size_of(folder: Path) -> int:
 
 
 def test_sizes_are_those_of_the_file(cli, tiny_int8: Path) -> None:
-    text = cli("inspect", tiny_int8)
+    text = cli("inspect", "--brief", tiny_int8)
     assert "recipe int8_dynamic" in text
     assert f"{size_of(tiny_int8) / 1e6:,.1f} MB" in text
     shares = [float(line.split()[-1][:-1]) for line in text.splitlines() if line.endswith("%")]
     assert sum(shares) == pytest.approx(200, abs=0.5)  # dtypes and parts
     assert "track head" in text
+
+
+def test_every_layer_has_a_line(cli, tiny_int8: Path) -> None:
+    lines = {line.split()[0]: line for line in cli("inspect", tiny_int8).splitlines() if line.strip()}
+    assert "W8A8 dynamic" in lines["aggregator.frame_blocks.0.attn.qkv"]
+    assert "LayerNorm is not quantized" in lines["aggregator.frame_blocks.0.norm1"]
+    assert "W8A16" in lines["depth_head.projects.0"]
 
 
 def test_layers_agree_with_the_loaded_model(tiny_int8: Path) -> None:
@@ -97,16 +104,14 @@ def test_a_hub_model_is_read_by_ranges(tiny_int8: Path, tmp_path: Path) -> None:
 
         assert run("-c", UPLOAD, str(tiny_int8)).returncode == 0
         hub.log.clear()
-        here, there = (
-            run("-m", "vggt_int8", "inspect", str(tiny_int8)),
-            run("-m", "vggt_int8", "inspect", "me/tiny.w8a8"),
-        )
+        inspect = ("-m", "vggt_int8", "inspect")
+        here, there = run(*inspect, str(tiny_int8)), run(*inspect, "me/tiny.w8a8")
         assert there.returncode == 0, there.stderr
         assert there.stdout.replace("me/tiny.w8a8", str(tiny_int8)) == here.stdout
         weights = [status for _, path, status in hub.log if path.startswith("/storage/") and status != 302]
         assert weights
         assert set(weights) == {206}, "the whole file was downloaded"
-        absent = run("-m", "vggt_int8", "inspect", "me/absent")
+        absent = run(*inspect, "me/absent")
         assert absent.returncode == 2
         assert "'me/absent'" in absent.stderr
         assert hub.failures == []

@@ -9,9 +9,9 @@ from vggt_int8.cli import console
 from vggt_int8.cli.loading import Backend, Device, Dtype, Images, Mode, load_images_for, load_model
 
 METRICS = {
-    "relative": "relative error",
-    "mae": "mean |difference|",
-    "max_diff": "max |difference|",
+    "relative": "relative",
+    "mae": "mean abs.",
+    "max_diff": "max abs.",
     "sqnr_db": "SQNR (dB)",
     "cosine": "cosine",
 }
@@ -39,10 +39,12 @@ def compare(
     pixels, _ = load_images_for(first, paths, mode)
     with console.step(f"Comparing on {len(paths)} images"):
         result = compare_model_outputs(first, second, pixels)
-    table = Table("output", *METRICS.values(), box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    console.say(f"Difference of {model_b} from {model_a} on {len(paths)} images")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("output", no_wrap=True)
+    for title in METRICS.values():
+        table.add_column(title, justify="right")
     outputs = [name for name, value in result.items() if isinstance(value, dict) and name != "overall"]
     for name in [*outputs, "overall"]:
-        table.add_row(name, *(f"{result[name][key]:.6g}" for key in METRICS))
+        table.add_row(name, *(f"{result[name][key]:.4g}" for key in METRICS))
     console.out.print(table)

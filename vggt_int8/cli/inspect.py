@@ -5,7 +5,7 @@ The layers come from the same code that loads a model, run on the meta device; t
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -59,27 +59,23 @@ class Layer:
 
 def inspect_model(
     model: Model,
-    layers: Annotated[bool, typer.Option("--layers", help="Show every layer, also those that are alike.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="One line for all layers that are alike.")] = False,
 ) -> None:
-    """Show a checkpoint's size per dtype and part, and what every layer is. Loads no weights."""
+    """Show what every layer of a checkpoint is, and its size per part and dtype. Loads no weights."""
     with console.step(f"Reading the headers of {model}"):
         config, tensors = read_checkpoint(model)
-        grouped = layer_table(config, tensors, every=layers)
+        grouped = layer_table(config, tensors, every=not brief)
+    for line in _columns(grouped):
+        console.say(line)
     quantization = getattr(config, "quantization_config", None)
     what = "not quantized"
     if quantization is not None:
         what = f"recipe {quantization['recipe']['name']}, format {quantization['format_version']}"
     total = sum(tensor.size for tensor in tensors.values())
-    console.say(f"{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}\n")
     by_dtype = ((DTYPES.get(t.dtype, (t.dtype, 0))[0], t.size) for t in tensors.values())
     by_part = ((part_of(name), t.size) for name, t in tensors.items())
-    console.out.print(_size_table("dtype", by_dtype, total))
-    console.out.print(_size_table("part", by_part, total))
-    table = Table("layer", "scheme", "runs on", "MB", "why", box=None, pad_edge=False)
-    for layer in grouped:
-        name = layer.name if layer.count == 1 else f"{layer.name}  x {layer.count}"
-        table.add_row(name, layer.scheme, layer.runs_on, f"{layer.size / 1e6:.3f}", layer.reason)
-    console.out.print(table)
+    console.out.print(_size_table("part", by_part, total), _size_table("dtype", by_dtype, total))
+    console.say(f"\n{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
 
 
 def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
@@ -170,6 +166,19 @@ def _by_module(tensors: Mapping[str, Stored]) -> dict[str, list[Stored]]:
     return modules
 
 
+def _columns(layers: list[Layer]) -> Iterator[str]:
+    """Aligned lines, as long as they are: names must be whole to be searched for."""
+    cells = [("layer", "scheme", "MB", "runs on", "why")]
+    for layer in layers:
+        name = layer.name if layer.count == 1 else f"{layer.name} x {layer.count}"
+        cells.append((name, layer.scheme, f"{layer.size / 1e6:.3f}", layer.runs_on, layer.reason))
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    for name, scheme, size, runs_on, reason in cells:
+        yield (
+            f"{name:{widths[0]}}  {scheme:{widths[1]}}  {size:>{widths[2]}}  {runs_on:{widths[3]}}  {reason}".rstrip()
+        )
+
+
 def part_of(name: str) -> str:
     """The part of the network that owns a tensor."""
     return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "other")
@@ -179,9 +188,8 @@ def _size_table(title: str, sizes: Iterable[tuple[str, int]], total: int) -> Tab
     summed: dict[str, int] = defaultdict(int)
     for key, size in sizes:
         summed[key] += size
-    table = Table(title, "MB", "share", box=None, pad_edge=False)
+    table = Table(f"\n{title}", "\nMB", "\nshare", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     for key, size in sorted(summed.items(), key=lambda item: -item[1]):
         table.add_row(key, f"{size / 1e6:,.2f}", f"{size / max(total, 1):.1%}")
-    table.add_row()
     return table

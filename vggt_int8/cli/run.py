@@ -1,6 +1,5 @@
 """`vggt-int8 run`: photographs in; cameras, depth, points and a report of the run out."""
 
-import statistics
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from vggt_int8.cli.loading import Backend, Device, Dtype, Images, Mode, Model, R
 
 if TYPE_CHECKING:
     from vggt_int8 import VGGTInt8
+    from vggt_int8.export import RunReport
 
 
 def run(
@@ -59,7 +59,8 @@ def run(
             outputs=written,
         )
         write_json(folder / "report.json", report.to_document())
-    console.out.print(_summary(out, len(paths), report, pred))
+    console.say(f"{len(paths)} images -> {out}")
+    console.out.print(_summary(report))
 
 
 def recipe_of(network: "VGGTInt8") -> str | None:
@@ -78,12 +79,11 @@ def kernels_of(network: "VGGTInt8") -> str | None:
     return ", ".join(f"{kernel} x {number}" for kernel, number in count.most_common()) or None
 
 
-def _summary(out: Path, num_images: int, report: Any, pred: Any) -> Table:
-    table = Table(title=f"{num_images} images -> {out}", title_justify="left", box=None, show_header=False)
+def _summary(report: "RunReport") -> Table:
+    table = Table(box=None, show_header=False)
     for name, seconds in report.seconds.items():
         table.add_row(name.replace("_", " "), f"{seconds:.2f} s")
-    if pred.depth is not None:
-        table.add_row("median depth", f"{statistics.median(pred.depth.flatten().tolist()):.4g} (relative scale)")
-    if report.outputs["points"] is not None:
-        table.add_row("points", str(report.outputs["points"]))
+    points = report.outputs["points"]
+    if points is not None:
+        table.add_row("points", f"{points['written']:,}")
     return table

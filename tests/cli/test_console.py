@@ -1,0 +1,155 @@
+"""The console shows our own lines alone; errors are one line and an exit code; nothing is left half-written."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import typer
+
+from vggt_int8.cli import console
+
+ROOT = Path(__file__).parent.parent.parent
+STEP = r"(Loading|Reading|Reconstructing|Writing|Saving|Rendering|Comparing|Measuring) .* \d+\.\d s"
+
+
+def start(*args: object, **options: object) -> subprocess.Popen[str]:
+    """The real command in its own process."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VGGT_INT8")}
+    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
+    command = [sys.executable, "-m", "vggt_int8", *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines of stdout, lines of stderr."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out.splitlines(), err.splitlines()
+
+
+@pytest.mark.parametrize("backend", ["torchao", "bitsandbytes", "native"])
+def test_only_our_lines_are_shown(tiny_int8: Path, photos: list[Path], tmp_path: Path, backend: str) -> None:
+    command = ("run", tiny_int8, *photos, "-o", tmp_path / "out", "--backend", backend, "--device", "cpu")
+    code, out, err = finish(start(*command))
+    assert code == 0, err
+    assert [line for line in err if not re.fullmatch(STEP, line)] == []
+    assert out[0] == f"2 images -> {tmp_path / 'out'}"
+    assert {line.split("  ")[0].strip() for line in out[1:]} <= {
+        "load model",
+        "load images",
+        "reconstruct",
+        "write",
+        "median depth",
+        "points",
+    }
+
+
+def test_library_messages_are_shown_on_request(tiny_int8: Path, tmp_path: Path) -> None:
+    code, _, err = finish(start("--debug", "run", tiny_int8, tmp_path / "absent.jpg", "-o", tmp_path / "out"))
+    assert code == 1
+    assert "Traceback (most recent call last):" in err
+
+
+def test_errors_are_one_line(tiny: Path, tmp_path: Path) -> None:
+    code, out, err = finish(start("run", tiny, tmp_path / "absent.jpg", "-o", tmp_path / "out"))
+    assert (code, out) == (2, [])
+    assert len(err) == 1
+    assert err[0].startswith("Error: ")
+    assert "absent.jpg" in err[0]
+
+
+@pytest.mark.parametrize("args", [["run", "--frobnicate"], ["run"], ["quantise"]])
+def test_usage_errors(cli, args: list[str]) -> None:
+    assert "Usage:" in cli(*args, code=2)
+
+
+def test_version_and_help_need_no_network_and_load_no_model_code() -> None:
+    code, out, err = finish(start("--version"))
+    assert (code, err) == (0, [])
+    assert re.fullmatch(r"vggt-int8 \d+\.\d+\.\d+", out[0])
+    program = "import sys, vggt_int8.cli; print([m for m in ('torchao', 'triton', 'bitsandbytes') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "[]"
+
+
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    process = start("demo", "-o", tmp_path / "out", start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # somewhere inside rendering or loading
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130, err
+    assert err[-1] == "Interrupted."
+    assert out == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ValueError("size is 3"), 2, "Error: size is 3"),
+        (FileNotFoundError(2, "No such file or directory", "a.jpg"), 2, "Error: a.jpg: No such file or directory"),
+        (RuntimeError("out of memory"), 1, "Error: out of memory"),
+        (OSError(28, "No space left on device", "out.npy"), 1, "Error: out.npy: No space left on device"),
+        (FloatingPointError("NaN in depth"), 1, "Error: NaN in depth"),
+        (KeyError("depth"), 1, "--debug"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (ValueError("[bold]x[/bold]"), 2, "Error: [bold]x[/bold]"),
+    ],
+)
+def test_exceptions_become_exit_codes(
+    error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as stopped:
+        console.guarded(command)()
+    assert stopped.value.exit_code == code
+    assert text in capsys.readouterr().err
+
+
+def test_our_warnings_are_lines_and_others_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = str(Path(console.PACKAGE) / "images.py")
+
+    def command() -> None:
+        warnings.warn_explicit("sizes differ", UserWarning, ours, 1)
+        warnings.warn_explicit("old function", DeprecationWarning, ours, 1)
+        warnings.warn_explicit("library talk", UserWarning, "/somewhere/torchao/x.py", 1)
+
+    console.guarded(command)()
+    assert capsys.readouterr().err.splitlines() == ["Warning: sizes differ"]
+
+
+def test_steps_tell_how_long_they_took(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.step("Reading [x]") as progress:
+        progress(1, 2)
+    assert re.fullmatch(r"Reading \[x\] \d+\.\d s", capsys.readouterr().err.strip())
+
+
+def test_debug_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command() -> None:
+        raise ValueError("as it is")
+
+    monkeypatch.setattr(console.settings, "debug", True)
+    with pytest.raises(ValueError, match="as it is"):
+        console.guarded(command)()
+
+
+def test_progress_bars_of_libraries_are_restored() -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as transformers_logging
+
+    before = (are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled())
+    with console.quiet_libraries():
+        seen = [are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()]
+    assert seen == [True, False]
+    assert (are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()) == before
