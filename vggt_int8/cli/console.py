@@ -22,7 +22,6 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -62,12 +61,12 @@ def step(what: str) -> Iterator[Callable[[int, int], None]]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(what, total=None, count="")
+        yield lambda done, total: progress.update(task, completed=done, total=total, count=f"{done}/{total}")
     err.print(f"{escape(what)} [dim]{time.perf_counter() - start:.1f} s[/dim]", highlight=False, soft_wrap=True)
 
 

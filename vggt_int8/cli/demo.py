@@ -195,20 +195,17 @@ def table(rows: list[Row], trained: bool) -> Table:
     """The rows for the console."""
     which = "the embedded model" if trained else "a small network with random weights (no trained one is installed)"
     result = Table(title=f"{FRAMES} frames, {which}, CPU", title_justify="left", box=None, pad_edge=False)
-    result.add_column("recipe", no_wrap=True)
-    for name in ("size", "time", "depth vs fp32", "pose vs fp32", "depth error", "rotation", "motion"):
-        result.add_column(name, justify="right")
+    columns = ["recipe", "size", "time", "depth vs fp32", "pose vs fp32"]
+    columns += ["depth error", "rotation error", "motion error"] if trained else []
+    for column in columns:
+        result.add_column(column, justify="left" if column == "recipe" else "right", no_wrap=column == "recipe")
     for row in rows:
-        result.add_row(
-            row.recipe,
-            f"{row.megabytes:.2f} MB",
-            f"{row.milliseconds:.0f} ms",
-            _cell(row.depth_difference, "{:.2%}"),
-            _cell(row.pose_difference, "{:.2%}"),
-            _cell(row.depth_error, "{:.2f} %"),
-            _cell(row.rotation_error, "{:.2f}°"),
-            _cell(row.translation_error, "{:.2f}°"),
-        )
+        cells = [row.recipe, f"{row.megabytes:.2f} MB", f"{row.milliseconds:.0f} ms"]
+        cells += [_cell(value, "{:.2%}") for value in (row.depth_difference, row.pose_difference)]
+        if trained:
+            cells.append(_cell(row.depth_error, "{:.2f} %"))
+            cells += [_cell(value, "{:.2f}°") for value in (row.rotation_error, row.translation_error)]
+        result.add_row(*cells)
     return result
 
 
