@@ -63,6 +63,8 @@ def demo(
                 folder / "depth.png"
             )
             write_json(folder / "report.json", report(rows, trained))
+    which = "the embedded model" if trained else "a small network with random weights (no trained one is installed)"
+    console.say(f"{FRAMES} frames, {which}, on the CPU")
     console.out.print(table(rows, trained))
     console.say(f"Results: {out}/depth.png, {out}/<recipe>/points.ply, {out}/report.json")
 
@@ -193,8 +195,7 @@ def report(rows: list[Row], trained: bool) -> dict[str, Any]:
 
 def table(rows: list[Row], trained: bool) -> Table:
     """The rows for the console."""
-    which = "the embedded model" if trained else "a small network with random weights (no trained one is installed)"
-    result = Table(title=f"{FRAMES} frames, {which}, CPU", title_justify="left", box=None, pad_edge=False)
+    result = Table(box=None, pad_edge=False)
     columns = ["recipe", "size", "time", "depth vs fp32", "pose vs fp32"]
     columns += ["depth error", "rotation error", "motion error"] if trained else []
     for column in columns:
