@@ -86,7 +86,7 @@ def w8a8_linear_cpu(
     ones.
     """
     out = x.new_empty(x.shape[0], weight.codes.shape[0])
-    for rows in _slices(x.shape[0], _MATMUL_ROWS):
+    for rows in row_slices(x.shape[0], _MATMUL_ROWS):
         codes, x_scale = _quantize_rows(x[rows], input_scale, weight.kernel)
         _epilogue(_raw_matmul(codes, weight), weight.correction, x_scale, weight_scale, bias, out[rows])
     return out
@@ -104,7 +104,7 @@ def w8a16_linear_cpu(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tens
     x_compute = x.to(compute)
     n, k = weight.shape
     out = x.new_empty(x.shape[0], n)
-    for cols in _slices(n, max(1, _WEIGHT_SLICE // k)):
+    for cols in row_slices(n, max(1, _WEIGHT_SLICE // k)):
         y = (x_compute @ weight[cols].to(compute).t()).float().mul_(weight_scale[cols].view(1, -1))
         out[:, cols] = y if bias is None else y.add_(bias[cols].float())
     return out
@@ -139,7 +139,7 @@ def _raw_matmul(codes: Tensor, weight: PreparedWeight) -> Tensor:
     if weight.kernel != FLOAT32:
         return torch._int_mm(codes, weight.codes.t())
     acc = torch.zeros(codes.shape[0], weight.codes.shape[0], dtype=torch.int32)
-    for part in _slices(codes.shape[1], _EXACT_K):
+    for part in row_slices(codes.shape[1], _EXACT_K):
         acc += (codes[:, part].float() @ weight.codes[:, part].float().t()).to(torch.int32)
     return acc
 
@@ -152,7 +152,7 @@ def _quantize_rows(x: Tensor, input_scale: Tensor | None, kernel: str) -> tuple[
     codes = torch.empty(x.shape, dtype=dtype)
     x_scale = torch.empty(x.shape[0], 1)
     buffer = torch.empty(_CACHE_ROWS, x.shape[1])
-    for rows in _slices(x.shape[0], _CACHE_ROWS):
+    for rows in row_slices(x.shape[0], _CACHE_ROWS):
         scale, part = x_scale[rows], x[rows].float()
         y = buffer[: part.shape[0]]
         if input_scale is None:
@@ -181,7 +181,7 @@ def _epilogue(
     scale_row = weight_scale.view(1, -1)
     bias_row = None if bias is None else bias.float()
     buffer = None if out.dtype == torch.float32 else torch.empty(_CACHE_ROWS, out.shape[1])
-    for rows in _slices(out.shape[0], _CACHE_ROWS):
+    for rows in row_slices(out.shape[0], _CACHE_ROWS):
         part = acc[rows] if correction is None else acc[rows].sub_(correction)
         y = out[rows] if buffer is None else buffer[: part.shape[0]]
         y.copy_(part).mul_(x_scale[rows]).mul_(scale_row)
@@ -191,7 +191,7 @@ def _epilogue(
             out[rows] = y
 
 
-def _slices(total: int, at_most: int) -> Iterator[slice]:
+def row_slices(total: int, at_most: int) -> Iterator[slice]:
     """Equal parts of `range(total)`, none longer than `at_most`."""
     parts = max(1, -(-total // at_most))
     size = -(-total // parts)
