@@ -1,0 +1,32 @@
+"""The wheel holds everything that runs: recipes behind their symlink, assets, the command, no tests."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_wheel_is_complete(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("vggt_int8", "recipes"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    # Without build isolation nothing is downloaded: setuptools comes with torch.
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    build = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    assert build.returncode == 0, build.stderr
+    (wheel,) = source.glob("vggt_int8-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+        assert "vggt-int8 = vggt_int8.cli:main" in archive.read(entry_points).decode()
+    shipped = [path for path in (ROOT / "vggt_int8").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    expected = {str(path.relative_to(ROOT)) for path in shipped}
+    expected |= {f"vggt_int8/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")}
+    assert expected - names == set()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"vggt_int8"}
