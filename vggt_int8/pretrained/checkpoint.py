@@ -28,7 +28,7 @@ _SAFETENSORS_NAMES = {
     torch.int8: "I8",
 }
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
-_SHOWN = 5  # tensor names in a message
+_SHOWN = 5  # tensor names, or problems, in a message
 
 
 class CheckpointError(ValueError):
@@ -60,7 +60,8 @@ def validate_checkpoint(
         stored = read_headers(files or ())
     problems = [*_name_problems(model, stored, quantizing), *_tensor_problems(model, stored, quantizing)]
     if problems:
-        raise CheckpointError("; ".join(problems))
+        more = f"; and {len(problems) - _SHOWN} more problems" if len(problems) > _SHOWN else ""
+        raise CheckpointError("; ".join(problems[:_SHOWN]) + more)
     if not quantizing:
         _check_values(_floats(stored, state_dict, files), model)
 

@@ -5,11 +5,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
@@ -91,7 +93,10 @@ class VGGTInt8(VGGT):
         options = {**kwargs, "config": config, "device_map": device_map, "dtype": dtype}
         if is_file:
             return super().from_pretrained(None, *args, state_dict=_load_file(source), **options)
-        return super().from_pretrained(source, *args, **options)
+        try:
+            return super().from_pretrained(source, *args, **options)
+        except (OSError, JSONDecodeError) as error:
+            raise CheckpointError(f"cannot load {source!r}: {error}") from error
 
     @staticmethod
     def _load_pretrained_model(
@@ -230,10 +235,17 @@ def _load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
         raise CheckpointError(
             f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'"
         )
+    folder = Path(source) / kwargs.get("subfolder", "")
+    if Path(source).is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"there is no config.json in {str(folder)!r}: a checkpoint needs one beside its weights")
     hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
     try:
         return VGGTConfig.from_pretrained(source, **{key: kwargs[key] for key in hub if key in kwargs})
+    except StrictDataclassError as error:
+        raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {error}") from error
     except OSError as error:
+        if Path(source).is_dir():
+            raise CheckpointError(f"cannot read the config.json in {source!r}: {error}") from error
         raise CheckpointError(
             f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and the "
             "Hub did not give it. Check the name and the network, or download the files and pass their folder."

@@ -34,7 +34,7 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        recipe: dict[str, Any],
+        recipe: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         calibration: dict[str, Any] | None = None,
         backend: str = "auto",
@@ -48,6 +48,8 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
             )
         if unknown:
             raise CheckpointError(f"unknown keys in quantization_config: {', '.join(sorted(unknown))}")
+        if not isinstance(recipe, dict):
+            raise CheckpointError(f"quantization_config must hold the whole recipe, not {recipe!r}")
         self.quant_method = quant_method
         self.format_version = format_version
         self.recipe = recipe

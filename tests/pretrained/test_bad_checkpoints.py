@@ -1,0 +1,340 @@
+"""Bad checkpoints and requests: each row says what is wrong and what the message must say. Nothing is loaded then."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vggt_int8 import BackendError, CheckpointError, RecipeError, VGGTInt8
+
+INDEX = "model.safetensors.index.json"
+QKV = "aggregator.frame_blocks.1.attn.qkv"
+NORM = "aggregator.frame_blocks.1.norm1.weight"
+NAN, INF = float("nan"), float("inf")
+Weights = dict[str, torch.Tensor]
+Change = Callable[[Path], None]
+
+
+def weights(change: Callable[[Weights], Any]) -> Change:
+    """A change of the tensors in model.safetensors."""
+
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def put(name: str, index: int, value: float) -> Change:
+    def change(tensors: Weights) -> None:
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[index] = value
+
+    return weights(change)
+
+
+def retype(name: str, dtype: torch.dtype) -> Change:
+    return weights(lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+
+
+def config(change: Callable[[dict[str, Any]], Any]) -> Change:
+    """A change of config.json."""
+
+    def apply(folder: Path) -> None:
+        data = json.loads((folder / "config.json").read_text())
+        change(data)
+        (folder / "config.json").write_text(json.dumps(data))
+
+    return apply
+
+
+def recipe_key(key: str, value: Any) -> Change:
+    return config(lambda data: data["quantization_config"]["recipe"].update({key: value}))
+
+
+def cut(part: float) -> Change:
+    def apply(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
+
+    return apply
+
+
+def overwrite(content: bytes, file: str = "model.safetensors") -> Change:
+    return lambda folder: (folder / file).write_bytes(content) and None
+
+
+def pickled(content: Any) -> Change:
+    def apply(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return apply
+
+
+def shard(folder: Path) -> None:
+    """Split model.safetensors into three files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    where = {}
+    for i in range(3):
+        file = f"model-0000{i + 1}-of-00003.safetensors"
+        save_file({name: tensors[name] for name in names[i::3]}, folder / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(names[i::3], file))
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def shard_and(change: Callable[[Path], Any]) -> Change:
+    def apply(folder: Path) -> None:
+        shard(folder)
+        change(folder)
+
+    return apply
+
+
+def second(folder: Path) -> Path:
+    return folder / "model-00002-of-00003.safetensors"
+
+
+# Damage that is found alike in a float checkpoint, loaded as it is or quantized, and in an INT8 one.
+ANY = [
+    ("truncated in its data", cut(0.9), r"model\.safetensors \(\d+ bytes\) is no readable safetensors file.*truncated"),
+    ("truncated in its header", cut(0.001), r"model\.safetensors .* is no readable safetensors file"),
+    ("zero bytes", overwrite(b""), r"model\.safetensors \(0 bytes\) is no readable safetensors file"),
+    ("garbage", overwrite(os.urandom(4096)), r"model\.safetensors \(4096 bytes\) is no readable safetensors file"),
+    ("text", overwrite(b"version https://git-lfs.github.com/spec/v1\n"), r"model\.safetensors .* is no readable"),
+    ("a missing shard", shard_and(lambda f: second(f).unlink()), r"model-00002-of-00003\.safetensors"),
+    ("a truncated shard", shard_and(lambda f: second(f).write_bytes(second(f).read_bytes()[:-9])), r"model-00002-of-0"),
+    ("a missing weight", weights(lambda t: t.pop(f"{QKV}.weight")), rf"lacks {QKV}\.weight"),
+    ("a missing bias", weights(lambda t: t.pop(f"{QKV}.bias")), rf"lacks {QKV}\.bias"),
+    ("a missing norm", weights(lambda t: t.pop(NORM)), rf"lacks {NORM}"),
+    ("an extra tensor", weights(lambda t: t.update(spare=torch.ones(2))), "does not have: spare"),
+    (
+        "a wrong shape",
+        weights(lambda t: t.update({NORM: torch.ones(31)})),
+        rf"{NORM} has shape \[31\], the model needs \[32\]",
+    ),
+    (
+        "a transposed weight",
+        weights(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"].t().contiguous()})),
+        rf"{QKV}\.weight has shape \[32, 96\], the model needs \[96, 32\]",
+    ),
+    ("NaN in a norm", put(NORM, 3, NAN), f"{NORM}|NaN"),
+    ("inf in a bias", put(f"{QKV}.bias", 3, INF), rf"{QKV}\.bias"),
+    ("integers in a norm", retype(NORM, torch.int32), rf"{NORM} is stored as I32 where float"),
+    ("a pickled model", pickled(nn.Linear(2, 2)), r"pytorch_model\.bin cannot be read as plain tensors .*refused"),
+    ("a pickle of something else", pickled([1, 2]), r"pytorch_model\.bin holds no state dict"),
+    ("a config of another size", config(lambda c: c.update(embed_dim=64)), "has shape"),
+    ("a config without JSON", overwrite(b"{", "config.json"), r"cannot read the config\.json in .*not a valid JSON"),
+    ("no config", lambda folder: (folder / "config.json").unlink(), r"there is no config\.json in"),
+    ("no weights", lambda folder: (folder / "model.safetensors").unlink(), "cannot load .*no file named model"),
+    (
+        "a damaged index",
+        shard_and(lambda f: (f / INDEX).write_text('{"weight_map": ')),
+        "cannot load .*Expecting value",
+    ),
+    (
+        "an impossible config",
+        config(lambda c: c.update(depth=0)),
+        r"describes no VGGT(.|\n)*depth must be at least 1, got 0",
+    ),
+]
+FLOAT = [
+    ("NaN in a weight", put(f"{QKV}.weight", 7, NAN), rf"{QKV}\.weight|NaN or inf in {QKV}\.weight"),
+    ("inf in a weight", put(f"{QKV}.weight", 7, -INF), rf"{QKV}\.weight"),
+    ("NaN in a convolution", put("depth_head.projects.0.weight", 0, NAN), r"depth_head\.projects\.0\.weight"),
+    ("codes in a float checkpoint", retype(f"{QKV}.weight", torch.int8), rf"{QKV}\.weight is stored as I8 where float"),
+]
+INT8 = [
+    (
+        "a float weight where codes belong",
+        retype(f"{QKV}.weight", torch.float16),
+        rf"{QKV}\.weight is stored as F16 where INT8",
+    ),
+    ("unsigned codes", retype(f"{QKV}.weight", torch.uint8), rf"{QKV}\.weight is stored as U8 where INT8"),
+    ("codes where floats belong", retype(NORM, torch.int8), rf"{NORM} is stored as I8 where float"),
+    ("a missing scale", weights(lambda t: t.pop(f"{QKV}.weight_scale")), rf"lacks {QKV}\.weight_scale"),
+    (
+        "an fp16 scale",
+        retype(f"{QKV}.weight_scale", torch.float16),
+        rf"{QKV}\.weight_scale is stored as F16, but scales must be F32",
+    ),
+    (
+        "a flat scale",
+        weights(lambda t: t.update({f"{QKV}.weight_scale": t[f"{QKV}.weight_scale"].view(-1)})),
+        rf"{QKV}\.weight_scale has shape \[96\], the model needs \[96, 1\]",
+    ),
+    ("a NaN scale", put(f"{QKV}.weight_scale", 5, NAN), rf"NaN or inf in {QKV}\.weight_scale"),
+    ("an infinite scale", put(f"{QKV}.weight_scale", 5, INF), rf"NaN or inf in {QKV}\.weight_scale"),
+    ("a negative scale", put(f"{QKV}.weight_scale", 5, -0.1), rf"not positive in {QKV}\.weight_scale"),
+    ("a zero scale", put(f"{QKV}.weight_scale", 5, 0.0), rf"not positive in {QKV}\.weight_scale"),
+    (
+        "a zero scale of a convolution",
+        put("depth_head.projects.0.weight_scale", 5, 0.0),
+        r"not positive in depth_head\.projects\.0\.weight_scale",
+    ),
+    (
+        "an input scale in a dynamic recipe",
+        weights(lambda t: t.update({f"{QKV}.input_scale": torch.ones(1)})),
+        rf"does not have: {QKV}\.input_scale",
+    ),
+    (
+        "a newer format",
+        config(lambda c: c["quantization_config"].update(format_version=2)),
+        "format_version 2; this vggt-int8 reads 1. Update",
+    ),
+    (
+        "an unknown key",
+        config(lambda c: c["quantization_config"].update(group_size=64)),
+        "unknown keys in quantization_config: group_size",
+    ),
+    (
+        "no recipe",
+        config(lambda c: c["quantization_config"].pop("recipe")),
+        "quantization_config must hold the whole recipe, not None",
+    ),
+    (
+        "a recipe by name",
+        config(lambda c: c["quantization_config"].update(recipe="int8_dynamic")),
+        "must hold the whole recipe, not 'int8_dynamic'",
+    ),
+    ("a newer recipe", recipe_key("format", 2), "recipe format 2; this package reads 1"),
+    ("a recipe with an unknown key", recipe_key("rotation", True), "unknown key 'rotation'"),
+    ("a recipe that fits another model", recipe_key("rules", [{"match": "nothing"}]), "decides no layer"),
+    (
+        "a recipe that quantizes less",
+        recipe_key("exclude", [r"camera_head\..*"]),
+        r"does not have: camera_head\.|is stored as I8",
+    ),
+    (
+        "another quantizer",
+        config(lambda c: c["quantization_config"].update(quant_method="gptq")),
+        "quantized by 'gptq', which is not supported",
+    ),
+    ("no quantization_config", config(lambda c: c.pop("quantization_config")), r"does not have: .*weight_scale"),
+]
+
+ROWS = (
+    [("float", None, *row) for row in [*ANY, *FLOAT]]
+    + [("float", "int8_dynamic", *row) for row in [*ANY, *FLOAT]]
+    + [("int8", None, *row) for row in [*ANY, *INT8]]
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "what", "change", "message"), ROWS, ids=[f"{k}-{r}-{w}" for k, r, w, _, _ in ROWS]
+)
+def test_a_bad_checkpoint_is_refused(
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    int8_checkpoint: Path,
+    kind: str,
+    recipe: str | None,
+    what: str,  # shown as the test's name
+    change: Change,
+    message: str,
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint if kind == "float" else int8_checkpoint, folder)
+    change(folder)
+    with pytest.raises((CheckpointError, RecipeError), match=message) as caught:
+        VGGTInt8.from_pretrained(folder, recipe=recipe)
+    assert len(str(caught.value)) < 1500
+
+
+def request(**arguments: Any) -> dict[str, Any]:
+    return arguments
+
+
+# A request that does not fit a good checkpoint. {int8} and {float} are folders with one.
+REQUESTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    (
+        "{int8}",
+        request(recipe="int8_dynamic"),
+        CheckpointError,
+        "quantized already, by recipe 'int8_dynamic': load it without recipe=",
+    ),
+    ("{int8}", request(recipe="fp16"), CheckpointError, "quantized already"),
+    (
+        "{float}",
+        request(recipe="int4"),
+        RecipeError,
+        "there is no recipe 'int4'. Shipped: fp16, int8_dynamic, int8_weight_only, llm_int8",
+    ),
+    ("{float}", request(recipe="none.toml"), RecipeError, r"cannot read the recipe none\.toml"),
+    ("{float}", request(recipe="int8_dynamic", backend="cutlass"), BackendError, "there is no backend 'cutlass'"),
+    (
+        "{float}",
+        request(backend="native"),
+        BackendError,
+        "backend 'native' runs INT8 layers, but .* has none: give a recipe",
+    ),
+    ("{int8}/none", request(), CheckpointError, "there is no folder '.*none'"),
+    ("./none", request(), CheckpointError, "there is no folder './none'"),
+    ("{int8}/config.json", request(), CheckpointError, r"config\.json is a file of unknown kind"),
+    ("{int8}/model.safetensors", request(), CheckpointError, "lacks|has shape"),
+]
+
+
+@pytest.mark.parametrize(("source", "arguments", "kind", "message"), REQUESTS)
+def test_a_request_that_does_not_fit(
+    tiny_checkpoint: Path,
+    int8_checkpoint: Path,
+    source: str,
+    arguments: dict[str, Any],
+    kind: type[Exception],
+    message: str,
+) -> None:
+    source = source.replace("{int8}", str(int8_checkpoint)).replace("{float}", str(tiny_checkpoint))
+    with pytest.raises(kind, match=message):
+        VGGTInt8.from_pretrained(source, **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("source", ["float", "int8"])
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        "cuda",
+        "cuda:0",
+        0,
+        torch.device("cuda"),
+        {"": "cuda"},
+        {"": 0},
+        {"": torch.device("cuda", 0)},
+        {"aggregator": "cpu", "camera_head": 0},
+    ],
+    ids=str,
+)
+def test_cuda_without_cuda(tiny_checkpoint: Path, int8_checkpoint: Path, source: str, device_map: Any) -> None:
+    folder, recipe = (tiny_checkpoint, "int8_dynamic") if source == "float" else (int8_checkpoint, None)
+    with pytest.raises(BackendError, match=r"asks for CUDA, but torch .* sees no CUDA device.*device_map='cpu'"):
+        VGGTInt8.from_pretrained(folder, recipe=recipe, device_map=device_map)
+
+
+def test_no_network_and_not_cached(tmp_path: Path) -> None:
+    code = """
+from vggt_int8 import CheckpointError, VGGTInt8
+try:
+    VGGTInt8.from_pretrained("someone/VGGT-1B-quantized.w8a8")
+except CheckpointError as error:
+    print(error)
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert "cannot get the config.json of 'someone/VGGT-1B-quantized.w8a8'" in process.stdout
+    assert "Check the name and the network" in process.stdout
