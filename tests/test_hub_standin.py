@@ -177,9 +177,7 @@ def test_protocol_errors_are_refused_and_remembered(
 def test_files_are_served_with_ranges_and_the_hubs_headers(hub: HubServer) -> None:
     call(hub, "POST", "/api/repos/create", {"name": "tiny"})
     assert call(hub, "PUT", f"/storage/{OID}?size=100", CONTENT)[0] == 200
-    status, _, answer = call(
-        hub, "POST", "/api/models/me/tiny/commit/main", HEADER_LINE + lfs_line(OID, 100), NDJSON
-    )
+    status, _, answer = call(hub, "POST", "/api/models/me/tiny/commit/main", HEADER_LINE + lfs_line(OID, 100), NDJSON)
     assert status == 200
     commit = json.loads(answer)["commitOid"]
     address = f"{hub.url}/me/tiny/resolve/main/w.bin"

@@ -204,11 +204,7 @@ class Hub:
         for expected, part in enumerate(body["parts"], start=1):
             number = part["partNumber"]
             content = self.parts.get((oid, number))
-            if (
-                content is None
-                or number != expected
-                or part["etag"].strip('"') != hashlib.md5(content).hexdigest()
-            ):
+            if content is None or number != expected or part["etag"].strip('"') != hashlib.md5(content).hexdigest():
                 raise HubError(400, f"Part {number} of {oid} is unknown, out of order or has another ETag")
             data += self.parts.pop((oid, number))
         self.keep_object(body["oid"], data, request.query["size"])

@@ -37,9 +37,9 @@ def compare(
     first = load_model(model_a, device=device, dtype=dtype)
     second = load_model(model_b, recipe=recipe, backend=backend, device=device, dtype=dtype)
     pixels, _ = load_images_for(first, paths, mode)
-    with console.step(f"Comparing on {len(paths)} images"):
+    with console.step(f"Comparing on {console.count_images(len(paths))}"):
         result = compare_model_outputs(first, second, pixels)
-    console.say(f"Difference of {model_b} from {model_a} on {len(paths)} images")
+    console.say(f"Difference of {model_b} from {model_a} on {console.count_images(len(paths))}")
     table = Table(box=None, pad_edge=False)
     table.add_column("output", no_wrap=True)
     for title in METRICS.values():

@@ -158,6 +158,11 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
         err.print(f"[yellow]Warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
 
 
+def count_images(number: int) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} image" if number == 1 else f"{number} images"
+
+
 def megabytes(size: float) -> str:
     """Bytes for tables: "1,277.3 MB"."""
     return f"{size / 1e6:,.1f} MB"

@@ -104,12 +104,14 @@ def fetch(model: str) -> None:
             """A transfer that huggingface_hub counts, drawn by rich."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
+                # Of several bars, draw the first that counts bytes: the others count files, or the same bytes again.
                 kwargs.pop("name", None)
-                self.task = progress.add_task(kwargs.get("desc") or "", total=None)
+                shown = kwargs.get("unit") == "B" and not any(task.visible for task in progress.tasks)
+                self.task = progress.add_task(f"Downloading {model}", total=None, visible=shown)
                 super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
 
             def display(self, *_: Any, **__: Any) -> None:
-                progress.update(self.task, completed=self.n, total=self.total, description=self.desc)
+                progress.update(self.task, completed=self.n, total=self.total)
 
             def close(self) -> None:
                 progress.update(self.task, visible=False)
@@ -125,7 +127,7 @@ def load_images_for(model: "VGGTInt8", paths: list[Path], mode: str) -> "tuple[t
     """Images [S, 3, H, W] at the size that `model` was made for, and the transforms to original pixels."""
     from vggt_int8.images import load_images
 
-    with console.step(f"Reading {len(paths)} images") as progress:
+    with console.step(f"Reading {console.count_images(len(paths))}") as progress:
         return load_images(
             paths,
             cast("FitMode", mode),  # an unknown one raises ValueError there

@@ -38,13 +38,18 @@ def run(
     from vggt_int8.images import find_images
 
     paths = find_images(images)
+    count = console.count_images(len(paths))
     clock = PhaseClock(resolve_device(device))
     with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite) as folder:
         with clock.phase("load_model"):
             network = load_model(model, recipe=recipe, backend=backend, device=device, dtype=dtype)
         with clock.phase("load_images"):
             pixels, transforms = load_images_for(network, paths, mode)
-        with clock.phase("reconstruct"), console.step(f"Reconstructing {len(paths)} images"), torch.inference_mode():
+        with (
+            clock.phase("reconstruct"),
+            console.step(f"Reconstructing {count}"),
+            torch.inference_mode(),
+        ):
             pred = network(pixels.to(network.device), frames_chunk_size=frames_chunk)
         with clock.phase("write"), console.step(f"Writing {out}"):
             written = write_scene(folder, pred, transforms, [str(path) for path in paths])
@@ -59,7 +64,7 @@ def run(
             outputs=written,
         )
         write_json(folder / "report.json", report.to_document())
-    console.say(f"{len(paths)} images -> {out}")
+    console.say(f"{count} -> {out}")
     console.out.print(_summary(report))
 
 
