@@ -10,12 +10,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels import cpu, reference
+from vggt_int8.kernels import cpu, cpu_block, reference
 
 CHANNELS, HEADS = 1024, 16
 LINEARS = {"qkv": (3072, 1024), "proj": (1024, 1024), "fc1": (4096, 1024), "fc2": (1024, 4096)}
@@ -43,6 +44,9 @@ class Linear:
         self.weights = {dtype: weight.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
         self.prepared = cpu.prepare(self.codes)
 
+    def int8(self) -> cpu_block.Int8Linear:
+        return cpu_block.Int8Linear(self.prepared, self.scale, self.bias)
+
     def __call__(self, x: Tensor, mode: str) -> Tensor:
         x2 = x.reshape(-1, x.shape[-1])
         if mode == "w8a8":
@@ -53,17 +57,25 @@ class Linear:
 
 
 def block(x: Tensor, linears: dict[str, Linear], mode: str) -> Tensor:
-    """A frame block without RoPE: [B, P, C] -> [B, P, C]; every element-wise part runs in x's dtype."""
+    """A frame block without RoPE: [B, P, C] -> [B, P, C]; what lies between the linears runs in x's dtype.
+
+    Mode "fused" is w8a8 with the MLP and the attention of `cpu_block.py`.
+    """
     b, p, c = x.shape
     ones = torch.ones(c, dtype=x.dtype)
     head_ones = torch.ones(c // HEADS, dtype=x.dtype)
+    fused, mode = mode == "fused", "w8a8" if mode == "fused" else mode
     qkv = linears["qkv"](F.layer_norm(x, (c,), ones, ones), mode)
     q, k, v = qkv.view(b, p, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4)
     q, k = (F.layer_norm(t, (c // HEADS,), head_ones, head_ones) for t in (q, k))
-    attention = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, p, c)
-    x = x + linears["proj"](attention, mode) * ones
-    hidden = F.gelu(linears["fc1"](F.layer_norm(x, (c,), ones, ones), mode))
-    return x + linears["fc2"](hidden, mode) * ones
+    attention = (cpu_block.attention_cpu if fused else F.scaled_dot_product_attention)(q, k, v)
+    x = x + linears["proj"](attention.transpose(1, 2).reshape(b, p, c), mode) * ones
+    normed = F.layer_norm(x, (c,), ones, ones)
+    if fused:
+        mlp = cpu_block.w8a8_mlp_cpu(normed.view(-1, c), linears["fc1"].int8(), linears["fc2"].int8()).view_as(x)
+    else:
+        mlp = linears["fc2"](F.gelu(linears["fc1"](normed, mode)), mode)
+    return x + mlp * ones
 
 
 def check(linear: Linear, x: Tensor) -> None:
@@ -74,9 +86,7 @@ def check(linear: Linear, x: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=1041, help="rows: tokens of one frame")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -87,29 +97,28 @@ def main() -> None:
     flops = sum(2 * m * n * k for n, k in LINEARS.values())
     print(f"torch {torch.__version__}, {args.threads} threads, kernel: {cpu.cpu_int8_kernel()}")
     print(f"M = {m}: {flops / 1e9:.1f} GFLOP in the four linears of a block, weights 12.6 M\n")
-    columns = "".join(f"{name:>11s}" for name in ("fp32", "bf16", "w8a8", "w8a16", "fp32/w8a8", "bf16/w8a8"))
-    print(f"{'median ms':8s}{columns}")
+    print(f"{cpu_block.cpu_attention_kernel()} for attention in the fused block; median ms, in turns")
+    columns = "".join(f"{title:>10s}" for title in ("fp32", "bf16", "w8a16", "w8a8", "fp32/w8a8", "bf16/w8a8"))
+    print(f"{'':14s}{columns}")
     linears = {name: Linear(n, k) for name, (n, k) in LINEARS.items()}
     with torch.inference_mode():
         for name, (_, k) in LINEARS.items():
             x = torch.randn(m, k)
             check(linears[name], x)
-            show(name, lambda t, mode, name=name: linears[name](t, mode), x, args.repeats)
-        x = torch.randn(1, m, CHANNELS)
-        show("block", lambda t, mode: block(t, linears, mode), x, args.repeats)
+            show(name, linears[name], x, args.repeats, ["w8a16", "w8a8"])
+        x, run = torch.randn(1, m, CHANNELS), lambda t, mode: block(t, linears, mode)
+        show("block", run, x, args.repeats, ["w8a16", "w8a8"])
+        show("block, fused", run, x, args.repeats, ["w8a8", "fused"])
 
 
-def show(name: str, run: Callable[[Tensor, str], Tensor], x: Tensor, repeats: int) -> None:
+def show(name: str, run: Callable[[Tensor, str], Tensor], x: Tensor, repeats: int, modes: list[str]) -> None:
+    """One line of the table: fp32, bf16 and `modes`, the last two columns for the last of them."""
     x16 = x.bfloat16()
-    variants = {
-        "fp32": lambda: run(x, "float"),
-        "bf16": lambda: run(x16, "float"),
-        "w8a8": lambda: run(x, "w8a8"),
-        "w8a16": lambda: run(x, "w8a16"),
-    }
-    ms = medians_ms(variants, repeats)
-    times = "".join(f"{ms[v]:11.2f}" for v in variants)
-    print(f"{name:9s}{times}{ms['fp32'] / ms['w8a8']:11.2f}{ms['bf16'] / ms['w8a8']:11.2f}")
+    variants = {"fp32": lambda: run(x, "float"), "bf16": lambda: run(x16, "float")}
+    ms = medians_ms(variants | {mode: partial(run, x, mode) for mode in modes}, repeats)
+    times = "".join(f"{value:10.2f}" for value in ms.values())
+    last = ms[modes[-1]]
+    print(f"{name:14s}{times:40s}{ms['fp32'] / last:10.2f}{ms['bf16'] / last:10.2f}")
 
 
 if __name__ == "__main__":

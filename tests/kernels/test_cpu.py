@@ -100,7 +100,7 @@ def test_the_reported_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     real = torch._int_mm
     prepared = cpu.prepare(codes(8, 64))
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: called.append(a.dtype) or real(a, b))
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: called.append(a.dtype) or real(a, b, out=out))
     cpu.w8a8_linear_cpu(torch.randn(5, 64), prepared, torch.ones(8, 1), None)
     assert called == [torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8]
 

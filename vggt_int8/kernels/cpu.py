@@ -27,8 +27,7 @@ FLOAT32 = "float32 matmul of codes in slices of K (exact)"
 
 _U8_OFFSET = 128
 _EXACT_K = 1024  # 1024 * 127 * 127 < 2^24: float32 holds every partial sum, in any order
-_MATMUL_ROWS = 1024  # bounds the int32 result that is alive at once
-_CACHE_ROWS = 128  # the element-wise passes take this many rows at a time: 2 MB of float32 at K = 4096
+_ROWS_PER_THREAD, _MIN_ROWS = 64, 128  # 64 rows of 4096 float32 are 1 MB; fewer rows repack the weight too often
 _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at once
 
 
@@ -69,7 +68,8 @@ def int8_matmul(x_codes: Tensor, weight: PreparedWeight) -> Tensor:
     """[M, K] int8 x [N, K] int8 -> [M, N] int32, equal to `reference.int8_matmul` bit for bit."""
     if weight.kernel == U8S8:
         x_codes = (x_codes.to(torch.int16) + _U8_OFFSET).to(torch.uint8)
-    acc = _raw_matmul(x_codes, weight)
+    acc = torch.empty(x_codes.shape[0], weight.codes.shape[0], dtype=torch.int32)
+    acc = _raw_matmul(x_codes, weight, acc)
     return acc if weight.correction is None else acc.sub_(weight.correction)
 
 
@@ -86,10 +86,25 @@ def w8a8_linear_cpu(
     ones.
     """
     out = x.new_empty(x.shape[0], weight.codes.shape[0])
-    for rows in row_slices(x.shape[0], _MATMUL_ROWS):
-        codes, x_scale = _quantize_rows(x[rows], input_scale, weight.kernel)
-        _epilogue(_raw_matmul(codes, weight), weight.correction, x_scale, weight_scale, bias, out[rows])
+    w8a8_linear_into(out, x, weight, weight_scale, bias, input_scale)
     return out
+
+
+def w8a8_linear_into(
+    out: Tensor,
+    x: Tensor,
+    weight: PreparedWeight,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    input_scale: Tensor | None = None,
+) -> None:
+    """`w8a8_linear_cpu` written into `out` [M, N] of x's dtype."""
+    slices = cache_slices(x.shape[0])
+    acc = torch.empty(slices[0].stop, out.shape[1], dtype=torch.int32)
+    for rows in slices:
+        codes, x_scale = _quantize_rows(x[rows], input_scale, weight.kernel)
+        sums = _raw_matmul(codes, weight, acc[: codes.shape[0]])
+        _epilogue(sums, weight.correction, x_scale, weight_scale, bias, out[rows])
 
 
 def w8a16_linear_cpu(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,63 +147,54 @@ def int_mm_is_exact() -> bool:
         return _is_exact(S8S8)
 
 
-def _raw_matmul(codes: Tensor, weight: PreparedWeight) -> Tensor:
+def _raw_matmul(codes: Tensor, weight: PreparedWeight, out: Tensor) -> Tensor:
     """Codes [M, K] as the kernel takes them (U8S8: uint8, shifted by 128) -> [M, N] int32, `correction` still
     in.
     """
     if weight.kernel != FLOAT32:
-        return torch._int_mm(codes, weight.codes.t())
-    acc = torch.zeros(codes.shape[0], weight.codes.shape[0], dtype=torch.int32)
+        return torch._int_mm(codes, weight.codes.t(), out=out)
+    out.zero_()
     for part in row_slices(codes.shape[1], _EXACT_K):
-        acc += (codes[:, part].float() @ weight.codes[:, part].float().t()).to(torch.int32)
-    return acc
+        out += (codes[:, part].float() @ weight.codes[:, part].float().t()).to(torch.int32)
+    return out
 
 
 def _quantize_rows(x: Tensor, input_scale: Tensor | None, kernel: str) -> tuple[Tensor, Tensor]:
-    """`reference.quantize_per_token`, or its static form, written as the kernel's codes: [M, K], scale [M,
-    1].
-    """
+    """`reference.quantize_rows`, written as the kernel's codes: [M, K], scale [M, 1]."""
     offset, dtype = (_U8_OFFSET, torch.uint8) if kernel == U8S8 else (0, torch.int8)
-    codes = torch.empty(x.shape, dtype=dtype)
-    x_scale = torch.empty(x.shape[0], 1)
-    buffer = torch.empty(_CACHE_ROWS, x.shape[1])
-    for rows in row_slices(x.shape[0], _CACHE_ROWS):
-        scale, part = x_scale[rows], x[rows].float()
-        y = buffer[: part.shape[0]]
-        if input_scale is None:
-            torch.amax(torch.abs(part, out=y), dim=1, keepdim=True, out=scale)
-            scale.div_(CODE_MAX).masked_fill_(scale == 0, 1.0)
-        else:  # NaN or inf in a row must reach its result, and codes cannot carry it
-            torch.sum(torch.mul(part, 0, out=y), dim=1, keepdim=True, out=scale).add_(input_scale)
-        codes[rows] = (
-            torch.div(part, scale if input_scale is None else input_scale, out=y)
-            .round_()
-            .clamp_(-CODE_MAX, CODE_MAX)
-            .add_(offset)
-        )
-    return codes, x_scale
+    x = x.float()
+    y = torch.abs(x) if input_scale is None else x * 0
+    if input_scale is None:
+        x_scale = y.amax(dim=1, keepdim=True).div_(CODE_MAX)
+        x_scale.masked_fill_(x_scale == 0, 1.0)
+        torch.div(x, x_scale, out=y)
+    else:  # NaN or inf in a row must reach its result, and codes cannot carry it
+        x_scale = y.sum(dim=1, keepdim=True).add_(input_scale)
+        torch.div(x, input_scale, out=y)
+    return y.round_().clamp_(-CODE_MAX, CODE_MAX).add_(offset).to(dtype), x_scale
 
 
 def _epilogue(
-    acc: Tensor,
-    correction: Tensor | None,
-    x_scale: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
+    acc: Tensor, correction: Tensor | None, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, out: Tensor
 ) -> None:
-    """`reference.scaled_epilogue` written into `out`, in place where it is fp32."""
-    scale_row = weight_scale.view(1, -1)
-    bias_row = None if bias is None else bias.float()
-    buffer = None if out.dtype == torch.float32 else torch.empty(_CACHE_ROWS, out.shape[1])
-    for rows in row_slices(out.shape[0], _CACHE_ROWS):
-        part = acc[rows] if correction is None else acc[rows].sub_(correction)
-        y = out[rows] if buffer is None else buffer[: part.shape[0]]
-        y.copy_(part).mul_(x_scale[rows]).mul_(scale_row)
-        if bias_row is not None:
-            y.add_(bias_row)
-        if buffer is not None:
-            out[rows] = y
+    """`reference.scaled_epilogue` written into `out`, in place where it is fp32. Overwrites `acc`."""
+    if correction is not None:
+        acc.sub_(correction)
+    y = out.copy_(acc) if out.dtype == torch.float32 else acc.float()
+    y.mul_(x_scale).mul_(weight_scale.view(1, -1))
+    if bias is not None:
+        y.add_(bias.float())
+    if y is not out:
+        out.copy_(y)
+
+
+def cache_slices(total: int) -> list[slice]:
+    """Slices of so many rows that what a layer makes of them stays in the caches of the threads at work.
+
+    Small ones also keep the allocator from returning memory to the system after every layer: mapping 17 MB
+    anew costs several milliseconds.
+    """
+    return list(row_slices(total, max(_MIN_ROWS, _ROWS_PER_THREAD * torch.get_num_threads()))) or [slice(0, 0)]
 
 
 def row_slices(total: int, at_most: int) -> Iterator[slice]:

@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import PreparedWeight, row_slices, w8a8_linear_cpu
+from vggt_int8.kernels.cpu import PreparedWeight, cache_slices, row_slices, w8a8_linear_into
 
 SDPA = "scaled_dot_product_attention"
 SLICED = "softmax between two oneDNN products"
 
-_MLP_ROWS = 512  # the hidden activations of so many rows stay in the last-level cache
 _QUERY_ROWS = 512  # 2 MB of scores per head at 1041 keys
 
 
@@ -35,9 +34,12 @@ class Int8Linear(NamedTuple):
 def w8a8_mlp_cpu(x: Tensor, fc1: Int8Linear, fc2: Int8Linear) -> Tensor:
     """`fc2(gelu(fc1(x)))`, equal to the three steps one after another. x [M, C] float -> [M, C] in x's dtype."""
     out = x.new_empty(x.shape[0], fc2.weight.codes.shape[0])
-    for rows in row_slices(x.shape[0], _MLP_ROWS):
-        hidden = w8a8_linear_cpu(x[rows], *fc1)
-        out[rows] = w8a8_linear_cpu(torch.ops.aten.gelu_(hidden), *fc2)
+    slices = cache_slices(x.shape[0])
+    buffer = x.new_empty(slices[0].stop, fc1.weight.codes.shape[0])
+    for rows in slices:
+        hidden = buffer[: rows.stop - rows.start]
+        w8a8_linear_into(hidden, x[rows], *fc1)
+        w8a8_linear_into(out[rows], torch.ops.aten.gelu_(hidden), *fc2)
     return out
 
 
