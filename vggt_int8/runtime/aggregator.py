@@ -1,0 +1,77 @@
+"""The aggregator on fused blocks: the image encoder and the frame blocks a few frames at a time, the global blocks
+on all.
+
+The result of a layer is its frame and its global tokens side by side. Both exist as tensors of their own anyway, so
+they are kept as two halves, which costs no copy; whoever reads them joins the frames it works on.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vggt_int8.model.aggregator import Aggregator
+from vggt_int8.model.encoder import Encoder
+from vggt_int8.model.layers import first_and_other_frames
+from vggt_int8.model.tables import image_statistics, rope_table
+from vggt_int8.runtime.blocks import parts, run_block, run_block_in_parts
+from vggt_int8.runtime.memory import Plan
+
+
+class Halves(NamedTuple):
+    """Tokens of one layer, [F, P, C] each, F = B * S frames; on the device, or on the host where memory is short."""
+
+    frame: Tensor
+    scene: Tensor
+
+    def joined(self, tokens: slice, frames: slice, device: torch.device) -> Tensor:
+        """[f, p, 2C] on `device`."""
+        return torch.cat([half[frames, tokens].to(device) for half in self], dim=-1)
+
+
+def run_aggregator(aggregator: Aggregator, images: Tensor, layers: Collection[int], plan: Plan) -> dict[int, Halves]:
+    """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for; no block behind the last of them runs."""
+    batch, frames, _, height, width = images.shape
+    tokens = _embed(aggregator, images, plan)
+    grid = (height // aggregator.patch_size, width // aggregator.patch_size)
+    geometry = (*grid, aggregator.num_special, aggregator.head_dim, aggregator.rope_freq)
+    rope = rope_table(*geometry, device=tokens.device)
+    shape, x = tokens.shape, tokens.flatten(0, 1)
+    del tokens
+    kept = {}
+    for layer in range(max(layers) + 1):
+        x = run_block_in_parts(aggregator.frame_blocks[layer], x, batch * frames, rope, plan.rows, plan.frames)
+        frame = x.view(shape) if layer in layers else None
+        x = run_block(aggregator.global_blocks[layer], x, batch, rope, plan.rows)
+        if frame is not None:
+            kept[layer] = Halves(*(half.cpu() if plan.tokens_on_host else half for half in (frame, x.view(shape))))
+    return kept
+
+
+def _embed(aggregator: Aggregator, images: Tensor, plan: Plan) -> Tensor:
+    """Images [B, S, 3, H, W] -> tokens [B * S, P, C]: camera token and registers, then the encoded patches."""
+    batch, frames = images.shape[:2]
+    special = torch.cat([aggregator.camera_token, aggregator.register_token], dim=2)
+    special = first_and_other_frames(special, batch, frames).flatten(0, 1)
+    images = images.flatten(0, 1)
+    grid = (images.shape[-2] // aggregator.patch_size, images.shape[-1] // aggregator.patch_size)
+    tokens = special.new_empty(len(images), special.shape[1] + grid[0] * grid[1], special.shape[2])
+    tokens[:, : special.shape[1]] = special
+    mean, std = image_statistics(device=images.device).unbind(0)
+    for part in parts(len(images), plan.frames):
+        pixels = ((images[part] - mean) / std).to(special.dtype)
+        tokens[part, special.shape[1] :] = _encode(aggregator.patch_embed, pixels, grid, plan.rows)
+    return tokens
+
+
+def _encode(encoder: Encoder, pixels: Tensor, grid: tuple[int, int], rows: int) -> Tensor:
+    """Normalised images [f, 3, H, W] -> patch tokens [f, h * w, C]."""
+    x = encoder.embed(encoder.patch_embed(pixels), *grid)
+    shape, x = x.shape, x.flatten(0, 1)
+    for block in encoder.blocks:
+        x = run_block(block, x, len(pixels), None, rows)
+    norm = encoder.norm
+    x = x.view(shape)[:, encoder.num_special :]
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

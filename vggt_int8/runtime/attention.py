@@ -1,0 +1,63 @@
+"""Which attention kernel of PyTorch runs: chosen by GPU and length, as data, not by PyTorch's general order.
+
+Queries, keys and values come as strided views of the qkv linear's output [T, 3, H, D]; every kernel listed here reads
+such views without a copy, and writes tokens next to one another with their heads inside, so that the output is
+[T, C] without a copy either.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+CUDNN, FLASH, EFFICIENT, MATH = (
+    *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
+    *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`order` is tried first to last, for GPUs of compute capability `arch` / 10 and up and at least `tokens` keys."""
+
+    arch: int
+    tokens: int
+    order: tuple[SDPBackend, ...]
+
+
+# The first rule that fits decides. cuDNN on Hopper: 420 TFLOP/s against FlashAttention-2's 320 (head dim 64, 10 to 100
+# frames). It builds a plan for every new length, which a few tokens (the camera head's, one per frame) do not pay
+# back. PyTorch's own formula comes last and only where its matrix of scores is small. fp32 runs on "efficient" alone.
+RULES = (
+    Rule(arch=90, tokens=4096, order=(CUDNN, FLASH, EFFICIENT)),
+    Rule(arch=90, tokens=256, order=(CUDNN, FLASH, EFFICIENT, MATH)),
+    Rule(arch=0, tokens=4096, order=(FLASH, EFFICIENT)),
+    Rule(arch=0, tokens=0, order=(FLASH, EFFICIENT, MATH)),
+)
+# Above so many elements in the tensor that q, k and v are views of, offsets leave 31 bits; FlashAttention counts in 64.
+LARGE = 2**31 - 1
+LARGE_ORDER = (FLASH, EFFICIENT)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q, k, v [B, H, N, D], strided views of [B, N, 3, H, D] -> [B, N, H * D], contiguous."""
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    with sdpa_kernel(list(backends(_arch(q.device), q.shape[2], 3 * q.numel())), set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def backends(arch: int, tokens: int, elements: int) -> tuple[SDPBackend, ...]:
+    """The kernels to try, best first; elements: of the qkv tensor."""
+    if elements > LARGE:
+        return LARGE_ORDER
+    return next(rule.order for rule in RULES if arch >= rule.arch and tokens >= rule.tokens)
+
+
+@functools.cache
+def _arch(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -1,0 +1,71 @@
+"""One transformer block as fused kernels over the plain `Block`, whose tensors it reads and does not copy.
+
+    LayerNorm + quantize -> qkv GEMM -> q/k norm + RoPE in place -> attention -> quantize -> proj GEMM + LayerScale + x
+    LayerNorm + quantize -> fc1 GEMM + GELU -> quantize -> fc2 GEMM + LayerScale + x
+
+Seven passes over memory and five products; nothing else. Layers that are not W8A8 run unfused, each in its own way.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.kernels import ops
+from vggt_int8.model.layers import Attention, Block
+from vggt_int8.runtime.attention import attention
+from vggt_int8.runtime.linear import linear_residual, mlp_residual, norm_linear
+
+
+def run_block(block: nn.Module, x: Tensor, sequences: int, rope: Tensor | None, rows: int) -> Tensor:
+    """x [M, C], `sequences` of equal length that attend each within itself -> [M, C], a new tensor.
+
+    rope: [2, P, D] fp32, cosines and sines, or None for a block without q/k norm and RoPE.
+    rows: the MLP, whose hidden activations are the widest of the block, works on at most so many rows at a time.
+    """
+    assert isinstance(block, Block)
+    x = _attend(block, x, sequences, rope)
+    mlp = (block.norm2, block.mlp.fc1, block.mlp.fc2, block.ls2.gamma)
+    if len(x) <= rows:
+        return mlp_residual(x, *mlp)
+    for part in parts(len(x), rows):
+        x[part] = mlp_residual(x[part], *mlp)
+    return x
+
+
+def run_block_in_parts(
+    block: nn.Module, x: Tensor, sequences: int, rope: Tensor | None, rows: int, at_once: int
+) -> Tensor:
+    """`run_block` for at most `at_once` sequences at a time, where that bounds the qkv tensor."""
+    if sequences <= at_once:
+        return run_block(block, x, sequences, rope, rows)
+    length = len(x) // sequences
+    out = torch.empty_like(x)
+    for part in parts(sequences, at_once):
+        tokens = slice(part.start * length, part.stop * length)
+        out[tokens] = run_block(block, x[tokens], part.stop - part.start, rope, rows)
+    return out
+
+
+def parts(total: int, at_most: int) -> Iterator[slice]:
+    """`range(total)` in the fewest slices that are no longer than `at_most`, of nearly equal length."""
+    count = -(-total // at_most)
+    for i in range(count):
+        yield slice(i * total // count, (i + 1) * total // count)
+
+
+def _attend(block: Block, x: Tensor, sequences: int, rope: Tensor | None) -> Tensor:
+    attn = block.attn
+    return linear_residual(_attention_output(block, attn, x, sequences, rope), attn.proj, block.ls1.gamma, x)
+
+
+def _attention_output(block: Block, attn: Attention, x: Tensor, sequences: int, rope: Tensor | None) -> Tensor:
+    """[M, C] -> [M, C]. A function of its own, so that the qkv tensor is gone when the projection starts."""
+    qkv = norm_linear(x, block.norm1, attn.qkv).view(len(x), 3, attn.num_heads, -1)
+    if rope is not None:
+        q_norm, k_norm = attn.q_norm, attn.k_norm
+        assert isinstance(q_norm, nn.LayerNorm)
+        assert isinstance(k_norm, nn.LayerNorm)
+        ops.qk_norm_rope_(qkv, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, rope, q_norm.eps)
+    q, k, v = qkv.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return attention(q, k, v).flatten(0, 1)

@@ -1,0 +1,79 @@
+"""Convolutions of the dense heads: channels last, weights decoded once per call, bias and ReLU inside the kernel.
+
+The int8 codes become floats when a call starts and are dropped with it: 66 MB for a head of VGGT-1B in fp16, written
+in about 0.1 ms. Keeping them would hold that memory for ever and go stale when weights change.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
+from vggt_int8.quant.storage import Int8Storage
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, Int8Conv2d, Int8ConvTranspose2d)
+# cuDNN fuses convolution, sum, bias and ReLU in these dtypes; elsewhere they are separate passes.
+FUSED_DTYPES = (torch.float16,)
+
+
+class FloatConv(NamedTuple):
+    """A convolution's weight and bias in the compute dtype, channels last, and its geometry."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    transposed: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[f, C, h, w] -> [f, N, h', w'], both channels last."""
+        if self.transposed:
+            return F.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding)
+        if self.weight.shape[2:] == (1, 1):  # a linear layer over pixels: one product, with the bias in it
+            return pixels_to_map(F.linear(map_to_pixels(x), self.weight.flatten(1), self.bias))
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """`relu(conv(x))`."""
+        if x.is_cuda and x.dtype in FUSED_DTYPES:
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, self.stride, self.padding, (1, 1), 1)
+        return self(x).relu_()
+
+    def add_relu(self, x: Tensor, z: Tensor) -> Tensor:
+        """`relu(conv(x) + z)`."""
+        if x.is_cuda and x.dtype in FUSED_DTYPES:
+            geometry = (self.stride, self.padding, (1, 1), 1)
+            return torch.cudnn_convolution_add_relu(x, self.weight, z, 1.0, self.bias, *geometry)
+        return self(x).add_(z).relu_()
+
+
+def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
+    """The layer for the length of a call. Layers that hold floats in `dtype` and this layout already are not copied."""
+    assert isinstance(layer, CONVOLUTIONS)
+    if any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
+        raise ValueError(f"{layer} has dilation, groups or output padding, which no VGGT head has")
+    if isinstance(layer, Int8Storage):
+        weight = torch.empty_like(layer.weight, dtype=dtype, memory_format=torch.channels_last)
+        torch.mul(layer.weight, layer.weight_scale, out=weight)  # in fp32, rounded once as it is stored
+    else:
+        weight = layer.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    transposed = isinstance(layer, nn.ConvTranspose2d | Int8ConvTranspose2d)
+    return FloatConv(weight, bias, _pair(layer.stride), _pair(layer.padding), transposed)
+
+
+def _pair(sizes: object) -> tuple[int, int]:
+    assert isinstance(sizes, tuple)
+    return (int(sizes[0]), int(sizes[1]))
+
+
+def map_to_pixels(x: Tensor) -> Tensor:
+    """[f, C, h, w] channels last -> [f, h, w, C], the same memory."""
+    return x.permute(0, 2, 3, 1)
+
+
+def pixels_to_map(x: Tensor) -> Tensor:
+    """[f, h, w, C] -> [f, C, h, w] channels last, the same memory."""
+    return x.permute(0, 3, 1, 2)

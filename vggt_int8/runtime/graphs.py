@@ -1,0 +1,108 @@
+"""CUDA graphs of a whole call, one per input shape: replaying one launch instead of a thousand.
+
+A shape is run as it is the first time, which also warms it up (kernels compile, tables fill, convolutions are tuned),
+captured the second time, and replayed from then on: a shape that comes once costs nothing extra. All graphs share one
+memory pool, so that they need the memory of the largest, not of all; that is sound because they run one after the
+other and nothing in the pool outlives a replay: inputs live outside, and outputs are copied out.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CAPACITY = 4  # graphs; the least recently used one goes first
+REMEMBERED = 64  # shapes seen once
+
+Tensors = dict[str, Tensor]
+
+
+class Key(NamedTuple):
+    """What a graph is captured for: shape and dtype of each input, and everything else that decides the work."""
+
+    inputs: tuple[tuple[str, torch.Size, torch.dtype], ...]
+    work: tuple[object, ...]
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        return next(tuple(shape) for name, shape, _ in self.inputs if name == "images")
+
+
+@dataclass
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensors
+    outputs: Tensors
+
+
+class GraphCache:
+    """Runs functions of tensors through CUDA graphs. One call at a time; calls from other streams wait their turn."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
+        self._seen: OrderedDict[Key, None] = OrderedDict()
+        self._pool: Any = None  # PyTorch's opaque handle
+        self._done: torch.cuda.Event | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def captured(self) -> tuple[Key, ...]:
+        """Keys of the graphs that exist, the next to go first."""
+        return tuple(self._graphs)
+
+    def run(self, function: Callable[[Tensors], Tensors], inputs: Tensors, *work: object) -> tuple[Tensors, bool]:
+        """`function(inputs)`, and whether it was a replay. `work` and the inputs' shapes decide what is done."""
+        key = Key(tuple((name, x.shape, x.dtype) for name, x in inputs.items()), work)
+        with self._lock:
+            if key not in self._graphs:
+                if key not in self._seen:
+                    self._remember(key)
+                    return function(inputs), False
+                self._capture(key, function, inputs)
+            return self._replay(key, inputs), True
+
+    def clear(self) -> None:
+        """Forget every graph and give its memory back."""
+        with self._lock:
+            held = bool(self._graphs)
+            self._graphs.clear()
+            self._seen.clear()
+            self._pool = self._done = None
+        if held:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def _remember(self, key: Key) -> None:
+        self._seen[key] = None
+        while len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def _capture(self, key: Key, function: Callable[[Tensors], Tensors], inputs: Tensors) -> None:
+        while len(self._graphs) >= CAPACITY:
+            self._graphs.popitem(last=False)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        static = {name: tensor.clone() for name, tensor in inputs.items()}
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = function(static)
+        self._graphs[key] = _Captured(graph, static, outputs)
+
+    def _replay(self, key: Key, inputs: Tensors) -> Tensors:
+        captured = self._graphs[key]
+        self._graphs.move_to_end(key)
+        stream = torch.cuda.current_stream()
+        if self._done is not None:
+            stream.wait_event(self._done)
+        for name, tensor in inputs.items():
+            captured.inputs[name].copy_(tensor)
+        captured.graph.replay()
+        outputs = {name: tensor.clone() for name, tensor in captured.outputs.items()}
+        self._done = self._done or torch.cuda.Event()
+        self._done.record(stream)
+        return outputs

@@ -1,0 +1,76 @@
+"""A linear layer of a block with what stands before and after it, fused as far as the layer's kind allows.
+
+The layer is read, never copied: an `nn.Linear`, or an `Int8Linear` with INT8 or floating-point activations. The
+operators of `vggt_int8.kernels.ops` do the INT8 part.
+"""
+
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggt_int8.kernels import ops
+from vggt_int8.quant.linear import Int8Linear
+
+
+def linear(x: Tensor, layer: nn.Module) -> Tensor:
+    """x [M, K] -> [M, N] in x's dtype."""
+    if _takes_codes(layer):
+        codes, scale = ops.quantize_rows(x, layer.input_scale)
+        return _gemm(codes, scale, layer, x.dtype)
+    if isinstance(layer, Int8Linear):
+        y: Tensor = ops.w8a16_linear(x, layer.weight, layer.weight_scale, layer.bias)
+        return y
+    assert isinstance(layer, nn.Linear)
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = False) -> Tensor:
+    """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype."""
+    if _takes_codes(layer):
+        codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, layer.input_scale)
+        return _gemm(codes, scale, layer, x.dtype, gelu=gelu)
+    y = linear(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), layer)
+    return F.gelu(y) if gelu else y
+
+
+def linear_residual(y: Tensor, layer: nn.Module, gamma: Tensor, x: Tensor) -> Tensor:
+    """`x + gamma * linear(y)`: y [M, K], gamma [N], x [M, N] -> [M, N] in x's dtype, a new tensor."""
+    if _takes_codes(layer):
+        codes, scale = ops.quantize_rows(y, layer.input_scale)
+        return _gemm(codes, scale, layer, x.dtype, gamma=gamma, residual=x)
+    return torch.addcmul(x, linear(y, layer), gamma)
+
+
+def mlp_residual(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module, gamma: Tensor) -> Tensor:
+    """`x + gamma * fc2(gelu(fc1(norm(x))))`: x [M, C] -> [M, C], a new tensor.
+
+    When fc2's input scale is static, fc1 writes fc2's codes itself and the hidden floats never exist.
+    """
+    if not (_takes_codes(fc1) and _takes_codes(fc2)) or fc2.input_scale is None:
+        return linear_residual(norm_linear(x, norm, fc1, gelu=True), fc2, gamma, x)
+    codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, fc1.input_scale)
+    hidden = _gemm(codes, scale, fc1, x.dtype, gelu=True, out_scale=fc2.input_scale)
+    # Codes cannot carry NaN: a row that holds it passes it on through its scale.
+    return _gemm(hidden, fc2.input_scale + 0 * scale, fc2, x.dtype, gamma=gamma, residual=x)
+
+
+def _takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
+    return isinstance(layer, Int8Linear) and layer.scheme.activations != "none"
+
+
+def _gemm(
+    codes: Tensor,
+    scale: Tensor,
+    layer: Int8Linear,
+    dtype: torch.dtype,
+    *,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> Tensor:
+    operands = (codes, scale, layer.weight, layer.weight_scale, layer.bias)
+    result: Tensor = ops.int8_gemm(*operands, dtype, gelu, gamma, residual, out_scale)
+    return result

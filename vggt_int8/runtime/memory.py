@@ -1,0 +1,129 @@
+"""How much a call works on at a time: the fastest plan whose peak fits into the free memory.
+
+Bytes per token at width C = 1024 and 2 bytes a number, beside weights and images (VGGT-1B, 392 x 518 pixels: 1041
+tokens a frame; all other sizes by `Shape.peak_bytes`):
+
+    global attention    x 2 KB, q k v 6 KB, output 2 KB                                     10 KB
+    kept tokens         4 layers of two halves of 2 KB; the last is x while it is made      12 -> 16 KB
+    MLP                 x 2 KB; per row of a part: hidden 8, its codes 4, x's codes 1       2 KB + 13 KB a row
+    dense head          per frame at work, at full size: 128 channels before the resize (17 MB) and after it (52 MB),
+                        32 channels (13 MB), the result (13 MB)                             96 MB
+    outputs             6 floats a pixel                                                    4.9 MB a frame
+
+So 100 frames peak at 1.24 GB (blocks) + 1.7 (kept) or 1.7 + 0.5 (outputs) + 0.77 (8 frames in a head); 1000 frames
+would need 23 GB in the blocks: their kept tokens (17 GB) go to the host, 0.7 s of copying in minutes of attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from vggt_int8.model.config import VGGTConfig
+
+MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
+HALF_PRECISION = 2
+HIDDEN_CHANNELS = 32  # of a dense head's last convolution
+GRAPH_TOKENS = 24_000  # above, kernels are longer than their launches and a graph only holds memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much at a time. frames: in encoder and frame blocks; rows: of an MLP; head_frames: in a dense head.
+
+    tokens_on_host: the layers that the heads read wait in host memory. outputs_on_host: maps are moved there as they
+    are made, and stay there. graph: whether the call may be captured in a CUDA graph.
+    """
+
+    frames: int = 32
+    rows: int = 32768
+    head_frames: int = 8
+    tokens_on_host: bool = False
+    outputs_on_host: bool = False
+    graph: bool = False
+
+
+# From fast to small. Kept tokens leave before outputs: they are larger, and nobody sees where they waited.
+PLANS = (
+    Plan(),
+    Plan(frames=8, rows=8192, head_frames=2),
+    Plan(frames=8, rows=8192, head_frames=2, tokens_on_host=True),
+    Plan(frames=4, rows=4096, head_frames=1, tokens_on_host=True, outputs_on_host=True),
+)
+SMALLEST = PLANS[-1]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory depends on: the call's sizes and the width of a number (2 or 4 bytes)."""
+
+    batch: int
+    frames: int
+    height: int
+    width: int
+    heads: tuple[str, ...]
+    number_bytes: int
+
+    def tokens_per_frame(self, config: VGGTConfig) -> int:
+        patches = (self.height // config.patch_size) * (self.width // config.patch_size)
+        return patches + 1 + config.num_register_tokens
+
+    def tokens(self, config: VGGTConfig) -> int:
+        return self.batch * self.frames * self.tokens_per_frame(config)
+
+    def peak_bytes(self, config: VGGTConfig, plan: Plan) -> int:
+        """Estimated peak of a call beside weights and images; the module's text shows where the terms come from."""
+        return MARGIN + max(self._block_bytes(config, plan), self._head_bytes(config, plan))
+
+    def _block_bytes(self, config: VGGTConfig, plan: Plan) -> int:
+        tokens, unit = self.tokens(config), config.embed_dim * self.number_bytes
+        kept = 0 if plan.tokens_on_host else 2 * (self._layers(config) - 1)
+        rows = min(plan.rows, tokens)
+        mlp = int((config.mlp_ratio * (self.number_bytes + 1) + 1) * config.embed_dim) * rows
+        return tokens * unit * kept + max(5 * tokens * unit, 2 * tokens * unit + mlp)
+
+    def _head_bytes(self, config: VGGTConfig, plan: Plan) -> int:
+        pixels, all_frames = self.height * self.width, self.batch * self.frames
+        kept = 0 if plan.tokens_on_host else 2 * self._layers(config)
+        total = self.tokens(config) * config.embed_dim * self.number_bytes * kept
+        values = {"depth": 2, "point": 4}
+        if not plan.outputs_on_host:
+            total += all_frames * pixels * 4 * sum(values.get(head, 0) for head in self.heads)
+        if "track" in self.heads:  # its feature maps, and the normalised copy that the pyramid starts from
+            total += 3 * all_frames * pixels // 4 * config.track_features * self.number_bytes
+        if set(self.heads) - {"camera"}:
+            coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
+            channels = config.dpt_features // 2
+            frame = self.number_bytes * (channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels) + 64 * pixels
+            total += min(plan.head_frames, all_frames) * frame
+        return total
+
+    def _layers(self, config: VGGTConfig) -> int:
+        dense = set(config.dpt_layers) if set(self.heads) - {"camera"} else set()
+        return len(dense | ({config.depth - 1} if "camera" in self.heads else set()))
+
+
+def choose_plan(shape: Shape, config: VGGTConfig, free: int) -> Plan:
+    """The fastest plan that fits into `free` bytes, else the smallest."""
+    return next((plan for plan in PLANS if shape.peak_bytes(config, plan) <= free), SMALLEST)
+
+
+def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:
+    """How many frames of this size the smallest plan runs in `free` bytes that also hold the images. May be 0."""
+
+    def needed(frames: int) -> int:
+        images = shape.batch * frames * 3 * shape.height * shape.width * 4
+        return images + Shape(**{**vars(shape), "frames": frames}).peak_bytes(config, SMALLEST)
+
+    low, high = 0, 1 << 20
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle) <= free else (low, middle - 1)
+    return low
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process can still take: free on the GPU and cached by PyTorch, within its share if it has a limit."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, share - reserved) + reserved - torch.cuda.memory_allocated(device)

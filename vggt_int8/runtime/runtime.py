@@ -1,0 +1,213 @@
+"""`Runtime`: one call of a VGGT through fused blocks, within the memory there is, replayed as a CUDA graph.
+
+It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
+run on the operators of `vggt_int8.kernels.ops` (on a CPU: their definitions); other layers run as they are.
+"""
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vggt_int8.model.vggt import VGGT, VGGTOutput
+from vggt_int8.quant.backends import BackendError
+from vggt_int8.runtime.graphs import GraphCache
+from vggt_int8.runtime.memory import (
+    GRAPH_TOKENS,
+    PLANS,
+    SMALLEST,
+    Plan,
+    Shape,
+    choose_plan,
+    frames_that_fit,
+    free_bytes,
+)
+from vggt_int8.runtime.network import run_network
+from vggt_int8.runtime.watch import Watch
+
+LowVram = bool | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class RuntimeReport:
+    """How the last call ran, and why.
+
+    mode: "fused, CUDA graph", "fused", "plain" (the network's own modules), or "none" before the first call.
+    reason: why it was not fused or not replayed; empty if it was. plan: how much it worked on at a time.
+    graphs: shapes of images for which a graph is held.
+    """
+
+    mode: str
+    reason: str
+    plan: Plan | None
+    graphs: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        lines = [self.mode + (f" ({self.reason})" if self.reason else "")]
+        lines += [str(self.plan)] * (self.plan is not None)
+        return "\n".join(lines + [f"CUDA graph for images {list(shape)}" for shape in self.graphs])
+
+
+class Runtime:
+    """Runs `model` (which must outlive it): `Runtime(model)(images)` is `model(images)`, faster and smaller.
+
+    low_vram: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
+        host: kept tokens, and at last the depth and point maps, with a warning. True: always the smallest plan.
+        False: always the fastest one; what does not fit raises.
+    """
+
+    def __init__(self, model: VGGT, low_vram: LowVram = "auto") -> None:
+        if low_vram not in (True, False, "auto"):
+            raise ValueError(f"low_vram must be True, False or 'auto', got {low_vram!r}")
+        self.low_vram = low_vram
+        self._model = weakref.ref(model)
+        self._watch: Watch | None = None
+        self._graphs = GraphCache()
+        self._last: tuple[str, str, Plan | None] = ("none", "no call yet", None)
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles start anew: graphs and addresses belong to this process and this model."""
+        return Runtime, (self.model, self.low_vram)
+
+    @property
+    def model(self) -> VGGT:
+        model = self._model()
+        if model is None:
+            raise ReferenceError("the model of this Runtime is gone: keep it as long as its Runtime")
+        return model
+
+    def report(self) -> RuntimeReport:
+        """How the last call ran."""
+        return RuntimeReport(*self._last, tuple(key.images for key in self._graphs.captured))
+
+    def reset(self) -> None:
+        """Drop the CUDA graphs and give their memory back."""
+        self._graphs.clear()
+        self._watch = None
+
+    def why_not(self, images: Tensor, query_points: Tensor | None = None) -> str | None:
+        """Why this call must run on the network's own modules; None if it can run fused."""
+        if torch.compiler.is_compiling():
+            return "the call is being compiled"
+        if self.model.training:
+            return "the model is in training mode: call model.eval()"
+        if torch.is_autocast_enabled(images.device.type):
+            return "autocast is on: load the model in the dtype wanted instead"
+        watch = self._current_watch()
+        if watch.needs_grad((images, query_points)):
+            return "gradients are needed: use torch.no_grad() or model.requires_grad_(False)"
+        if watch.offloaded:
+            return f"accelerate moves weights of {watch.offloaded[0]} and others as they are needed"
+        if len(watch.devices() | {images.device}) > 1:
+            return f"weights and images lie on several devices: {', '.join(sorted(map(str, watch.devices())))}"
+        if (hooked := watch.hooked()) is not None:
+            return f"{hooked} has a forward hook"
+        return watch.unsupported()
+
+    def __call__(
+        self,
+        images: Tensor,
+        query_points: Tensor | None = None,
+        heads: Sequence[str] | None = None,
+        frames_chunk_size: int | None = 8,
+    ) -> VGGTOutput:
+        """`VGGT.forward`; see there. `frames_chunk_size` is an upper bound for the dense heads.
+
+        Results are new tensors, never overwritten by a later call. Raises `BackendError` with `why_not`'s reason, and
+        `torch.OutOfMemoryError`, saying how many frames would fit, if the smallest plan does not fit either.
+        """
+        if (reason := self.why_not(images, query_points)) is not None:
+            raise BackendError(f"the fused network cannot run this call: {reason}")
+        model = self.model
+        pixels = model._checked_images(images)
+        names = model._checked_heads(heads, query_points)
+        if frames_chunk_size is not None and frames_chunk_size < 1:
+            raise ValueError(f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}")
+        inputs = {"images": pixels}
+        if query_points is not None:
+            inputs["query_points"] = model._checked_query_points(query_points, pixels)
+        batch, frames, _, height, width = pixels.shape
+        shape = Shape(batch, frames, height, width, names, model.dtype.itemsize)
+        with torch.inference_mode(False), torch.no_grad():
+            outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
+        return VGGTOutput(**{"images": pixels, **outputs})  # type: ignore[arg-type]
+
+    def note_plain(self, reason: str) -> None:
+        """The model ran on its own modules instead."""
+        self._last = ("plain", reason, None)
+
+    def _current_watch(self) -> Watch:
+        if self._watch is None or not self._watch.unchanged():
+            self.reset()
+            self._watch = Watch(self.model)
+        return self._watch
+
+    def _run_within_memory(self, inputs: dict[str, Tensor], shape: Shape, head_frames: int | None) -> dict[str, Tensor]:
+        plan = self._plan(inputs["images"], shape)
+        try:
+            return self._run(inputs, shape, _bounded(plan, head_frames))
+        except torch.OutOfMemoryError as error:
+            if self.low_vram is False or plan == SMALLEST:
+                raise _too_large(self.model, shape, inputs["images"].device) from error
+        # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+        try:
+            return self._run(inputs, shape, _bounded(SMALLEST, head_frames))
+        except torch.OutOfMemoryError as error:
+            raise _too_large(self.model, shape, inputs["images"].device) from error
+
+    def _plan(self, images: Tensor, shape: Shape) -> Plan:
+        """The fastest plan that is estimated to fit."""
+        if self.low_vram is True:
+            return SMALLEST
+        config, fastest = self.model.config, PLANS[0]
+        if not images.is_cuda or torch.cuda.is_current_stream_capturing():
+            return fastest
+        graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
+        if self.low_vram is False or any(key.images == tuple(images.shape) for key in self._graphs.captured):
+            return graphed
+        plan = choose_plan(shape, config, free_bytes(images.device))
+        return graphed if plan is fastest else plan
+
+    def _run(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> dict[str, Tensor]:
+        model = self.model
+        if plan.outputs_on_host:
+            warnings.warn(
+                f"depth and points of {shape.frames} frames are moved to the CPU as they are made: they do not fit "
+                "into the GPU memory that is free (low_vram=False raises instead)",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        if not plan.graph:
+            outputs, replayed = run_network(model, inputs, shape.heads, plan), False
+            reason = "a CUDA graph would only hold memory at this size" if inputs["images"].is_cuda else "on the CPU"
+        else:
+            outputs, replayed = self._graphs.run(
+                partial(run_network, model, heads=shape.heads, plan=plan), inputs, shape.heads, plan
+            )
+            reason = "" if replayed else "the first call of this shape; the next one is captured"
+        self._last = ("fused, CUDA graph" if replayed else "fused", reason, plan)
+        return outputs
+
+
+def _bounded(plan: Plan, head_frames: int | None) -> Plan:
+    return plan if head_frames is None else replace(plan, head_frames=min(plan.head_frames, head_frames))
+
+
+def _too_large(model: VGGT, shape: Shape, device: torch.device) -> torch.OutOfMemoryError:
+    torch.cuda.empty_cache()
+    images = shape.batch * shape.frames * 3 * shape.height * shape.width * 4
+    free = free_bytes(device)
+    needed = shape.peak_bytes(model.config, SMALLEST)
+    fit = frames_that_fit(shape, model.config, free + images)
+    return torch.OutOfMemoryError(
+        f"{shape.batch} x {shape.frames} frames of {shape.height} x {shape.width} pixels need about "
+        f"{needed / 2**30:.1f} GiB beside the model and the images, even worked on in the smallest parts, but "
+        f"{free / 2**30:.1f} GiB are free: about {fit} frames of this size fit"
+    )

@@ -1,0 +1,72 @@
+"""Whether the fused network may stand in for the plain one: nothing about a model may be passed over in silence.
+
+The fused network reads the modules' tensors and does not call the modules. So hooks would not fire, offloaded weights
+would not be there, and a captured graph would go on reading tensors that were replaced. Each call asks, in about
+0.2 ms, whether anything of that kind has changed.
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import is_
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from vggt_int8.quant.linear import Int8Linear
+
+
+class Watch:
+    """What a model consists of: its modules, parameters, their memory, and the backends of its INT8 layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._tables = [t for m in modules for t in (m._modules, m._parameters)]
+        self._members = self._current_members()
+        self.parameters = list(model.parameters())
+        self._addresses = [p.data_ptr() for p in self.parameters]
+        self._int8 = [m for m in modules if isinstance(m, Int8Linear)]
+        self._backends = [m.backend for m in self._int8]
+        submodules = modules[1:]
+        self._hooks = [h for m in submodules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._names = [name for name, _ in model.named_modules()][1:]
+        self._submodules = submodules
+        self.offloaded = [name for name, m in zip(self._names, submodules, strict=True) if "_hf_hook" in m.__dict__]
+
+    def unchanged(self) -> bool:
+        """Whether the model still consists of the same modules and the same memory."""
+        members = self._current_members()
+        return (
+            len(members) == len(self._members)
+            and all(map(is_, members, self._members))
+            and [p.data_ptr() for p in self.parameters] == self._addresses
+            and [m.backend for m in self._int8] == self._backends
+        )
+
+    def hooked(self) -> str | None:
+        """Name of a submodule with a forward hook, "every module" for global hooks, None if there are none."""
+        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+            return "every module"
+        if not any(self._hooks):
+            return None
+        return self._names[next(i for i, hooks in enumerate(self._hooks) if hooks) // 2]
+
+    def backends(self, device_type: str) -> set[str]:
+        """Names of the backends that the INT8 layers run on."""
+        return {layer.resolved_backend(device_type).name for layer in self._int8}
+
+    def unsupported(self) -> str | None:
+        """Why the fused network cannot run an INT8 layer of the model; None if it can run all."""
+        threshold = next((m.scheme.outlier_threshold for m in self._int8 if m.scheme.outlier_threshold), None)
+        return None if threshold is None else f"outlier columns (threshold {threshold}) are not implemented"
+
+    def needs_grad(self, inputs: Iterable[Tensor | None]) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        return any(t.requires_grad for t in chain(self.parameters, inputs) if t is not None)
+
+    def devices(self) -> set[torch.device]:
+        return {p.device for p in self.parameters}
+
+    def _current_members(self) -> list[object]:
+        return list(chain.from_iterable(table.values() for table in self._tables))
