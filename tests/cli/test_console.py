@@ -33,7 +33,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
     return process.returncode, out.splitlines(), err.splitlines()
 
 
-@pytest.mark.parametrize("backend", ["torchao", "bitsandbytes", "native"])
+@pytest.mark.parametrize("backend", ["torchao", "bitsandbytes"])
 def test_only_our_lines_are_shown(tiny_int8: Path, photos: list[Path], tmp_path: Path, backend: str) -> None:
     command = ("run", tiny_int8, *photos, "-o", tmp_path / "out", "--backend", backend, "--device", "cpu")
     code, out, err = finish(start(*command))
@@ -101,6 +101,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
         (OSError(28, "No space left on device", "out.npy"), 1, "Error: out.npy: No space left on device"),
         (FloatingPointError("NaN in depth"), 1, "Error: NaN in depth"),
         (KeyError("depth"), 1, "--debug"),
+        (ValueError("two\n  lines"), 2, "Error: two lines"),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (ValueError("[bold]x[/bold]"), 2, "Error: [bold]x[/bold]"),
     ],

@@ -1,24 +1,13 @@
 """`vggt-int8 inspect` reads headers, and what it says agrees with the model that they describe."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors
 from safetensors.torch import load_file
 
-from tests.hub_standin.server import HubServer
 from vggt_int8 import VGGTInt8
 from vggt_int8.cli.inspect import layer_table, read_checkpoint
-
-UPLOAD = """
-import sys
-from huggingface_hub import HfApi
-HfApi().create_repo("me/tiny.w8a8")
-HfApi().upload_folder(repo_id="me/tiny.w8a8", folder_path=sys.argv[1])
-"""
 
 
 def size_of(folder: Path) -> int:
@@ -91,27 +80,3 @@ def test_damaged_file_is_named(cli, tiny: Path, tmp_path: Path) -> None:
 
 def test_folder_without_weights(cli, tmp_path: Path) -> None:
     assert "no .safetensors" in cli("inspect", tmp_path, code=2)
-
-
-def test_a_hub_model_is_read_by_ranges(tiny_int8: Path, tmp_path: Path) -> None:
-    with HubServer() as hub:
-        environment = {**os.environ, **hub.environment(str(tmp_path / "home")), "COLUMNS": "200"}
-
-        def run(*command: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300
-            )
-
-        assert run("-c", UPLOAD, str(tiny_int8)).returncode == 0
-        hub.log.clear()
-        inspect = ("-m", "vggt_int8", "inspect")
-        here, there = run(*inspect, str(tiny_int8)), run(*inspect, "me/tiny.w8a8")
-        assert there.returncode == 0, there.stderr
-        assert there.stdout.replace("me/tiny.w8a8", str(tiny_int8)) == here.stdout
-        weights = [status for _, path, status in hub.log if path.startswith("/storage/") and status != 302]
-        assert weights
-        assert set(weights) == {206}, "the whole file was downloaded"
-        absent = run(*inspect, "me/absent")
-        assert absent.returncode == 2
-        assert "'me/absent'" in absent.stderr
-        assert hub.failures == []

@@ -110,7 +110,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     """Message and exit code: 2 where the user's input is at fault, 1 otherwise."""
     from vggt_int8.quant.backends import BackendError
 
-    text = str(error).strip()
+    text = " ".join(str(error).split())
     bad_input = (ValueError, TypeError, BackendError, FileNotFoundError, FileExistsError, NotADirectoryError)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
