@@ -24,7 +24,8 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, corner pixels on corner pixels."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    # The same size is the identity, which is worth knowing: the gradient of an interpolation is slow.
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def add_uv_embedding(x: Tensor, image_size: tuple[int, int]) -> Tensor:
