@@ -1,6 +1,6 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> {eval, export, hub, training} -> {pretrained, runtime} -> quant -> {model, kernels, geometry, …}
+    cli -> {eval, export, hub, training} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
     {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet"},
     {"quant"},
-    {"pretrained", "runtime"},
+    {"runtime"},
+    {"pretrained"},
     {"eval", "export", "hub", "training"},
     {"cli", "__main__"},
 ]

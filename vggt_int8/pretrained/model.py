@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub import HfApi
@@ -41,10 +41,13 @@ from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import apply_plan, check_backend, plan_module
 from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
+from vggt_int8.runtime import Runtime, RuntimeReport
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SINGLE_FILES = (".pt", ".pth", ".bin", ".safetensors")
 _WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+
+RuntimeMode = Literal["auto", "on", "off"]
 
 
 class VGGTInt8(VGGT):
@@ -55,6 +58,8 @@ class VGGTInt8(VGGT):
 
     quantization_plan: dict[str, LayerPlan] | None = None
     load_dtypes: dict[str, torch.dtype | None]
+    _runtime: Runtime | None = None
+    _runtime_mode: RuntimeMode = "auto"
 
     @classmethod
     def from_pretrained(
@@ -129,10 +134,59 @@ class VGGTInt8(VGGT):
         check_finite: raise `NonFiniteOutput`, naming the layer, if an output holds NaN or inf, and warn about a field
             of view of zero. It waits for the device once; skipped while compiling or capturing a CUDA graph.
         """
-        output = super().forward(images, query_points, heads, frames_chunk_size)
+        if self._runs_fused(images, query_points):
+            output = self.runtime(images, query_points, heads, frames_chunk_size)
+        else:
+            output = super().forward(images, query_points, heads, frames_chunk_size)
         if check_finite and not is_capturing(images):
             check_outputs(self, output, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size))
         return output
+
+    @property
+    def runtime(self) -> Runtime:
+        """The fused network over this model's tensors; see `set_runtime`."""
+        if self._runtime is None:
+            self._runtime = Runtime(self)
+        return self._runtime
+
+    def set_runtime(self, mode: RuntimeMode = "auto", low_vram: bool | Literal["auto"] = "auto") -> None:
+        """Choose whether `forward` runs the network's modules or the fused network over the same tensors.
+
+        mode: "auto": fused on CUDA if the INT8 layers run on the native backend and nothing stands against it
+            (gradients, hooks, offloading: `runtime_report()` says what). "on": fused, also without INT8 layers; what
+            stands against it raises `BackendError`. "off": never.
+        low_vram: see `vggt_int8.runtime.Runtime`.
+        """
+        if mode not in get_args(RuntimeMode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(RuntimeMode))}; got {mode!r}")
+        if self._runtime is not None:
+            self._runtime.reset()
+        self._runtime, self._runtime_mode = Runtime(self, low_vram), mode
+
+    def runtime_report(self) -> RuntimeReport:
+        """How the last `forward` ran, and why."""
+        return self.runtime.report()
+
+    def _runs_fused(self, images: Tensor, query_points: Tensor | None) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        if self._runtime_mode == "off":
+            reason: str | None = "set_runtime('off')"
+        elif self._runtime_mode == "on":
+            return True
+        else:
+            reason = self.runtime.why_not_by_itself(images, query_points)
+        if reason is not None:
+            self.runtime.note_plain(reason)
+        return reason is None
+
+    def half(self) -> "VGGTInt8":
+        """Compute in fp16 from now on. INT8 layers keep their dtypes, so it is safe, though transformers refuses it."""
+        return self.to(torch.float16)
+
+    def float(self) -> "VGGTInt8":
+        """Compute in fp32 from now on."""
+        return self.to(torch.float32)
 
     def quantization_report(self) -> QuantizationReport:
         """Per layer: scheme, backend, kernel, bytes, and why. Iterable; prints as a summary."""

@@ -92,8 +92,6 @@ class Runtime:
 
     def why_not(self, images: Tensor, query_points: Tensor | None = None) -> str | None:
         """Why this call must run on the network's own modules; None if it can run fused."""
-        if torch.compiler.is_compiling():
-            return "the call is being compiled"
         if self.model.training:
             return "the model is in training mode: call model.eval()"
         if torch.is_autocast_enabled(images.device.type):
@@ -108,6 +106,14 @@ class Runtime:
         if (hooked := watch.hooked()) is not None:
             return f"{hooked} has a forward hook"
         return watch.unsupported()
+
+    def why_not_by_itself(self, images: Tensor, query_points: Tensor | None = None) -> str | None:
+        """Why nobody should expect this call to run fused without having asked for it; None if it should."""
+        if not images.is_cuda:
+            return "on a CPU the network's own modules are as fast"
+        if not self._current_watch().native:
+            return "the INT8 layers do not run on the native backend"
+        return self.why_not(images, query_points)
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ would not be there, and a captured graph would go on reading tensors that were r
 0.2 ms, whether anything of that kind has changed.
 """
 
+import functools
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from vggt_int8.quant.backends import PORTABLE
 from vggt_int8.quant.linear import Int8Linear
 
 
@@ -51,9 +53,11 @@ class Watch:
             return None
         return self._names[next(i for i, hooks in enumerate(self._hooks) if hooks) // 2]
 
-    def backends(self, device_type: str) -> set[str]:
-        """Names of the backends that the INT8 layers run on."""
-        return {layer.resolved_backend(device_type).name for layer in self._int8}
+    @functools.cached_property
+    def native(self) -> bool:
+        """Whether the model has INT8 linears and all of them run on our own kernels, or on any backend, on CUDA."""
+        names = {layer.resolved_backend("cuda").name for layer in self._int8}
+        return "native" in names and names <= {"native", PORTABLE}
 
     def unsupported(self) -> str | None:
         """Why the fused network cannot run an INT8 layer of the model; None if it can run all."""
