@@ -4,11 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 import vggt_int8
@@ -22,11 +24,11 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def assert_same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:
-    assert a.state_dict().keys() == b.state_dict().keys()
-    for name, tensor in a.state_dict().items():
-        other = b.state_dict()[name]
-        assert tensor.dtype == other.dtype, name
-        assert torch.equal(tensor, other), name
+    want, got = a.state_dict(), b.state_dict()
+    assert want.keys() == got.keys()
+    for name, tensor in want.items():
+        assert tensor.dtype == got[name].dtype, name
+        assert torch.equal(tensor, got[name]), name
 
 
 def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "model.safetensors") -> Path:
@@ -236,24 +238,31 @@ def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: 
         VGGTInt8.from_pretrained(tiny_checkpoint).set_backend("native")
 
 
-def test_the_whole_forward_multiplies_integers(
-    int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class IntegerProducts(TorchDispatchMode):
+    """Counts `torch._int_mm`."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket is torch.ops.aten._int_mm
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_whole_forward_multiplies_integers(int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor) -> None:
     """As many calls of the op that the report names as W8A8 layers ran."""
     if cpu.cpu_int8_kernel() == cpu.FLOAT32:
         pytest.skip("this CPU has no exact integer kernel, and the report says so")
     model = VGGTInt8.from_pretrained(int8_checkpoint)
     report = {row.name: row for row in model.quantization_report()}
     model(tiny_images, query_points=tiny_points)  # prepares the weights
-    ran, products = [], []
+    ran = []
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear) and module.scheme.activations == "dynamic":
             assert report[name].kernel.startswith("torch._int_mm")
             module.register_forward_hook(lambda module, x, y, name=name: ran.append(name))
-    real = torch._int_mm
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: products.append(b.shape) or real(a, b))
-    model(tiny_images, query_points=tiny_points)
-    assert len(ran) == len(products)
+    with IntegerProducts() as products:
+        model(tiny_images, query_points=tiny_points)
+    assert len(ran) == products.count
     assert set(ran) == {name for name, row in report.items() if row.scheme == "W8A8 dynamic"}
 
 
