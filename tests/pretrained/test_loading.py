@@ -1,5 +1,6 @@
 """Loading: quantizing while streaming, from every kind of checkpoint, into every compute dtype and backend."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from vggt_int8.kernels import cpu
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.storage import Int8Storage
 
+Load = Callable[[str | None], VGGTInt8]
 RECIPES = ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -31,6 +33,12 @@ def assert_same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:
         assert torch.equal(tensor, got[name]), name
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint: Path) -> Load:
+    """The golden network under a recipe, in fp32, loaded once. Read only."""
+    return functools.cache(lambda recipe: VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe))
+
+
 def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "model.safetensors") -> Path:
     folder.mkdir()
     shutil.copy(source / "config.json", folder)
@@ -40,9 +48,9 @@ def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "m
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_streaming_equals_quantizing_in_memory(
-    tiny_checkpoint: Path, make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, recipe: str
+    loaded: Load, make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, recipe: str
 ) -> None:
-    streamed = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe)
+    streamed = loaded(recipe)
     in_memory = quantize(make_tiny(), recipe)
     assert_same_state(streamed, in_memory)
     assert not streamed.training
@@ -52,9 +60,11 @@ def test_streaming_equals_quantizing_in_memory(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, "bfloat16"])
-def test_codes_do_not_depend_on_the_compute_dtype(tiny_checkpoint: Path, recipe: str, dtype: torch.dtype | str) -> None:
-    fp32 = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe).state_dict()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "float64"])
+def test_codes_do_not_depend_on_the_compute_dtype(
+    tiny_checkpoint: Path, loaded: Load, recipe: str, dtype: torch.dtype | str
+) -> None:
+    fp32 = loaded(recipe).state_dict()
     model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, dtype=dtype)
     compute = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     int8 = {name for name, module in model.named_modules() if isinstance(module, Int8Storage)}
@@ -70,9 +80,9 @@ def test_codes_do_not_depend_on_the_compute_dtype(tiny_checkpoint: Path, recipe:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_compute_dtypes_run(
-    tiny_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, dtype: torch.dtype
+    tiny_checkpoint: Path, loaded: Load, tiny_images: Tensor, tiny_points: Tensor, dtype: torch.dtype
 ) -> None:
-    want = VGGTInt8.from_pretrained(tiny_checkpoint)(tiny_images, query_points=tiny_points)
+    want = loaded(None)(tiny_images, query_points=tiny_points)
     model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic", dtype=dtype)
     got = model(tiny_images, query_points=tiny_points)
     for key, value in got.items():
@@ -99,17 +109,19 @@ def test_half_and_double_precision_checkpoints(
     assert_same_state(model, quantize(want, "int8_dynamic"))
 
 
-def test_a_sharded_float_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    VGGTInt8.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "shards", max_shard_size="500KB")
+def test_a_sharded_float_checkpoint(tmp_path: Path, tiny_checkpoint: Path, loaded: Load) -> None:
+    loaded(None).save_pretrained(tmp_path / "shards", max_shard_size="500KB")
     assert len(list((tmp_path / "shards").glob("model-*-of-*.safetensors"))) > 5
     assert_same_state(
         VGGTInt8.from_pretrained(tmp_path / "shards", recipe="int8_dynamic"),
-        VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic"),
+        loaded("int8_dynamic"),
     )
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", "nested.pt", "old.pt"])
-def test_a_single_file(tmp_path: Path, tiny_checkpoint: Path, tiny_weights: dict[str, Tensor], suffix: str) -> None:
+def test_a_single_file(
+    tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_weights: dict[str, Tensor], suffix: str
+) -> None:
     file = tmp_path / f"model{suffix}" if suffix.startswith(".") else tmp_path / suffix
     if suffix == ".safetensors":
         save_file(tiny_weights, file)
@@ -120,18 +132,18 @@ def test_a_single_file(tmp_path: Path, tiny_checkpoint: Path, tiny_weights: dict
     for recipe in (None, "int8_dynamic"):
         assert_same_state(
             VGGTInt8.from_pretrained(file, recipe=recipe, config=config),
-            VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe),
+            loaded(recipe),
         )
 
 
 def test_a_folder_with_a_pickle_of_tensors(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_weights: dict[str, Tensor]
+    tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_weights: dict[str, Tensor]
 ) -> None:
     shutil.copy(tiny_checkpoint / "config.json", tmp_path)
     torch.save(tiny_weights, tmp_path / "pytorch_model.bin")
     assert_same_state(
         VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"),
-        VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic"),
+        loaded("int8_dynamic"),
     )
 
 
@@ -143,14 +155,16 @@ def test_a_config_with_three_sizes(tmp_path: Path) -> None:
     assert (config.depth, config.track_uv_embedding) == (24, False)
 
 
-def test_heads_that_are_switched_off_leave_their_weights_behind(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_heads_that_are_switched_off_leave_their_weights_behind(
+    tmp_path: Path, tiny_checkpoint: Path, loaded: Load
+) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "depth")
     config = json.loads((tmp_path / "depth" / "config.json").read_text())
     config.update(enable_track=False, enable_point=False)
     (tmp_path / "depth" / "config.json").write_text(json.dumps(config))
     model = VGGTInt8.from_pretrained(tmp_path / "depth", recipe="int8_dynamic")
     assert model.track_head is None
-    whole = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic").state_dict()
+    whole = loaded("int8_dynamic").state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, whole[name])
     model.save_pretrained(tmp_path / "saved")
@@ -193,7 +207,7 @@ RUNS_ON = {
 
 @pytest.mark.parametrize("recipe", RUNS_ON)
 def test_a_checkpoint_runs_on_every_backend_of_the_table(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_images: Tensor, recipe: str
+    tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_images: Tensor, recipe: str
 ) -> None:
     if not cpu.int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates, so that two backends are refused")
@@ -204,7 +218,7 @@ def test_a_checkpoint_runs_on_every_backend_of_the_table(
         written[backend] = model(tiny_images).depth
         for file in ("config.json", "model.safetensors"):
             assert (tmp_path / backend / file).read_bytes() == (tmp_path / "reference" / file).read_bytes()
-    plain = VGGTInt8.from_pretrained(tiny_checkpoint)(tiny_images).depth
+    plain = loaded(None)(tiny_images).depth
     for backend in ("native", "torchao", "bitsandbytes", "reference"):
         if backend not in RUNS_ON[recipe]:
             with pytest.raises(BackendError, match=f"backend '{backend}' cannot run"):
@@ -249,21 +263,32 @@ class IntegerProducts(TorchDispatchMode):
 
 
 def test_the_whole_forward_multiplies_integers(int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor) -> None:
-    """As many calls of the op that the report names as W8A8 layers ran."""
+    """Every W8A8 layer runs, and calls the op that the report names."""
     if cpu.cpu_int8_kernel() == cpu.FLOAT32:
         pytest.skip("this CPU has no exact integer kernel, and the report says so")
     model = VGGTInt8.from_pretrained(int8_checkpoint)
     report = {row.name: row for row in model.quantization_report()}
     model(tiny_images, query_points=tiny_points)  # prepares the weights
-    ran = []
-    for name, module in model.named_modules():
-        if isinstance(module, Int8Linear) and module.scheme.activations == "dynamic":
-            assert report[name].kernel.startswith("torch._int_mm")
-            module.register_forward_hook(lambda module, x, y, name=name: ran.append(name))
-    with IntegerProducts() as products:
+    products, ran = IntegerProducts(), {}
+
+    def before(module: Int8Linear, x: Any) -> None:
+        ran[module] = products.count
+
+    def after(module: Int8Linear, x: Any, y: Any) -> None:
+        assert products.count > ran[module]
+
+    int8 = {
+        name: module
+        for name, module in model.named_modules()
+        if name in report and report[name].scheme == "W8A8 dynamic"
+    }
+    for name, module in int8.items():
+        assert report[name].kernel.startswith("torch._int_mm")
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+    with products:
         model(tiny_images, query_points=tiny_points)
-    assert len(ran) == products.count
-    assert set(ran) == {name for name, row in report.items() if row.scheme == "W8A8 dynamic"}
+    assert set(ran) == set(int8.values())
 
 
 def test_the_backend_is_not_stored_and_the_recipe_is_whole(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -38,6 +38,12 @@ def assert_same_outputs(a: VGGTInt8, b: VGGTInt8, images: Tensor, points: Tensor
         assert torch.equal(want[name], got[name]), name
 
 
+@pytest.fixture(scope="module")
+def whole(int8_checkpoint: Path) -> VGGTInt8:
+    """The same model, not offloaded."""
+    return VGGTInt8.from_pretrained(int8_checkpoint)
+
+
 def offloaded(model: VGGTInt8) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.is_meta}
 
@@ -57,21 +63,23 @@ def test_device_map_with_disk(
     assert {row.backend for row in model.quantization_report() if row.type == "Int8Linear"} == {"native", "portable"}
 
 
-def test_everything_on_disk(tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor) -> None:
+def test_everything_on_disk(
+    tmp_path: Path, int8_checkpoint: Path, whole: VGGTInt8, tiny_images: Tensor, tiny_points: Tensor
+) -> None:
     model = VGGTInt8.from_pretrained(int8_checkpoint, device_map={"": "disk"}, offload_folder=tmp_path / "offload")
     assert offloaded(model) == {name for name, _ in model.named_parameters()}
-    assert_same_outputs(VGGTInt8.from_pretrained(int8_checkpoint), model, tiny_images, tiny_points)
+    assert_same_outputs(whole, model, tiny_images, tiny_points)
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, CPU])
 def test_device_maps_of_a_machine_without_gpu(
-    int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, device_map: object
+    int8_checkpoint: Path, whole: VGGTInt8, tiny_images: Tensor, tiny_points: Tensor, device_map: object
 ) -> None:
     if device_map == "auto" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     model = VGGTInt8.from_pretrained(int8_checkpoint, device_map=device_map)
     assert not offloaded(model)
-    assert_same_outputs(VGGTInt8.from_pretrained(int8_checkpoint), model, tiny_images, tiny_points)
+    assert_same_outputs(whole, model, tiny_images, tiny_points)
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
@@ -93,7 +101,7 @@ def test_offload_of_a_loaded_model(
 
 
 @pytest.mark.parametrize("how", ["device_map", "cpu_offload", "disk_offload"])
-def test_an_offloaded_model_is_saved_whole(tmp_path: Path, int8_checkpoint: Path, how: str) -> None:
+def test_an_offloaded_model_is_saved_whole(tmp_path: Path, int8_checkpoint: Path, whole: VGGTInt8, how: str) -> None:
     folder = str(tmp_path / "offload")
     if how == "device_map":
         model = VGGTInt8.from_pretrained(int8_checkpoint, device_map=MIXED, offload_folder=folder)
@@ -104,7 +112,7 @@ def test_an_offloaded_model_is_saved_whole(tmp_path: Path, int8_checkpoint: Path
         else:
             accelerate.disk_offload(model, folder, execution_device=CPU)
     model.save_pretrained(tmp_path / "saved", max_shard_size="400KB")
-    want = VGGTInt8.from_pretrained(int8_checkpoint).state_dict()
+    want = whole.state_dict()
     got = VGGTInt8.from_pretrained(tmp_path / "saved").state_dict()
     for name, tensor in want.items():
         assert torch.equal(tensor, got[name]), name
