@@ -16,8 +16,8 @@ from vggt_int8.model.aggregator import Aggregator
 from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import first_and_other_frames
 from vggt_int8.model.tables import image_statistics, rope_table
-from vggt_int8.runtime.blocks import parts, run_block, run_block_in_parts
-from vggt_int8.runtime.memory import Plan
+from vggt_int8.runtime.blocks import run_block, run_block_in_parts
+from vggt_int8.runtime.memory import Plan, parts
 
 
 class Halves(NamedTuple):

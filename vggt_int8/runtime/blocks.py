@@ -6,8 +6,6 @@
 Seven passes over memory and five products; nothing else. Layers that are not W8A8 run unfused, each in its own way.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +13,7 @@ from vggt_int8.kernels import ops
 from vggt_int8.model.layers import Attention, Block
 from vggt_int8.runtime.attention import attention
 from vggt_int8.runtime.linear import linear_residual, mlp_residual, norm_linear
+from vggt_int8.runtime.memory import parts
 
 
 def run_block(block: nn.Module, x: Tensor, sequences: int, rope: Tensor | None, rows: int) -> Tensor:
@@ -45,13 +44,6 @@ def run_block_in_parts(
         tokens = slice(part.start * length, part.stop * length)
         out[tokens] = run_block(block, x[tokens], part.stop - part.start, rope, rows)
     return out
-
-
-def parts(total: int, at_most: int) -> Iterator[slice]:
-    """`range(total)` in the fewest slices that are no longer than `at_most`, of nearly equal length."""
-    count = -(-total // at_most)
-    for i in range(count):
-        yield slice(i * total // count, (i + 1) * total // count)
 
 
 def _attend(block: Block, x: Tensor, sequences: int, rope: Tensor | None) -> Tensor:

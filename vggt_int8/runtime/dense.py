@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock, resize
 from vggt_int8.model.tables import uv_table
 from vggt_int8.runtime.aggregator import Halves
-from vggt_int8.runtime.blocks import parts
 from vggt_int8.runtime.convolution import CONVOLUTIONS, FloatConv, float_conv, map_to_pixels, pixels_to_map
+from vggt_int8.runtime.memory import parts
 
 
 def predict(

@@ -62,7 +62,9 @@ class GraphCache:
                 if key not in self._seen:
                     self._remember(key)
                     return function(inputs), False
-                self._capture(key, function, inputs)
+                while len(self._graphs) >= CAPACITY:
+                    self._graphs.popitem(last=False)
+                self._graphs[key] = self._record(function, inputs)
             return self._replay(key, inputs), True
 
     def clear(self) -> None:
@@ -81,9 +83,7 @@ class GraphCache:
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 
-    def _capture(self, key: Key, function: Callable[[Tensors], Tensors], inputs: Tensors) -> None:
-        while len(self._graphs) >= CAPACITY:
-            self._graphs.popitem(last=False)
+    def _record(self, function: Callable[[Tensors], Tensors], inputs: Tensors) -> _Captured:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         static = {name: tensor.clone() for name, tensor in inputs.items()}
@@ -91,7 +91,7 @@ class GraphCache:
         # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = function(static)
-        self._graphs[key] = _Captured(graph, static, outputs)
+        return _Captured(graph, static, outputs)
 
     def _replay(self, key: Key, inputs: Tensors) -> Tensors:
         captured = self._graphs[key]

@@ -14,6 +14,7 @@ So 100 frames peak at 1.24 GB (blocks) + 1.7 (kept) or 1.7 + 0.5 (outputs) + 0.7
 would need 23 GB in the blocks: their kept tokens (17 GB) go to the host, 0.7 s of copying in minutes of attention.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,12 +95,24 @@ class Shape:
             coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
             channels = config.dpt_features // 2
             frame = self.number_bytes * (channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels) + 64 * pixels
-            total += min(plan.head_frames, all_frames) * frame
+            total += longest_part(all_frames, plan.head_frames) * frame
         return total
 
     def _layers(self, config: VGGTConfig) -> int:
         dense = set(config.dpt_layers) if set(self.heads) - {"camera"} else set()
         return len(dense | ({config.depth - 1} if "camera" in self.heads else set()))
+
+
+def parts(total: int, at_most: int) -> Iterator[slice]:
+    """`range(total)` in the fewest slices that are no longer than `at_most`, of nearly equal length."""
+    count = -(-total // at_most)
+    for i in range(count):
+        yield slice(i * total // count, (i + 1) * total // count)
+
+
+def longest_part(total: int, at_most: int) -> int:
+    """Of `parts(total, at_most)`."""
+    return max(part.stop - part.start for part in parts(total, at_most))
 
 
 def choose_plan(shape: Shape, config: VGGTConfig, free: int) -> Plan:

@@ -101,8 +101,8 @@ class Runtime:
             return "gradients are needed: use torch.no_grad() or model.requires_grad_(False)"
         if watch.offloaded:
             return f"accelerate moves weights of {watch.offloaded[0]} and others as they are needed"
-        if len(watch.devices() | {images.device}) > 1:
-            return f"weights and images lie on several devices: {', '.join(sorted(map(str, watch.devices())))}"
+        if len(watch.devices | {images.device}) > 1:
+            return f"weights and images lie on several devices: {', '.join(sorted(map(str, watch.devices)))}"
         if (hooked := watch.hooked()) is not None:
             return f"{hooked} has a forward hook"
         return watch.unsupported()

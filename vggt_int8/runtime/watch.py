@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
-        self._tables = [t for m in modules for t in (m._modules, m._parameters)]
+        self._tables: list[dict[str, Any]] = [t for m in modules for t in (m._modules, m._parameters)]
         self._members = self._current_members()
         self.parameters = list(model.parameters())
         self._addresses = [p.data_ptr() for p in self.parameters]
@@ -41,7 +42,7 @@ class Watch:
         return (
             len(members) == len(self._members)
             and all(map(is_, members, self._members))
-            and [p.data_ptr() for p in self.parameters] == self._addresses
+            and list(map(Tensor.data_ptr, self.parameters)) == self._addresses
             and [m.backend for m in self._int8] == self._backends
         )
 
@@ -69,8 +70,9 @@ class Watch:
             return False
         return any(t.requires_grad for t in chain(self.parameters, inputs) if t is not None)
 
+    @functools.cached_property
     def devices(self) -> set[torch.device]:
         return {p.device for p in self.parameters}
 
     def _current_members(self) -> list[object]:
-        return list(chain.from_iterable(table.values() for table in self._tables))
+        return list(chain.from_iterable(map(dict.values, self._tables)))

@@ -1,0 +1,107 @@
+"""A fused block is the plain block: every kind of linear, with and without RoPE, whole and in parts."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.runtime.conftest import relative
+from vggt_int8.model.layers import Block
+from vggt_int8.model.tables import rope_table
+from vggt_int8.quant import Int8Linear
+from vggt_int8.runtime.blocks import run_block, run_block_in_parts
+
+DIM, HEADS = 32, 2
+LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+KINDS = {
+    "float": ("float",) * 4,
+    "none": ("none",) * 4,
+    "dynamic": ("dynamic",) * 4,
+    "static": ("static",) * 4,
+    "mixed": ("dynamic", "float", "none", "dynamic"),
+    "static after dynamic": ("static", "dynamic", "dynamic", "static"),
+}
+CPU = torch.device("cpu")
+ALL_ROWS = 1 << 20
+
+
+def make_block(kinds: tuple[str, ...], qk_norm: bool) -> Block:
+    torch.manual_seed(0)
+    block = Block(DIM, HEADS, 4.0, qk_norm=qk_norm).eval().requires_grad_(False)
+    for parameter in block.parameters():
+        parameter.normal_(std=0.3)
+    for name, kind in zip(LAYERS, kinds, strict=True):
+        if kind != "float":
+            scale = 0.05 if kind == "static" else None
+            layer = Int8Linear.from_linear(block.get_submodule(name), kind, input_scale=scale)
+            block.set_submodule(name, layer)
+    return block
+
+
+def make_tokens(sequences: int, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(sequences, length, DIM, generator=torch.Generator().manual_seed(length)).to(dtype)
+
+
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("rope", [True, False])
+@pytest.mark.parametrize(("sequences", "length"), [(1, 1), (3, 17), (2, 41)])
+def test_a_fused_block_is_the_block(kinds: tuple[str, ...], rope: bool, sequences: int, length: int) -> None:
+    block, x = make_block(kinds, qk_norm=rope), make_tokens(sequences, length)
+    table = rope_table(1, length, 0, DIM // HEADS, 100.0, device=CPU) if rope else None
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    got = run_block(block, x.flatten(0, 1), sequences, table, ALL_ROWS)
+    want = block(x, table)
+    # Codes that lie on a boundary may round the other way; that moves a few values by a step.
+    assert relative(got.view_as(want), want) < (1e-6 if set(kinds) <= {"float", "none"} else 5e-3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+def test_half_precision_loses_no_more_than_in_the_plain_block(kinds: tuple[str, ...], dtype: torch.dtype) -> None:
+    block, x = make_block(kinds, qk_norm=True), make_tokens(3, 17, dtype)
+    table = rope_table(1, 17, 0, DIM // HEADS, 100.0, device=CPU)
+    exact = block(x.float(), table)
+    block = block.to(dtype)
+    plain = block(x, table)
+    got = run_block(block, x.flatten(0, 1), 3, table, ALL_ROWS)
+    assert got.dtype == dtype
+    assert relative(got.view_as(exact), exact) < 1.2 * relative(plain, exact) + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kinds", [KINDS["dynamic"], KINDS["static"], KINDS["float"]])
+@pytest.mark.parametrize(("rows", "at_once"), [(1, 1), (5, 2), (17, 3), (1000, 1)])
+def test_in_parts_it_is_the_same(kinds: tuple[str, ...], rows: int, at_once: int) -> None:
+    block, x = make_block(kinds, qk_norm=True), make_tokens(5, 7).flatten(0, 1)
+    table = rope_table(1, 7, 0, DIM // HEADS, 100.0, device=CPU)
+    whole = run_block(block, x, 5, table, ALL_ROWS)
+    kept = x.clone()
+    torch.testing.assert_close(run_block_in_parts(block, x, 5, table, rows, at_once), whole)
+    assert torch.equal(x, kept), "the input belongs to the caller"
+
+
+@pytest.mark.parametrize("kinds", [KINDS["dynamic"], KINDS["static"]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_inf_reach_the_result(kinds: tuple[str, ...], value: float) -> None:
+    block, x = make_block(kinds, qk_norm=False), make_tokens(2, 5).flatten(0, 1)
+    x[7, 3] = value
+    y = run_block(block, x, 2, None, ALL_ROWS)
+    assert not y[7].isfinite().any()
+    assert y[:5].isfinite().all(), "the other sequence has nothing to do with it"
+
+
+def test_static_codes_are_written_by_the_layer_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vggt_int8.runtime import linear
+
+    calls = []
+    quantize_rows = linear.ops.quantize_rows
+    monkeypatch.setattr(linear.ops, "quantize_rows", lambda *a: calls.append(a[0].shape) or quantize_rows(*a))
+    run_block(make_block(KINDS["static"], qk_norm=False), make_tokens(1, 5).flatten(0, 1), 1, None, ALL_ROWS)
+    assert calls == [(5, DIM)], "of the attention's output alone, not of the hidden activations"
+
+
+def test_a_linear_without_bias() -> None:
+    block = make_block(KINDS["dynamic"], qk_norm=False)
+    block.attn.proj = Int8Linear.from_linear(nn.Linear(DIM, DIM, bias=False))
+    block.mlp.fc1 = Int8Linear.from_linear(nn.Linear(DIM, 4 * DIM, bias=False), "none")
+    x = make_tokens(1, 9)
+    assert relative(run_block(block, x[0], 1, None, ALL_ROWS), block(x)[0]) < 5e-3

@@ -1,0 +1,138 @@
+"""Plans and their estimates at VGGT-1B's size, and what happens when memory runs out."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.runtime.conftest import Make
+from vggt_int8 import VGGTConfig
+from vggt_int8.runtime import Runtime, memory, runtime
+from vggt_int8.runtime.memory import GRAPH_TOKENS, PLANS, SMALLEST, Shape, choose_plan, frames_that_fit, parts
+
+GIB = 2**30
+CONFIG = VGGTConfig()
+WEIGHTS = 1.28e9  # int8_dynamic without the track head
+HEADS = ("camera", "depth", "point")
+
+
+def shape(frames: int) -> Shape:
+    return Shape(1, frames, 392, 518, HEADS, 2)
+
+
+def image_bytes(frames: int) -> int:
+    return frames * 3 * 392 * 518 * 4
+
+
+@pytest.mark.parametrize(("frames", "gib"), [(1, 1.8), (10, 2.3), (32, 3.2), (100, 5.5)])
+def test_the_fastest_plan_is_estimated_within_the_targets(frames: int, gib: float) -> None:
+    peak = WEIGHTS + image_bytes(frames) + shape(frames).peak_bytes(CONFIG, PLANS[0])
+    if frames <= GRAPH_TOKENS // 1041:  # a graph has its own input, and outputs that are copied out
+        peak += image_bytes(frames) + frames * 6 * 4 * 392 * 518
+    assert peak <= gib * GIB
+
+
+def test_a_thousand_frames_in_24_gigabytes_keep_their_maps_on_the_gpu() -> None:
+    plan = choose_plan(shape(1000), CONFIG, int(24e9 - WEIGHTS - image_bytes(1000) - 0.6e9))
+    assert plan.tokens_on_host
+    assert not plan.outputs_on_host
+
+
+def test_less_memory_smaller_plans() -> None:
+    chosen = [choose_plan(shape(100), CONFIG, int(free * GIB)) for free in (80, 2.7, 1.5, 1.0)]
+    assert [PLANS.index(plan) for plan in chosen] == [0, 1, 2, 3]
+    peaks = [shape(100).peak_bytes(CONFIG, plan) for plan in PLANS]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_frames_that_fit() -> None:
+    for free in (4, 8, 22):
+        frames = frames_that_fit(shape(5), CONFIG, free * GIB)
+        for count, fits in ((frames, True), (frames + 1, False)):
+            assert (image_bytes(count) + shape(count).peak_bytes(CONFIG, SMALLEST) <= free * GIB) == fits
+    assert frames_that_fit(shape(5), CONFIG, 1 << 20) == 0
+
+
+class Exhausted:
+    """Stands in for the network: runs out of memory under the first `failures` plans."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+        self.failures, self.plans = failures, []
+        self.run = runtime.run_network
+        monkeypatch.setattr(runtime, "run_network", self)
+        monkeypatch.setattr(runtime, "free_bytes", lambda _: 3 * GIB)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def __call__(self, model: object, inputs: object, heads: object, plan: object) -> dict[str, Tensor]:
+        self.plans.append(plan)
+        if len(self.plans) <= self.failures:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.run(model, inputs, heads, plan)
+
+
+def test_out_of_memory_is_caught_once(
+    make_quantized: Make, tiny_images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_quantized("int8_dynamic")
+    want = Runtime(model)(tiny_images)
+    network = Exhausted(monkeypatch, failures=1)
+    fused = Runtime(model)
+    with pytest.warns(RuntimeWarning, match="depth and points of 2 frames are moved to the CPU"):
+        got = fused(tiny_images)
+    assert network.plans == [PLANS[0], SMALLEST]
+    assert fused.report().plan == SMALLEST
+    torch.testing.assert_close(got.depth, want.depth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("low_vram", "plans"), [("auto", [PLANS[0], SMALLEST]), (True, [SMALLEST]), (False, PLANS[:1])]
+)
+def test_then_it_is_reported(
+    make_quantized: Make, tiny_images: Tensor, monkeypatch: pytest.MonkeyPatch, low_vram: object, plans: list[object]
+) -> None:
+    network = Exhausted(monkeypatch, failures=2)
+    model = make_quantized("int8_dynamic")
+    fused = Runtime(model, low_vram)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(torch.OutOfMemoryError, match=r"1 x 2 frames of 42 x 56 pixels .* 3\.0 GiB are free: about"):
+            fused(tiny_images)
+    assert network.plans == list(plans)
+
+
+def test_frames_chunk_size_is_an_upper_bound(make_quantized: Make, tiny_images: Tensor) -> None:
+    model = make_quantized("none")
+    fused = Runtime(model)
+    for given, used in ((1, 1), (None, PLANS[0].head_frames), (100, PLANS[0].head_frames)):
+        fused(tiny_images, frames_chunk_size=given)
+        assert fused.report().plan.head_frames == used
+
+
+def test_the_report_reads_well(make_quantized: Make, tiny_images: Tensor) -> None:
+    model = make_quantized("none")
+    fused = Runtime(model)
+    assert str(fused.report()) == "none (no call yet)"
+    fused(tiny_images)
+    assert str(fused.report()).startswith("fused (on the CPU)\nPlan(frames=32, rows=32768")
+
+
+def test_the_terms_of_the_estimate() -> None:
+    """The numbers that the module's text states."""
+    per_token = 1024 * 2
+    one = shape(100)
+    assert one.tokens(CONFIG) == 104100
+    blocks = one.peak_bytes(CONFIG, PLANS[0]) - memory.MARGIN
+    assert blocks >= 104100 * per_token * (5 + 6)
+    on_host = one.peak_bytes(CONFIG, PLANS[2]) - memory.MARGIN
+    assert on_host == pytest.approx(104100 * per_token * 5, rel=0.3)
+
+
+def test_parts_are_of_nearly_equal_length() -> None:
+    for total, at_most in ((1, 1), (10, 8), (10, 3), (100, 32), (7, 100)):
+        slices = list(parts(total, at_most))
+        lengths = [s.stop - s.start for s in slices]
+        assert [i for s in slices for i in range(total)[s]] == list(range(total))
+        assert max(lengths) <= at_most
+        assert max(lengths) - min(lengths) <= 1
+        assert len(slices) == -(-total // at_most)

@@ -1,0 +1,203 @@
+"""The fused network against the plain one: recipes, dtypes, sizes, heads, plans; and what must not change."""
+
+import copy
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.runtime.conftest import RECIPES, Make, relative
+from vggt_int8 import VGGTInt8
+from vggt_int8.model.vggt import VGGTOutput
+from vggt_int8.quant.backends import BackendError
+from vggt_int8.runtime import Runtime
+from vggt_int8.runtime.memory import PLANS
+from vggt_int8.runtime.network import run_network
+
+TRACKS = ("track", "vis", "conf")  # the tracker's sampling amplifies any rounding
+HEADS = ("camera", "depth", "point", "track")
+
+
+def images_of(batch: int, frames: int, height: int = 42, width: int = 56) -> Tensor:
+    return torch.rand(batch, frames, 3, height, width, generator=torch.Generator().manual_seed(frames))
+
+
+def errors(got: VGGTOutput, want: VGGTOutput) -> dict[str, float]:
+    assert got.keys() == want.keys()
+    for name in want:
+        assert got[name].dtype == torch.float32
+        assert got[name].shape == want[name].shape
+    return {name: relative(got[name], want[name]) for name in want}
+
+
+@pytest.mark.parametrize("recipe", ["none", *RECIPES])
+@pytest.mark.parametrize("sizes", [(1, 1, 42, 56), (2, 3, 42, 56), (1, 2, 56, 56), (1, 4, 14, 42)])
+def test_the_fused_network_is_the_network(make_quantized: Make, recipe: str, sizes: tuple[int, ...]) -> None:
+    model = make_quantized(recipe)
+    images = images_of(*sizes)
+    points = torch.tensor([[3.0, 4.0], [13.0, 9.0]]).expand(len(images), 2, 2) if sizes[2] > 14 else None
+    want = model(images, points)
+    found = errors(Runtime(model)(images, points), want)
+    for name, error in found.items():
+        # A code on a boundary may round the other way where activations are quantized.
+        limit = 2e-5 if recipe != "int8_dynamic" else 3e-3
+        assert error < (10 * limit if name in TRACKS else limit), found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_half_precision_loses_no_more_than_in_the_plain_network(
+    make_quantized: Make, recipe: str, dtype: torch.dtype
+) -> None:
+    images = images_of(2, 3)
+    exact = make_quantized(recipe)(images)
+    model = make_quantized(recipe, dtype)
+    plain, fused = errors(model(images), exact), errors(Runtime(model)(images), exact)
+    assert all(fused[name] < 1.5 * plain[name] + torch.finfo(dtype).eps for name in plain), (plain, fused)
+
+
+def test_recipes_differ_from_fp32(make_quantized: Make) -> None:
+    """So the INT8 layers really run."""
+    images = images_of(1, 2)
+    want = make_quantized("none")(images).depth
+    for recipe in ("int8_weight_only", "int8_dynamic"):
+        assert 1e-4 < relative(Runtime(make_quantized(recipe))(images).depth, want) < 0.05
+
+
+@pytest.mark.parametrize("heads", [("camera",), ("depth",), ("point", "camera"), ("track",)])
+def test_selected_heads(make_quantized: Make, heads: tuple[str, ...]) -> None:
+    model, images = make_quantized("int8_weight_only"), images_of(1, 2)
+    points = torch.tensor([[3.0, 4.0]]) if "track" in heads else None
+    found = errors(Runtime(model)(images, points, heads), model(images, points, heads))
+    assert max(found.values()) < 2e-4, found
+
+
+def test_a_model_without_some_heads(tiny_sizes: dict[str, object], tiny_weights: dict[str, Tensor]) -> None:
+    from vggt_int8 import VGGTConfig
+
+    model = VGGTInt8(VGGTConfig(**{**tiny_sizes, "enable_track": False, "enable_camera": False})).eval()
+    model.load_state_dict({name: t for name, t in tiny_weights.items() if not name.startswith(("track", "camera"))})
+    with torch.no_grad():
+        got = Runtime(model)(images_of(1, 2))
+    assert set(got) == {"images", "depth", "depth_conf", "world_points", "world_points_conf"}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_plan_changes_nothing_but_the_parts(make_quantized: Make, plan: object, batch: int) -> None:
+    model = make_quantized("int8_weight_only")  # whose results depend on the order of sums alone
+    inputs = {"images": images_of(batch, 5), "query_points": torch.tensor([[[3.0, 4.0]]]).expand(batch, 1, 2)}
+    want = run_network(model, inputs, HEADS, PLANS[0])
+    for smaller in (plan, replace(plan, rows=7, frames=2, head_frames=2)):
+        got = run_network(model, inputs, HEADS, smaller)
+        for name in want:
+            assert relative(got[name], want[name]) < (1e-4 if name in TRACKS else 1e-5), name
+
+
+def test_results_are_not_overwritten_by_the_next_call(make_quantized: Make) -> None:
+    model = make_quantized("int8_dynamic")
+    runtime = Runtime(model)
+    first = runtime(images_of(1, 2))
+    kept = {name: first[name].clone() for name in first}
+    runtime(images_of(1, 2) / 2)
+    assert all(torch.equal(first[name], kept[name]) for name in kept)
+
+
+def test_modes_of_autograd(make_quantized: Make) -> None:
+    """Results are plain tensors in every mode, also those made inside inference mode."""
+    model, images = make_quantized("int8_dynamic"), images_of(1, 2)
+    runtime = Runtime(model)
+    want = runtime(images)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            got = runtime(images)
+        assert not got.depth.is_inference()
+        assert not got.depth.requires_grad
+        assert torch.equal(got.depth, want.depth)
+    with torch.inference_mode():
+        assert torch.equal(runtime(images.clone()).depth, want.depth)
+
+
+def test_the_model_stays_as_it_is(make_quantized: Make, tmp_path: Path) -> None:
+    model, images = make_quantized("int8_dynamic"), images_of(1, 2)
+    modules, tensors = dict(model.named_modules()), {n: (p.data_ptr(), p.clone()) for n, p in model.named_parameters()}
+    model.set_runtime("on")
+    model(images)
+    assert dict(model.named_modules()) == modules
+    for name, parameter in model.named_parameters():
+        address, value = tensors[name]
+        assert parameter.data_ptr() == address, "nothing is copied or moved"
+        assert torch.equal(parameter, value)
+    model.save_pretrained(tmp_path)
+    again = VGGTInt8.from_pretrained(tmp_path, backend="reference")
+    assert again.state_dict().keys() == model.state_dict().keys()
+    again.set_runtime("on")
+    assert torch.equal(again(images).depth, model(images).depth)
+
+
+def test_a_copy_and_a_pickle_have_a_runtime_of_their_own(make_quantized: Make) -> None:
+    model, images = make_quantized("int8_dynamic"), images_of(1, 2)
+    model.set_runtime("on", low_vram=True)
+    with pytest.warns(RuntimeWarning, match="moved to the CPU"):
+        want = model(images).depth
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.runtime is not model.runtime
+        assert other.runtime.model is other
+        assert other.runtime.low_vram is True
+        with pytest.warns(RuntimeWarning, match="moved to the CPU"):
+            assert torch.equal(other(images).depth, want)
+
+
+def test_modes_of_the_model(make_quantized: Make) -> None:
+    model, images = make_quantized("int8_dynamic"), images_of(1, 2)
+    assert model.runtime_report().mode == "none"
+    model(images)
+    assert (model.runtime_report().mode, model.runtime_report().plan) == ("plain", None)
+    assert "CPU" in model.runtime_report().reason
+    model.set_runtime("on")
+    model(images)
+    assert (model.runtime_report().mode, model.runtime_report().plan) == ("fused", PLANS[0])
+    model.set_runtime("off")
+    model(images)
+    assert model.runtime_report().reason == "set_runtime('off')"
+    with pytest.raises(ValueError, match="must be one of auto, on, off; got 'fast'"):
+        model.set_runtime("fast")
+    with pytest.raises(ValueError, match="low_vram must be True, False or 'auto', got 'yes'"):
+        model.set_runtime("on", low_vram="yes")
+
+
+def test_finiteness_is_checked_outside(make_quantized: Make) -> None:
+    model, images = make_quantized("int8_dynamic"), images_of(1, 2)
+    model.set_runtime("on")
+    images[0, 1, 0, 3, 3] = float("nan")
+    with pytest.raises(FloatingPointError, match="input images hold NaN"):
+        model(images)
+    model.aggregator.frame_blocks[1].ls1.gamma.data[0] = float("inf")
+    with pytest.raises(FloatingPointError, match=r"frame_blocks\.1\.ls1"):
+        model(images_of(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.rand(2, 3, 40, 56),), ValueError, "multiples of the patch"),
+        ((torch.rand(2, 3, 42, 56), None, ("depht",)), ValueError, "unknown head"),
+        ((torch.rand(2, 3, 42, 56), torch.rand(1, 2, 3)), ValueError, "query_points"),
+        ((torch.rand(2, 3, 42, 56), None, None, 0), ValueError, "frames_chunk_size"),
+    ],
+)
+def test_bad_input(make_quantized: Make, arguments: tuple[object, ...], error: type, message: str) -> None:
+    model = make_quantized("none")
+    with pytest.raises(error, match=message):
+        Runtime(model)(*arguments)
+
+
+def test_llm_int8_is_refused(make_tiny: object) -> None:
+    from vggt_int8 import quantize
+
+    model = quantize(make_tiny(), "llm_int8", backend="reference").requires_grad_(False)
+    with pytest.raises(BackendError, match="outlier columns"):
+        Runtime(model)(images_of(1, 1))
