@@ -5,7 +5,9 @@
 Random weights of VGGT-1B's shapes, since timing does not depend on their values; every variant computes from the same
 ones, and its outputs are compared with fp32. First a card of what the work costs and what this GPU can do, then one
 row per variant and frame count; each row goes to `--out` as one JSON line with versions and GPU. A row whose outputs
-are too far from fp32 says so and shows no time.
+are too far from fp32 says so and shows no time. `--profile` also writes each row's kernels, by time, to a file.
+
+    python benchmarks/forward.py --frames 1000 --variants int8_dynamic:native --memory-gb 24 --seconds 0
 """
 
 import argparse
@@ -13,6 +15,7 @@ import gc
 import json
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ import vggt_int8
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, quantize
 from vggt_int8.eval.compare import difference
 from vggt_int8.export.report import installed_versions
+from vggt_int8.model import VGGTOutput
 
 VARIANTS = {
     "bf16-autocast": ("autocast", "", ""),
@@ -34,6 +38,9 @@ VARIANTS = {
     "int8_dynamic:torchao": ("int8", "int8_dynamic", "torchao"),
     "int8_weight_only:torchao": ("int8", "int8_weight_only", "torchao"),
     "llm_int8:bitsandbytes": ("int8", "llm_int8", "bitsandbytes"),
+    "fp16:native": ("native", "fp16", "auto"),
+    "int8_weight_only:native": ("native", "int8_weight_only", "native"),
+    "int8_dynamic:native": ("native", "int8_dynamic", "native"),
 }
 LIMIT = 0.1  # relative error against fp32 above which a result counts as wrong
 COMPARED = ("pose_enc", "depth", "world_points")
@@ -46,21 +53,31 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=1.0, help="timed work per row")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
+    parser.add_argument("--profile", type=Path, help="folder for a table of kernels per row")
+    parser.add_argument("--memory-gb", type=float, help="run as on a card of so many GB; no comparison with fp32")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device")
     facts = {"gpu": torch.cuda.get_device_name(), "versions": installed_versions(), "python": platform.python_version()}
     print_cost_card(arguments.frames, tuple(arguments.size))
     release()
-    fp32 = build("fp32")
-    expected = {frames: run(fp32, images(frames, arguments.size)) for frames in arguments.frames}
-    del fp32
-    release()
-    print(f"{'variant':34s} {'frames':>6s} {'ms':>9s} {'p20-p80':>15s} {'peak GiB':>9s} {'rel. error':>10s}")
+    expected: dict[int, dict[str, Tensor]] = {}
+    if arguments.memory_gb is None:
+        fp32 = build("fp32")
+        expected = {frames: run(fp32, images(frames, arguments.size)) for frames in arguments.frames}
+        del fp32
+        release()
+    titles = f"{'ms':>9s} {'p20-p80':>15s} {'first s':>8s} {'peak GiB':>9s} {'rel. error':>10s}"
+    print(f"{'variant':26s} {'frames':>6s} {titles}")
     for variant in arguments.variants:
         model = build(*VARIANTS[variant])
+        if arguments.memory_gb is not None:
+            limit_memory(arguments.memory_gb)
         for frames in arguments.frames:
-            row = measure(model, VARIANTS[variant][0], images(frames, arguments.size), expected[frames], arguments)
+            pixels = images(frames, arguments.size)
+            row = measure(model, VARIANTS[variant][0], pixels, expected.get(frames), arguments)
+            if arguments.profile:
+                profile(model, VARIANTS[variant][0], pixels, arguments.profile / f"{variant}.{frames}.txt")
             row = {"variant": variant, "frames": frames, "size": arguments.size, **row, **facts}
             show(row)
             if arguments.out:
@@ -92,13 +109,15 @@ def build(kind: str, recipe: str = "", backend: str = "") -> nn.Module:
         model = VGGTInt8(VGGTConfig(enable_track=False))
     model.load_state_dict(_WEIGHTS, assign=True)
     model = model.eval().requires_grad_(False)
-    if kind == "int8":
+    if kind in ("int8", "native"):
         # Layer by layer on the GPU, as from_pretrained does: the fp32 model must not be part of the peak.
         for child in model.children():
             child.half()
         quantize(model.cuda(), recipe, backend)
     dtype = {"bf16": torch.bfloat16, "compiled": torch.bfloat16, "fp16": torch.float16}.get(kind)
     model = model.to("cuda", dtype) if dtype else model.cuda()
+    if kind == "native":
+        model.set_runtime("on")
     if kind == "compiled":
         for blocks in (
             model.aggregator.patch_embed.blocks,
@@ -119,25 +138,42 @@ def images(frames: int, size: list[int]) -> Tensor:
 
 
 @torch.inference_mode()
-def run(model: nn.Module, pixels: Tensor, kind: str = "") -> dict[str, Tensor]:
+def forward(model: nn.Module, pixels: Tensor, kind: str = "") -> VGGTOutput:
     with torch.autocast("cuda", torch.bfloat16, enabled=kind == "autocast"):
-        output = model(pixels, check_finite=False)
+        return model(pixels, check_finite=False)
+
+
+def run(model: nn.Module, pixels: Tensor, kind: str = "") -> dict[str, Tensor]:
+    output = forward(model, pixels, kind)
     return {name: output[name].cpu() for name in COMPARED}
 
 
 def measure(
-    model: nn.Module, kind: str, pixels: Tensor, expected: dict[str, Tensor], arguments: argparse.Namespace
+    model: nn.Module, kind: str, pixels: Tensor, expected: dict[str, Tensor] | None, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Error against fp32, then median time (CUDA events) and peak memory with the weights."""
-    got = run(model, pixels, kind)
-    errors = {name: difference(expected[name], got[name])["relative"] for name in COMPARED}
-    if not max(errors.values()) < LIMIT:
-        return {"errors": errors, "failed": f"relative error above {LIMIT}"}
+    """Error against fp32, then median time (CUDA events) and peak memory with the weights.
 
-    @torch.inference_mode()
+    The peak covers all calls but the first, in which compilers and tuners may take memory that no later call needs;
+    a CUDA graph is captured after the first call, so its memory counts.
+    """
+    release()
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    got = run(model, pixels, kind)
+    first = {"first_s": time.perf_counter() - start, "first_peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+    errors = {}
+    if expected is not None:
+        errors = {name: difference(expected[name], got[name])["relative"] for name in COMPARED}
+        if not max(errors.values()) < LIMIT:
+            return {"errors": errors, "failed": f"relative error above {LIMIT}", **first}
+    del got
+    mode = model.runtime_report().mode if isinstance(model, VGGTInt8) else ""
+    if arguments.seconds == 0:
+        ms, peak = first["first_s"] * 1e3, first["first_peak_gib"]
+        return {"errors": errors, "ms": ms, "runs": 1, "peak_gib": peak, "mode": mode, **first}
+
     def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16, enabled=kind == "autocast"):
-            model(pixels, check_finite=False)
+        forward(model, pixels, kind)
 
     torch.cuda.reset_peak_memory_stats()
     times = timed(step, arguments.seconds)
@@ -149,7 +185,35 @@ def measure(
         "ms_p80": cuts[3],
         "runs": len(times),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        "mode": model.runtime_report().mode if isinstance(model, VGGTInt8) else "",
+        **first,
     }
+
+
+def profile(model: nn.Module, kind: str, pixels: Tensor, file: Path) -> None:
+    """Write the kernels of one warm call, by their time, to `file`."""
+    forward(model, pixels, kind)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        forward(model, pixels, kind)
+        torch.cuda.synchronize()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)
+    total = sum(event.device_time_total for event in events)
+    lines = [f"{total / 1e3:.2f} ms of kernels", f"{'ms':>9s} {'share':>6s} {'calls':>6s} {'us each':>8s}  kernel"]
+    for event in events:
+        share, each = event.device_time_total / total, event.device_time_total / event.count
+        lines.append(
+            f"{event.device_time_total / 1e3:9.3f} {share:6.1%} {event.count:6d} {each:8.1f}  {event.key[:160]}"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let this process take no more than `gigabytes` (1e9 bytes) of the GPU, what it holds included."""
+    release()
+    torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / torch.cuda.mem_get_info()[1])
 
 
 def timed(step: Callable[[], None], seconds: float) -> list[float]:
@@ -190,13 +254,15 @@ def print_cost_card(frames: list[int], size: tuple[int, int]) -> None:
 
 
 def show(row: dict[str, Any]) -> None:
-    error = max(row["errors"].values())
+    error = max(row["errors"].values(), default=float("nan"))
     if "failed" in row:
-        print(f"{row['variant']:34s} {row['frames']:6d}   {row['failed']} ({error:.3f})")
+        print(f"{row['variant']:26s} {row['frames']:6d}   {row['failed']} ({error:.3f})")
         return
-    spread = f"{row['ms_p20']:.1f}-{row['ms_p80']:.1f}"
+    spread = f"{row['ms_p20']:.1f}-{row['ms_p80']:.1f}" if "ms_p20" in row else ""
     print(
-        f"{row['variant']:34s} {row['frames']:6d} {row['ms']:9.1f} {spread:>15s} {row['peak_gib']:9.2f} {error:10.5f}"
+        f"{row['variant']:26s} {row['frames']:6d} {row['ms']:9.2f} {spread:>15s} {row['first_s']:8.1f} "
+        f"{row['peak_gib']:9.2f} {error:10.5f}",
+        flush=True,
     )
 
 

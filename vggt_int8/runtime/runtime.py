@@ -4,6 +4,7 @@ It works on the plain network's own tensors: names, state dict and saving are un
 run on the operators of `vggt_int8.kernels.ops` (on a CPU: their definitions); other layers run as they are.
 """
 
+import traceback
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -138,8 +139,8 @@ class Runtime:
         if query_points is not None:
             inputs["query_points"] = model._checked_query_points(query_points, pixels)
         batch, frames, _, height, width = pixels.shape
-        shape = Shape(batch, frames, height, width, names, model.dtype.itemsize)
-        with torch.inference_mode(False), torch.no_grad():
+        shape = Shape(batch, frames, height, width, names, model.aggregator.camera_token.element_size())
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(pixels):
             outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
         return VGGTOutput(**{"images": pixels, **outputs})  # type: ignore[arg-type]
 
@@ -159,14 +160,14 @@ class Runtime:
             return self._run(inputs, shape, _bounded(plan, head_frames))
         except torch.OutOfMemoryError as error:
             if self.low_vram is False or plan == SMALLEST:
-                raise _too_large(self.model, shape, inputs["images"].device) from error
+                raise _too_large(self.model, shape, inputs["images"].device, error) from error
         # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
         self._graphs.clear()
         torch.cuda.empty_cache()
         try:
             return self._run(inputs, shape, _bounded(SMALLEST, head_frames))
         except torch.OutOfMemoryError as error:
-            raise _too_large(self.model, shape, inputs["images"].device) from error
+            raise _too_large(self.model, shape, inputs["images"].device, error) from error
 
     def _plan(self, images: Tensor, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
@@ -206,7 +207,10 @@ def _bounded(plan: Plan, head_frames: int | None) -> Plan:
     return plan if head_frames is None else replace(plan, head_frames=min(plan.head_frames, head_frames))
 
 
-def _too_large(model: VGGT, shape: Shape, device: torch.device) -> torch.OutOfMemoryError:
+def _too_large(
+    model: VGGT, shape: Shape, device: torch.device, error: torch.OutOfMemoryError
+) -> torch.OutOfMemoryError:
+    traceback.clear_frames(error.__traceback__)  # which hold the tensors of the attempt that failed
     torch.cuda.empty_cache()
     images = shape.batch * shape.frames * 3 * shape.height * shape.width * 4
     free = free_bytes(device)
