@@ -13,6 +13,7 @@ pytestmark = pytest.mark.gpu
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SCHEMES = {
     "reference": ("dynamic", "none", "static", "llm_int8"),
+    "native": ("dynamic", "none", "static"),
     "torchao": ("dynamic", "none", "static"),
     "bitsandbytes": ("dynamic", "llm_int8"),
 }

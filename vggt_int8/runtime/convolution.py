@@ -4,6 +4,8 @@ The int8 codes become floats when a call starts and are dropped with it: 66 MB f
 in about 0.1 ms. Keeping them would hold that memory for ever and go stale when weights change.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from vggt_int8.quant.storage import Int8Storage
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, Int8Conv2d, Int8ConvTranspose2d)
 # cuDNN fuses convolution, sum, bias and ReLU in these dtypes; elsewhere they are separate passes.
 FUSED_DTYPES = (torch.float16,)
+AUTOTUNE = True  # let cuDNN try its kernels on the first call of each size and keep the fastest
 
 
 class FloatConv(NamedTuple):
@@ -67,6 +70,17 @@ def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
 def _pair(sizes: object) -> tuple[int, int]:
     assert isinstance(sizes, tuple)
     return (int(sizes[0]), int(sizes[1]))
+
+
+@contextmanager
+def tuned() -> Iterator[None]:
+    """cuDNN tunes itself inside, and is as it was afterwards."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = AUTOTUNE
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def map_to_pixels(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock, resize
 from vggt_int8.model.tables import uv_table
 from vggt_int8.runtime.aggregator import Halves
-from vggt_int8.runtime.convolution import CONVOLUTIONS, FloatConv, float_conv, map_to_pixels, pixels_to_map
+from vggt_int8.runtime.convolution import CONVOLUTIONS, FloatConv, float_conv, map_to_pixels, pixels_to_map, tuned
 from vggt_int8.runtime.memory import parts
 
 
@@ -61,6 +61,10 @@ class DenseCall:
 
     def __call__(self, frames: slice) -> Tensor:
         """-> the head's map [f, n, H / stride, W / stride], channels last."""
+        with tuned():
+            return self._run(frames)
+
+    def _run(self, frames: slice) -> Tensor:
         head, scratch, size = self.head, self.head.scratch, self.image_size
         maps = [self._level(i, frames) for i in range(4)]
         sizes = [(m.shape[2], m.shape[3]) for m in maps]

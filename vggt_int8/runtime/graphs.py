@@ -44,7 +44,7 @@ class GraphCache:
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
-        self._seen: OrderedDict[Key, None] = OrderedDict()
+        self._seen: OrderedDict[tuple[Key, int], None] = OrderedDict()
         self._pool: Any = None  # PyTorch's opaque handle
         self._done: torch.cuda.Event | None = None
         self._lock = threading.Lock()
@@ -59,8 +59,7 @@ class GraphCache:
         key = Key(tuple((name, x.shape, x.dtype) for name, x in inputs.items()), work)
         with self._lock:
             if key not in self._graphs:
-                if key not in self._seen:
-                    self._remember(key)
+                if self._first_time(key):
                     return function(inputs), False
                 while len(self._graphs) >= CAPACITY:
                     self._graphs.popitem(last=False)
@@ -78,10 +77,15 @@ class GraphCache:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
-    def _remember(self, key: Key) -> None:
-        self._seen[key] = None
+    def _first_time(self, key: Key) -> bool:
+        """In this thread: cuDNN keeps its plans per thread, and cannot make them while a graph is captured."""
+        call = (key, threading.get_ident())
+        if call in self._seen:
+            return False
+        self._seen[call] = None
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
+        return True
 
     def _record(self, function: Callable[[Tensors], Tensors], inputs: Tensors) -> _Captured:
         if self._pool is None:

@@ -193,7 +193,7 @@ class Runtime:
             )
         if not plan.graph:
             outputs, replayed = run_network(model, inputs, shape.heads, plan), False
-            reason = "a CUDA graph would only hold memory at this size" if inputs["images"].is_cuda else "on the CPU"
+            reason = _why_no_graph(inputs["images"], plan)
         else:
             outputs, replayed = self._graphs.run(
                 partial(run_network, model, heads=shape.heads, plan=plan), inputs, shape.heads, plan
@@ -201,6 +201,16 @@ class Runtime:
             reason = "" if replayed else "the first call of this shape; the next one is captured"
         self._last = ("fused, CUDA graph" if replayed else "fused", reason, plan)
         return outputs
+
+
+def _why_no_graph(images: Tensor, plan: Plan) -> str:
+    if not images.is_cuda:
+        return "on the CPU"
+    if torch.cuda.is_current_stream_capturing():
+        return "the caller is capturing a graph of their own"
+    if plan.frames < PLANS[0].frames:
+        return "memory is short"
+    return f"above {GRAPH_TOKENS} tokens a CUDA graph would only hold memory"
 
 
 def _bounded(plan: Plan, head_frames: int | None) -> Plan:
