@@ -103,6 +103,8 @@ def test_imports_point_down() -> None:
         ("quant/plan.py", "vggt_int8.VGGT", False),
         ("pretrained.py", "vggt_int8.hub", False),
         ("runtime/graph.py", "vggt_int8.pretrained", False),
+        ("pretrained/model.py", "vggt_int8.runtime", True),
+        ("quant/linear.py", "vggt_int8.runtime", False),
         ("eval/metrics.py", "vggt_int8.export", False),
         ("__init__.py", "vggt_int8.cli", False),
         ("model/vggt.py", "triton", False),

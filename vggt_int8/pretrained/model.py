@@ -135,7 +135,7 @@ class VGGTInt8(VGGT):
             of view of zero. It waits for the device once; skipped while compiling or capturing a CUDA graph.
         """
         if self._runs_fused(images, query_points):
-            output = self.runtime(images, query_points, heads, frames_chunk_size)
+            output = self.runtime.run(images, query_points, heads, frames_chunk_size)
         else:
             output = super().forward(images, query_points, heads, frames_chunk_size)
         if check_finite and not is_capturing(images):
@@ -173,7 +173,8 @@ class VGGTInt8(VGGT):
         if self._runtime_mode == "off":
             reason: str | None = "set_runtime('off')"
         elif self._runtime_mode == "on":
-            return True
+            if (reason := self.runtime.why_not(images, query_points)) is not None:
+                raise BackendError(f"set_runtime('on') cannot run this call: {reason}. Use set_runtime('auto')")
         else:
             reason = self.runtime.why_not_by_itself(images, query_points)
         if reason is not None:
