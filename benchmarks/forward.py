@@ -198,13 +198,13 @@ def profile(model: nn.Module, kind: str, pixels: Tensor, file: Path) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         forward(model, pixels, kind)
         torch.cuda.synchronize()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)
-    total = sum(event.device_time_total for event in events)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in events)
     lines = [f"{total / 1e3:.2f} ms of kernels", f"{'ms':>9s} {'share':>6s} {'calls':>6s} {'us each':>8s}  kernel"]
     for event in events:
-        share, each = event.device_time_total / total, event.device_time_total / event.count
+        share, each = event.self_device_time_total / total, event.self_device_time_total / event.count
         lines.append(
-            f"{event.device_time_total / 1e3:9.3f} {share:6.1%} {event.count:6d} {each:8.1f}  {event.key[:160]}"
+            f"{event.self_device_time_total / 1e3:9.3f} {share:6.1%} {event.count:6d} {each:8.1f}  {event.key[:160]}"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines) + "\n")

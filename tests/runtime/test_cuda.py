@@ -207,6 +207,18 @@ def test_a_smaller_plan_is_chosen_by_free_memory(int8: VGGTInt8) -> None:
     assert relative(got.depth.cuda(), want.depth) < 0.02
 
 
+def test_graphs_make_room_for_a_larger_call(int8: VGGTInt8) -> None:
+    for _ in range(2):
+        int8(images_of(10))
+    assert int8.runtime_report().mode == "fused, CUDA graph"
+    images = images_of(20)  # the fastest plan needs 1.3 GiB: 0.9 and what the graph of 10 frames holds
+    release()
+    limit(torch.cuda.memory_reserved() / GIB + 0.9)
+    int8(images, check_finite=False)
+    assert int8.runtime_report().plan.frames == PLANS[0].frames
+    assert int8.runtime_report().graphs == ()
+
+
 def test_out_of_memory_is_caught_once(int8: VGGTInt8, monkeypatch: pytest.MonkeyPatch) -> None:
     images = images_of(40)
     int8.set_runtime("on")

@@ -48,6 +48,7 @@ class GraphCache:
         self._pool: Any = None  # PyTorch's opaque handle
         self._done: torch.cuda.Event | None = None
         self._lock = threading.Lock()
+        self.held_bytes = 0  # of the pool: reserved by PyTorch, and of no use to anything but these graphs
 
     @property
     def captured(self) -> tuple[Key, ...]:
@@ -73,6 +74,7 @@ class GraphCache:
             self._graphs.clear()
             self._seen.clear()
             self._pool = self._done = None
+            self.held_bytes = 0
         if held:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -91,10 +93,13 @@ class GraphCache:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         static = {name: tensor.clone() for name, tensor in inputs.items()}
+        torch.cuda.empty_cache()
+        reserved = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = function(static)
+        self.held_bytes += torch.cuda.memory_reserved() - reserved
         return _Captured(graph, static, outputs)
 
     def _replay(self, key: Key, inputs: Tensors) -> Tensors:

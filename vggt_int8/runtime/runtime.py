@@ -190,7 +190,10 @@ class Runtime:
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
         if self.low_vram is False or any(key.images == tuple(images.shape) for key in self._graphs.captured):
             return graphed
-        plan = choose_plan(shape, config, free_bytes(images.device))
+        plan = choose_plan(shape, config, free_bytes(images.device) - self._graphs.held_bytes)
+        if plan is not fastest and self._graphs.captured:
+            self._graphs.clear()
+            plan = choose_plan(shape, config, free_bytes(images.device))
         return graphed if plan is fastest else plan
 
     def _run(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> dict[str, Tensor]:
