@@ -1,8 +1,13 @@
-"""Shared by all tests: GPU tests only where there is a GPU, and the small golden network as a checkpoint."""
+"""Shared by all tests: GPU tests only where there is a GPU, their results as a file, the small golden network.
 
+    pytest -m gpu --results benchmarks/results/h200/gpu_tests.json
+"""
+
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vggt_int8 import VGGTConfig, VGGTInt8
+from vggt_int8.export.files import write_json
+from vggt_int8.export.report import describe_machine, installed_versions
 
 PARITY = Path(__file__).parent / "data" / "parity"
 
@@ -21,6 +28,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     items[:] = [item for item in items if not item.get_closest_marker("gpu")]
     config.hook.pytest_deselected(items=for_gpu)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--results", type=Path, help="write outcomes, machine and versions to this JSON file")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write `--results`: GPU tests run by hand, so their outcome is kept with what it was seen on."""
+    path = config.getoption("--results")
+    if path is None:
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stats = terminalreporter.stats
+    results = {
+        "arguments": [str(argument) for argument in config.invocation_params.args],
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(device),
+        "versions": installed_versions(),
+        "counts": {kind: len(stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")},
+        "failed": [report.nodeid for kind in ("failed", "error") for report in stats.get(kind, [])],
+        "skipped": sorted({str(report.longrepr[2]) for report in stats.get("skipped", [])}),
+    }
+    write_json(path, results)
 
 
 @pytest.fixture(scope="session")
