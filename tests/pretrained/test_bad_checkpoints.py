@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vggt_int8 import BackendError, CheckpointError, RecipeError, VGGTInt8
+from vggt_int8 import BackendError, CheckpointError, RecipeError, VGGTConfig, VGGTInt8
 
 INDEX = "model.safetensors.index.json"
 QKV = "aggregator.frame_blocks.1.attn.qkv"
@@ -226,6 +226,17 @@ INT8 = [
     ("no quantization_config", config(lambda c: c.pop("quantization_config")), r"does not have: .*weight_scale"),
 ]
 
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Path]:
+    """A float and an INT8 checkpoint of the golden network, with two of its heads. Read only."""
+    folder = tmp_path_factory.mktemp("good")
+    config = VGGTConfig.from_pretrained(tiny_checkpoint, enable_point=False, enable_track=False)
+    VGGTInt8.from_pretrained(tiny_checkpoint, config=config).save_pretrained(folder / "float")
+    VGGTInt8.from_pretrained(folder / "float", recipe="int8_dynamic").save_pretrained(folder / "int8")
+    return {"float": folder / "float", "int8": folder / "int8"}
+
+
 ROWS = (
     [("float", None, *row) for row in [*ANY, *FLOAT]]
     + [("float", "int8_dynamic", *row) for row in [*ANY, *FLOAT]]
@@ -238,8 +249,7 @@ ROWS = (
 )
 def test_a_bad_checkpoint_is_refused(
     tmp_path: Path,
-    tiny_checkpoint: Path,
-    int8_checkpoint: Path,
+    good: dict[str, Path],
     kind: str,
     recipe: str | None,
     what: str,  # shown as the test's name
@@ -247,7 +257,7 @@ def test_a_bad_checkpoint_is_refused(
     message: str,
 ) -> None:
     folder = tmp_path / "checkpoint"
-    shutil.copytree(tiny_checkpoint if kind == "float" else int8_checkpoint, folder)
+    shutil.copytree(good[kind], folder)
     change(folder)
     with pytest.raises((CheckpointError, RecipeError), match=message) as caught:
         VGGTInt8.from_pretrained(folder, recipe=recipe)

@@ -1,5 +1,6 @@
 """Outputs are finite, or the call says what is not and which layer made it."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,14 @@ from vggt_int8 import VGGTInt8
 from vggt_int8.pretrained.finite import NonFiniteOutput
 
 
-@pytest.fixture
-def int8(int8_checkpoint: Path) -> VGGTInt8:
+@pytest.fixture(scope="module")
+def loaded(int8_checkpoint: Path) -> VGGTInt8:
     return VGGTInt8.from_pretrained(int8_checkpoint)
+
+
+@pytest.fixture
+def int8(loaded: VGGTInt8) -> VGGTInt8:
+    return copy.deepcopy(loaded)
 
 
 # Where NaN is put -> the outputs that must be named, those that must not, and the layer.

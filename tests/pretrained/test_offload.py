@@ -48,7 +48,7 @@ def offloaded(model: VGGTInt8) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.is_meta}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_device_map_with_disk(
     tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, dtype: torch.dtype
 ) -> None:
@@ -58,7 +58,6 @@ def test_device_map_with_disk(
     )
     on_disk = {"aggregator", "camera_head", "point_head", "track_head"}
     assert {name.split(".")[0] for name in offloaded(model)} == on_disk
-    assert_same_outputs(whole, model, tiny_images, tiny_points)
     assert_same_outputs(whole, model, tiny_images, tiny_points)
     assert {row.backend for row in model.quantization_report() if row.type == "Int8Linear"} == {"native", "portable"}
 
