@@ -11,8 +11,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
@@ -21,8 +19,6 @@ from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.model_card import model_card
 from vggt_int8.pretrained.checkpoint import (
     CheckpointError,
-    load_pickle,
-    read_headers,
     stored_bytes,
     validate_checkpoint,
 )
@@ -35,6 +31,8 @@ from vggt_int8.pretrained.quantizer import (
     execution_device_type,
     round_kept_parameters,
 )
+from vggt_int8.pretrained.saving import move_into_place
+from vggt_int8.pretrained.source import check_device, load_config, load_file, set_quantization
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
@@ -44,8 +42,6 @@ from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SINGLE_FILES = (".pt", ".pth", ".bin", ".safetensors")
-_WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 RuntimeMode = Literal["auto", "on", "off"]
 
@@ -87,17 +83,17 @@ class VGGTInt8(VGGT):
         """
         source = os.fspath(pretrained_model_name_or_path)
         check_backend_name(backend)
-        _check_device(device_map)
+        check_device(device_map)
         is_file = Path(source).is_file()
         if config is None:
-            config = VGGTConfig() if is_file else _load_config(source, kwargs)
-        _set_quantization(config, kwargs, recipe, backend, source)
+            config = VGGTConfig() if is_file else load_config(source, kwargs)
+        set_quantization(config, kwargs, recipe, backend, source)
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # the name that transformers used before
         if dtype in (None, "auto"):
             dtype = torch.float16 if execution_device_type(device_map) == "cuda" else torch.float32
         options = {**kwargs, "config": config, "device_map": device_map, "dtype": dtype}
         if is_file:
-            return super().from_pretrained(None, *args, state_dict=_load_file(source), **options)
+            return super().from_pretrained(None, *args, state_dict=load_file(source), **options)
         try:
             return super().from_pretrained(source, *args, **options)
         except (OSError, JSONDecodeError) as error:
@@ -223,7 +219,7 @@ class VGGTInt8(VGGT):
         temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
         try:
             super().save_pretrained(temporary, **kwargs)
-            _move_into_place(temporary, target)
+            move_into_place(temporary, target)
         finally:
             shutil.rmtree(temporary)
         if push:
@@ -283,80 +279,6 @@ def quantize(model: nn.Module, recipe: str | Path | Recipe = "int8_dynamic", bac
         model.quantization_plan = plan
         model.requires_grad_(False)
     return model
-
-
-def _load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise CheckpointError(
-            f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'"
-        )
-    folder = Path(source) / kwargs.get("subfolder", "")
-    if Path(source).is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"there is no config.json in {str(folder)!r}: a checkpoint needs one beside its weights")
-    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-    try:
-        return VGGTConfig.from_pretrained(source, **{key: kwargs[key] for key in hub if key in kwargs})
-    except StrictDataclassError as error:
-        raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {error}") from error
-    except OSError as error:
-        if Path(source).is_dir():
-            raise CheckpointError(f"cannot read the config.json in {source!r}: {error}") from error
-        raise CheckpointError(
-            f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and the "
-            "Hub did not give it. Check the name and the network, or download the files and pass their folder."
-        ) from error
-
-
-def _set_quantization(
-    config: VGGTConfig, kwargs: dict[str, Any], recipe: str | Path | Recipe | None, backend: str, source: str
-) -> None:
-    """Hand recipe and backend to transformers: with the checkpoint's own config, or as `quantization_config`."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is not None:
-        stored = stored if isinstance(stored, dict) else stored.to_dict()
-        if stored.get("quant_method") != "vggt_int8":
-            raise CheckpointError(f"{source} is quantized by {stored.get('quant_method')!r}, which is not supported")
-        known = VGGTInt8QuantizationConfig.from_dict(stored)
-        if recipe is not None:
-            raise CheckpointError(
-                f"{source} is quantized already, by recipe {known.parsed().name!r}: load it without recipe=, or start "
-                "from the floating-point checkpoint to use another"
-            )
-        config.quantization_config = {**stored, "backend": backend}
-    elif recipe is not None:
-        parsed = load_recipe(recipe)
-        kwargs["quantization_config"] = VGGTInt8QuantizationConfig(recipe=parsed.to_dict(), backend=backend)
-    elif backend != "auto":
-        raise BackendError(f"backend {backend!r} runs INT8 layers, but {source} has none: give a recipe as well")
-
-
-def _check_device(device_map: Any) -> None:
-    if execution_device_type(device_map) == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            f"device_map {device_map!r} asks for CUDA, but torch {torch.__version__} sees no CUDA device here: use "
-            "device_map='cpu', or install a CUDA build of torch and check nvidia-smi"
-        )
-
-
-def _load_file(source: str) -> dict[str, Tensor]:
-    if not source.endswith(_SINGLE_FILES):
-        raise CheckpointError(f"{source} is a file of unknown kind; known are {', '.join(_SINGLE_FILES)}, or a folder")
-    if source.endswith(".safetensors"):
-        read_headers([source])
-        return load_file(source)
-    return load_pickle(source)
-
-
-def _move_into_place(temporary: Path, target: Path) -> None:
-    """Rename the files of a finished save into `target`, weights first, and remove the weights that were there."""
-    old = {path.name for pattern in _WEIGHT_FILES for path in target.glob(pattern)}
-    new = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".json")
-    mode = (temporary / "config.json").stat().st_mode  # that of any new file; safetensors lets only the owner read
-    for path in new:
-        path.chmod(mode)
-        path.replace(target / path.name)
-    for name in old - {path.name for path in new}:
-        (target / name).unlink()
 
 
 AutoModel.register(VGGTConfig, VGGTInt8)  # in place of the stand-in that the package registers when it is imported
