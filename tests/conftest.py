@@ -5,6 +5,7 @@
 
 import datetime
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from vggt_int8.export.files import write_json
 from vggt_int8.export.report import describe_machine, installed_versions
 
 PARITY = Path(__file__).parent / "data" / "parity"
+
+# One thread, here and in every process that a test starts: the tests' tensors are too small to share out, and threads
+# that wait for each other make the suite ten times slower as soon as something else runs on the machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
