@@ -29,6 +29,19 @@ def operands() -> dict[str, tuple[Any, ...]]:
         "int8_gemm residual": (*gemm, False, torch.rand(24), torch.rand(5, 24)),
         "int8_gemm static": (*gemm, True, None, None, scale),
         "qk_norm_rope_": (qkv, head, head, head, head, torch.rand(2, 5, 16), 1e-5),
+        "int8_gemm_into_": (torch.rand(5, 24).half(), *gemm[:5], False, torch.rand(24), torch.rand(5, 24)),
+        "layer_norm_halves": (x.view(1, 5, 64), x.view(1, 5, 64) * 2, 2, torch.rand(128), torch.rand(128), 1e-5),
+        "resize": (x.view(1, 5, 8, 8), 7, 9, torch.rand(9, 4), torch.rand(7, 4), vector[:8], torch.rand(1, 7, 9, 8)),
+        "resize alone": (x.view(1, 5, 8, 8), 7, 9),
+        "predict_": (
+            x.view(1, 5, 4, 16),
+            vector[:64].view(4, 16),
+            None,
+            True,
+            torch.rand(1, 5, 4, 3),
+            torch.rand(1, 5, 4),
+        ),
+        "dequantize": (weight.view(24, 16, 4), weight_scale.view(24, 1, 1), torch.float16),
         "w8a16_linear": (x, weight, weight_scale, torch.rand(24)),
     }
 
@@ -38,7 +51,7 @@ def test_opcheck(case: str) -> None:
     opcheck(getattr(ops, case.split()[0]), operands()[case])
 
 
-@pytest.mark.parametrize("case", [case for case in operands() if not case.startswith("qk")])
+@pytest.mark.parametrize("case", [case for case in operands() if not case.endswith("_")])
 def test_equals_its_definition(case: str) -> None:
     name, arguments = case.split()[0], operands()[case]
     got, want = getattr(ops, name)(*arguments), getattr(reference, name)(*arguments)
@@ -52,6 +65,27 @@ def test_qk_norm_rope_writes_in_place() -> None:
     assert not torch.equal(want, qkv)
     ops.qk_norm_rope_(qkv, *rest)
     assert torch.equal(qkv, want)
+
+
+def test_results_that_are_written_in_place() -> None:
+    out, *rest = operands()["int8_gemm_into_"]
+    ops.int8_gemm_into_(out, *rest)
+    assert torch.equal(out, reference.int8_gemm(*rest[:5], torch.float16, *rest[5:]))
+    *inputs, values, confidence = operands()["predict_"]
+    ops.predict_(*inputs, values, confidence)
+    for got, want in zip((values, confidence), reference.predict(*inputs), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_resize_is_that_of_pytorch() -> None:
+    x, _, _, columns, rows, bias, addend = operands()["resize"]
+    x = x.float()
+    want = torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), size=(7, 9), mode="bilinear", align_corners=True)
+    assert torch.equal(ops.resize(x, 7, 9), want.permute(0, 2, 3, 1))
+    want = want + bias.float()[:, None, None] + addend.permute(0, 3, 1, 2)
+    want[:, :4] += columns.T[:, None]
+    want[:, 4:] += rows.T[:, :, None]
+    torch.testing.assert_close(ops.resize(x, 7, 9, columns, rows, bias, addend), want.permute(0, 2, 3, 1))
 
 
 def test_smoothing_folds_into_the_norm() -> None:
@@ -71,6 +105,12 @@ def test_smoothing_folds_into_the_norm() -> None:
         ("int8_gemm", 2, torch.ones(24, 64), r"x_codes and weight must be int8 .* torch.float32 \[24, 64\]"),
         ("int8_gemm", 1, torch.ones(1), r"x_scale \[5, 1\] and weight_scale \[24, 1\], not \[1\]"),
         ("int8_gemm residual", 8, torch.ones(5, 1), r"residual must be \[5, 24\] and come with gamma \[24\], not"),
+        ("int8_gemm_into_", 0, torch.ones(5, 23), r"out must be contiguous \[5, 24\], not \[5, 23\]"),
+        ("layer_norm_halves", 2, 6, r"skip in \[0, 5\], not \[1, 5, 64\], \[128\] and 6"),
+        ("resize", 4, None, r"columns and rows come together"),
+        ("resize", 6, torch.ones(1, 7, 8, 8), r"addend must be \[1, 7, 9, 8\] for a result of 7 x 9, not \[1,"),
+        ("predict_", 4, torch.ones(1, 5, 4, 3).half(), r"values must be contiguous fp32 \[1, 5, 4, 3\], not "),
+        ("dequantize", 1, torch.ones(24), r"weight must be int8 .* with \[24\]"),
         ("qk_norm_rope_", 5, torch.ones(2, 3, 16), r"10 tokens a multiple of P .* not \[2, 3, 16\]"),
     ],
 )  # fmt: skip

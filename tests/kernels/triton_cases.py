@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,7 +26,15 @@ if INTERPRETED:
 
     interpreter._patch_lang_tensor = patch_index
 
-from vggt_int8.kernels import reference, triton_gemm, triton_norm, triton_rope, triton_weight_only  # noqa: E402
+from vggt_int8.kernels import (  # noqa: E402
+    reference,
+    triton_gemm,
+    triton_norm,
+    triton_predict,
+    triton_resize,
+    triton_rope,
+    triton_weight_only,
+)
 from vggt_int8.kernels.tiles import Tile  # noqa: E402
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -39,6 +48,7 @@ TILES = [
     Tile(BLOCK, 2 * BLOCK, 64, 4, 3, tma=True),
     Tile(BLOCK, BLOCK, 64, 4, 3, tma=True, per_sm=1),
     Tile(BLOCK, BLOCK, 64, 4, 3, tma=True, split_k=2, group_m=1),
+    Tile(BLOCK, 2 * BLOCK, 64, 4, 3, tma=True, per_sm=1, parts=2),
 ]
 
 
@@ -136,6 +146,19 @@ def test_int8_gemm(tile: Tile, epilogue: str) -> None:
                 assert_same(got, want)
 
 
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_int8_gemm_into_the_residual(tile: Tile) -> None:
+    if tile.tma and not has_descriptors():
+        pytest.skip("tensor descriptors need compute capability 9.0")
+    m, n, k = (37, 48, 80) if INTERPRETED else (1041, 1024, 4096)
+    x, x_scale = reference.quantize_rows(hard_rows(m, k, torch.float32))
+    operands = (x, x_scale, codes(n, k), torch.rand(n, 1, device=DEVICE) * 0.01, rand(n).half())
+    gamma, residual = rand(n).half(), rand(m, n).half()
+    want = reference.int8_gemm(*operands, torch.float16, False, gamma, residual)
+    triton_gemm.int8_gemm_into_(residual, *operands, False, gamma, residual, tile=tile)
+    assert_same(residual, want)
+
+
 def test_int8_gemm_takes_a_tile_from_the_table() -> None:
     m, n, k = (5, 16, 64) if INTERPRETED else (1041, 1024, 1024)
     operands = (codes(m, k), torch.rand(m, 1, device=DEVICE), codes(n, k), torch.rand(n, 1, device=DEVICE), None)
@@ -167,6 +190,95 @@ def test_w8a16_linear(m: int, k: int, dtype: torch.dtype) -> None:
         want = reference.w8a16_linear(x, weight, scale, bias)
         error = (got.float() - want.float()).norm() / want.float().norm()
         assert error < (2e-6 if dtype == torch.float32 else 1e-3), error
+
+
+@pytest.mark.parametrize(
+    "tile", [Tile(16, 16, 32, 4, 2), Tile(16, 32, 64, 4, 3, split_k=4), Tile(16, 16, 32, 4, 2, split_k=3)], ids=str
+)
+def test_w8a16_linear_by_parts_of_the_reduction(tile: Tile) -> None:
+    """Also where a part is empty: 37 values of K are one step of 64."""
+    for m, n, k in ((1, 40, 256), (13, 33, 37), (10, 48, 200)):
+        x, weight, scale = rand(m, k).half(), codes(n, k), torch.rand(n, 1, device=DEVICE) * 0.01
+        want = reference.w8a16_linear(x, weight, scale, None)
+        results = [triton_weight_only.w8a16_linear(x, weight, scale, None, tile) for _ in range(2)]
+        assert (results[0].float() - want.float()).norm() / want.float().norm() < 1e-3
+        assert torch.equal(*results), "the order of the sum is fixed"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 37, 9), (3, 2500, 1), (40, 16, 4)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dequantize(shape: tuple[int, int, int], axis: int) -> None:
+    weight = codes(*shape)
+    scale = torch.rand([shape[i] if i == axis else 1 for i in range(3)], device=DEVICE)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        got = triton_weight_only.dequantize(weight, scale, dtype)
+        want = reference.dequantize(weight, scale, dtype)
+        if INTERPRETED and dtype == torch.bfloat16:  # which the interpreter cuts instead of rounding
+            assert_same(got, want)
+        else:
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("frames", "tokens", "skip", "channels"), [(1, 1, 0, 64), (3, 9, 5, 37), (2, 7, 1, 1024), (1, 5, 5, 8)]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_layer_norm_of_two_halves(frames: int, tokens: int, skip: int, channels: int, dtype: torch.dtype) -> None:
+    rows = [hard_rows(frames * tokens, channels, dtype).view(frames, tokens, channels) for _ in range(2)]
+    norm = (rand(2 * channels, dtype=dtype) + 1, rand(2 * channels, dtype=dtype), 1e-5)
+    got = triton_norm.layer_norm_halves(*rows, skip, *norm)
+    assert_same(got, reference.layer_norm_halves(*rows, skip, *norm))
+
+
+RESIZES = [(1, 3, 4, 7, 9, 8), (2, 5, 7, 10, 14, 6), (1, 1, 1, 4, 3, 40), (1, 4, 4, 4, 4, 24), (1, 9, 6, 5, 1, 3)]
+
+
+@pytest.mark.parametrize("shape", RESIZES + ([] if INTERPRETED else [(3, 56, 74, 112, 148, 256)]))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_resize(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    frames, h, w, height, width, channels = shape
+    x = rand(frames, h, w, channels, dtype=dtype)
+    additions = {
+        "bias": rand(channels, dtype=dtype),
+        "columns": rand(width, channels // 2),
+        "rows": rand(height, channels // 2),
+        "addend": rand(frames, height, width, channels, dtype=dtype),
+    }
+    for names in ((), ("bias",), ("columns", "rows"), ("addend",), tuple(additions)):
+        if "columns" in names and channels % 2:
+            continue
+        chosen = {name: additions[name] for name in names}
+        got = triton_resize.resize(x, height, width, **chosen)
+        want = reference.resize(x, height, width, **chosen)
+        # 1e-5: PyTorch's CPU path orders the four products differently.
+        eps = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+        torch.testing.assert_close(got.float(), want.float(), rtol=eps, atol=1e-5)
+
+
+def test_resize_takes_the_pixels_that_pytorch_takes() -> None:
+    """A ramp shows the position each output reads; at whole positions nothing of a neighbour may come in."""
+    for size_in, size_out in ((28, 56), (37, 74), (224, 392), (296, 518), (112, 224), (19, 37), (2, 1000)):
+        ramp = torch.arange(float(size_in), device=DEVICE).view(1, size_in, 1, 1)
+        got = triton_resize.resize(ramp, size_out, 1)
+        want = F.interpolate(ramp.permute(0, 3, 1, 2), size=(size_out, 1), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(got.flatten(), want.flatten(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((1, 1, 1), 32), ((2, 5, 7), 32), ((1, 3, 100), 12)])
+@pytest.mark.parametrize("inverse_log", [False, True])
+def test_predict(shape: tuple[int, int, int], channels: int, inverse_log: bool) -> None:
+    for dtype, outputs in ((torch.float16, 4), (torch.bfloat16, 2), (torch.float32, 4)):
+        x = rand(*shape, channels, dtype=dtype)
+        x[0, 0, 0] *= 1e-4  # near zero, exp(x) - 1 must not lose its digits
+        x[-1, -1, -1] *= 4
+        weight, bias = rand(outputs, channels, dtype=dtype), None if outputs == 2 else rand(outputs) * 1e-4
+        values = torch.full((*shape, outputs - 1), float("nan"), device=DEVICE)
+        confidence = torch.full(shape, float("nan"), device=DEVICE)
+        triton_predict.predict_(x, weight, bias, inverse_log, values, confidence)
+        want = reference.predict(x, weight, bias, inverse_log)
+        largest = F.linear(x.float(), weight.float().abs()).abs().max()  # rounding of the sum moves the exponent
+        torch.testing.assert_close(values, want[0], rtol=float(1e-6 * (4 + largest)), atol=2e-6)
+        torch.testing.assert_close(confidence, want[1], rtol=float(1e-6 * (4 + largest)), atol=0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.runtime.conftest import Make, relative
 from vggt_int8 import VGGTInt8
-from vggt_int8.model.dpt_head import DPT, add_uv_embedding
+from vggt_int8.model.dpt_head import DPT, add_uv_embedding, resize
 from vggt_int8.runtime import dense
 from vggt_int8.runtime.aggregator import Halves
 from vggt_int8.runtime.convolution import CONVOLUTIONS, float_conv
@@ -89,12 +89,16 @@ def test_a_convolution_that_no_head_has() -> None:
         float_conv(nn.Conv2d(4, 4, 3, dilation=2), torch.float32)
 
 
-def test_uv_embedding_in_place() -> None:
-    x = torch.randn(2, 8, 3, 5)
+@pytest.mark.parametrize("size", [(3, 5), (6, 5), (7, 11)])
+def test_a_resize_takes_in_what_is_added_to_it(make_quantized: Make, size: tuple[int, int]) -> None:
+    model = make_quantized("none")
+    call = dense.DenseCall(model.depth_head, halves(make_tokens(model, 2, (42, 70), torch.float32)), (42, 70))
+    x, addend = (torch.randn(2, 8, *hw).to(memory_format=torch.channels_last) for hw in ((3, 5), size))
     bias = torch.randn(8)
-    want = add_uv_embedding(x, (42, 70)) + bias[:, None, None]
-    dense.add_uv_embedding_(x, (42, 70), bias)
-    torch.testing.assert_close(x, want)
+    want = add_uv_embedding(resize(x, size), (42, 70)) + bias[:, None, None] + addend
+    got = call._resize(x, size, embed=True, bias=bias, addend=addend)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got, want)
 
 
 def test_heads_have_no_module_that_the_runtime_does_not_know(make_quantized: Make) -> None:

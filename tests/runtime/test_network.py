@@ -41,10 +41,30 @@ def test_the_fused_network_is_the_network(make_quantized: Make, recipe: str, siz
     points = torch.tensor([[3.0, 4.0], [13.0, 9.0]]).expand(len(images), 2, 2) if sizes[2] > 14 else None
     want = model(images, points)
     found = errors(Runtime(model)(images, points), want)
-    for name, error in found.items():
-        # A code on a boundary may round the other way where activations are quantized.
-        limit = 2e-5 if recipe != "int8_dynamic" else 3e-3
-        assert error < (10 * limit if name in TRACKS else limit), found
+    # A code on a boundary may round the other way where activations are quantized.
+    limits = dict.fromkeys(want, 2e-5 if recipe != "int8_dynamic" else 3e-3)
+    if points is not None:
+        noise = effect_of_rounding_on_tracks(model, images, points, want) if recipe == "int8_dynamic" else 1e-4
+        limits |= dict.fromkeys(TRACKS, 2 * noise)
+    assert all(found[name] < limits[name] for name in want), (found, limits)
+
+
+def effect_of_rounding_on_tracks(model: VGGTInt8, images: Tensor, points: Tensor, want: VGGTOutput) -> float:
+    """Largest change of the plain network's tracks when its feature maps (which are compared by themselves in
+    `test_dense.py`) move by two units in their last place: codes and sampled places amplify it.
+    """
+    extractor, largest = model.track_head.feature_extractor, 0.0
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+
+        def move(_: object, __: object, maps: Tensor, generator: torch.Generator = generator) -> Tensor:
+            return maps * (1 + 2.4e-7 * torch.randn(maps.shape, generator=generator))
+
+        handle = extractor.register_forward_hook(move)
+        found = errors(model(images, points), want)
+        handle.remove()
+        largest = max(largest, *(found[name] for name in TRACKS))
+    return largest
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -82,6 +82,32 @@ def qk_norm_rope_(
     qkv.copy_(reference.qk_norm_rope(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps))
 
 
+def int8_gemm_into_(
+    out: Tensor,
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> None:
+    """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
+    operands = (x_codes, x_scale, weight, weight_scale, bias, out.dtype)
+    out.copy_(reference.int8_gemm(*operands, gelu, gamma, residual, out_scale))
+
+
+def predict_(
+    x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
+) -> None:
+    """`reference.predict` into values [F, H, W, n - 1] and confidence [F, H, W]."""
+    value, certainty = reference.predict(x, weight, bias, inverse_log)
+    values.copy_(value)
+    confidence.copy_(certainty)
+
+
 def _check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -> None:
     if x.ndim != dims or x.dtype not in FLOATS:
         raise ValueError(f"{name} must be a float tensor of {dims} dimensions, not {x.dtype} {list(x.shape)}")
@@ -147,6 +173,70 @@ def _check_gemm(
         raise ValueError(f"residual must be [{m}, {n}] and come with gamma [{n}], not {shape}")
 
 
+def _check_gemm_into(out: Tensor, x_codes: Tensor, x_scale: Tensor, weight: Tensor, *rest: Any, **named: Any) -> None:
+    _check_gemm(x_codes, x_scale, weight, *rest[:2], out.dtype, *rest[2:], **named)
+    m, n = x_codes.shape[0], weight.shape[0]
+    if out.shape != (m, n) or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous [{m}, {n}], not {list(out.shape)}, strides {out.stride()}")
+
+
+def _check_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, *_: Any, **__: Any) -> None:
+    _check_float(first, dims=3, name="first")
+    if second.shape != first.shape or weight.numel() != 2 * first.shape[2] or not 0 <= skip <= first.shape[1]:
+        raise ValueError(
+            f"second must be {list(first.shape)}, weight [{2 * first.shape[2]}] and skip in [0, {first.shape[1]}], "
+            f"not {list(second.shape)}, {list(weight.shape)} and {skip}"
+        )
+
+
+def _check_resize(
+    x: Tensor,
+    height: int,
+    width: int,
+    columns: Tensor | None = None,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> None:
+    _check_float(x, dims=4)
+    frames, _, _, channels = x.shape
+    expected = {
+        "columns": (columns, (width, channels // 2)),
+        "rows": (rows, (height, channels // 2)),
+        "bias": (bias, (channels,)),
+        "addend": (addend, (frames, height, width, channels)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"{name} must be {list(shape)} for a result of {height} x {width}, not {list(tensor.shape)}"
+            )
+    if (columns is None) != (rows is None) or (columns is not None and channels % 2):
+        raise ValueError("columns and rows come together, for an even number of channels")
+
+
+def _check_predict(
+    x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
+) -> None:
+    _check_float(x, dims=4)
+    shapes = (*x.shape[:3], weight.shape[0] - 1), x.shape[:3]
+    for name, tensor, shape in zip(("values", "confidence"), (values, confidence), shapes, strict=True):
+        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous fp32 {list(shape)}, "
+                f"not {tensor.dtype} {list(tensor.shape)}, strides {tensor.stride()}"
+            )
+
+
+def _check_codes(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> None:
+    a, b = weight.shape[:2]
+    if weight.ndim != 3 or weight.dtype != torch.int8 or weight_scale.shape not in ((a, 1, 1), (1, b, 1)):
+        raise ValueError(
+            f"weight must be int8 [A, B, T] with scales [A, 1, 1] or [1, B, 1], "
+            f"not {weight.dtype} {list(weight.shape)} with {list(weight_scale.shape)}"
+        )
+
+
 quantize_rows = _operator(reference.quantize_rows, _check_float, "triton_norm", _codes_like)
 layer_norm_quantize = _operator(reference.layer_norm_quantize, _check_norm, "triton_norm", _codes_like)
 add_layer_norm_quantize = _operator(
@@ -162,4 +252,26 @@ w8a16_linear = _operator(
     _check_float,
     "triton_weight_only",
     lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0]),
+)
+int8_gemm_into_ = _operator(int8_gemm_into_, _check_gemm_into, "triton_gemm", lambda *_, **__: None, mutates=("out",))
+layer_norm_halves = _operator(
+    reference.layer_norm_halves,
+    _check_halves,
+    "triton_norm",
+    lambda first, _, skip, *__: first.new_empty(first.shape[0], first.shape[1] - skip, 2 * first.shape[2]),
+)
+resize = _operator(
+    reference.resize,
+    _check_resize,
+    "triton_resize",
+    lambda x, height, width, *_, **__: x.new_empty(x.shape[0], height, width, x.shape[3]),
+)
+predict_ = _operator(
+    predict_, _check_predict, "triton_predict", lambda *_, **__: None, mutates=("values", "confidence")
+)
+dequantize = _operator(
+    reference.dequantize,
+    _check_codes,
+    "triton_weight_only",
+    lambda weight, _, dtype: weight.new_empty(weight.shape[0], weight.shape[2], weight.shape[1], dtype=dtype),
 )

@@ -196,3 +196,61 @@ def _rope(x: Tensor, rope: Tensor) -> Tensor:
     cos, sin = (table.repeat(x.shape[0] // table.shape[0], 1).unsqueeze(1) for table in rope)
     row_a, row_b, column_a, column_b = x.chunk(4, dim=-1)
     return x * cos + torch.cat([-row_b, row_a, -column_b, column_a], dim=-1) * sin
+
+
+# Passes of the dense heads. A map is [F, h, w, C]: channels last.
+
+
+def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm, in fp32, of tokens whose channels lie in two tensors, without the first `skip` of each frame.
+
+    first, second [F, P, C] float; weight, bias [2C] -> [F, P - skip, 2C] in the tokens' dtype.
+    """
+    x = torch.cat([first[:, skip:], second[:, skip:]], dim=-1)
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
+def resize(
+    x: Tensor,
+    height: int,
+    width: int,
+    columns: Tensor | None = None,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    """Bilinear resize of maps, corner pixels on corner pixels, and what is added to it, in fp32, rounded once.
+
+    x [F, h, w, C] -> [F, height, width, C] in x's dtype. Added: bias [C]; columns [width, C/2] to the first half of
+    the channels and rows [height, C/2] to the second, both fp32 (a position embedding); addend, a map like the
+    result.
+    """
+    y = x.float()
+    if y.shape[1:3] != (height, width):
+        y = F.interpolate(y.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", align_corners=True)
+        y = y.permute(0, 2, 3, 1)
+    if bias is not None:
+        y = y + bias.float()
+    if columns is not None and rows is not None:
+        y = y + torch.cat([columns.expand(height, -1, -1), rows[:, None].expand(-1, width, -1)], dim=-1)
+    return (y if addend is None else y + addend.float()).to(x.dtype, memory_format=torch.contiguous_format)
+
+
+def predict(x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool) -> tuple[Tensor, Tensor]:
+    """A 1x1 convolution and the exponentials that end a dense head, in fp32.
+
+    x [F, H, W, C] float, weight [n, C], bias [n] -> values [F, H, W, n - 1]: exp(y), or if `inverse_log`
+    sign(y) * (exp(|y|) - 1); and confidence [F, H, W]: 1 + exp of the last output. Both fp32.
+    """
+    y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    value = y[..., :-1]
+    value = value.sign() * value.abs().expm1() if inverse_log else value.exp()
+    return value, 1 + y[..., -1].exp()
+
+
+def dequantize(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes [A, B, T] int8 and their fp32 scales [A, 1, 1] or [1, B, 1] -> floats [A, T, B], rounded once.
+
+    T are the taps of a convolution, 1 for a linear layer: the result has its channels last.
+    """
+    return (weight.float() * weight_scale).transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)

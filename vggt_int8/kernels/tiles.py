@@ -27,6 +27,8 @@ class Tile:
     per_sm: programs per multiprocessor, each taking one tile after another; 0: one program per tile.
     split_k: programs that share a tile's reduction; their int32 sums meet in memory. Only with per_sm 0.
     group_m: tiles in a row of tiles that run side by side, so that they share operands in the L2 cache.
+    parts: 2: the epilogue takes the columns in two halves, which needs fewer registers. Only with tma.
+    specialize: some warps only fetch, the others only multiply. Only with tma and per_sm.
     """
 
     block_m: int
@@ -38,11 +40,14 @@ class Tile:
     per_sm: int = 0
     split_k: int = 1
     group_m: int = 8
+    parts: int = 1
+    specialize: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.warps}", f"s{self.stages}"]
         parts += ["tma"] * self.tma + [f"p{self.per_sm}"] * (self.per_sm > 0)
-        return " ".join(parts + [f"k/{self.split_k}"] * (self.split_k > 1))
+        parts += [f"k/{self.split_k}"] * (self.split_k > 1) + [f"e/{self.parts}"] * (self.parts > 1)
+        return " ".join(parts + ["ws"] * self.specialize)
 
 
 class Size(NamedTuple):

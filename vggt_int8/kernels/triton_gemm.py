@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from vggt_int8.kernels.launch import launch
 from vggt_int8.kernels.tiles import Size, Tile, gemm_tile
 
 
@@ -140,12 +141,14 @@ def _pointer_kernel(
 def _descriptor_kernel(
     d_x, d_w, d_out, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, p_sums, p_done, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     o_k = tl.program_id(1) * steps * BLOCK_K
-    for i_tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=PERSISTENT):
+    for i_tile in tl.range(
+        tl.program_id(0), tiles, tl.num_programs(0), flatten=PERSISTENT and not SPECIALIZE, warp_specialize=SPECIALIZE
+    ):
         i_m, i_n = _tile_index(i_tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
         for i in range(steps):
@@ -157,9 +160,18 @@ def _descriptor_kernel(
         last = True
         if SPLIT_K > 1:
             last, b_acc = _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K)
-        if last:
+        if last and PARTS == 1:
             y = _epilogue(b_acc, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, GELU)
             d_out.store([i_m * BLOCK_M, i_n * BLOCK_N], y.to(d_out.dtype))
+        elif last:
+            # One half of the columns after the other: half the registers, and half the shared memory to store from.
+            b_left, b_right = tl.split(tl.permute(tl.reshape(b_acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+            o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+            y = _epilogue(b_left, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, GELU)
+            d_out.store([i_m * BLOCK_M, i_n * BLOCK_N], y.to(d_out.dtype))
+            o_n += BLOCK_N // 2
+            y = _epilogue(b_right, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, GELU)
+            d_out.store([i_m * BLOCK_M, i_n * BLOCK_N + BLOCK_N // 2], y.to(d_out.dtype))
 
 
 def int8_gemm(
@@ -176,10 +188,30 @@ def int8_gemm(
     tile: Tile | None = None,
 ) -> Tensor:
     """`reference.int8_gemm` on the GPU; every matrix contiguous. `tile` None: the table's choice for this size."""
+    shape = (x_codes.shape[0], weight.shape[0])
+    out = torch.empty(shape, device=x_codes.device, dtype=dtype if out_scale is None else torch.int8)
+    operands = (x_codes, x_scale, weight, weight_scale, bias, gelu, gamma, residual, out_scale)
+    int8_gemm_into_(out, *operands, tile)
+    return out
+
+
+def int8_gemm_into_(
+    out: Tensor,
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    tile: Tile | None = None,
+) -> None:
+    """`int8_gemm` into `out` [M, N], which may be the residual: a program reads what it will overwrite first."""
     (m, k), n = x_codes.shape, weight.shape[0]
-    out = torch.empty(m, n, device=x_codes.device, dtype=dtype if out_scale is None else torch.int8)
     if m == 0:
-        return out
+        return
     tile = tile or gemm_tile(architecture(x_codes.device), Size(m, n, k, residual is not None))
     tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
     sums = done = None
@@ -194,16 +226,18 @@ def int8_gemm(
     if not tile.tma:
         steps = triton.cdiv(triton.cdiv(k, tile.block_k), tile.split_k)
         even = k == steps * tile.split_k * tile.block_k
-        _pointer_kernel[(tiles, tile.split_k)](x_codes, weight, out, *operands, **shared, EVEN_K=even)
-        return out
+        launch(_pointer_kernel, (tiles, tile.split_k), x_codes, weight, out, *operands, **shared, EVEN_K=even)
+        return
     descriptors = (
         TensorDescriptor.from_tensor(x_codes, [tile.block_m, tile.block_k]),
         TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
-        TensorDescriptor.from_tensor(out, [tile.block_m, tile.block_n]),
+        TensorDescriptor.from_tensor(out, [tile.block_m, tile.block_n // tile.parts]),
     )
     programs = min(tiles, tile.per_sm * processors(out.device)) if tile.per_sm else tiles
-    _descriptor_kernel[(programs, tile.split_k)](*descriptors, *operands, **shared, PERSISTENT=tile.per_sm > 0)
-    return out
+    launch(
+        *(_descriptor_kernel, (programs, tile.split_k), *descriptors, *operands),
+        **shared, PERSISTENT=tile.per_sm > 0, PARTS=tile.parts, SPECIALIZE=tile.specialize,
+    )  # fmt: skip
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vggt_int8.kernels.launch import launch
 from vggt_int8.kernels.triton_gemm import to_codes
 
 _TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
@@ -75,6 +76,32 @@ def _quantize_kernel(
     _store_codes(x, poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K)
 
 
+@triton.jit(do_not_specialize=["ROWS", "P", "SKIP"])
+def _layer_norm_halves_kernel(
+    p_first, p_second, p_weight, p_bias, p_out, ROWS, P, SKIP, eps,
+    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_c = tl.arange(0, BLOCK_C)
+    m_c = o_c < C
+    mask = (o_row < ROWS)[:, None] & m_c[None, :]
+    kept = P - SKIP
+    o_token = (o_row // kept).to(tl.int64) * P + o_row % kept + SKIP
+    o_x = o_token[:, None] * C + o_c[None, :]
+    a = tl.load(p_first + o_x, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(p_second + o_x, mask=mask, other=0.0).to(tl.float32)
+    mean = (tl.sum(a + b, axis=1) / (2 * C))[:, None]
+    a, b = tl.where(mask, a - mean, 0.0), tl.where(mask, b - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / (2 * C) + eps)[:, None]
+    a = a * rstd * tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    a += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    b = b * rstd * tl.load(p_weight + C + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    b += tl.load(p_bias + C + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    p_y = p_out + o_row.to(tl.int64)[:, None] * (2 * C) + o_c[None, :]
+    tl.store(p_y, a.to(p_out.dtype.element_ty), mask=mask)
+    tl.store(p_y + C, b.to(p_out.dtype.element_ty), mask=mask)
+
+
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -110,6 +137,24 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
     return codes, scale
 
 
+def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`reference.layer_norm_halves` in one pass; first, second [F, P, C] contiguous."""
+    frames, tokens, channels = first.shape
+    out = torch.empty(frames, tokens - skip, 2 * channels, device=first.device, dtype=first.dtype)
+    rows = frames * (tokens - skip)
+    if rows == 0:
+        return out
+    block_c = triton.next_power_of_2(channels)
+    block_m = max(1, _TILE // (2 * block_c))
+    warps = min(16, max(1, block_m * block_c // 512))
+    launch(
+        *(_layer_norm_halves_kernel, (triton.cdiv(rows, block_m),)),
+        *(first, second, weight, bias, out, rows, tokens, skip, eps),
+        C=channels, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
 def _outputs(x: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.empty(x.shape, device=x.device, dtype=torch.int8)
     return codes, torch.empty(x.shape[0], 1, device=x.device, dtype=torch.float32)
@@ -123,4 +168,5 @@ def _launch(kernel: triton.JITFunction, x: Tensor, *arguments: object) -> None:
     block_k = triton.next_power_of_2(k)
     block_m = max(1, _TILE // block_k)
     warps = min(16, max(1, block_m * block_k // 1024))
-    kernel[(triton.cdiv(m, block_m),)](*arguments, K=k, BLOCK_M=block_m, BLOCK_K=block_k, num_warps=warps)
+    grid = (triton.cdiv(m, block_m),)
+    launch(kernel, grid, *arguments, K=k, BLOCK_M=block_m, BLOCK_K=block_k, num_warps=warps)

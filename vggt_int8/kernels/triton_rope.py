@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vggt_int8.kernels.launch import launch
+
 _TOKENS = 2  # per program
 
 
@@ -86,7 +88,8 @@ def qk_norm_rope_(
         return
     rows = triton.next_power_of_2(2 * heads * _TOKENS)
     parameters = (q_weight, q_bias, k_weight, k_bias, rope)
-    _qk_norm_rope_kernel[(triton.cdiv(tokens * 2 * heads, rows),)](
+    launch(
+        *(_qk_norm_rope_kernel, (triton.cdiv(tokens * 2 * heads, rows),)),
         *(qkv, *parameters, tokens, rope.shape[1], eps),
         H=heads, D=dim, ROWS=rows, QUARTER=triton.next_power_of_2(dim // 4), num_warps=4,
     )  # fmt: skip

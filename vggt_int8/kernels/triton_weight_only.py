@@ -1,8 +1,9 @@
-"""Weight-only linear in Triton for few rows: the camera head, where M is the number of frames.
+"""Weight-only linears in Triton: for few rows a product that reads the int8 weight itself, for more a decoder.
 
-There the weight's bytes are the whole cost, and int8 halves them. Codes are exact as fp16 or bf16, products
-add up in fp32, and the scale goes on the sum. Programs take few outputs each, so that all multiprocessors
-pull on memory.
+Few rows are the camera head's, where M is the number of frames and the weight's bytes are the whole cost. Codes are
+exact as fp16 or bf16, products add up in fp32, and the scale goes on the sum. One program after another would wait
+for its chain of dependent products (8192 / 16 of them for fc2, 33 cycles each), so several share a reduction; each
+writes its part, and the last one to finish adds the parts in a fixed order, so results repeat exactly.
 """
 
 # mypy: allow-untyped-defs
@@ -14,50 +15,116 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vggt_int8.kernels.weight_only import dequantize
+from vggt_int8.kernels.launch import launch
+from vggt_int8.kernels.tiles import Tile
+from vggt_int8.kernels.triton_gemm import processors
 
-MAX_ROWS = 64  # up to so many rows the kernel reads the int8 weight itself
+MAX_ROWS = 64  # up to so many rows the product reads the int8 weight itself
+_PER_SM = 2  # programs per multiprocessor that the reduction is split for
+_DECODED = 2048  # weights per program of the decoder
 
 
 @triton.jit(do_not_specialize=["M"])
 def _weight_only_kernel(
-    p_x, p_w, p_w_scale, p_bias, p_out, M, N, K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    p_x, p_w, p_w_scale, p_bias, p_out, p_parts, p_done, M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
 ):  # fmt: skip
-    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_n, i_split = tl.program_id(0), tl.program_id(1)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_m = tl.arange(0, BLOCK_M)
-    o_k = tl.arange(0, BLOCK_K)
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
+    o_k = i_split * steps * BLOCK_K + tl.arange(0, BLOCK_K)
     m_m, m_n = o_m < M, o_n < N
+    mask = m_m[:, None] & m_n[None, :]
     p_a = p_x + o_m.to(tl.int64)[:, None] * K + o_k[None, :]
     p_b = p_w + o_n.to(tl.int64)[None, :] * K + o_k[:, None]
     b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for i in range(tl.cdiv(K, BLOCK_K)):
+    for i in range(steps):
         m_k = o_k + i * BLOCK_K < K
         b_b = tl.load(p_b, mask=m_k[:, None] & m_n[None, :], other=0)
         b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0)
         b_acc = tl.dot(b_a, b_b.to(b_a.dtype), b_acc, input_precision="ieee")
         p_a += BLOCK_K
         p_b += BLOCK_K
-    y = b_acc * tl.load(p_w_scale + o_n, mask=m_n, other=0.0)[None, :]
-    if p_bias is not None:
-        y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    p_y = p_out + o_m.to(tl.int64)[:, None] * N + o_n[None, :]
-    tl.store(p_y, y.to(p_out.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+    o_y = o_m.to(tl.int64)[:, None] * N + o_n[None, :]
+    last = True
+    if SPLIT_K > 1:
+        part = M.to(tl.int64) * N
+        tl.store(p_parts + i_split * part + o_y, b_acc, mask=mask)
+        tl.debug_barrier()  # every thread's part is stored before this program counts as done
+        last = tl.atomic_add(p_done + i_n, 1, sem="acq_rel") == SPLIT_K - 1
+        if last:
+            b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+            for i in range(SPLIT_K):
+                b_acc += tl.load(p_parts + i * part + o_y, mask=mask, other=0.0, cache_modifier=".cg")
+    if last:
+        y = b_acc * tl.load(p_w_scale + o_n, mask=m_n, other=0.0)[None, :]
+        if p_bias is not None:
+            y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        tl.store(p_out + o_y, y.to(p_out.dtype.element_ty), mask=mask)
 
 
-def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """`reference.w8a16_linear` on the GPU; x and weight contiguous."""
+@triton.jit
+def _dequantize_kernel(
+    p_w, p_scale, p_out, A, B, scale_a, scale_b,
+    T: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """[A, B, T] -> [A, T, B]; the scale of (a, b) is at a * scale_a + b * scale_b."""
+    o_a = (tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A))[:, None]
+    o_b = (tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :]
+    mask = (o_a < A) & (o_b < B)
+    scale = tl.load(p_scale + o_a * scale_a + o_b * scale_b, mask=mask, other=0.0)
+    o_in = o_a.to(tl.int64) * B * T + o_b * T
+    o_out = o_a.to(tl.int64) * B * T + o_b
+    for t in tl.static_range(T):
+        b_codes = tl.load(p_w + o_in + t, mask=mask, other=0)
+        tl.store(p_out + o_out + t * B, (b_codes.to(tl.float32) * scale).to(p_out.dtype.element_ty), mask=mask)
+
+
+def dequantize(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`reference.dequantize` in one pass; weight contiguous."""
+    a, b, t = weight.shape
+    out = torch.empty(a, t, b, device=weight.device, dtype=dtype)
+    if out.numel() == 0:
+        return out
+    block_b = min(triton.next_power_of_2(b), _DECODED)
+    block_a = max(1, _DECODED // block_b)
+    steps = (int(weight_scale.shape[0] > 1), int(weight_scale.shape[1] > 1))
+    grid = (triton.cdiv(a, block_a), triton.cdiv(b, block_b))
+    blocks = {"T": t, "BLOCK_A": block_a, "BLOCK_B": block_b}
+    launch(_dequantize_kernel, grid, weight, weight_scale, out, a, b, *steps, **blocks, num_warps=4)
+    return out
+
+
+def w8a16_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, tile: Tile | None = None
+) -> Tensor:
+    """`reference.w8a16_linear` on the GPU; x and weight contiguous. `tile` None: chosen by size."""
     (m, k), n = x.shape, weight.shape[0]
     if m > MAX_ROWS:
-        return F.linear(x, dequantize(weight, weight_scale, x.dtype), None if bias is None else bias.to(x.dtype))
+        floats = dequantize(weight.unsqueeze(2), weight_scale.view(n, 1, 1), x.dtype).view(n, k)
+        return F.linear(x, floats, None if bias is None else bias.to(x.dtype))
     out = torch.empty(m, n, device=x.device, dtype=x.dtype)
     if m == 0:
         return out
-    block_m = max(16, triton.next_power_of_2(m))
-    block_n, block_k = (16, 256) if block_m <= 32 else (32, 128)
-    grid = (triton.cdiv(n, block_n),)
-    _weight_only_kernel[grid](
-        *(x, weight, weight_scale, bias, out, m, n, k),
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4, num_stages=6 if block_m <= 32 else 4,
+    tile = tile or weight_only_tile(m, n, k, processors(x.device))
+    columns = triton.cdiv(n, tile.block_n)
+    parts = done = None
+    if tile.split_k > 1:
+        parts = torch.empty(tile.split_k, m, n, device=x.device, dtype=torch.float32)
+        done = torch.zeros(columns, device=x.device, dtype=torch.int32)
+    launch(
+        *(_weight_only_kernel, (columns, tile.split_k), x, weight, weight_scale, bias, out, parts, done, m, n, k),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
+
+
+def weight_only_tile(m: int, n: int, k: int, multiprocessors: int) -> Tile:
+    """Split K until there are about two programs per multiprocessor, but give each at least one whole step."""
+    block_m = max(16, triton.next_power_of_2(m))
+    block_n, block_k, stages = (64, 256, 4) if block_m <= 32 else (64, 128, 4)
+    wanted = round(_PER_SM * multiprocessors / triton.cdiv(n, block_n))
+    split_k = max(1, min(wanted, k // block_k))
+    return Tile(block_m, block_n, block_k, warps=4, stages=stages, split_k=split_k)

@@ -26,9 +26,13 @@ class Halves(NamedTuple):
     frame: Tensor
     scene: Tensor
 
-    def joined(self, tokens: slice, frames: slice, device: torch.device) -> Tensor:
-        """[f, p, 2C] on `device`."""
-        return torch.cat([half[frames, tokens].to(device) for half in self], dim=-1)
+    def of(self, frames: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both halves of some frames, on `device`."""
+        return self.frame[frames].to(device), self.scene[frames].to(device)
+
+    def camera_tokens(self, device: torch.device) -> Tensor:
+        """The first token of every frame, [F, 2C]."""
+        return torch.cat([half[:, 0].to(device) for half in self], dim=-1)
 
 
 def run_aggregator(aggregator: Aggregator, images: Tensor, layers: Collection[int], plan: Plan) -> dict[int, Halves]:

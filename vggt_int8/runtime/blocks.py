@@ -12,43 +12,36 @@ from torch import Tensor, nn
 from vggt_int8.kernels import ops
 from vggt_int8.model.layers import Attention, Block
 from vggt_int8.runtime.attention import attention
-from vggt_int8.runtime.linear import linear_residual, mlp_residual, norm_linear
+from vggt_int8.runtime.linear import linear_residual_, mlp_residual_, norm_linear
 from vggt_int8.runtime.memory import parts
 
 
-def run_block(block: nn.Module, x: Tensor, sequences: int, rope: Tensor | None, rows: int) -> Tensor:
-    """x [M, C], `sequences` of equal length that attend each within itself -> [M, C], a new tensor.
+def run_block(
+    block: nn.Module, x: Tensor, sequences: int, rope: Tensor | None, rows: int, out: Tensor | None = None
+) -> Tensor:
+    """x [M, C], `sequences` of equal length that attend each within itself -> [M, C], in `out` or a new tensor.
 
     rope: [2, P, D] fp32, cosines and sines, or None for a block without q/k norm and RoPE.
     rows: the MLP, whose hidden activations are the widest of the block, works on at most so many rows at a time.
     """
     assert isinstance(block, Block)
-    x = _attend(block, x, sequences, rope)
-    mlp = (block.norm2, block.mlp.fc1, block.mlp.fc2, block.ls2.gamma)
-    if len(x) <= rows:
-        return mlp_residual(x, *mlp)
+    out = torch.empty_like(x) if out is None else out
+    linear_residual_(out, _attention_output(block, block.attn, x, sequences, rope), block.attn.proj, block.ls1.gamma, x)
     for part in parts(len(x), rows):
-        x[part] = mlp_residual(x[part], *mlp)
-    return x
+        mlp_residual_(out[part], block.norm2, block.mlp.fc1, block.mlp.fc2, block.ls2.gamma)
+    return out
 
 
 def run_block_in_parts(
     block: nn.Module, x: Tensor, sequences: int, rope: Tensor | None, rows: int, at_once: int
 ) -> Tensor:
     """`run_block` for at most `at_once` sequences at a time, where that bounds the qkv tensor."""
-    if sequences <= at_once:
-        return run_block(block, x, sequences, rope, rows)
     length = len(x) // sequences
     out = torch.empty_like(x)
     for part in parts(sequences, at_once):
         tokens = slice(part.start * length, part.stop * length)
-        out[tokens] = run_block(block, x[tokens], part.stop - part.start, rope, rows)
+        run_block(block, x[tokens], part.stop - part.start, rope, rows, out[tokens])
     return out
-
-
-def _attend(block: Block, x: Tensor, sequences: int, rope: Tensor | None) -> Tensor:
-    attn = block.attn
-    return linear_residual(_attention_output(block, attn, x, sequences, rope), attn.proj, block.ls1.gamma, x)
 
 
 def _attention_output(block: Block, attn: Attention, x: Tensor, sequences: int, rope: Tensor | None) -> Tensor:

@@ -1,7 +1,8 @@
 """Convolutions of the dense heads: channels last, weights decoded once per call, bias and ReLU inside the kernel.
 
 The int8 codes become floats when a call starts and are dropped with it: 66 MB for a head of VGGT-1B in fp16, written
-in about 0.1 ms. Keeping them would hold that memory for ever and go stale when weights change.
+in about 0.1 ms by a kernel that also puts the channels last. Keeping them would hold that memory for ever and go stale
+when weights change.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vggt_int8.kernels import ops
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.storage import Int8Storage
 
@@ -58,8 +60,9 @@ def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
     if any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
         raise ValueError(f"{layer} has dilation, groups or output padding, which no VGGT head has")
     if isinstance(layer, Int8Storage):
-        weight = torch.empty_like(layer.weight, dtype=dtype, memory_format=torch.channels_last)
-        torch.mul(layer.weight, layer.weight_scale, out=weight)  # in fp32, rounded once as it is stored
+        taps = layer.weight.shape[2:]
+        weight = ops.dequantize(layer.weight.flatten(2), layer.weight_scale.flatten(2), dtype)
+        weight = pixels_to_map(weight.unflatten(1, taps))
     else:
         weight = layer.weight.to(dtype).contiguous(memory_format=torch.channels_last)
     bias = None if layer.bias is None else layer.bias.to(dtype)

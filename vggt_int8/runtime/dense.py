@@ -1,16 +1,17 @@
 """The dense heads in channels last, some frames at a time, with few passes over their large maps.
 
 Tokens [f, h * w, C] are a channels-last map already, so the 1x1 projections are linear layers and nothing is
-transposed. A rectified shortcut is made by the convolution before it; sums and position embeddings go into tensors
-that exist. What a head computes is defined in `vggt_int8.model.dpt_head`.
+transposed. A rectified shortcut is made by the convolution before it; a resize takes in all that is added to its
+result; the last convolution makes the outputs. What a head computes is defined in `vggt_int8.model.dpt_head`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock, resize
-from vggt_int8.model.tables import uv_table
+from vggt_int8.kernels import ops
+from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock
+from vggt_int8.model.tables import constant_table, uv_table
 from vggt_int8.runtime.aggregator import Halves
 from vggt_int8.runtime.convolution import CONVOLUTIONS, FloatConv, float_conv, map_to_pixels, pixels_to_map, tuned
 from vggt_int8.runtime.memory import parts
@@ -21,20 +22,30 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Values [F, H, W, n] and confidence [F, H, W], fp32, of all frames; on the host if asked."""
     run = DenseCall(head, tokens, image_size)
+    layers = head.scratch.output_conv2
+    assert isinstance(layers, nn.Sequential)
+    hidden, last = run.convs[layers[0]], run.convs[layers[2]]
+    outputs, weight = last.weight.shape[0], last.weight.flatten(1)
     device = torch.device("cpu") if on_host else run.device
-    values = torch.empty(run.frames, *image_size, run.outputs - 1, device=device)
+    values = torch.empty(run.frames, *image_size, outputs - 1, device=device)
     confidences = torch.empty(run.frames, *image_size, device=device)
-    for part in run.parts(at_once):
-        value, confidence = head.activate(map_to_pixels(run(part)))
-        values[part] = value.to(device)
-        confidences[part] = confidence.to(device)
+    with tuned():
+        for part in run.parts(at_once):
+            value, confidence = (torch.empty_like(x[part], device=run.device) for x in (values, confidences))
+            if not on_host:
+                value, confidence = values[part], confidences[part]
+            pixels = map_to_pixels(hidden.relu(run(part)))
+            ops.predict_(pixels, weight, last.bias, head.activation == "inv_log", value, confidence)
+            if on_host:
+                values[part], confidences[part] = value.to(device), confidence.to(device)
     return values, confidences
 
 
 def features(head: DPTFeatures, tokens: dict[int, Halves], image_size: tuple[int, int], at_once: int) -> Tensor:
     """Feature maps [F, C, H / stride, W / stride] of all frames."""
     run = DenseCall(head, tokens, image_size)
-    return torch.cat([run(part) for part in run.parts(at_once)])
+    with tuned():
+        return torch.cat([run(part) for part in run.parts(at_once)])
 
 
 class DenseCall:
@@ -48,54 +59,49 @@ class DenseCall:
         self.device = head.norm.weight.device
         convs = (m for m in head.modules() if isinstance(m, CONVOLUTIONS))
         self.convs: dict[nn.Module, FloatConv] = {m: float_conv(m, dtype) for m in convs}
+        scratch = head.scratch
+        for block in (scratch.refinenet1, scratch.refinenet2, scratch.refinenet3, scratch.refinenet4):
+            self._move_bias(block.resConfUnit2.conv2, block.out_conv)
 
-    @property
-    def outputs(self) -> int:
-        """Values a pixel, the confidence included."""
-        return self._last_convs()[1].weight.shape[0]
+    def _move_bias(self, conv: nn.Module, linear: nn.Module) -> None:
+        """Of a convolution, through the 1x1 convolution after it: there it costs no pass over the map."""
+        first, second = self.convs[conv], self.convs[linear]
+        if first.bias is not None:
+            bias = F.linear(first.bias, second.weight.flatten(1), second.bias)
+            self.convs |= {conv: first._replace(bias=None), linear: second._replace(bias=bias)}
 
     def parts(self, at_once: int) -> list[slice]:
-        """The frames of each step: at most `at_once`, and no map larger than the upsampling kernel can count."""
+        """The frames of each step: at most `at_once`, and no map larger than 32-bit kernels can count."""
         largest = MAX_ELEMENTS // (self.head.channels * self.image_size[0] * self.image_size[1])
         return list(parts(self.frames, max(1, min(at_once, largest))))
 
     def __call__(self, frames: slice) -> Tensor:
-        """-> the head's map [f, n, H / stride, W / stride], channels last."""
-        with tuned():
-            return self._run(frames)
-
-    def _run(self, frames: slice) -> Tensor:
-        head, scratch, size = self.head, self.head.scratch, self.image_size
+        """-> the head's feature map [f, C, H / stride, W / stride], channels last."""
+        head, scratch, (height, width) = self.head, self.head.scratch, self.image_size
         maps = [self._level(i, frames) for i in range(4)]
-        sizes = [(m.shape[2], m.shape[3]) for m in maps]
-        sizes.insert(0, (2 * sizes[0][0], 2 * sizes[0][1]))
+        full_size = 2 * maps[0].shape[2], 2 * maps[0].shape[3]
         rectify = (scratch.layer1_rn, scratch.layer2_rn, scratch.layer3_rn, scratch.layer4_rn)
         refine = (scratch.refinenet1, scratch.refinenet2, scratch.refinenet3, scratch.refinenet4)
         x = None
         for i in (3, 2, 1, 0):
             # All that follows reads this map rectified, its own shortcut included.
-            finer = self.convs[rectify[i]].relu(maps.pop())
-            x = resize(self._fuse(refine[i], x, finer), sizes[i])
+            x = self._fuse(refine[i], x, self.convs[rectify[i]].relu(maps.pop()))
         assert x is not None
+        x = self._resize(x, full_size)
         out = self.convs[scratch.output_conv1]
-        if head.uv:  # a resize leaves a constant as it is, so the bias goes in with the position embedding
-            x, bias = out._replace(bias=None)(x), out.bias
-        else:
-            x, bias = out(x), None
-        x = resize(x, (size[0] // head.stride, size[1] // head.stride))
-        if head.uv:
-            add_uv_embedding_(x, size, bias)
-        return self._predict(x) if isinstance(head, DPTHead) else x
+        # A resize leaves a constant as it is, so the bias may come after it.
+        size = height // head.stride, width // head.stride
+        return self._resize(out._replace(bias=None)(x), size, embed=head.uv, bias=out.bias)
 
     def _level(self, i: int, frames: slice) -> Tensor:
         """Level i from fine to coarse: tokens -> map [f, C_i, h_i, w_i]."""
         head, size = self.head, self.image_size
         grid = (size[0] // head.patch_size, size[1] // head.patch_size)
-        x = self.halves[i].joined(slice(head.num_special, None), frames, self.device)
-        x = F.layer_norm(x, head.norm.normalized_shape, head.norm.weight, head.norm.bias, head.norm.eps)
+        first, second = self.halves[i].of(frames, self.device)
+        x = ops.layer_norm_halves(first, second, head.num_special, head.norm.weight, head.norm.bias, head.norm.eps)
         x = self.convs[head.projects[i]](pixels_to_map(x.unflatten(1, grid)))
         if head.uv:
-            add_uv_embedding_(x, size)
+            x = self._resize(x, grid, embed=True)
         resize_layer = head.resize_layers[i]
         return self.convs[resize_layer](x) if resize_layer in self.convs else x
 
@@ -106,30 +112,32 @@ class DenseCall:
             unit = block.resConfUnit1
             hidden = conv[unit.conv1].relu(finer)
             # The sum of map, shortcut and second convolution is only read rectified.
-            finer = conv[unit.conv2].add_relu(hidden, coarser.add_(finer))
+            shortcut = self._resize(coarser, (finer.shape[2], finer.shape[3]), addend=finer)
+            finer = conv[unit.conv2].add_relu(hidden, shortcut)
         unit = block.resConfUnit2
         x = conv[unit.conv2](conv[unit.conv1].relu(finer)).add_(finer)
         return conv[block.out_conv](x)
 
-    def _predict(self, x: Tensor) -> Tensor:
-        """The last two convolutions, [f, C, H, W] -> [f, n, H, W]."""
-        first, last = self._last_convs()
-        return last(first.relu(x))
+    def _resize(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        embed: bool = False,
+        bias: Tensor | None = None,
+        addend: Tensor | None = None,
+    ) -> Tensor:
+        """x [f, C, h, w] -> [f, C, *size] with the position embedding, a bias [C] and another map added to it."""
+        columns = rows = None
+        if embed:
+            height, width = self.image_size
+            diagonal, half = (width**2 + height**2) ** 0.5, x.shape[1] // 2
+            columns = position_table(size[1], width / diagonal, half, device=x.device)
+            rows = position_table(size[0], height / diagonal, half, device=x.device)
+        other = None if addend is None else map_to_pixels(addend)
+        return pixels_to_map(ops.resize(map_to_pixels(x), *size, columns, rows, bias, other))
 
-    def _last_convs(self) -> tuple[FloatConv, FloatConv]:
-        layers = self.head.scratch.output_conv2
-        assert isinstance(layers, nn.Sequential)
-        return self.convs[layers[0]], self.convs[layers[2]]
 
-
-def add_uv_embedding_(x: Tensor, image_size: tuple[int, int], bias: Tensor | None = None) -> None:
-    """`model.dpt_head.add_uv_embedding` in place, and a bias [C] with it. x [f, C, h, w]."""
-    height, width = image_size
-    half, (rows, columns) = x.shape[1] // 2, x.shape[2:]
-    diagonal = (width**2 + height**2) ** 0.5
-    u = UV_WEIGHT * uv_table(columns, width / diagonal, half, device=x.device).to(x.dtype)[:, None, :]
-    v = UV_WEIGHT * uv_table(rows, height / diagonal, half, device=x.device).to(x.dtype)[:, :, None]
-    if bias is not None:
-        u, v = u + bias[:half, None, None], v + bias[half:, None, None]
-    x[:, :half] += u
-    x[:, half:] += v
+@constant_table
+def position_table(size: int, span: float, channels: int, *, device: torch.device) -> Tensor:
+    """[size, channels]: what `model.dpt_head.add_uv_embedding` adds along one axis of an image."""
+    return UV_WEIGHT * uv_table(size, span, channels, device=device).T.contiguous()

@@ -35,25 +35,27 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = Fa
     return F.gelu(y) if gelu else y
 
 
-def linear_residual(y: Tensor, layer: nn.Module, gamma: Tensor, x: Tensor) -> Tensor:
-    """`x + gamma * linear(y)`: y [M, K], gamma [N], x [M, N] -> [M, N] in x's dtype, a new tensor."""
+def linear_residual_(out: Tensor, y: Tensor, layer: nn.Module, gamma: Tensor, x: Tensor) -> None:
+    """Write `x + gamma * linear(y)` into `out`, which may be x: y [M, K], gamma [N], x and out [M, N]."""
     if _takes_codes(layer):
         codes, scale = ops.quantize_rows(y, layer.input_scale)
-        return _gemm(codes, scale, layer, x.dtype, gamma=gamma, residual=x)
-    return torch.addcmul(x, linear(y, layer), gamma)
+        _gemm_into(out, codes, scale, layer, gamma, x)
+    else:
+        torch.addcmul(x, linear(y, layer), gamma, out=out)
 
 
-def mlp_residual(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module, gamma: Tensor) -> Tensor:
-    """`x + gamma * fc2(gelu(fc1(norm(x))))`: x [M, C] -> [M, C], a new tensor.
+def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module, gamma: Tensor) -> None:
+    """`x += gamma * fc2(gelu(fc1(norm(x))))`, x [M, C].
 
     When fc2's input scale is static, fc1 writes fc2's codes itself and the hidden floats never exist.
     """
     if not (_takes_codes(fc1) and _takes_codes(fc2)) or fc2.input_scale is None:
-        return linear_residual(norm_linear(x, norm, fc1, gelu=True), fc2, gamma, x)
+        linear_residual_(x, norm_linear(x, norm, fc1, gelu=True), fc2, gamma, x)
+        return
     codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, fc1.input_scale)
     hidden = _gemm(codes, scale, fc1, x.dtype, gelu=True, out_scale=fc2.input_scale)
     # Codes cannot carry NaN: a row that holds it passes it on through its scale.
-    return _gemm(hidden, fc2.input_scale + 0 * scale, fc2, x.dtype, gamma=gamma, residual=x)
+    _gemm_into(x, hidden, fc2.input_scale + 0 * scale, fc2, gamma, x)
 
 
 def _takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
@@ -67,10 +69,12 @@ def _gemm(
     dtype: torch.dtype,
     *,
     gelu: bool = False,
-    gamma: Tensor | None = None,
-    residual: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> Tensor:
     operands = (codes, scale, layer.weight, layer.weight_scale, layer.bias)
-    result: Tensor = ops.int8_gemm(*operands, dtype, gelu, gamma, residual, out_scale)
+    result: Tensor = ops.int8_gemm(*operands, dtype, gelu, None, None, out_scale)
     return result
+
+
+def _gemm_into(out: Tensor, codes: Tensor, scale: Tensor, layer: Int8Linear, gamma: Tensor, residual: Tensor) -> None:
+    ops.int8_gemm_into_(out, codes, scale, layer.weight, layer.weight_scale, layer.bias, False, gamma, residual)

@@ -20,8 +20,8 @@ def run_network(model: VGGT, inputs: Tensors, heads: tuple[str, ...], plan: Plan
     tokens = run_aggregator(model.aggregator, images, model._layers_read_by(heads), plan)
     outputs: Tensors = {}
     if model.camera_head is not None and "camera" in heads:
-        first = tokens[model.config.depth - 1].joined(slice(0, 1), slice(None), images.device)
-        pose = run_camera_head(model.camera_head, first.view(batch, frames, -1))
+        camera = tokens[model.config.depth - 1].camera_tokens(images.device)
+        pose = run_camera_head(model.camera_head, camera.view(batch, frames, -1))
         extrinsic, intrinsic = pose_encoding_to_camera(pose, size)
         outputs |= {"pose_enc": pose, "extrinsic": extrinsic, "intrinsic": intrinsic}
     maps = {"depth": ("depth", model.depth_head), "point": ("world_points", model.point_head)}
