@@ -63,6 +63,20 @@ def make(scheme: str, backend: str, source: nn.Linear, absmax: float = 1.0, thre
     ).to(source.weight.device)
 
 
+@pytest.mark.parametrize(("scheme", "backend"), PAIRS)
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+def test_gradients_reach_the_input_as_through_the_float_layer(scheme: str, backend: str, device: str) -> None:
+    usable(scheme, backend, device)
+    layer = make(scheme, backend, nn.Linear(64, 24), threshold=2.0).to(device)
+    x = randn(7, 64).to(device).requires_grad_()
+    y = layer(x)
+    with torch.no_grad():
+        assert torch.equal(y, layer(x))
+    (got,) = torch.autograd.grad(y, x, randn(7, 24, seed=1).to(device))
+    want = randn(7, 24, seed=1).to(device) @ (layer.weight.float() * layer.weight_scale)
+    torch.testing.assert_close(got, want)
+
+
 def definition(scheme: str, layer: Int8Linear, x: Tensor) -> Tensor:
     """The reference on the CPU in fp32."""
     weight, scale = layer.weight.cpu(), layer.weight_scale.cpu()

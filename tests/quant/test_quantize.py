@@ -222,6 +222,18 @@ def test_a_foreign_model_under_autocast(foreign: Foreign, dtype: torch.dtype) ->
         assert (got[key].float() - want[key].float()).norm() < 0.06 * want[key].float().norm()
 
 
+@pytest.mark.parametrize("name", ["int8_dynamic", "int8_weight_only", "llm_int8"])
+def test_a_foreign_model_outside_no_grad(foreign: Foreign, name: str) -> None:
+    """What is kept still has gradients, as the reference's own model does in evaluation."""
+    quantize(foreign, recipe=name)
+    outputs = foreign(IMAGES)
+    with torch.no_grad():
+        for key, value in foreign(IMAGES).items():
+            assert torch.equal(outputs[key], value), key
+    sum(value.sum() for value in outputs.values()).backward()
+    assert foreign.aggregator.patch_embed.patch_embed.proj.weight.grad.abs().max() > 0
+
+
 def test_twice(foreign: Foreign) -> None:
     quantize(foreign)
     for recipe in ("int8_dynamic", "fp16"):

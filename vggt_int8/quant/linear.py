@@ -1,8 +1,11 @@
 """`Int8Linear`: an `nn.Linear` stored as plain INT8 tensors, computed by an exchangeable backend."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.backends import Backend, resolve
 from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
@@ -13,7 +16,8 @@ class Int8Linear(Int8Storage):
 
     State: `weight` int8 [N, K], `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent, `input_scale` fp32 [1] for
     static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the like: the dtype of the
-    computation is that of x. `backend` is a name or "auto", looked up for the device of x at each call.
+    computation is that of x. `backend` is a name or "auto", looked up for the device of x at each call. Gradients
+    reach x as through the float layer with the same weights (straight-through); the layer itself is not trained.
     """
 
     input_scale: Tensor | None
@@ -88,8 +92,24 @@ class Int8Linear(Int8Storage):
         rows = x.reshape(-1, self.in_features)
         if rows.shape[0] == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
-        y = self.resolved_backend(device_type).linear(rows, self)
+        backend = self.resolved_backend(device_type)
+        needs_gradient = rows.requires_grad and torch.is_grad_enabled()
+        y = _StraightThrough.apply(rows, self, backend) if needs_gradient else backend.linear(rows, self)
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.scheme.label}, backend={self.backend}"
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The product of any backend; rounding counts as the identity in the backward pass, whose slope would be zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Int8Linear, backend: Backend) -> Tensor:
+        ctx.save_for_backward(layer.weight, layer.weight_scale)
+        return backend.linear(x, layer)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        weight, scale = ctx.saved_tensors
+        return grad @ dequantize(weight, scale, grad.dtype), None, None
