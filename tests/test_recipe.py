@@ -61,24 +61,32 @@ def test_the_camera_head_is_weight_only() -> None:
 
 # Each row: what a user's file says -> what the message must say. The file is called mine.toml.
 BAD_FILES = [
-    ("wieghts = 'int8'", [r"mine\.toml", "unknown key 'wieghts'", "weights"]),
-    ("[[rules]]\nmatch = 'a'\n\n[[rules]]\nmatch = 'b'\nlayer = 3", [r"mine\.toml, line 4", "unknown key 'layer'"]),
-    ("[[rules]]\nmatch = 'a'\n[[rules]]\nmatch = 'b(c'", [r"'b\(c' is no regular expression"]),
-    ("include = ['*']", [r"'\*' is no regular expression"]),
+    ("keep = 'fp16'\nwieghts = 'int8'", [r"mine\.toml, line 2", "unknown key 'wieghts'", "weights"]),
+    ("[vggt_1b]\nkeep = 3\n[wieghts]\nkeep = 4", [r"mine\.toml, line 3", "unknown key 'wieghts'"]),
+    ("[[rules]]\nmatch = 'a'\n\n[[rules]]\nmatch = 'b'\nlayer = 3", [r"mine\.toml, line 6", "unknown key 'layer'"]),
+    ("[[rules]]\nmatch = 'a'\n[[rules]]\nmatch = 'b(c'", [r"line 4: .*'b\(c' is no regular expression"]),
+    ("include = ['*']", [r"line 1: .*'\*' is no regular expression"]),
+    ("include = 3", ["line 1: include is 3; it must be a list"]),
     ("[[rules]]\npart = 'a'", ["line 1", "needs match"]),
     ("[[rules]]\nmatch = 3", ["line 1", "needs match"]),
     ("weights = 'int4'", ["weights is 'int4'", "'int8', 'keep'"]),
-    ("activations = 'dynamik'", ["activations is 'dynamik'", "none, dynamic, static"]),
+    ("keep = 'fp16'\nactivations = 'dynamik'", ["line 2: activations is 'dynamik'", "'none', 'dynamic', 'static'"]),
     ("keep = 'fp8'", ["keep is 'fp8'"]),
     ("observer = 'mse'", ["observer is 'mse'", "minmax"]),
     ("outlier_threshold = -1", ["outlier_threshold is -1"]),
     ("outlier_threshold = inf", ["outlier_threshold is inf"]),
     ("outlier_threshold = '6'", ["outlier_threshold is '6'", "number"]),
+    ("outlier_threshold = true", ["outlier_threshold is True", "number"]),
+    ("description = 3", ["description is 3; it must be text"]),
+    ("vggt_1b = [1]", [r"vggt_1b is \[1\]; it must be a table"]),
+    ("[vggt_1b]\nblocks = '24'", ["line 1: vggt_1b is .*must be a table of module = number"]),
     ("activations = 'none'\noutlier_threshold = 6", ["outlier_threshold 6", "dynamic"]),
     ("calibration_samples = 0", ["calibration_samples is 0"]),
     ("calibration_samples = 1.5", ["calibration_samples is 1.5"]),
-    ("[[rules]]\nmatch = 'a'\nweights = 'fp8'", ["weights", "line 1", "'fp8'"]),
-    ("[[rules]]\nmatch = 'a'\n[[rules]]\nmatch = 'b'\nactivations = 'on'", ["activations", "line 3", "'on'"]),
+    ("[[rules]]\nmatch = 'a'\nweights = 'fp8'", ["line 3: weights is 'fp8'", "match = 'a'"]),
+    ("[[rules]]\nmatch = 'a'\n[[rules]]\nmatch = 'b'\nactivations = 'on'", ["line 5: activations is 'on'"]),
+    ("[[rules]]\nmatch = 'a'\nlayers = '18'", ["line 3: layers is '18'; it must be an integer"]),
+    ("[[rules]]\nmatch = 'a'\npart = 3", ["line 3: part is 3; it must be text"]),
     ("rules = 3", ["rules must be a list"]),
     ("rules = ['a']", ["a rule must be a table, not 'a'"]),
     ("weights = 'keep'\ninclude = 'a'", ["include has no effect"]),
@@ -134,6 +142,8 @@ def test_recipes_in_python() -> None:
     assert load_recipe(Recipe(name="x")) == Recipe(name="x")
     with pytest.raises(RecipeError, match="is no regular expression"):
         Recipe(exclude=["("])
+    with pytest.raises(RecipeError, match="rules holds 'a', which is no Rule"):
+        Recipe(rules=["a"])  # type: ignore[arg-type]
 
 
 def test_replace_keeps_the_rules_of_a_shipped_recipe() -> None:

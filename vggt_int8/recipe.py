@@ -13,7 +13,7 @@ The same object can be written in Python, without rules, for any module:
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ KEEP_DTYPES = ("fp16",)
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be read, contradicts itself, or does not fit the model. The message names the line."""
+    """A recipe that cannot be read, contradicts itself, or does not fit the model. The message names the line.
+
+    key: the entry of the recipe at fault, where it is one; who reads a file adds its line.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,16 @@ class Scheme:
     outlier_threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.activations not in ACTIVATIONS:
-            raise RecipeError(f"activations is {self.activations!r}; choose one of {', '.join(ACTIVATIONS)}")
-        if not 0 <= self.outlier_threshold < float("inf"):
-            raise RecipeError(f"outlier_threshold is {self.outlier_threshold}; it must be 0 (off) or positive")
-        if self.outlier_threshold and self.activations != "dynamic":
+        _one_of("activations", self.activations, ACTIVATIONS)
+        threshold = self.outlier_threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            raise RecipeError(f"outlier_threshold is {threshold!r}; it must be a number", "outlier_threshold")
+        if not 0 <= threshold < float("inf"):
+            raise RecipeError(f"outlier_threshold is {threshold}; it must be 0 (off) or positive", "outlier_threshold")
+        if threshold and self.activations != "dynamic":
             raise RecipeError(
-                f"outlier_threshold {self.outlier_threshold} needs activations = 'dynamic', not {self.activations!r}"
+                f"outlier_threshold {threshold} needs activations = 'dynamic', not {self.activations!r}",
+                "outlier_threshold",
             )
 
     @property
@@ -80,6 +90,15 @@ class Rule:
     layers: int | None = None
     reason: str = ""
     line: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("match", "part", "weights", "activations", "reason"):
+            _text(name, getattr(self, name))
+        if self.layers is not None and type(self.layers) is not int:
+            raise RecipeError(f"layers is {self.layers!r}; it must be an integer", "layers")
+        _regular_expression("match", self.match)
+        _one_of("weights", self.weights, ("", *WEIGHTS))
+        _one_of("activations", self.activations, ("", *ACTIVATIONS))
 
     @property
     def where(self) -> str:
@@ -113,35 +132,37 @@ class Recipe:
     vggt_1b: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "rules"):
             value = getattr(self, name)
+            if not isinstance(value, Iterable):
+                raise RecipeError(f"{name} is {value!r}; it must be a list", name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "rules", tuple(self.rules))
         if not self.rules and not self.include and self.weights == "int8":
             object.__setattr__(self, "include", (".*",))
         self._validate()
 
     def _validate(self) -> None:
+        _text("name", self.name)
+        _text("description", self.description)
         _one_of("weights", self.weights, WEIGHTS)
         _one_of("observer", self.observer, OBSERVERS)
         _one_of("keep", self.keep, KEEP_DTYPES)
-        if not isinstance(self.calibration_samples, int) or self.calibration_samples < 1:
-            raise RecipeError(f"calibration_samples is {self.calibration_samples!r}; it must be an integer >= 1")
-        if not isinstance(self.outlier_threshold, int | float):
-            raise RecipeError(f"outlier_threshold is {self.outlier_threshold!r}; it must be a number")
+        samples = self.calibration_samples
+        if type(samples) is not int or samples < 1:
+            raise RecipeError(f"calibration_samples is {samples!r}; it must be an integer >= 1", "calibration_samples")
+        if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
+            raise RecipeError(f"vggt_1b is {self.vggt_1b!r}; it must be a table of module = number", "vggt_1b")
         _ = self.scheme
+        for name in ("include", "exclude"):
+            for pattern in getattr(self, name):
+                _regular_expression(name, pattern)
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise RecipeError(f"rules holds {rule!r}, which is no Rule", "rules")
         if self.include and self.weights == "keep":
             raise RecipeError(
-                "weights = 'keep' quantizes by rules alone, so include has no effect: use weights = 'int8'"
+                "weights = 'keep' quantizes by rules alone, so include has no effect: use weights = 'int8'", "include"
             )
-        for pattern in (*self.include, *self.exclude, *(rule.match for rule in self.rules)):
-            try:
-                re.compile(pattern)
-            except (re.error, TypeError) as error:
-                raise RecipeError(f"recipe {self.name!r}: {pattern!r} is no regular expression: {error}") from error
-        for rule in self.rules:
-            _one_of(f"weights ({rule.where})", rule.weights, ("", *WEIGHTS))
-            _one_of(f"activations ({rule.where})", rule.activations, ("", *ACTIVATIONS))
 
     @property
     def scheme(self) -> Scheme:
@@ -166,8 +187,10 @@ class Recipe:
         return {"format": RECIPE_FORMAT, **data}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, lines: tuple[int, ...] = (), source: str = "recipe") -> "Recipe":
-        """Build from plain data. `lines` are the rules' line numbers in `source`.
+    def from_dict(
+        cls, data: Mapping[str, Any], *, lines: Sequence[Mapping[str, int]] = (), source: str = "recipe"
+    ) -> "Recipe":
+        """Build from plain data. `lines`: where its keys stand in `source`, see `_key_lines`.
 
         Raises `RecipeError` on an unknown key or value, and on a format newer than this package reads.
         """
@@ -176,18 +199,17 @@ class Recipe:
             raise RecipeError(
                 f"{source}: recipe format {version!r}; this package reads {RECIPE_FORMAT}. Update vggt-int8."
             )
-        known = {f.name for f in fields(cls)} | {"format"}
-        _no_unknown_keys(data, known, source)
-        values = {key: value for key, value in data.items() if key != "format"}
-        rules = values.get("rules", [])
+        rules = data.get("rules", [])
         if not isinstance(rules, list):
             raise RecipeError(f"{source}: rules must be a list of tables ([[rules]]), not {type(rules).__name__}")
-        lines = lines if len(lines) == len(rules) else (0,) * len(rules)
-        values["rules"] = tuple(_rule(r, n, source) for r, n in zip(rules, lines, strict=True))
+        top, *of_rules = lines if len(lines) == len(rules) + 1 else [{}] * (len(rules) + 1)
+        _no_unknown_keys(data, {f.name for f in fields(cls)} | {"format"}, source, top)
+        values = {key: value for key, value in data.items() if key != "format"}
+        values["rules"] = tuple(_rule(r, where, source) for r, where in zip(rules, of_rules, strict=True))
         try:
             return cls(**values)
-        except (RecipeError, TypeError) as error:
-            raise RecipeError(f"{source}: {error}") from error
+        except RecipeError as error:
+            raise RecipeError(f"{_at(source, top.get(error.key))}: {error}") from error
 
 
 def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
@@ -214,8 +236,7 @@ def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
-    lines = tuple(n for n, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*rules\s*\]\]", line))
-    return Recipe.from_dict({"name": path.stem, **data}, lines=lines, source=str(path))
+    return Recipe.from_dict({"name": path.stem, **data}, lines=_key_lines(text), source=str(path))
 
 
 def available_recipes() -> list[str]:
@@ -223,22 +244,60 @@ def available_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml"))
 
 
-def _rule(data: Any, line: int, source: str) -> Rule:
-    where = f"{source}, line {line}" if line else source
+def _key_lines(text: str) -> list[dict[str, int]]:
+    """Key -> line of a TOML file's top level, then of each [[rules]] table, whose own line is under ""."""
+    top: dict[str, int] = {}
+    tables, keys = [top], top
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(r"\s*\[\[\s*rules\s*\]\]", line):
+            keys = {"": number}
+            tables.append(keys)
+        elif table := re.match(r"\s*\[+\s*[\"']?([\w-]+)", line):
+            top.setdefault(table[1], number)
+            keys = {}
+        elif key := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line):
+            keys.setdefault(key[1], number)
+    return tables
+
+
+def _rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:
+    line = lines.get("", 0)
+    where = _at(source, line)
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: a rule must be a table, not {data!r}")
-    _no_unknown_keys(data, {f.name for f in fields(Rule)} - {"line"}, where)
+    _no_unknown_keys(data, {f.name for f in fields(Rule)} - {"line"}, source, lines)
     if not isinstance(data.get("match"), str):
         raise RecipeError(f"{where}: a rule needs match = '<regular expression>'")
-    return Rule(**data, line=line)
+    try:
+        return Rule(**data, line=line)
+    except RecipeError as error:
+        where = _at(source, lines.get(error.key, line))
+        raise RecipeError(f"{where}: {error} (in the rule with match = {data['match']!r})") from error
 
 
-def _no_unknown_keys(data: Mapping[str, Any], known: set[str], where: str) -> None:
+def _at(source: str, line: int | None) -> str:
+    return f"{source}, line {line}" if line else source
+
+
+def _no_unknown_keys(data: Mapping[str, Any], known: set[str], source: str, lines: Mapping[str, int]) -> None:
     for key in data:
         if key not in known:
+            where = _at(source, lines.get(key, lines.get("")))
             raise RecipeError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise RecipeError(f"{name} is {value!r}; it must be text", name)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise RecipeError(f"{name} is {value!r}; choose one of {', '.join(repr(a) for a in allowed if a)}")
+        raise RecipeError(f"{name} is {value!r}; choose one of {', '.join(repr(a) for a in allowed if a)}", name)
+
+
+def _regular_expression(name: str, pattern: Any) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise RecipeError(f"{name}: {pattern!r} is no regular expression: {error}", name) from error

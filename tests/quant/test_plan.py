@@ -183,3 +183,24 @@ def test_a_rule_in_python_that_matches_nothing() -> None:
 def test_a_rule_for_a_part_that_is_missing_is_no_error() -> None:
     recipe = Recipe(rules=(Rule(r"head\..*", part="head"), Rule("stem")))
     assert int8_names(recipe) == {"stem"}
+
+
+def test_a_rule_whose_part_is_misspelt(vggt_1b: VGGTInt8) -> None:
+    recipe = changed_rule("int8_dynamic", 2, part="camera_haed")
+    with pytest.raises(RecipeError, match=rf"line {recipe.rules[2].line}: .* part 'camera_haed' is no module of it"):
+        make_plan(vggt_1b, recipe)
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "message"),
+    [
+        (Small(), "int8_dynamic", "'int8_dynamic' quantizes no layer of this model: .* such as 'stem'"),
+        (nn.ModuleDict({"module": Small()}), "llm_int8", "quantizes no layer .* such as 'module.stem'"),
+        (nn.Sequential(nn.ReLU()), Recipe(), "quantizes no layer of this model: it has no linear or convolution"),
+        (Small(), Recipe(exclude=".*"), "quantizes no layer of this model"),
+    ],
+)
+def test_a_recipe_that_would_do_nothing(model: nn.Module, recipe: str | Recipe, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_plan(model, load_recipe(recipe))
+    assert not any(layer.scheme for layer in make_plan(model, load_recipe("fp16")).values())

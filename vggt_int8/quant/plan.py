@@ -26,7 +26,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order.
 
     Works on meta tensors. Raises `RecipeError` if a rule, `include` or `exclude` matches nothing although the model
-    has that part, or decides another number of layers than it states for VGGT-1B.
+    has that part, if a rule decides another number of layers than it states for VGGT-1B, or if a recipe for INT8
+    quantizes nothing at all.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)}
     hits = [0] * len(recipe.rules)
@@ -46,6 +47,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
         for pattern in getattr(recipe, option):
             if pattern != ".*" and not any(re.fullmatch(pattern, name) for name in layers):
                 raise RecipeError(f"recipe {recipe.name!r}: {option} {pattern!r} matches no layer of this model")
+    _check_not_idle(recipe, plan)
     return plan
 
 
@@ -68,6 +70,11 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
     excluded = bool(recipe.exclude)  # takes layers away from rules, so that counts no longer say anything
     for rule, count in zip(recipe.rules, hits, strict=True):
         if rule.part and rule.part not in modules:
+            if count:
+                raise RecipeError(
+                    f"recipe {recipe.name!r}, {rule.where}: decides {count} layers of this model, but its part "
+                    f"{rule.part!r} is no module of it. Correct the part."
+                )
             continue
         if count == 0 and not excluded:
             raise RecipeError(
@@ -78,3 +85,11 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
             raise RecipeError(
                 f"recipe {recipe.name!r}, {rule.where}: decides {count} layers, but states {rule.layers} for VGGT-1B"
             )
+
+
+def _check_not_idle(recipe: Recipe, plan: dict[str, LayerPlan]) -> None:
+    """A recipe for INT8 that quantizes nothing: another model's names, or a wrapper's prefix before them."""
+    wants_int8 = recipe.weights == "int8" or any(rule.weights == "int8" for rule in recipe.rules)
+    if wants_int8 and not any(layer.scheme for layer in plan.values()):
+        layers = f"its layers have names such as {next(iter(plan))!r}" if plan else "it has no linear or convolution"
+        raise RecipeError(f"recipe {recipe.name!r} quantizes no layer of this model: {layers}")
