@@ -1,6 +1,6 @@
 """Shared by all tests: GPU tests only where there is a GPU, their results as a file, the small golden network.
 
-    pytest -m gpu --results benchmarks/results/h200/gpu_tests.json
+On a GPU machine: `pytest -m gpu --results benchmarks/results/h200/gpu_tests.json`.
 """
 
 import datetime

@@ -129,9 +129,7 @@ def project_points(points: Tensor, extrinsic: Tensor, intrinsic: Tensor) -> tupl
     return torch.stack([u, v], dim=-1), depth
 
 
-def unproject_depth(
-    depth: Tensor, extrinsic: Tensor, intrinsic: Tensor, *, pixel_center: float = 0.0
-) -> Tensor:
+def unproject_depth(depth: Tensor, extrinsic: Tensor, intrinsic: Tensor, *, pixel_center: float = 0.0) -> Tensor:
     """Depth [..., H, W] or [..., H, W, 1] along the z axis -> world points [..., H, W, 3].
 
     extrinsic [..., 3, 4] and intrinsic [..., 3, 3] have the leading dimensions of `depth`. `pixel_center` is
