@@ -6,18 +6,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 from huggingface_hub import ModelCard
 
+from tests.hub_standin.repository import File
 from tests.hub_standin.server import HubServer
 
 PARITY = Path(__file__).parent / "data" / "parity"
-REPO = "me/tiny.w8a8"
+WHOLE, SHARDED = "me/tiny.w8a8", "me/tiny.sharded"  # pushed with this max_shard_size:
+SHARD_SIZES = {WHOLE: "5GB", SHARDED: "200KB"}
 
-# Both programs end with a line that depends on every bit of the model and of what it computes.
+# Both programs print a line for each repository that depends on every bit of the model and of what it computes.
 DIGEST = """
 import hashlib, sys, torch
 from vggt_int8 import VGGTInt8
@@ -38,83 +41,94 @@ PUSH = (
     DIGEST
     + """
 model = VGGTInt8.from_pretrained(sys.argv[1], recipe="int8_dynamic", backend="reference")
-address = model.push_to_hub("tiny.w8a8", max_shard_size=sys.argv[2])
-print(address)
-print(digest(model))
+for pair in sys.argv[2:]:
+    repo, size = pair.split("=")
+    print(model.push_to_hub(repo.partition("/")[2], max_shard_size=size), digest(model))
 """
 )
 PULL = (
     DIGEST
     + """
-print(digest(VGGTInt8.from_pretrained(sys.argv[1], backend="reference")))
+for repo in sys.argv[1:]:
+    print(digest(VGGTInt8.from_pretrained(repo, backend="reference")))
 """
 )
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
     config = json.loads((PARITY / "tiny_vggt_config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "vggt"}))
     shutil.copy(PARITY / "tiny_vggt.safetensors", folder / "model.safetensors")
     return folder
 
 
+@dataclass
+class Pushed:
+    """A Hub after the pushes. By repository: the files of the commit that `push_to_hub` named, and the digests."""
+
+    hub: HubServer
+    trees: dict[str, dict[str, File]]
+    digests: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def pushed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushed]:
+    """One process pushes the same model whole and in shards."""
+    with HubServer() as hub:
+        pairs = [f"{repo}={size}" for repo, size in SHARD_SIZES.items()]
+        push = python(hub, tmp_path_factory.mktemp("home"), PUSH, str(tiny), *pairs)
+        assert push.returncode == 0, push.stderr
+        trees, digests = {}, {}
+        for repo, line in zip(SHARD_SIZES, push.stdout.splitlines(), strict=True):
+            address, digests[repo] = line.split(maxsplit=1)
+            trees[repo] = hub.repos[repo].commits[address.rpartition("/")[2]]
+        yield Pushed(hub, trees, digests)
+        assert hub.failures == []
+
+
 def python(hub: HubServer, home: Path, program: str, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **hub.environment(str(home)), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **hub.environment(str(home))}
     command = [sys.executable, "-c", program, *args]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize(("max_shard_size", "sharded"), [("5GB", False), ("200KB", True)])
-def test_push_and_load_in_a_fresh_process(
-    hub: HubServer, tiny: Path, tmp_path: Path, max_shard_size: str, sharded: bool
-) -> None:
-    push = python(hub, tmp_path / "home1", PUSH, str(tiny), max_shard_size)
-    assert push.returncode == 0, push.stderr
-    address, pushed = push.stdout.splitlines()
-    tree = hub.repos[REPO].commits[address.rpartition("/")[2]]
-    weights = {name for name, file in tree.items() if name.endswith(".safetensors")}
-    assert (len(weights) > 1) is sharded
-    assert all(tree[name].sha256 for name in weights), "weights go through LFS"
-    assert {"config.json", "README.md"} <= set(tree)
+def test_every_file_arrives(pushed: Pushed) -> None:
+    for repo, tree in pushed.trees.items():
+        weights = {name for name, file in tree.items() if name.endswith(".safetensors")}
+        assert (len(weights) > 1) is (repo == SHARDED)
+        assert all(tree[name].sha256 for name in weights), "weights go through LFS"
+        assert {"config.json", "README.md"} <= set(tree)
 
-    pull = python(hub, tmp_path / "home2", PULL, REPO)
+        card = ModelCard(pushed.hub.content(tree["README.md"]).decode())
+        assert card.data.library_name == "vggt-int8"
+        assert "int8_dynamic" in card.content
+        files = [safetensors.torch.load(pushed.hub.content(tree[name])) for name in weights]
+        total = sum(tensor.numel() * tensor.element_size() for file in files for tensor in file.values()) / 1e6
+        assert f"| **total** | **{total:.1f}** |" in card.content
+
+
+def test_a_fresh_process_loads_the_same_model(pushed: Pushed, tmp_path: Path) -> None:
+    pull = python(pushed.hub, tmp_path, PULL, *pushed.digests)
     assert pull.returncode == 0, pull.stderr
-    assert pull.stdout.splitlines() == [pushed]
-    assert hub.failures == []
-
-    card = ModelCard(hub.content(tree["README.md"]).decode())
-    assert card.data.library_name == "vggt-int8"
-    assert "int8_dynamic" in card.content
-    tensors = [tensor for name in weights for tensor in safetensors.torch.load(hub.content(tree[name])).values()]
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
-    assert f"| **total** | **{total:.1f}** |" in card.content
+    assert pull.stdout.splitlines() == list(pushed.digests.values())
 
 
-def test_damage_on_the_hub_is_noticed(hub: HubServer, tiny: Path, tmp_path: Path) -> None:
+def test_damage_on_the_hub_is_noticed(pushed: Pushed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other bytes of the same length under the same name: the stand-in serves them, the loader refuses them."""
-    push = python(hub, tmp_path / "home1", PUSH, str(tiny), "5GB")
-    assert push.returncode == 0, push.stderr
-    repo = hub.repos[REPO]
-    weights = repo.commits[repo.branches["main"]]["model.safetensors"]
+    weights = pushed.trees[WHOLE]["model.safetensors"]
     assert weights.sha256 is not None
-    hub.objects[weights.sha256] = bytes(weights.size)
-    pull = python(hub, tmp_path / "home2", PULL, REPO)
+    monkeypatch.setitem(pushed.hub.objects, weights.sha256, bytes(weights.size))
+    pull = python(pushed.hub, tmp_path, PULL, WHOLE)
     assert pull.returncode == 1
     assert "CheckpointError" in pull.stderr
 
 
-def test_push_without_a_valid_token_uploads_nothing(hub: HubServer, tiny: Path, tmp_path: Path) -> None:
+def test_push_without_a_valid_token_uploads_nothing(tiny: Path, tmp_path: Path) -> None:
     program = "import os; os.environ['HF_TOKEN'] = 'hf_wrong'\n" + PUSH
-    push = python(hub, tmp_path / "home", program, str(tiny), "5GB")
+    with HubServer() as hub:
+        push = python(hub, tmp_path, program, str(tiny), f"{WHOLE}=5GB")
     assert push.returncode == 1
     assert "401" in push.stderr
     assert hub.repos == {}
