@@ -1,6 +1,6 @@
-"""The CUDA kernels on this GPU: correctness, then bandwidth of the row passes, then a sweep of GEMM tiles.
+"""The CUDA kernels on this GPU: correctness, bandwidth of the passes, weight-only linears, then a sweep of GEMM tiles.
 
-    python benchmarks/kernels.py --out results/kernels [--seconds 240] [--no-checks]
+    python benchmarks/kernels.py --out results/kernels [--seconds 240] [--frames 10 1 4 32 100] [--no-checks]
 
 Writes `kernels.jsonl` (one measurement per line) and `tiles.json` (the best tile per size, for
 VGGT_INT8_TILES) under --out. Ceilings are measured first, on the same card: a large copy in bytes read plus
@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,18 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from vggt_int8.kernels import tiles, triton_norm, triton_rope, triton_weight_only, tune
-from vggt_int8.kernels.tiles import Size
+from vggt_int8.kernels import (
+    tiles,
+    triton_gemm,
+    triton_norm,
+    triton_predict,
+    triton_resize,
+    triton_rope,
+    triton_weight_only,
+    tune,
+)
+from vggt_int8.kernels.launch import compiling
+from vggt_int8.kernels.tiles import Size, Tile
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 C, HEADS = 1024, 16
@@ -108,21 +119,94 @@ def row_passes(log: Log, copy: float) -> None:
             print(f"{name:28s}{m:8d}{ms * 1e3:9.1f}{rate:8.0f}{rate / copy:9.0%}", flush=True)
 
 
+def dense_passes(log: Log, copy: float) -> None:
+    """Passes of a dense head at 5 frames of 392 x 518, beside what PyTorch takes for the resize alone."""
+    half = partial(torch.randn, device="cuda", dtype=torch.float16)
+    frames, tokens = 5, 1041
+    print(f"\n{'dense head, 5 frames':28s}{'MB':>8s}{'us':>9s}{'GB/s':>8s}{'of copy':>9s}{'PyTorch us':>12s}")
+    calls: dict[str, tuple[list[Any], list[Any] | None]] = {}
+    for (h, w), (height, width), c, kind in (
+        ((28, 37), (56, 74), 256, "add"),
+        ((56, 74), (112, 148), 256, "add"),
+        ((112, 148), (224, 296), 256, ""),
+        ((224, 296), (392, 518), 128, "embed"),
+        ((28, 37), (28, 37), 1024, "embed"),
+    ):
+        maps = [half(frames, h, w, c) for _ in range(3)]
+        extra: dict[str, torch.Tensor] = {}
+        if kind == "add":
+            extra = {"addend": half(frames, height, width, c)}
+        if kind == "embed":
+            extra = {"columns": torch.randn(width, c // 2, device="cuda")}
+            extra |= {"rows": torch.randn(height, c // 2, device="cuda")}
+        resize = [partial(triton_resize.resize, x, height, width, **extra) for x in maps]
+        plain = partial(F.interpolate, size=(height, width), mode="bilinear", align_corners=True)
+        library = None if h == height else [partial(plain, x.permute(0, 3, 1, 2)) for x in maps]
+        calls[f"resize {h}x{w} to {height} {kind}".strip()] = (resize, library)
+    pairs = [(half(frames, tokens, C), half(frames, tokens, C)) for _ in range(3)]
+    vector = half(2 * C)
+    norms = [partial(triton_norm.layer_norm_halves, a, b, 5, vector, vector, 1e-5) for a, b in pairs]
+    cats = [partial(lambda a, b: F.layer_norm(torch.cat([a[:, 5:], b[:, 5:]], -1), (2 * C,)), a, b) for a, b in pairs]
+    calls["LayerNorm of two halves"] = norms, cats
+    pixels = [half(frames, 392, 518, 32) for _ in range(3)]
+    values, confidence = (torch.empty(frames, 392, 518, *n, device="cuda") for n in ((3,), ()))
+    last = (half(4, 32), half(4), True, values, confidence)
+    calls["predict, 4 outputs"] = [partial(triton_predict.predict_, x, *last) for x in pixels], None
+    for a, b, t in ((1024, 1024, 9), (256, 256, 9), (4096, 1024, 1)):
+        codes = [torch.randint(-127, 128, (a, b, t), device="cuda", dtype=torch.int8) for _ in range(4)]
+        scale = torch.rand(a, 1, 1, device="cuda")
+        decode = [partial(triton_weight_only.dequantize, x, scale, torch.float16) for x in codes]
+        library = [partial(lambda x, scale=scale: (x.float() * scale).half(), x) for x in codes]
+        calls[f"decode {a} x {b} x {t}"] = decode, library
+    for name, (own, library) in calls.items():
+        inputs = [x for x in (*own[0].args, *own[0].keywords.values()) if isinstance(x, torch.Tensor)]
+        result = own[0]()
+        moved = sum(x.numel() * x.element_size() for x in (*inputs, *([] if result is None else [result])))
+        ms = tune.time_in_graph(own)
+        other = None if library is None else tune.time_in_graph(library) * 1e3
+        log.write(kind="dense pass", name=name, bytes=moved, ms=ms, library_us=other, copy_gb_s=copy)
+        rate = moved * 1e-6 / ms
+        beside = f"{other:12.1f}" if other else ""
+        print(f"{name:28s}{moved * 1e-6:8.1f}{ms * 1e3:9.1f}{rate:8.0f}{rate / copy:9.0%}{beside}", flush=True)
+
+
 def weight_only(log: Log, copy: float) -> None:
-    """Few rows: the weight's bytes are the floor."""
-    print(f"\n{'weight-only, N x K':28s}{'M':>8s}{'us':>9s}{'GB/s':>8s}{'of copy':>9s}{'bf16 us':>9s}")
+    """Few rows: the weight's bytes are the floor. The shipped choice, and the best of some others."""
+    columns = f"{'M':>8s}{'us':>9s}{'GB/s':>8s}{'of copy':>9s}{'bf16 us':>9s}"
+    print(f"\n{'weight-only, N x K':28s}{columns}  best tile, us")
     for (n, k), m in ((shape, m) for shape in CAMERA_LINEARS for m in (1, 10, 64)):
         copies = tune.weight_copies(n * k, m)
         weights = [torch.randint(-127, 128, (n, k), device="cuda", dtype=torch.int8) for _ in range(copies)]
         scale = torch.rand(n, 1, device="cuda")
         x = torch.randn(m, k, device="cuda", dtype=torch.float16)
-        ms = tune.time_in_graph([partial(triton_weight_only.w8a16_linear, x, w, scale, None) for w in weights])
+        linear = partial(triton_weight_only.w8a16_linear, x, weight_scale=scale, bias=None)
+        shipped = triton_weight_only.weight_only_tile(m, n, k, triton_gemm.processors(x.device))
+        choices = [shipped, *other_tiles(shipped, n, k)]
+        with compiling():
+            for tile in choices:
+                linear(weight=weights[0], tile=tile)
+        times = {t: tune.time_in_graph([partial(linear, weight=w, tile=t) for w in weights]) for t in choices}
+        ms, best = times[shipped], min(times, key=lambda tile: times[tile])
         floats = [w.bfloat16() for w in weights]
         bf16 = tune.time_in_graph([partial(F.linear, x.bfloat16(), w) for w in floats])
         rate = n * k * 1e-6 / ms
-        log.write(kind="weight only", n=n, k=k, m=m, ms=ms, gb_s=rate, bf16_ms=bf16)
+        for tile, value in times.items():
+            log.write(kind="weight only", n=n, k=k, m=m, tile=str(tile), ms=value, bf16_ms=bf16)
         shares = f"{rate:8.0f}{rate / copy:9.0%}{bf16 * 1e3:9.1f}"
-        print(f"{f'{n} x {k}':28s}{m:8d}{ms * 1e3:9.1f}{shares}", flush=True)
+        print(f"{f'{n} x {k}':28s}{m:8d}{ms * 1e3:9.1f}{shares}  {best} {times[best] * 1e3:.1f}", flush=True)
+
+
+def other_tiles(shipped: Tile, n: int, k: int) -> list[Tile]:
+    """Narrower and wider pieces, and the reduction in fewer and more parts."""
+    found: list[Tile] = []
+    processors = triton_gemm.processors(torch.device("cuda", torch.cuda.current_device()))
+    for block_n, block_k, stages in ((16, 256, 4), (32, 256, 4), (32, 512, 3), (64, 128, 6), (128, 128, 4)):
+        for per_sm in (1, 2, 4):
+            split_k = max(1, min(round(per_sm * processors * block_n / n), k // block_k))
+            tile = Tile(shipped.block_m, block_n, block_k, 4, stages, split_k=split_k)
+            if tile not in found and (block_k < 512 or tile.block_m <= 32):  # more does not fit into shared memory
+                found.append(tile)
+    return found
 
 
 def bf16_ms(linear: tune.Linear, m: int) -> float:
@@ -134,10 +218,10 @@ def bf16_ms(linear: tune.Linear, m: int) -> float:
     return tune.time_in_graph([partial(F.linear, x, weight, bias) for weight in weights])
 
 
-def sweep(log: Log, out: Path, deadline: float) -> None:
+def sweep(log: Log, out: Path, frames: Sequence[int], deadline: float) -> None:
     print(f"\n{'linear':18s}{'M':>8s}{'bf16':>7s}{'int8':>7s}{'ratio':>7s}  T(FL)OP/s; best tiles, us")
     best: dict[Size, tiles.Tile] = {}
-    for m, linear in tune.work():
+    for m, linear in tune.work(frames):
         if time.monotonic() > deadline:
             print(f"{linear.name:18s}{m:8d}  not reached")
             continue
@@ -146,7 +230,15 @@ def sweep(log: Log, out: Path, deadline: float) -> None:
         shape = {"m": m, "n": linear.n, "k": linear.k}
         log.write(kind="gemm", name=linear.name, tile="bf16 cuBLAS", ms=base, **shape)
         for tile, ms, why in rows:
-            log.write(kind="gemm", name=linear.name, tile=str(tile), group_m=tile.group_m, ms=None if why else ms, failed=why, **shape)
+            log.write(
+                kind="gemm",
+                name=linear.name,
+                tile=str(tile),
+                group_m=tile.group_m,
+                ms=None if why else ms,
+                failed=why,
+                **shape,
+            )
         good = [(tile, ms) for tile, ms, why in rows if not why]
         for tile, _, why in rows:
             if why.startswith("wrong"):
@@ -167,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for kernels.jsonl and tiles.json")
     parser.add_argument("--seconds", type=float, default=240, help="for everything")
+    parser.add_argument("--frames", type=int, nargs="+", default=tune.FRAMES, help="of the sweep of GEMM tiles")
     parser.add_argument("--no-checks", action="store_true", help="leave the tests out; tiles are still checked")
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
@@ -180,11 +273,12 @@ def main() -> None:
     copy, _ = ceilings(log)
     if green:
         row_passes(log, copy)
+        dense_passes(log, copy)
         weight_only(log, copy)
     else:
         print("CHECKS FAILED: row passes and weight-only kernels are not timed; GEMM tiles have a check of their own")
     torch.cuda.empty_cache()
-    sweep(log, args.out, deadline)
+    sweep(log, args.out, args.frames, deadline)
     print(f"{time.monotonic() - start:.0f} s")
 
 

@@ -146,6 +146,17 @@ def test_int8_gemm(tile: Tile, epilogue: str) -> None:
                 assert_same(got, want)
 
 
+def test_gelu_over_its_whole_range() -> None:
+    """Through a product with one code of 1, whose sum is the value to look at once its scale is applied."""
+    x = torch.cat([torch.linspace(-12, 12, 1000), torch.tensor([0.0, 1e-6, -1e-6, 60.0, -60.0, 3e7, -3e7])])
+    ones = torch.zeros(1, 64, device=DEVICE, dtype=torch.int8)
+    ones[0, 0] = 1
+    operands = (ones.expand(len(x), -1).contiguous(), x.to(DEVICE)[:, None], ones.expand(16, -1).contiguous())
+    operands = (*operands, torch.ones(16, 1, device=DEVICE), None)
+    got = triton_gemm.int8_gemm(*operands, torch.float32, gelu=True, tile=TILES[0])[:, 0]
+    torch.testing.assert_close(got.double().cpu(), F.gelu(x.double()), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_int8_gemm_into_the_residual(tile: Tile) -> None:
     if tile.tma and not has_descriptors():

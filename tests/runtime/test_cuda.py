@@ -287,9 +287,17 @@ def test_convolutions_with_what_is_fused_to_them(dtype: torch.dtype) -> None:
 
 
 SCRIPT = """
-import sys, time, torch
+import sys, threading, time, torch
+from triton import knobs
 from tests.runtime.test_cuda import build, images_of
 from vggt_int8 import VGGT, VGGTConfig
+
+late = []
+def note(src, cache_hit, **_):
+    if threading.current_thread() is threading.main_thread():
+        late.append(src.name)
+knobs.compilation.listener = note
+
 with torch.device("cuda"):
     weights = VGGT(VGGTConfig(enable_track=False)).state_dict()
 model = build({name: tensor.cpu() for name, tensor in weights.items()}, "int8_dynamic", "native")
@@ -300,11 +308,14 @@ for _ in range(3):
     model(images)
     torch.cuda.synchronize()
     print(time.perf_counter() - start)
+print(*late, file=sys.stderr)
+sys.exit(len(late))
 """
 
 
 @pytest.mark.parametrize("frames", [1, 10])
 def test_the_first_call_on_a_fresh_machine(tmp_path: Path, frames: int) -> None:
+    """Every kernel is compiled beforehand, side by side, and none by the call that needs it."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", SCRIPT, str(frames)]
     root = Path(__file__).parents[2]
@@ -312,5 +323,5 @@ def test_the_first_call_on_a_fresh_machine(tmp_path: Path, frames: int) -> None:
     assert process.returncode == 0, process.stderr
     seconds = [float(line) for line in process.stdout.split()]
     print(f"{frames} frames: first three calls {seconds} s")
-    assert seconds[0] < 10
+    assert seconds[0] < 6
     assert seconds[2] < 1

@@ -4,6 +4,7 @@ A call that meets new kernels compiles them one after another, 0.3 to 2 s each. 
 theirs to threads instead (the compiler works outside of Python's lock), run nothing, and return what they allocated.
 """
 
+import importlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,30 +12,52 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import triton
+from torch import Tensor
 
 THREADS = 8  # more wait for one another: half of a compilation is Python or shared
 
-_compile_only: ContextVar[bool] = ContextVar("vggt_int8_compile_only", default=False)
+# Inside `compiling()`: the launches that were handed over already. A network repeats each of them many times.
+_compiled: ContextVar[set[object] | None] = ContextVar("vggt_int8_compiled", default=None)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: Any) -> None:
     """`kernel[grid](*arguments, **options)`, or inside `compiling()` only its compilation."""
-    if _compile_only.get():
-        kernel.warmup(*arguments, grid=grid, **options)
-    else:
+    compiled = _compiled.get()
+    if compiled is None:
         kernel[grid](*arguments, **options)
+        return
+    call = (kernel.__name__, *map(_kind, arguments), *sorted(options.items()))
+    if call not in compiled:
+        compiled.add(call)
+        kernel.warmup(*arguments, grid=grid, **options)
+
+
+def _kind(argument: Any) -> object:
+    """All about an argument that a kernel may be compiled for, and more: numbers count by their value."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16
+    if hasattr(argument, "block_shape"):  # a tensor descriptor
+        return argument.base.dtype, *argument.block_shape
+    return argument
+
+
+def only_compiling() -> bool:
+    """Whether this runs inside `compiling()`, where values are arbitrary."""
+    return _compiled.get() is not None
 
 
 @contextmanager
 def compiling() -> Iterator[None]:
     """Kernels launched inside are compiled for their arguments, side by side, and do not run: results are arbitrary.
 
-    All are ready when the block ends. What is in Triton's cache on disk is only loaded.
+    All are ready when the block ends. What is in Triton's cache on disk is only loaded. What does not compile is left
+    to the launch that needs it, which says why.
     """
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool, triton.AsyncCompileMode(pool):
-        token = _compile_only.set(True)
+    triton = importlib.import_module("triton")  # which only a GPU has need of
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    with pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        token = _compiled.set(set())
         try:
             yield
         finally:
-            _compile_only.reset(token)
+            _compiled.reset(token)

@@ -173,8 +173,19 @@ def _check_gemm(
         raise ValueError(f"residual must be [{m}, {n}] and come with gamma [{n}], not {shape}")
 
 
-def _check_gemm_into(out: Tensor, x_codes: Tensor, x_scale: Tensor, weight: Tensor, *rest: Any, **named: Any) -> None:
-    _check_gemm(x_codes, x_scale, weight, *rest[:2], out.dtype, *rest[2:], **named)
+def _check_gemm_into(
+    out: Tensor,
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> None:
+    _check_gemm(x_codes, x_scale, weight, weight_scale, bias, out.dtype, gelu, gamma, residual, out_scale)
     m, n = x_codes.shape[0], weight.shape[0]
     if out.shape != (m, n) or not out.is_contiguous():
         raise ValueError(f"out must be contiguous [{m}, {n}], not {list(out.shape)}, strides {out.stride()}")

@@ -28,7 +28,6 @@ class Tile:
     split_k: programs that share a tile's reduction; their int32 sums meet in memory. Only with per_sm 0.
     group_m: tiles in a row of tiles that run side by side, so that they share operands in the L2 cache.
     parts: 2: the epilogue takes the columns in two halves, which needs fewer registers. Only with tma.
-    specialize: some warps only fetch, the others only multiply. Only with tma and per_sm.
     """
 
     block_m: int
@@ -41,13 +40,12 @@ class Tile:
     split_k: int = 1
     group_m: int = 8
     parts: int = 1
-    specialize: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.warps}", f"s{self.stages}"]
         parts += ["tma"] * self.tma + [f"p{self.per_sm}"] * (self.per_sm > 0)
         parts += [f"k/{self.split_k}"] * (self.split_k > 1) + [f"e/{self.parts}"] * (self.parts > 1)
-        return " ".join(parts + ["ws"] * self.specialize)
+        return " ".join(parts)
 
 
 class Size(NamedTuple):

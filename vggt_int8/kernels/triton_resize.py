@@ -18,7 +18,7 @@ from vggt_int8.kernels.launch import launch
 _TILE = 4096  # values per program: four 16-byte loads in flight for each of 128 threads, per corner
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H_IN", "W_IN", "H_OUT", "W_OUT"])
 def _resize_kernel(
     p_x, p_out, p_columns, p_rows, p_bias, p_addend, H_IN, W_IN, H_OUT, W_OUT, step_y, step_x,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, SAME: tl.constexpr,

@@ -21,13 +21,13 @@ from vggt_int8.kernels.triton_gemm import processors
 
 MAX_ROWS = 64  # up to so many rows the product reads the int8 weight itself
 _PER_SM = 2  # programs per multiprocessor that the reduction is split for
-_DECODED = 2048  # weights per program of the decoder
+_DECODED = (8, 256)  # rows and columns of the decoder's programs: one kernel for all sizes
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "SPLIT_K"])
 def _weight_only_kernel(
-    p_x, p_w, p_w_scale, p_bias, p_out, p_parts, p_done, M, N, K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    p_x, p_w, p_w_scale, p_bias, p_out, p_parts, p_done, M, N, K, SPLIT_K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     i_n, i_split = tl.program_id(0), tl.program_id(1)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -48,7 +48,7 @@ def _weight_only_kernel(
         p_b += BLOCK_K
     o_y = o_m.to(tl.int64)[:, None] * N + o_n[None, :]
     last = True
-    if SPLIT_K > 1:
+    if p_parts is not None:
         part = M.to(tl.int64) * N
         tl.store(p_parts + i_split * part + o_y, b_acc, mask=mask)
         tl.debug_barrier()  # every thread's part is stored before this program counts as done
@@ -66,8 +66,7 @@ def _weight_only_kernel(
 
 @triton.jit
 def _dequantize_kernel(
-    p_w, p_scale, p_out, A, B, scale_a, scale_b,
-    T: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
+    p_w, p_scale, p_out, A, B, T, scale_a, scale_b, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr
 ):  # fmt: skip
     """[A, B, T] -> [A, T, B]; the scale of (a, b) is at a * scale_a + b * scale_b."""
     o_a = (tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A))[:, None]
@@ -76,7 +75,7 @@ def _dequantize_kernel(
     scale = tl.load(p_scale + o_a * scale_a + o_b * scale_b, mask=mask, other=0.0)
     o_in = o_a.to(tl.int64) * B * T + o_b * T
     o_out = o_a.to(tl.int64) * B * T + o_b
-    for t in tl.static_range(T):
+    for t in range(T):
         b_codes = tl.load(p_w + o_in + t, mask=mask, other=0)
         tl.store(p_out + o_out + t * B, (b_codes.to(tl.float32) * scale).to(p_out.dtype.element_ty), mask=mask)
 
@@ -87,12 +86,12 @@ def dequantize(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tens
     out = torch.empty(a, t, b, device=weight.device, dtype=dtype)
     if out.numel() == 0:
         return out
-    block_b = min(triton.next_power_of_2(b), _DECODED)
-    block_a = max(1, _DECODED // block_b)
     steps = (int(weight_scale.shape[0] > 1), int(weight_scale.shape[1] > 1))
-    grid = (triton.cdiv(a, block_a), triton.cdiv(b, block_b))
-    blocks = {"T": t, "BLOCK_A": block_a, "BLOCK_B": block_b}
-    launch(_dequantize_kernel, grid, weight, weight_scale, out, a, b, *steps, **blocks, num_warps=4)
+    grid = (triton.cdiv(a, _DECODED[0]), triton.cdiv(b, _DECODED[1]))
+    launch(
+        *(_dequantize_kernel, grid, weight, weight_scale, out, a, b, t, *steps),
+        BLOCK_A=_DECODED[0], BLOCK_B=_DECODED[1], num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -115,7 +114,7 @@ def w8a16_linear(
         done = torch.zeros(columns, device=x.device, dtype=torch.int32)
     launch(
         *(_weight_only_kernel, (columns, tile.split_k), x, weight, weight_scale, bias, out, parts, done, m, n, k),
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
+        tile.split_k, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
@@ -124,7 +123,9 @@ def w8a16_linear(
 def weight_only_tile(m: int, n: int, k: int, multiprocessors: int) -> Tile:
     """Split K until there are about two programs per multiprocessor, but give each at least one whole step."""
     block_m = max(16, triton.next_power_of_2(m))
-    block_n, block_k, stages = (64, 256, 4) if block_m <= 32 else (64, 128, 4)
+    block_n, block_k, stages = (
+        (64, 256, 4) if block_m <= 32 else (64, 128, 3)
+    )  # at most 96 KiB of shared memory: Ada has 99
     wanted = round(_PER_SM * multiprocessors / triton.cdiv(n, block_n))
     split_k = max(1, min(wanted, k // block_k))
     return Tile(block_m, block_n, block_k, warps=4, stages=stages, split_k=split_k)

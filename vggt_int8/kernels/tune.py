@@ -12,7 +12,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from vggt_int8.kernels import reference, tiles, triton_gemm
+from vggt_int8.kernels.launch import compiling
 from vggt_int8.kernels.tiles import Size, Tile
 
 TOKENS = 1041  # per frame, at 392 x 518 pixels
@@ -109,7 +110,7 @@ def weight_copies(weight_bytes: int, m: int) -> int:
     return 4 if m > 20000 else max(4, WEIGHT_BYTES // weight_bytes)
 
 
-def time_in_graph(calls: list[Callable[[], object]], replays: int = 7) -> float:
+def time_in_graph(calls: Sequence[Callable[[], object]], replays: int = 7) -> float:
     """Median milliseconds per call of `calls` captured, one after another, in one CUDA graph."""
     calls[0]()
     torch.cuda.synchronize()
@@ -141,18 +142,18 @@ def candidates(arch: int, size: Size) -> Iterator[Tile]:
             yield Tile(m, n, k, warps, stages)
         return
     if not small:
-        for m, n, k, warps, stages, per_sm in (
-            *((128, 256, 128, 8, 3, 1), (128, 256, 128, 8, 3, 0), (128, 256, 64, 8, 4, 1)),
-            *((256, 128, 128, 8, 3, 1), (256, 128, 128, 8, 3, 0), (256, 128, 64, 8, 4, 1)),
-            *((128, 128, 128, 4, 3, 0), (128, 128, 128, 4, 3, 2), (128, 128, 128, 8, 3, 0)),
-            *((128, 128, 128, 8, 3, 2), (128, 128, 128, 8, 4, 1), (128, 128, 64, 4, 4, 0)),
+        for m, n, k, warps, stages, per_sm, parts in (
+            *((128, 256, 128, 8, 3, 1, 1), (128, 256, 128, 8, 3, 1, 2), (128, 256, 64, 8, 4, 1, 2)),
+            *((256, 128, 128, 8, 3, 1, 1), (256, 128, 128, 8, 3, 1, 2), (128, 256, 128, 8, 3, 0, 2)),
+            *((128, 128, 128, 4, 3, 0, 1), (128, 128, 128, 8, 3, 2, 1), (128, 128, 64, 4, 4, 0, 1)),
+            *((128, 128, 64, 4, 4, 0, 2), (128, 128, 64, 4, 3, 0, 2), (128, 128, 64, 4, 3, 3, 2)),
         ):
-            yield Tile(m, n, k, warps, stages, tma=True, per_sm=per_sm)
+            yield Tile(m, n, k, warps, stages, tma=True, per_sm=per_sm, parts=parts)
         return
     for m, n, k, warps, stages in (
         *((64, 64, 128, 4, 6), (64, 64, 256, 4, 4), (64, 128, 128, 4, 4), (64, 128, 128, 4, 6)),
         *((64, 128, 256, 4, 3), (64, 256, 128, 4, 4), (128, 64, 128, 4, 5), (128, 128, 128, 8, 4)),
-        *((128, 128, 128, 8, 6), (128, 128, 128, 4, 3), (128, 256, 128, 8, 3)),
+        *((128, 128, 128, 4, 3), (128, 256, 128, 8, 3)),
     ):
         yield Tile(m, n, k, warps, stages, tma=True)
         for split_k in (2, 3, 4) if size.k > 2048 else ():
@@ -176,6 +177,9 @@ def tune(linear: Linear, m: int, deadline: float) -> list[tuple[Tile, float, str
     """(tile, milliseconds, reason if there are none) of the candidates tried before `deadline`, fastest first."""
     size = Size(m, linear.n, linear.k, linear.residual)
     data = operands(linear, m)
+    with compiling():
+        for tile in candidates(arch(), size):
+            data.call(data.weights[0], tile)
     tried = [(tile, *measure(data, tile)) for tile in _until(deadline, candidates(arch(), size))]
     tried.sort(key=_speed)
     if tried:
@@ -185,10 +189,10 @@ def tune(linear: Linear, m: int, deadline: float) -> list[tuple[Tile, float, str
     return sorted(tried, key=_speed)
 
 
-def work() -> Iterator[tuple[int, Linear]]:
+def work(frames: Sequence[int] = FRAMES) -> Iterator[tuple[int, Linear]]:
     """Every size of the sweep, the most used number of frames first."""
-    for frames, linear in itertools.product(FRAMES, LINEARS):
-        yield frames * TOKENS, linear
+    for count, linear in itertools.product(frames, LINEARS):
+        yield count * TOKENS, linear
 
 
 def _until(deadline: float, values: Iterator[Tile]) -> Iterator[Tile]:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vggt_int8.kernels.launch import only_compiling
+
 CUDNN, FLASH, EFFICIENT, MATH = (
     *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
     *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
@@ -40,12 +42,15 @@ RULES = (
 # Above so many elements in the tensor that q, k and v are views of, offsets leave 31 bits; FlashAttention counts in 64.
 LARGE = 2**31 - 1
 LARGE_ORDER = (FLASH, EFFICIENT)
+LONG = 24_000  # tokens: where only kernels are to be compiled, longer attention would take longer than that
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v [B, H, N, D], strided views of [B, N, 3, H, D] -> [B, N, H * D], contiguous."""
     if not q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    if only_compiling() and q.shape[2] > LONG:
+        return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
     with sdpa_kernel(list(backends(_arch(q.device), q.shape[2], 3 * q.numel())), set_priority=True):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 

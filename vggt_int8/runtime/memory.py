@@ -7,10 +7,10 @@ tokens a frame; all other sizes by `Shape.peak_bytes`):
     kept tokens         4 layers of two halves of 2 KB; the last is x while it is made      12 -> 16 KB
     MLP                 x 2 KB; per row of a part: hidden 8, its codes 4, x's codes 1       2 KB + 13 KB a row
     dense head          per frame at work, at full size: 128 channels before the resize (17 MB) and after it (52 MB),
-                        32 channels (13 MB), the result (13 MB)                             96 MB
+                        32 channels (13 MB); outputs are made in their place                82 MB
     outputs             6 floats a pixel                                                    4.9 MB a frame
 
-So 100 frames peak at 1.24 GB (blocks) + 1.7 (kept) or 1.7 + 0.5 (outputs) + 0.77 (8 frames in a head); 1000 frames
+So 100 frames peak at 1.24 GB (blocks) + 1.7 (kept) or 1.7 + 0.5 (outputs) + 0.66 (8 frames in a head); 1000 frames
 would need 23 GB in the blocks: their kept tokens (17 GB) go to the host, 0.7 s of copying in minutes of attention.
 """
 
@@ -94,7 +94,7 @@ class Shape:
         if set(self.heads) - {"camera"}:
             coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
             channels = config.dpt_features // 2
-            frame = self.number_bytes * (channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels) + 64 * pixels
+            frame = self.number_bytes * (channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels)
             total += longest_part(all_frames, plan.head_frames) * frame
         return total
 

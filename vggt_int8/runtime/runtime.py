@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vggt_int8.kernels.launch import compiling
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime.graphs import GraphCache
@@ -70,6 +71,7 @@ class Runtime:
         self._watch: Watch | None = None
         self._graphs = GraphCache()
         self._last: tuple[str, str, Plan | None] = ("none", "no call yet", None)
+        self._compiled = False
 
     def __reduce__(self) -> Any:
         """Copies and pickles start anew: graphs and addresses belong to this process and this model."""
@@ -205,6 +207,7 @@ class Runtime:
                 RuntimeWarning,
                 stacklevel=5,
             )
+        self._compile(inputs, shape, plan)
         if not plan.graph:
             outputs, replayed = run_network(model, inputs, shape.heads, plan), False
             reason = _why_no_graph(inputs["images"], plan)
@@ -215,6 +218,20 @@ class Runtime:
             reason = "" if replayed else "the first call of this shape; the next one is captured"
         self._last = ("fused, CUDA graph" if replayed else "fused", reason, plan)
         return outputs
+
+    def _compile(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> None:
+        """Before the first call on a GPU, walk through it once without our kernels, which compile meanwhile.
+
+        cuDNN chooses its kernels on the way. Tracks are left out: they look up pixels, and values are arbitrary here.
+        """
+        images = inputs["images"]
+        if self._compiled or not images.is_cuda or torch.cuda.is_current_stream_capturing():
+            return
+        self._compiled = True
+        heads = tuple(head for head in shape.heads if head != "track")
+        if heads and plan.frames == PLANS[0].frames:  # where memory is short, calls take minutes and compiling seconds
+            with compiling():
+                run_network(self.model, {"images": images}, heads, plan)
 
 
 def _why_no_graph(images: Tensor, plan: Plan) -> str:

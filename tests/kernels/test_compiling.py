@@ -1,0 +1,103 @@
+"""Every kernel compiles for the kinds of GPU that differ. It needs no GPU, and finds what the interpreter lets pass.
+
+Triton asks its driver which GPU to compile for, so a driver that only answers that is enough.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+import threading
+from unittest.mock import patch
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from vggt_int8.kernels import triton_gemm, triton_norm, triton_predict, triton_resize, triton_rope, triton_weight_only
+from vggt_int8.kernels import launch
+from vggt_int8.kernels.tiles import Tile
+
+arch = int(sys.argv[1])
+
+class Driver:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", arch, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+def codes(*shape):
+    return torch.zeros(shape, dtype=torch.int8)
+
+def half(*shape):
+    return torch.zeros(shape, dtype=torch.float16)
+
+def gemm(tile, **rest):
+    operands = (codes(256, 128), torch.ones(256, 1), codes(256, 128), torch.ones(256, 1), half(256))
+    triton_gemm.int8_gemm(*operands, torch.float16, tile=tile, **rest)
+
+driver.set_active(Driver())
+compiled = []
+warmup = triton_gemm._pointer_kernel.__class__.warmup
+
+def keep(kernel, *arguments, **options):
+    compiled.append((kernel.__name__, warmup(kernel, *arguments, **options)))
+
+launch._compiled.set(set())  # without threads: an error should end this script
+with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
+    vector, scale = half(64), torch.tensor(0.1)
+    triton_norm.quantize_rows(half(8, 64))
+    triton_norm.quantize_rows(half(8, 64), scale)
+    triton_norm.add_layer_norm_quantize(half(8, 64), half(8, 64), vector, vector, vector, 1e-5)
+    triton_norm.layer_norm_halves(half(2, 4, 32), half(2, 4, 32), 1, vector, vector, 1e-5)
+    triton_rope.qk_norm_rope_(half(8, 3, 2, 64), vector, vector, vector, vector, torch.zeros(2, 4, 64), 1e-5)
+    triton_resize.resize(half(1, 4, 4, 64), 8, 8)
+    triton_resize.resize(half(1, 4, 4, 64), 8, 8, torch.zeros(8, 32), torch.zeros(8, 32), vector, half(1, 8, 8, 64))
+    triton_resize.resize(half(1, 4, 4, 64), 4, 4, torch.zeros(4, 32), torch.zeros(4, 32))
+    results = torch.zeros(1, 4, 4, 3), torch.zeros(1, 4, 4)
+    triton_predict.predict_(half(1, 4, 4, 32), half(4, 32), half(4), True, *results)
+    triton_weight_only.dequantize(codes(8, 16, 9), torch.ones(8, 1, 1), torch.float16)
+    for rows in (1, 64):
+        triton_weight_only.w8a16_linear(half(rows, 2048), codes(512, 2048), torch.ones(512, 1), half(512))
+    tiles = [Tile(64, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3, split_k=2)]
+    if arch >= 90:
+        tiles = [Tile(64, 64, 64, 4, 3, tma=True, split_k=2)]
+        tiles += [Tile(64, 128, 64, 4, 3, tma=True, per_sm=1, parts=parts) for parts in (1, 2)]
+    for tile in tiles:
+        gemm(tile, gelu=True)
+        gemm(tile, gamma=half(256), residual=half(256, 256))
+        gemm(tile, gelu=True, out_scale=scale)
+assert len(compiled) == 12 + 3 * len(tiles), [name for name, _ in compiled]
+for name, kernel in compiled:
+    assert f".target sm_{arch}" in kernel.asm["ptx"]
+    if "descriptor" in name:
+        assert "wgmma.mma_async" in kernel.asm["ptx"], "Hopper's integer matrix instructions"
+        assert "cp.async.bulk.tensor" in kernel.asm["ptx"], "Hopper's copy engine"
+
+launch._compiled.set(None)
+compiled = []
+main = threading.main_thread()
+knobs.compilation.listener = lambda src, **_: compiled.append((src.name, threading.current_thread() is main))
+with launch.compiling():
+    for _ in range(3):
+        triton_norm.quantize_rows(half(8, 128))
+        triton_norm.quantize_rows(half(9, 128), scale)
+    assert launch.only_compiling()
+assert compiled == [("_quantize_kernel", False)] * 2, "each once, in other threads"
+assert not launch.only_compiling()
+launch._compiled.set(set())
+triton_norm.quantize_rows(half(8, 128))
+assert len(compiled) == 2, "and then it is there"
+"""
+
+
+@pytest.mark.parametrize("arch", [80, 90])  # 86 and 89 take the code of 80
+def test_all_kernels_compile(arch: int, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", SCRIPT, str(arch)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
