@@ -324,6 +324,16 @@ def test_more_than_2_to_the_31_elements() -> None:
 
 
 @on_gpu
+def test_a_resize_to_more_than_2_to_the_31_elements() -> None:
+    x = rand(84, 4, 5, 128, dtype=torch.float16)
+    rows, columns = rand(392, 64), rand(518, 64)
+    got = triton_resize.resize(x, 392, 518, columns, rows)
+    assert got.numel() > 2**31
+    want = reference.resize(x[-1:], 392, 518, columns, rows)
+    torch.testing.assert_close(got[-1:], want, rtol=1e-3, atol=1e-3)
+
+
+@on_gpu
 def test_operators_under_compile_and_in_a_graph() -> None:
     from torch.library import opcheck
 
@@ -335,6 +345,11 @@ def test_operators_under_compile_and_in_a_graph() -> None:
     opcheck(ops.layer_norm_quantize, (x, weight, bias, 1e-5))
     opcheck(ops.int8_gemm, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16))
     opcheck(ops.w8a16_linear, (x[:5], w_codes, w_scale, None))
+    opcheck(ops.resize, (rand(2, 4, 5, 8).half(), 8, 10, rand(10, 4), rand(8, 4), None, rand(2, 8, 10, 8).half()))
+    opcheck(ops.predict_, (rand(1, 4, 5, 32).half(), rand(2, 32), None, True, rand(1, 4, 5, 1), rand(1, 4, 5)))
+    opcheck(ops.layer_norm_halves, (rand(2, 4, 8), rand(2, 4, 8), 1, rand(16), rand(16), 1e-5))
+    opcheck(ops.dequantize, (codes(8, 16, 9), torch.rand(8, 1, 1, device=DEVICE), torch.float16))
+    opcheck(ops.int8_gemm_into_, (rand(1041, 3072).half(), *reference.quantize_rows(x), w_codes, w_scale, None))
 
     def run(x: Tensor) -> Tensor:
         x_codes, x_scale = ops.layer_norm_quantize(x, weight, bias, 1e-5)
