@@ -138,6 +138,7 @@ ANY = [
     ("a pickle of something else", pickled([1, 2]), r"pytorch_model\.bin holds no state dict"),
     ("a config of another size", config(lambda c: c.update(embed_dim=64)), "has shape"),
     ("a config without JSON", overwrite(b"{", "config.json"), r"cannot read the config\.json in .*not a valid JSON"),
+    ("a config that is a list", overwrite(b"[]", "config.json"), r"config\.json of .* describes no VGGT"),
     ("no config", lambda folder: (folder / "config.json").unlink(), r"there is no config\.json in"),
     ("no weights", lambda folder: (folder / "model.safetensors").unlink(), "cannot load .*no file named model"),
     (

@@ -29,7 +29,7 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
     hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
     try:
         return VGGTConfig.from_pretrained(source, **{key: kwargs[key] for key in hub if key in kwargs})
-    except StrictDataclassError as error:
+    except (StrictDataclassError, TypeError) as error:  # a TypeError where the JSON is no object at all
         raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {error}") from error
     except OSError as error:
         if Path(source).is_dir():
