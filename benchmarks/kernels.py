@@ -96,7 +96,7 @@ def row_passes(log: Log, copy: float) -> None:
         vector, head = half(C), half(C // HEADS)
         rope = torch.randn(2, 1041, C // HEADS, device="cuda")
         y = xs[-1]
-        passes = {
+        passes: dict[str, tuple[int, list[Any]]] = {
             "LayerNorm to codes": (
                 3 * C,
                 [partial(triton_norm.layer_norm_quantize, x, vector, vector, 1e-5) for x in xs],

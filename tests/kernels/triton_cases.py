@@ -255,8 +255,11 @@ def test_resize(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         "rows": rand(height, channels // 2),
         "addend": rand(frames, height, width, channels, dtype=dtype),
     }
-    for names in ((), ("bias",), ("columns", "rows"), ("addend",), tuple(additions)):
-        if "columns" in names and channels % 2:
+    alone = ((), ("bias",), ("columns", "rows"), ("addend",)) if dtype == torch.float16 else ()
+    if channels % 2:  # a position embedding needs halves
+        del additions["columns"], additions["rows"]
+    for names in (*alone, tuple(additions)):
+        if not additions.keys() >= set(names):
             continue
         chosen = {name: additions[name] for name in names}
         got = triton_resize.resize(x, height, width, **chosen)
