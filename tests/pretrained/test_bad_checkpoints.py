@@ -108,6 +108,12 @@ def second(folder: Path) -> Path:
     return folder / "model-00002-of-00003.safetensors"
 
 
+def repeat(folder: Path) -> None:
+    """Put a tensor of the first file into the second as well, with other values."""
+    name, tensor = next(iter(load_file(folder / "model-00001-of-00003.safetensors").items()))
+    save_file({**load_file(second(folder)), name: torch.zeros_like(tensor)}, second(folder), metadata={"format": "pt"})
+
+
 # Damage that is found alike in a float checkpoint, loaded as it is or quantized, and in an INT8 one.
 ANY = [
     ("truncated in its data", cut(0.9), r"model\.safetensors \(\d+ bytes\) is no readable safetensors file.*truncated"),
@@ -144,8 +150,12 @@ ANY = [
     (
         "a damaged index",
         shard_and(lambda f: (f / INDEX).write_text('{"weight_map": ')),
-        "cannot load .*Expecting value",
+        r"index\.json is no valid JSON: Expecting value",
     ),
+    ("an index without a map", shard_and(lambda f: (f / INDEX).write_text('{"weight_map": ["a"]}')), "no weight_map"),
+    ("an index that is a list", shard_and(lambda f: (f / INDEX).write_text("[1]")), "no weight_map"),
+    ("a tensor in two shards", shard_and(repeat), r"is in two files, .*-00001-of-.* and .*-00002-of-"),
+    ("an unknown dtype in the config", config(lambda c: c.update(dtype="float7")), r"describes no VGGT.*float7"),
     (
         "an impossible config",
         config(lambda c: c.update(depth=0)),
@@ -165,6 +175,9 @@ INT8 = [
         rf"{QKV}\.weight is stored as F16 where INT8",
     ),
     ("unsigned codes", retype(f"{QKV}.weight", torch.uint8), rf"{QKV}\.weight is stored as U8 where INT8"),
+    ("a code of -128", put(f"{QKV}.weight", 5, -128), rf"codes of -128, .* in {QKV}\.weight"),
+    ("an fp32 bias", retype(f"{QKV}.bias", torch.float32), rf"{QKV}\.bias is stored as F32, but .* floats as F16"),
+    ("a bf16 norm", retype(NORM, torch.bfloat16), rf"{NORM} is stored as BF16, but .* floats as F16"),
     ("codes where floats belong", retype(NORM, torch.int8), rf"{NORM} is stored as I8 where float"),
     ("a missing scale", weights(lambda t: t.pop(f"{QKV}.weight_scale")), rf"lacks {QKV}\.weight_scale"),
     (
@@ -210,6 +223,11 @@ INT8 = [
         "a recipe by name",
         config(lambda c: c["quantization_config"].update(recipe="int8_dynamic")),
         "must hold the whole recipe, not 'int8_dynamic'",
+    ),
+    (
+        "a quantization_config that is no table",
+        config(lambda c: c.update(quantization_config=[1])),
+        r"config\.json of .* describes no VGGT",
     ),
     ("a newer recipe", recipe_key("format", 2), "recipe format 2; this package reads 1"),
     ("a recipe with an unknown key", recipe_key("rotation", True), "unknown key 'rotation'"),
@@ -263,6 +281,16 @@ def test_a_bad_checkpoint_is_refused(
     with pytest.raises((CheckpointError, RecipeError), match=message) as caught:
         VGGTInt8.from_pretrained(folder, recipe=recipe)
     assert len(str(caught.value)) < 1500
+
+
+def test_values_that_the_compute_dtype_does_not_have(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    put(NORM, 3, 1e30)(folder)
+    with pytest.raises(CheckpointError, match=rf"values in {NORM} are beyond fp16 .*torch\.float32"):
+        VGGTInt8.from_pretrained(folder, dtype=torch.float16)
+    for dtype in (torch.bfloat16, torch.float32):
+        VGGTInt8.from_pretrained(folder, dtype=dtype)
 
 
 def request(**arguments: Any) -> dict[str, Any]:

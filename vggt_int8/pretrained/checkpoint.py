@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.quant.storage import Int8Storage
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -52,7 +53,8 @@ def validate_checkpoint(
     model: with its INT8 layers in place, on the meta device. quantizing: the checkpoint is in floating point and is
     quantized while it is read (its values are checked on the way); otherwise values are checked here.
 
-    Raises `CheckpointError` for unreadable files, missing or unexpected tensors, wrong shapes or dtypes, NaN and inf.
+    Raises `CheckpointError` for unreadable files, missing or unexpected tensors, wrong shapes or dtypes, NaN and inf,
+    and values that the compute dtype or the format does not have.
     """
     if state_dict is not None:
         stored = {name: _describe(tensor) for name, tensor in state_dict.items()}
@@ -63,32 +65,44 @@ def validate_checkpoint(
         more = f"; and {len(problems) - _SHOWN} more problems" if len(problems) > _SHOWN else ""
         raise CheckpointError("; ".join(problems[:_SHOWN]) + more)
     if not quantizing:
-        _check_values(_floats(stored, state_dict, files), model)
+        _check_values(_tensors(state_dict, files), model)
 
 
 def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
-    scales = {
-        f"{name}.{key}"
-        for name, module in model.named_modules()
-        if isinstance(module, Int8Storage)
-        for key in ("weight_scale", "input_scale")
-    }
-    bad, not_positive = [], []
+    slots = model.state_dict()
+    damaged: dict[str, list[str]] = {}
+    beyond_fp16 = []
     for name, tensor in tensors:
-        if not bool(tensor.isfinite().all()):
-            bad.append(name)
-        elif name in scales and not bool((tensor > 0).all()):
-            not_positive.append(name)
-    problems = [f"NaN or inf in {_listed(bad)}"] if bad else []
-    problems += [f"scales that are not positive in {_listed(not_positive)}"] if not_positive else []
-    if problems:
-        raise CheckpointError(f"{'; '.join(problems)}: the checkpoint is damaged, download or make it again")
+        slot = slots.get(name)
+        if slot is None:  # of a head that is switched off
+            continue
+        if damage := _damage(name, tensor):
+            damaged.setdefault(damage, []).append(name)
+        elif slot.dtype == torch.float16 != tensor.dtype and not bool(tensor.to(slot.dtype).isfinite().all()):
+            beyond_fp16.append(name)
+    if damaged:
+        problems = "; ".join(f"{damage} {_listed(names)}" for damage, names in damaged.items())
+        raise CheckpointError(f"{problems}: the checkpoint is damaged, download or make it again")
+    if beyond_fp16:
+        raise CheckpointError(
+            f"values in {_listed(beyond_fp16)} are beyond fp16 (at most 65504): load with another dtype, such as "
+            "torch.bfloat16 or torch.float32"
+        )
+
+
+def _damage(name: str, tensor: Tensor) -> str | None:
+    if tensor.dtype == torch.int8:
+        return "codes of -128, which no scale makes, in" if tensor.min() < -CODE_MAX else None
+    if not bool(tensor.isfinite().all()):
+        return "NaN or inf in"
+    is_scale = name.endswith((".weight_scale", ".input_scale"))
+    return "scales that are not positive in" if is_scale and not bool((tensor > 0).all()) else None
 
 
 def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
     """Names, dtypes and shapes of safetensors files, without their data; pickle files are read with weights only.
 
-    Raises `CheckpointError` for a file that is truncated, corrupted or empty.
+    Raises `CheckpointError` for a file that is truncated, corrupted or empty, and for a tensor that is in two files.
     """
     stored = {}
     for file in files:
@@ -98,6 +112,8 @@ def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
         try:
             with safe_open(file, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118  (not a mapping)
+                    if name in stored:
+                        raise CheckpointError(f"{name} is in two files, {stored[name].file} and {file}: remove one")
                     part = handle.get_slice(name)
                     stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
         except (SafetensorError, OSError) as error:
@@ -164,6 +180,7 @@ def _name_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantiz
 
 
 def _tensor_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantizing: bool) -> Iterator[str]:
+    quantized = not quantizing and getattr(model, "quantization_plan", None) is not None
     for name, slot in _expected(model, quantizing).items():
         found = stored.get(name)
         if found is None:
@@ -175,25 +192,24 @@ def _tensor_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quant
                 yield f"{name} is stored as {found.dtype} where floating-point values belong"
             elif name.endswith("_scale") and found.dtype != "F32":
                 yield f"{name} is stored as {found.dtype}, but scales must be F32"
+            elif quantized and not name.endswith("_scale") and found.dtype != "F16":
+                yield f"{name} is stored as {found.dtype}, but a quantized checkpoint keeps floats as F16"
         elif found.dtype != "I8":
             yield f"{name} is stored as {found.dtype} where INT8 codes belong"
 
 
-def _floats(
-    stored: Mapping[str, StoredTensor], state_dict: Mapping[str, Any] | None, files: Iterable[str] | None
-) -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors, one at a time."""
+def _tensors(state_dict: Mapping[str, Any] | None, files: Iterable[str] | None) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, one at a time."""
     if state_dict is not None:
-        yield from ((name, tensor) for name, tensor in state_dict.items() if tensor.is_floating_point())
+        yield from state_dict.items()
         return
     for file in files or ():
         if not file.endswith(".safetensors"):
-            yield from ((name, tensor) for name, tensor in load_pickle(file).items() if tensor.is_floating_point())
+            yield from load_pickle(file).items()
             continue
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118
-                if stored[name].dtype in _FLOATS:
-                    yield name, handle.get_tensor(name)
+                yield name, handle.get_tensor(name)
 
 
 def _listed(names: list[str]) -> str:

@@ -32,7 +32,7 @@ from vggt_int8.pretrained.quantizer import (
     round_kept_parameters,
 )
 from vggt_int8.pretrained.saving import move_into_place
-from vggt_int8.pretrained.source import check_device, load_config, load_file, set_quantization
+from vggt_int8.pretrained.source import check_device, check_index, load_config, load_file, set_quantization
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
@@ -94,6 +94,7 @@ class VGGTInt8(VGGT):
         options = {**kwargs, "config": config, "device_map": device_map, "dtype": dtype}
         if is_file:
             return super().from_pretrained(None, *args, state_dict=load_file(source), **options)
+        check_index(source, kwargs.get("subfolder", ""))
         try:
             return super().from_pretrained(source, *args, **options)
         except (OSError, JSONDecodeError) as error:

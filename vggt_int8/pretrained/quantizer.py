@@ -43,7 +43,7 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
     ) -> None:
         if format_version != FORMAT_VERSION:
             raise CheckpointError(
-                f"the checkpoint has format_version {format_version}; this vggt-int8 reads {FORMAT_VERSION}. "
+                f"the checkpoint has format_version {format_version!r}; this vggt-int8 reads {FORMAT_VERSION}. "
                 "Update the package: pip install -U vggt-int8"
             )
         if unknown:

@@ -1,5 +1,6 @@
 """What a user names as the source of a model: its config, its recipe, the device it is asked for, a single file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.pretrained.checkpoint import CheckpointError, load_pickle, read_headers
@@ -29,7 +31,7 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
     hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
     try:
         return VGGTConfig.from_pretrained(source, **{key: kwargs[key] for key in hub if key in kwargs})
-    except (StrictDataclassError, TypeError) as error:  # a TypeError where the JSON is no object at all
+    except (StrictDataclassError, TypeError, AttributeError) as error:  # the latter: not an object, no such dtype
         raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {error}") from error
     except OSError as error:
         if Path(source).is_dir():
@@ -38,6 +40,20 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
             f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and the "
             "Hub did not give it. Check the name and the network, or download the files and pass their folder."
         ) from error
+
+
+def check_index(source: str, subfolder: str) -> None:
+    """Raise `CheckpointError` if the list of shards in a folder, where there is one, is not such a list."""
+    index = Path(source) / subfolder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{index} is no valid JSON: {error}") from error
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()) or not shards:
+        raise CheckpointError(f"{index} has no weight_map from tensor to file: download or make the checkpoint again")
 
 
 def set_quantization(
