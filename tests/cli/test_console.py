@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,9 @@ def test_version_and_help_need_no_network_and_load_no_model_code() -> None:
 
 
 def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    process = start("demo", "-o", tmp_path / "out", start_new_session=True)
+    # Whoever runs the tests may ignore the signal (a shell's background jobs do), and children inherit that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start("demo", "-o", tmp_path / "out", start_new_session=True, preexec_fn=listen)
     deadline = time.monotonic() + 120
     while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
