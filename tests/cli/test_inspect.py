@@ -1,5 +1,6 @@
 """`vggt-int8 inspect` reads headers, and what it says agrees with the model that they describe."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,26 @@ def test_damaged_file_is_named(cli, tiny: Path, tmp_path: Path) -> None:
 
 def test_folder_without_weights(cli, tmp_path: Path) -> None:
     assert "no .safetensors" in cli("inspect", tmp_path, code=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"quantization_config": {}}, "is quantized by None, which is not supported"),
+        ({"quantization_config": {"quant_method": "vggt_int8"}}, "must hold the whole recipe"),
+        (
+            {"quantization_config": {"quant_method": "vggt_int8", "format_version": 2, "recipe": {}}},
+            "format_version 2; this vggt-int8 reads 1",
+        ),
+    ],
+)
+def test_a_bad_config_is_explained(cli, tiny_int8: Path, tmp_path: Path, change: dict, message: str) -> None:
+    config = json.loads((tiny_int8 / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    (tmp_path / "model.safetensors").write_bytes((tiny_int8 / "model.safetensors").read_bytes())
+    assert message in cli("inspect", tmp_path, code=2)
+
+
+def test_only_safetensors_files_have_headers(cli, tiny: Path) -> None:
+    assert "is no .safetensors file" in cli("inspect", tiny / "config.json", code=2)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vggt_int8 import VGGTInt8
 
@@ -19,6 +20,13 @@ def test_writes_what_from_pretrained_quantizes(cli, tiny: Path, tmp_path: Path) 
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["recipe"]["name"] == "int8_weight_only"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_report_counts_what_is_stored(cli, tiny: Path, tmp_path: Path) -> None:
+    text = cli("quantize", tiny, "-o", tmp_path / "out")
+    stored = sum(t.nbytes for t in load_file(tmp_path / "out" / "model.safetensors").values())
+    (total,) = [line for line in text.splitlines() if line.endswith("in all")]
+    assert float(total.split()[2]) == pytest.approx(stored / 1e6, abs=0.01)
 
 
 def test_shards(cli, tiny: Path, tmp_path: Path) -> None:

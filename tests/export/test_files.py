@@ -52,6 +52,19 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path, exists: bool, error: typ
     assert out.exists() == exists
 
 
+def test_an_error_leaves_no_new_parent_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RuntimeError):
+        fill(tmp_path / "mine" / "a" / "b" / "out", "data/half.npy", error=RuntimeError())
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+def test_no_overwriting_is_advised_where_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"is not empty: choose another one$"):
+        fill(tmp_path, "a.json", overwrite=None)
+
+
 def test_a_filled_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"not empty.*--overwrite"):

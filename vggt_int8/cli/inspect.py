@@ -62,15 +62,17 @@ def inspect_model(
     brief: Annotated[bool, typer.Option("--brief", help="One line for all layers that are alike.")] = False,
 ) -> None:
     """Show what every layer of a checkpoint is, and its size per part and dtype. Loads no weights."""
+    from vggt_int8.pretrained.source import stored_quantization
+
     with console.step(f"Reading the headers of {model}"):
         config, tensors = read_checkpoint(model)
+        quantization = stored_quantization(config, model)
         grouped = layer_table(config, tensors, every=not brief)
     for line in _columns(grouped):
         console.say(line)
-    quantization = getattr(config, "quantization_config", None)
     what = "not quantized"
     if quantization is not None:
-        what = f"recipe {quantization['recipe']['name']}, format {quantization['format_version']}"
+        what = f"recipe {quantization.parsed().name}, format {quantization.format_version}"
     total = sum(tensor.size for tensor in tensors.values())
     by_dtype = ((DTYPES.get(t.dtype, (t.dtype, 0))[0], t.size) for t in tensors.values())
     by_part = ((part_of(name), t.size) for name, t in tensors.items())
@@ -83,9 +85,12 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
     from vggt_int8.model.config import VGGTConfig
     from vggt_int8.pretrained import CheckpointError
     from vggt_int8.pretrained.checkpoint import read_headers
+    from vggt_int8.pretrained.source import load_config
 
     path = Path(model)
     if path.is_file():
+        if not model.endswith(".safetensors"):
+            raise CheckpointError(f"{model} is no .safetensors file: only those have headers to read")
         headers: Mapping[str, Any] = read_headers([model])
         return VGGTConfig(), {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
     if path.is_dir():
@@ -93,7 +98,7 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
         if not files:
             raise CheckpointError(f"{model} holds no .safetensors file")
         headers = read_headers(files)
-        config = VGGTConfig.from_pretrained(model)
+        config = load_config(model, {})
         return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
     return _read_hub(model)
 
@@ -101,21 +106,19 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
 def _read_hub(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
     """The headers alone are downloaded, by ranges."""
     from huggingface_hub import get_safetensors_metadata
-    from huggingface_hub.errors import HFValidationError, NotASafetensorsRepoError
+    from huggingface_hub.errors import NotASafetensorsRepoError
 
-    from vggt_int8.model.config import VGGTConfig
     from vggt_int8.pretrained import CheckpointError
+    from vggt_int8.pretrained.source import load_config
 
+    config = load_config(model, {})
     try:
-        config = VGGTConfig.from_pretrained(model)
         metadata = get_safetensors_metadata(model)
-    except HFValidationError as error:
-        raise CheckpointError(f"there is no folder {model!r}, and it is no Hub id such as 'owner/name'") from error
     except NotASafetensorsRepoError as error:
         raise CheckpointError(f"{model} on the Hub holds no .safetensors file") from error
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{model!r} is no folder, and the Hub did not give its headers: {reason}") from error
+        raise CheckpointError(f"the Hub did not give the headers of {model!r}: {reason}") from error
     tensors = {
         name: Stored(str(info.dtype), tuple(info.shape))
         for file in metadata.files_metadata.values()
@@ -129,16 +132,16 @@ def layer_table(config: "VGGTConfig", tensors: Mapping[str, Stored], *, every: b
     import torch
 
     from vggt_int8.model.vggt import VGGT
+    from vggt_int8.pretrained.source import stored_quantization
     from vggt_int8.quant.quantize import prepare_module
     from vggt_int8.quant.report import quantization_report
-    from vggt_int8.recipe import Recipe
 
     with torch.device("meta"):
         skeleton = VGGT(config)
     plan = None
-    quantization = getattr(config, "quantization_config", None)
+    quantization = stored_quantization(config, "the checkpoint")
     if quantization is not None:
-        plan = prepare_module(skeleton, Recipe.from_dict(quantization["recipe"], source="quantization_config"))
+        plan = prepare_module(skeleton, quantization.parsed())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = {row.name: row for row in quantization_report(skeleton, plan, device)}
     groups: dict[tuple[str, ...], Layer] = {}

@@ -25,9 +25,9 @@ Recipe = Annotated[
     typer.Option("--recipe", "-r", help="Quantize while loading: a shipped recipe's name or a .toml file."),
 ]
 Backend = Annotated[str, typer.Option(help="What runs INT8 layers: auto, native, torchao, bitsandbytes or reference.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu. [default: cuda where there is one]")]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; by default cuda where there is one.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="Compute dtype: fp32, fp16 or bf16. [default: fp16 on cuda, fp32 on cpu]")
+    str | None, typer.Option(help="Compute dtype: fp32, fp16 or bf16; by default fp16 on cuda and fp32 on cpu.")
 ]
 Mode = Annotated[str, typer.Option(help="Fit images by crop (width fills the model) or pad (nothing is cut off).")]
 

@@ -23,8 +23,8 @@ def quantize(
     from vggt_int8.export import staged_folder
 
     entries: list[str] = []  # known once the weights are written: their files may be numbered
-    with staged_folder(out, entries=entries) as folder:
-        loaded = load_model(model, recipe=recipe, backend=backend, device=device)
+    with staged_folder(out, entries=entries, overwrite=None) as folder:
+        loaded = load_model(model, recipe=recipe, backend=backend, device=device, dtype="fp16")  # as it is stored
         with console.step(f"Saving {out}"):
             loaded.save_pretrained(folder, max_shard_size=max_shard_size)
         files = sorted(folder.iterdir())

@@ -12,11 +12,14 @@ from typing import Any
 
 
 @contextmanager
-def staged_folder(out: str | PathLike[str], *, entries: Collection[str], overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(
+    out: str | PathLike[str], *, entries: Collection[str], overwrite: bool | None = False
+) -> Iterator[Path]:
     """Give an empty folder to write into; on success its content becomes `out`, on any error nothing stays.
 
     entries: the names that this kind of output may have at its top level. `overwrite=True` replaces these in an
-    existing folder, old ones that the new run lacks included, and leaves all other files alone.
+    existing folder, old ones that the new run lacks included, and leaves all other files alone. None: the caller
+    offers no overwriting, so the message does not either.
 
     Raises FileExistsError if `out` is a file, or holds anything and `overwrite` is False. The check comes first,
     so enter this before any long computation.
@@ -25,12 +28,12 @@ def staged_folder(out: str | PathLike[str], *, entries: Collection[str], overwri
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"output {out} is a file, a folder is needed: choose another name")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"output folder {out} is not empty: choose another one, or overwrite it (--overwrite, overwrite=True)"
-        )
+        way_out = "" if overwrite is None else ", or overwrite it (--overwrite, overwrite=True)"
+        raise FileExistsError(f"output folder {out} is not empty: choose another one{way_out}")
     # An existing folder may be a mount point or someone's working directory: it is filled, never replaced.
     is_new = not out.exists()
     parent = out.parent if is_new else out
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     staging = parent / f".{out.name}.partial-{secrets.token_hex(4)}"
     staging.mkdir()
@@ -45,6 +48,10 @@ def staged_folder(out: str | PathLike[str], *, entries: Collection[str], overwri
             _replace_entries(staging, out, entries)
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # already gone after a rename
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 def write_json(path: Path, document: Any) -> None:

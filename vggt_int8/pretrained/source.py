@@ -12,7 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.pretrained.checkpoint import CheckpointError, load_pickle, read_headers
-from vggt_int8.pretrained.quantizer import VGGTInt8QuantizationConfig, execution_device_type
+from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe, load_recipe
 
@@ -56,22 +56,29 @@ def check_index(source: str, subfolder: str) -> None:
         raise CheckpointError(f"{index} has no weight_map from tensor to file: download or make the checkpoint again")
 
 
+def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8QuantizationConfig | None:
+    """What the config of a quantized checkpoint says of it; None for a floating-point one. Raises `CheckpointError`."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    if stored.get("quant_method") != QUANT_METHOD:
+        raise CheckpointError(f"{source} is quantized by {stored.get('quant_method')!r}, which is not supported")
+    return VGGTInt8QuantizationConfig.from_dict(stored)
+
+
 def set_quantization(
     config: VGGTConfig, kwargs: dict[str, Any], recipe: str | Path | Recipe | None, backend: str, source: str
 ) -> None:
     """Hand recipe and backend to transformers: with the checkpoint's own config, or as `quantization_config`."""
-    stored = getattr(config, "quantization_config", None)
+    stored = stored_quantization(config, source)
     if stored is not None:
-        stored = stored if isinstance(stored, dict) else stored.to_dict()
-        if stored.get("quant_method") != "vggt_int8":
-            raise CheckpointError(f"{source} is quantized by {stored.get('quant_method')!r}, which is not supported")
-        known = VGGTInt8QuantizationConfig.from_dict(stored)
         if recipe is not None:
             raise CheckpointError(
-                f"{source} is quantized already, by recipe {known.parsed().name!r}: load it without recipe=, or start "
+                f"{source} is quantized already, by recipe {stored.parsed().name!r}: load it without recipe=, or start "
                 "from the floating-point checkpoint to use another"
             )
-        config.quantization_config = {**stored, "backend": backend}
+        config.quantization_config = {**stored.to_dict(), "backend": backend}
     elif recipe is not None:
         parsed = load_recipe(recipe)
         kwargs["quantization_config"] = VGGTInt8QuantizationConfig(recipe=parsed.to_dict(), backend=backend)
