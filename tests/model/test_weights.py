@@ -63,6 +63,7 @@ def test_weights_missing_from_a_checkpoint_are_initialised(
     assert 0 < loaded.camera_head.trunk[0].mlp.fc1.weight.std() < 0.03
 
 
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")  # two parameters
 @pytest.mark.parametrize("where", ["cpu", "disk", "device_map", "auto"])
 @torch.no_grad()
 def test_offloaded_weights_give_the_same_result(

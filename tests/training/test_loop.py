@@ -29,7 +29,6 @@ def entries(out: Path, kind: str) -> list[dict]:
     return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
 
 
-@pytest.mark.slow
 def test_overfitting_two_scenes_recovers_their_cameras_and_depth(tiny_config: TrainingConfig) -> None:
     """Converges far below the limits (errors of about 0.2 degrees, 2% of depth), whatever the seed or the rounding."""
     small = {"img_size": 16, "patch_size": 4, "camera_iterations": 2, "enable_point": False}
@@ -192,7 +191,6 @@ def test_the_command_line_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "accelerate launch" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_two_processes_train_together(tmp_path: Path) -> None:
     """`accelerate launch` on two CPU processes: the same command as on two GPUs."""
     config = tmp_path / "run.toml"
