@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 import vggt_int8
-from vggt_int8 import BackendError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
+from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
 from vggt_int8.kernels import cpu
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.storage import Int8Storage
@@ -169,6 +170,28 @@ def test_heads_that_are_switched_off_leave_their_weights_behind(
         assert torch.equal(tensor, whole[name])
     model.save_pretrained(tmp_path / "saved")
     assert_same_state(VGGTInt8.from_pretrained(tmp_path / "saved"), model)
+
+
+@pytest.mark.parametrize("recipe", [None, "int8_dynamic"])
+def test_fields_of_the_config_are_arguments(
+    tiny_checkpoint: Path,
+    int8_checkpoint: Path,
+    loaded: Load,
+    recipe: str | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    whole = loaded(recipe).state_dict()
+    sources = [(tiny_checkpoint, recipe)] + ([(int8_checkpoint, None)] if recipe else [])
+    for source, given in sources:
+        model = VGGTInt8.from_pretrained(source, recipe=given, enable_track=False, camera_iterations=1)
+        assert model.track_head is None
+        assert model.config.camera_iterations == 1
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
+    assert "UNEXPECTED" not in caplog.text, "transformers' table of weights that were left out as asked"
+    with pytest.raises(CheckpointError, match="camera_iterations must be at least 1, got 0"):
+        VGGTInt8.from_pretrained(tiny_checkpoint, camera_iterations=0)
 
 
 def test_auto_model(tiny_checkpoint: Path, int8_checkpoint: Path, tiny_images: Tensor) -> None:

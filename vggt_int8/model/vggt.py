@@ -76,6 +76,9 @@ class VGGT(PreTrainedModel):
         self.point_head = DPTHead(config, num_values=3, activation="inv_log") if config.enable_point else None
         self.depth_head = DPTHead(config, num_values=1, activation="exp") if config.enable_depth else None
         self.track_head = TrackHead(config) if config.enable_track else None
+        # A checkpoint may hold more heads than are wanted.
+        absent = {rf"^{head}_head\." for head in HEADS if getattr(self, f"{head}_head") is None}
+        self._keys_to_ignore_on_load_unexpected = absent
         self.post_init()
 
     def forward(

@@ -77,7 +77,8 @@ class VGGTInt8(VGGT):
         backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
         device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.
         dtype: the dtype to compute in; by default fp16 on CUDA and fp32 on the CPU.
-        kwargs: passed to transformers (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
+        kwargs: fields of the config to change, such as `enable_track=False` (that head's weights stay unread); all
+            others are passed to transformers (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
 
         Raises `CheckpointError`, `RecipeError` or `BackendError`, saying what does not fit; then nothing is loaded.
         """

@@ -20,7 +20,11 @@ _SINGLE_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
-    """The config of a folder or Hub id; `kwargs` are those of `from_pretrained`. Raises `CheckpointError`."""
+    """The config of a folder or Hub id; `kwargs` are those of `from_pretrained`. Raises `CheckpointError`.
+
+    Fields of the config among `kwargs`, such as `enable_track=False`, are taken out of them and replace what the
+    checkpoint says, as everywhere in transformers.
+    """
     if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise CheckpointError(
             f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'"
@@ -29,8 +33,11 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
     if Path(source).is_dir() and not (folder / "config.json").is_file():
         raise CheckpointError(f"there is no config.json in {str(folder)!r}: a checkpoint needs one beside its weights")
     hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+    options = {key: kwargs[key] for key in hub if key in kwargs}
+    options |= {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
     try:
-        return VGGTConfig.from_pretrained(source, **{key: kwargs[key] for key in hub if key in kwargs})
+        config = VGGTConfig.from_pretrained(source, **options)
+        config.validate()  # once more: the options are set after the first time
     except (StrictDataclassError, TypeError, AttributeError) as error:  # the latter: not an object, no such dtype
         raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {error}") from error
     except OSError as error:
@@ -40,6 +47,7 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
             f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and the "
             "Hub did not give it. Check the name and the network, or download the files and pass their folder."
         ) from error
+    return config
 
 
 def check_index(source: str, subfolder: str) -> None:
