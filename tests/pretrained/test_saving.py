@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
-from vggt_int8 import CheckpointError, VGGTInt8, quantize
+from vggt_int8 import VGGT, CheckpointError, VGGTInt8, quantize
 
 RECIPES = ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -58,6 +58,17 @@ def test_a_model_quantized_in_memory_reloads_bit_exact(
     model = quantize(make_tiny(), "int8_dynamic")
     model.save_pretrained(tmp_path / "int8")
     again = VGGTInt8.from_pretrained(tmp_path / "int8")
+    assert_same_state(again, model)
+    assert_same_outputs(model, again, tiny_images, tiny_points)
+
+
+def test_the_plain_network_quantized_in_memory_reloads_bit_exact(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor
+) -> None:
+    model = quantize(VGGT.from_pretrained(tiny_checkpoint, dtype=torch.float32), "int8_dynamic")
+    model.save_pretrained(tmp_path / "int8")
+    again = VGGTInt8.from_pretrained(tmp_path / "int8")
+    assert again.config.quantization_config.parsed().name == "int8_dynamic"
     assert_same_state(again, model)
     assert_same_outputs(model, again, tiny_images, tiny_points)
 

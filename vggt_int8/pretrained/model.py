@@ -262,18 +262,19 @@ class VGGTInt8(VGGT):
 def quantize(model: nn.Module, recipe: str | Path | Recipe = "int8_dynamic", backend: str = "auto") -> nn.Module:
     """Quantize a model in place and return it.
 
-    A `VGGTInt8` can be saved afterwards; its kept parameters are rounded to fp16 values, in which they are stored.
-    On any other module, the reference repository's `VGGT` included, only the layers that the recipe names change.
+    A `VGGTInt8`, or this package's `VGGT`, can be saved afterwards and loaded as `VGGTInt8`; its kept parameters are
+    rounded to fp16 values, in which they are stored. On any other module, the reference repository's `VGGT` included,
+    only the layers that the recipe names change.
 
     Raises `RecipeError` if the recipe does not fit, `BackendError` if the backend cannot run it, `ValueError` naming
     the layer for weights with NaN or inf.
     """
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
-    if isinstance(model, VGGTInt8):
+    if isinstance(model, VGGT):
         check_kept_parameters(model, plan)
     apply_plan(model, plan, recipe, backend)
-    if isinstance(model, VGGTInt8):
+    if isinstance(model, VGGT):
         round_kept_parameters(model)
         quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
         model.config.quantization_config = quantization
