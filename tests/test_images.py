@@ -234,12 +234,16 @@ def test_missing_paths_patterns_and_folders_without_images(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"texts holds no images \(only \.HEIC\).*\.jpg, .*\.webp") as raised:
         load_images(tmp_path / "texts")
     assert all(suffix in str(raised.value) for suffix in IMAGE_SUFFIXES)
-    with pytest.raises(ValueError, match="no images given"):
-        load_images([])
+    for nothing in ([], "", [""]):
+        with pytest.raises(ValueError, match="no images given"):
+            load_images(nothing)
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     path = save(noise(8, 8), tmp_path / "a.png")
+    for wrong, kind in ((None, "NoneType"), (torch.zeros(2, 3, 8, 8), "Tensor"), ([path, noise(8, 8)], "Image")):
+        with pytest.raises(TypeError, match=f"must be paths of files, folders or glob patterns; got a {kind}"):
+            load_images(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode is 'stretch'"):
         load_images(path, "stretch")
     for size in (0, 13, 100):
