@@ -158,9 +158,7 @@ def find_images(images: Source | Sequence[Source]) -> list[Path]:
     sources = list(images) if isinstance(images, Iterable) and not isinstance(images, str | bytes) else [images]
     for source in sources:
         if not isinstance(source, str | PathLike):
-            raise TypeError(
-                f"images must be paths of files or folders, or glob patterns; got a {type(source).__name__}"
-            )
+            raise TypeError(f"images must be paths of files, folders or glob patterns; got a {type(source).__name__}")
     if not sources or "" in sources:  # an empty path would mean the current folder
         raise ValueError("no images given: pass at least one file, folder or glob pattern")
     return [path for source in sources for path in _expand(source)]
