@@ -6,7 +6,8 @@ from torch import nn
 
 from tests.runtime.conftest import Make, relative
 from vggt_int8 import VGGTInt8
-from vggt_int8.model.dpt_head import DPT, add_uv_embedding, resize
+from vggt_int8.model.dpt_head import DPT, add_uv_embedding
+from vggt_int8.model.resize import resize
 from vggt_int8.runtime import dense
 from vggt_int8.runtime.aggregator import Halves
 from vggt_int8.runtime.convolution import CONVOLUTIONS, float_conv

@@ -10,7 +10,7 @@ import torch
 
 from vggt_int8.model import VGGT
 from vggt_int8.training.config import OptimizerConfig, TrainingConfig, config_from_table, load_config
-from vggt_int8.training.start import build_optimizer, fresh_model, rate_factor
+from vggt_int8.training.start import build_optimizers, fresh_model, rate_factor
 
 MINI = Path(__file__).parents[2] / "vggt_int8/assets/mini/training.toml"
 
@@ -78,7 +78,7 @@ def test_vectors_and_tokens_are_not_decayed(tiny_config: TrainingConfig) -> None
     model = fresh_model(tiny_config)
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, kept = (
-        [names[id(p)] for p in g["params"]] for g in build_optimizer(model, tiny_config.optimizer).param_groups
+        [names[id(p)] for p in g["params"]] for g in build_optimizers(model, tiny_config.optimizer)[0].param_groups
     )
     assert "aggregator.camera_token" in kept
     assert "aggregator.patch_embed.pos_embed" in kept

@@ -19,7 +19,7 @@ from vggt_int8.training.data import StepScenes
 from vggt_int8.training.loop import RunLimits, Trainer
 from vggt_int8.training.losses import scene_losses
 from vggt_int8.training.plot import write_curves
-from vggt_int8.training.start import build_optimizer, fresh_model
+from vggt_int8.training.start import build_optimizers, fresh_model
 
 ONLY = RunLimits(validate_at_end=False)
 
@@ -35,7 +35,7 @@ def test_overfitting_two_scenes_recovers_their_cameras_and_depth(tiny_config: Tr
     batch = render_scenes(scene_seeds("free", range(2)), 3, (16, 16))
     model = fresh_model(dataclasses.replace(tiny_config, model={**tiny_config.model, **small})).train()
     rate, steps = 2e-3, 350
-    optimizer = build_optimizer(model, dataclasses.replace(tiny_config.optimizer, learning_rate=rate))
+    (optimizer,) = build_optimizers(model, dataclasses.replace(tiny_config.optimizer, learning_rate=rate))
     first = None
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -112,13 +112,13 @@ def test_a_checkpoint_is_small_and_faithful(tiny_config: TrainingConfig, tmp_pat
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert size < 6.6 * parameters
     model = fresh_model(dataclasses.replace(tiny_config, seed=9))
-    optimizer = build_optimizer(model, tiny_config.optimizer)
-    assert load_checkpoint(folder, model, optimizer)["step"] == 3
+    (optimizer,) = build_optimizers(model, tiny_config.optimizer)
+    assert load_checkpoint(folder, model, [optimizer])["step"] == 3
     saved = dict(trainer.network.named_parameters())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, saved[name])
         if parameter.requires_grad:
-            was, now = trainer.optimizer.optimizer.state[saved[name]], optimizer.state[parameter]
+            was, now = trainer.optimizers[0].state[saved[name]], optimizer.state[parameter]
             assert now["step"] == was["step"] == 3
             torch.testing.assert_close(now["exp_avg"], was["exp_avg"], atol=was["exp_avg"].abs().max() / 200, rtol=0.07)
             assert ((now["exp_avg_sq"] > 0) | (was["exp_avg_sq"] < 1e-20)).all(), "a zero would blow the next step up"
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_small_and_faithful(tiny_config: TrainingConfig, tmp_pat
 
 def test_shards_stay_small(tmp_path: Path) -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(5)))
-    save_checkpoint(tmp_path / "c", model, torch.optim.AdamW(model.parameters()), {"step": 0})
+    save_checkpoint(tmp_path / "c", model, [torch.optim.AdamW(model.parameters())], {"step": 0})
     shards = sorted((tmp_path / "c").glob("*.safetensors"))
     assert [path.name for path in shards] == ["state-01-of-02.safetensors", "state-02-of-02.safetensors"]
     assert max(path.stat().st_size for path in shards) <= SHARD_BYTES
@@ -135,11 +135,11 @@ def test_shards_stay_small(tmp_path: Path) -> None:
 def test_a_broken_model_never_replaces_a_checkpoint(tmp_path: Path) -> None:
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(model.parameters())
-    save_checkpoint(tmp_path / "c", model, optimizer, {"step": 1})
+    save_checkpoint(tmp_path / "c", model, [optimizer], {"step": 1})
     with torch.no_grad():
         model.bias[2] = torch.nan
     with pytest.raises(ValueError, match="bias is not finite"):
-        save_checkpoint(tmp_path / "c", model, optimizer, {"step": 2})
+        save_checkpoint(tmp_path / "c", model, [optimizer], {"step": 2})
     assert read_facts(tmp_path / "c")["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -148,14 +148,14 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"trainer.json is missing"):
         read_facts(tmp_path)
     model = torch.nn.Linear(4, 4)
-    save_checkpoint(tmp_path / "c", model, torch.optim.AdamW(model.parameters()), {"step": 1})
+    save_checkpoint(tmp_path / "c", model, [torch.optim.AdamW(model.parameters())], {"step": 1})
     with pytest.raises(ValueError, match="does not fit this model"):
-        load_checkpoint(tmp_path / "c", torch.nn.Linear(4, 4, bias=False), None)
+        load_checkpoint(tmp_path / "c", torch.nn.Linear(4, 4, bias=False))
     with pytest.raises(ValueError, match=r"weight is \(4, 4\), the model's \(4, 5\)"):
-        load_checkpoint(tmp_path / "c", torch.nn.Linear(5, 4), None)
+        load_checkpoint(tmp_path / "c", torch.nn.Linear(5, 4))
     next((tmp_path / "c").glob("*.safetensors")).unlink()
     with pytest.raises(FileNotFoundError, match="is incomplete"):
-        load_checkpoint(tmp_path / "c", model, None)
+        load_checkpoint(tmp_path / "c", model)
     facts = tmp_path / "c" / "trainer.json"
     facts.write_text(facts.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(ValueError, match="format_version 2"):

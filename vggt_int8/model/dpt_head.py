@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.resize import resize
 from vggt_int8.model.tables import uv_table
 
 UV_WEIGHT = 0.1  # of the position embedding that is added to feature maps
@@ -20,12 +21,6 @@ MAX_ELEMENTS = 2**31 - 1  # of one feature map tensor: upsampling kernels count 
 
 def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
-
-
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corner pixels on corner pixels."""
-    # The same size is the identity, which is worth knowing: the gradient of an interpolation is slow.
-    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def add_uv_embedding(x: Tensor, image_size: tuple[int, int]) -> Tensor:

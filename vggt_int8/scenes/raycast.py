@@ -1,4 +1,4 @@
-"""Exact ray casting: affine unit primitives, one vectorised pass per slot.
+"""Exact ray casting: affine unit primitives, one vectorised pass per kind of primitive.
 
 A scene is a fixed number of slots: slot 0 the room, seen from inside, then boxes, spheres and cylinders. A slot's
 primitive is the unit cube [-1, 1]^3, the unit sphere, or the unit cylinder (radius 1, z in [-1, 1]), placed by
@@ -6,8 +6,9 @@ primitive is the unit cube [-1, 1]^3, the unit sphere, or the unit cylinder (rad
 takes a ray into unit space. An affine map keeps the ray parameter: with a ray direction whose camera z is 1, that
 parameter *is* the z-depth. Every ray ends at the room's walls at the latest, so depth is always finite.
 
-The loop runs over slots, never over pixels, and holds two values per ray. Coordinates are kept as separate x, y, z
-tensors: all of it is elementwise, so torch.compile fuses it into one kernel.
+The loop runs over kinds, never over pixels: all slots of a kind are one tensor dimension, which a minimum reduces.
+(Twenty unrolled slots are the same arithmetic, but a program so long that compiling it takes minutes.) Coordinates are
+kept as separate x, y, z tensors: all else is elementwise, so torch.compile fuses it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 ROOM, BOX, SPHERE, CYLINDER = range(4)
-SLOT_KINDS = (ROOM,) + (BOX,) * 12 + (SPHERE,) * 4 + (CYLINDER,) * 4
+SLOT_KINDS = (ROOM,) + (BOX,) * 12 + (SPHERE,) * 4 + (CYLINDER,) * 4  # slots of a kind are neighbours
 FIRST_BOX, FIRST_SPHERE, FIRST_CYLINDER = (SLOT_KINDS.index(kind) for kind in (BOX, SPHERE, CYLINDER))
 FACES = 6  # of a slot: +x, -x, +y, -y, +z, -z; a sphere uses the first, a cylinder's side the first
 NEAR = 1e-3  # metres; a hit closer than this is behind the lens
@@ -55,13 +56,15 @@ def rays_in_unit_space(primitives: Primitives, origins: Tensor) -> Tensor:
 
 def cast_rays(slots: Tensor, direction: Vector) -> Hits:
     """`rays_in_unit_space` of F cameras [F, K, 12], ray directions 3 x [F, R] in the scene frame -> first hits."""
-    nearest = _leave_box(*_to_unit(slots[:, 0], direction))
+    nearest = _leave_box(*_to_unit(slots[:, :FIRST_BOX], direction)).squeeze(1)
     slot_of = torch.zeros_like(nearest, dtype=torch.int64)
-    for index, kind in enumerate(SLOT_KINDS[1:], start=1):
-        enter, leave = _INTERSECT[kind](*_to_unit(slots[:, index], direction))
-        closer = (enter < leave) & (enter > NEAR) & (enter < nearest)
-        nearest = torch.where(closer, enter, nearest)
-        slot_of = torch.where(closer, index, slot_of)
+    for kind, intersect in _INTERSECT.items():
+        first = SLOT_KINDS.index(kind)
+        enter, leave = intersect(*_to_unit(slots[:, first : first + SLOT_KINDS.count(kind)], direction))
+        closest, index = torch.where((enter < leave) & (enter > NEAR), enter, torch.inf).min(dim=1)
+        closer = closest < nearest
+        nearest = torch.where(closer, closest, nearest)
+        slot_of = torch.where(closer, first + index, slot_of)
     return Hits(nearest, slot_of)
 
 
@@ -77,11 +80,11 @@ def unit_hit(slots: Tensor, direction: Vector, hits: Hits) -> Vector:
     return x, y, z
 
 
-def _to_unit(slot: Tensor, direction: Vector) -> tuple[Vector, Vector]:
-    """One slot's rows [F, 12] -> ray origin 3 x [F, 1] and directions 3 x [F, R] in its unit space."""
-    row = slot[..., None].unbind(1)
-    d = tuple(row[i] * direction[0] + row[i + 1] * direction[1] + row[i + 2] * direction[2] for i in (0, 3, 6))
-    return row[9:], d
+def _to_unit(slots: Tensor, direction: Vector) -> tuple[Vector, Vector]:
+    """Some slots [F, k, 12] -> ray origins 3 x [F, k, 1] and directions 3 x [F, k, R] in their unit spaces."""
+    row = slots[..., None].unbind(2)
+    x, y, z = (component[:, None] for component in direction)
+    return row[9:], tuple(row[i] * x + row[i + 1] * y + row[i + 2] * z for i in (0, 3, 6))
 
 
 def _slab(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

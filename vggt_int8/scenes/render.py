@@ -123,8 +123,7 @@ def _render_frames(
     budget = RAYS_PER_PASS["cuda" if device.type == "cuda" else "cpu"]
     rows_per_pass = max(1, min(height, budget // (width * supersample**2)))
     most_frames = max(1, budget // (rows_per_pass * width * supersample**2))
-    # Passes of equal size: compiled kernels are specialised to it.
-    frames_per_pass = math.ceil(batch * views / math.ceil(batch * views / most_frames))
+    frames_per_pass = _equal_passes(batch * views, most_frames)
 
     depth = torch.empty(batch * views, height, width, device=device)
     images = torch.empty(batch * views, 3, height, width, device=device)
@@ -141,6 +140,16 @@ def _render_frames(
             color = color_of(slots, camera, intrinsic, placement, surfaces, lights, spread)
             images[part, :, strip] = color.unflatten(2, (-1, width, supersample**2)).mean(-1)
     return depth.unflatten(0, (batch, views)), images.unflatten(0, (batch, views))
+
+
+def _equal_passes(frames: int, at_most: int) -> int:
+    """Frames per pass: equal passes where at most twice as many as needed make them so, else nearly equal ones.
+
+    Compiled kernels are specialised to the size, so a smaller last pass would compile everything again.
+    """
+    fewest = math.ceil(frames / at_most)
+    passes = next((count for count in range(fewest, 2 * fewest + 1) if frames % count == 0), fewest)
+    return math.ceil(frames / passes)
 
 
 @lru_cache(maxsize=2)

@@ -31,6 +31,9 @@ COLUMNS = {
 }
 WIDTH = sum(COLUMNS.values())
 
+NOISE_SCALES = (0.23, 1.0, 2.03, 4.7)  # frequencies relative to the texture's cells: tint, then three octaves
+NOISE_SEEDS = (3, 11, 12, 13)
+
 Vector = tuple[Tensor, ...]  # three components, of a place or of a colour
 
 
@@ -69,8 +72,7 @@ def surface_color(surface: Surface, point: Vector, footprint: Tensor) -> Vector:
     frequency = (m[0] * m[0] + m[1] * m[1] + m[2] * m[2]).sqrt()
     pixel = footprint * frequency  # pixel width in cells
     seed = surface.seed.int()
-    noise, fine = _fractal_noise((x, y, z), seed, pixel)
-    tint = _value_noise((0.23 * x, 0.23 * y, 0.23 * z), seed + 3)
+    noise, fine, tint = _fractal_noise((x, y, z), seed, pixel)
     bend = surface.warp * noise
     pattern, shade = _pattern(surface, (x + bend, y + bend, z + bend), noise, seed)
     pattern = 0.5 + (pattern - 0.5) * _visible(0.5 * pixel)
@@ -118,12 +120,15 @@ def _pattern(surface: Surface, p: Vector, noise: Tensor, seed: Tensor) -> tuple[
     return pattern, shade
 
 
-def _fractal_noise(p: Vector, seed: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
-    """Three octaves in about -0.5 ... 0.5, and the finest two alone."""
-    coarse = _value_noise(p, seed + 11) - 0.5
-    middle = (_value_noise(tuple(2.03 * c for c in p), seed + 12) - 0.5) * _visible(2 * pixel)
-    finest = (_value_noise(tuple(4.7 * c for c in p), seed + 13) - 0.5) * _visible(4.7 * pixel)
-    return 0.55 * coarse + 0.3 * middle + 0.15 * finest, middle + finest
+def _fractal_noise(p: Vector, seed: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three octaves in about -0.5 ... 0.5, the finest two alone, and an independent, broader noise in 0 ... 1."""
+    # All four in one evaluation of four times as many points: a quarter of the program to compile.
+    scales = torch.tensor(NOISE_SCALES, device=seed.device).view(-1, 1, 1)
+    seeds = seed + torch.tensor(NOISE_SEEDS, dtype=torch.int32, device=seed.device).view(-1, 1, 1)
+    broad, coarse, middle, finest = _value_noise(tuple(scales * c for c in p), seeds).unbind(0)
+    middle = (middle - 0.5) * _visible(2 * pixel)
+    finest = (finest - 0.5) * _visible(4.7 * pixel)
+    return 0.55 * (coarse - 0.5) + 0.3 * middle + 0.15 * finest, middle + finest, broad
 
 
 def _visible(pixel: Tensor) -> Tensor:

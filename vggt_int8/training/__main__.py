@@ -1,7 +1,8 @@
 """Commands of training:
 
-python -m vggt_int8.training run --config FILE --out DIR [--max-minutes M] [--total-steps N]
-    Train, or go on where DIR/checkpoint stands. Several GPUs: `accelerate launch -m vggt_int8.training run ...`.
+python -m vggt_int8.training run --config FILE --out DIR [--init FOLDER] [--max-minutes M] [--total-steps N]
+    Train, or go on where DIR/checkpoint stands; with --init a new run starts from a model folder's weights.
+    Several GPUs: `accelerate launch -m vggt_int8.training run ...`.
 python -m vggt_int8.training measure --config FILE --out DIR [--steps N]
     A short run that prints what rendering, each part of a step and the memory cost; no checkpoint is written.
 python -m vggt_int8.training export --out DIR --to FOLDER
@@ -28,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     match args.command:
         case "run":
-            trainer = Trainer(_config(args), args.out)
+            config = _config(args)
+            trainer = Trainer(config, args.out, None if args.init is None else trained_model(args.init, config))
             trainer.console.print(
                 f"from step {trainer.step} of {trainer.config.optimizer.total_steps}, on {trainer.device}"
             )
@@ -46,11 +48,24 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"wrote {args.output}")
 
 
+def trained_model(folder: Path, config: TrainingConfig) -> VGGT:
+    """The weights of a model folder in fp32, to be trained on. Raises ValueError if they are of another network."""
+    model = VGGT.from_pretrained(folder, dtype=torch.float32)
+    wanted = config.vggt()
+    different = {key for key in config.model if getattr(model.config, key) != getattr(wanted, key)}
+    if different:
+        key = min(different)
+        raise ValueError(
+            f"{folder} is another network than [model]: {key} is {getattr(model.config, key)}, not {config.model[key]}"
+        )
+    return model
+
+
 def export(out: Path, folder: Path) -> None:
     """The weights of `out/checkpoint` as an fp16 model folder that `VGGT.from_pretrained` reads."""
     config = config_from_table(read_facts(out / "checkpoint")["config"])
     model = VGGT(config.vggt())
-    load_checkpoint(out / "checkpoint", model, optimizer=None)
+    load_checkpoint(out / "checkpoint", model)
     largest = max(parameter.abs().max().item() for parameter in model.parameters())
     if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"a weight of {largest:g} does not fit into fp16")
@@ -79,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, required=True, help="folder of the run")
         command.add_argument("--total-steps", type=int, help="instead of the file's: when to be done, decay included")
         command.add_argument("--compile", help="instead of the file's: render,blocks,heads or none")
+    run.add_argument("--init", type=Path, help="model folder whose weights a new run starts from")
     run.add_argument("--max-minutes", type=float, help="stop cleanly within this time, validation included")
     run.add_argument("--save-minutes", type=float, default=4.0, help="time between checkpoints")
     measured.add_argument("--max-minutes", type=float, default=4.0, help="time for all of it")

@@ -24,11 +24,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW under a warmup - constant - decay schedule."""
+    """AdamW and, where its rate is not 0, Muon for the blocks' matrices, under a warmup - constant - decay schedule."""
 
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.02
+    muon_learning_rate: float = 0.0
+    muon_weight_decay: float = 0.1
     clip_norm: float = 1.0
     warmup_steps: int = 1000
     total_steps: int = 60000
@@ -69,6 +71,7 @@ class TrainingConfig:
     seed: int = 0
     mixed_precision: str = "bf16"  # or "no"
     compile: tuple[str, ...] = ()  # parts to torch.compile: of `COMPILABLE`
+    cuda_graph: bool = False  # replay forward and backward as CUDA graphs; for one process on a GPU
     log_steps: int = 50
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """The training loop: one process on a CPU or GPU, or several under `accelerate launch`.
 
-A run's whole state is its step, the weights and Adam's moments: data and schedule follow from the step. So a run may be
-stopped at any moment and goes on from its last checkpoint, on another machine or another number of GPUs. (The step's
-scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
+A run's whole state is its step, the weights and the optimizers' moments: data and schedule follow from the step. So a
+run may be stopped at any moment and goes on from its last checkpoint, on another machine or another number of GPUs.
+(The step's scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
 """
 
 import json
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
+from vggt_int8.training.captured import CapturedBackward
 from vggt_int8.training.checkpoint import load_checkpoint, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.losses import scene_losses
-from vggt_int8.training.start import build_optimizer, build_schedule, fresh_model
+from vggt_int8.training.start import build_optimizers, build_schedule, fresh_model
 from vggt_int8.training.validation import validate
 
 RECOMPILE_LIMIT = 64  # shapes and module variants of one compiled function; the default of 8 is for servers
@@ -59,13 +60,16 @@ class Trainer:
         model = fresh_model(config) if model is None else model
         # The model itself: without DDP's wrapper, and with the names of the checkpoint.
         self.network: VGGT = model.to(self.device)
-        optimizer = build_optimizer(self.network, config.optimizer)
+        self.optimizers = build_optimizers(self.network, config.optimizer)
         if (self.checkpoint / "trainer.json").exists():
-            facts = load_checkpoint(self.checkpoint, self.network, optimizer)
+            facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
             self.step, self.seconds_before = facts["step"], facts["seconds"]
-        self.schedule = build_schedule(optimizer, config.optimizer, self.step)
+        self.schedules = [build_schedule(optimizer, config.optimizer, self.step) for optimizer in self.optimizers]
         _prepare_network(self.network, config)
-        self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.model = self.accelerator.prepare(self.network)
+        self.forward_backward = self._forward_backward
+        if config.cuda_graph and self.device.type == "cuda" and self.accelerator.num_processes == 1:
+            self.forward_backward = CapturedBackward(self._forward_backward, self.network.parameters())
 
     @property
     def checkpoint(self) -> Path:
@@ -111,17 +115,22 @@ class Trainer:
 
     def train_step(self, description: SceneDescription) -> tuple[dict[str, Tensor], Tensor]:
         """Render, predict, learn. Returns the losses and the gradient norm, still on the device."""
-        batch = self.render(description)
+        losses = self.forward_backward(self.render(description))
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return losses, norm
+
+    def _forward_backward(self, batch: SceneBatch) -> dict[str, Tensor]:
+        """Losses of a batch, detached; their gradients are left in the parameters."""
         with self.autocast():
             output = self.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
         losses = scene_losses(output, batch, self.config.loss)
         self.accelerator.backward(losses["total"])
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return {name: value.detach() for name, value in losses.items()}, norm
+        return {name: value.detach() for name, value in losses.items()}
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
@@ -152,7 +161,7 @@ class Trainer:
     def save(self) -> None:
         if self.accelerator.is_main_process:
             facts = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
-            save_checkpoint(self.checkpoint, self.network, self.optimizer.optimizer, facts)
+            save_checkpoint(self.checkpoint, self.network, self.optimizers, facts)
         self.accelerator.wait_for_everyone()
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -174,7 +183,7 @@ class Trainer:
                 f"step {self.step}: losses {values}, gradient norm {norm.item()}. The last checkpoint is intact; "
                 f"lower the learning rate or the clip norm and resume"
             )
-        rate = self.schedule.get_last_lr()[0]
+        rate = self.schedules[0].get_last_lr()[0]
         speed = meter.frames_per_second(self.config.log_steps)
         entry = {"kind": "train", "step": self.step, **values, "grad_norm": norm.item(), "learning_rate": rate}
         self.log({**entry, "frames_per_second": round(speed, 1)})

@@ -50,8 +50,8 @@ def _row(trainer: Trainer, config: TrainingConfig, views: int) -> str:
         return scene_losses(output, batch, config.loss)["total"]
 
     def forward_backward() -> None:
-        trainer.accelerator.backward(forward())
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.forward_backward(batch)
+        trainer.network.zero_grad(set_to_none=True)
 
     trainer.model.train()
     ahead, both = _milliseconds(forward), _milliseconds(forward_backward)

@@ -1,4 +1,4 @@
-"""A model to train from scratch, and its optimizer and schedule.
+"""A model to train from scratch, and its optimizers and schedule.
 
 The network's own initialisation follows the reference, which starts from a pretrained encoder and at 24 blocks of
 width 1024. A small network trained from nothing needs signals of order one instead: Xavier weights, residual branches
@@ -7,8 +7,8 @@ under its ReLU, where no gradient would ever reach it.
 """
 
 import torch
-from torch import nn
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vggt_int8.model import VGGT
@@ -18,6 +18,7 @@ TOKEN_STD = 0.05
 BRANCH_SCALE = 0.2  # LayerScale of aggregator and camera head
 START_FOV = 0.25  # radians that each refinement adds at the start
 START_QUATERNION_W = 0.25
+MUON_LEAST_WIDTH = 32
 
 
 def fresh_model(config: TrainingConfig) -> VGGT:
@@ -45,12 +46,19 @@ def _initialise(model: VGGT) -> None:
         last.bias.copy_(torch.tensor([0.0] * 6 + [START_QUATERNION_W, START_FOV, START_FOV]))
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """Weight decay on matrices and kernels only, not on vectors, tokens and position embeddings."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+    """Muon for the matrices of the blocks, where `config` gives it a rate, and AdamW for everything else.
+
+    Muon orthogonalises the update of a whole matrix (Jordan et al., 2024; scaled to AdamW's step size as in Liu et
+    al., "Muon is Scalable for LLM Training", 2025). It is not for first and last layers, which here are 9 wide, nor
+    for convolutions and vectors. AdamW decays matrices and kernels only, not vectors, tokens and position embeddings.
+    """
+    matrices = _block_matrices(model) if config.muon_learning_rate else []
+    in_muon = set(matrices)
+    decayed: list[Tensor] = []
+    kept: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter not in in_muon:
             matrix = parameter.dim() >= 2 and not name.endswith(("token", "tokens", "pos_embed"))
             (decayed if matrix else kept).append(parameter)
     groups = [
@@ -58,7 +66,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
         {"params": kept, "weight_decay": 0.0},
     ]
     on_cuda = next(model.parameters()).is_cuda
-    return AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=on_cuda)
+    optimizers: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=on_cuda)]
+    if matrices:
+        decay, rate = config.muon_weight_decay, config.muon_learning_rate
+        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def _block_matrices(model: nn.Module) -> list[Tensor]:
+    linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+    return [linear.weight for linear in linears if min(linear.weight.shape) >= MUON_LEAST_WIDTH]
 
 
 def rate_factor(step: int, config: OptimizerConfig) -> float:
@@ -69,6 +86,6 @@ def rate_factor(step: int, config: OptimizerConfig) -> float:
     return warmup * (1.0 if progress <= 0 else max(0.0, 1.0 - progress**0.5))
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> LambdaLR:
+def build_schedule(optimizer: Optimizer, config: OptimizerConfig, step: int) -> LambdaLR:
     """The schedule as it stands before `step`."""
     return LambdaLR(optimizer, lambda done: rate_factor(step + done, config))
