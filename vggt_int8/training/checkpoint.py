@@ -111,7 +111,11 @@ def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], 
     """What `optimizer` remembers of a parameter."""
     if isinstance(optimizer, Muon) != (f"root_second.{name}" not in tensors):
         raise ValueError(f"the saved moments of {name} are not {type(optimizer).__name__}'s: [optimizer] differs")
-    first = _unpack(tensors, f"first.{name}").to(parameter.device)
+
+    def moment(value: Tensor) -> Tensor:
+        return torch.empty_like(parameter).copy_(value)  # in its memory layout, which fused optimizers ask for
+
+    first = moment(_unpack(tensors, f"first.{name}"))
     if isinstance(optimizer, Muon):
         return {"momentum_buffer": first}
     # Fused and capturable optimizers keep the step count beside the parameter, others on the CPU.
@@ -119,7 +123,7 @@ def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], 
     return {
         "step": torch.tensor(float(step), device=parameter.device if on_device else "cpu"),
         "exp_avg": first,
-        "exp_avg_sq": _unpack(tensors, f"root_second.{name}").square().to(parameter.device),
+        "exp_avg_sq": moment(_unpack(tensors, f"root_second.{name}").square()),
     }
 
 

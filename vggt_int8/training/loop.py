@@ -60,12 +60,12 @@ class Trainer:
         model = fresh_model(config) if model is None else model
         # The model itself: without DDP's wrapper, and with the names of the checkpoint.
         self.network: VGGT = model.to(self.device)
+        _prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
         self.optimizers = build_optimizers(self.network, config.optimizer)
         if (self.checkpoint / "trainer.json").exists():
             facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
             self.step, self.seconds_before = facts["step"], facts["seconds"]
         self.schedules = [build_schedule(optimizer, config.optimizer, self.step) for optimizer in self.optimizers]
-        _prepare_network(self.network, config)
         self.model = self.accelerator.prepare(self.network)
         self.forward_backward = self._forward_backward
         if config.cuda_graph and self.device.type == "cuda" and self.accelerator.num_processes == 1:
