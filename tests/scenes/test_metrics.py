@@ -73,7 +73,7 @@ def test_scores_kept_over_batches_are_those_of_all_at_once() -> None:
     keeper = ScoreKeeper()
     for part in (slice(0, 2), slice(2, 5)):
         batch = render_scenes(scene_seeds("free", range(5)[part]), 3, (16, 16), supersample=1)
-        keeper.add(poses[part], depth[part, ..., None], batch)
+        keeper.add(poses[part], depth[part, ..., None], batch.extrinsic, batch.depth, batch.valid)
     scores = keeper.scores()
     pose, depth_of_all = (
         pose_scores(*pose_errors(poses, truth.extrinsic)),
@@ -81,7 +81,7 @@ def test_scores_kept_over_batches_are_those_of_all_at_once() -> None:
     )
     assert scores == pytest.approx({**vars(pose), **vars(depth_of_all)}, rel=1e-4)
     without_cameras = ScoreKeeper()
-    without_cameras.add(None, depth, truth)
+    without_cameras.add(None, depth, truth.extrinsic, truth.depth, truth.valid)
     assert set(without_cameras.scores()) == {"abs_rel", "delta_125"}
 
 

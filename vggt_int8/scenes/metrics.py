@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vggt_int8.geometry import direction_error_degrees, relative_pose, rotation_error_degrees
-from vggt_int8.scenes.render import SceneBatch
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,21 @@ class ScoreKeeper:
         self._poses: list[tuple[Tensor, Tensor]] = []
         self._depths: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, extrinsic: Tensor | None, depth: Tensor | None, truth: SceneBatch) -> None:
-        """Predicted extrinsic [B, S, 3, 4] and depth [B, S, H, W] or [B, S, H, W, 1]; None where a head is off."""
+    def add(
+        self,
+        extrinsic: Tensor | None,
+        depth: Tensor | None,
+        true_extrinsic: Tensor,
+        true_depth: Tensor,
+        valid: Tensor,
+    ) -> None:
+        """Predicted extrinsic [B, S, 3, 4] and depth [B, S, H, W] or [B, S, H, W, 1], None where a head is off; the
+        truth in the same shapes, and where its depth is known [B, S, H, W] bool."""
         if extrinsic is not None:
-            self._poses.append(pose_errors(extrinsic, truth.extrinsic))
+            self._poses.append(pose_errors(extrinsic, true_extrinsic))
         if depth is not None:
             depth = depth.squeeze(-1) if depth.dim() == 5 else depth
-            self._depths.append(depth_errors(depth, truth.depth, truth.valid))
+            self._depths.append(depth_errors(depth, true_depth, valid))
 
     def scores(self) -> dict[str, float]:
         """The fields of `PoseScores` and `DepthScores` of all scenes so far, those that were predicted."""

@@ -50,5 +50,5 @@ def _score(
         # Eager: compiling for these shapes and for fp32 would take longer than it saves.
         with torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
             output = model(batch.images, frames_chunk_size=None)
-        kept.add(output.extrinsic, output.depth, batch)
+        kept.add(output.extrinsic, output.depth, batch.extrinsic, batch.depth, batch.valid)
     return kept.scores()
