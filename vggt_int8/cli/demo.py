@@ -4,6 +4,7 @@ The scenes are rendered, so their geometry is known exactly, and the model is th
 has seen neither these scenes nor their seeds. Errors are those of `vggt_int8.scenes.metrics`.
 """
 
+import hashlib
 import statistics
 import tempfile
 import time
@@ -67,14 +68,13 @@ def demo(
                     model, megabytes = prepare(source, name, Path(scratch))
                     outputs[name], seconds = reconstruct(model, scenes)
                     rows.append(measure(name, model, megabytes, seconds, outputs, scenes))
+            write_json(folder / "report.json", report(rows, scenes, source))
         with console.step(f"Writing {out}"):
             for name, scene in scenes.items():
-                write_scene_results(
-                    folder / name, scene, {recipe: results[name] for recipe, results in outputs.items()}
-                )
-            write_json(folder / "report.json", report(rows, scenes, source))
+                predictions = {recipe: results[name] for recipe, results in outputs.items()}
+                write_scene_results(folder / name, scene, predictions)
     images = ", ".join(f"{name} ({len(scene.images)} images)" for name, scene in scenes.items())
-    console.say(f"{images}, on the CPU; {describe(source)}")
+    console.say(f"{images}, on the CPU")
     console.out.print(table(rows))
     console.say(f"Results: {out}/<scene>/depth.png, {out}/<scene>/<recipe>/points.ply, {out}/report.json")
 
@@ -88,7 +88,7 @@ def embedded_model() -> Path:
 
 
 def stand_in(folder: Path) -> Path:
-    """Random weights in the embedded model's configuration, until the trained ones are there."""
+    """Random weights in the embedded model's configuration, until the trained ones are there. Says so."""
     import torch
 
     from vggt_int8 import VGGTInt8
@@ -100,11 +100,8 @@ def stand_in(folder: Path) -> Path:
     # Random cameras would often have no field of view at all; about 60 degrees makes a picture of it.
     torch.nn.init.ones_(model.get_parameter("camera_head.pose_branch.fc2.bias")[7:])
     model.save_pretrained(folder)
+    console.say("The trained weights are missing: random ones stand in, so sizes and times are real, errors are not")
     return folder
-
-
-def describe(source: Path) -> str:
-    return "the embedded model" if source == MINI else "random weights (the trained ones are missing)"
 
 
 def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
@@ -201,7 +198,7 @@ def picture(scene: "StoredScene", predictions: Outputs) -> Any:
 
     plain, quantized = to_scale(predictions[PLAIN]), to_scale(predictions[PICTURED])
     return depth_sheet(
-        {"ground truth": scene.depth, PLAIN: plain, PICTURED: quantized},
+        {"ground truth": scene.depth, f"{PLAIN}, scaled to it": plain, f"{PICTURED}, scaled to it": quantized},
         scene.images,
         {
             f"|{PLAIN} - ground truth| / ground truth": (plain - scene.depth).abs() / scene.depth,
@@ -218,7 +215,7 @@ def report(rows: list[Row], scenes: "dict[str, StoredScene]", source: Path) -> d
 
     return {
         "format_version": 2,
-        "model": describe(source),
+        "model_sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest(),
         "scenes": {name: {"images": len(scene.images), **scene.origin} for name, scene in scenes.items()},
         "versions": installed_versions(),
         "machine": describe_machine(torch.device("cpu")),
