@@ -47,9 +47,10 @@ COLUMNS = (
 )
 
 
-def main() -> None:
-    arguments = parse()
+def main(command_line: list[str] | None = None) -> None:
+    arguments = parse(command_line)
     device = torch.device(arguments.device)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions would run in TF32 and still be called fp32
     plain = VGGTInt8.from_pretrained(arguments.model, dtype=torch.float32, device_map=str(device)).eval()
     size = (plain.config.img_size, plain.config.img_size)
     kinds = {"plain": plain}
@@ -89,7 +90,7 @@ def main() -> None:
         write_json(arguments.out, {"format_version": 1, **facts, "left_out": left_out, "ranges": ranges, "rows": rows})
 
 
-def parse() -> argparse.Namespace:
+def parse(command_line: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     recipes = [name for name in available_recipes() if name != "fp16"]
@@ -103,7 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames-per-batch", type=int, default=64)
     parser.add_argument("--device", default=default)
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     arguments.variants = ["fp32", *(v for v in arguments.variants if v != "fp32")]
     return arguments
 
