@@ -51,7 +51,7 @@ def main(command_line: list[str] | None = None) -> None:
     arguments = parse(command_line)
     device = torch.device(arguments.device)
     torch.backends.cudnn.allow_tf32 = False  # convolutions would run in TF32 and still be called fp32
-    plain = VGGTInt8.from_pretrained(arguments.model, dtype=torch.float32, device_map=str(device)).eval()
+    plain = VGGTInt8.from_pretrained(arguments.model, dtype=torch.float32).eval().to(device)
     size = (plain.config.img_size, plain.config.img_size)
     kinds = {"plain": plain}
     if arguments.outliers is not None:
