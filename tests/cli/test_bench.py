@@ -1,0 +1,69 @@
+"""`vggt-int8 bench` and `bench-report` from end to end on a tiny network, and their errors."""
+
+from pathlib import Path
+
+import pytest
+
+from vggt_int8.bench import cost
+from vggt_int8.bench.records import read_rows
+
+CONFIG = Path(__file__).parent.parent / "data" / "parity" / "tiny_vggt_config.json"
+TINY = (f"random:{CONFIG}", "--device", "cpu", "--size", "42x56", "--seconds", "0.01")
+
+
+@pytest.fixture(autouse=True)
+def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "SECONDS", 0.01)
+
+
+def test_rows_are_appended_resumed_and_reported(cli, tmp_path: Path) -> None:
+    out, readme = tmp_path / "results" / "cpu.jsonl", tmp_path / "README.md"
+    command = ("bench", *TINY, "-o", out, "--variants", "fp32,int8_dynamic:native")
+    text = cli(*command, "--frames", "1")
+    assert "ceilings here" in text
+    assert [line.split()[:2] for line in text.splitlines() if line.startswith(("fp32 ", "int8_dyn"))] == [
+        ["fp32", "1"],
+        ["int8_dynamic:native", "1"],
+    ]
+    assert len(read_rows([out])) == 2
+    text = cli(*command, "--frames", "1,2", "--resume")
+    assert [(row["variant"], row["frames"]) for row in read_rows([out])] == [
+        ("fp32", 1),
+        ("int8_dynamic:native", 1),
+        ("fp32", 2),
+        ("int8_dynamic:native", 2),
+    ]
+    assert "| int8_dynamic, native | " in cli("bench-report", out)
+    readme.write_text("# A\n<!-- bench:begin -->\n<!-- bench:end -->\n")
+    report = ("bench-report", out, "--readme", readme, "--plot", tmp_path / "figures" / "bench.svg")
+    assert "updated" in cli(*report)
+    assert "](figures/bench.svg)" in readme.read_text()
+    assert "up to date" in cli(*report)
+
+
+def test_default_sweep_names_what_it_leaves_out(cli, tmp_path: Path) -> None:
+    text = cli("bench", *TINY, "-o", tmp_path / "r.jsonl", "--frames", "1,12", "--seconds", "0")
+    assert "left out: fp32 at 12 frames (name it in --variants to measure it)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--frames", "1,zero"), "--frames is '1,zero': give whole numbers above 0"),
+        (("--frames", "0"), "--frames is '0'"),
+        (("--size", "42"), "--size is '42': give height x width"),
+        (("--size", "40x56"), "--size is 40x56: both must be multiples of the model's patch size 14"),
+        (("--variants", "fp23"), "there is no variant 'fp23'"),
+        (("--memory-gb", "8"), "--memory-gb 8 limits a GPU"),
+        (("--device", "tpu"), "no device 'tpu'"),
+    ],
+)
+def test_wrong_arguments_are_named(cli, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in cli("bench", *TINY, "-o", tmp_path / "r.jsonl", *arguments, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reports_of_nothing(cli, tmp_path: Path) -> None:
+    assert "absent.jsonl" in cli("bench-report", tmp_path / "absent.jsonl", code=2)
+    (tmp_path / "empty.jsonl").touch()
+    assert "no rows" in cli("bench-report", tmp_path / "empty.jsonl", code=2)
