@@ -27,6 +27,8 @@ from vggt_int8.runtime.attention import backends
 HEADS, HEAD_DIM = 16, 64
 DTYPES = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float32)}
 SECONDS = 0.2  # per ceiling
+# What the ceilings are measured on: side of the products, length of the attention, bytes of the copy.
+LOADS = {"cuda": (8192, 16384, 1 << 30), "cpu": (1024, 1024, 1 << 26)}
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,12 @@ def _count(model: VGGT, frames: int, size: tuple[int, int]) -> Work:
 
 def measure_ceilings(device: torch.device) -> Ceilings:
     """Floating point in bf16 on CUDA, on a CPU in bf16 or fp32, whichever multiplies faster there."""
-    on_cuda = device.type == "cuda"
-    side, length = (8192, 16384) if on_cuda else (1024, 1024)
+    side, length, copied = LOADS[device.type]
     products = {dtype: _product_rate(device, dtype, side) for dtype in DTYPES[device.type]}
     dtype = max(products, key=lambda dtype: products[dtype])
     codes = torch.randint(-127, 128, (side, side), device=device, dtype=torch.int8)
     q = torch.randn(1, HEADS, length, HEAD_DIM, device=device, dtype=dtype)
-    source = torch.empty(1 << (30 if on_cuda else 26), device=device, dtype=torch.uint8)
+    source = torch.empty(copied, device=device, dtype=torch.uint8)
 
     def attention(q: Tensor) -> Tensor:
         with fastest_attention(device):

@@ -1,5 +1,6 @@
 """One run: variants times numbers of frames, a row each; a row that fails says why, and the sweep goes on."""
 
+import gc
 import signal
 import threading
 import time
@@ -121,6 +122,7 @@ class Sweep:
                 release(self.device)
                 yield row
             del network
+        gc.collect()  # on a CPU, too: compiled and captured networks refer to themselves
         release(self.device)
 
     def _blank(self, variant: Variant, frames: int) -> Row:

@@ -89,9 +89,9 @@ class PeakMemory:
 
 
 def release(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
+    """Give GPU memory back that nothing refers to any more. On a CPU, whose memory is not counted, do nothing."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 

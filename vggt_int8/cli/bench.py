@@ -45,7 +45,9 @@ def bench(
     out: Annotated[Path, typer.Option("--out", "-o", help="File that rows are appended to, as JSON lines.")] = Path(
         "vggt-int8-bench.jsonl"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Leave out what the file has from this machine.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out what the file has a time for, from this machine.")
+    ] = False,
     device: Device = None,
     memory_gb: Annotated[
         float | None, typer.Option(help="Measure as on a GPU of so many GB (1e9 bytes).", show_default=False)
@@ -65,7 +67,8 @@ def bench(
     target = resolve_device(device)
     chosen = model or default_source(target)
     settings = _settings(target.type, frames, variants, size, seconds, memory_gb, compile_limit, profile)
-    done = {identity(row) for row in read_rows([out])} if resume and out.exists() else set()
+    earlier = read_rows([out]) if out.exists() else []  # a file that rows cannot be added to is refused first
+    done = {identity(row) for row in earlier if resume and row["status"] == "ok"}
     with console.step(f"Preparing {chosen} on {target}"):
         source = load_source(chosen, target)
         _check_size(settings.size, source.config.patch_size)
