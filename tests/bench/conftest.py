@@ -71,6 +71,7 @@ def make_row() -> Callable[..., Row]:
             "runs": 5 if ok else 0,
             "first_s": 1.0,
             "peak_gib": peak_gib,
+            "reserved_gib": peak_gib,
             "weights_gib": 1.2,
             "tflop": 2.6,
             "floor_ms": 5.0,

@@ -34,7 +34,8 @@ def line(text: str, start: str) -> list[str]:
 
 def test_times_and_gains(rows: list[Row]) -> None:
     text = markdown(rows)
-    assert "one NVIDIA H200, random weights of vggt-1b's shapes, torch 2.11.0, torchao 0.18.0, 2026-11-24." in text
+    assert "one NVIDIA H200, random weights of VGGT-1B's shapes, torch 2.11.0, torchao 0.18.0, " in text
+    assert "2026-11-24, `vggt-int8 bench`. Milliseconds (peak GiB of GPU memory, weights included);" in text
     assert line(text, "reference") == ["66.0 (5.20)", "193 (6.73)"]
     assert line(text, OURS) == ["**11.0** (1.35)", "**80.0** (1.89)"]
     assert line(text, "fp32") == ["62.0 (6.00)", "–"]

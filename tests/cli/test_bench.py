@@ -49,7 +49,8 @@ def test_rows_are_appended_resumed_and_reported(cli, tmp_path: Path) -> None:
 
 def test_default_sweep_names_what_it_leaves_out(cli, tmp_path: Path) -> None:
     text = cli("bench", *TINY, "-o", tmp_path / "r.jsonl", "--frames", "12")
-    assert "left out: fp32 at 12 frames (name it in --variants to measure it)" in text
+    assert "(name them in --variants to measure them): 12 frames: fp32\n" in text
+    assert "bf16-autocast" in text
 
 
 @pytest.mark.parametrize(

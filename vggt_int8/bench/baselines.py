@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,14 @@ from vggt_int8.bench.cost import fastest_attention
 from vggt_int8.bench.source import Source
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.layers import Block
-from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.model.vggt import VGGT
 from vggt_int8.quiet import quiet_import
 from vggt_int8.runtime.convolution import tuned
 from vggt_int8.runtime.graphs import GraphCache
 
 COMPARED = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 
+AnyVGGT = TypeVar("AnyVGGT", bound=VGGT)
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
 
@@ -56,19 +58,20 @@ class Network:
 Build = Callable[[Source, torch.device], Network]
 
 
-def float_network(source: Source, device: torch.device, dtype: torch.dtype) -> VGGTInt8:
-    """The plain network in `dtype` on `device`. Cast tensor by tensor: no fp32 copy of it all is ever on the device."""
+def float_network(source: Source, device: torch.device, dtype: torch.dtype) -> VGGT:
+    """The plain network in `dtype` on `device`."""
+    return fill(VGGT, source, device, dtype)
+
+
+def fill(kind: type[AnyVGGT], source: Source, device: torch.device, dtype: torch.dtype) -> AnyVGGT:
+    """A network with the source's weights, cast tensor by tensor: no fp32 copy of it all is ever on the device."""
     with torch.device("meta"):
-        model = VGGTInt8(source.config)
+        model = kind(source.config)
     model.load_state_dict(
         {k: v.to(device, non_blocking=True).to(dtype) for k, v in source.weights.items()}, assign=True
     )
     model.eval().requires_grad_(False)
     return model
-
-
-def _plain(model: nn.Module) -> Forward:
-    return lambda images: model(images, check_finite=False)
 
 
 def _autocast(forward: Forward, device: torch.device) -> Forward:
@@ -81,23 +84,23 @@ def _autocast(forward: Forward, device: torch.device) -> Forward:
 
 def fp32(source: Source, device: torch.device) -> Network:
     model = float_network(source, device, torch.float32)
-    return Network(model, _plain(model))
+    return Network(model, model)
 
 
 def bf16(source: Source, device: torch.device) -> Network:
     model = float_network(source, device, torch.bfloat16)
-    return Network(model, _plain(model))
+    return Network(model, model)
 
 
 def fp16(source: Source, device: torch.device) -> Network:
     model = float_network(source, device, torch.float16)
-    return Network(model, _plain(model))
+    return Network(model, model)
 
 
 def bf16_autocast(source: Source, device: torch.device) -> Network:
     """Our network as the reference's README runs its own: bf16 autocast over fp32 weights."""
     model = float_network(source, device, torch.float32)
-    return Network(model, _autocast(_plain(model), device))
+    return Network(model, _autocast(model, device))
 
 
 def reference(source: Source, device: torch.device) -> Network:
@@ -152,7 +155,8 @@ def bf16_compiled_graph(source: Source, device: torch.device) -> Network:
         new_shape()
 
     network.forward, network.new_shape = run, forget
-    network.mode = lambda: "CUDA graph" if graphs.captured else "not captured yet"
+    what = network.mode()
+    network.mode = lambda: f"{what}, CUDA graph" if graphs.captured else what
     return network
 
 
@@ -160,7 +164,7 @@ def torchao(source: Source, device: torch.device) -> Network:
     """torchao's own W8A8 modules in place of the blocks' linears, as its documentation shows; bf16 elsewhere."""
     model = float_network(source, device, torch.bfloat16)
     _quantize_by_torchao(model)
-    return Network(model, _plain(model))
+    return Network(model, model)
 
 
 def torchao_compiled(source: Source, device: torch.device) -> Network:
@@ -180,7 +184,7 @@ def _quantize_by_torchao(model: nn.Module) -> None:
     quantize_(model, config, lambda module, name: isinstance(module, nn.Linear) and name.startswith("aggregator."))
 
 
-def _compiled(model: VGGTInt8, device: torch.device, heads: bool = True) -> Network:
+def _compiled(model: VGGT, device: torch.device, heads: bool = True) -> Network:
     """Compile in place, for the sizes at hand: whoever runs one size wants no kernels for all sizes."""
     for module in model.modules():
         if isinstance(module, Block):
@@ -192,14 +196,15 @@ def _compiled(model: VGGTInt8, device: torch.device, heads: bool = True) -> Netw
                     module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
             for method in (head.run_chunk, head.activate):  # all but the loop over chunks of frames
                 setattr(head, method.__name__, torch.compile(method, dynamic=False))
-    plain = _plain(model)
 
     def run(images: Tensor) -> Mapping[str, Tensor]:
         with tuned(), fastest_attention(device):
-            return plain(images)
+            outputs: Mapping[str, Tensor] = model(images)
+        return outputs
 
     # Otherwise kernels of earlier sizes count against the limit of recompilations, beyond which code runs uncompiled.
-    return Network(model, run, new_shape=torch._dynamo.reset)
+    what = "blocks and heads compiled" if heads else "blocks compiled"
+    return Network(model, run, lambda: what, torch._dynamo.reset)
 
 
 def _compared(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def _run(
     What is measured may be smaller than what it is compared with, so that is no error.
     """
     results: dict[int, dict[str, Tensor]] = {}
-    with torch.backends.cudnn.flags(allow_tf32=False), fastest_attention(device):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), fastest_attention(device):
         try:
             network = build(source, device) if frames else None
             for s in frames:

@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "runs": (int,),
     "first_s": (*NUMBER, NoneType),  # the first call at this size, compilation included
     "peak_gib": (*NUMBER, NoneType),  # of warm calls, weights and images included; None on a CPU
+    "reserved_gib": (*NUMBER, NoneType),  # the same as PyTorch holds it, caches and CUDA graphs included
     "weights_gib": (*NUMBER, NoneType),
     "tflop": (*NUMBER, NoneType),
     "floor_ms": (*NUMBER, NoneType),  # see `cost.Ceilings.floor_ms`

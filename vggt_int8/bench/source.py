@@ -58,6 +58,14 @@ class Source:
         return torch.rand(frames, 3, *size, generator=torch.Generator().manual_seed(frames)).to(device)
 
 
+def describe_source(name: str) -> str:
+    """What a source's name means, for the captions of tables."""
+    size = name.removeprefix(RANDOM)
+    if size == name:
+        return name
+    return f"random weights of {'VGGT-1B' if size == 'vggt-1b' else size}'s shapes"
+
+
 def default_source(device: torch.device) -> str:
     """What is measured where nothing is asked for: a CPU would take minutes for VGGT-1B."""
     return RANDOM + ("vggt-1b" if device.type == "cuda" else "small")

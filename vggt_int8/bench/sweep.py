@@ -126,8 +126,8 @@ class Sweep:
         release(self.device)
 
     def _blank(self, variant: Variant, frames: int) -> Row:
-        nothing = dict.fromkeys(("ms", "ms_low", "ms_high", "first_s", "peak_gib", "weights_gib", "tflop"))
-        nothing |= dict.fromkeys(("floor_ms", "share"))
+        nothing = dict.fromkeys(("ms", "ms_low", "ms_high", "first_s", "peak_gib", "reserved_gib", "weights_gib"))
+        nothing |= dict.fromkeys(("tflop", "floor_ms", "share"))
         about = {"variant": variant.name, "title": variant.title, "frames": frames, "date": _now(), "runs": 0}
         result = {"status": "failed", "reason": "", "compared_with": "", "errors": {}, "mode": ""}
         return {**self._facts, **about, **nothing, **result}
@@ -150,7 +150,7 @@ class Sweep:
             "compared_with": expected.by,
             "errors": errors,
             "first_s": first_s,
-            "peak_gib": peak.gib(),
+            **peak.read(),
             "weights_gib": network.weight_bytes / 2**30,
             "tflop": work.total / 1e12,
             "floor_ms": self.ceilings.floor_ms(work, network.weight_bytes, variant.int8),
@@ -177,11 +177,11 @@ class Sweep:
         if floor_ms < seconds * 1e3:  # may be captured in a CUDA graph, which happens in the second call
             call(images)
         timing = time_calls(call, [images], 0.0)
-        memory = peak.gib()
+        memory = peak.read()
         if timing.ms < seconds * 1e3:
             timing = time_calls(call, inputs_that_fill_the_cache(images), seconds)
         times = {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high, "runs": timing.runs}
-        return {**times, "peak_gib": memory}
+        return {**times, **memory}
 
 
 def _write_profile(file: Path, network: Callable[[Tensor], object], images: Tensor) -> None:

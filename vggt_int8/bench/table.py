@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggt_int8.bench.records import Row, device_name
-from vggt_int8.bench.source import RANDOM
+from vggt_int8.bench.source import describe_source
+from vggt_int8.bench.variants import BASELINES
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OURS = "int8_dynamic:native"
@@ -29,7 +30,7 @@ Rows = dict[tuple[str, int], Row]  # (variant, frames): the row
 
 
 def newest(rows: Sequence[Row]) -> Rows:
-    """The last row of each variant and number of frames.
+    """The last row of each variant and number of frames: baselines first, ours last.
 
     Raises ValueError if there are none, or if they are of several devices, models, image sizes or memory limits:
     times of different kinds do not belong in one table.
@@ -45,7 +46,13 @@ def newest(rows: Sequence[Row]) -> Rows:
     for what, values in kinds.items():
         if len(values) > 1:
             raise ValueError(f"the rows are of several {what} ({', '.join(sorted(values))}): make one table of each")
-    return {(row["variant"], row["frames"]): row for row in rows}
+    last = {(row["variant"], row["frames"]): row for row in rows}
+    return dict(sorted(last.items(), key=lambda item: _place(item[0][0])))
+
+
+def _place(variant: str) -> tuple[bool, bool, int]:
+    baseline = list(BASELINES).index(variant) if variant in BASELINES else len(BASELINES)
+    return variant == OURS, variant.endswith(":native"), baseline
 
 
 def markdown(rows: Sequence[Row], plot: str | None = None) -> str:
@@ -102,20 +109,22 @@ def _header(table: Rows) -> list[str]:
 
 
 def _caption(table: Rows) -> str:
+    """What was measured, on what, with which versions, when, and by which command."""
     row = next(iter(table.values()))
-    versions = ", ".join(f"{name} {row['versions'][name]}" for name in LIBRARIES if row["versions"].get(name))
-    dates = sorted({row["date"][:10] for row in table.values()})
     height, width = row["size"]
-    what = f"random weights of {row['model'].removeprefix(RANDOM)}'s shapes"
-    what = what if row["model"].startswith(RANDOM) else row["model"]
     on_gpu, limit = row["machine"]["gpu"] is not None, row["memory_gb"]
     device = f"one {device_name(row)}" if on_gpu else f"{device_name(row)}, {row['machine']['torch_threads']} threads"
     device += "" if limit is None else f" limited to {limit:g} GB"
+    dates = {row["date"][:10] for row in table.values()}
+    facts = [
+        f"Whole forward pass (cameras, depth, points) at {height} × {width} on {device}",
+        describe_source(row["model"]),
+        *(f"{name} {row['versions'][name]}" for name in LIBRARIES if row["versions"].get(name)),
+        " to ".join(dict.fromkeys((min(dates), max(dates)))),
+        " and ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in table.values())),
+    ]
     unit = "Milliseconds (peak GiB of GPU memory, weights included)" if on_gpu else "Milliseconds"
-    return (
-        f"Whole forward pass (cameras, depth, points) at {height} × {width} on {device}, {what}, {versions}, "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}. {unit}; the fastest of each column is bold."
-    )
+    return f"{', '.join(facts)}. {unit}; the fastest of each column is bold."
 
 
 def _times(table: Rows) -> str:

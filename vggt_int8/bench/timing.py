@@ -69,9 +69,10 @@ def _sample(call: Callable[[Tensor], object], x: Tensor) -> float:
 
 
 class PeakMemory:
-    """Bytes that PyTorch holds on a CUDA device at most, from `start` on, what was there before included.
+    """The most memory of a CUDA device from `start` on, in GiB, with what was there before.
 
-    On a CPU there is no such count (the process's resident memory holds everything it ever loaded): None.
+    allocated: by tensors. reserved: by PyTorch, what it keeps for later and in CUDA graphs included. On a CPU there is
+    no such count (the process's resident memory holds everything it ever loaded): None.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -82,10 +83,13 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def gib(self) -> float | None:
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.max_memory_allocated(self.device) / 2**30
+    def read(self) -> dict[str, float | None]:
+        """{"peak_gib": allocated, "reserved_gib": reserved}."""
+        on_cuda = self.device.type == "cuda"
+        return {
+            "peak_gib": torch.cuda.max_memory_allocated(self.device) / 2**30 if on_cuda else None,
+            "reserved_gib": torch.cuda.max_memory_reserved(self.device) / 2**30 if on_cuda else None,
+        }
 
 
 def release(device: torch.device) -> None:
@@ -101,6 +105,8 @@ def kernel_table(call: Callable[[Tensor], object], images: Tensor) -> str:
     on_cuda = images.is_cuda
     activity = torch.profiler.ProfilerActivity
     call(images)
+    if on_cuda:
+        torch.cuda.synchronize(images.device)
     with torch.profiler.profile(activities=[activity.CUDA if on_cuda else activity.CPU]) as profiler:
         call(images)
         if on_cuda:

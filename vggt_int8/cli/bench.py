@@ -11,6 +11,8 @@ from vggt_int8.cli import console
 from vggt_int8.cli.loading import Device, resolve_device
 
 if TYPE_CHECKING:
+    import torch
+
     from vggt_int8.bench.records import Row
     from vggt_int8.bench.sweep import Settings
 
@@ -64,7 +66,7 @@ def bench(
     from vggt_int8.bench.source import default_source, load_source
     from vggt_int8.bench.sweep import Sweep
 
-    target = resolve_device(device)
+    target = _indexed(resolve_device(device))
     chosen = model or default_source(target)
     settings = _settings(target.type, frames, variants, size, seconds, memory_gb, compile_limit, profile)
     earlier = read_rows([out]) if out.exists() else []  # a file that rows cannot be added to is refused first
@@ -75,9 +77,8 @@ def bench(
         sweep = Sweep(source, target, settings)
     for line in sweep.card():
         console.say(line)
-    for variant in settings.variants:
-        if left_out := sorted(set(settings.frames) - set(settings.frames_of(variant))):
-            console.say(f"left out: {variant.name} at {_join(left_out)} frames (name it in --variants to measure it)")
+    if left_out := _left_out(settings):
+        console.say(f"left out, since slow there (name them in --variants to measure them): {left_out}")
     console.say(COLUMNS)
     for row in sweep.rows(done):
         append_row(out, row)
@@ -170,8 +171,22 @@ def _check_size(size: tuple[int, int], patch: int) -> None:
         raise ValueError(f"--size is {size[0]}x{size[1]}: both must be multiples of the model's patch size {patch}")
 
 
-def _join(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _left_out(settings: "Settings") -> str:
+    """What the default sweep does not measure: variants by the numbers of frames."""
+    missing: dict[tuple[int, ...], list[str]] = {}
+    for variant in settings.variants:
+        if frames := tuple(s for s in settings.frames if s not in settings.frames_of(variant)):
+            missing.setdefault(frames, []).append(variant.name)
+    return "; ".join(f"{', '.join(map(str, s))} frames: {', '.join(names)}" for s, names in missing.items())
+
+
+def _indexed(device: "torch.device") -> "torch.device":
+    """cuda -> cuda:0: PyTorch's memory functions want to know which."""
+    import torch
+
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _line(row: "Row") -> str:
