@@ -79,6 +79,20 @@ def test_wrong_outputs_show_no_time(sweep_rows: Rows, change: Callable, reason: 
     assert [row[name] for name in ("ms", "ms_low", "ms_high", "share", "runs")] == [None] * 4 + [0]
 
 
+def test_what_is_timed_is_checked_too(sweep_rows: Rows) -> None:
+    """Right in the first call and wrong afterwards, as a badly captured graph would be."""
+    calls = []
+
+    def change(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        calls.append(1)
+        return outputs if len(calls) == 1 else outputs | {"depth": outputs["depth"] * 2}
+
+    (row,) = sweep_rows(altered(change), frames=(2,), seconds=0.01)
+    check_row(row)
+    assert row["reason"] == "relative error of depth is 1, above 0.1"
+    assert [row[name] for name in ("status", "ms", "share", "runs")] == ["wrong", None, None, 0]
+
+
 def test_what_fails_says_why_and_the_sweep_goes_on(sweep_rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(source: Source, device: torch.device) -> Network:
         def forward(images: Tensor) -> Mapping[str, Tensor]:

@@ -38,13 +38,14 @@ class UnavailableError(RuntimeError):
 class Network:
     """A model on its device and how to call it: images [S, 3, H, W] -> its outputs by name.
 
-    mode: how the last call ran, in words. new_shape: called before images of another shape.
+    mode: how the last call ran, in words. reset: forgets what was made for earlier shapes of images; called before
+    another one, and at the end.
     """
 
     model: nn.Module
     forward: Forward
     mode: Callable[[], str] = lambda: ""
-    new_shape: Callable[[], None] = lambda: None
+    reset: Callable[[], None] = lambda: None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
@@ -144,7 +145,7 @@ def bf16_compiled_graph(source: Source, device: torch.device) -> Network:
     if device.type != "cuda":
         raise UnavailableError("CUDA graphs need a CUDA device")
     network, graphs = bf16_compiled(source, device), GraphCache()
-    eager, new_shape = network.forward, network.new_shape
+    eager, reset = network.forward, network.reset
 
     def run(images: Tensor) -> Mapping[str, Tensor]:
         outputs, _ = graphs.run(lambda inputs: _compared(eager(inputs["images"])), {"images": images})
@@ -152,9 +153,9 @@ def bf16_compiled_graph(source: Source, device: torch.device) -> Network:
 
     def forget() -> None:
         graphs.clear()
-        new_shape()
+        reset()
 
-    network.forward, network.new_shape = run, forget
+    network.forward, network.reset = run, forget
     what = network.mode()
     network.mode = lambda: f"{what}, CUDA graph" if graphs.captured else what
     return network

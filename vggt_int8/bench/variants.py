@@ -100,7 +100,9 @@ def _quantized(recipe: str, backend: str) -> Build:
         quantize(model, recipe, backend if has_int8 else "auto")
         if backend == "native" and on_cuda:
             model.set_runtime("on")
-        return Network(model, lambda images: model(images, check_finite=False), mode=lambda: _mode(model))
+        return Network(
+            model, lambda images: model(images, check_finite=False), lambda: _mode(model), model.runtime.reset
+        )
 
     return build
 
