@@ -1,11 +1,13 @@
 """`vggt-int8 bench` and `bench-report` from end to end on a tiny network, and their errors."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from vggt_int8.bench import cost
+from vggt_int8.bench import cost, variants
 from vggt_int8.bench.records import read_rows
+from vggt_int8.cli import bench
 
 CONFIG = Path(__file__).parent.parent / "data" / "parity" / "tiny_vggt_config.json"
 TINY = (f"random:{CONFIG}", "--device", "cpu", "--size", "42x56", "--seconds", "0")
@@ -51,6 +53,21 @@ def test_default_sweep_names_what_it_leaves_out(cli, tmp_path: Path) -> None:
     text = cli("bench", *TINY, "-o", tmp_path / "r.jsonl", "--frames", "12")
     assert "(name them in --variants to measure them): 12 frames: fp32\n" in text
     assert "bf16-autocast" in text
+
+
+def test_an_interrupted_sweep_keeps_its_rows(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    stop = dataclasses.replace(variants.BASELINES["bf16"], build=interrupted)
+    monkeypatch.setitem(variants.BASELINES, "bf16", stop)
+    out = tmp_path / "r.jsonl"
+    assert "Interrupted." in cli("bench", *TINY, "-o", out, "--frames", "1", "--variants", "fp32,bf16,fp16", code=130)
+    assert [row["variant"] for row in read_rows([out])] == ["fp32"]
+
+
+def test_the_help_names_every_baseline() -> None:
+    assert bench.BASELINES.split(", ") == list(variants.BASELINES)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vggt_int8.bench.cost import fastest_attention
 from vggt_int8.bench.source import Source
@@ -53,7 +54,16 @@ class Network:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Of all parameters, as they are stored."""
+        return sum(_stored_bytes(p) for p in self.model.parameters())
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """torchao's tensors report the dtype they stand for; what they hold are their parts."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
 
 
 Build = Callable[[Source, torch.device], Network]

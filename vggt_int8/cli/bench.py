@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 FRAMES = {"cuda": "1,2,4,10,32,100,200", "cpu": "1,2,4"}
 SIZE = {"cuda": "392x518", "cpu": "112x112"}
+# Named here for the help, which must not load what `vggt_int8.bench.variants` needs.
+BASELINES = (
+    "reference, fp32, bf16-autocast, bf16, fp16, bf16-compiled-blocks, bf16-compiled, bf16-compiled-graph, torchao, "
+    "torchao-compiled"
+)
 COLUMNS = (
     f"{'variant':26s} {'frames':>6s} {'ms':>9s} {'p20-p80':>17s} {'first s':>8s} {'peak GiB':>9s} "
     f"{'of ceiling':>10s} {'rel. error':>10s} {'max abs.':>9s}"
@@ -38,7 +43,9 @@ def bench(
     ] = None,
     variants: Annotated[
         str | None,
-        typer.Option(help="Which, separated by commas: names of the default sweep's rows, or <recipe>:<backend>."),
+        typer.Option(
+            help=f"Which, separated by commas: {BASELINES}, or <recipe>:<backend> such as int8_dynamic:native."
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(help=f"Height x width, pixels; by default {SIZE['cuda']}, on cpu {SIZE['cpu']}.")
