@@ -1,7 +1,8 @@
 """`Runtime`: one call of a VGGT through fused blocks, within the memory there is, replayed as a CUDA graph.
 
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
-run on the operators of `vggt_int8.kernels.ops` (on a CPU: their definitions); other layers run as they are.
+run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the plan
+follows from its caches instead of the free memory.
 """
 
 import traceback
@@ -26,6 +27,7 @@ from vggt_int8.runtime.memory import (
     Plan,
     Shape,
     choose_plan,
+    cpu_plan,
     frames_that_fit,
     free_bytes,
 )
@@ -58,7 +60,7 @@ class RuntimeReport:
 class Runtime:
     """Runs `model` (which must outlive it): `Runtime(model)(images)` is `model(images)`, faster and smaller.
 
-    low_vram: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
+    low_vram, on a GPU: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
         host: kept tokens, and at last the depth and point maps, with a warning. True: always the smallest plan.
         False: always the fastest one; what does not fit raises.
     """
@@ -99,6 +101,8 @@ class Runtime:
             return "the model is in training mode: call model.eval()"
         if torch.is_autocast_enabled(images.device.type):
             return "autocast is on: load the model in the dtype wanted instead"
+        if images.device.type not in ("cpu", "cuda"):
+            return f"its kernels run on CPUs and CUDA GPUs, not on {images.device.type}"
         watch = self._current_watch()
         if watch.needs_grad((images, query_points)):
             return "gradients are needed: use torch.no_grad() or model.requires_grad_(False)"
@@ -112,8 +116,6 @@ class Runtime:
 
     def why_not_by_itself(self, images: Tensor, query_points: Tensor | None = None) -> str | None:
         """Why nobody should expect this call to run fused without having asked for it; None if it should."""
-        if not images.is_cuda:
-            return "on a CPU the network's own modules are as fast"
         if (reason := self.why_not(images, query_points)) is not None:
             return reason
         assert self._watch is not None
@@ -184,10 +186,12 @@ class Runtime:
 
     def _plan(self, images: Tensor, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
+        config, fastest = self.model.config, PLANS[0]
+        if not images.is_cuda:
+            return cpu_plan(shape, config, torch.get_num_threads())
         if self.low_vram is True:
             return SMALLEST
-        config, fastest = self.model.config, PLANS[0]
-        if not images.is_cuda or torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing():
             return fastest
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
         if self.low_vram is False or any(key.images == tuple(images.shape) for key in self._graphs.captured):

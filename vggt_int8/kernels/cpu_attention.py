@@ -1,55 +1,31 @@
-"""What lies between and around the INT8 linears of a transformer block, on a CPU.
-
-Once the linears run on VNNI, two other things take as long as all of them: attention, and the memory traffic
-of the MLP's hidden activations (17 MB in fp32 at 1041 rows, written and read three times and mapped anew for
-each block).
-"""
+"""Attention on a CPU: once the linears of a block run on VNNI, it takes as long as all of them."""
 
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import PreparedWeight, cache_slices, row_slices, w8a8_linear_into
+from vggt_int8.kernels.cpu import row_slices
 
 SDPA = "scaled_dot_product_attention"
 SLICED = "softmax between two oneDNN products"
 
 _QUERY_ROWS = 512  # 2 MB of scores per head at 1041 keys
-
-
-class Int8Linear(NamedTuple):
-    """The operands of `w8a8_linear_cpu` behind x."""
-
-    weight: PreparedWeight
-    weight_scale: Tensor
-    bias: Tensor | None
-    input_scale: Tensor | None = None
-
-
-def w8a8_mlp_cpu(x: Tensor, fc1: Int8Linear, fc2: Int8Linear) -> Tensor:
-    """`fc2(gelu(fc1(x)))`, equal to the three steps one after another. x [M, C] float -> [M, C] in x's dtype."""
-    out = x.new_empty(x.shape[0], fc2.weight.codes.shape[0])
-    slices = cache_slices(x.shape[0])
-    buffer = x.new_empty(slices[0].stop, fc1.weight.codes.shape[0])
-    for rows in slices:
-        hidden = buffer[: rows.stop - rows.start]
-        w8a8_linear_into(hidden, x[rows], *fc1)
-        w8a8_linear_into(out[rows], torch.ops.aten.gelu_(hidden), *fc2)
-    return out
+_MIN_TOKENS = 512  # below, the calls for every head cost more than they save
 
 
 def attention_cpu(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None) -> Tensor:
     """softmax(q kᵀ / sqrt(D)) v: q, k, v [B, H, N, D] float -> [B, H, N, D], laid out as [B, N, H, D].
 
-    `kernel` None takes this machine's, `cpu_attention_kernel()`. Both give fp32 accuracy in fp32; SLICED
-    serves fp32 alone, and anything else goes to SDPA.
+    `kernel` None takes this machine's, `cpu_attention_kernel()`, for long sequences in fp32; anything else goes
+    to SDPA. Both give fp32 accuracy in fp32.
     """
-    kernel = kernel or (cpu_attention_kernel() if q.dtype == torch.float32 else SDPA)
+    if kernel is None:
+        long = q.dtype == torch.float32 and q.shape[2] >= _MIN_TOKENS
+        kernel = cpu_attention_kernel() if long else SDPA
     if kernel == SDPA:
         return F.scaled_dot_product_attention(q, k, v)
     batch, heads, tokens, dim = q.shape
