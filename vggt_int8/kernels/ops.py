@@ -225,7 +225,9 @@ w8a16_linear = _operator(
     "triton_weight_only",
     lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0]),
 )
-int8_gemm_into_ = _operator(cpu_ops.int8_gemm_into_, _check_gemm_into, "triton_gemm", lambda *_, **__: None, mutates=("out",))
+int8_gemm_into_ = _operator(
+    cpu_ops.int8_gemm_into_, _check_gemm_into, "triton_gemm", lambda *_, **__: None, mutates=("out",)
+)
 layer_norm_halves = _operator(
     reference.layer_norm_halves,
     _check_halves,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vggt_int8.kernels.cpu import keep_freed_memory
 from vggt_int8.kernels.launch import compiling
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
@@ -60,7 +61,7 @@ class RuntimeReport:
 class Runtime:
     """Runs `model` (which must outlive it): `Runtime(model)(images)` is `model(images)`, faster and smaller.
 
-    low_vram, on a GPU: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
+    low_vram: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
         host: kept tokens, and at last the depth and point maps, with a warning. True: always the smallest plan.
         False: always the fastest one; what does not fit raises.
     """
@@ -155,6 +156,8 @@ class Runtime:
             inputs["query_points"] = model._checked_query_points(query_points, pixels)
         batch, frames, _, height, width = pixels.shape
         shape = Shape(batch, frames, height, width, names, model.aggregator.camera_token.element_size())
+        if not pixels.is_cuda:
+            keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(pixels):
             outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
         return VGGTOutput(**{"images": pixels, **outputs})  # type: ignore[arg-type]
@@ -186,11 +189,11 @@ class Runtime:
 
     def _plan(self, images: Tensor, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
+        if self.low_vram is True:
+            return SMALLEST
         config, fastest = self.model.config, PLANS[0]
         if not images.is_cuda:
             return cpu_plan(shape, config, torch.get_num_threads())
-        if self.low_vram is True:
-            return SMALLEST
         if torch.cuda.is_current_stream_capturing():
             return fastest
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
