@@ -2,8 +2,9 @@
 
 Each is defined, and its arguments are described, in `reference.py`. On a CPU it is the function of the same name in
 `cpu_ops.py`, or the definition itself where that is as fast; on CUDA it is the Triton kernel of the same name.
-Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronises with the host or tunes itself, so all of them can be captured in a CUDA graph once they
-have run (which compiles them). They have no derivative.
+Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronises with the host or
+tunes itself, so all of them can be captured in a CUDA graph once they have run (which compiles them). They have no
+derivative.
 """
 
 import importlib

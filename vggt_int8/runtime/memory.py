@@ -138,7 +138,7 @@ def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:
 
 
 def cpu_plan(shape: Shape, config: VGGTConfig, threads: int) -> Plan:
-    """On a CPU the fastest plan is a small one: what is worked on stays in the caches, and freed memory in the process."""
+    """The fastest plan on a CPU, which is a small one: what is worked on stays in the caches."""
     hidden, map_values = config.embed_dim * config.mlp_ratio, config.dpt_features * shape.height * shape.width
     return Plan(
         frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),

@@ -1,8 +1,8 @@
 """`Runtime`: one call of a VGGT through fused blocks, within the memory there is, replayed as a CUDA graph.
 
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
-run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the plan
-follows from its caches instead of the free memory.
+run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
+plan follows from its caches instead of the free memory.
 """
 
 import traceback
