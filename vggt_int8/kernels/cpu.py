@@ -12,7 +12,8 @@ Notation: M rows (tokens), N outputs, K reduction.
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,6 @@ _U8_OFFSET = 128
 _EXACT_K = 1024  # 1024 * 127 * 127 < 2^24: float32 holds every partial sum, in any order
 _CACHED_VALUES = 1 << 18  # worked on at a time, per thread: 1 MB of fp32, the second-level cache of a server's core
 _MIN_ROWS = 64  # of a slice, per thread: with fewer, packing the weight anew for each slice costs more than it saves
-
-# weight -> (its version and address, 128 times the sum of each row of codes). Weak: offloaded weights come and go.
-_corrections: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def int8_matmul(x_codes: Tensor, weight: Tensor, out: Tensor | None = None, kernel: str | None = None) -> Tensor:
@@ -58,7 +56,8 @@ def cpu_int8_kernel() -> str:
     """
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
         for kernel in (U8S8, S8S8):
-            if _is_exact(kernel) and _seconds(kernel) < _seconds(FLOAT32):
+            # A plain loop takes many times as long as float32; a busy machine may double a time by chance.
+            if _is_exact(kernel) and _seconds(kernel) < 2 * _seconds(FLOAT32):
                 return kernel
     return FLOAT32
 
@@ -99,20 +98,33 @@ def row_slices(total: int, at_most: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
+def cached_per_weight(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep what `make(weight, ...)` returns for as long as the weight is there and unchanged.
+
+    The other arguments belong to the weight. Weak: offloaded weights come and go.
+    """
+    cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    @functools.wraps(make)
+    def cached(weight: Tensor, *arguments: Any) -> Tensor:
+        if weight.is_inference():  # has no version, so a change could not be noticed
+            return make(weight, *arguments)
+        state = (weight._version, weight.data_ptr())  # `weight.data = other` leaves the version alone
+        known = cache.get(weight)
+        if known is None or known[0] != state:
+            known = cache[weight] = (state, make(weight, *arguments))
+        result: Tensor = known[1]
+        return result
+
+    return cached
+
+
+@cached_per_weight
 def _correction(weight: Tensor) -> Tensor:
-    """What u8·s8 sums are too large by: 128 times the sum of each row of `weight`, int32 [N]."""
-    if weight.is_inference():  # has no version, so a change could not be noticed
-        return _row_sums(weight)
-    state = (weight._version, weight.data_ptr())  # `weight.data = other` leaves the version alone
-    known = _corrections.get(weight)
-    if known is None or known[0] != state:
-        known = _corrections[weight] = (state, _row_sums(weight))
-    correction: Tensor = known[1]
-    return correction
+    """What u8·s8 sums are too large by: 128 times the sum of each row of `weight`, int32 [N].
 
-
-def _row_sums(weight: Tensor) -> Tensor:
-    """One pass over the weight, which costs about as much as 20 rows of a product."""
+    One pass over the weight, which costs about as much as 20 rows of a product.
+    """
     ones = torch.ones(1, weight.shape[1], dtype=torch.uint8)
     return torch._int_mm(ones, weight.t())[0] * _U8_OFFSET
 
@@ -137,7 +149,7 @@ def _is_exact(kernel: str) -> bool:
 
 
 def _seconds(kernel: str) -> float:
-    """Best of a dozen products: the candidates differ by several times, and a busy machine must not decide."""
+    """Best of a dozen products."""
     x, weight = (torch.full((n, 512), 3, dtype=torch.int8) for n in (128, 512))
     best = float("inf")
     for _ in range(12):
