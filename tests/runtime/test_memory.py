@@ -47,14 +47,14 @@ def test_less_memory_smaller_plans() -> None:
 
 
 def test_on_a_cpu_parts_stay_in_the_caches() -> None:
-    plan = cpu_plan(shape(100), CONFIG, threads=2)
-    assert (plan.frames, plan.rows, plan.head_frames) == (1, 256, 1)
-    assert plan == cpu_plan(shape(1), CONFIG, threads=2), "which the number of frames has nothing to do with"
+    plan = cpu_plan(shape(100), CONFIG)
+    assert (plan.frames, plan.rows, plan.head_frames) == (1, 128 * torch.get_num_threads(), 1)
+    assert plan == cpu_plan(shape(1), CONFIG), "which the number of frames has nothing to do with"
     small = VGGTConfig(img_size=112, patch_size=8, embed_dim=192, mlp_ratio=2.0, dpt_features=64)
-    many = cpu_plan(Shape(1, 8, 112, 112, HEADS, 4), small, threads=2)
+    many = cpu_plan(Shape(1, 8, 112, 112, HEADS, 4), small)
     assert many.frames >= 8
-    assert many.rows >= 8 * 201
-    assert many.head_frames == 2
+    assert many.rows > 1000
+    assert many.head_frames > 1
 
 
 def test_frames_that_fit() -> None:

@@ -1,14 +1,12 @@
 """Attention on a CPU: once the linears of a block run on VNNI, it takes as long as all of them."""
 
 import functools
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import row_slices
+from vggt_int8.kernels.cpu import best_seconds, row_slices
 
 SDPA = "scaled_dot_product_attention"
 SLICED = "softmax between two oneDNN products"
@@ -49,21 +47,11 @@ def cpu_attention_kernel() -> str:
     if not torch.backends.mkldnn.is_available():
         return SDPA
     q, k, v = torch.randn(3, 1, 2, 512, 64, generator=torch.Generator().manual_seed(0))
-    sliced = _best_of(3, lambda: attention_cpu(q, k, v, SLICED))
-    return SLICED if sliced < _best_of(3, lambda: attention_cpu(q, k, v, SDPA)) else SDPA
+    sliced = best_seconds(lambda: attention_cpu(q, k, v, SLICED))
+    return SLICED if sliced < best_seconds(lambda: attention_cpu(q, k, v, SDPA)) else SDPA
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """x [M, K] fp32, weight [N, K] fp32 -> x weightᵀ [M, N] through oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return product
-
-
-def _best_of(repeats: int, run: Callable[[], object]) -> float:
-    """Seconds of the fastest of some runs, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])

@@ -193,7 +193,7 @@ class Runtime:
             return SMALLEST
         config, fastest = self.model.config, PLANS[0]
         if not images.is_cuda:
-            return cpu_plan(shape, config, torch.get_num_threads())
+            return cpu_plan(shape, config)
         if torch.cuda.is_current_stream_capturing():
             return fastest
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
