@@ -17,7 +17,7 @@ from torch import Tensor
 from vggt_int8.kernels.cpu import U8S8, cached_per_weight, cpu_int8_kernel
 
 _LARGEST = 256 * 127 + 127  # of 256 * high + low
-_SMALLEST_SCALE = 2.0**-100  # below it the inverse would leave fp32
+_SMALLEST_SCALE = 2.0**-126  # of fp32, at full precision; also the scale of zeros
 _U8_OFFSET = 128  # bytes go in unsigned
 
 
