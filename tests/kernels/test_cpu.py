@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -96,10 +97,18 @@ def test_a_changed_weight_is_noticed() -> None:
 
 
 def test_what_is_known_of_a_weight_goes_with_it() -> None:
-    before, weight = len(cpu._corrections), codes(8, 64)
-    cpu.int8_matmul(codes(5, 64), weight, kernel=cpu.U8S8 if cpu._is_exact(cpu.U8S8) else None)
+    made = []
+
+    @cpu.cached_per_weight
+    def twice(weight: torch.Tensor) -> torch.Tensor:
+        made.append(weakref.ref(result := weight * 2))
+        return result
+
+    weight = codes(8, 64)
+    assert twice(weight) is twice(weight)
+    assert len(made) == 1
     del weight
-    assert len(cpu._corrections) == before
+    assert made[0]() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
