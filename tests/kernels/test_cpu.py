@@ -63,7 +63,7 @@ def test_gemm_equals_the_reference(
 ) -> None:
     usable(kernel)
     monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: kernel)
-    monkeypatch.setattr(cpu, "_CACHED_VALUES", 1 << 12)  # several slices, the last one short
+    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 12)  # several slices, the last one short
     for m, k, n in SHAPES:
         generator = torch.Generator().manual_seed(m)
         operands = (*reference.quantize_rows(hard_rows(m, k).to(dtype)), codes(n, k, seed=3))
@@ -116,7 +116,7 @@ def test_what_is_known_of_a_weight_goes_with_it() -> None:
 def test_qk_norm_rope_equals_the_reference(
     dtype: torch.dtype, frames: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "_CACHED_VALUES", 1 << 12)  # several frames at a time, or parts of one
+    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 12)  # several frames at a time, or parts of one
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(frames * tokens, 3, 2, 16, generator=generator).to(dtype)
     norms = torch.randn(4, 16, generator=generator).to(dtype)

@@ -25,7 +25,7 @@ FLOAT32 = "float32 matmul of codes in slices of K (exact)"
 
 _U8_OFFSET = 128
 _EXACT_K = 1024  # 1024 * 127 * 127 < 2^24: float32 holds every partial sum, in any order
-_CACHED_VALUES = 1 << 19  # worked on at a time, per thread: 2 MB of fp32, about what a core has of fast cache
+VALUES_AT_ONCE = 1 << 22  # fp32 numbers that a pass works on: 16 MB, a block that `keep_freed_memory` keeps
 _MIN_ROWS = 64  # of a slice, per thread: with fewer, packing the weight anew for each slice costs more than it saves
 
 
@@ -78,15 +78,10 @@ def keep_freed_memory() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-def cache_slices(rows: int, width: int) -> list[slice]:
-    """Slices of so many rows of `width` numbers that the passes over a slice stay in the caches of the threads."""
-    at_most = max(_MIN_ROWS * torch.get_num_threads(), cached_values() // max(1, width))
+def slices_of_rows(rows: int, width: int) -> list[slice]:
+    """Slices of rows of `width` numbers, for passes that work on `VALUES_AT_ONCE`."""
+    at_most = max(_MIN_ROWS * torch.get_num_threads(), VALUES_AT_ONCE // max(1, width))
     return list(row_slices(rows, at_most)) or [slice(0, 0)]
-
-
-def cached_values() -> int:
-    """How many fp32 numbers the caches of the threads hold while they are worked on."""
-    return _CACHED_VALUES * torch.get_num_threads()
 
 
 def row_slices(total: int, at_most: int) -> Iterator[slice]:

@@ -1,7 +1,7 @@
 """The operators of `ops.py` on a CPU: the numbers of their definitions in `reference.py`, with less memory traffic.
 
 A layer is bound by memory as soon as its product runs on VNNI. So the passes around a product work in place on slices
-of rows that stay in the cache, in the order in which the definition rounds: results are equal, not close. Operators
+of rows, in the order in which the definition rounds: results are equal, not close. Operators
 that are not listed here run as their definition, which is as fast.
 """
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels import reference
-from vggt_int8.kernels.cpu import cache_slices, cached_values, int8_matmul, row_slices
+from vggt_int8.kernels import cpu, reference
+from vggt_int8.kernels.cpu import int8_matmul, row_slices, slices_of_rows
 from vggt_int8.kernels.reference import CODE_MAX
 
 _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at once
@@ -19,7 +19,7 @@ _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at on
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows`."""
     codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
-    for rows in cache_slices(*x.shape):
+    for rows in slices_of_rows(*x.shape):
         _quantize_rows_into(codes[rows], scale[rows], x[rows].float(), input_scale)
     return codes, scale
 
@@ -30,7 +30,7 @@ def layer_norm_quantize(
     """`reference.layer_norm_quantize`."""
     codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
     weight, bias = weight.float(), bias.float()
-    for rows in cache_slices(*x.shape):
+    for rows in slices_of_rows(*x.shape):
         normed = F.layer_norm(x[rows].float(), x.shape[-1:], weight, bias, eps)
         _quantize_rows_into(codes[rows], scale[rows], normed, input_scale)
     return codes, scale
@@ -67,7 +67,7 @@ def int8_gemm_into_(
     out_scale: Tensor | None = None,
 ) -> None:
     """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
-    slices = cache_slices(*out.shape)
+    slices = slices_of_rows(*out.shape)
     sums = torch.empty(slices[0].stop, out.shape[1], dtype=torch.int32)
     in_place = out.dtype == torch.float32 and residual is None and out_scale is None
     floats = None if in_place else torch.empty(sums.shape)
@@ -123,7 +123,7 @@ def qk_norm_rope_(
     # Of each pair of quarters of the head dim, the first turns towards the second negated.
     sin = (sin.unflatten(-1, (2, 2, -1)) * torch.tensor([[-1.0], [1.0]])).flatten(-3)
     norms = ((q_weight.float(), q_bias.float()), (k_weight.float(), k_bias.float()))
-    at_once = max(1, cached_values() // (heads * dim))
+    at_once = max(1, cpu.VALUES_AT_ONCE // (heads * dim))
     for part in row_slices(len(frames), max(1, at_once // per_frame)):
         for place in row_slices(per_frame, at_once):
             for i, (weight, bias) in enumerate(norms):

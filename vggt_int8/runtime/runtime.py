@@ -2,7 +2,7 @@
 
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
 run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
-plan follows from its caches instead of the free memory.
+plan does not depend on the free memory.
 """
 
 import traceback
