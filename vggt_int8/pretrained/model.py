@@ -150,7 +150,7 @@ class VGGTInt8(VGGT):
     def set_runtime(self, mode: RuntimeMode = "auto", low_vram: bool | Literal["auto"] = "auto") -> None:
         """Choose whether `forward` runs the network's modules or the fused network over the same tensors.
 
-        mode: "auto": fused on CUDA if the INT8 layers run on the native backend and nothing stands against it
+        mode: "auto": fused if the INT8 layers run on the native backend and nothing stands against it
             (gradients, hooks, offloading: `runtime_report()` says what). "on": fused, also without INT8 layers; what
             stands against it raises `BackendError`. "off": never.
         low_vram: see `vggt_int8.runtime.Runtime`.

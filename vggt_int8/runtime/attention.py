@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vggt_int8.kernels.cpu_attention import attention_cpu
 from vggt_int8.kernels.launch import only_compiling
 
 CUDNN, FLASH, EFFICIENT, MATH = (
@@ -48,7 +49,7 @@ LONG = 24_000  # tokens: where only kernels are to be compiled, longer attention
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v [B, H, N, D], strided views of [B, N, 3, H, D] -> [B, N, H * D], contiguous."""
     if not q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attention_cpu(q, k, v).transpose(1, 2).flatten(2)
     if only_compiling() and q.shape[2] > LONG:
         return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
     with sdpa_kernel(list(backends(_arch(q.device), q.shape[2], 3 * q.numel())), set_priority=True):

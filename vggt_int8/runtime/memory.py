@@ -19,11 +19,14 @@ from dataclasses import dataclass
 
 import torch
 
+from vggt_int8.kernels.cpu import VALUES_AT_ONCE
 from vggt_int8.model.config import VGGTConfig
 
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
 HALF_PRECISION = 2
 HIDDEN_CHANNELS = 32  # of a dense head's last convolution
+CPU_TOKENS = 2048  # in encoder and frame blocks at a time: their qkv tensor (25 MB in VGGT-1B) is not mapped anew
+CPU_MAP = 7 << 20  # numbers of a dense head's largest map: 28 MB, a block that is kept
 GRAPH_TOKENS = 24_000  # above, kernels are longer than their launches and a graph only holds memory
 
 
@@ -132,6 +135,16 @@ def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if needed(middle) <= free else (low, middle - 1)
     return low
+
+
+def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
+    """The fastest plan on a CPU, which is a small one: of blocks of memory that the process keeps."""
+    hidden, map_values = config.embed_dim * config.mlp_ratio, config.dpt_features * shape.height * shape.width
+    return Plan(
+        frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),
+        rows=max(64, int(VALUES_AT_ONCE // hidden)),
+        head_frames=max(1, CPU_MAP // map_values),
+    )
 
 
 def free_bytes(device: torch.device) -> int:

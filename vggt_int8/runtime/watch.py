@@ -56,8 +56,8 @@ class Watch:
 
     @functools.cached_property
     def native(self) -> bool:
-        """Whether the model has INT8 linears and all of them run on our own kernels, or on any backend, on CUDA."""
-        names = {layer.resolved_backend("cuda").name for layer in self._int8}
+        """Whether the model has INT8 linears and all of them run on our own kernels, or on any backend."""
+        names = {layer.resolved_backend(layer.weight.device.type).name for layer in self._int8}
         return "native" in names and names <= {"native", PORTABLE}
 
     def unsupported(self) -> str | None:
