@@ -40,6 +40,7 @@ def test_rows_are_complete(sweep_rows: Rows) -> None:
         errors = [error["relative"] for error in row["errors"].values()]
         assert max(errors) < 0.1
         assert (max(errors) == 0) == (row["variant"] == "fp32")
+        assert row["mode"].startswith("fused") == row["variant"].endswith(":native")
 
 
 def test_weights_are_those_of_the_dtype(sweep_rows: Rows) -> None:

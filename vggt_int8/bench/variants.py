@@ -98,7 +98,7 @@ def _quantized(recipe: str, backend: str) -> Build:
         if not has_int8 and not on_cuda:
             raise BackendError(f"recipe {recipe!r} on a CPU is the plain network in fp32: see variant fp32")
         quantize(model, recipe, backend if has_int8 else "auto")
-        if backend == "native" and on_cuda:
+        if backend == "native":
             model.set_runtime("on")
         return Network(
             model, lambda images: model(images, check_finite=False), lambda: _mode(model), model.runtime.reset
