@@ -18,8 +18,9 @@ import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from vggt_int8.kernels import launch, triton_attention
 from vggt_int8.kernels import triton_gemm, triton_norm, triton_predict, triton_resize, triton_rope, triton_weight_only
-from vggt_int8.kernels import launch
+from vggt_int8.kernels.attention_variants import RULES, SMALL
 from vggt_int8.kernels.tiles import Tile
 
 arch = int(sys.argv[1])
@@ -70,7 +71,14 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
         gemm(tile, gelu=True)
         gemm(tile, gamma=half(256), residual=half(256, 256))
         gemm(tile, gelu=True, out_scale=scale)
-assert len(compiled) == 12 + 3 * len(tiles), [name for name, _ in compiled]
+    qkv = half(1, 300, 3, 2, 64).permute(2, 0, 3, 1, 4).unbind(0)
+    triton_attention.quantize_queries_and_keys(*qkv[:2])
+    rules = [rule for rule in RULES if arch >= rule.arch]
+    for rule in rules:
+        (triton_attention.int8_attention if rule.int8 else triton_attention.float_attention)(*qkv, rule.variant)
+    triton_attention.float_attention(*(x.float() for x in qkv), SMALL)
+distinct = {(rule.int8, str(rule.variant)) for rule in rules}
+assert len(compiled) == 12 + 3 * len(tiles) + 2 + len(distinct) + 1, [name for name, _ in compiled]
 for name, kernel in compiled:
     assert f".target sm_{arch}" in kernel.asm["ptx"]
     if "descriptor" in name:

@@ -18,7 +18,7 @@ class Variant:
         rescaling in it. A tile whose scores outgrow the estimate by 2^16 is computed again with the maximum: the
         result is right for every input.
     polynomial: every fourth exponential is a polynomial (error 1e-4), to relieve the special-function unit.
-    magic: INT8 sums become floats by starting from 1.5 * 2^23 instead of by a conversion.
+    magic: INT8 sums become floats by starting from 1.5 * 2^23 and taking it away again, not by a conversion.
     registers: at most so many per thread, where that lets one more program run on a multiprocessor; 0: no limit.
     """
 

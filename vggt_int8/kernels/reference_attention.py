@@ -37,10 +37,12 @@ def int8_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     A product of codes is a sum of at most `MAX_HEAD_DIM` integers below 2^14, so fp32 holds it exactly.
     """
-    if q.shape[2] == 0:
-        return _attend(q, k, v)
-    q_codes, q_scale, k_codes, k_scale = quantize_queries_and_keys(q, k)
-    k_scale = k_scale.repeat_interleave(KEY_GROUP, dim=2)[:, :, : k.shape[2]]
+    return attention_of_codes(*quantize_queries_and_keys(q, k), v) if q.shape[2] else _attend(q, k, v)
+
+
+def attention_of_codes(q_codes: Tensor, q_scale: Tensor, k_codes: Tensor, k_scale: Tensor, v: Tensor) -> Tensor:
+    """`int8_attention` after `quantize_queries_and_keys`."""
+    k_scale = k_scale.repeat_interleave(KEY_GROUP, dim=2)[:, :, : v.shape[2]]
     return _attend(q_codes, k_codes, v, q_scale, k_scale)
 
 

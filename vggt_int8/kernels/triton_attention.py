@@ -97,12 +97,15 @@ def _dot(a, b, acc):
 
 @triton.jit
 def _scores(b_q, b_k, INT8: tl.constexpr, MAGIC: tl.constexpr):
-    """Products of queries and keys, fp32; codes with MAGIC: plus `_MAGIC`, which costs no conversion."""
+    """Products of queries and keys, fp32. MAGIC: sums of codes start where they are the mantissas of floats, which a
+    subtraction then makes exact: an A100 converts integers at a quarter of that rate, in the unit that exponentials
+    need. (Newer GPUs do it at full rate.)
+    """
     if not INT8:
         b_s = _dot(b_q, b_k.T, tl.zeros((b_q.shape[0], b_k.shape[0]), tl.float32))
     elif MAGIC:
         b_acc = tl.full((b_q.shape[0], b_k.shape[0]), _MAGIC_BITS, tl.int32)
-        b_s = tl.dot(b_q, b_k.T, b_acc, out_dtype=tl.int32).to(tl.float32, bitcast=True)
+        b_s = tl.dot(b_q, b_k.T, b_acc, out_dtype=tl.int32).to(tl.float32, bitcast=True) - _MAGIC
     else:
         b_s = tl.dot(b_q, b_k.T, out_dtype=tl.int32).to(tl.float32)
     return b_s
@@ -121,7 +124,6 @@ def _attend(
     result is inf or NaN, and the largest is at least 1, so none is less exact than with the true maximum.
     """
     INT8: tl.constexpr = p_k_scale is not None
-    bias: tl.constexpr = _MAGIC if INT8 and MAGIC else 0.0
     K_DIM: tl.constexpr = DIM if INT8 else D  # codes are stored with their zeros
     last = tl.cdiv(N, BLOCK_N) - 1
     b_k = _rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, True)
@@ -131,7 +133,7 @@ def _attend(
     b_c = b_scale
     if INT8:
         b_c *= tl.load(p_k_scale + last * BLOCK_N // GROUP)
-    b_max = (tl.max(b_s, axis=1) - bias) * b_c
+    b_max = tl.max(b_s, axis=1) * b_c
     if FROZEN:
         for i in range(tl.where(last > 0, b_q.shape[0] // BLOCK_N + 1, 0)):
             i_block = tl.where(i == 0, 0, tl.minimum(i_own // BLOCK_N + i - 1, last - 1))
@@ -139,8 +141,8 @@ def _attend(
             b_c2 = b_scale
             if INT8:
                 b_c2 *= tl.load(p_k_scale + i_block * BLOCK_N // GROUP)
-            b_max = tl.maximum(b_max, (tl.max(_scores(b_q, b_k, INT8, MAGIC), axis=1) - bias) * b_c2)
-    b_p = tl.exp2(b_s * b_c[:, None] - (b_c * bias + b_max)[:, None])
+            b_max = tl.maximum(b_max, tl.max(_scores(b_q, b_k, INT8, MAGIC), axis=1) * b_c2)
+    b_p = tl.exp2(b_s * b_c[:, None] - b_max[:, None])
     b_sum = tl.sum(b_p, axis=1)
     b_acc = _dot(b_p.to(b_v.dtype), b_v, tl.zeros((b_q.shape[0], DIM), tl.float32))
     for i in range(last):
@@ -150,12 +152,12 @@ def _attend(
         if INT8:
             b_c *= tl.load(p_k_scale + i * BLOCK_N // GROUP)
         if not FROZEN:
-            b_new = tl.maximum(b_max, (tl.max(b_s, axis=1) - bias) * b_c)
+            b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * b_c)
             b_shrink = tl.exp2(b_max - b_new)
             b_sum *= b_shrink
             b_acc *= b_shrink[:, None]
             b_max = b_new
-        b_p = _exp2(b_s * b_c[:, None] - (b_c * bias + b_max)[:, None], POLYNOMIAL)
+        b_p = _exp2(b_s * b_c[:, None] - b_max[:, None], POLYNOMIAL)
         b_sum += tl.sum(b_p, axis=1)
         b_v = _rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
         b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
