@@ -47,19 +47,41 @@ class Rule(NamedTuple):
     variant: Variant
 
 
-_AMPERE = Variant(128, 64, 8, 3)
+_AMPERE = Variant(128, 64, 8, 3)  # also of Ada
 _HOPPER = Variant(128, 64, 8, 3, tma=True)
 _HOPPER_LONG = Variant(128, 128, 8, 2, tma=True)
 # The first rule that fits decides; to be measured.
 RULES = (
     Rule(90, 4096, False, _HOPPER_LONG),
     Rule(90, 0, False, _HOPPER),
-    Rule(90, 4096, True, replace(_HOPPER_LONG, magic=True)),
-    Rule(90, 0, True, replace(_HOPPER, magic=True)),
-    Rule(80, 0, False, _AMPERE),
+    Rule(90, 4096, True, _HOPPER_LONG),
+    Rule(90, 0, True, _HOPPER),
+    Rule(86, 0, True, _AMPERE),
     Rule(80, 0, True, replace(_AMPERE, magic=True)),
+    Rule(80, 0, False, _AMPERE),
 )
 SMALL = Variant(64, 32, 4, 2)  # for fp32 and for head dims above 64, whose blocks are larger
+
+
+def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
+    """What `benchmarks/attention.py` measures on architecture `arch`, the simplest first."""
+    if arch < 90:
+        magic = int8 and arch == 80
+        shapes = (Variant(128, 64, 8, 3), Variant(128, 64, 4, 3), Variant(64, 64, 4, 3), Variant(128, 32, 8, 3))
+        return tuple(replace(v, magic=magic, frozen=frozen) for v in shapes for frozen in (False, True))
+    narrow, wide = Variant(128, 64, 8, 3, tma=True), Variant(128, 128, 8, 3, tma=True)
+    return (
+        narrow,
+        replace(narrow, frozen=True),
+        replace(narrow, frozen=True, polynomial=True),
+        replace(wide, stages=2),
+        replace(wide, frozen=True),
+        replace(wide, frozen=True, polynomial=True),
+        replace(narrow, warps=4, registers=168),
+        replace(narrow, warps=4, frozen=True),
+        replace(narrow, block_m=256, frozen=True),
+        Variant(64, 128, 4, 2, tma=True, frozen=True),
+    )
 
 
 def attention_variant(arch: int, tokens: int, dim: int, dtype: torch.dtype, int8: bool) -> Variant:

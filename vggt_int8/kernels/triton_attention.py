@@ -26,8 +26,6 @@ from vggt_int8.kernels.launch import launch
 from vggt_int8.kernels.reference_attention import KEY_GROUP
 from vggt_int8.kernels.triton_gemm import architecture, to_codes
 
-_PARTS = 32  # programs that share the mean of one head's keys
-
 # 1.5 * 2^23: added to an integer below 2^22 it leaves the integer in the low mantissa bits.
 _MAGIC = tl.constexpr(12582912.0)
 _MAGIC_BITS = tl.constexpr(0x4B400000)
@@ -263,7 +261,7 @@ def quantize_queries_and_keys(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Ten
     q, k = _alike(q, k)
     batch, heads, tokens, dim = q.shape
     groups, padded = triton.cdiv(tokens, KEY_GROUP), _padded(dim)
-    parts = min(_PARTS, triton.next_power_of_2(triton.cdiv(tokens, 8 * KEY_GROUP)))
+    parts = 4 if tokens < 16_384 else 32  # programs that share the mean of one head's keys
     sums = q.new_empty(batch * heads, parts, padded, dtype=torch.float32)
     codes = q.new_empty(2, batch, heads, groups * KEY_GROUP, padded, dtype=torch.int8)
     q_scale = q.new_empty(batch, heads, tokens, dtype=torch.float32)
