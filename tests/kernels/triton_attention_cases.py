@@ -31,7 +31,10 @@ if not INTERPRETED:  # which knows no assembly
         Variant(128, 64, 8, 3, polynomial=True),
         Variant(128, 64, 8, 3, tma=True, frozen=True, polynomial=True),
         Variant(128, 128, 8, 3, tma=True, frozen=True),
-        Variant(128, 64, 4, 3, tma=True, registers=168),
+        Variant(128, 64, 4, 3, tma=True),
+        Variant(128, 128, 8, 3, overlapped=True),
+        Variant(128, 64, 8, 4, overlapped=True, polynomial=True),
+        Variant(64, 128, 4, 2, overlapped=True),
         *sorted({rule.variant for rule in RULES}, key=str),
     ]
 SHAPES = [(1, 1, 2, 64), (2, 37, 2, 64), (1, 300, 1, 64), (1, 150, 1, 16), (1, 65, 1, 24), (1, 70, 1, 128)]
@@ -56,6 +59,8 @@ def views(batch: int, tokens: int, heads: int, dim: int, dtype: torch.dtype) -> 
 def needs(variant: Variant) -> None:
     if variant.tma and not has_descriptors():
         pytest.skip("tensor descriptors need compute capability 9.0")
+    if variant.overlapped and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the overlapped kernel is Hopper's")
 
 
 def want_of(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -174,7 +179,7 @@ def test_tensors_that_are_no_views_of_one() -> None:
 
 def test_the_polynomial() -> None:
     """The assembly, executed here instruction by instruction in fp32, against exact powers of two."""
-    code = triton_attention._EXP2_OF_FOUR.value
+    code = triton_attention.EXP2_OF_FOUR.value
     x = np.concatenate([np.linspace(-130, 20, 100_001), [-1e30, -np.inf, 0, 1, 127, 128, 200, 1e30, np.inf]])
     x = x.astype(np.float32)
     values: dict[str, np.ndarray] = {f"${i}": x for i in range(4, 8)}

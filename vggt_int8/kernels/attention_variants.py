@@ -19,7 +19,7 @@ class Variant:
         result is right for every input.
     polynomial: every fourth exponential is a polynomial (error 1e-4), to relieve the special-function unit.
     magic: INT8 sums become floats by starting from 1.5 * 2^23 and taking it away again, not by a conversion.
-    registers: at most so many per thread, where that lets one more program run on a multiprocessor; 0: no limit.
+    overlapped: the kernel in `gluon_attention.py`, for Hopper alone; tma, frozen and magic do not apply.
     """
 
     block_m: int
@@ -30,16 +30,16 @@ class Variant:
     frozen: bool = False
     polynomial: bool = False
     magic: bool = False
-    registers: int = 0
+    overlapped: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.block_m}x{self.block_n}", f"w{self.warps}", f"s{self.stages}"]
-        parts += [name for name in ("tma", "frozen", "polynomial", "magic") if getattr(self, name)]
-        return " ".join(parts + [f"r{self.registers}"] * (self.registers > 0))
+        switches = ("tma", "frozen", "polynomial", "magic", "overlapped")
+        return " ".join(parts + [name for name in switches if getattr(self, name)])
 
 
 class Rule(NamedTuple):
-    """`variant` for GPUs of compute capability `arch` / 10 and up, at least `tokens` tokens, INT8 scores or not."""
+    """`variant` for GPUs of compute capability `arch` / 10 and up (to 9.0), at least `tokens` tokens, INT8 or not."""
 
     arch: int
     tokens: int
@@ -65,7 +65,7 @@ SMALL = Variant(64, 32, 4, 2)  # for fp32 and for head dims above 64, whose bloc
 
 def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
     """What `benchmarks/attention.py` measures on architecture `arch`, the simplest first."""
-    if arch < 90:
+    if arch != 90:
         magic = int8 and arch == 80
         shapes = (Variant(128, 64, 8, 3), Variant(128, 64, 4, 3), Variant(64, 64, 4, 3), Variant(128, 32, 8, 3))
         return tuple(replace(v, magic=magic, frozen=frozen) for v in shapes for frozen in (False, True))
@@ -77,10 +77,14 @@ def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
         replace(wide, stages=2),
         replace(wide, frozen=True),
         replace(wide, frozen=True, polynomial=True),
-        replace(narrow, warps=4, registers=168),
+        replace(narrow, warps=4),
         replace(narrow, warps=4, frozen=True),
         replace(narrow, block_m=256, frozen=True),
         Variant(64, 128, 4, 2, tma=True, frozen=True),
+        Variant(128, 128, 8, 3, overlapped=True),
+        Variant(128, 128, 8, 3, overlapped=True, polynomial=True),
+        Variant(128, 64, 8, 4, overlapped=True),
+        Variant(64, 128, 4, 2, overlapped=True),
     )
 
 
@@ -93,4 +97,5 @@ def attention_variant(arch: int, tokens: int, dim: int, dtype: torch.dtype, int8
         )
     if dim > 64 or dtype == torch.float32:
         return SMALL
+    arch = 89 if arch > 90 else arch  # what fits Ada fits everywhere
     return next(r.variant for r in RULES if arch >= r.arch and tokens >= r.tokens and int8 == r.int8)

@@ -12,6 +12,7 @@ Names in kernels: p_ pointer, i_ index, o_ offset, m_ mask, b_ block of values.
 # mypy: allow-untyped-defs
 # (Triton kernels have no Python types.)
 
+import importlib
 import math
 from typing import Any
 
@@ -24,14 +25,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vggt_int8.kernels.attention_variants import Variant, attention_variant
 from vggt_int8.kernels.launch import launch
 from vggt_int8.kernels.reference_attention import KEY_GROUP
-from vggt_int8.kernels.triton_gemm import architecture, to_codes
+from vggt_int8.kernels.triton_attention_codes import alike, load_rows, padded_dim, quantize_queries_and_keys
+from vggt_int8.kernels.triton_gemm import architecture
 
 # 1.5 * 2^23: added to an integer below 2^22 it leaves the integer in the low mantissa bits.
 _MAGIC = tl.constexpr(12582912.0)
 _MAGIC_BITS = tl.constexpr(0x4B400000)
 # Four powers of two: three by the special-function unit and one by a polynomial, as exact as fp16 weights need (1e-4):
 # 2^x = 2^n * 2^f with n = round(x). Bounds keep n in the exponent's range; 2^128 is inf as it should be.
-_EXP2_OF_FOUR = tl.constexpr("""{
+EXP2_OF_FOUR = tl.constexpr("""{
     .reg .f32 x, t, p;
     .reg .b32 n, r;
     ex2.approx.ftz.f32 $0, $4;
@@ -51,36 +53,16 @@ _EXP2_OF_FOUR = tl.constexpr("""{
     add.s32 r, r, n;
     mov.b32 $3, r;
 }""")
+EXP2_REGISTERS = tl.constexpr("=f,=f,=f,=f,f,f,f,f")
 
 
 @triton.jit
 def _exp2(x, POLYNOMIAL: tl.constexpr):
     if POLYNOMIAL:
-        y = tl.inline_asm_elementwise(_EXP2_OF_FOUR, "=f,=f,=f,=f,f,f,f,f", [x], tl.float32, is_pure=True, pack=4)
+        y = tl.inline_asm_elementwise(EXP2_OF_FOUR, EXP2_REGISTERS, [x], tl.float32, is_pure=True, pack=4)
     else:
         y = tl.exp2(x)
     return y
-
-
-@triton.jit
-def _rows(
-    x, at, i_b, i_h, i_row, stride, N,
-    BLOCK: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """Rows i_row ... of one head -> [BLOCK, DIM], zeros outside of [N, D]. at: of the head, from the pointer x."""
-    if TMA:
-        b_x = x.load([i_b, i_h, i_row, 0]).reshape([BLOCK, DIM])
-    else:
-        o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, DIM)
-        p_x = x + (at + tl.cast(i_row, tl.int64) * stride) + (o_row[:, None] * stride + o_d[None, :])
-        mask = (o_d < D)[None, :]
-        if MASKED:
-            b_x = tl.load(p_x, mask=mask & (i_row + o_row < N)[:, None], other=0)
-        elif D == DIM:
-            b_x = tl.load(p_x)
-        else:
-            b_x = tl.load(p_x, mask=mask, other=0)
-    return b_x
 
 
 @triton.jit
@@ -124,8 +106,8 @@ def _attend(
     INT8: tl.constexpr = p_k_scale is not None
     K_DIM: tl.constexpr = DIM if INT8 else D  # codes are stored with their zeros
     last = tl.cdiv(N, BLOCK_N) - 1
-    b_k = _rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, True)
-    b_v = _rows(v, at_v, i_b, i_h, last * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, True)
+    b_k = load_rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, True)
+    b_v = load_rows(v, at_v, i_b, i_h, last * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, True)
     m_n = last * BLOCK_N + tl.arange(0, BLOCK_N) < N
     b_s = tl.where(m_n[None, :], _scores(b_q, b_k, INT8, MAGIC), float("-inf"))
     b_c = b_scale
@@ -135,7 +117,7 @@ def _attend(
     if FROZEN:
         for i in range(tl.where(last > 0, b_q.shape[0] // BLOCK_N + 1, 0)):
             i_block = tl.where(i == 0, 0, tl.minimum(i_own // BLOCK_N + i - 1, last - 1))
-            b_k = _rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
+            b_k = load_rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
             b_c2 = b_scale
             if INT8:
                 b_c2 *= tl.load(p_k_scale + i_block * BLOCK_N // GROUP)
@@ -144,7 +126,7 @@ def _attend(
     b_sum = tl.sum(b_p, axis=1)
     b_acc = _dot(b_p.to(b_v.dtype), b_v, tl.zeros((b_q.shape[0], DIM), tl.float32))
     for i in range(last):
-        b_k = _rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
+        b_k = load_rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
         b_s = _scores(b_q, b_k, INT8, MAGIC)
         b_c = b_scale
         if INT8:
@@ -157,7 +139,7 @@ def _attend(
             b_max = b_new
         b_p = _exp2(b_s * b_c[:, None] - b_max[:, None], POLYNOMIAL)
         b_sum += tl.sum(b_p, axis=1)
-        b_v = _rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
+        b_v = load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
         b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
     return b_acc, b_sum
 
@@ -182,7 +164,7 @@ def _attention_kernel(
     if INT8:
         b_scale *= tl.load(p_q_scale + i_head.to(tl.int64) * N + o_m, mask=o_m < N, other=1.0)
         p_k_scale += i_head * tl.cdiv(N, GROUP)
-    b_q = _rows(q, at_k, i_b, i_h, i_m, stride_k, N, BLOCK_M, DIM if INT8 else D, DIM, TMA, True)
+    b_q = load_rows(q, at_k, i_b, i_h, i_m, stride_k, N, BLOCK_M, DIM if INT8 else D, DIM, TMA, True)
     b_acc, b_sum = _attend(
         b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
         D, DIM, BLOCK_N, GROUP, TMA, MAGIC, FROZEN, POLYNOMIAL,
@@ -198,53 +180,6 @@ def _attention_kernel(
     tl.store(p_y, (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty), mask=(o_m < N)[:, None] & (o_d < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["N"])
-def _key_sums_kernel(
-    p_k, p_sums, N, H, stride_b, stride_h, stride,
-    D: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sums of the keys of one head, by PARTS programs with a piece of the sequence each -> sums [B * H, PARTS, DIM]."""
-    i_head, i_part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
-    at = (i_head // H).to(tl.int64) * stride_b + (i_head % H).to(tl.int64) * stride_h
-    b_sum = tl.zeros((BLOCK, DIM), tl.float32)
-    for i in range(i_part, tl.cdiv(N, BLOCK), PARTS):
-        b_sum += _rows(p_k, at, 0, 0, i * BLOCK, stride, N, BLOCK, D, DIM, False, True).to(tl.float32)
-    tl.store(p_sums + tl.program_id(0).to(tl.int64) * DIM + tl.arange(0, DIM), tl.sum(b_sum, axis=0))
-
-
-@triton.jit(do_not_specialize=["N"])
-def _quantize_kernel(
-    p_q, p_k, p_sums, p_q_codes, p_k_codes, p_q_scale, p_k_scale, N, H, stride_b, stride_h, stride,
-    D: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """One group of tokens of one head: queries -> codes and a scale per token, keys less their mean -> one scale.
-
-    Codes lie in [B, H, groups * GROUP, DIM], zeros past the end of sequence and head dim.
-    """
-    groups = tl.cdiv(N, GROUP)
-    i_head, i_group = tl.program_id(0) // groups, tl.program_id(0) % groups
-    i_head64 = i_head.to(tl.int64)
-    at = (i_head // H).to(tl.int64) * stride_b + (i_head % H).to(tl.int64) * stride_h
-    o_n, o_d, o_part = i_group * GROUP + tl.arange(0, GROUP), tl.arange(0, DIM), tl.arange(0, PARTS)
-    o_code = (tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP))[:, None] * DIM + o_d[None, :]
-    x = _rows(p_q, at, 0, 0, i_group * GROUP, stride, N, GROUP, D, DIM, False, True).to(tl.float32)
-    absmax = tl.max(tl.abs(x), axis=1)
-    # Below 1e-35 the reciprocal would overflow: such rows become zeros. NaN and inf make the scale NaN.
-    inverse = tl.where(absmax > 1e-35, 127.0 / absmax, 0.0)
-    scale = tl.where(absmax > 0.0, absmax / 127.0, 1.0) + tl.sum(x * 0.0, axis=1)
-    tl.store(p_q_codes + o_code, to_codes(x * inverse[:, None]))
-    tl.store(p_q_scale + i_head64 * N + o_n, scale, mask=o_n < N)
-    p_parts = p_sums + (i_head64 * PARTS + o_part)[:, None] * DIM + o_d[None, :]
-    mean = tl.sum(tl.load(p_parts), axis=0) / N
-    x = _rows(p_k, at, 0, 0, i_group * GROUP, stride, N, GROUP, D, DIM, False, True).to(tl.float32)
-    x = tl.where((o_n < N)[:, None], x - mean[None, :], 0.0)
-    absmax = tl.max(tl.max(tl.abs(x), axis=1), axis=0)
-    inverse = tl.where(absmax > 1e-35, 127.0 / absmax, 0.0)
-    poison = tl.sum(tl.sum(x * 0.0, axis=1), axis=0)
-    tl.store(p_k_codes + o_code, to_codes(x * inverse))
-    tl.store(p_k_scale + tl.program_id(0), tl.where(absmax > 0.0, absmax / 127.0, 1.0) + poison)
-
-
 def int8_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
     """`reference_attention.int8_attention` on the GPU. `variant` None: the table's choice for this GPU and length."""
     q_codes, q_scale, k_codes, k_scale = quantize_queries_and_keys(q, k)
@@ -256,25 +191,6 @@ def float_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = N
     return _attention(q, k, v, None, None, variant)
 
 
-def quantize_queries_and_keys(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference_attention.quantize_queries_and_keys`, with codes [B, H, groups * KEY_GROUP, DIM] padded by zeros."""
-    q, k = _alike(q, k)
-    batch, heads, tokens, dim = q.shape
-    groups, padded = triton.cdiv(tokens, KEY_GROUP), _padded(dim)
-    parts = 4 if tokens < 16_384 else 32  # programs that share the mean of one head's keys
-    sums = q.new_empty(batch * heads, parts, padded, dtype=torch.float32)
-    codes = q.new_empty(2, batch, heads, groups * KEY_GROUP, padded, dtype=torch.int8)
-    q_scale = q.new_empty(batch, heads, tokens, dtype=torch.float32)
-    k_scale = q.new_empty(batch, heads, groups, dtype=torch.float32)
-    if q.numel():
-        shape: dict[str, Any] = {"D": dim, "DIM": padded, "PARTS": parts, "num_warps": 4}
-        rest = (tokens, heads, *k.stride()[:3])
-        launch(_key_sums_kernel, (batch * heads * parts,), k, sums, *rest, BLOCK=KEY_GROUP, **shape)
-        operands = (q, k, sums, codes[0], codes[1], q_scale, k_scale)
-        launch(_quantize_kernel, (batch * heads * groups,), *operands, *rest, GROUP=KEY_GROUP, **shape)
-    return codes[0], q_scale, codes[1], k_scale
-
-
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None, k_scale: Tensor | None, variant: Variant | None
 ) -> Tensor:
@@ -283,33 +199,32 @@ def _attention(
     if out.numel() == 0:
         return out
     variant = variant or attention_variant(architecture(v.device), tokens, dim, v.dtype, q_scale is not None)
-    (q, k), (v, _) = _alike(q, k), _alike(v, v)
+    (q, k), (v, _) = alike(q, k), alike(v, v)
     strides = (*k.stride()[:3], *v.stride()[:3])
-    tma = variant.tma and _padded(dim) == dim and not any(stride * v.element_size() % 16 for stride in strides[3:])
-    operands: tuple[Any, ...] = (q, k, v)
-    if tma:
+    tma = padded_dim(dim) == dim and not any(
+        stride * x.element_size() % 16 for x in (k, v) for stride in x.stride()[:3]
+    )
+    grid = (triton.cdiv(tokens, variant.block_m) * batch * heads,)
+    rest = (out, q_scale, k_scale, tokens, heads, math.log2(math.e) * dim**-0.5)
+    shared: dict[str, Any] = {
+        "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "GROUP": KEY_GROUP,
+        "POLYNOMIAL": variant.polynomial, "num_warps": variant.warps,
+    }  # fmt: skip
+    if tma and variant.overlapped:
+        gluon = importlib.import_module("vggt_int8.kernels.gluon_attention")
+        operands = gluon.descriptors(q, k, v, variant.block_m, variant.block_n)
+        launch(gluon.overlapped_attention_kernel, grid, *operands, *rest, **shared, STAGES=variant.stages)
+        return out
+    operands = (q, k, v)
+    if tma and variant.tma:
         blocks = (variant.block_m, variant.block_n, variant.block_n)
         operands = tuple(
             TensorDescriptor(x, [*x.shape[:2], tokens, dim], list(x.stride()), [1, 1, rows, dim])
             for x, rows in zip(operands, blocks, strict=True)
         )
     launch(
-        *(_attention_kernel, (triton.cdiv(tokens, variant.block_m) * batch * heads,)),
-        *(*operands, out, q_scale, k_scale, tokens, heads, math.log2(math.e) * dim**-0.5, *strides),
-        D=dim, DIM=_padded(dim), BLOCK_M=variant.block_m, BLOCK_N=variant.block_n, GROUP=KEY_GROUP, TMA=tma,
-        MAGIC=variant.magic, FROZEN=variant.frozen, POLYNOMIAL=variant.polynomial,
-        num_warps=variant.warps, num_stages=variant.stages, maxnreg=variant.registers or None,
+        *(_attention_kernel, grid, *operands, *rest, *strides),
+        **shared, DIM=padded_dim(dim), TMA=tma and variant.tma, MAGIC=variant.magic, FROZEN=variant.frozen,
+        num_stages=variant.stages,
     )  # fmt: skip
     return out
-
-
-def _padded(dim: int) -> int:
-    """The head dim that a program works on: integer products take 32 at a time."""
-    return max(32, triton.next_power_of_2(dim))
-
-
-def _alike(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with the same strides and channels side by side; views of one qkv tensor are, and are not copied."""
-    if q.stride() == k.stride() and q.stride(-1) == 1:
-        return q, k
-    return q.contiguous(), k.contiguous()
