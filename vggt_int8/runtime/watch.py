@@ -32,6 +32,7 @@ class Watch:
         self._int8 = [m for m in modules if isinstance(m, Int8Linear)]
         self._choosing = [m for m in modules if isinstance(m, Int8Linear | Int8Attention)]
         self._backends = [m.backend for m in self._choosing]
+        self.int8_attention = any(isinstance(m, Int8Attention) for m in modules)
         submodules = modules[1:]
         self._hooks = [h for m in submodules for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._names = [name for name, _ in model.named_modules()][1:]
