@@ -22,7 +22,7 @@ from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.backends import get_backend
 from vggt_int8.recipe import Scheme
-from vggt_int8.runtime.attention import backends
+from vggt_int8.runtime.attention import TRITON, backends
 
 HEADS, HEAD_DIM = 16, 64
 DTYPES = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float32)}
@@ -137,6 +137,6 @@ def fastest_attention(device: torch.device) -> Iterator[None]:
         yield
         return
     major, minor = torch.cuda.get_device_capability(device)
-    order = [*backends(10 * major + minor, 4096, 0), SDPBackend.MATH]
-    with sdpa_kernel(order, set_priority=True):
+    order = [kernel for kernel in backends(10 * major + minor, 4096, 0) if kernel != TRITON]
+    with sdpa_kernel([*order, SDPBackend.MATH], set_priority=True):
         yield

@@ -92,7 +92,8 @@ def _quantized(recipe: str, backend: str) -> Build:
     def build(source: Source, device: torch.device) -> Network:
         on_cuda = device.type == "cuda"
         model = fill(VGGTInt8, source, device, torch.float16 if on_cuda else torch.float32)
-        has_int8 = load_recipe(recipe).weights == "int8"
+        loaded = load_recipe(recipe)
+        has_int8 = "int8" in (loaded.weights, loaded.attention)
         if not has_int8 and backend != "native":
             raise BackendError(f"recipe {recipe!r} quantizes nothing, so there is nothing for {backend!r} to run")
         if not has_int8 and not on_cuda:

@@ -1,10 +1,10 @@
 """The fused kernels as PyTorch operators `vggt_int8::…`: what the runtime calls, and what torch.compile sees.
 
-Each is defined, and its arguments are described, in `reference.py`. On a CPU it is the function of the same name in
-`cpu_ops.py`, or the definition itself where that is as fast; on CUDA it is the Triton kernel of the same name.
-Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronises with the host or
-tunes itself, so all of them can be captured in a CUDA graph once they have run (which compiles them). They have no
-derivative.
+Each is defined, and its arguments are described, in `reference.py` or `reference_attention.py`. On a CPU it is the
+function of the same name in `cpu_ops.py`, or the definition itself where there is none; on CUDA it is the Triton kernel
+of the same name. Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronises
+with the host or tunes itself, so all of them can be captured in a CUDA graph once they have run (which compiles them).
+They have no derivative.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef, custom_op, infer_schema
 
-from vggt_int8.kernels import cpu_ops, reference
+from vggt_int8.kernels import cpu_ops, reference, reference_attention
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -26,8 +26,11 @@ def _operator(
     module: str,
     fake: Callable[..., Any],
     mutates: tuple[str, ...] = (),
+    strided: bool = False,
 ) -> CustomOpDef:
-    """The operator that `cpu` computes on a CPU; `module` is the file with the Triton launcher of the same name."""
+    """The operator that `cpu` computes on a CPU; `module` is the file with the Triton launcher of the same name, which
+    takes operands of any strides if `strided`.
+    """
     name = cpu.__name__
 
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
@@ -37,8 +40,9 @@ def _operator(
     def on_cuda(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
         launch = getattr(importlib.import_module(f"vggt_int8.kernels.{module}"), name)
-        args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
-        kwargs = {key: a.contiguous() if isinstance(a, Tensor) else a for key, a in kwargs.items()}
+        if not strided:
+            args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+            kwargs = {key: a.contiguous() if isinstance(a, Tensor) else a for key, a in kwargs.items()}
         with torch.cuda.device(args[0].device):  # Triton launches on the current device, not on its operands'
             return launch(*args, **kwargs)
 
@@ -210,6 +214,20 @@ def _check_codes(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> No
         )
 
 
+def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    _check_float(q, dims=4, name="q")
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape or x.dtype != q.dtype:
+            raise ValueError(f"{name} must be like q, {q.dtype} {list(q.shape)}, not {x.dtype} {list(x.shape)}")
+    if q.shape[3] > reference_attention.MAX_HEAD_DIM:
+        raise ValueError(f"head dims up to {reference_attention.MAX_HEAD_DIM} are implemented, not {q.shape[3]}")
+
+
+def _attention_like(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, heads, tokens, dim = v.shape
+    return v.new_empty(batch, tokens, heads * dim)
+
+
 quantize_rows = _operator(cpu_ops.quantize_rows, _check_float, "triton_norm", _codes_like)
 layer_norm_quantize = _operator(cpu_ops.layer_norm_quantize, _check_norm, "triton_norm", _codes_like)
 add_layer_norm_quantize = _operator(
@@ -249,4 +267,8 @@ dequantize = _operator(
     _check_codes,
     "triton_weight_only",
     lambda weight, _, dtype: weight.new_empty(weight.shape[0], weight.shape[2], weight.shape[1], dtype=dtype),
+)
+int8_attention, float_attention = (
+    _operator(definition, _check_attention, "triton_attention", _attention_like, strided=True)
+    for definition in (reference_attention.int8_attention, reference_attention.float_attention)
 )

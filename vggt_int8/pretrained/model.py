@@ -33,6 +33,7 @@ from vggt_int8.pretrained.quantizer import (
 )
 from vggt_int8.pretrained.saving import move_into_place
 from vggt_int8.pretrained.source import check_device, check_index, load_config, load_file, set_quantization
+from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
@@ -200,7 +201,7 @@ class VGGTInt8(VGGT):
         device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
         check_backend(self.quantization_plan, quantization.parsed(), backend, device_type)
         for module in self.modules():
-            if isinstance(module, Int8Linear) and module.backend == quantization.backend:
+            if isinstance(module, Int8Linear | Int8Attention) and module.backend == quantization.backend:
                 module.backend = backend
         quantization.backend = backend
 

@@ -155,7 +155,9 @@ class Runtime:
         if query_points is not None:
             inputs["query_points"] = model._checked_query_points(query_points, pixels)
         batch, frames, _, height, width = pixels.shape
-        shape = Shape(batch, frames, height, width, names, model.aggregator.camera_token.element_size())
+        number_bytes = model.aggregator.camera_token.element_size()
+        int8_attention = self._current_watch().int8_attention
+        shape = Shape(batch, frames, height, width, names, number_bytes, int8_attention)
         if not pixels.is_cuda:
             keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(pixels):
