@@ -1,6 +1,6 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> {eval, export, hub, training} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
+    cli -> bench -> {eval, export, hub, training} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -15,18 +15,23 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
-    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet"},
+    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart"},
     {"quant"},
     {"runtime"},
     {"pretrained"},
     {"eval", "export", "hub", "training"},
+    {"bench"},
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Camera conventions are shared by the whole lowest tier; nothing else is shared between units of one tier.
 SHARED = {"geometry", "quiet"}
-# Libraries that take seconds to import, print, or are missing on some machines: a folder or file each.
-HOMES = {"triton": "kernels/", "torchao": "quant/backends/", "bitsandbytes": "quant/backends/"}
+# Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
+HOMES = {
+    "triton": ("kernels/",),
+    "torchao": ("quant/backends/", "bench/baselines.py"),
+    "bitsandbytes": ("quant/backends/",),
+}
 
 Import = tuple[str, int, str]  # importing file, line, absolute dotted name of what is imported
 
@@ -56,7 +61,7 @@ def complaint(found: Import, package: str = "vggt_int8") -> str | None:
     file, line, name = found
     source, parts = unit_of(file), name.split(".")
     if parts[0] in HOMES and not file.startswith(HOMES[parts[0]]):
-        return f"{file}:{line}: {parts[0]} is imported outside {HOMES[parts[0]]}"
+        return f"{file}:{line}: {parts[0]} is imported outside {', '.join(HOMES[parts[0]])}"
     if parts[0] != package:
         return None
     target = parts[1] if len(parts) > 1 else "__init__"
@@ -110,6 +115,10 @@ def test_imports_point_down() -> None:
         ("model/vggt.py", "triton", False),
         ("kernels/linear.py", "triton.language", True),
         ("cli/run.py", "torchao.quantization", False),
+        ("cli/bench.py", "vggt_int8.bench.sweep", True),
+        ("bench/sweep.py", "vggt_int8.export.report", True),
+        ("bench/sweep.py", "torchao.quantization", False),
+        ("export/report.py", "vggt_int8.bench.records", False),
     ],
 )
 def test_the_rule_itself(file: str, name: str, allowed: bool) -> None:

@@ -21,6 +21,7 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     build = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
     assert build.returncode == 0, build.stderr
     (wheel,) = source.glob("vggt_int8-*.whl")
+    assert wheel.stat().st_size < 25e6
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))

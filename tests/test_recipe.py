@@ -81,6 +81,9 @@ BAD_FILES = [
     ("vggt_1b = [1]", [r"vggt_1b is \[1\]; it must be a table"]),
     ("[vggt_1b]\nblocks = '24'", ["line 1: vggt_1b is .*must be a table of module = number"]),
     ("activations = 'none'\noutlier_threshold = 6", ["outlier_threshold 6", "dynamic"]),
+    ("keep = 'fp16'\nattention = 'fp8'", ["line 2: attention is 'fp8'", "'float', 'int8'"]),
+    ("attention_layers = ['(']", [r"line 1: attention_layers: '\(' is no regular expression"]),
+    ("attention_layers = 3", ["line 1: attention_layers is 3; it must be a list"]),
     ("calibration_samples = 0", ["calibration_samples is 0"]),
     ("calibration_samples = 1.5", ["calibration_samples is 1.5"]),
     ("[[rules]]\nmatch = 'a'\nweights = 'fp8'", ["line 3: weights is 'fp8'", "match = 'a'"]),
@@ -144,6 +147,18 @@ def test_recipes_in_python() -> None:
         Recipe(exclude=["("])
     with pytest.raises(RecipeError, match="rules holds 'a', which is no Rule"):
         Recipe(rules=["a"])  # type: ignore[arg-type]
+
+
+def test_attention_is_float_unless_a_recipe_says_otherwise() -> None:
+    assert Recipe().attention == "float"
+    for name in available_recipes():
+        shipped = load_recipe(name)
+        assert (shipped.attention, shipped.attention_layers) == ("float", (r"aggregator\..*",))
+    mine = Recipe(attention="int8", attention_layers="a")
+    assert mine.attention_layers == ("a",)
+    assert Recipe.from_dict(json.loads(json.dumps(mine.to_dict()))) == mine
+    older = {key: value for key, value in Recipe().to_dict().items() if not key.startswith("attention")}
+    assert Recipe.from_dict(older) == Recipe(), "checkpoints written before there was a choice"
 
 
 def test_replace_keeps_the_rules_of_a_shipped_recipe() -> None:

@@ -101,6 +101,8 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
         "weights": recipe.get("weights"),
         "activations": recipe.get("activations"),
     }
+    if recipe.get("attention", "float") != "float":
+        facts["attention"] = recipe["attention"]
     if recipe.get("outlier_threshold"):
         facts["outlier threshold"] = recipe["outlier_threshold"]
     facts["everything else"] = recipe.get("keep")

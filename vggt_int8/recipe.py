@@ -16,15 +16,17 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 RECIPE_FORMAT = 1
+_PATTERNS = ("include", "exclude", "attention_layers")  # keys that hold regular expressions
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 WEIGHTS = ("int8", "keep")
 ACTIVATIONS = ("none", "dynamic", "static")
 OBSERVERS = ("minmax", "histogram", "per_channel")
 KEEP_DTYPES = ("fp16",)
+ATTENTIONS = ("float", "int8")
 
 
 class RecipeError(ValueError):
@@ -72,6 +74,13 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class AttentionScheme:
+    """Attention whose product of queries and keys is INT8: `vggt_int8.kernels.reference_attention`."""
+
+    label: ClassVar[str] = "INT8 QK"
+
+
+@dataclass(frozen=True)
 class Rule:
     """One line of a recipe.
 
@@ -114,6 +123,8 @@ class Recipe:
     activations, outlier_threshold: the default `Scheme`.
     keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
     include, exclude: regular expressions on module names, also a single string.
+    attention: "float", or "int8": products of queries and keys in INT8, of the attention modules whose name
+        `attention_layers` matches and `exclude` does not.
     observer, calibration_samples: how static activation scales are found (used with activations = "static").
     vggt_1b: module -> number of children that make a model VGGT-1B-shaped, so that `Rule.layers` applies.
     """
@@ -127,12 +138,14 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    attention: str = "float"
+    attention_layers: tuple[str, ...] = (".*",)
     observer: str = "minmax"
     calibration_samples: int = 32
     vggt_1b: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "rules"):
+        for name in (*_PATTERNS, "rules"):
             value = getattr(self, name)
             if not isinstance(value, Iterable):
                 raise RecipeError(f"{name} is {value!r}; it must be a list", name)
@@ -147,13 +160,14 @@ class Recipe:
         _one_of("weights", self.weights, WEIGHTS)
         _one_of("observer", self.observer, OBSERVERS)
         _one_of("keep", self.keep, KEEP_DTYPES)
+        _one_of("attention", self.attention, ATTENTIONS)
         samples = self.calibration_samples
         if type(samples) is not int or samples < 1:
             raise RecipeError(f"calibration_samples is {samples!r}; it must be an integer >= 1", "calibration_samples")
         if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
             raise RecipeError(f"vggt_1b is {self.vggt_1b!r}; it must be a table of module = number", "vggt_1b")
         _ = self.scheme
-        for name in ("include", "exclude"):
+        for name in _PATTERNS:
             for pattern in getattr(self, name):
                 _regular_expression(name, pattern)
         for rule in self.rules:
@@ -182,7 +196,7 @@ class Recipe:
         data["rules"] = [
             {k: v for k, v in rule.items() if v not in ("", None) and k != "line"} for rule in data["rules"]
         ]
-        data["include"], data["exclude"] = list(self.include), list(self.exclude)
+        data |= {name: list(getattr(self, name)) for name in _PATTERNS}
         data["vggt_1b"] = dict(self.vggt_1b)
         return {"format": RECIPE_FORMAT, **data}
 

@@ -3,31 +3,102 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from vggt_int8 import available_recipes
-from vggt_int8.cli import demo
+from vggt_int8 import VGGTConfig, VGGTInt8, available_recipes
+from vggt_int8.cli import app, console, demo
+from vggt_int8.scenes import available_scenes, depth_scores, load_scene, pose_errors, pose_scores
+
+NAMES = ["fp32", *available_recipes()]
+SMALL = {
+    "img_size": 112, "patch_size": 16, "embed_dim": 64, "encoder_depth": 1, "encoder_num_heads": 1, "depth": 2,
+    "num_heads": 1, "camera_depth": 1, "camera_num_heads": 2, "dpt_features": 32,
+    "dpt_out_channels": [32, 32, 32, 32], "dpt_layers": [0, 0, 1, 1], "enable_track": False,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("shipped", [False, True])
-def test_demo(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: bool) -> None:
-    if not shipped:
-        monkeypatch.setattr(demo, "MINI", tmp_path / "absent")
-    elif not (demo.MINI / "model.safetensors").is_file():
-        pytest.skip("no trained model ships with this version")
-    text = cli("demo", "-o", tmp_path / "out")
-    assert ("random weights" in text) is not shipped
-    names = ["fp32", *available_recipes()]
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    rows = {row["recipe"]: row for row in report["rows"]}
-    assert list(rows) == names
-    for name in names:
-        assert any(line.startswith(name) and f"{rows[name]['megabytes']:.2f} MB" in line for line in text.splitlines())
-        assert {p.name for p in (tmp_path / "out" / name).iterdir()} >= {"cameras.json", "depth", "points.ply"}
-        assert (rows[name]["depth_error"] is not None) is shipped
-    assert rows["int8_dynamic"]["megabytes"] < 0.3 * rows["fp32"]["megabytes"]
-    for name in names[1:]:
-        assert 0 < rows[name]["depth_difference"] < 0.1
-    assert Image.open(tmp_path / "out" / "depth.png").size[0] > 300
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {*names, "depth.png", "report.json"}
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with random weights, in the place of the embedded model."""
+    torch.manual_seed(0)
+    model = VGGTInt8(VGGTConfig(**SMALL))
+    torch.nn.init.ones_(model.get_parameter("camera_head.pose_branch.fc2.bias")[7:])  # a field of view
+    folder = tmp_path_factory.mktemp("mini")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the text of one run in a terminal of 80 columns."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "MINI", small_model)
+        patch.setattr(demo, "TIMED_RUNS", 1)
+        patch.setattr(console.out, "_width", 80)
+        result = CliRunner().invoke(app, ["demo", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    return out, result.stdout
+
+
+def test_the_table_says_what_the_files_hold(results: tuple[Path, str]) -> None:
+    out, text = results
+    assert {path.name for path in out.iterdir()} == {*available_scenes(), "report.json"}
+    rows = {row["recipe"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
+    assert list(rows) == NAMES
+    for name, row in rows.items():
+        (line,) = [line for line in text.splitlines() if line.split()[0] == name]
+        cells = [f"{row['megabytes']:.1f} MB", f"{row['rotation_error']:.2f}°", f"{row['translation_error']:.2f}°"]
+        assert all(cell in line for cell in [*cells, f"{row['abs_rel']:.4f}"])
+        assert len(line) <= 80
+    assert "…" not in text, "cut off at 80 characters"
+    assert "random" not in text
+    assert rows["int8_dynamic"]["megabytes"] < 0.35 * rows["fp32"]["megabytes"]
+    assert rows["fp32"]["depth_difference"] is None
+    for name in available_recipes():
+        assert 0 < rows[name]["pose_difference"] < 0.1
+    for name in set(available_recipes()) - {"fp16"}:
+        assert rows[name]["depth_difference"] > rows["fp16"]["depth_difference"]
+
+
+def test_errors_follow_from_the_written_cameras_and_depths(results: tuple[Path, str]) -> None:
+    out, _ = results
+    rows = {row["recipe"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
+    rotation, translation, abs_rel = [], [], []
+    for name in available_scenes():
+        truth, folder = load_scene(name), out / name / "int8_dynamic"
+        cameras = json.loads((folder / "cameras.json").read_text())["images"]
+        errors = pose_errors(torch.tensor([[c["extrinsic"] for c in cameras]]), truth.extrinsic[None])
+        depth = torch.stack([torch.from_numpy(np.load(path)) for path in sorted((folder / "depth").glob("*.npy"))])
+        scores = depth_scores(depth[None], truth.depth[None], truth.valid[None])
+        assert rows["int8_dynamic"]["scenes"][name]["abs_rel"] == pytest.approx(scores.abs_rel, rel=1e-4)
+        rotation.append(errors[0])
+        translation.append(errors[1])
+        abs_rel.append(scores.abs_rel)
+    pose = pose_scores(torch.cat(rotation), torch.cat(translation))
+    assert rows["int8_dynamic"]["rotation_error"] == pytest.approx(pose.rotation_median, abs=0.01)
+    assert rows["int8_dynamic"]["translation_error"] == pytest.approx(pose.translation_median, abs=0.01)
+    assert rows["int8_dynamic"]["abs_rel"] == pytest.approx(sum(abs_rel) / 3, rel=1e-4)
+
+
+def test_every_scene_has_a_picture_and_point_clouds(results: tuple[Path, str]) -> None:
+    out, _ = results
+    for name in available_scenes():
+        width, height = Image.open(out / name / "depth.png").size
+        assert width > 8 * 112
+        assert height > 6 * 112
+        for recipe in ["ground_truth", *NAMES]:
+            header = (out / name / recipe / "points.ply").read_bytes()[:200].decode("ascii", errors="ignore")
+            count = int(header.split("element vertex ")[1].split()[0])
+            assert count >= 0.7 * 8 * 112 * 112
+            assert len(list((out / name / recipe / "depth").glob("*.npy"))) == 8
+
+
+def test_missing_weights_are_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "MINI", tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"absent/model.safetensors is missing.*install vggt-int8 again"):
+        demo.embedded_model()

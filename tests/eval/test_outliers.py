@@ -9,20 +9,8 @@ from torch import Tensor, nn
 
 from vggt_int8.eval.outliers import with_outliers
 from vggt_int8.kernels.reference import scale_from_absmax
-from vggt_int8.model import VGGT, VGGTConfig
+from vggt_int8.model import VGGT
 from vggt_int8.quant import Int8Linear
-
-TINY = {
-    "img_size": 32, "patch_size": 8, "embed_dim": 128, "encoder_depth": 2, "encoder_num_heads": 2, "depth": 2,
-    "num_heads": 2, "camera_depth": 1, "camera_num_heads": 4, "dpt_features": 32,
-    "dpt_out_channels": [32, 32, 32, 32], "dpt_layers": [0, 0, 1, 1], "enable_track": False,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model() -> VGGT:
-    torch.manual_seed(0)
-    return VGGT(VGGTConfig(**TINY)).eval()
 
 
 def linear_inputs(model: VGGT, images: Tensor) -> dict[str, Tensor]:

@@ -37,8 +37,22 @@ def test_photos_come_first_and_tiles_do_not_overlap() -> None:
     assert not green[sheet.height // 2 :].any()
 
 
+def test_errors_have_their_own_range_and_rows_at_the_end() -> None:
+    depth = torch.full((1, 14, 20), 2.0)
+    small = torch.zeros(1, 14, 20)
+    small[:, :, 10:] = 1e-3
+    sheet = np.asarray(depth_sheet({"fp32": depth}, errors={"int8": small, "other": 100 * small}))
+    without = np.asarray(depth_sheet({"fp32": depth}))
+    assert sheet.shape[0] - without.shape[0] == 2 * (without.shape[0] - 8 - 16)
+    dark, bright = (tuple(color_table()[code]) for code in (0, 255))
+    for part in np.array_split(sheet[without.shape[0] - 16 : -16], 2):
+        assert {dark, bright} <= colours_in(part)
+
+
 def test_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape.*'b': \(1, 4, 5\)"):
         depth_sheet({"a": torch.ones(1, 4, 4), "b": torch.ones(1, 4, 5)})
+    with pytest.raises(ValueError, match=r"one shape.*'e': \(1, 2, 2\)"):
+        depth_sheet({"a": torch.ones(1, 4, 4)}, errors={"e": torch.ones(1, 2, 2)})
     with pytest.raises(ValueError, match="must be there"):
         depth_sheet({})

@@ -18,8 +18,9 @@ import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from vggt_int8.kernels import launch, triton_attention
 from vggt_int8.kernels import triton_gemm, triton_norm, triton_predict, triton_resize, triton_rope, triton_weight_only
-from vggt_int8.kernels import launch
+from vggt_int8.kernels.attention_variants import RULES, SMALL, candidates
 from vggt_int8.kernels.tiles import Tile
 
 arch = int(sys.argv[1])
@@ -70,9 +71,19 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
         gemm(tile, gelu=True)
         gemm(tile, gamma=half(256), residual=half(256, 256))
         gemm(tile, gelu=True, out_scale=scale)
-assert len(compiled) == 12 + 3 * len(tiles), [name for name, _ in compiled]
+    qkv = half(1, 300, 3, 2, 64).permute(2, 0, 3, 1, 4).unbind(0)
+    triton_attention.quantize_queries_and_keys(*qkv[:2])
+    rules = [rule for rule in RULES if arch >= rule.arch]
+    pairs = {(rule.int8, rule.variant) for rule in rules}
+    pairs |= {(int8, v) for int8 in (False, True) for v in candidates(arch, int8) if v.overlapped}
+    for int8, variant in pairs:
+        (triton_attention.int8_attention if int8 else triton_attention.float_attention)(*qkv, variant)
+    triton_attention.float_attention(*(x.float() for x in qkv), SMALL)
+assert len(compiled) == 12 + 3 * len(tiles) + 2 + len(pairs) + 1, [name for name, _ in compiled]
 for name, kernel in compiled:
     assert f".target sm_{arch}" in kernel.asm["ptx"]
+    if "overlapped" in name:
+        assert "wgmma.wait_group.sync.aligned 1" in kernel.asm["ptx"], "a product goes on during the softmax"
     if "descriptor" in name:
         assert "wgmma.mma_async" in kernel.asm["ptx"], "Hopper's integer matrix instructions"
         assert "cp.async.bulk.tensor" in kernel.asm["ptx"], "Hopper's copy engine"

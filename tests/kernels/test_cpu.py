@@ -1,14 +1,15 @@
-"""The CPU kernels equal the reference exactly, on every candidate kernel and on CPUs that saturate."""
+"""The CPU kernels equal the reference exactly, on every candidate for the product and on CPUs that saturate."""
 
 import os
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 
-from vggt_int8.kernels import cpu, reference
+from vggt_int8.kernels import cpu, cpu_ops, reference
 
 KERNELS = [cpu.U8S8, cpu.S8S8, cpu.FLOAT32]
 SHAPES = [(1, 64, 8), (37, 37, 9), (16, 4096, 1), (130, 1037, 65), (1041, 64, 33), (0, 16, 8)]  # M, K, N
@@ -40,30 +41,113 @@ def test_integer_product_is_exact(kernel: str, m: int, k: int, n: int) -> None:
     x, weight = codes(m, k), codes(n, k, seed=2)
     x[: m // 2] = 127
     weight[: n // 2] = -127
-    assert torch.equal(cpu.int8_matmul(x, cpu.prepare(weight, kernel)), reference.int8_matmul(x, weight))
+    assert torch.equal(cpu.int8_matmul(x, weight, kernel=kernel), reference.int8_matmul(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("static", [False, True])
+def test_codes_equal_the_reference(dtype: torch.dtype, static: bool) -> None:
+    input_scale = torch.tensor([0.02]) if static else None
+    for m, k, _ in SHAPES:
+        x, (weight, bias) = hard_rows(m, k).to(dtype), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
+        exact(cpu_ops.quantize_rows(x, input_scale), reference.quantize_rows(x, input_scale))
+        norm = (x, weight.to(dtype), bias.to(dtype), 1e-5, input_scale)
+        exact(cpu_ops.layer_norm_quantize(*norm), reference.layer_norm_quantize(*norm))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("static", [False, True])
-def test_w8a8_linear_equals_reference(kernel: str, dtype: torch.dtype, static: bool) -> None:
+@pytest.mark.parametrize("ending", ["plain", "bias", "gelu", "residual", "static"])
+def test_gemm_equals_the_reference(
+    kernel: str, dtype: torch.dtype, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usable(kernel)
+    monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: kernel)
+    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 12)  # several slices, the last one short
     for m, k, n in SHAPES:
-        x, weight = hard_rows(m, k).to(dtype), codes(n, k, seed=3)
-        scale = torch.rand(n, 1, generator=torch.Generator().manual_seed(4)) * 0.01
-        input_scale = torch.tensor(0.02) if static else None
-        for bias in (None, torch.linspace(-3, 3, n).half()):
-            got = cpu.w8a8_linear_cpu(x, cpu.prepare(weight, kernel), scale, bias, input_scale)
-            want = reference.w8a8_linear(x, weight, scale, bias, input_scale)
-            assert got.dtype == dtype
-            torch.testing.assert_close(got, want, rtol=0, atol=0)
+        generator = torch.Generator().manual_seed(m)
+        operands = (*reference.quantize_rows(hard_rows(m, k).to(dtype)), codes(n, k, seed=3))
+        scale = torch.rand(n, 1, generator=generator) * 0.01
+        bias = None if ending == "plain" else torch.linspace(-3, 3, n).half()
+        residual = torch.randn(m, n, generator=generator).to(dtype) if ending == "residual" else None
+        gamma = torch.rand(n, generator=generator).to(dtype) if ending == "residual" else None
+        out_scale = torch.tensor([0.02]) if ending == "static" else None
+        arguments = (*operands, scale, bias, dtype, ending == "gelu", gamma, residual, out_scale)
+        want = reference.int8_gemm(*arguments)
+        exact((cpu_ops.int8_gemm(*arguments),), (want,))
+        if residual is not None:  # which the result may be written over
+            cpu_ops.int8_gemm_into_(residual, *arguments[:5], *arguments[6:])
+            exact((residual,), (want,))
 
 
-@pytest.mark.parametrize("input_scale", [None, torch.tensor(0.02)])
-def test_w8a8_linear_shows_nan_and_inf(input_scale: torch.Tensor | None) -> None:
+def exact(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> None:
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_changed_weight_is_noticed() -> None:
+    x, weight = codes(5, 64), torch.nn.Parameter(codes(8, 64, seed=2), requires_grad=False)
+    for change in (lambda: None, lambda: weight.neg_(), lambda: setattr(weight, "data", codes(8, 64, seed=3))):
+        change()
+        assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+    with torch.inference_mode():
+        weight = codes(8, 64, seed=4)
+        assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+
+
+def test_what_is_known_of_a_weight_goes_with_it() -> None:
+    made = []
+
+    @cpu.cached_per_weight
+    def twice(weight: torch.Tensor) -> torch.Tensor:
+        made.append(weakref.ref(result := weight * 2))
+        return result
+
+    weight = codes(8, 64)
+    assert twice(weight) is twice(weight)
+    assert len(made) == 1
+    del weight
+    assert made[0]() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (3, 37), (2, 1041), (40, 9)])
+def test_qk_norm_rope_equals_the_reference(
+    dtype: torch.dtype, frames: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 12)  # several frames at a time, or parts of one
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(frames * tokens, 3, 2, 16, generator=generator).to(dtype)
+    norms = torch.randn(4, 16, generator=generator).to(dtype)
+    rope = torch.randn(2, tokens, 16, generator=generator)
+    want = reference.qk_norm_rope(qkv, *norms, rope, 1e-5)
+    cpu_ops.qk_norm_rope_(qkv, *norms, rope, 1e-5)
+    assert torch.equal(qkv, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(5, 8), (7, 9)])
+def test_resize_equals_the_reference_and_leaves_its_input(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 8, 8, generator=generator).to(dtype)
+    bias = torch.randn(8, generator=generator).to(dtype)
+    addend = torch.randn(2, *size, 8, generator=generator).to(dtype)
+    kept = x.clone()
+    for added in ((), (torch.rand(size[1], 4), torch.rand(size[0], 4), bias, addend)):
+        assert torch.equal(cpu_ops.resize(x, *size, *added), reference.resize(x, *size, *added))
+        assert torch.equal(x, kept)
+
+
+def w8a8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x), weight, scale, None, x.dtype)
+
+
+@pytest.mark.parametrize("input_scale", [None, torch.tensor([0.02])])
+def test_nan_and_inf_stay_visible(input_scale: torch.Tensor | None) -> None:
     x = torch.ones(3, 64)
     x[0, 5], x[1, 5] = float("nan"), float("inf")
-    y = cpu.w8a8_linear_cpu(x, cpu.prepare(codes(8, 64)), torch.ones(8, 1), None, input_scale)
+    y = cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x, input_scale), codes(8, 64), torch.ones(8, 1), None, x.dtype)
     assert not y[:2].isfinite().any()
     assert y[2].isfinite().all()
 
@@ -73,23 +157,20 @@ def test_fp16_result_fits_where_a_partial_product_does_not() -> None:
     x[4:] *= 1e-3 / 40
     weight = torch.randn(16, 4096, generator=torch.Generator().manual_seed(6)) * 0.01
     scale = reference.absmax_scale(weight, dim=1)
-    prepared = cpu.prepare(reference.quantize(weight, scale))
+    stored = reference.quantize(weight, scale)
     want = x.double() @ weight.double().t()
-    for y in (
-        cpu.w8a8_linear_cpu(x.half(), prepared, scale, None),
-        cpu.w8a16_linear_cpu(x.half(), prepared.codes, scale, None),
-    ):
+    for y in (w8a8_linear(x.half(), stored, scale), cpu_ops.w8a16_linear(x.half(), stored, scale, None)):
         for rows in (slice(0, 4), slice(4, 8)):
             assert (y[rows].double() - want[rows]).norm() / want[rows].norm() < 0.02
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 def test_w8a16_linear(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_WEIGHT_SLICE", 1 << 12)  # several slices, the last one short
+    monkeypatch.setattr(cpu_ops, "_WEIGHT_SLICE", 1 << 12)  # several slices, the last one short
     for m, k, n in SHAPES:
         x, weight = hard_rows(m, k).to(dtype).nan_to_num(posinf=6e4), codes(n, k, seed=7)
         scale, bias = torch.full((n, 1), 0.003), torch.linspace(-1, 1, n)
-        got, want = (f(x, weight, scale, bias).double() for f in (cpu.w8a16_linear_cpu, reference.w8a16_linear))
+        got, want = (f(x, weight, scale, bias).double() for f in (cpu_ops.w8a16_linear, reference.w8a16_linear))
         error = (got - want).norm(dim=1) / want.norm(dim=1).clamp_min(1e-30)
         assert (error < tolerance).all(), error.max()
 
@@ -99,9 +180,10 @@ def test_the_reported_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("this CPU has no exact integer kernel")
     called = []
     real = torch._int_mm
-    prepared = cpu.prepare(codes(8, 64))
+    weight = codes(8, 64)
+    cpu.int8_matmul(codes(1, 64), weight)
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: called.append(a.dtype) or real(a, b, out=out))
-    cpu.w8a8_linear_cpu(torch.randn(5, 64), prepared, torch.ones(8, 1), None)
+    w8a8_linear(torch.randn(5, 64), weight, torch.ones(8, 1))
     assert called == [torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8]
 
 
@@ -115,8 +197,3 @@ def test_probe_rejects_a_cpu_that_saturates() -> None:
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False", "True"]
-
-
-def test_prepare_refuses_what_is_not_codes() -> None:
-    with pytest.raises(ValueError, match=r"int8 matrix \[N, K\] on the CPU, not torch.float32 \[4, 8\]"):
-        cpu.prepare(torch.zeros(4, 8))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from vggt_int8.kernels import ops, reference
+from vggt_int8.kernels import ops, reference, reference_attention
 
 
 def operands() -> dict[str, tuple[Any, ...]]:
@@ -43,6 +43,8 @@ def operands() -> dict[str, tuple[Any, ...]]:
         ),
         "dequantize": (weight.view(24, 16, 4), weight_scale.view(24, 1, 1), torch.float16),
         "w8a16_linear": (x, weight, weight_scale, torch.rand(24)),
+        "int8_attention": tuple(qkv.view(1, 10, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)),
+        "float_attention": tuple(qkv.view(2, 5, 3, 2, 16).half().permute(2, 0, 3, 1, 4).unbind(0)),
     }
 
 
@@ -54,7 +56,8 @@ def test_opcheck(case: str) -> None:
 @pytest.mark.parametrize("case", [case for case in operands() if not case.endswith("_")])
 def test_equals_its_definition(case: str) -> None:
     name, arguments = case.split()[0], operands()[case]
-    got, want = getattr(ops, name)(*arguments), getattr(reference, name)(*arguments)
+    definitions = reference_attention if "attention" in name else reference
+    got, want = getattr(ops, name)(*arguments), getattr(definitions, name)(*arguments)
     for a, b in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, want)), strict=True):
         assert torch.equal(a, b)
 
@@ -111,6 +114,8 @@ def test_smoothing_folds_into_the_norm() -> None:
         ("resize", 6, torch.ones(1, 7, 8, 8), r"addend must be \[1, 7, 9, 8\] for a result of 7 x 9, not \[1,"),
         ("predict_", 4, torch.ones(1, 5, 4, 3).half(), r"values must be contiguous fp32 \[1, 5, 4, 3\], not "),
         ("dequantize", 1, torch.ones(24), r"weight must be int8 .* with \[24\]"),
+        ("int8_attention", 1, torch.ones(1, 2, 9, 16), r"k must be like q, .* \[1, 2, 10, 16\], not .*\[1, 2, 9"),
+        ("float_attention", 2, torch.ones(2, 2, 5, 16), r"v must be like q, torch.float16 .* not torch.float32"),
         ("qk_norm_rope_", 5, torch.ones(2, 3, 16), r"10 tokens a multiple of P .* not \[2, 3, 16\]"),
     ],
 )  # fmt: skip

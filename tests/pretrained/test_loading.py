@@ -6,13 +6,11 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 import vggt_int8
@@ -258,6 +256,7 @@ def test_a_checkpoint_runs_on_every_backend_of_the_table(
 
 def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: Tensor) -> None:
     model = VGGTInt8.from_pretrained(int8_checkpoint)
+    model.set_runtime("off")  # the layers alone; `tests/runtime/test_cpu.py` has the fused network
     native = model(tiny_images).depth
     for backend in ("reference", "auto", "native", "reference"):
         model.set_backend(backend)
@@ -275,43 +274,28 @@ def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: 
         VGGTInt8.from_pretrained(tiny_checkpoint).set_backend("native")
 
 
-class IntegerProducts(TorchDispatchMode):
-    """Counts `torch._int_mm`."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket is torch.ops.aten._int_mm
-        return func(*args, **(kwargs or {}))
-
-
-def test_the_whole_forward_multiplies_integers(int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor) -> None:
-    """Every W8A8 layer runs, and calls the op that the report names."""
+@pytest.mark.parametrize("runtime", ["off", "on"])
+def test_the_whole_forward_multiplies_integers(
+    int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every W8A8 layer's stored codes go into the op that the report names, fused or not."""
     if cpu.cpu_int8_kernel() == cpu.FLOAT32:
         pytest.skip("this CPU has no exact integer kernel, and the report says so")
     model = VGGTInt8.from_pretrained(int8_checkpoint)
+    model.set_runtime(runtime)
     report = {row.name: row for row in model.quantization_report()}
-    model(tiny_images, query_points=tiny_points)  # prepares the weights
-    products, ran = IntegerProducts(), {}
+    real, multiplied = torch._int_mm, set()
 
-    def before(module: Int8Linear, x: Any) -> None:
-        ran[module] = products.count
+    def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        multiplied.add(b.data_ptr())
+        return real(a, b, out=out)
 
-    def after(module: Int8Linear, x: Any, y: Any) -> None:
-        assert products.count > ran[module]
-
-    int8 = {
-        name: module
-        for name, module in model.named_modules()
-        if name in report and report[name].scheme == "W8A8 dynamic"
-    }
-    for name, module in int8.items():
-        assert report[name].kernel.startswith("torch._int_mm")
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
-    with products:
-        model(tiny_images, query_points=tiny_points)
-    assert set(ran) == set(int8.values())
+    model(tiny_images, query_points=tiny_points)  # sums the rows of the weights
+    monkeypatch.setattr(torch, "_int_mm", multiply)
+    model(tiny_images, query_points=tiny_points)
+    int8 = [name for name, row in report.items() if row.scheme == "W8A8 dynamic"]
+    assert all(report[name].kernel.startswith("torch._int_mm") for name in int8)
+    assert multiplied == {model.get_submodule(name).weight.data_ptr() for name in int8}
 
 
 def test_the_backend_is_not_stored_and_the_recipe_is_whole(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -70,6 +70,7 @@ def test_the_plain_network_quantized_in_memory_reloads_bit_exact(
     again = VGGTInt8.from_pretrained(tmp_path / "int8")
     assert again.config.quantization_config.parsed().name == "int8_dynamic"
     assert_same_state(again, model)
+    again.set_runtime("off")  # a `VGGT` has no other way to run
     assert_same_outputs(model, again, tiny_images, tiny_points)
 
 

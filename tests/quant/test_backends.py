@@ -237,8 +237,6 @@ class Ops(TorchDispatchMode):
 
 # What runs, as the report names it, for layers whose product the report claims to be in integers on the CPU.
 CALLED = [
-    ("dynamic", "native", "_int_mm", "aten::_int_mm"),
-    ("static", "native", "_int_mm", "aten::_int_mm"),
     ("dynamic", "torchao", "torchao Int8Tensor", "aten::_int_mm"),
     ("static", "torchao", "torchao Int8Tensor", "aten::_int_mm"),
     ("dynamic", "bitsandbytes", "int8_linear_matmul", "bitsandbytes::int8_linear_matmul int8·int8"),
@@ -254,8 +252,6 @@ def test_integers_are_multiplied_by_the_op_that_the_report_names(
     scheme: str, backend: str, reported: str, op: str
 ) -> None:
     usable(scheme, backend, "cpu")
-    if backend == "native" and cpu.cpu_int8_kernel() == cpu.FLOAT32:
-        pytest.skip("this CPU has no exact integer kernel, and the report says so")
     layer = make(scheme, backend, nn.Linear(64, 24))
     layer(randn(20, 64))  # probes and preparations happen once
     with Ops() as ops:
@@ -264,10 +260,22 @@ def test_integers_are_multiplied_by_the_op_that_the_report_names(
     assert sum(count for name, count in ops.seen.items() if name.startswith(op)) == 1, ops.seen
     float_products = [name for name in ops.seen if name.startswith(("aten::mm float", "aten::addmm", "aten::linear"))]
     assert scheme == "llm_int8" or not float_products
-    if backend == "native":
-        assert layer.kernel("cpu") == cpu.cpu_int8_kernel()
-        codes = "uint8·int8" if cpu.cpu_int8_kernel() == cpu.U8S8 else "int8·int8"
-        assert ops.seen[f"aten::_int_mm {codes}"] == 1
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static"])
+def test_native_multiplies_integers_on_a_cpu(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its operators are whole kernels, into which `Ops` does not see."""
+    if cpu.cpu_int8_kernel() == cpu.FLOAT32:
+        pytest.skip("this CPU has no exact integer kernel, and the report says so")
+    layer = make(scheme, "native", nn.Linear(64, 24))
+    layer(randn(20, 64))  # probes and preparations happen once
+    real, dtypes = torch._int_mm, []
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: dtypes.append((a.dtype, b.dtype)) or real(a, b, out=out))
+    with torch.profiler.profile() as profile:
+        layer(randn(20, 64))
+    assert layer.kernel("cpu") == cpu.cpu_int8_kernel()
+    assert dtypes == [(torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8, torch.int8)]
+    assert not {event.name for event in profile.events()} & {"aten::mm", "aten::addmm", "aten::linear"}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

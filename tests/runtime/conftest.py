@@ -7,9 +7,19 @@ import torch
 from torch import Tensor
 
 from vggt_int8 import VGGTInt8, quantize
+from vggt_int8.runtime import convolution
 
 RECIPES = ("fp16", "int8_weight_only", "int8_dynamic")
 Make = Callable[[str, torch.dtype], VGGTInt8]
+
+
+@pytest.fixture(autouse=True)
+def float_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions decode their weights here, as on a GPU and on CPUs without VNNI: bounds are those of fp32.
+
+    `test_cpu.py` has the integer convolutions.
+    """
+    monkeypatch.setattr(convolution, "int8_conv_is_exact", lambda: False)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vggt_int8.runtime.attention import CUDNN, EFFICIENT, FLASH, LARGE, MATH, RULES, attention, backends
+from vggt_int8.runtime.attention import CUDNN, EFFICIENT, FLASH, LARGE, MATH, RULES, TRITON, attention, backends
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ def test_every_case_has_a_rule_and_a_kernel_for_fp32() -> None:
             order = backends(arch, tokens, 1)
             assert EFFICIENT in order
             assert (MATH in order) == (tokens < 4096), "a matrix of scores is only for short sequences"
+            assert order[-1] != TRITON, "which does not run everything"
     assert len(RULES) == len(set(RULES))
 
 

@@ -17,7 +17,7 @@ from tests.runtime.conftest import relative
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, quantize
 from vggt_int8.runtime import Runtime, memory, runtime
 from vggt_int8.runtime.attention import CUDNN, FLASH, LARGE_ORDER
-from vggt_int8.runtime.convolution import float_conv
+from vggt_int8.runtime.convolution import call_conv
 from vggt_int8.runtime.graphs import CAPACITY
 from vggt_int8.runtime.memory import PLANS, SMALLEST
 
@@ -276,7 +276,7 @@ def test_attention_beyond_31_bits() -> None:
 def test_convolutions_with_what_is_fused_to_them(dtype: torch.dtype) -> None:
     for in_channels, out_channels, size in ((256, 256, (112, 148)), (128, 32, (56, 74)), (512, 256, (19, 23))):
         layer = nn.Conv2d(in_channels, out_channels, 3, padding=1).cuda()
-        conv = float_conv(layer, dtype)
+        conv = call_conv(layer, dtype)
         x = torch.randn(2, in_channels, *size, device="cuda").to(dtype).to(memory_format=torch.channels_last)
         with torch.no_grad():
             plain = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)

@@ -10,7 +10,7 @@ from vggt_int8.model.dpt_head import DPT, add_uv_embedding
 from vggt_int8.model.resize import resize
 from vggt_int8.runtime import dense
 from vggt_int8.runtime.aggregator import Halves
-from vggt_int8.runtime.convolution import CONVOLUTIONS, float_conv
+from vggt_int8.runtime.convolution import CONVOLUTIONS, call_conv
 
 SIZES = ((42, 56), (56, 56), (14, 28), (70, 14))
 
@@ -78,7 +78,7 @@ def test_every_convolution_of_a_head_runs(make_quantized: Make) -> None:
     for layer in layers:
         x = torch.randn(2, layer.in_channels, 5, 6).to(memory_format=torch.channels_last)
         want = layer(x)
-        conv = float_conv(layer, torch.float32)
+        conv = call_conv(layer, torch.float32)
         z = torch.randn_like(want)
         torch.testing.assert_close(conv(x), want, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(conv.relu(x), want.relu(), rtol=1e-5, atol=1e-5)
@@ -87,7 +87,7 @@ def test_every_convolution_of_a_head_runs(make_quantized: Make) -> None:
 
 def test_a_convolution_that_no_head_has() -> None:
     with pytest.raises(ValueError, match="dilation"):
-        float_conv(nn.Conv2d(4, 4, 3, dilation=2), torch.float32)
+        call_conv(nn.Conv2d(4, 4, 3, dilation=2), torch.float32)
 
 
 @pytest.mark.parametrize("size", [(3, 5), (6, 5), (7, 11)])

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.runtime.conftest import Make
 from vggt_int8 import VGGTConfig
 from vggt_int8.runtime import Runtime, memory, runtime
-from vggt_int8.runtime.memory import GRAPH_TOKENS, PLANS, SMALLEST, Shape, choose_plan, frames_that_fit, parts
+from vggt_int8.runtime.memory import GRAPH_TOKENS, PLANS, SMALLEST, Shape, choose_plan, cpu_plan, frames_that_fit, parts
 
 GIB = 2**30
 CONFIG = VGGTConfig()
@@ -46,6 +46,17 @@ def test_less_memory_smaller_plans() -> None:
     assert peaks == sorted(peaks, reverse=True)
 
 
+def test_on_a_cpu_parts_are_small() -> None:
+    plan = cpu_plan(shape(100), CONFIG)
+    assert (plan.frames, plan.rows, plan.head_frames) == (1, 1024, 1)
+    assert plan == cpu_plan(shape(1), CONFIG), "which the number of frames has nothing to do with"
+    small = VGGTConfig(img_size=112, patch_size=8, embed_dim=192, mlp_ratio=2.0, dpt_features=64)
+    many = cpu_plan(Shape(1, 8, 112, 112, HEADS, 4), small)
+    assert many.frames >= 8
+    assert many.rows > 1000
+    assert many.head_frames > 1
+
+
 def test_frames_that_fit() -> None:
     for free in (4, 8, 22):
         frames = frames_that_fit(shape(5), CONFIG, free * GIB)
@@ -62,6 +73,7 @@ class Exhausted:
         self.run = runtime.run_network
         monkeypatch.setattr(runtime, "run_network", self)
         monkeypatch.setattr(runtime, "free_bytes", lambda _: 3 * GIB)
+        monkeypatch.setattr(runtime, "cpu_plan", lambda *_: PLANS[0])
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
     def __call__(self, model: object, inputs: object, heads: object, plan: object) -> dict[str, Tensor]:
@@ -104,7 +116,9 @@ def test_then_it_is_reported(
 def test_frames_chunk_size_is_an_upper_bound(make_quantized: Make, tiny_images: Tensor) -> None:
     model = make_quantized("none")
     fused = Runtime(model)
-    for given, used in ((1, 1), (None, PLANS[0].head_frames), (100, PLANS[0].head_frames)):
+    fused(tiny_images, frames_chunk_size=None)
+    planned = fused.report().plan.head_frames
+    for given, used in ((1, 1), (planned - 1, planned - 1), (planned + 1, planned)):
         fused(tiny_images, frames_chunk_size=given)
         assert fused.report().plan.head_frames == used
 
@@ -114,7 +128,7 @@ def test_the_report_reads_well(make_quantized: Make, tiny_images: Tensor) -> Non
     fused = Runtime(model)
     assert str(fused.report()) == "none (no call yet)"
     fused(tiny_images)
-    assert str(fused.report()).startswith("fused (on the CPU)\nPlan(frames=32, rows=32768")
+    assert str(fused.report()).startswith("fused (on the CPU)\nPlan(frames=")
 
 
 def test_the_terms_of_the_estimate() -> None:
@@ -136,3 +150,8 @@ def test_parts_are_of_nearly_equal_length() -> None:
         assert max(lengths) <= at_most
         assert max(lengths) - min(lengths) <= 1
         assert len(slices) == -(-total // at_most)
+
+
+def test_codes_of_int8_attention_are_counted() -> None:
+    plain, int8 = shape(100), Shape(1, 100, 392, 518, HEADS, 2, int8_attention=True)
+    assert int8.peak_bytes(CONFIG, SMALLEST) - plain.peak_bytes(CONFIG, SMALLEST) == 100 * 1041 * (2 * 1024 + 16 * 4)

@@ -176,10 +176,14 @@ def test_modes_of_the_model(make_quantized: Make) -> None:
     assert model.runtime_report().mode == "none"
     model(images)
     assert (model.runtime_report().mode, model.runtime_report().plan) == ("plain", None)
-    assert "CPU" in model.runtime_report().reason
+    assert "native backend" in model.runtime_report().reason
     model.set_runtime("on")
     model(images)
-    assert (model.runtime_report().mode, model.runtime_report().plan) == ("fused", PLANS[0])
+    assert model.runtime_report().mode == "fused"
+    model.set_backend("native")
+    model.set_runtime("auto")
+    model(images)
+    assert (model.runtime_report().mode, model.runtime_report().reason) == ("fused", "on the CPU")
     model.set_runtime("off")
     model(images)
     assert model.runtime_report().reason == "set_runtime('off')"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vggt_int8.geometry import quaternion_to_rotation
-from vggt_int8.scenes import depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
+from vggt_int8.scenes import ScoreKeeper, depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
 
 
 def turned(extrinsic: torch.Tensor, view: int, degrees: float) -> torch.Tensor:
@@ -63,6 +63,26 @@ def test_depth_scores_forgive_scale_alone() -> None:
     assert scores.delta_125 == pytest.approx(75, abs=1e-3)
     valid[..., :2] = False
     assert depth_scores(predicted, truth, valid).abs_rel < 1e-6
+
+
+def test_scores_kept_over_batches_are_those_of_all_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = render_scenes(scene_seeds("free", range(5)), 3, (16, 16), supersample=1)
+    depth = truth.depth * (1 + 0.5 * torch.rand(truth.depth.shape, generator=generator))
+    poses = turned(truth.extrinsic, view=1, degrees=7.5)
+    keeper = ScoreKeeper()
+    for part in (slice(0, 2), slice(2, 5)):
+        batch = render_scenes(scene_seeds("free", range(5)[part]), 3, (16, 16), supersample=1)
+        keeper.add(poses[part], depth[part, ..., None], batch.extrinsic, batch.depth, batch.valid)
+    scores = keeper.scores()
+    pose, depth_of_all = (
+        pose_scores(*pose_errors(poses, truth.extrinsic)),
+        depth_scores(depth, truth.depth, truth.valid),
+    )
+    assert scores == pytest.approx({**vars(pose), **vars(depth_of_all)}, rel=1e-4)
+    without_cameras = ScoreKeeper()
+    without_cameras.add(None, depth, truth.extrinsic, truth.depth, truth.valid)
+    assert set(without_cameras.scores()) == {"abs_rel", "delta_125"}
 
 
 def test_bad_shapes_are_named() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vggt_int8.geometry import project_points, transform_points
-from vggt_int8.scenes import SceneBatch, render_scenes, scene_seeds
+from vggt_int8.scenes import SceneBatch, describe_scenes, render_scenes, scene_batches, scene_seeds
+from vggt_int8.scenes.raycast import CYLINDER, SLOT_KINDS, SPHERE
 from vggt_int8.scenes.render import RAYS_PER_PASS
 
 SIZE = (56, 70)
@@ -76,9 +77,10 @@ def test_views_agree_on_one_world(batch: SceneBatch) -> None:
     assert occluded.sum() > 0.02 * inside.sum(), "scenes without occlusion would prove nothing"
 
 
-@pytest.mark.parametrize(("frames", "least"), [(2, 0.2), (4, 0.2), (8, 0.3)])
+@pytest.mark.parametrize(("frames", "least"), [(2, 0.2), (4, 0.2), (8, 0.3), (24, 0.6)])
 def test_every_view_overlaps_with_others(frames: int, least: float) -> None:
-    batch = render_scenes(scene_seeds("free", range(100, 148)), frames, (32, 32), supersample=1)
+    scenes = 48 if frames < 24 else 12
+    batch = render_scenes(scene_seeds("free", range(100, 100 + scenes)), frames, (32, 32), supersample=1)
     _, seen, _ = seen_from(batch)
     seen = seen.unflatten(2, (frames, -1)) & ~torch.eye(frames, dtype=torch.bool)[None, :, :, None]
     share = seen.any(1).float().mean(-1)  # [B, S] of each view's pixels
@@ -108,6 +110,41 @@ def test_tracks(batch: SceneBatch) -> None:
     assert not batch.visibility[outside].any()
 
 
+def test_visibility_is_what_marching_along_the_ray_finds() -> None:
+    """500 steps from each camera to each tracked point, asking of each whether it is inside a thing; in float64."""
+    frames = 4
+    seeds = scene_seeds("free", range(200, 216))
+    truth = render_scenes(seeds, frames, SIZE, supersample=1, tracks=48)
+    scenes = describe_scenes(seeds, frames, SIZE)
+    assert truth.tracks is not None
+    assert truth.visibility is not None
+    pixel = truth.tracks.double()
+    focal, middle = scenes.intrinsic[..., 0, 0].double(), torch.tensor([SIZE[1] / 2, SIZE[0] / 2]).double()
+    ray = torch.cat([(pixel - middle) / focal[..., None, None], torch.ones_like(pixel[..., :1])], dim=-1)
+    direction = torch.einsum("bsij,bsnj->bsni", scenes.camera[..., :9].unflatten(-1, (3, 3)).double(), ray)
+    # The query's depth in metres, from its world point.
+    column, row = truth.query_points.long().unbind(-1)  # type: ignore[union-attr]
+    points = truth.world_points[torch.arange(len(seeds))[:, None], 0, row, column].double()
+    depth = torch.einsum("bsj,bnj->bsn", truth.extrinsic[..., 2, :3].double(), points)
+    depth = (depth + truth.extrinsic[..., 2, 3, None]) * truth.metres_per_unit[:, None, None]
+    blocked = torch.zeros_like(truth.visibility)
+    kinds = torch.tensor(SLOT_KINDS)[:, None]
+    matrix, origin = scenes.slots[..., :9].unflatten(-1, (3, 3)).double(), scenes.slots[..., None, 9:].double()
+    for share in torch.linspace(0, 0.99, 500, dtype=torch.float64):
+        at = direction * (share * depth)[..., None]
+        x, y, z = (torch.einsum("bskij,bsnj->bskni", matrix, at) + origin).unbind(-1)  # [B, S, K, N]
+        ring, cube = torch.hypot(x, y), torch.maximum(torch.maximum(x.abs(), y.abs()), z.abs())
+        size = torch.where(kinds == SPHERE, torch.hypot(ring, z), cube)
+        size = torch.where(kinds == CYLINDER, torch.maximum(ring, z.abs()), size)
+        blocked |= (size[:, :, 1:] < 1 - 1e-6).any(2)
+    inside = ((pixel > -0.5) & (pixel < torch.tensor([SIZE[1], SIZE[0]]) - 0.5)).all(-1) & (depth > 0)
+    expected = inside & ~blocked
+    # Marching misses what is thinner than a step, and knows a surface to 1 % of its distance only.
+    assert (expected == truth.visibility)[inside].float().mean() > 0.985
+    assert 0.02 < blocked[inside].float().mean() < 0.6
+    assert not truth.visibility[~inside].any()
+
+
 def test_same_seed_same_scene_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = scene_seeds("free", range(4))
     whole = render_scenes(seeds, 3, (20, 24), tracks=5)
@@ -122,6 +159,14 @@ def test_same_seed_same_scene_in_any_company(monkeypatch: pytest.MonkeyPatch) ->
         # Strips change vector widths, so a ray on an edge may fall to the other side.
         same = (first.float() - getattr(strips, f.name).float()).abs() < 1e-4
         assert same.float().mean() > 0.999, f.name
+
+
+def test_batches_hold_the_first_scenes_of_a_split() -> None:
+    batches = list(scene_batches("held_out", 5, 3, (16, 16), frames_per_batch=7, supersample=1))
+    assert [len(batch.images) for batch in batches] == [2, 2, 1]
+    whole = render_scenes(scene_seeds("held_out", range(5)), 3, (16, 16), supersample=1)
+    together = torch.cat([batch.depth for batch in batches])
+    assert ((together - whole.depth).abs() < 1e-4).float().mean() > 0.999
 
 
 def test_more_views_show_the_same_room() -> None:

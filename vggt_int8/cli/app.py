@@ -6,6 +6,7 @@ import typer
 
 from vggt_int8 import __version__
 from vggt_int8.cli import console
+from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
 from vggt_int8.cli.demo import demo
 from vggt_int8.cli.inspect import inspect_model
@@ -43,8 +44,8 @@ def options(
     console.settings.debug = debug
 
 
-for command in (quantize, run, compare, inspect_model, recipes, demo):
-    app.command(command.__name__.removesuffix("_model"))(console.guarded(command))
+for command in (quantize, run, compare, inspect_model, recipes, demo, bench, bench_report):
+    app.command(command.__name__.removesuffix("_model").replace("_", "-"))(console.guarded(command))
 
 
 def main() -> None:

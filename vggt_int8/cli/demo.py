@@ -1,10 +1,10 @@
-"""`vggt-int8 demo`: every recipe on one small scene, without network or GPU, in one table and one folder of results.
+"""`vggt-int8 demo`: every recipe on the bundled scenes, without network or GPU, in one table and one folder of results.
 
-The scene is rendered, so its geometry is known exactly. The model is the one that ships with the package; where that
-is missing, a random network of the same kind takes its place, and the table says so: its sizes, times and differences
-between recipes are real, its geometry means nothing.
+The scenes are rendered, so their geometry is known exactly, and the model is the one that ships with the package: it
+has seen neither these scenes nor their seeds. Errors are those of `vggt_int8.scenes.metrics`.
 """
 
+import hashlib
 import statistics
 import tempfile
 import time
@@ -18,197 +18,234 @@ from rich.table import Table
 from vggt_int8.cli import console
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vggt_int8 import VGGTInt8, VGGTOutput
-    from vggt_int8.scenes import SceneBatch
+    from vggt_int8.scenes import StoredScene
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
-FRAMES = 4
+PLAIN, TRUTH = "fp32", "ground_truth"
+PICTURED = "int8_dynamic"  # the recipe whose depth stands beside fp32's
 TIMED_RUNS, TIMED_SECONDS = 5, 3.0  # whichever comes first
-PLAIN = "fp32"  # the row that the others are compared with
+
+# Result of one recipe: scene -> what the network gave.
+Outputs = dict[str, "VGGTOutput"]
 
 
 @dataclass
 class Row:
-    """What the table says of one recipe. Errors are None where there is nothing to compare with."""
+    """What the table says of one recipe, over all scenes, and the same for each scene."""
 
     recipe: str
     megabytes: float
-    milliseconds: float
+    milliseconds: float  # for one scene
     runs_on: str
-    depth_difference: float | None  # relative, from fp32
+    rotation_error: float  # median over pairs of images, degrees
+    translation_error: float  # the same for the direction of translation
+    abs_rel: float
+    depth_difference: float | None  # relative, from fp32; None for fp32 itself
     pose_difference: float | None
-    depth_error: float | None  # AbsRel, percent
-    rotation_error: float | None  # median over pairs of frames, degrees
-    translation_error: float | None  # the same for the direction of motion
+    scenes: dict[str, dict[str, float]]  # name -> the scores of `ScoreKeeper`
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("vggt-int8-demo"),
 ) -> None:
-    """Reconstruct a bundled scene in fp32 and under every recipe: no network, no GPU, about a minute."""
-    from vggt_int8.export import depth_sheet, staged_folder, write_json
+    """Reconstruct the bundled scenes in fp32 and under every recipe: no network, no GPU, about a minute."""
+    from vggt_int8.export import staged_folder, write_json
     from vggt_int8.recipe import available_recipes
+    from vggt_int8.scenes import available_scenes, load_scene
 
     names = [PLAIN, *available_recipes()]
-    trained = (MINI / "model.safetensors").is_file()
-    with staged_folder(out, entries=[*names, "depth.png", "report.json"], overwrite=True) as folder:
+    scenes = {name: load_scene(name) for name in available_scenes()}
+    with staged_folder(out, entries=[*scenes, "report.json"], overwrite=True) as folder:
         with tempfile.TemporaryDirectory() as scratch:
-            source = MINI if trained else random_checkpoint(Path(scratch) / "random")
-            rows, outputs, scene = reconstruct(source, names, Path(scratch), trained)
+            source = embedded_model() if (MINI / "model.safetensors").is_file() else stand_in(Path(scratch) / "random")
+            rows: list[Row] = []
+            outputs: dict[str, Outputs] = {}
+            for name in names:
+                with console.step(f"Reconstructing with {name}"):
+                    model, megabytes = prepare(source, name, Path(scratch))
+                    outputs[name], seconds = reconstruct(model, scenes)
+                    rows.append(measure(name, model, megabytes, seconds, outputs, scenes))
+            write_json(folder / "report.json", report(rows, scenes, source))
         with console.step(f"Writing {out}"):
-            for name, pred in outputs.items():
-                write_result(folder / name, pred)
-            depths = {name: pred.depth[0] for name, pred in outputs.items()}
-            depth_sheet(depths | {"ground truth": scene.depth[0]} if trained else depths, scene.images[0]).save(
-                folder / "depth.png"
-            )
-            write_json(folder / "report.json", report(rows, trained))
-    which = "the embedded model" if trained else "a small network with random weights (no trained one is installed)"
-    console.say(f"{FRAMES} frames, {which}, on the CPU")
-    console.out.print(table(rows, trained))
-    console.say(f"Results: {out}/depth.png, {out}/<recipe>/points.ply, {out}/report.json")
+            for name, scene in scenes.items():
+                predictions = {recipe: results[name] for recipe, results in outputs.items()}
+                write_scene_results(folder / name, scene, predictions)
+    images = ", ".join(f"{name} ({len(scene.images)} images)" for name, scene in scenes.items())
+    console.say(f"{images}, on the CPU")
+    console.out.print(table(rows))
+    console.say(f"Results: {out}/<scene>/depth.png, {out}/<scene>/<recipe>/points.ply, {out}/report.json")
 
 
-def random_checkpoint(folder: Path) -> Path:
-    """Save a small network with random weights, always the same ones."""
+def embedded_model() -> Path:
+    """The folder of the model that ships. Raises FileNotFoundError if its weights are missing."""
+    weights = MINI / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} is missing: this installation is incomplete, install vggt-int8 again")
+    return MINI
+
+
+def stand_in(folder: Path) -> Path:
+    """Random weights in the embedded model's configuration, until the trained ones are there. Says so."""
     import torch
 
-    from vggt_int8 import VGGTConfig, VGGTInt8
+    from vggt_int8 import VGGTInt8
+    from vggt_int8.training.config import load_config
 
-    config = VGGTConfig(
-        img_size=112,
-        embed_dim=192,
-        encoder_depth=4,
-        encoder_num_heads=3,
-        depth=4,
-        num_heads=3,
-        camera_depth=2,
-        camera_num_heads=6,
-        dpt_features=64,
-        dpt_out_channels=[48, 96, 192, 192],
-        dpt_layers=[0, 1, 2, 3],
-        enable_track=False,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = VGGTInt8(config)
+        model = VGGTInt8(load_config(MINI / "training.toml").vggt())
     # Random cameras would often have no field of view at all; about 60 degrees makes a picture of it.
     torch.nn.init.ones_(model.get_parameter("camera_head.pose_branch.fc2.bias")[7:])
     model.save_pretrained(folder)
+    console.say("The trained weights are missing: random ones stand in, so sizes and times are real, errors are not")
     return folder
 
 
-def reconstruct(
-    source: Path, names: list[str], scratch: Path, trained: bool
-) -> "tuple[list[Row], dict[str, Any], SceneBatch]":
-    """Quantize, save, reload, run and measure: one row and one output per name."""
+def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
+    """Quantize, save, reload: the model under a recipe as a user would have it, and its megabytes on disk."""
     from vggt_int8 import VGGTInt8
-    from vggt_int8.scenes import render_scenes, scene_seeds
 
-    with console.step("Rendering the scene"):
-        side = VGGTInt8.config_class.from_pretrained(source).img_size
-        scene = render_scenes(scene_seeds("demo", [0]), FRAMES, (side, side))
-    rows: list[Row] = []
-    outputs: dict[str, Any] = {}
-    for name in names:
-        with console.step(f"Reconstructing with {name}"):
-            saved = scratch / name
-            VGGTInt8.from_pretrained(source, recipe=None if name == PLAIN else name).save_pretrained(saved)
-            model = VGGTInt8.from_pretrained(saved).eval()
-            outputs[name], seconds = timed(model, scene.images)
-            rows.append(measure(name, model, saved, seconds, outputs, scene, trained))
-    return rows, outputs, scene
+    saved = scratch / name
+    VGGTInt8.from_pretrained(source, recipe=None if name == PLAIN else name).save_pretrained(saved)
+    megabytes = sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 1e6
+    return VGGTInt8.from_pretrained(saved).eval(), megabytes
 
 
-def timed(model: "VGGTInt8", images: Any) -> "tuple[VGGTOutput, float]":
-    """The output, and the median seconds of the runs after it."""
+def reconstruct(model: "VGGTInt8", scenes: "dict[str, StoredScene]") -> tuple[Outputs, float]:
+    """The output for each scene, and the median seconds of runs on the first one after that."""
     import torch
 
     seconds: list[float] = []
     with torch.inference_mode():
-        output = model(images)
+        outputs = {name: model(scene.images) for name, scene in scenes.items()}
+        images = next(iter(scenes.values())).images
         while len(seconds) < TIMED_RUNS and sum(seconds) < TIMED_SECONDS:
             start = time.perf_counter()
             model(images)
             seconds.append(time.perf_counter() - start)
-    return output, statistics.median(seconds)
+    return outputs, statistics.median(seconds)
 
 
 def measure(
     name: str,
     model: "VGGTInt8",
-    saved: Path,
+    megabytes: float,
     seconds: float,
-    outputs: dict[str, Any],
-    scene: "SceneBatch",
-    trained: bool,
+    outputs: dict[str, Outputs],
+    scenes: "dict[str, StoredScene]",
 ) -> Row:
     """One row of the table."""
     from vggt_int8.cli.run import kernels_of
-    from vggt_int8.eval.compare import difference
-    from vggt_int8.scenes.metrics import depth_scores, pose_errors, pose_scores
+    from vggt_int8.scenes import ScoreKeeper
 
-    plain, pred = outputs[PLAIN], outputs[name]
-    is_plain = name == PLAIN
-    depth = depth_scores(pred.depth[..., 0], scene.depth, scene.valid)
-    pose = pose_scores(*pose_errors(pred.extrinsic, scene.extrinsic))
+    overall, each = ScoreKeeper(), {scene: ScoreKeeper() for scene in scenes}
+    for scene, truth in scenes.items():
+        pred = outputs[name][scene]
+        for keeper in (overall, each[scene]):
+            keeper.add(pred.extrinsic, pred.depth, truth.extrinsic[None], truth.depth[None], truth.valid[None])
+    scores = overall.scores()
     return Row(
         recipe=name,
-        megabytes=sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 1e6,
+        megabytes=megabytes,
         milliseconds=seconds * 1e3,
         runs_on=kernels_of(model) or "PyTorch",
-        depth_difference=None if is_plain else difference(plain.depth, pred.depth)["relative"],
-        pose_difference=None if is_plain else difference(plain.pose_enc, pred.pose_enc)["relative"],
-        depth_error=100 * depth.abs_rel if trained else None,
-        rotation_error=pose.rotation_median if trained else None,
-        translation_error=pose.translation_median if trained else None,
+        rotation_error=scores["rotation_median"],
+        translation_error=scores["translation_median"],
+        abs_rel=scores["abs_rel"],
+        depth_difference=None if name == PLAIN else relative_difference(outputs, name, "depth"),
+        pose_difference=None if name == PLAIN else relative_difference(outputs, name, "pose_enc"),
+        scenes={scene: keeper.scores() for scene, keeper in each.items()},
     )
 
 
-def write_result(folder: Path, pred: "VGGTOutput") -> None:
-    """What `vggt-int8 run` writes, but for the report."""
+def relative_difference(outputs: dict[str, Outputs], name: str, key: str) -> float:
+    """Of one output from that of fp32, over all scenes."""
+    import torch
+
+    from vggt_int8.eval.compare import difference
+
+    plain, other = (torch.cat([pred[key].flatten() for pred in outputs[n].values()]) for n in (PLAIN, name))
+    return difference(plain, other)["relative"]
+
+
+def write_scene_results(folder: Path, scene: "StoredScene", predictions: Outputs) -> None:
+    """depth.png, and for the truth and each recipe what `vggt-int8 run` writes, but for the report."""
     from vggt_int8.export import write_scene
     from vggt_int8.images import ImageTransform
 
-    assert pred.images is not None
-    frames, size = pred.images.shape[1], (pred.images.shape[3], pred.images.shape[4])
     folder.mkdir()
-    names = [f"frame_{index}.png" for index in range(frames)]
-    write_scene(folder, pred, [ImageTransform(size, size, (1.0, 1.0), (0, 0))] * frames, names)
+    picture(scene, predictions).save(folder / "depth.png")
+    frames, size = len(scene.images), (scene.images.shape[2], scene.images.shape[3])
+    transforms = [ImageTransform(size, size, (1.0, 1.0), (0, 0))] * frames
+    tensors = {"images": scene.images, "depth": scene.depth, "extrinsic": scene.extrinsic, "intrinsic": scene.intrinsic}
+    results: dict[str, Any] = {TRUTH: {key: value[None] for key, value in tensors.items()}, **predictions}
+    for name, pred in results.items():
+        (folder / name).mkdir()
+        write_scene(folder / name, pred, transforms, [f"image_{index}.png" for index in range(frames)])
 
 
-def report(rows: list[Row], trained: bool) -> dict[str, Any]:
+def picture(scene: "StoredScene", predictions: Outputs) -> Any:
+    """Images, true depth, fp32's and INT8's at the scale of the truth, and how far they are from each other."""
+    from vggt_int8.export import depth_sheet
+
+    def to_scale(pred: "VGGTOutput") -> "Tensor":
+        assert pred.depth is not None
+        depth = pred.depth[0, ..., 0]
+        return depth * (scene.depth / depth)[scene.valid].median()
+
+    plain, quantized = to_scale(predictions[PLAIN]), to_scale(predictions[PICTURED])
+    return depth_sheet(
+        {"ground truth": scene.depth, f"{PLAIN}, scaled to it": plain, f"{PICTURED}, scaled to it": quantized},
+        scene.images,
+        {
+            f"|{PLAIN} - ground truth| / ground truth": (plain - scene.depth).abs() / scene.depth,
+            f"|{PICTURED} - {PLAIN}| / {PLAIN}": (quantized - plain).abs() / plain,
+        },
+    )
+
+
+def report(rows: list[Row], scenes: "dict[str, StoredScene]", source: Path) -> dict[str, Any]:
     """Content of report.json."""
     import torch
 
     from vggt_int8.export.report import describe_machine, installed_versions
 
     return {
-        "format_version": 1,
-        "model": "embedded" if trained else "random weights",
-        "frames": FRAMES,
+        "format_version": 2,
+        "model_sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest(),
+        "scenes": {name: {"images": len(scene.images), **scene.origin} for name, scene in scenes.items()},
         "versions": installed_versions(),
         "machine": describe_machine(torch.device("cpu")),
         "rows": [asdict(row) for row in rows],
     }
 
 
-def table(rows: list[Row], trained: bool) -> Table:
-    """The rows for the console."""
+def table(rows: list[Row]) -> Table:
+    """The rows for the console: no wider than 80 characters."""
     result = Table(box=None, pad_edge=False)
-    columns = ["recipe", "size", "time", "depth vs fp32", "pose vs fp32"]
-    columns += ["depth error", "rotation error", "motion error"] if trained else []
-    for column in columns:
-        result.add_column(column, justify="left" if column == "recipe" else "right", no_wrap=column == "recipe")
+    titles = (
+        "recipe",
+        "size",
+        "time\na scene",
+        "rotation\nerror",
+        "translation\nerror",
+        "depth\nAbsRel",
+        "depth\nvs fp32",
+    )
+    for title in titles:
+        result.add_column(title, justify="left" if title == "recipe" else "right", no_wrap=True)
     for row in rows:
-        cells = [row.recipe, f"{row.megabytes:.2f} MB", f"{row.milliseconds:.0f} ms"]
-        cells += [_cell(value, "{:.2%}") for value in (row.depth_difference, row.pose_difference)]
-        if trained:
-            cells.append(_cell(row.depth_error, "{:.2f} %"))
-            cells += [_cell(value, "{:.2f}°") for value in (row.rotation_error, row.translation_error)]
-        result.add_row(*cells)
+        difference = "–" if row.depth_difference is None else f"{row.depth_difference:.2%}"
+        result.add_row(
+            row.recipe,
+            f"{row.megabytes:.1f} MB",
+            f"{row.milliseconds:.0f} ms",
+            f"{row.rotation_error:.2f}°",
+            f"{row.translation_error:.2f}°",
+            f"{row.abs_rel:.4f}",
+            difference,
+        )
     return result
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)

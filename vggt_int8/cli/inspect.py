@@ -146,13 +146,13 @@ def layer_table(config: "VGGTConfig", tensors: Mapping[str, Stored], *, every: b
     report = {row.name: row for row in quantization_report(skeleton, plan, device)}
     groups: dict[tuple[str, ...], Layer] = {}
     modules = _by_module(tensors)
-    in_order = [name for name in report if name in modules]
+    in_order = [name for name, row in report.items() if name in modules or not row.bytes]
     for name in [*in_order, *(name for name in modules if name not in report)]:
-        row, owned = report.get(name), modules[name]
+        row, owned = report.get(name), modules.get(name, [])
         kept = "/".join(sorted({DTYPES.get(t.dtype, (t.dtype, 0))[0] for t in owned}))
         scheme, runs_on, reason = kept, "?", "not part of this model"
         if row is not None:
-            scheme = kept if row.backend == "pytorch" else row.scheme
+            scheme = kept if row.backend == "pytorch" and owned else row.scheme
             runs_on = row.kernel if row.backend == "pytorch" else f"{row.backend}: {row.kernel}"
             reason = row.reason
         shown = name if every else re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)

@@ -8,6 +8,13 @@ Here some channels are scaled up where they are written and down where they are 
 The factors are powers of two, so every product and sum keeps its bits: in fp32 the function is not nearly, but
 exactly the same. Activations then span a range that one static scale per tensor cannot hold, and weight
 columns shrink below what their row's scale resolves, as in the real model.
+
+What this cannot make, for want of a transform that keeps the function:
+- outliers at the input of fc2 (VGGT-1B: about 142 in one encoder block). GELU(c x) is not c GELU(x), so a hidden
+  channel cannot be scaled up before the GELU and down after it. Only a dead channel, whose column of fc2 is zero,
+  could take any value; a trained network has none, and one added by hand would change the shapes and mean nothing.
+- outlier tokens. All tokens share the weights, and LayerNorm gives every token the same norm: what would make special
+  tokens stick out at the input of a linear changes what the linear computes.
 """
 
 import copy

@@ -1,9 +1,10 @@
 """The fused kernels as PyTorch operators `vggt_int8::…`: what the runtime calls, and what torch.compile sees.
 
-On a CPU an operator is its definition in `reference.py`, where its arguments are described; on CUDA it is the
-Triton kernel of the same name. Operands are checked on both. Triton is imported by the first call on CUDA. No
-operator synchronises with the host or tunes itself, so all of them can be captured in a CUDA graph once they
-have run (which compiles them). They have no derivative.
+Each is defined, and its arguments are described, in `reference.py` or `reference_attention.py`. On a CPU it is the
+function of the same name in `cpu_ops.py`, or the definition itself where there is none; on CUDA it is the Triton kernel
+of the same name. Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronises
+with the host or tunes itself, so all of them can be captured in a CUDA graph once they have run (which compiles them).
+They have no derivative.
 """
 
 import importlib
@@ -14,38 +15,42 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef, custom_op, infer_schema
 
-from vggt_int8.kernels import reference
+from vggt_int8.kernels import cpu_ops, reference, reference_attention
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _operator(
-    definition: Callable[..., Any],
+    cpu: Callable[..., Any],
     check: Callable[..., None],
     module: str,
     fake: Callable[..., Any],
     mutates: tuple[str, ...] = (),
+    strided: bool = False,
 ) -> CustomOpDef:
-    """The operator of a definition; `module` is the file with the Triton launcher of the same name."""
-    name = definition.__name__
+    """The operator that `cpu` computes on a CPU; `module` is the file with the Triton launcher of the same name, which
+    takes operands of any strides if `strided`.
+    """
+    name = cpu.__name__
 
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
-        return definition(*args, **kwargs)
+        return cpu(*args, **kwargs)
 
     def on_cuda(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
         launch = getattr(importlib.import_module(f"vggt_int8.kernels.{module}"), name)
-        args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
-        kwargs = {key: a.contiguous() if isinstance(a, Tensor) else a for key, a in kwargs.items()}
+        if not strided:
+            args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+            kwargs = {key: a.contiguous() if isinstance(a, Tensor) else a for key, a in kwargs.items()}
         with torch.cuda.device(args[0].device):  # Triton launches on the current device, not on its operands'
             return launch(*args, **kwargs)
 
-    schema = infer_schema(definition, mutates_args=mutates)
+    schema = infer_schema(cpu, mutates_args=mutates)
     op = custom_op(f"vggt_int8::{name}", on_cpu, mutates_args=mutates, device_types="cpu", schema=schema)
     op.register_kernel("cuda")(on_cuda)
     op.register_fake(fake)
-    op.__doc__ = definition.__doc__
+    op.__doc__ = cpu.__doc__
     return op
 
 
@@ -67,45 +72,6 @@ def _gemm_like(
 ) -> Tensor:
     out_dtype = dtype if out_scale is None else torch.int8
     return x_codes.new_empty((x_codes.shape[0], weight.shape[0]), dtype=out_dtype)
-
-
-def qk_norm_rope_(
-    qkv: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    rope: Tensor,
-    eps: float,
-) -> None:
-    """`reference.qk_norm_rope` in place. Attention then takes `qkv.unbind(1)` as strided views."""
-    qkv.copy_(reference.qk_norm_rope(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps))
-
-
-def int8_gemm_into_(
-    out: Tensor,
-    x_codes: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    gelu: bool = False,
-    gamma: Tensor | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-) -> None:
-    """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
-    operands = (x_codes, x_scale, weight, weight_scale, bias, out.dtype)
-    out.copy_(reference.int8_gemm(*operands, gelu, gamma, residual, out_scale))
-
-
-def predict_(
-    x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
-) -> None:
-    """`reference.predict` into values [F, H, W, n - 1] and confidence [F, H, W]."""
-    value, certainty = reference.predict(x, weight, bias, inverse_log)
-    values.copy_(value)
-    confidence.copy_(certainty)
 
 
 def _check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -> None:
@@ -248,23 +214,39 @@ def _check_codes(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> No
         )
 
 
-quantize_rows = _operator(reference.quantize_rows, _check_float, "triton_norm", _codes_like)
-layer_norm_quantize = _operator(reference.layer_norm_quantize, _check_norm, "triton_norm", _codes_like)
+def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    _check_float(q, dims=4, name="q")
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape or x.dtype != q.dtype:
+            raise ValueError(f"{name} must be like q, {q.dtype} {list(q.shape)}, not {x.dtype} {list(x.shape)}")
+    if q.shape[3] > reference_attention.MAX_HEAD_DIM:
+        raise ValueError(f"head dims up to {reference_attention.MAX_HEAD_DIM} are implemented, not {q.shape[3]}")
+
+
+def _attention_like(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, heads, tokens, dim = v.shape
+    return v.new_empty(batch, tokens, heads * dim)
+
+
+quantize_rows = _operator(cpu_ops.quantize_rows, _check_float, "triton_norm", _codes_like)
+layer_norm_quantize = _operator(cpu_ops.layer_norm_quantize, _check_norm, "triton_norm", _codes_like)
 add_layer_norm_quantize = _operator(
     reference.add_layer_norm_quantize,
     _check_add_norm,
     "triton_norm",
     lambda x, *_, **__: (torch.empty_like(x), *_codes_like(x)),
 )
-int8_gemm = _operator(reference.int8_gemm, _check_gemm, "triton_gemm", _gemm_like)
-qk_norm_rope_ = _operator(qk_norm_rope_, _check_qkv, "triton_rope", lambda *_, **__: None, mutates=("qkv",))
+int8_gemm = _operator(cpu_ops.int8_gemm, _check_gemm, "triton_gemm", _gemm_like)
+qk_norm_rope_ = _operator(cpu_ops.qk_norm_rope_, _check_qkv, "triton_rope", lambda *_, **__: None, mutates=("qkv",))
 w8a16_linear = _operator(
-    reference.w8a16_linear,
+    cpu_ops.w8a16_linear,
     _check_float,
     "triton_weight_only",
     lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0]),
 )
-int8_gemm_into_ = _operator(int8_gemm_into_, _check_gemm_into, "triton_gemm", lambda *_, **__: None, mutates=("out",))
+int8_gemm_into_ = _operator(
+    cpu_ops.int8_gemm_into_, _check_gemm_into, "triton_gemm", lambda *_, **__: None, mutates=("out",)
+)
 layer_norm_halves = _operator(
     reference.layer_norm_halves,
     _check_halves,
@@ -272,17 +254,21 @@ layer_norm_halves = _operator(
     lambda first, _, skip, *__: first.new_empty(first.shape[0], first.shape[1] - skip, 2 * first.shape[2]),
 )
 resize = _operator(
-    reference.resize,
+    cpu_ops.resize,
     _check_resize,
     "triton_resize",
     lambda x, height, width, *_, **__: x.new_empty(x.shape[0], height, width, x.shape[3]),
 )
 predict_ = _operator(
-    predict_, _check_predict, "triton_predict", lambda *_, **__: None, mutates=("values", "confidence")
+    cpu_ops.predict_, _check_predict, "triton_predict", lambda *_, **__: None, mutates=("values", "confidence")
 )
 dequantize = _operator(
     reference.dequantize,
     _check_codes,
     "triton_weight_only",
     lambda weight, _, dtype: weight.new_empty(weight.shape[0], weight.shape[2], weight.shape[1], dtype=dtype),
+)
+int8_attention, float_attention = (
+    _operator(definition, _check_attention, "triton_attention", _attention_like, strided=True)
+    for definition in (reference_attention.int8_attention, reference_attention.float_attention)
 )

@@ -1,12 +1,15 @@
 """What the encoder, the aggregator and the camera head are built of: attention with 2-D RoPE, MLP, pre-norm block.
 
-Every linear is called as a module and never looked into, so it can be replaced by a quantized one.
+Every linear, and attention itself, is called as a module and never looked into, so that it can be replaced by a
+quantized one.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from vggt_int8.model.attention import SoftmaxAttention
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
@@ -36,6 +39,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.core = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
@@ -43,8 +47,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        x = F.scaled_dot_product_attention(q, k, v)  # [B, H, N, D]
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(self.core(q, k, v))
 
 
 class Mlp(nn.Module):

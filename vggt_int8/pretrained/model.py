@@ -33,6 +33,7 @@ from vggt_int8.pretrained.quantizer import (
 )
 from vggt_int8.pretrained.saving import move_into_place
 from vggt_int8.pretrained.source import check_device, check_index, load_config, load_file, set_quantization
+from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
@@ -150,7 +151,7 @@ class VGGTInt8(VGGT):
     def set_runtime(self, mode: RuntimeMode = "auto", low_vram: bool | Literal["auto"] = "auto") -> None:
         """Choose whether `forward` runs the network's modules or the fused network over the same tensors.
 
-        mode: "auto": fused on CUDA if the INT8 layers run on the native backend and nothing stands against it
+        mode: "auto": fused if the INT8 layers run on the native backend and nothing stands against it
             (gradients, hooks, offloading: `runtime_report()` says what). "on": fused, also without INT8 layers; what
             stands against it raises `BackendError`. "off": never.
         low_vram: see `vggt_int8.runtime.Runtime`.
@@ -200,7 +201,7 @@ class VGGTInt8(VGGT):
         device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
         check_backend(self.quantization_plan, quantization.parsed(), backend, device_type)
         for module in self.modules():
-            if isinstance(module, Int8Linear) and module.backend == quantization.backend:
+            if isinstance(module, Int8Linear | Int8Attention) and module.backend == quantization.backend:
                 module.backend = backend
         quantization.backend = backend
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vggt_int8.recipe import Recipe, RecipeError, Scheme
+from vggt_int8.model.attention import SoftmaxAttention
+from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme
 
 QUANTIZABLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -18,20 +19,21 @@ class LayerPlan:
     """What one layer becomes: `scheme` None keeps it, for `reason`."""
 
     name: str
-    scheme: Scheme | None
+    scheme: Scheme | AttentionScheme | None
     reason: str = ""
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
-    """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order.
+    """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order, and then, where the
+    recipe asks for INT8 attention, every attention module.
 
     Works on meta tensors. Raises `RecipeError` if a rule, `include` or `exclude` matches nothing although the model
-    has that part, if a rule decides another number of layers than it states for VGGT-1B, or if a recipe for INT8
-    quantizes nothing at all.
+    has that part, if a rule decides another number of layers than it states for VGGT-1B, if a recipe for INT8
+    quantizes nothing at all, or if INT8 attention is asked for and the model has none that could be replaced.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)}
     hits = [0] * len(recipe.rules)
-    plan = {}
+    plan: dict[str, LayerPlan] = {}
     for name, module in layers.items():
         index, scheme, reason = _decide(name, recipe)
         if index is not None:
@@ -43,9 +45,10 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
             scheme = Scheme("none") if scheme is not None else None
         plan[name] = LayerPlan(name, scheme, "" if scheme is not None else reason)
     _check_hits(model, recipe, hits)
+    plan |= _plan_attention(model, recipe)
     for option in ("include", "exclude"):
         for pattern in getattr(recipe, option):
-            if pattern != ".*" and not any(re.fullmatch(pattern, name) for name in layers):
+            if pattern != ".*" and not any(re.fullmatch(pattern, name) for name in plan):
                 raise RecipeError(f"recipe {recipe.name!r}: {option} {pattern!r} matches no layer of this model")
     _check_not_idle(recipe, plan)
     return plan
@@ -60,6 +63,36 @@ def _decide(name: str, recipe: Recipe) -> tuple[int | None, Scheme | None, str]:
     if recipe.weights == "int8" and any(re.fullmatch(pattern, name) for pattern in recipe.include):
         return None, recipe.scheme, ""
     return None, None, "no rule matches"
+
+
+def _plan_attention(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
+    if recipe.attention == "float":
+        return {}
+    names = [name for name, module in model.named_modules() if isinstance(module, SoftmaxAttention)]
+    if not names:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: attention = 'int8', but no attention of this {type(model).__name__} can be "
+            "replaced: it is computed inside of other modules. Load the weights with VGGTInt8.from_pretrained, or "
+            "leave attention = 'float'"
+        )
+    for pattern in recipe.attention_layers:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise RecipeError(
+                f"recipe {recipe.name!r}: attention_layers {pattern!r} matches no attention of this model, whose "
+                f"names are such as {names[0]!r}"
+            )
+
+    def decide(name: str) -> LayerPlan:
+        if any(re.fullmatch(pattern, name) for pattern in recipe.exclude):
+            return LayerPlan(name, None, "excluded")
+        if any(re.fullmatch(pattern, name) for pattern in recipe.attention_layers):
+            return LayerPlan(name, AttentionScheme())
+        return LayerPlan(name, None, "not among attention_layers")
+
+    plan = {name: decide(name) for name in names}
+    if not any(layer.scheme for layer in plan.values()):
+        raise RecipeError(f"recipe {recipe.name!r}: attention = 'int8', but exclude leaves no attention to it")
+    return plan
 
 
 def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
@@ -90,6 +123,6 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
 def _check_not_idle(recipe: Recipe, plan: dict[str, LayerPlan]) -> None:
     """A recipe for INT8 that quantizes nothing: another model's names, or a wrapper's prefix before them."""
     wants_int8 = recipe.weights == "int8" or any(rule.weights == "int8" for rule in recipe.rules)
-    if wants_int8 and not any(layer.scheme for layer in plan.values()):
+    if wants_int8 and not any(isinstance(layer.scheme, Scheme) for layer in plan.values()):
         layers = f"its layers have names such as {next(iter(plan))!r}" if plan else "it has no linear or convolution"
         raise RecipeError(f"recipe {recipe.name!r} quantizes no layer of this model: {layers}")

@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 
+from vggt_int8.quant.attention import Int8Attention, check_attention_backend
 from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name, resolve
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.storage import Int8Storage, to_fp16
-from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
+from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
 
 
 def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "auto") -> dict[str, LayerPlan]:
@@ -28,7 +29,7 @@ def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "au
 
 def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
     """The plan for `model`, after every check that can fail; the model is not changed. Raises as `quantize_module`."""
-    if any(isinstance(module, Int8Storage) for module in model.modules()):
+    if any(isinstance(module, Int8Storage | Int8Attention) for module in model.modules()):
         raise RecipeError("the model is quantized already; load the floating-point checkpoint to use another recipe")
     plan = make_plan(model, recipe)
     check_backend(plan, recipe, backend, device_type_of(model))
@@ -57,9 +58,10 @@ def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> d
     return plan
 
 
-def layer_backend(scheme: Scheme, recipe: Recipe, backend: str) -> str:
+def layer_backend(scheme: Scheme | AttentionScheme, recipe: Recipe, backend: str) -> str:
     """Weight-only layers inside a recipe for activations too run everywhere alike; the rest on the chosen backend."""
-    return PORTABLE if scheme.activations == "none" and recipe.activations != "none" else backend
+    weight_only = isinstance(scheme, Scheme) and scheme.activations == "none"
+    return PORTABLE if weight_only and recipe.activations != "none" else backend
 
 
 def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, device_type: str) -> None:
@@ -67,7 +69,10 @@ def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, devi
     check_backend_name(backend)
     schemes = {layer.scheme for layer in plan.values() if layer.scheme is not None}
     for scheme in schemes:
-        resolve(layer_backend(scheme, recipe, backend), scheme, device_type)
+        if isinstance(scheme, AttentionScheme):
+            check_attention_backend(backend, device_type)
+        else:
+            resolve(layer_backend(scheme, recipe, backend), scheme, device_type)
     if backend != "auto" and not any(layer_backend(s, recipe, backend) == backend for s in schemes):
         raise BackendError(f"recipe {recipe.name!r} has no layer for backend {backend!r}: leave backend='auto'")
 
@@ -84,13 +89,13 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _check_layer(name: str, layer: nn.Module, scheme: Scheme) -> None:
+def _check_layer(name: str, layer: nn.Module, scheme: Scheme | AttentionScheme) -> None:
     if not name:
         raise RecipeError(
             f"the model is itself a {type(layer).__name__}, which cannot be replaced in place: put it into a module, "
             "such as nn.Sequential, or use Int8Linear.from_linear"
         )
-    if scheme.activations == "static":
+    if isinstance(scheme, Scheme) and scheme.activations == "static":
         raise RecipeError(
             f"{name}: activations = 'static' needs calibrated input scales: use Int8Linear.from_linear with input_scale"
         )
@@ -105,7 +110,9 @@ def _check_layer(name: str, layer: nn.Module, scheme: Scheme) -> None:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _convert(layer: nn.Module, scheme: Scheme, backend: str) -> nn.Module:
+def _convert(layer: nn.Module, scheme: Scheme | AttentionScheme, backend: str) -> nn.Module:
+    if isinstance(scheme, AttentionScheme):
+        return Int8Attention(backend)
     if isinstance(layer, nn.Conv2d):
         return Int8Conv2d.from_conv(layer)
     if isinstance(layer, nn.ConvTranspose2d):
@@ -114,7 +121,9 @@ def _convert(layer: nn.Module, scheme: Scheme, backend: str) -> nn.Module:
     return Int8Linear.from_linear(layer, scheme.activations, backend, outlier_threshold=scheme.outlier_threshold)
 
 
-def _skeleton(layer: nn.Module, scheme: Scheme, backend: str) -> nn.Module:
+def _skeleton(layer: nn.Module, scheme: Scheme | AttentionScheme, backend: str) -> nn.Module:
+    if isinstance(scheme, AttentionScheme):
+        return Int8Attention(backend)
     if isinstance(layer, nn.Conv2d):
         return Int8Conv2d(layer, device="meta")
     if isinstance(layer, nn.ConvTranspose2d):

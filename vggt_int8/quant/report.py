@@ -6,18 +6,21 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vggt_int8.model.attention import SoftmaxAttention
+from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import auto_reason
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import device_type_of
 from vggt_int8.quant.storage import Int8Storage
+from vggt_int8.recipe import AttentionScheme
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One module that owns parameters.
+    """One module that owns parameters, or attention in a model that has some of it in INT8.
 
-    scheme: "W8A8 dynamic", "W8A16", "LLM.int8()", ... or the dtype of a layer that is kept.
+    scheme: "W8A8 dynamic", "W8A16", "LLM.int8()", "INT8 QK", ... or the dtype of a layer that is kept.
     backend, kernel: what computes it ("pytorch" for kept layers). bytes: of its own parameters as held in memory.
     reason: why it is kept, or why this backend.
     """
@@ -63,14 +66,17 @@ class QuantizationReport:
 def quantization_report(
     model: nn.Module, plan: dict[str, LayerPlan] | None = None, device_type: str | None = None
 ) -> QuantizationReport:
-    """Report every module of `model` that owns parameters.
+    """Report every module of `model` that owns parameters, and attention if the recipe made some of it INT8.
 
     plan: what `quantize_module` returned, for the reasons of kept layers. device_type: "cuda" or "cpu" to report
     for; by default where the model lies.
     """
     device_type = device_type or device_type_of(model)
     rows = []
+    int8_attention = any(isinstance(module, Int8Attention) for module in model.modules())
     for name, module in model.named_modules():
+        if int8_attention and isinstance(module, SoftmaxAttention):
+            rows.append(_attention_row(name, module, plan or {}, device_type))
         own = list(module.parameters(recurse=False))
         if own:
             size = sum(p.numel() * p.element_size() for p in own)
@@ -99,6 +105,16 @@ def _row(
     dtypes = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
     reason = plan[name].reason if name in plan else f"{kind} is not quantized"
     return LayerReport(name, kind, dtypes, "pytorch", kind, size, reason)
+
+
+def _attention_row(name: str, module: SoftmaxAttention, plan: dict[str, LayerPlan], device_type: str) -> LayerReport:
+    kind = type(module).__name__
+    if isinstance(module, Int8Attention):
+        reason = "requested" if module.backend == "reference" else "runs under every backend"
+        kernel = module.kernel(device_type)
+        return LayerReport(name, kind, AttentionScheme.label, module.resolved_backend, kernel, 0, reason)
+    reason = plan[name].reason if name in plan else "not INT8"
+    return LayerReport(name, kind, "float", "pytorch", "scaled_dot_product_attention", 0, reason)
 
 
 def estimate_model_size(model: nn.Module) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which attention kernel of PyTorch runs: chosen by GPU and length, as data, not by PyTorch's general order.
+"""Which attention kernel runs: chosen by GPU and length, as data, not by PyTorch's general order.
 
 Queries, keys and values come as strided views of the qkv linear's output [T, 3, H, D]; every kernel listed here reads
 such views without a copy, and writes tokens next to one another with their heads inside, so that the output is
@@ -7,18 +7,25 @@ such views without a copy, and writes tokens next to one another with their head
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vggt_int8.kernels import ops
+from vggt_int8.kernels.cpu_attention import attention_cpu
 from vggt_int8.kernels.launch import only_compiling
 
 CUDNN, FLASH, EFFICIENT, MATH = (
     *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
     *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
 )
+# Our own kernel, for 16-bit values and head dims up to 64; it counts in 64 bits. No rule names it until it has been
+# measured to be the fastest somewhere (`benchmarks/attention.py`).
+TRITON: Literal["triton"] = "triton"
+Kernel = SDPBackend | Literal["triton"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Rule:
 
     arch: int
     tokens: int
-    order: tuple[SDPBackend, ...]
+    order: tuple[Kernel, ...]
 
 
 # The first rule that fits decides. cuDNN on Hopper: 420 TFLOP/s against FlashAttention-2's 320 (head dim 64, 10 to 100
@@ -41,21 +48,25 @@ RULES = (
 )
 # Above so many elements in the tensor that q, k and v are views of, offsets leave 31 bits; FlashAttention counts in 64.
 LARGE = 2**31 - 1
-LARGE_ORDER = (FLASH, EFFICIENT)
+LARGE_ORDER: tuple[Kernel, ...] = (FLASH, EFFICIENT)
 LONG = 24_000  # tokens: where only kernels are to be compiled, longer attention would take longer than that
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v [B, H, N, D], strided views of [B, N, 3, H, D] -> [B, N, H * D], contiguous."""
     if not q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attention_cpu(q, k, v).transpose(1, 2).flatten(2)
+    order = backends(_arch(q.device), q.shape[2], 3 * q.numel())
+    if order[0] == TRITON and q.dtype != torch.float32 and q.shape[3] <= 64:
+        y: Tensor = ops.float_attention(q, k, v)
+        return y
     if only_compiling() and q.shape[2] > LONG:
         return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
-    with sdpa_kernel(list(backends(_arch(q.device), q.shape[2], 3 * q.numel())), set_priority=True):
+    with sdpa_kernel([kernel for kernel in order if kernel != TRITON], set_priority=True):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def backends(arch: int, tokens: int, elements: int) -> tuple[SDPBackend, ...]:
+def backends(arch: int, tokens: int, elements: int) -> tuple[Kernel, ...]:
     """The kernels to try, best first; elements: of the qkv tensor."""
     if elements > LARGE:
         return LARGE_ORDER

@@ -1,5 +1,7 @@
 """Convolutions of the dense heads: channels last, weights decoded once per call, bias and ReLU inside the kernel.
 
+On a CPU with VNNI the codes are not decoded: `kernels/cpu_conv.py` multiplies integers.
+
 The int8 codes become floats when a call starts and are dropped with it: 66 MB for a head of VGGT-1B in fp16, written
 in about 0.1 ms by a kernel that also puts the channels last. Keeping them would hold that memory for ever and go stale
 when weights change.
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
+from vggt_int8.kernels.cpu_conv import int8_conv2d, int8_conv_is_exact
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.storage import Int8Storage
 
@@ -54,18 +57,43 @@ class FloatConv(NamedTuple):
         return self(x).add_(z).relu_()
 
 
-def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
+class IntegerConv(NamedTuple):
+    """A convolution on a CPU by its stored codes: weight int8 [N, C, kh, kw], weight_scale fp32 [N, 1, 1, 1]."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[f, C, h, w] -> [f, N, h', w'], both channels last."""
+        return int8_conv2d(x, *self)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """`relu(conv(x))`."""
+        return self(x).relu_()
+
+    def add_relu(self, x: Tensor, z: Tensor) -> Tensor:
+        """`relu(conv(x) + z)`."""
+        return self(x).add_(z).relu_()
+
+
+def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
     """The layer for the length of a call. Layers that hold floats in `dtype` and this layout already are not copied."""
     assert isinstance(layer, CONVOLUTIONS)
     if any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
         raise ValueError(f"{layer} has dilation, groups or output padding, which no VGGT head has")
+    taps = layer.weight.shape[2:]
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    on_cpu = layer.weight.device.type == "cpu" and dtype == torch.float32
+    if isinstance(layer, Int8Conv2d) and on_cpu and taps != (1, 1) and int8_conv_is_exact():
+        return IntegerConv(layer.weight, layer.weight_scale, bias, _pair(layer.stride), _pair(layer.padding))
     if isinstance(layer, Int8Storage):
-        taps = layer.weight.shape[2:]
         weight = ops.dequantize(layer.weight.flatten(2), layer.weight_scale.flatten(2), dtype)
         weight = pixels_to_map(weight.unflatten(1, taps))
     else:
         weight = layer.weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    bias = None if layer.bias is None else layer.bias.to(dtype)
     transposed = isinstance(layer, nn.ConvTranspose2d | Int8ConvTranspose2d)
     return FloatConv(weight, bias, _pair(layer.stride), _pair(layer.padding), transposed)
 

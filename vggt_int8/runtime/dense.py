@@ -13,7 +13,15 @@ from vggt_int8.kernels import ops
 from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock
 from vggt_int8.model.tables import constant_table, uv_table
 from vggt_int8.runtime.aggregator import Halves
-from vggt_int8.runtime.convolution import CONVOLUTIONS, FloatConv, float_conv, map_to_pixels, pixels_to_map, tuned
+from vggt_int8.runtime.convolution import (
+    CONVOLUTIONS,
+    FloatConv,
+    IntegerConv,
+    call_conv,
+    map_to_pixels,
+    pixels_to_map,
+    tuned,
+)
 from vggt_int8.runtime.memory import parts
 
 
@@ -58,7 +66,7 @@ class DenseCall:
         self.frames = len(self.halves[0].frame)
         self.device = head.norm.weight.device
         convs = (m for m in head.modules() if isinstance(m, CONVOLUTIONS))
-        self.convs: dict[nn.Module, FloatConv] = {m: float_conv(m, dtype) for m in convs}
+        self.convs: dict[nn.Module, FloatConv | IntegerConv] = {m: call_conv(m, dtype) for m in convs}
         scratch = head.scratch
         for block in (scratch.refinenet1, scratch.refinenet2, scratch.refinenet3, scratch.refinenet4):
             self._move_bias(block.resConfUnit2.conv2, block.out_conv)

@@ -4,6 +4,7 @@ Bytes per token at width C = 1024 and 2 bytes a number, beside weights and image
 tokens a frame; all other sizes by `Shape.peak_bytes`):
 
     global attention    x 2 KB, q k v 6 KB, output 2 KB                                     10 KB
+      with INT8 scores  codes of q and k 1 KB each, 16 scales of 4 bytes                    12 KB
     kept tokens         4 layers of two halves of 2 KB; the last is x while it is made      12 -> 16 KB
     MLP                 x 2 KB; per row of a part: hidden 8, its codes 4, x's codes 1       2 KB + 13 KB a row
     dense head          per frame at work, at full size: 128 channels before the resize (17 MB) and after it (52 MB),
@@ -19,11 +20,14 @@ from dataclasses import dataclass
 
 import torch
 
+from vggt_int8.kernels.cpu import VALUES_AT_ONCE
 from vggt_int8.model.config import VGGTConfig
 
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
 HALF_PRECISION = 2
 HIDDEN_CHANNELS = 32  # of a dense head's last convolution
+CPU_TOKENS = 2048  # in encoder and frame blocks at a time: their qkv tensor (25 MB in VGGT-1B) is not mapped anew
+CPU_MAP = 7 << 20  # numbers of a dense head's largest map: 28 MB, a block that is kept
 GRAPH_TOKENS = 24_000  # above, kernels are longer than their launches and a graph only holds memory
 
 
@@ -55,7 +59,7 @@ SMALLEST = PLANS[-1]
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on: the call's sizes and the width of a number (2 or 4 bytes)."""
+    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), INT8 attention or not."""
 
     batch: int
     frames: int
@@ -63,6 +67,7 @@ class Shape:
     width: int
     heads: tuple[str, ...]
     number_bytes: int
+    int8_attention: bool = False
 
     def tokens_per_frame(self, config: VGGTConfig) -> int:
         patches = (self.height // config.patch_size) * (self.width // config.patch_size)
@@ -80,7 +85,8 @@ class Shape:
         kept = 0 if plan.tokens_on_host else 2 * (self._layers(config) - 1)
         rows = min(plan.rows, tokens)
         mlp = int((config.mlp_ratio * (self.number_bytes + 1) + 1) * config.embed_dim) * rows
-        return tokens * unit * kept + max(5 * tokens * unit, 2 * tokens * unit + mlp)
+        codes = tokens * (2 * config.embed_dim + 4 * config.num_heads) if self.int8_attention else 0
+        return tokens * unit * kept + max(5 * tokens * unit + codes, 2 * tokens * unit + mlp)
 
     def _head_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         pixels, all_frames = self.height * self.width, self.batch * self.frames
@@ -132,6 +138,16 @@ def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if needed(middle) <= free else (low, middle - 1)
     return low
+
+
+def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
+    """The fastest plan on a CPU, which is a small one: of blocks of memory that the process keeps."""
+    hidden, map_values = config.embed_dim * config.mlp_ratio, config.dpt_features * shape.height * shape.width
+    return Plan(
+        frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),
+        rows=max(64, int(VALUES_AT_ONCE // hidden)),
+        head_frames=max(1, CPU_MAP // map_values),
+    )
 
 
 def free_bytes(device: torch.device) -> int:

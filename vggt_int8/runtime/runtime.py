@@ -1,7 +1,8 @@
 """`Runtime`: one call of a VGGT through fused blocks, within the memory there is, replayed as a CUDA graph.
 
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
-run on the operators of `vggt_int8.kernels.ops` (on a CPU: their definitions); other layers run as they are.
+run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
+plan does not depend on the free memory.
 """
 
 import traceback
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vggt_int8.kernels.cpu import keep_freed_memory
 from vggt_int8.kernels.launch import compiling
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
@@ -26,6 +28,7 @@ from vggt_int8.runtime.memory import (
     Plan,
     Shape,
     choose_plan,
+    cpu_plan,
     frames_that_fit,
     free_bytes,
 )
@@ -99,6 +102,8 @@ class Runtime:
             return "the model is in training mode: call model.eval()"
         if torch.is_autocast_enabled(images.device.type):
             return "autocast is on: load the model in the dtype wanted instead"
+        if images.device.type not in ("cpu", "cuda"):
+            return f"its kernels run on CPUs and CUDA GPUs, not on {images.device.type}"
         watch = self._current_watch()
         if watch.needs_grad((images, query_points)):
             return "gradients are needed: use torch.no_grad() or model.requires_grad_(False)"
@@ -112,8 +117,6 @@ class Runtime:
 
     def why_not_by_itself(self, images: Tensor, query_points: Tensor | None = None) -> str | None:
         """Why nobody should expect this call to run fused without having asked for it; None if it should."""
-        if not images.is_cuda:
-            return "on a CPU the network's own modules are as fast"
         if (reason := self.why_not(images, query_points)) is not None:
             return reason
         assert self._watch is not None
@@ -152,7 +155,11 @@ class Runtime:
         if query_points is not None:
             inputs["query_points"] = model._checked_query_points(query_points, pixels)
         batch, frames, _, height, width = pixels.shape
-        shape = Shape(batch, frames, height, width, names, model.aggregator.camera_token.element_size())
+        number_bytes = model.aggregator.camera_token.element_size()
+        int8_attention = self._current_watch().int8_attention
+        shape = Shape(batch, frames, height, width, names, number_bytes, int8_attention)
+        if not pixels.is_cuda:
+            keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(pixels):
             outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
         return VGGTOutput(**{"images": pixels, **outputs})  # type: ignore[arg-type]
@@ -187,7 +194,9 @@ class Runtime:
         if self.low_vram is True:
             return SMALLEST
         config, fastest = self.model.config, PLANS[0]
-        if not images.is_cuda or torch.cuda.is_current_stream_capturing():
+        if not images.is_cuda:
+            return cpu_plan(shape, config)
+        if torch.cuda.is_current_stream_capturing():
             return fastest
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
         if self.low_vram is False or any(key.images == tuple(images.shape) for key in self._graphs.captured):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import PORTABLE
 from vggt_int8.quant.linear import Int8Linear
 
@@ -29,7 +30,9 @@ class Watch:
         self.parameters = list(model.parameters())
         self._addresses = [p.data_ptr() for p in self.parameters]
         self._int8 = [m for m in modules if isinstance(m, Int8Linear)]
-        self._backends = [m.backend for m in self._int8]
+        self._choosing = [m for m in modules if isinstance(m, Int8Linear | Int8Attention)]
+        self._backends = [m.backend for m in self._choosing]
+        self.int8_attention = any(isinstance(m, Int8Attention) for m in modules)
         submodules = modules[1:]
         self._hooks = [h for m in submodules for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._names = [name for name, _ in model.named_modules()][1:]
@@ -43,7 +46,7 @@ class Watch:
             len(members) == len(self._members)
             and all(map(is_, members, self._members))
             and list(map(Tensor.data_ptr, self.parameters)) == self._addresses
-            and [m.backend for m in self._int8] == self._backends
+            and [m.backend for m in self._choosing] == self._backends
         )
 
     def hooked(self) -> str | None:
@@ -56,8 +59,8 @@ class Watch:
 
     @functools.cached_property
     def native(self) -> bool:
-        """Whether the model has INT8 linears and all of them run on our own kernels, or on any backend, on CUDA."""
-        names = {layer.resolved_backend("cuda").name for layer in self._int8}
+        """Whether the model has INT8 linears and all of them run on our own kernels, or on any backend."""
+        names = {layer.resolved_backend(layer.weight.device.type).name for layer in self._int8}
         return "native" in names and names <= {"native", PORTABLE}
 
     def unsupported(self) -> str | None:

@@ -9,7 +9,7 @@ Depth: one scale per scene, the median of truth / prediction over its valid pixe
 of pixels within a factor of 1.25. Every scene counts alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -67,6 +67,12 @@ def pose_scores(rotation: Tensor, translation: Tensor) -> PoseScores:
 
 def depth_scores(predicted: Tensor, truth: Tensor, valid: Tensor) -> DepthScores:
     """Depths [B, S, H, W] and validity (bool) of the same shape -> scores."""
+    abs_rel, inlier = depth_errors(predicted, truth, valid)
+    return DepthScores(abs_rel.mean().item(), 100 * inlier.mean().item())
+
+
+def depth_errors(predicted: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """As `depth_scores`, for each scene: AbsRel [B], and the share of pixels within a factor of 1.25 [B], 0 ... 1."""
     if predicted.shape != truth.shape or valid.shape != truth.shape:
         raise ValueError(
             f"depth {tuple(predicted.shape)}, truth {tuple(truth.shape)} and valid {tuple(valid.shape)} differ"
@@ -77,7 +83,42 @@ def depth_scores(predicted: Tensor, truth: Tensor, valid: Tensor) -> DepthScores
         p = p * (t / p).median()
         abs_rel.append(((p - t).abs() / t).mean())
         delta.append((torch.maximum(p / t, t / p) < 1.25).float().mean())
-    return DepthScores(torch.stack(abs_rel).mean().item(), 100 * torch.stack(delta).mean().item())
+    return torch.stack(abs_rel), torch.stack(delta)
+
+
+class ScoreKeeper:
+    """Scores of one model over any number of batches, of which only the errors are kept."""
+
+    def __init__(self) -> None:
+        self._poses: list[tuple[Tensor, Tensor]] = []
+        self._depths: list[tuple[Tensor, Tensor]] = []
+
+    def add(
+        self,
+        extrinsic: Tensor | None,
+        depth: Tensor | None,
+        true_extrinsic: Tensor,
+        true_depth: Tensor,
+        valid: Tensor,
+    ) -> None:
+        """Predicted extrinsic [B, S, 3, 4] and depth [B, S, H, W] or [B, S, H, W, 1], None where a head is off; the
+        truth in the same shapes, and where its depth is known [B, S, H, W] bool."""
+        if extrinsic is not None:
+            self._poses.append(pose_errors(extrinsic, true_extrinsic))
+        if depth is not None:
+            depth = depth.squeeze(-1) if depth.dim() == 5 else depth
+            self._depths.append(depth_errors(depth, true_depth, valid))
+
+    def scores(self) -> dict[str, float]:
+        """The fields of `PoseScores` and `DepthScores` of all scenes so far, those that were predicted."""
+        result: dict[str, float] = {}
+        if self._poses:
+            rotation, translation = (torch.cat(parts) for parts in zip(*self._poses, strict=True))
+            result |= asdict(pose_scores(rotation, translation))
+        if self._depths:
+            abs_rel, inlier = (torch.cat(parts) for parts in zip(*self._depths, strict=True))
+            result |= asdict(DepthScores(abs_rel.mean().item(), 100 * inlier.mean().item()))
+        return result
 
 
 def _auc(errors: Tensor, limit: int) -> float:

@@ -10,7 +10,7 @@ all views) from the origin, which is the first camera. `metres_per_unit` keeps t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from vggt_int8.geometry import project_points, unproject_depth
 from vggt_int8.scenes.describe import SceneDescription, describe_scenes
-from vggt_int8.scenes.seeds import Uniforms
+from vggt_int8.scenes.seeds import Uniforms, scene_seeds
 from vggt_int8.scenes.shading import trace_color, trace_depth
+
+GENERATOR_VERSION = 1  # to be raised with every change after which a seed gives another scene or picture
 
 TRACK_STREAM = 4  # of random numbers; `describe` uses 0 ... 3
 
@@ -67,6 +69,26 @@ def render_scenes(
     """
     description = describe_scenes(seeds, frames, size)
     return render_description(description.to(device), size, supersample=supersample, tracks=tracks, compiled=compiled)
+
+
+def scene_batches(
+    split: str,
+    scenes: int,
+    frames: int,
+    size: tuple[int, int],
+    *,
+    frames_per_batch: int = 64,
+    device: torch.device | str = "cpu",
+    supersample: int = 2,
+) -> Iterator[SceneBatch]:
+    """Scenes 0 ... scenes - 1 of a split, `frames` views each, rendered batch by batch as they are asked for.
+
+    frames_per_batch: the most views of a batch, all scenes together; at least one scene is in each.
+    """
+    per_batch = max(1, frames_per_batch // frames)
+    for first in range(0, scenes, per_batch):
+        seeds = scene_seeds(split, range(first, min(first + per_batch, scenes)))
+        yield render_scenes(seeds, frames, size, device=device, supersample=supersample)
 
 
 @torch.no_grad()

@@ -1,11 +1,9 @@
 """Scores a model on held-out scenes that never change: pose AUC and depth errors, in fp32."""
 
-from dataclasses import asdict
-
 import torch
 
 from vggt_int8.model import VGGT
-from vggt_int8.scenes import depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
+from vggt_int8.scenes import ScoreKeeper, scene_batches
 from vggt_int8.training.config import DataConfig, ValidationConfig
 
 
@@ -38,25 +36,19 @@ def validate(
 def _score(
     model: VGGT, data: DataConfig, views: int, scenes: int, frames: int, device: torch.device
 ) -> dict[str, float]:
-    rotation, translation, depth, truth, valid = [], [], [], [], []
-    per_batch = max(1, frames // views)
-    for first in range(0, scenes, per_batch):
-        seeds = scene_seeds("held_out", range(first, min(first + per_batch, scenes)))
-        batch = render_scenes(seeds, views, data.size, device=device, supersample=data.supersample)
+    kept = ScoreKeeper()
+    batches = scene_batches(
+        "held_out",
+        scenes,
+        views,
+        data.size,
+        frames_per_batch=frames,
+        device=device,
+        supersample=data.supersample,
+    )
+    for batch in batches:
         # Eager: compiling for these shapes and for fp32 would take longer than it saves.
         with torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
             output = model(batch.images, frames_chunk_size=None)
-        if output.extrinsic is not None:
-            r, t = pose_errors(output.extrinsic, batch.extrinsic)
-            rotation.append(r)
-            translation.append(t)
-        if output.depth is not None:
-            depth.append(output.depth[..., 0])
-            truth.append(batch.depth)
-            valid.append(batch.valid)
-    scores: dict[str, float] = {}
-    if rotation:
-        scores |= asdict(pose_scores(torch.cat(rotation), torch.cat(translation)))
-    if depth:
-        scores |= asdict(depth_scores(torch.cat(depth), torch.cat(truth), torch.cat(valid)))
-    return scores
+        kept.add(output.extrinsic, output.depth, batch.extrinsic, batch.depth, batch.valid)
+    return kept.scores()

@@ -1,4 +1,4 @@
-"""Our own kernels. On CUDA: Triton (`kernels/ops.py`). On a CPU: VNNI products by `torch._int_mm` (`kernels/cpu.py`).
+"""Our own kernels (`kernels/ops.py`): Triton on CUDA, VNNI products by `torch._int_mm` on a CPU.
 
 This is one layer by itself. A whole VGGT runs faster, because layers are fused: see `vggt_int8.runtime`.
 """
@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from vggt_int8.kernels import cpu, ops
 from vggt_int8.quant.backends import Backend, QuantizedLinear
@@ -17,11 +16,6 @@ from vggt_int8.recipe import Scheme
 
 class NativeBackend(Backend):
     name = "native"
-
-    def __init__(self) -> None:
-        # weight -> (its version and address, the sum of each row's codes that u8·s8 needs). Weak: offloaded weights
-        # come and go.
-        self._corrections: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
         if scheme.outlier_threshold:
@@ -38,33 +32,13 @@ class NativeBackend(Backend):
         return cpu.cpu_int8_kernel()
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        if x.is_cuda:
-            return _linear_on_cuda(x, layer)
+        stored = (layer.weight, layer.weight_scale, layer.bias)
+        y: Tensor
         if layer.scheme.activations == "none":
-            return cpu.w8a16_linear_cpu(x, layer.weight, layer.weight_scale, layer.bias)
-        return cpu.w8a8_linear_cpu(x, self._prepared(layer.weight), layer.weight_scale, layer.bias, layer.input_scale)
-
-    def _prepared(self, weight: Tensor) -> cpu.PreparedWeight:
-        if weight.is_inference():  # has no version, so a change could not be noticed
-            return cpu.prepare(weight)
-        state = (weight._version, weight.data_ptr())  # `weight.data = other` leaves the version alone
-        known = self._corrections.get(weight)
-        if known is not None and known[0] == state:
-            return cpu.PreparedWeight(weight, known[1], cpu.cpu_int8_kernel())
-        prepared = cpu.prepare(weight)
-        # Only the row sums are kept: the prepared weight itself would hold its own key alive.
-        self._corrections[weight] = (state, prepared.correction)
-        return prepared
-
-
-def _linear_on_cuda(x: Tensor, layer: QuantizedLinear) -> Tensor:
-    stored = (layer.weight, layer.weight_scale, layer.bias)
-    y: Tensor
-    if layer.scheme.activations == "none":
-        y = ops.w8a16_linear(x, *stored)
-    else:
-        y = ops.int8_gemm(*ops.quantize_rows(x, layer.input_scale), *stored, x.dtype)
-    return y
+            y = ops.w8a16_linear(x, *stored)
+        else:
+            y = ops.int8_gemm(*ops.quantize_rows(x, layer.input_scale), *stored, x.dtype)
+        return y
 
 
 @functools.cache

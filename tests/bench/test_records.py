@@ -1,0 +1,66 @@
+"""Result files: one complete line per row, appended; what is no row is named by file and line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vggt_int8.bench.records import Row, append_row, check_row, identity, read_rows
+
+MakeRow = Callable[..., Row]
+
+
+def test_rows_are_appended_and_come_back(tmp_path: Path, make_row: MakeRow) -> None:
+    file = tmp_path / "results" / "h200.jsonl"
+    rows = [make_row("fp32", 1, 50.0), make_row("fp32", 10, None)]
+    for count, row in enumerate(rows, start=1):
+        append_row(file, row)
+        assert len(file.read_text().splitlines()) == count
+    assert read_rows([file]) == rows
+    assert read_rows([file, file]) == rows + rows
+
+
+def test_not_a_number_becomes_null(tmp_path: Path, make_row: MakeRow) -> None:
+    errors = {"depth": {"relative": float("nan"), "max_abs": float("inf")}}
+    append_row(tmp_path / "r.jsonl", make_row("fp32", 1, None, status="wrong", errors=errors))
+    (row,) = read_rows([tmp_path / "r.jsonl"])
+    assert row["errors"] == {"depth": {"relative": None, "max_abs": None}}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"format": 0}, "format is 0, this version reads 1: measure again"),
+        ({"ms": "fast"}, "ms is 'fast'"),
+        ({"frames": True}, "frames is True"),
+        ({"status": "fine"}, "status is 'fine'"),
+        ({"status": "wrong"}, "status 'wrong' has the time 50.0"),
+        ({"ms": None}, "status 'ok' has the time None"),
+        ({"speed": 3}, "unknown: .'speed'"),
+    ],
+)
+def test_bad_rows_are_refused(tmp_path: Path, make_row: MakeRow, change: dict, text: str) -> None:
+    row = make_row("fp32", 1, 50.0) | change
+    with pytest.raises(ValueError, match=text):
+        check_row(row)
+    with pytest.raises(ValueError, match=text):
+        append_row(tmp_path / "r.jsonl", row)
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"variant": "bf16", "frames": 1, "ms": 39.2}'])
+def test_the_line_of_a_bad_file_is_named(tmp_path: Path, make_row: MakeRow, line: str) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(json.dumps(make_row("fp32", 1, 50.0)) + f"\n{line}\n")
+    with pytest.raises(ValueError, match=r"r\.jsonl, line 2, is no row of a benchmark"):
+        read_rows([file])
+
+
+def test_rows_of_another_machine_or_limit_are_other_measurements(make_row: MakeRow) -> None:
+    row = make_row("fp32", 1, 50.0)
+    assert identity(row) == identity(make_row("fp32", 1, 49.0, date="2027-01-01"))
+    others = ({"memory_gb": 8}, {"size": [518, 518]}, {"model": "a/b"}, {"frames": 2}, {"variant": "bf16"})
+    machine = {"gpu": {"name": "NVIDIA GeForce RTX 4090"}, "cpu": "some CPU"}
+    for other in (*others, {"machine": machine}):
+        assert identity(row | other) != identity(row)

@@ -1,0 +1,45 @@
+"""Several models on the same scenes: scores are those of one batch, distances those of the outputs."""
+
+import copy
+
+import pytest
+import torch
+
+from vggt_int8 import quantize
+from vggt_int8.eval.compare import difference
+from vggt_int8.eval.held_out import score_models
+from vggt_int8.model import VGGT
+from vggt_int8.scenes import depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
+
+
+def test_scores_are_those_of_all_scenes_at_once(model: VGGT) -> None:
+    quantized = quantize(copy.deepcopy(model), "int8_dynamic", "reference")
+    seen: list[tuple[int, int]] = []
+    results = score_models(
+        {"fp32": model, "int8": quantized},
+        scenes=5,
+        views=3,
+        size=(32, 32),
+        frames_per_batch=6,
+        on_batch=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    truth = render_scenes(scene_seeds("held_out", range(5)), 3, (32, 32))
+    with torch.no_grad():
+        expected = {"fp32": model(truth.images), "int8": quantized(truth.images)}
+    for name, output in expected.items():
+        pose = pose_scores(*pose_errors(output.extrinsic, truth.extrinsic))
+        depth = depth_scores(output.depth[..., 0], truth.depth, truth.valid)
+        relative = results[name].pop("relative")
+        assert results[name] == pytest.approx({**vars(pose), **vars(depth)}, rel=2e-3)
+        for key in ("pose_enc", "depth", "world_points"):
+            apart = difference(expected["fp32"][key], output[key])["relative"]
+            assert relative[key] == pytest.approx(apart, rel=0.05)
+            assert (relative[key] == 0) is (name == "fp32")
+
+
+def test_heads_that_a_model_lacks_have_no_scores(model: VGGT) -> None:
+    only_depth = VGGT(type(model.config)(**{**model.config.to_dict(), "enable_camera": False, "enable_point": False}))
+    scores = score_models({"only": only_depth.eval()}, scenes=2, views=2, size=(32, 32))["only"]
+    assert set(scores) == {"abs_rel", "delta_125", "relative"}
+    assert set(scores["relative"]) == {"depth"}

@@ -1,0 +1,80 @@
+"""The integer convolution: exact where its input is integers, within half a step of 16 bits elsewhere."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vggt_int8.kernels import cpu_conv
+from vggt_int8.kernels.cpu_conv import int8_conv2d
+
+# frames, input and output channels, height, width, taps, stride, padding
+SHAPES = [
+    *((1, 8, 5, 1, 1, 3, 1, 1), (2, 37, 9, 7, 5, 3, 1, 1), (3, 16, 64, 14, 37, 3, 1, 1)),
+    *((1, 64, 64, 37, 37, 3, 2, 1), (1, 5, 3, 9, 8, 1, 1, 0), (1, 256, 33, 6, 11, 3, 1, 1)),
+]
+
+
+@pytest.fixture(autouse=True)
+def _usable() -> None:
+    if not cpu_conv.int8_conv_is_exact():
+        pytest.skip("this CPU or this build of PyTorch has no exact integer convolution")
+
+
+def operands(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, int], tuple[int, int]]:
+    frames, channels, outputs, height, width, taps, stride, padding = shape
+    generator = torch.Generator().manual_seed(channels)
+    weight = torch.randint(-127, 128, (outputs, channels, taps, taps), generator=generator, dtype=torch.int8)
+    weight[0] = 127
+    x = torch.randn(frames, channels, height, width, generator=generator)
+    scale = torch.rand(outputs, 1, 1, 1, generator=generator) * 0.01
+    return x, weight, scale, torch.randn(outputs, generator=generator), (stride, stride), (padding, padding)
+
+
+def exact(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *geometry: tuple[int, int]) -> Tensor:
+    return F.conv2d(x.double(), weight * scale.double(), None if bias is None else bias.double(), *geometry)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_integers_are_multiplied_exactly(shape: tuple[int, ...]) -> None:
+    _, weight, scale, _, *geometry = operands(shape)
+    frames, channels, _, height, width = shape[:5]
+    x = torch.randint(-32639, 32640, (frames, channels, height, width)).float()
+    x[0, 0, 0, 0], x[-1, -1, -1, -1] = 32639, -32639
+    ones = torch.ones_like(scale)
+    got, want = int8_conv2d(x, weight, ones, None, *geometry), exact(x, weight, ones, None, *geometry)
+    # Both sums are exact in int32; their fp32 values and the sum of these are rounded.
+    step = 2.0**-23 * exact(x.abs(), weight.abs(), ones, None, *geometry)
+    assert ((got - want).abs() <= 2 * step).all()
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e20])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_floats_within_half_a_step(shape: tuple[int, ...], magnitude: float) -> None:
+    x, weight, scale, bias, *geometry = operands(shape)
+    x, bias = x * magnitude, bias * magnitude
+    half_step = x.abs().max().double() / 32639 / 2
+    for b in (bias, None):
+        got, want = int8_conv2d(x, weight, scale, b, *geometry), exact(x, weight, scale, b, *geometry)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        allowed = half_step * exact(torch.ones_like(x), weight.abs(), scale, None, *geometry)
+        assert ((got - want).abs() <= 1.01 * allowed + 1e-6 * want.abs().max()).all()
+        assert (got - want).norm() < 1e-4 * want.norm()
+
+
+def test_zeros_give_the_bias_and_nan_stays_where_it_is() -> None:
+    x, weight, scale, bias, *geometry = operands((2, 8, 5, 9, 9, 3, 1, 1))
+    assert torch.equal(int8_conv2d(x * 0, weight, scale, bias, *geometry)[0, :, 4, 4], bias)
+    for value in (float("nan"), float("inf")):
+        x[1, 3, 4, 4] = value
+        got = int8_conv2d(x, weight, scale, bias, *geometry)
+        assert not got[1, 0, 3:6, 3:6].isfinite().any()
+        assert got[0].isfinite().all()
+
+
+def test_a_changed_weight_is_noticed() -> None:
+    x, weight, *rest = operands((1, 8, 5, 9, 9, 3, 1, 1))
+    before = int8_conv2d(x, weight, *rest)
+    weight.neg_()
+    assert not torch.equal(int8_conv2d(x, weight, *rest), before)
+    assert torch.equal(int8_conv2d(x, weight, *rest), int8_conv2d(x, weight.clone(), *rest))

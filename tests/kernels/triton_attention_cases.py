@@ -1,0 +1,244 @@
+"""Cases for the Triton attention kernels: see `triton_cases.py`, whose way of running they share.
+
+Every output is compared with `reference_attention.py`, at lengths that fill no block, with one-outlier rows, constant
+keys, extreme scales, and memory that is NaN before it is written.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.triton_cases import DEVICE, INTERPRETED, has_descriptors, on_gpu, rand, seed  # noqa: F401
+from vggt_int8.kernels import reference_attention as definition
+from vggt_int8.kernels import triton_attention
+from vggt_int8.kernels.attention_variants import RULES, SMALL, Variant
+
+ROWS = 32 if INTERPRETED else 128
+VARIANTS = [
+    Variant(ROWS, 32, 4, 2),
+    Variant(ROWS, 64, 4, 2, magic=True),
+    Variant(ROWS, 32, 4, 2, frozen=True),
+    Variant(ROWS, 64, 4, 3, tma=True),
+    Variant(ROWS, 64, 4, 3, tma=True, frozen=True, magic=True),
+]
+if not INTERPRETED:  # which knows no assembly
+    VARIANTS += [
+        Variant(128, 64, 8, 3, polynomial=True),
+        Variant(128, 64, 8, 3, tma=True, frozen=True, polynomial=True),
+        Variant(128, 128, 8, 3, tma=True, frozen=True),
+        Variant(128, 64, 4, 3, tma=True),
+        Variant(128, 128, 8, 3, overlapped=True),
+        Variant(128, 64, 8, 4, overlapped=True, polynomial=True),
+        Variant(64, 128, 4, 2, overlapped=True),
+        *sorted({rule.variant for rule in RULES}, key=str),
+    ]
+SHAPES = [(1, 1, 2, 64), (2, 37, 2, 64), (1, 300, 1, 64), (1, 150, 1, 16), (1, 65, 1, 24), (1, 70, 1, 128)]
+SHAPES += [] if INTERPRETED else [(3, 1041, 16, 64), (1, 3 * 1374, 16, 64), (2, 128, 3, 32)]  # B, N, H, D
+DTYPES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]  # whose bits the interpreter multiplies
+OPERATORS = ["int8_attention", "float_attention"]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """New tensors hold NaN, or the largest integer, until they are written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def views(batch: int, tokens: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v as the network has them: views of one qkv tensor."""
+    return rand(batch, tokens, 3, heads, dim, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def needs(variant: Variant) -> None:
+    if variant.tma and not has_descriptors():
+        pytest.skip("tensor descriptors need compute capability 9.0")
+    if variant.overlapped and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the overlapped kernel is Hopper's")
+
+
+def want_of(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if name == "float_attention":
+        return definition.float_attention(q, k, v)
+    q_codes, q_scale, k_codes, k_scale = triton_attention.quantize_queries_and_keys(q, k)
+    real = (slice(None), slice(None), slice(q.shape[2]), slice(q.shape[3]))
+    return definition.attention_of_codes(q_codes[real], q_scale, k_codes[real], k_scale, v)
+
+
+def assert_same(name: str, variant: Variant, *qkv: Tensor) -> Tensor:
+    """Weights are rounded relative to another maximum, which costs less than the dtype does at the size of the values.
+
+    INT8 from the kernel's own codes on (see `test_codes`): one more or less moves sharp weights.
+    """
+    got = getattr(triton_attention, name)(*qkv, variant)
+    want = want_of(name, *qkv)
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    assert got.is_contiguous()
+    eps = max(torch.finfo(got.dtype).eps, 2e-6)
+    difference, largest = (got.float() - want.float()).abs(), qkv[2].float().abs().amax()
+    assert difference.max() <= 3 * eps * largest, difference.max()
+    assert difference.norm() <= 2 * eps * want.float().norm()
+    return got
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lengths_and_head_dims(name: str, variant: Variant, dtype: torch.dtype) -> None:
+    needs(variant)
+    for batch, tokens, heads, dim in SHAPES:
+        if dim <= 64 or variant.block_m * variant.block_n <= 64 * 64:
+            assert_same(name, variant, *views(batch, tokens, heads, dim, dtype))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_table_and_fp32(name: str) -> None:
+    for dtype, tokens in product((torch.float16, torch.float32), (37, 150)):
+        q, k, v = views(1, tokens, 2, 64, dtype)
+        if dtype == torch.float32 or not INTERPRETED:
+            assert_same(name, SMALL if dtype == torch.float32 else VARIANTS[0], q, k, v)
+        assert torch.equal(getattr(triton_attention, name)(q, k, v), getattr(triton_attention, name)(q, k, v))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_hard_rows(name: str, variant: Variant) -> None:
+    needs(variant)
+    q, k, v = (x.clone() for x in views(1, 150, 1, 64, torch.float16))
+    q[0, 0, 3, 7], k[0, 0, 140, 7], q[0, 0, 5] = 300, -40, 0  # one outlier each, a row of zeros
+    q[0, 0, 6], q[0, 0, 7] = q[0, 0, 6] * 1e-4, q[0, 0, 7] * 30
+    assert_same(name, variant, q, k, v)
+    constant = k[:, :, :1].expand_as(k).contiguous()
+    mean = v.float().mean(dim=2).half()[:, 0]
+    got = assert_same(name, variant, q, constant, v)
+    torch.testing.assert_close(got[0], mean.expand(150, -1), rtol=1e-2, atol=1e-3)
+    for scale in (1e-6, 100.0):
+        assert_same(name, variant, q * scale, k, v)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.frozen], ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("growth", [0.8, 0.99, 1.2, 8.0])  # of the scores over the estimate, in units of 2^16
+def test_scores_that_outgrow_the_estimate(name: str, variant: Variant, growth: float) -> None:
+    """One key behind the first block, before the last and not with its query is the largest by far."""
+    needs(variant)
+    tokens = 8 * variant.block_m
+    q, k, v = (x.clone() for x in views(1, tokens, 1, 64, torch.float16))
+    q, k = q * 0.05, k * 0.05
+    q[0, 0, :, 0], k[0, 0, :, 0] = 8, 0
+    k[0, 0, 5 * variant.block_m + 1, 0] = growth * 16 * np.log(2)
+    got = assert_same(name, variant, q, k, v)
+    share = 2 ** (16 * growth)
+    expected = share / (share + tokens) * v[0, 0, 5 * variant.block_m + 1].float()
+    assert (got[0, 0].float() - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_nan_and_inf_stay_in_their_sequence(name: str, variant: Variant) -> None:
+    needs(variant)
+    for value, which in product((float("nan"), float("inf")), range(3)):
+        qkv = [x.clone() for x in views(2, 70, 1, 64, torch.float16)]
+        qkv[which][0, 0, 66] = value
+        got = getattr(triton_attention, name)(*qkv, variant)
+        assert not got[0, 66].isfinite().all()
+        assert got[1].isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1000.0])
+def test_codes(scale: float) -> None:
+    for dim in (64, 24):
+        q, k, _ = (x * scale for x in views(2, 300, 2, dim, torch.float16))
+        q[0, 0, 3, 7], k[1, 1, 290, 5], q[0, 1, 5] = 30 * scale, -9 * scale, 0
+        got = triton_attention.quantize_queries_and_keys(q, k)
+        want = definition.quantize_queries_and_keys(q, k)
+        for i in (1, 3):
+            torch.testing.assert_close(got[i], want[i], rtol=1e-5, atol=0)
+        for i in (0, 2):
+            assert not got[i][:, :, 300:].any(), "zeros past the end"
+            assert not got[i][..., dim:].any(), "zeros past the head dim"
+            off = (got[i][:, :, :300, :dim].int() - want[i].int()).abs()
+            assert off.max() <= 1
+            assert off.float().mean() < 1e-3
+
+
+def test_tensors_that_are_no_views_of_one() -> None:
+    q, k, v = views(1, 40, 2, 64, torch.float16)
+    want = triton_attention.float_attention(q, k, v, VARIANTS[0])
+    for parts in ((q.contiguous(), k, v), (q, k, v.contiguous()), (q, k, v.transpose(2, 3).contiguous().mT)):
+        assert torch.equal(triton_attention.float_attention(*parts, VARIANTS[0]), want)
+    assert triton_attention.int8_attention(*(x[:, :, :0] for x in (q, k, v))).shape == (1, 0, 128)
+
+
+def test_the_polynomial() -> None:
+    """The assembly, executed here instruction by instruction in fp32, against exact powers of two."""
+    code = triton_attention.EXP2_OF_FOUR.value
+    x = np.concatenate([np.linspace(-130, 20, 100_001), [-1e30, -np.inf, 0, 1, 127, 128, 200, 1e30, np.inf]])
+    x = x.astype(np.float32)
+    values: dict[str, np.ndarray] = {f"${i}": x for i in range(4, 8)}
+
+    def value(name: str) -> np.ndarray:
+        if name.startswith("0f"):
+            return np.full_like(x, np.uint32(int(name[2:], 16)).view(np.float32))
+        return np.full(x.shape, int(name), np.uint32) if name.isdigit() else values[name]
+
+    operations = {
+        "ex2.approx.ftz.f32": np.exp2, "max.NaN.f32": np.maximum, "min.NaN.f32": np.minimum, "mov.b32": lambda a: a,
+        "add.rn.f32": np.add, "sub.rn.f32": np.subtract,
+        "fma.rn.f32": lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
+        "shl.b32": lambda a, n: a.view(np.uint32) << n, "add.s32": lambda a, b: a.view(np.uint32) + b.view(np.uint32),
+    }  # fmt: skip
+    with np.errstate(over="ignore", under="ignore"):
+        for line in re.findall(r"^\s*(\w+\.[\w.]+ [^;{}]+);", code, re.MULTILINE):
+            operation, result, *operands = line.replace(",", " ").split()
+            if operation in operations:
+                values[result] = operations[operation](*map(value, operands))
+        want = np.exp2(np.maximum(x.astype(np.float64), -126))
+    got = values["$3"].view(np.float32).astype(np.float64)
+    normal = (x > -125.5) & (x < 128)
+    assert np.abs(got / want - 1)[normal].max() < 1.1e-4
+    assert (got[x >= 128] == np.inf).all()
+    assert (np.abs(got[x <= -125.5]) < 2e-38).all()
+    assert (values["$0"] == np.exp2(x)).all()
+
+
+@on_gpu
+@pytest.mark.parametrize("name", OPERATORS)
+def test_more_than_2_to_the_31_elements(name: str) -> None:
+    """Queries, keys and values of the last head of the last sequence lie behind 2^31 elements."""
+    torch.use_deterministic_algorithms(False)  # it would fill the tensor twice
+    batch, tokens, heads = 700, 1041, 16
+    qkv = torch.empty(batch, tokens, 3, heads, 64, device=DEVICE, dtype=torch.float16).normal_()
+    assert qkv.numel() > 2**31
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    got = getattr(triton_attention, name)(q, k, v)
+    want = getattr(definition, name)(q[-1:, -1:], k[-1:, -1:], v[-1:, -1:])
+    assert (got[-1, :, -64:] - want[0]).abs().max() < 5e-3
+
+
+@on_gpu
+def test_operators_under_compile_and_in_a_graph() -> None:
+    from torch.library import opcheck
+
+    from vggt_int8.kernels import ops
+
+    torch.use_deterministic_algorithms(False)
+    qkv = views(2, 1041, 16, 64, torch.float16)
+    for name in OPERATORS:
+        operator = getattr(ops, name)
+        opcheck(operator, qkv)
+        want = operator(*qkv)
+        assert torch.equal(torch.compile(operator, fullgraph=True)(*qkv), want)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = operator(*qkv)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, want)

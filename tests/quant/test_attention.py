@@ -1,0 +1,179 @@
+"""INT8 attention as a recipe's choice: what it reaches, that it is active, under every backend, saved and reported."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vggt_int8 import BackendError, Recipe, RecipeError, VGGTInt8, load_recipe, quantize
+from vggt_int8.kernels import cpu
+from vggt_int8.model.attention import SoftmaxAttention
+from vggt_int8.quant import Int8Attention, attention
+from vggt_int8.runtime import Runtime
+
+MAPS = ("pose_enc", "depth", "world_points", "depth_conf", "world_points_conf")
+Make = Callable[[], VGGTInt8]
+
+
+def recipe(name: str = "int8_dynamic", **options: object) -> Recipe:
+    return replace(load_recipe(name), attention="int8", **options)
+
+
+def int8_names(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, Int8Attention)}
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got - want).detach().norm() / want.detach().norm())
+
+
+def test_by_default_nothing_changes(make_tiny: Make) -> None:
+    for name in ("fp16", "int8_dynamic"):
+        model = quantize(make_tiny(), name)
+        assert not int8_names(model)
+        assert not any("attn.core" in row.name for row in model.quantization_report())
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8_weight_only", "int8_dynamic", "llm_int8"])
+def test_the_aggregator_computes_in_int8(make_tiny: Make, tiny_images: Tensor, name: str) -> None:
+    backend = "reference" if name == "llm_int8" else "auto"
+    exact = make_tiny()(tiny_images)
+    plain = quantize(make_tiny(), name, backend)(tiny_images)
+    model = quantize(make_tiny(), recipe(name), backend)
+    attentions = [n for n, module in model.named_modules() if isinstance(module, SoftmaxAttention)]
+    assert int8_names(model) == {n for n in attentions if n.startswith("aggregator.")}
+    assert len(int8_names(model)) == model.config.encoder_depth + 2 * model.config.depth
+    assert any(n.startswith("camera_head.") for n in attentions)
+    got = model(tiny_images)
+    for key in MAPS:
+        active, error = relative(got[key], plain[key]), relative(got[key], exact[key])
+        assert 1e-5 < active < 0.05, (key, active)
+        assert error < relative(plain[key], exact[key]) + 0.03, (key, error)
+        largest = (got[key] - plain[key]).abs().max() / plain[key].abs().max()
+        assert largest < 0.1, (key, largest)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference", "torchao", "bitsandbytes"])
+def test_every_backend_computes_the_same(
+    make_tiny: Make, tiny_images: Tensor, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend in ("torchao", "bitsandbytes") and not cpu.int_mm_is_exact():
+        pytest.skip("this CPU's integer product saturates")
+    calls = []
+    operator = attention.ops.int8_attention
+    monkeypatch.setattr(attention.ops, "int8_attention", lambda *qkv: calls.append(1) or operator(*qkv))
+    model = quantize(make_tiny(), recipe(), backend)
+    want = quantize(make_tiny(), recipe(), "reference")(tiny_images)
+    assert not calls, "reference runs the definition itself"
+    got = model(tiny_images)
+    assert len(calls) == (0 if backend == "reference" else len(int8_names(model)))
+    assert all(relative(got[key], want[key]) < 0.01 for key in MAPS)
+
+
+def test_the_fused_network_computes_it_too(make_tiny: Make, tiny_images: Tensor) -> None:
+    for name, limit in (("int8_weight_only", 5e-4), ("int8_dynamic", 3e-3)):
+        model = quantize(make_tiny(), recipe(name), "reference")
+        plain = quantize(make_tiny(), name, "reference")
+        want, got, other = model(tiny_images), Runtime(model)(tiny_images), Runtime(plain)(tiny_images)
+        for key in MAPS:
+            assert relative(got[key], want[key]) < limit, (name, key)
+        assert relative(got["depth"], other["depth"]) > 1e-5
+
+
+def test_the_report(make_tiny: Make) -> None:
+    model = quantize(make_tiny(), recipe())
+    rows = {row.name: row for row in model.quantization_report()}
+    row = rows["aggregator.global_blocks.0.attn.core"]
+    assert (row.type, row.scheme, row.backend, row.bytes) == ("Int8Attention", "INT8 QK", "portable", 0)
+    assert (row.kernel, row.reason) == ("int8 scores in fp32, exact", "runs under every backend")
+    row = rows["camera_head.trunk.0.attn.core"]
+    assert (row.type, row.scheme, row.backend) == ("SoftmaxAttention", "float", "pytorch")
+    assert row.reason == "not among attention_layers"
+    assert "INT8 QK" in str(model.quantization_report())
+    model.set_backend("reference")
+    row = {row.name: row for row in model.quantization_report()}["aggregator.global_blocks.0.attn.core"]
+    assert (row.backend, row.reason) == ("reference", "requested")
+
+
+def test_saved_and_loaded(make_tiny: Make, tiny_checkpoint: Path, tiny_images: Tensor, tmp_path: Path) -> None:
+    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe())
+    model.save_pretrained(tmp_path / "int8")
+    stored = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]["recipe"]
+    assert (stored["attention"], stored["attention_layers"]) == ("int8", [r"aggregator\..*"])
+    again = VGGTInt8.from_pretrained(tmp_path / "int8")
+    assert int8_names(again) == int8_names(model) == int8_names(quantize(make_tiny(), recipe()))
+    want, got = model(tiny_images), again(tiny_images)
+    assert all(torch.equal(got[key], want[key]) for key in MAPS)
+    assert all("core" not in name for name in again.state_dict())
+
+
+def test_what_exclude_and_attention_layers_choose(make_tiny: Make) -> None:
+    model = quantize(make_tiny(), recipe(attention_layers=(r".*\.global_blocks\..*", r"camera_head\..*")))
+    assert {name.split(".")[-4] for name in int8_names(model)} == {"global_blocks", "trunk"}
+    model = quantize(make_tiny(), recipe(exclude=(r"aggregator\.frame_blocks\..*\.core",)))
+    assert {name.split(".")[-4] for name in int8_names(model)} == {"global_blocks", "blocks"}
+    assert model.quantization_plan["aggregator.frame_blocks.0.attn.core"].reason == "excluded"
+    for options, message in (
+        (
+            {"attention_layers": (r"agregator\..*",)},
+            r"attention_layers 'agregator.*' matches no attention .*'aggregator",
+        ),
+        ({"exclude": (r".*\.core",)}, "exclude leaves no attention to it"),
+    ):
+        model = make_tiny()
+        with pytest.raises(RecipeError, match=message):
+            quantize(model, recipe(**options))
+        assert not int8_names(model)
+
+
+def test_a_model_without_attention_that_can_be_replaced() -> None:
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+    model = Foreign()
+    with pytest.raises(RecipeError, match=r"no attention of this Foreign can be replaced: .*VGGTInt8\.from"):
+        quantize(model, Recipe(attention="int8"))
+    assert isinstance(model.qkv, nn.Linear)
+
+
+def test_twice(make_tiny: Make) -> None:
+    model = quantize(make_tiny(), recipe("fp16"))
+    with pytest.raises(RecipeError, match="quantized already"):
+        quantize(model, recipe("fp16"))
+
+
+def test_a_gpu_that_cannot_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention.check_attention_backend("auto", "cpu")
+    native = attention.get_backend("native")
+    monkeypatch.setattr(type(native), "unsupported", lambda *_: "this GPU has compute capability 7.5")
+    attention.check_attention_backend("reference", "cuda")
+    with pytest.raises(BackendError, match=r"cannot run on cuda: .* 7\.5\. Choose backend='reference', or .*'float'"):
+        attention.check_attention_backend("torchao", "cuda")
+
+
+def test_gradients_are_those_of_float_attention() -> None:
+    results = []
+    for module in (SoftmaxAttention(), Int8Attention(), Int8Attention("reference")):
+        generator = torch.Generator().manual_seed(0)
+        qkv = [torch.randn(1, 2, 9, 16, generator=generator, requires_grad=True) for _ in range(3)]
+        y = module(*qkv)
+        y.square().sum().backward()
+        results.append((y.detach(), [x.grad for x in qkv]))
+    plain, int8, reference = results
+    assert torch.equal(int8[0], reference[0])
+    assert 1e-4 < relative(int8[0], plain[0]) < 0.03
+    for got, want in zip(int8[1], plain[1], strict=True):
+        assert relative(got, want) < 0.1
+
+
+def test_mixed_dtypes_under_autocast() -> None:
+    qkv = torch.randn(3, 1, 2, 9, 16, generator=torch.Generator().manual_seed(0))
+    got = Int8Attention()(qkv[0], qkv[1], qkv[2].bfloat16())
+    assert got.dtype == torch.bfloat16
+    assert relative(got.float(), SoftmaxAttention()(*qkv)) < 0.03

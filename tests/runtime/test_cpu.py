@@ -1,0 +1,60 @@
+"""The fused network on a CPU, as a user gets it: by itself, on the native backend, against the reference backend."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.runtime.conftest import Make, relative
+from vggt_int8.kernels import cpu_conv
+from vggt_int8.runtime import Runtime, convolution
+
+OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
+
+
+@pytest.fixture
+def float_convolutions() -> None:
+    """In place of the one for the folder: here convolutions run as this CPU runs them."""
+
+
+def images_of(frames: int, height: int, width: int) -> Tensor:
+    return torch.rand(frames, 3, height, width, generator=torch.Generator().manual_seed(frames))
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 42, 56), (1, 14, 14), (5, 56, 42), (8, 28, 28)])
+@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_weight_only"])
+def test_native_is_the_reference(make_quantized: Make, recipe: str, frames: int, height: int, width: int) -> None:
+    images = images_of(frames, height, width)
+    reference, native = make_quantized(recipe), make_quantized(recipe)
+    native.set_backend("native")
+    want, got = reference(images), native(images)
+    assert (reference.runtime_report().mode, native.runtime_report().mode) == ("plain", "fused")
+    # Where activations are quantized, a code on a boundary may round the other way.
+    limit = 3e-3 if recipe == "int8_dynamic" else 1e-4
+    for name in OUTPUTS:
+        assert relative(got[name], want[name]) < limit, name
+        assert (got[name] - want[name]).abs().max() < 2 * limit * want[name].abs().max(), name
+
+
+def test_convolutions_run_in_integers(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not cpu_conv.int8_conv_is_exact():
+        pytest.skip("this CPU or this build of PyTorch has no exact integer convolution")
+    model, images = make_quantized("int8_weight_only"), images_of(2, 42, 56)
+    got = Runtime(model)(images, heads=("depth",)).depth
+    monkeypatch.setattr(convolution, "int8_conv_is_exact", lambda: False)
+    floats = Runtime(model)(images, heads=("depth",)).depth
+    assert 1e-7 < relative(got, floats) < 1e-4
+    half = make_quantized("int8_weight_only", torch.bfloat16)
+    monkeypatch.setattr(convolution, "int8_conv_is_exact", lambda: True)
+    monkeypatch.setattr(convolution, "int8_conv2d", None)  # which is for fp32 alone
+    assert Runtime(half)(images, heads=("depth",)).depth.isfinite().all()
+
+
+def test_training_and_other_backends_keep_the_networks_own_modules(make_quantized: Make) -> None:
+    model, images = make_quantized("int8_dynamic"), images_of(1, 14, 14)
+    model(images)
+    assert model.runtime_report().reason == "the INT8 layers do not run on the native backend"
+    model.set_backend("native")
+    images.requires_grad_()
+    model(images).depth.sum().backward()
+    assert "gradients" in model.runtime_report().reason
+    assert images.grad is not None

@@ -1,0 +1,63 @@
+"""Charts: points where they belong, round ticks, names with one colour each, whole files only."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from vggt_int8.chart import Axis, Panel, write_svg
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(tmp_path: Path, *panels: Panel, columns: int = 1) -> ET.Element:
+    write_svg(tmp_path / "chart.svg", panels, columns=columns)
+    assert [path.name for path in tmp_path.iterdir()] == ["chart.svg"]
+    return ET.parse(tmp_path / "chart.svg").getroot()
+
+
+def points_of(root: ET.Element) -> list[list[tuple[float, float]]]:
+    lines = [line.attrib["points"].split() for line in root.iter(f"{SVG}polyline")]
+    return [[tuple(map(float, point.split(","))) for point in line] for line in lines]
+
+
+def test_logarithmic_axes_space_powers_evenly(tmp_path: Path) -> None:
+    axis = Axis(log=True)
+    root = drawn(tmp_path, Panel("", {"a": [(1, 1), (10, 10), (100, 100)]}, axis, axis))
+    ((x0, y0), (x1, y1), (x2, y2)) = points_of(root)[0]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert y0 > y2  # up is down in SVG
+
+
+def test_linear_axes_space_steps_evenly(tmp_path: Path) -> None:
+    ((x0, y0), (x1, y1), (x2, y2)) = points_of(drawn(tmp_path, Panel("", {"a": [(0, 5), (1, 6), (2, 7)]})))[0]
+    assert (x1 - x0, y0 - y1) == pytest.approx((x2 - x1, y1 - y2), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("axis", "low", "high", "ticks"),
+    [
+        (Axis(), 0.0, 1.0, [0.0, 0.5, 1.0]),
+        (Axis(), -3.0, 37.0, [0, 10, 20, 30]),
+        (Axis(log=True), 7.0, 130.0, [10, 20, 50, 100]),
+        (Axis(ticks=(1, 4, 200)), 0.9, 100.0, [1, 4]),
+    ],
+)
+def test_ticks_are_round(axis: Axis, low: float, high: float, ticks: list[float]) -> None:
+    assert axis.ticks_within(low, high) == pytest.approx(ticks)
+
+
+def test_a_name_has_one_colour_and_is_written_once(tmp_path: Path) -> None:
+    lines = {"a < b": [(1.0, 2.0)], "c": [(1.0, 3.0)]}
+    root = drawn(tmp_path, Panel("left", lines), Panel("right", dict(reversed(lines.items()))), columns=2)
+    assert [text.text for text in root.iter(f"{SVG}text")].count("a < b") == 1
+    strokes = [line.attrib["stroke"] for line in root.iter(f"{SVG}polyline")]
+    assert strokes == [strokes[0], strokes[1], strokes[1], strokes[0]]
+    assert strokes[0] != strokes[1]
+
+
+def test_an_empty_panel_has_its_title_alone(tmp_path: Path) -> None:
+    root = drawn(tmp_path, Panel("nothing yet", {}), Panel("one", {"a": [(0, 0), (5, 0)]}))
+    assert "nothing yet" in [text.text for text in root.iter(f"{SVG}text")]
+    assert len(points_of(root)) == 1

@@ -1,0 +1,142 @@
+"""The static cost card: how many operations a forward takes, what this machine can do, and the time that follows.
+
+The ceilings are measured on the same device in the same run: a large product in floating point and in int8, the
+fastest attention on long sequences with VGGT's head dimension, and a copy. A row's floor is the sum of its parts at
+these rates; its share is floor / time. It is a bound for the large parts alone: element-wise passes and launches count
+as loss.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vggt_int8.bench.timing import time_calls
+from vggt_int8.kernels import cpu, ops
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.vggt import VGGT
+from vggt_int8.quant.backends import get_backend
+from vggt_int8.recipe import Scheme
+from vggt_int8.runtime.attention import TRITON, backends
+
+HEADS, HEAD_DIM = 16, 64
+DTYPES = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float32)}
+SECONDS = 0.2  # per ceiling
+# What the ceilings are measured on: side of the products, length of the attention, bytes of the copy.
+LOADS = {"cuda": (8192, 16384, 1 << 30), "cpu": (1024, 1024, 1 << 26)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations (or integer ones: a multiplication and an addition are two) of one forward pass."""
+
+    linears: float
+    attention: float
+    convolutions: float
+
+    @property
+    def total(self) -> float:
+        return self.linears + self.attention + self.convolutions
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured rates: TFLOP/s of products and attention in `dtype`, TOPS of int8 products, GB/s read plus written."""
+
+    dtype: str
+    product: float
+    int8: float
+    attention: float
+    copy: float
+
+    def floor_ms(self, work: Work, weight_bytes: int, int8: bool) -> float:
+        """The shortest time for `work`: each part at its ceiling, or every weight read once if that takes longer."""
+        linears = work.linears / (self.int8 if int8 else self.product)
+        arithmetic = linears + work.attention / self.attention + work.convolutions / self.product
+        return max(arithmetic / 1e9, weight_bytes / self.copy / 1e6)
+
+
+class WorkCounter:
+    """Counts on the meta device, without weights. All counts are polynomials of degree 2 in the number of frames."""
+
+    def __init__(self, config: VGGTConfig, size: tuple[int, int]) -> None:
+        with torch.device("meta"):
+            model = VGGT(config).eval().requires_grad_(False)
+        self._known = [_count(model, frames, size) for frames in (1, 2, 3)]
+
+    def __call__(self, frames: int) -> Work:
+        s = frames - 1
+        parts = zip(*([w.linears, w.attention, w.convolutions] for w in self._known), strict=True)
+        return Work(*(a + s * (b - a) + s * (s - 1) / 2 * (c - 2 * b + a) for a, b, c in parts))
+
+
+@torch.no_grad()
+def _count(model: VGGT, frames: int, size: tuple[int, int]) -> Work:
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(frames, 3, *size, device="meta"))
+    counts = {str(op).removeprefix("aten."): n for op, n in counter.get_flop_counts()["Global"].items()}
+    linears = counts.pop("addmm", 0) + counts.pop("mm", 0)
+    convolutions = counts.pop("convolution", 0)
+    attention = sum(counts.pop(op) for op in [*counts] if op == "bmm" or op.startswith("_scaled_dot_product"))
+    if counts:
+        raise RuntimeError(f"this version of PyTorch counts operations that have no place here: {counts}")
+    return Work(linears, attention, convolutions)
+
+
+def measure_ceilings(device: torch.device) -> Ceilings:
+    """Floating point in bf16 on CUDA, on a CPU in bf16 or fp32, whichever multiplies faster there."""
+    side, length, copied = LOADS[device.type]
+    products = {dtype: _product_rate(device, dtype, side) for dtype in DTYPES[device.type]}
+    dtype = max(products, key=lambda dtype: products[dtype])
+    codes = torch.randint(-127, 128, (side, side), device=device, dtype=torch.int8)
+    q = torch.randn(1, HEADS, length, HEAD_DIM, device=device, dtype=dtype)
+    source = torch.empty(copied, device=device, dtype=torch.uint8)
+
+    def attention(q: Tensor) -> Tensor:
+        with fastest_attention(device):
+            return F.scaled_dot_product_attention(q, q, q)
+
+    return Ceilings(
+        dtype=str(dtype).removeprefix("torch."),
+        product=products[dtype] / 1e12,
+        int8=max(_rate(2 * side**3, call, codes) for call in _int8_products(codes)) / 1e12,
+        attention=_rate(4 * HEADS * HEAD_DIM * length**2, attention, q) / 1e12,
+        copy=_rate(2 * source.numel(), torch.clone, source) / 1e9,
+    )
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    return _rate(2 * side**3, lambda x: x @ a, a)
+
+
+def _int8_products(codes: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """PyTorch's products, which on a CPU with VNNI are faster for unsigned bytes, and on CUDA ours with its scales."""
+    yield lambda x: torch._int_mm(x, codes.t())
+    if codes.is_cuda and get_backend("native").unsupported(Scheme(), "cuda") is None:
+        scale = torch.ones(len(codes), 1, device=codes.device)
+        yield lambda x: ops.int8_gemm(x, scale, codes, scale, None, torch.float16)
+    if not codes.is_cuda and cpu.cpu_int8_kernel() == cpu.U8S8:
+        yield lambda x: torch._int_mm(x.view(torch.uint8), codes.t())
+
+
+def _rate(amount: float, call: Callable[[Tensor], object], x: Tensor) -> float:
+    call(x)
+    return amount / (time_calls(call, [x], SECONDS).ms * 1e-3)
+
+
+@contextmanager
+def fastest_attention(device: torch.device) -> Iterator[None]:
+    """PyTorch's attention kernels in the order that is fastest on long sequences on this GPU: cuDNN's on Hopper."""
+    if device.type != "cuda":
+        yield
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    order = [kernel for kernel in backends(10 * major + minor, 4096, 0) if kernel != TRITON]
+    with sdpa_kernel([*order, SDPBackend.MATH], set_priority=True):
+        yield

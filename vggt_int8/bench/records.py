@@ -1,0 +1,106 @@
+"""Results as JSON lines: one line per row, appended as soon as it is measured, complete by itself.
+
+A row says what ran (`variant`, `frames`, `size`, `model`), where (`machine`, `versions`), when and how (`date`, `run`,
+`command`), and how it went: `status` is "ok", "wrong" (outputs too far from the expected ones: no time) or "failed"
+(`reason` says why). `FIELDS` is the whole schema.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+FORMAT = 1
+Row = dict[str, Any]
+NUMBER = (int, float)
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    "format": (int,),
+    "variant": (str,),
+    "title": (str,),
+    "frames": (int,),
+    "size": (list,),  # pixels: height, width
+    "model": (str,),
+    "memory_gb": (*NUMBER, NoneType),  # what the process was allowed to take, 1e9 bytes; None: all
+    "status": (str,),
+    "reason": (str,),
+    "compared_with": (str,),  # "fp32"; "fp16" where fp32 takes too long; "" if nothing was at hand
+    "errors": (dict,),  # {output: {"relative": error norm / norm, "max_abs": largest absolute error}}
+    "ms": (*NUMBER, NoneType),  # median
+    "ms_low": (*NUMBER, NoneType),  # 20th percentile
+    "ms_high": (*NUMBER, NoneType),  # 80th percentile
+    "runs": (int,),
+    "first_s": (*NUMBER, NoneType),  # the first call at this size, compilation included
+    "peak_gib": (*NUMBER, NoneType),  # of warm calls, weights and images included; None on a CPU
+    "reserved_gib": (*NUMBER, NoneType),  # the same as PyTorch holds it, caches and CUDA graphs included
+    "weights_gib": (*NUMBER, NoneType),
+    "tflop": (*NUMBER, NoneType),
+    "floor_ms": (*NUMBER, NoneType),  # see `cost.Ceilings.floor_ms`
+    "share": (*NUMBER, NoneType),  # floor_ms / ms
+    "ceilings": (dict,),
+    "mode": (str,),
+    "machine": (dict,),
+    "versions": (dict,),
+    "date": (str,),
+    "run": (str,),  # when the run started that this row belongs to
+    "command": (str,),
+}
+STATUS = ("ok", "wrong", "failed")
+IDENTITY = ("variant", "frames", "size", "model", "memory_gb")  # what makes two rows the same measurement
+
+
+def check_row(row: Row) -> None:
+    """Raise ValueError, naming the field, unless the row has exactly the fields of the schema."""
+    if row.get("format") != FORMAT:
+        raise ValueError(f"format is {row.get('format')!r}, this version reads {FORMAT}: measure again")
+    if row.keys() != FIELDS.keys():
+        raise ValueError(f"fields missing: {sorted(FIELDS - row.keys())}, unknown: {sorted(row.keys() - FIELDS)}")
+    for name, types in FIELDS.items():
+        if not isinstance(row[name], types) or isinstance(row[name], bool):
+            raise ValueError(f"{name} is {row[name]!r}")
+    if row["status"] not in STATUS:
+        raise ValueError(f"status is {row['status']!r}, not one of {', '.join(STATUS)}")
+    if (row["status"] == "ok") != (row["ms"] is not None):
+        raise ValueError(f"a row with status {row['status']!r} has the time {row['ms']!r}")
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add one line to a file, which is made if need be."""
+    row = _finite(row)
+    check_row(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_rows(paths: Iterable[Path]) -> list[Row]:
+    """All rows of the files, in order. Raises ValueError naming the file and the line."""
+    rows = []
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                check_row(row if isinstance(row, dict) else {})
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}, is no row of a benchmark: {error}") from error
+            rows.append(row)
+    return rows
+
+
+def identity(row: Row) -> tuple[Any, ...]:
+    return (*(str(row[name]) for name in IDENTITY), device_name(row))
+
+
+def device_name(row: Row) -> str:
+    """The GPU, or the CPU where that ran it."""
+    gpu = row["machine"]["gpu"]
+    return str(gpu["name"] if gpu else row["machine"]["cpu"])
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON lacks, become None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

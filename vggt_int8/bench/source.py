@@ -1,0 +1,139 @@
+"""The network that is measured: its sizes, one set of weights that all variants start from, and the images.
+
+Time does not depend on the values of weights, so random ones of VGGT-1B's shapes serve where no checkpoint is at hand.
+They are drawn so that errors show: every branch contributes, and depth and points vary over the image instead of being
+nearly constant, as an untrained head's are.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.vggt import VGGT
+from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.scenes import render_scenes, scene_seeds
+
+RANDOM = "random:"
+SIZES: dict[str, dict[str, Any]] = {
+    "vggt-1b": {},
+    "small": {
+        "img_size": 112,
+        "embed_dim": 192,
+        "encoder_depth": 4,
+        "encoder_num_heads": 3,
+        "depth": 4,
+        "num_heads": 3,
+        "camera_depth": 2,
+        "camera_num_heads": 6,
+        "dpt_features": 64,
+        "dpt_out_channels": [48, 96, 192, 192],
+        "dpt_layers": [0, 1, 2, 3],
+    },
+}
+LOGIT_SPREAD = 0.5  # standard deviation of what goes into the exponentials of depth, points and confidences
+FIELD_OF_VIEW = 1.0  # radians, about 60 degrees
+
+
+@dataclass(frozen=True)
+class Source:
+    """weights: fp32 by name, on the host (pinned if a GPU will read them). No track head: nothing here tracks."""
+
+    name: str
+    config: VGGTConfig
+    weights: dict[str, Tensor]
+
+    @property
+    def is_random(self) -> bool:
+        return self.name.startswith(RANDOM)
+
+    def images(self, frames: int, size: tuple[int, int], device: torch.device) -> Tensor:
+        """[S, 3, H, W]: noise for random weights, a rendered scene for trained ones. The same on each call."""
+        if not self.is_random:
+            return render_scenes(scene_seeds("demo", [0]), frames, size, device=device, supersample=1).images[0]
+        return torch.rand(frames, 3, *size, generator=torch.Generator().manual_seed(frames)).to(device)
+
+
+def describe_source(name: str) -> str:
+    """What a source's name means, for the captions of tables."""
+    size = name.removeprefix(RANDOM)
+    if size == name:
+        return name
+    return f"random weights of {'VGGT-1B' if size == 'vggt-1b' else size}'s shapes"
+
+
+def default_source(device: torch.device) -> str:
+    """What is measured where nothing is asked for: a CPU would take minutes for VGGT-1B."""
+    return RANDOM + ("vggt-1b" if device.type == "cuda" else "small")
+
+
+def load_source(name: str, device: torch.device) -> Source:
+    """`random:vggt-1b`, `random:small`, `random:<config.json>`, or a floating-point checkpoint: a folder or Hub id.
+
+    Raises ValueError for an unknown size or a quantized checkpoint; `CheckpointError` as `from_pretrained`.
+    """
+    if name.startswith(RANDOM):
+        config = VGGTConfig(**_sizes(name.removeprefix(RANDOM)) | {"enable_track": False})
+        weights = draw_weights(config, device)
+    else:
+        model = VGGTInt8.from_pretrained(name, dtype=torch.float32, enable_track=False)
+        quantization = getattr(model.config, "quantization_config", None)
+        if quantization is not None:
+            raise ValueError(
+                f"{name} is quantized already (recipe {quantization.recipe['name']}): pass the floating-point "
+                "checkpoint, from which every variant is made"
+            )
+        config, weights = model.config, model.state_dict()
+    pinned = {key: tensor.pin_memory() if device.type == "cuda" else tensor for key, tensor in weights.items()}
+    return Source(name, config, pinned)
+
+
+def _sizes(name: str) -> dict[str, Any]:
+    if name in SIZES:
+        return SIZES[name]
+    if name.endswith(".json"):
+        sizes: dict[str, Any] = json.loads(Path(name).read_text(encoding="utf-8"))
+        return sizes
+    choices = ", ".join(RANDOM + size for size in SIZES)
+    raise ValueError(f"there are no random weights {RANDOM + name!r}: choose {choices} or {RANDOM}<config.json>")
+
+
+@torch.no_grad()
+def draw_weights(config: VGGTConfig, device: torch.device) -> dict[str, Tensor]:
+    """Random fp32 weights on the host; the same on each call on one kind of device."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(0)
+        model = VGGT(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                nn.init.uniform_(parameter, 0.05, 0.2)
+            elif name.endswith(("_token", "_tokens")):
+                nn.init.normal_(parameter, std=0.3)
+        images = torch.rand(2, 3, 5 * config.patch_size, 6 * config.patch_size)
+    if model.camera_head is not None:
+        model.camera_head.pose_branch.fc2.bias[7:] = FIELD_OF_VIEW
+    for head in (model.depth_head, model.point_head):
+        if head is not None:
+            _spread_logits(model, head.scratch.output_conv2, images)
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+
+
+def _spread_logits(model: VGGT, output: nn.Module, images: Tensor) -> None:
+    """Scale and shift the last convolution so that its outputs have mean 0 and the spread wanted, per channel."""
+    assert isinstance(output, nn.Sequential)
+    last = output[-1]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    seen: list[Tensor] = []
+    hook = last.register_forward_hook(lambda *call: seen.append(call[2]))
+    model(images)
+    hook.remove()
+    logits = torch.cat(seen).transpose(0, 1).flatten(1)
+    factor = LOGIT_SPREAD / logits.std(dim=1)
+    last.weight *= factor[:, None, None, None]
+    last.bias.copy_((last.bias - logits.mean(dim=1)) * factor)

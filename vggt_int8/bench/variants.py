@@ -1,0 +1,113 @@
+"""The ways to run VGGT that are compared, by name.
+
+A name is one of `BASELINES`, or `<recipe>:<backend>` for any recipe and any backend of this package:
+`int8_dynamic:native`, `my.toml:reference`. A variant builds a `Network` from a `Source`, always from the same weights.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from vggt_int8.bench import baselines
+from vggt_int8.bench.baselines import Build, Network, fill
+from vggt_int8.bench.source import Source
+from vggt_int8.pretrained import VGGTInt8, quantize
+from vggt_int8.quant.backends import BACKENDS, BackendError
+from vggt_int8.recipe import available_recipes, load_recipe
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the network.
+
+    title: for tables. up_to: the most frames of the default sweep; slow ways are left out where a call takes seconds
+    (naming a variant lifts this). compiles: whether the first call may take minutes and has a time limit.
+    """
+
+    name: str
+    title: str
+    build: Build
+    up_to: int
+    int8: bool = False  # whether its linears multiply int8 by int8
+    compiles: bool = False
+
+
+BASELINES = {
+    variant.name: variant
+    for variant in (
+        Variant("reference", "reference repository, bf16 autocast", baselines.reference, 200),
+        Variant("fp32", "fp32", baselines.fp32, 10),
+        Variant("bf16-autocast", "bf16 autocast over fp32 weights", baselines.bf16_autocast, 100),
+        Variant("bf16", "bf16 weights", baselines.bf16, 10),
+        Variant("fp16", "fp16 weights", baselines.fp16, 10),
+        Variant("bf16-compiled-blocks", "bf16, blocks compiled", baselines.bf16_compiled_blocks, 32, compiles=True),
+        Variant("bf16-compiled", "bf16, blocks and heads compiled", baselines.bf16_compiled, 200, compiles=True),
+        Variant("bf16-compiled-graph", "the same in a CUDA graph", baselines.bf16_compiled_graph, 32, compiles=True),
+        Variant("torchao", "torchao W8A8, eager", baselines.torchao, 10, int8=True),
+        Variant("torchao-compiled", "torchao W8A8, compiled", baselines.torchao_compiled, 32, int8=True, compiles=True),
+    )
+}
+# The same limit for <recipe>:<backend>. Weights alone in INT8 gain where weights are the work: at few frames.
+NATIVE_UP_TO = {"fp16": 100, "int8_weight_only": 32}
+NATIVE, OTHERS = 200, 10
+
+# In the order of measuring: what takes longest to compile comes last.
+DEFAULTS = {
+    "cuda": (
+        *("int8_dynamic:native", "reference", "bf16-compiled", "bf16-compiled-graph", "bf16-autocast"),
+        *("fp16:native", "int8_weight_only:native", "fp32", "bf16", "int8_dynamic:bitsandbytes"),
+        *("llm_int8:bitsandbytes", "torchao", "torchao-compiled"),
+    ),
+    "cpu": ("fp32", "bf16-autocast", "int8_weight_only:native", "int8_dynamic:native"),
+}
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of that name. Raises ValueError, naming the choices, `RecipeError` or `BackendError`."""
+    if name in BASELINES:
+        return BASELINES[name]
+    recipe, colon, backend = name.rpartition(":")
+    if not colon:
+        raise ValueError(
+            f"there is no variant {name!r}: choose of {', '.join(BASELINES)}, or <recipe>:<backend> with one of the "
+            f"recipes {', '.join(available_recipes())} (or a .toml file) and of the backends {', '.join(BACKENDS)}"
+        )
+    if backend not in BACKENDS:
+        raise BackendError(f"variant {name!r} names no backend: choose one of {', '.join(BACKENDS)}")
+    loaded = load_recipe(recipe)
+    up_to = NATIVE_UP_TO.get(recipe, NATIVE) if backend == "native" else OTHERS
+    int8 = loaded.weights == "int8" and loaded.activations != "none"
+    return Variant(name, f"{recipe}, {backend}", _quantized(recipe, backend), up_to, int8)
+
+
+def find_variants(names: Iterable[str]) -> list[Variant]:
+    """`find_variant` of each, once each, in order."""
+    return [find_variant(name) for name in dict.fromkeys(names)]
+
+
+def _quantized(recipe: str, backend: str) -> Build:
+    """Our INT8, as `from_pretrained` leaves it: fp16 on CUDA, fp32 on a CPU, fused where the native backend runs."""
+
+    def build(source: Source, device: torch.device) -> Network:
+        on_cuda = device.type == "cuda"
+        model = fill(VGGTInt8, source, device, torch.float16 if on_cuda else torch.float32)
+        loaded = load_recipe(recipe)
+        has_int8 = "int8" in (loaded.weights, loaded.attention)
+        if not has_int8 and backend != "native":
+            raise BackendError(f"recipe {recipe!r} quantizes nothing, so there is nothing for {backend!r} to run")
+        if not has_int8 and not on_cuda:
+            raise BackendError(f"recipe {recipe!r} on a CPU is the plain network in fp32: see variant fp32")
+        quantize(model, recipe, backend if has_int8 else "auto")
+        if backend == "native":
+            model.set_runtime("on")
+        return Network(
+            model, lambda images: model(images, check_finite=False), lambda: _mode(model), model.runtime.reset
+        )
+
+    return build
+
+
+def _mode(model: VGGTInt8) -> str:
+    report = model.runtime_report()
+    return report.mode + (f" ({report.reason})" if report.reason else "")

@@ -1,0 +1,166 @@
+"""Line charts as SVG text, without a plotting library: panels of lines over linear or logarithmic axes.
+
+```python
+panel = Panel("time", {"fp32": [(1, 50.0), (10, 450.0)]}, x=Axis("frames", log=True), y=Axis("ms", log=True))
+write_svg(Path("time.svg"), [panel], columns=1)
+```
+"""
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")  # after Okabe and Ito
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 40, 46  # around the axes, pixels
+LEGEND_LINE = 18
+LETTER = 6.3  # pixels, about the mean width at this font size
+
+Point = tuple[float, float]
+Series = dict[str, list[Point]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """label: quantity and unit. ticks: where to write values; None: at round numbers."""
+
+    label: str = ""
+    log: bool = False
+    ticks: tuple[float, ...] | None = None
+
+    def position(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+    def ticks_within(self, low: float, high: float) -> list[float]:
+        if self.ticks is not None:
+            return [tick for tick in self.ticks if low <= tick <= high]
+        if not self.log:
+            step = _round_step((high - low) / 4)
+            return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        return [tick for decade in decades for m in (1, 2, 5) if low <= (tick := m * 10.0**decade) <= high]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart. series: points (x, y) by name, ascending in x; markers: a dot at each point."""
+
+    title: str
+    series: Series
+    x: Axis = Axis()
+    y: Axis = Axis()
+    markers: bool = False
+
+
+def write_svg(path: Path, panels: Sequence[Panel], *, columns: int, size: tuple[int, int] = (440, 270)) -> None:
+    """Panels of `size` (width, height) row by row in one file, which appears when it is complete.
+
+    A name has one colour in all panels. Names are written below the last row once if all panels have the same ones,
+    else below each panel.
+    """
+    names = list(dict.fromkeys(name for panel in panels for name in panel.series))
+    shared = all(set(panel.series) == set(names) for panel in panels)
+    colors = dict(zip(names, cycle(COLORS), strict=False))
+    width, rows = size[0] * columns, -(-len(panels) // columns)
+    legends = [_legend(names if shared else list(p.series), colors, width if shared else size[0]) for p in panels]
+    extra = max(height for _, height in legends)
+    row_height = size[1] + (0 if shared else extra)
+    parts = []
+    for index, panel in enumerate(panels):
+        left, top = index % columns * size[0], index // columns * row_height
+        parts.append(f'<g transform="translate({left},{top})">{_panel(panel, colors, size)}</g>')
+        if not shared:
+            parts.append(f'<g transform="translate({left},{top + size[1]})">{legends[index][0]}</g>')
+    height = rows * row_height + (extra if shared else 0)
+    if shared:
+        parts.append(f'<g transform="translate(0,{rows * row_height})">{legends[0][0]}</g>')
+    area = f'width="{width}" height="{height}"'
+    text = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {area} viewBox="0 0 {width} {height}" '
+        f'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="#333">\n<rect {area} fill="white"/>\n'
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text + "\n".join(parts) + "\n</svg>\n", encoding="utf-8")
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _panel(panel: Panel, colors: dict[str, str], size: tuple[int, int]) -> str:
+    (width, height), points = size, [point for line in panel.series.values() for point in line]
+    right, bottom = width - RIGHT, height - BOTTOM
+    title = f'<text x="{LEFT}" y="22" font-size="14" font-weight="bold">{escape(panel.title)}</text>'
+    if not points:
+        return title
+    (x_low, x_high), (y_low, y_high) = (
+        _limits(panel.x, [x for x, _ in points]),
+        _limits(panel.y, [y for _, y in points]),
+    )
+
+    def place(x: float, y: float) -> Point:
+        return (
+            LEFT + _share(panel.x, x, x_low, x_high) * (right - LEFT),
+            bottom - _share(panel.y, y, y_low, y_high) * (bottom - TOP),
+        )
+
+    parts = [title]
+    for tick in panel.y.ticks_within(y_low, y_high):
+        y = place(x_low, tick)[1]
+        parts.append(f'<path d="M{LEFT} {y:.1f}H{right}" stroke="#e3e3e3"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for tick in panel.x.ticks_within(x_low, x_high):
+        x = place(tick, y_low)[0]
+        parts.append(f'<path d="M{x:.1f} {bottom}v4" stroke="#888"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{_number(tick)}</text>')
+    parts.append(f'<path d="M{LEFT} {bottom}H{right}" stroke="#888"/>')
+    middle = (LEFT + right) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{bottom + 36}" text-anchor="middle">{escape(panel.x.label)}</text>')
+    turned = f'transform="translate(14,{(TOP + bottom) / 2:.0f}) rotate(-90)" text-anchor="middle"'
+    parts.append(f"<text {turned}>{escape(panel.y.label)}</text>")
+    for name, line in panel.series.items():
+        placed = [place(*point) for point in line]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colors[name]}" stroke-width="2"/>')
+        if panel.markers:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colors[name]}"/>' for x, y in placed]
+    return "\n".join(parts)
+
+
+def _legend(names: list[str], colors: dict[str, str], width: int) -> tuple[str, int]:
+    """Names beside a piece of their line, in as many rows as they need, and the height of it all."""
+    parts, x, y = [], LEFT, 4
+    for name in names:
+        needed = 30 + round(LETTER * len(name))
+        if x > LEFT and x + needed > width - RIGHT:
+            x, y = LEFT, y + LEGEND_LINE
+        parts.append(f'<path d="M{x} {y}h18" stroke="{colors[name]}" stroke-width="3"/>')
+        parts.append(f'<text x="{x + 24}" y="{y + 4}">{escape(name)}</text>')
+        x += needed + 14
+    return "\n".join(parts), y + LEGEND_LINE
+
+
+def _limits(axis: Axis, values: list[float]) -> Point:
+    """Ends of the axis: the values' own in x with given ticks, else with some room."""
+    low, high = axis.position(min(values)), axis.position(max(values))
+    room = 0.04 * (high - low) or 0.5 * (abs(high) or 1.0)
+    low, high = low - room, high + room
+    return (10**low, 10**high) if axis.log else (low, high)
+
+
+def _share(axis: Axis, value: float, low: float, high: float) -> float:
+    return (axis.position(value) - axis.position(low)) / (axis.position(high) - axis.position(low))
+
+
+def _round_step(step: float) -> float:
+    """The next of 1, 2, 5, 10, … times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * 0.999)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

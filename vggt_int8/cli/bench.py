@@ -1,0 +1,211 @@
+"""`vggt-int8 bench`: time, memory and error of many ways to run VGGT, on this machine; `bench-report`: their table."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggt_int8.cli import console
+from vggt_int8.cli.loading import Device, resolve_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from vggt_int8.bench.records import Row
+    from vggt_int8.bench.sweep import Settings
+
+FRAMES = {"cuda": "1,2,4,10,32,100,200", "cpu": "1,2,4"}
+SIZE = {"cuda": "392x518", "cpu": "112x112"}
+# Named here for the help, which must not load what `vggt_int8.bench.variants` needs.
+BASELINES = (
+    "reference, fp32, bf16-autocast, bf16, fp16, bf16-compiled-blocks, bf16-compiled, bf16-compiled-graph, torchao, "
+    "torchao-compiled"
+)
+COLUMNS = (
+    f"{'variant':26s} {'frames':>6s} {'ms':>9s} {'p20-p80':>17s} {'first s':>8s} {'peak GiB':>9s} "
+    f"{'of ceiling':>10s} {'rel. error':>10s} {'max abs.':>9s}"
+)
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A floating-point checkpoint (folder or Hub model), random:vggt-1b, random:small or "
+            "random:<config.json>; by default random:vggt-1b on cuda, random:small on cpu.",
+            show_default=False,
+        ),
+    ] = None,
+    frames: Annotated[
+        str | None, typer.Option(help=f"Numbers of frames; by default {FRAMES['cuda']}, on cpu {FRAMES['cpu']}.")
+    ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Which, separated by commas: {BASELINES}, or <recipe>:<backend> such as int8_dynamic:native."
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help=f"Height x width, pixels; by default {SIZE['cuda']}, on cpu {SIZE['cpu']}.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Timed work per row; 0 times the first call alone.")] = 1.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File that rows are appended to, as JSON lines.")] = Path(
+        "vggt-int8-bench.jsonl"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out what the file has a time for, from this machine.")
+    ] = False,
+    device: Device = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="Measure as on a GPU of so many GB (1e9 bytes).", show_default=False)
+    ] = None,
+    compile_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds that torch.compile may take before a row is given up.")
+    ] = 180.0,
+    profile: Annotated[
+        Path | None, typer.Option(help="Folder for a table of kernels per row.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure time, peak memory and error of VGGT's forward pass: libraries, compiled baselines and our recipes."""
+    from vggt_int8.bench.records import append_row, identity, read_rows
+    from vggt_int8.bench.source import default_source, load_source
+    from vggt_int8.bench.sweep import Sweep
+
+    target = _indexed(resolve_device(device))
+    chosen = model or default_source(target)
+    settings = _settings(target.type, frames, variants, size, seconds, memory_gb, compile_limit, profile)
+    earlier = read_rows([out]) if out.exists() else []  # a file that rows cannot be added to is refused first
+    done = {identity(row) for row in earlier if resume and row["status"] == "ok"}
+    with console.step(f"Preparing {chosen} on {target}"):
+        source = load_source(chosen, target)
+        _check_size(settings.size, source.config.patch_size)
+        sweep = Sweep(source, target, settings)
+    for line in sweep.card():
+        console.say(line)
+    if left_out := _left_out(settings):
+        console.say(f"left out, since slow there (name them in --variants to measure them): {left_out}")
+    console.say(COLUMNS)
+    for row in sweep.rows(done):
+        append_row(out, row)
+        console.say(_line(row))
+    console.say(f"Rows are in {out}: `vggt-int8 bench-report {out}` makes a table of them")
+
+
+def bench_report(
+    results: Annotated[list[Path], typer.Argument(help="Files of `vggt-int8 bench`.", show_default=False)],
+    readme: Annotated[
+        Path | None,
+        typer.Option(help="Put the table between the markers of this file instead of showing it.", show_default=False),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw this SVG file.", show_default=False)] = None,
+) -> None:
+    """Turn results into a Markdown table, on the console or in a README, and a plot."""
+    import os
+
+    from vggt_int8.bench.plot import write_plot
+    from vggt_int8.bench.records import read_rows
+    from vggt_int8.bench.table import markdown, update_readme
+
+    rows = read_rows(results)
+    if plot is not None:
+        write_plot(rows, plot)
+        console.say(f"{plot}: drawn")
+    if readme is None:
+        console.say(markdown(rows, None if plot is None else str(plot)))
+        return
+    link = None if plot is None else Path(os.path.relpath(plot, readme.parent)).as_posix()
+    changed = update_readme(readme, markdown(rows, link))
+    console.say(f"{readme}: {'updated' if changed else 'up to date'}")
+
+
+def _settings(
+    device_type: str,
+    frames: str | None,
+    variants: str | None,
+    size: str | None,
+    seconds: float,
+    memory_gb: float | None,
+    compile_limit: float,
+    profile: Path | None,
+) -> "Settings":
+    """Raises ValueError, `RecipeError` or `BackendError`, naming the value that is wrong."""
+    import torch
+
+    from vggt_int8.bench.sweep import Settings
+    from vggt_int8.bench.variants import DEFAULTS, find_variants
+
+    names = DEFAULTS[device_type] if variants is None else [name.strip() for name in variants.split(",")]
+    if memory_gb is not None:
+        if device_type != "cuda":
+            raise ValueError(f"--memory-gb {memory_gb:g} limits a GPU, and this runs on the CPU")
+        total = torch.cuda.mem_get_info()[1] / 1e9
+        if not 0 < memory_gb <= total:
+            raise ValueError(f"--memory-gb is {memory_gb:g}, and this GPU has {total:.1f} GB")
+    return Settings(
+        frames=_numbers("--frames", frames or FRAMES[device_type], ","),
+        size=_height_and_width(size or SIZE[device_type]),
+        variants=tuple(find_variants(names)),
+        seconds=seconds,
+        memory_gb=memory_gb,
+        compile_limit=compile_limit,
+        profile=profile,
+        everything=variants is not None,
+        command=shlex.join(["vggt-int8", *sys.argv[1:]]),
+    )
+
+
+def _numbers(option: str, text: str, separator: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.lower().split(separator))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{option} is {text!r}: give whole numbers above 0, separated by {separator!r}")
+    return tuple(dict.fromkeys(numbers)) if separator == "," else numbers
+
+
+def _height_and_width(text: str) -> tuple[int, int]:
+    numbers = _numbers("--size", text, "x")
+    if len(numbers) != 2:
+        raise ValueError(f"--size is {text!r}: give height x width, such as {SIZE['cuda']}")
+    return numbers[0], numbers[1]
+
+
+def _check_size(size: tuple[int, int], patch: int) -> None:
+    if size[0] % patch or size[1] % patch:
+        raise ValueError(f"--size is {size[0]}x{size[1]}: both must be multiples of the model's patch size {patch}")
+
+
+def _left_out(settings: "Settings") -> str:
+    """What the default sweep does not measure: variants by the numbers of frames."""
+    missing: dict[tuple[int, ...], list[str]] = {}
+    for variant in settings.variants:
+        if frames := tuple(s for s in settings.frames if s not in settings.frames_of(variant)):
+            missing.setdefault(frames, []).append(variant.name)
+    return "; ".join(f"{', '.join(map(str, s))} frames: {', '.join(names)}" for s, names in missing.items())
+
+
+def _indexed(device: "torch.device") -> "torch.device":
+    """cuda -> cuda:0: PyTorch's memory functions want to know which."""
+    import torch
+
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _line(row: "Row") -> str:
+    """A row that has no time says why instead."""
+    start = f"{row['variant']:26s} {row['frames']:6d}"
+    if row["status"] != "ok":
+        return f"{start}  {row['status']}: {row['reason']}"
+    spread = "" if row["ms_low"] is None else f"{row['ms_low']:.1f}-{row['ms_high']:.1f}"
+    peak = "–" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}"
+    line = f"{start} {row['ms']:9.2f} {spread:>17s} {row['first_s']:8.1f} {peak:>9s} {row['share']:>10.0%}"
+    if not row["errors"]:
+        return f"{line}  unchecked: nothing to compare with at so many frames"
+    relative, largest = (max(e[key] for e in row["errors"].values()) for key in ("relative", "max_abs"))
+    note = "" if row["compared_with"] == "fp32" else f"  (against {row['compared_with']})"
+    return f"{line} {relative:10.5f} {largest:9.3g}{note}"

@@ -1,0 +1,101 @@
+"""Which variant of the Triton attention kernel runs: a table, kept as data, so that nothing is tuned at start-up.
+
+It imports no Triton. `benchmarks/attention.py` measures the candidates of this table on a GPU.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How one program attends: block_m queries, block_n keys at a time.
+
+    tma: operands come through tensor descriptors (compute capability 9.0 and up), otherwise through pointers.
+    frozen: the loop subtracts an estimate of the row maximum made before it, so there is neither a maximum nor a
+        rescaling in it. A tile whose scores outgrow the estimate by 2^16 is computed again with the maximum: the
+        result is right for every input.
+    polynomial: every fourth exponential is a polynomial (error 1e-4), to relieve the special-function unit.
+    magic: INT8 sums become floats by starting from 1.5 * 2^23 and taking it away again, not by a conversion.
+    overlapped: the kernel in `gluon_attention.py`, for Hopper alone; tma, frozen and magic do not apply.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    tma: bool = False
+    frozen: bool = False
+    polynomial: bool = False
+    magic: bool = False
+    overlapped: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"{self.block_m}x{self.block_n}", f"w{self.warps}", f"s{self.stages}"]
+        switches = ("tma", "frozen", "polynomial", "magic", "overlapped")
+        return " ".join(parts + [name for name in switches if getattr(self, name)])
+
+
+class Rule(NamedTuple):
+    """`variant` for GPUs of compute capability `arch` / 10 and up (to 9.0), at least `tokens` tokens, INT8 or not."""
+
+    arch: int
+    tokens: int
+    int8: bool
+    variant: Variant
+
+
+_AMPERE = Variant(128, 64, 8, 3)  # also of Ada
+_HOPPER = Variant(128, 64, 8, 3, tma=True)
+_HOPPER_LONG = Variant(128, 128, 8, 2, tma=True)
+# The first rule that fits decides; to be measured.
+RULES = (
+    Rule(90, 4096, False, _HOPPER_LONG),
+    Rule(90, 0, False, _HOPPER),
+    Rule(90, 4096, True, _HOPPER_LONG),
+    Rule(90, 0, True, _HOPPER),
+    Rule(86, 0, True, _AMPERE),
+    Rule(80, 0, True, replace(_AMPERE, magic=True)),
+    Rule(80, 0, False, _AMPERE),
+)
+SMALL = Variant(64, 32, 4, 2)  # for fp32 and for head dims above 64, whose blocks are larger
+
+
+def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
+    """What `benchmarks/attention.py` measures on architecture `arch`, the simplest first."""
+    if arch != 90:
+        magic = int8 and arch == 80
+        shapes = (Variant(128, 64, 8, 3), Variant(128, 64, 4, 3), Variant(64, 64, 4, 3), Variant(128, 32, 8, 3))
+        return tuple(replace(v, magic=magic, frozen=frozen) for v in shapes for frozen in (False, True))
+    narrow, wide = Variant(128, 64, 8, 3, tma=True), Variant(128, 128, 8, 3, tma=True)
+    return (
+        narrow,
+        replace(narrow, frozen=True),
+        replace(narrow, frozen=True, polynomial=True),
+        replace(wide, stages=2),
+        replace(wide, frozen=True),
+        replace(wide, frozen=True, polynomial=True),
+        replace(narrow, warps=4),
+        replace(narrow, warps=4, frozen=True),
+        replace(narrow, block_m=256, frozen=True),
+        Variant(64, 128, 4, 2, tma=True, frozen=True),
+        Variant(128, 128, 8, 3, overlapped=True),
+        Variant(128, 128, 8, 3, overlapped=True, polynomial=True),
+        Variant(128, 64, 8, 4, overlapped=True),
+        Variant(64, 128, 4, 2, overlapped=True),
+    )
+
+
+def attention_variant(arch: int, tokens: int, dim: int, dtype: torch.dtype, int8: bool) -> Variant:
+    """The variant for sequences of `tokens` on architecture `arch` (10 * major + minor)."""
+    if arch < 80:
+        raise ValueError(
+            f"the attention kernels need a GPU of compute capability 8.0 or newer, not {arch / 10}: "
+            "use a recipe with attention = 'float'"
+        )
+    if dim > 64 or dtype == torch.float32:
+        return SMALL
+    arch = 89 if arch > 90 else arch  # what fits Ada fits everywhere
+    return next(r.variant for r in RULES if arch >= r.arch and tokens >= r.tokens and int8 == r.int8)

@@ -1,0 +1,57 @@
+"""Attention on a CPU: once the linears of a block run on VNNI, it takes as long as all of them."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vggt_int8.kernels.cpu import best_seconds, row_slices
+
+SDPA = "scaled_dot_product_attention"
+SLICED = "softmax between two oneDNN products"
+
+_QUERY_ROWS = 512  # 2 MB of scores per head at 1041 keys
+_MIN_TOKENS = 512  # below, the calls for every head cost more than they save
+
+
+def attention_cpu(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None) -> Tensor:
+    """softmax(q kᵀ / sqrt(D)) v: q, k, v [B, H, N, D] float -> [B, H, N, D], laid out as [B, N, H, D].
+
+    `kernel` None takes this machine's, `cpu_attention_kernel()`, for long sequences in fp32; anything else goes
+    to SDPA. Both give fp32 accuracy in fp32.
+    """
+    if kernel is None:
+        long = q.dtype == torch.float32 and q.shape[2] >= _MIN_TOKENS
+        kernel = cpu_attention_kernel() if long else SDPA
+    if kernel == SDPA:
+        return F.scaled_dot_product_attention(q, k, v)
+    batch, heads, tokens, dim = q.shape
+    out = q.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
+    for b in range(batch):
+        for h in range(heads):
+            keys, values = k[b, h].contiguous(), v[b, h].t().contiguous()
+            queries = q[b, h] * dim**-0.5
+            for rows in row_slices(tokens, _QUERY_ROWS):
+                scores = _product(queries[rows], keys)
+                out[b, h, rows] = _product(torch.softmax(scores, dim=-1), values)
+    return out
+
+
+@functools.cache
+def cpu_attention_kernel() -> str:
+    """The faster way to attention in fp32 on this CPU, measured once.
+
+    PyTorch's own kernel multiplies with MKL, which on some CPUs (AMD's) has half the speed of oneDNN.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return SDPA
+    q, k, v = torch.randn(3, 1, 2, 512, 64, generator=torch.Generator().manual_seed(0))
+    sliced = best_seconds(lambda: attention_cpu(q, k, v, SLICED))
+    return SLICED if sliced < best_seconds(lambda: attention_cpu(q, k, v, SDPA)) else SDPA
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [M, K] fp32, weight [N, K] fp32 -> x weightᵀ [M, N] through oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return product

@@ -1,0 +1,182 @@
+"""The operators of `ops.py` on a CPU: the numbers of their definitions in `reference.py`, with less memory traffic.
+
+A layer is bound by memory as soon as its product runs on VNNI. So the passes around a product work in place on slices
+of rows, in the order in which the definition rounds: results are equal, not close. Operators
+that are not listed here run as their definition, which is as fast.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vggt_int8.kernels import cpu, reference
+from vggt_int8.kernels.cpu import int8_matmul, row_slices, slices_of_rows
+from vggt_int8.kernels.reference import CODE_MAX
+
+_WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at once
+
+
+def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`reference.quantize_rows`."""
+    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    for rows in slices_of_rows(*x.shape):
+        _quantize_rows_into(codes[rows], scale[rows], x[rows].float(), input_scale)
+    return codes, scale
+
+
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`reference.layer_norm_quantize`."""
+    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    weight, bias = weight.float(), bias.float()
+    for rows in slices_of_rows(*x.shape):
+        normed = F.layer_norm(x[rows].float(), x.shape[-1:], weight, bias, eps)
+        _quantize_rows_into(codes[rows], scale[rows], normed, input_scale)
+    return codes, scale
+
+
+def int8_gemm(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> Tensor:
+    """`reference.int8_gemm`."""
+    out = torch.empty(len(x_codes), len(weight), dtype=dtype if out_scale is None else torch.int8)
+    int8_gemm_into_(out, x_codes, x_scale, weight, weight_scale, bias, gelu, gamma, residual, out_scale)
+    return out
+
+
+def int8_gemm_into_(
+    out: Tensor,
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: bool = False,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+) -> None:
+    """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
+    slices = slices_of_rows(*out.shape)
+    sums = torch.empty(slices[0].stop, out.shape[1], dtype=torch.int32)
+    in_place = out.dtype == torch.float32 and residual is None and out_scale is None
+    floats = None if in_place else torch.empty(sums.shape)
+    x_scale, weight_scale = x_scale.view(-1, 1), weight_scale.view(1, -1)
+    bias = None if bias is None else bias.float()
+    gamma = None if gamma is None else gamma.float()
+    for rows in slices:
+        acc = int8_matmul(x_codes[rows], weight, sums[: rows.stop - rows.start])
+        y = out[rows] if floats is None else floats[: len(acc)]
+        y.copy_(acc).mul_(x_scale[rows]).mul_(weight_scale)
+        if bias is not None:
+            y.add_(bias)
+        if gelu:
+            torch.ops.aten.gelu_(y)
+        if residual is not None and gamma is not None:
+            y.mul_(gamma).add_(residual[rows])
+        if out_scale is not None:
+            y.div_(out_scale).round_().clamp_(-CODE_MAX, CODE_MAX)
+        if floats is not None:
+            out[rows] = y
+
+
+def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """`reference.w8a16_linear`, except that the product runs in bf16 where x is bf16.
+
+    A slice of the weight's rows at a time becomes float (codes are exact in every float dtype). CPUs are slow at fp16,
+    and the unscaled sum would overflow it, so it runs in fp32.
+    """
+    compute = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    x_compute = x.to(compute)
+    n, k = weight.shape
+    out = x.new_empty(x.shape[0], n)
+    for cols in row_slices(n, max(1, _WEIGHT_SLICE // k)):
+        y = (x_compute @ weight[cols].to(compute).t()).float().mul_(weight_scale[cols].view(1, -1))
+        out[:, cols] = y if bias is None else y.add_(bias[cols].float())
+    return out
+
+
+def qk_norm_rope_(
+    qkv: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    rope: Tensor,
+    eps: float,
+) -> None:
+    """`reference.qk_norm_rope` in place. Attention then takes `qkv.unbind(1)` as strided views."""
+    tokens, _, heads, dim = qkv.shape
+    per_frame = rope.shape[1]
+    frames = qkv.view(tokens // per_frame, per_frame, 3, heads, dim)
+    cos, sin = rope.unsqueeze(2)  # [P, 1, D]
+    # Of each pair of quarters of the head dim, the first turns towards the second negated.
+    sin = (sin.unflatten(-1, (2, 2, -1)) * torch.tensor([[-1.0], [1.0]])).flatten(-3)
+    norms = ((q_weight.float(), q_bias.float()), (k_weight.float(), k_bias.float()))
+    at_once = max(1, cpu.VALUES_AT_ONCE // (heads * dim))
+    for part in row_slices(len(frames), max(1, at_once // per_frame)):
+        for place in row_slices(per_frame, at_once):
+            for i, (weight, bias) in enumerate(norms):
+                x = frames[part, place, i]
+                y = F.layer_norm(x.float(), (dim,), weight, bias, eps)
+                turned = y.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
+                torch.add(y.mul_(cos[place]), turned.mul_(sin[place]), out=x)
+
+
+def resize(
+    x: Tensor,
+    height: int,
+    width: int,
+    columns: Tensor | None = None,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    """`reference.resize`."""
+    if x.shape[1:3] == (height, width):
+        y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    else:
+        y = x.float().permute(0, 3, 1, 2)
+        y = F.interpolate(y, size=(height, width), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
+    if bias is not None:
+        y.add_(bias)
+    if columns is not None and rows is not None:
+        half = x.shape[3] // 2
+        y[..., :half].add_(columns)
+        y[..., half:].add_(rows[:, None])
+    if addend is not None:
+        y.add_(addend)
+    return y.to(x.dtype, memory_format=torch.contiguous_format)
+
+
+def predict_(
+    x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
+) -> None:
+    """`reference.predict` into values [F, H, W, n - 1] and confidence [F, H, W]."""
+    value, certainty = reference.predict(x, weight, bias, inverse_log)
+    values.copy_(value)
+    confidence.copy_(certainty)
+
+
+def _quantize_rows_into(codes: Tensor, scale: Tensor, x: Tensor, input_scale: Tensor | None) -> None:
+    """`reference.quantize_rows` of x [M, K] fp32 into codes [M, K] int8 and scale [M, 1] fp32."""
+    if input_scale is None:
+        y = torch.abs(x)
+        torch.amax(y, dim=1, keepdim=True, out=scale).div_(CODE_MAX)
+        scale.masked_fill_(scale == 0, 1.0)
+        torch.div(x, scale, out=y)
+    else:
+        y = x * 0  # NaN or inf in a row must reach its result, and codes cannot carry it
+        torch.sum(y, dim=1, keepdim=True, out=scale).add_(input_scale)
+        torch.div(x, input_scale, out=y)
+    codes.copy_(y.round_().clamp_(-CODE_MAX, CODE_MAX))

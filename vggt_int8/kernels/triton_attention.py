@@ -1,0 +1,230 @@
+"""Attention in Triton, with the product of queries and keys in INT8 or in floating point.
+
+A program owns BLOCK_M queries of one head and walks over the keys, BLOCK_N at a time. Scores never go to memory: the
+softmax is taken online, in powers of two, and every sum is fp32. The block of keys that may be cut off by the end of
+the sequence comes first, so that nothing is masked in the loop.
+
+At head dim 64 one exponential falls on 256 floating-point operations. Hopper's matrix units make those as fast as its
+special-function units make exponentials, so what lies between the two products decides. Hence the choices in `Variant`.
+Names in kernels: p_ pointer, i_ index, o_ offset, m_ mask, b_ block of values.
+"""
+
+# mypy: allow-untyped-defs
+# (Triton kernels have no Python types.)
+
+import importlib
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vggt_int8.kernels.attention_variants import Variant, attention_variant
+from vggt_int8.kernels.launch import launch
+from vggt_int8.kernels.reference_attention import KEY_GROUP
+from vggt_int8.kernels.triton_attention_codes import alike, load_rows, padded_dim, quantize_queries_and_keys
+from vggt_int8.kernels.triton_gemm import architecture
+
+# 1.5 * 2^23: added to an integer below 2^22 it leaves the integer in the low mantissa bits.
+_MAGIC = tl.constexpr(12582912.0)
+_MAGIC_BITS = tl.constexpr(0x4B400000)
+# Four powers of two: three by the special-function unit and one by a polynomial, as exact as fp16 weights need (1e-4):
+# 2^x = 2^n * 2^f with n = round(x). Bounds keep n in the exponent's range; 2^128 is inf as it should be.
+EXP2_OF_FOUR = tl.constexpr("""{
+    .reg .f32 x, t, p;
+    .reg .b32 n, r;
+    ex2.approx.ftz.f32 $0, $4;
+    ex2.approx.ftz.f32 $1, $5;
+    ex2.approx.ftz.f32 $2, $6;
+    max.NaN.f32 x, $7, 0fC2FC0000;
+    min.NaN.f32 x, x, 0f43000000;
+    add.rn.f32 t, x, 0f4B400000;
+    sub.rn.f32 p, t, 0f4B400000;
+    sub.rn.f32 x, x, p;
+    fma.rn.f32 p, x, 0f3D61510C, 0f3E780629;
+    fma.rn.f32 p, p, x, 0f3F317AFD;
+    fma.rn.f32 p, p, x, 0f3F800000;
+    mov.b32 n, t;
+    shl.b32 n, n, 23;
+    mov.b32 r, p;
+    add.s32 r, r, n;
+    mov.b32 $3, r;
+}""")
+EXP2_REGISTERS = tl.constexpr("=f,=f,=f,=f,f,f,f,f")
+
+
+@triton.jit
+def _exp2(x, POLYNOMIAL: tl.constexpr):
+    if POLYNOMIAL:
+        y = tl.inline_asm_elementwise(EXP2_OF_FOUR, EXP2_REGISTERS, [x], tl.float32, is_pure=True, pack=4)
+    else:
+        y = tl.exp2(x)
+    return y
+
+
+@triton.jit
+def _dot(a, b, acc):
+    """fp16 and bf16 operands as they are, fp32 ones as three products of 11-bit parts."""
+    if a.dtype == tl.float32:
+        acc = tl.dot(a, b, acc, input_precision="tf32x3")
+    else:
+        acc = tl.dot(a, b, acc)
+    return acc
+
+
+@triton.jit
+def _scores(b_q, b_k, INT8: tl.constexpr, MAGIC: tl.constexpr):
+    """Products of queries and keys, fp32. MAGIC: sums of codes start where they are the mantissas of floats, which a
+    subtraction then makes exact: an A100 converts integers at a quarter of that rate, in the unit that exponentials
+    need. (Newer GPUs do it at full rate.)
+    """
+    if not INT8:
+        b_s = _dot(b_q, b_k.T, tl.zeros((b_q.shape[0], b_k.shape[0]), tl.float32))
+    elif MAGIC:
+        b_acc = tl.full((b_q.shape[0], b_k.shape[0]), _MAGIC_BITS, tl.int32)
+        b_s = tl.dot(b_q, b_k.T, b_acc, out_dtype=tl.int32).to(tl.float32, bitcast=True) - _MAGIC
+    else:
+        b_s = tl.dot(b_q, b_k.T, out_dtype=tl.int32).to(tl.float32)
+    return b_s
+
+
+@triton.jit
+def _attend(
+    b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, N,
+    D: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr, POLYNOMIAL: tl.constexpr,
+):  # fmt: skip
+    """Queries b_q [M, DIM] from number i_own on -> weighted sums of the values [M, DIM], sums of the weights [M].
+
+    FROZEN: what is subtracted from the scores is not their maximum so far, but that of three places where large scores
+    are likely: the end, the beginning, and the queries themselves. Weights grow up to 2^16 (fp16) or 2^127 before the
+    result is inf or NaN, and the largest is at least 1, so none is less exact than with the true maximum.
+    """
+    INT8: tl.constexpr = p_k_scale is not None
+    K_DIM: tl.constexpr = DIM if INT8 else D  # codes are stored with their zeros
+    last = tl.cdiv(N, BLOCK_N) - 1
+    b_k = load_rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, True)
+    b_v = load_rows(v, at_v, i_b, i_h, last * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, True)
+    m_n = last * BLOCK_N + tl.arange(0, BLOCK_N) < N
+    b_s = tl.where(m_n[None, :], _scores(b_q, b_k, INT8, MAGIC), float("-inf"))
+    b_c = b_scale
+    if INT8:
+        b_c *= tl.load(p_k_scale + last * BLOCK_N // GROUP)
+    b_max = tl.max(b_s, axis=1) * b_c
+    if FROZEN:
+        for i in range(tl.where(last > 0, b_q.shape[0] // BLOCK_N + 1, 0)):
+            i_block = tl.where(i == 0, 0, tl.minimum(i_own // BLOCK_N + i - 1, last - 1))
+            b_k = load_rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
+            b_c2 = b_scale
+            if INT8:
+                b_c2 *= tl.load(p_k_scale + i_block * BLOCK_N // GROUP)
+            b_max = tl.maximum(b_max, tl.max(_scores(b_q, b_k, INT8, MAGIC), axis=1) * b_c2)
+    b_p = tl.exp2(b_s * b_c[:, None] - b_max[:, None])
+    b_sum = tl.sum(b_p, axis=1)
+    b_acc = _dot(b_p.to(b_v.dtype), b_v, tl.zeros((b_q.shape[0], DIM), tl.float32))
+    for i in range(last):
+        b_k = load_rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
+        b_s = _scores(b_q, b_k, INT8, MAGIC)
+        b_c = b_scale
+        if INT8:
+            b_c *= tl.load(p_k_scale + i * BLOCK_N // GROUP)
+        if not FROZEN:
+            b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * b_c)
+            b_shrink = tl.exp2(b_max - b_new)
+            b_sum *= b_shrink
+            b_acc *= b_shrink[:, None]
+            b_max = b_new
+        b_p = _exp2(b_s * b_c[:, None] - b_max[:, None], POLYNOMIAL)
+        b_sum += tl.sum(b_p, axis=1)
+        b_v = load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
+        b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
+    return b_acc, b_sum
+
+
+@triton.jit(do_not_specialize=["N"])
+def _attention_kernel(
+    q, k, v, p_out, p_q_scale, p_k_scale, N, H, scale,
+    stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
+    D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr, POLYNOMIAL: tl.constexpr,
+):  # fmt: skip
+    """q, k [B, H, N, D] with the same strides, v with its own: pointers or descriptors -> out [B, N, H, D]."""
+    tiles = tl.cdiv(N, BLOCK_M)
+    i_head = tl.program_id(0) // tiles  # programs side by side share keys and values in the L2 cache
+    i_m = tl.program_id(0) % tiles * BLOCK_M
+    i_b, i_h = i_head // H, i_head % H
+    at_k = i_b.to(tl.int64) * stride_k_b + i_h.to(tl.int64) * stride_k_h
+    at_v = i_b.to(tl.int64) * stride_v_b + i_h.to(tl.int64) * stride_v_h
+    o_m, o_d = i_m + tl.arange(0, BLOCK_M), tl.arange(0, DIM)
+    INT8: tl.constexpr = p_q_scale is not None
+    b_scale = tl.full((BLOCK_M,), 1.0, tl.float32) * scale
+    if INT8:
+        b_scale *= tl.load(p_q_scale + i_head.to(tl.int64) * N + o_m, mask=o_m < N, other=1.0)
+        p_k_scale += i_head * tl.cdiv(N, GROUP)
+    b_q = load_rows(q, at_k, i_b, i_h, i_m, stride_k, N, BLOCK_M, DIM if INT8 else D, DIM, TMA, True)
+    b_acc, b_sum = _attend(
+        b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
+        D, DIM, BLOCK_N, GROUP, TMA, MAGIC, FROZEN, POLYNOMIAL,
+    )  # fmt: skip
+    if FROZEN:
+        wrong = tl.max(tl.max(tl.where(tl.abs(b_acc) < float("inf"), 0, 1), axis=1), axis=0)
+        if wrong:  # scores grew by more than fp16 holds, or an operand is not finite: once more, safely
+            b_acc, b_sum = _attend(
+                b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
+                D, DIM, BLOCK_N, GROUP, TMA, MAGIC, False, POLYNOMIAL,
+            )  # fmt: skip
+    p_y = p_out + ((i_b.to(tl.int64) * N + o_m)[:, None] * H + i_h) * D + o_d[None, :]
+    tl.store(p_y, (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty), mask=(o_m < N)[:, None] & (o_d < D)[None, :])
+
+
+def int8_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
+    """`reference_attention.int8_attention` on the GPU. `variant` None: the table's choice for this GPU and length."""
+    q_codes, q_scale, k_codes, k_scale = quantize_queries_and_keys(q, k)
+    return _attention(q_codes, k_codes, v, q_scale, k_scale, variant)
+
+
+def float_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
+    """`reference_attention.float_attention` on the GPU; `variant` as for `int8_attention`."""
+    return _attention(q, k, v, None, None, variant)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None, k_scale: Tensor | None, variant: Variant | None
+) -> Tensor:
+    batch, heads, tokens, dim = v.shape
+    out = torch.empty(batch, tokens, heads * dim, device=v.device, dtype=v.dtype)
+    if out.numel() == 0:
+        return out
+    variant = variant or attention_variant(architecture(v.device), tokens, dim, v.dtype, q_scale is not None)
+    (q, k), (v, _) = alike(q, k), alike(v, v)
+    strides = (*k.stride()[:3], *v.stride()[:3])
+    tma = padded_dim(dim) == dim and not any(
+        stride * x.element_size() % 16 for x in (k, v) for stride in x.stride()[:3]
+    )
+    grid = (triton.cdiv(tokens, variant.block_m) * batch * heads,)
+    rest = (out, q_scale, k_scale, tokens, heads, math.log2(math.e) * dim**-0.5)
+    shared: dict[str, Any] = {
+        "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "GROUP": KEY_GROUP,
+        "POLYNOMIAL": variant.polynomial, "num_warps": variant.warps,
+    }  # fmt: skip
+    if tma and variant.overlapped:
+        gluon = importlib.import_module("vggt_int8.kernels.gluon_attention")
+        operands = gluon.descriptors(q, k, v, variant.block_m, variant.block_n)
+        launch(gluon.overlapped_attention_kernel, grid, *operands, *rest, **shared, STAGES=variant.stages)
+        return out
+    operands = (q, k, v)
+    if tma and variant.tma:
+        blocks = (variant.block_m, variant.block_n, variant.block_n)
+        operands = tuple(
+            TensorDescriptor(x, [*x.shape[:2], tokens, dim], list(x.stride()), [1, 1, rows, dim])
+            for x, rows in zip(operands, blocks, strict=True)
+        )
+    launch(
+        *(_attention_kernel, grid, *operands, *rest, *strides),
+        **shared, DIM=padded_dim(dim), TMA=tma and variant.tma, MAGIC=variant.magic, FROZEN=variant.frozen,
+        num_stages=variant.stages,
+    )  # fmt: skip
+    return out

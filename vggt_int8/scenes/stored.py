@@ -1,0 +1,176 @@
+"""Scenes on disk: PNG images, depth as 16-bit PNG, cameras as JSON; some ship with the package.
+
+A scene is a folder:
+
+    scene.json         conventions, where the scene comes from, and per view its files, extrinsic and intrinsic
+    image_0.png ...    8-bit RGB
+    depth_0.png ...    16-bit gray; depth = code x `depth_unit` of scene.json, 0 where it is unknown
+
+The deepest pixel has the largest code, so a depth is off by at most max / 131070. Cameras keep every bit of their fp32
+values. `python -m vggt_int8.scenes bundle` writes the shipped ones, `... render` any other.
+"""
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vggt_int8.scenes.render import GENERATOR_VERSION, SceneBatch, render_scenes
+from vggt_int8.scenes.seeds import scene_seeds
+
+BUNDLED_FOLDER = Path(__file__).parent.parent / "assets" / "scenes"
+# Name -> index in the split "demo": a walk through a room, an orbit around a table, a table from far-apart places.
+BUNDLED_INDICES = {"room": 27, "table": 17, "wide_baselines": 19}
+BUNDLED_VIEWS, BUNDLED_SIZE = 8, (112, 112)
+
+FORMAT_VERSION = 1
+MAX_CODE = 65535
+CONVENTION = {
+    "axes": "OpenCV: x right, y down, z forward",
+    "extrinsic": "3x4 [R | t], camera from world: x_camera = R x_world + t; the world is the first view's camera",
+    "intrinsic": "3x3 in pixels; the pixel of column u and row v is centred on (u, v)",
+    "depth": "along the camera's z axis, at pixel centres: code x depth_unit; 0 is unknown",
+    "scale": "lengths are divided by the mean distance of all points from the first camera, metres_per_unit",
+}
+
+
+@dataclass
+class StoredScene:
+    """One scene of S views of H x W pixels. All floats are fp32, lengths in normalised units."""
+
+    images: Tensor  # [S, 3, H, W] in [0, 1]
+    depth: Tensor  # [S, H, W] along the camera's z axis; 0 where it is unknown
+    extrinsic: Tensor  # [S, 3, 4] camera from world; the first is the identity
+    intrinsic: Tensor  # [S, 3, 3] pixels
+    metres_per_unit: float
+    origin: dict[str, Any] = field(default_factory=dict)  # split, index, seed, generator version, ...
+
+    @property
+    def valid(self) -> Tensor:
+        """[S, H, W] bool: the depth is known."""
+        return self.depth > 0
+
+
+def available_scenes() -> list[str]:
+    """Names of the scenes that ship with the package, sorted."""
+    return sorted(path.parent.name for path in BUNDLED_FOLDER.glob("*/scene.json"))
+
+
+def load_scene(scene: str | PathLike[str]) -> StoredScene:
+    """Read a shipped scene by its name, or any folder that `save_scene` wrote.
+
+    Raises FileNotFoundError that lists the shipped names, or ValueError that names the file, for a format
+    that this version does not read and for pictures of different sizes.
+    """
+    folder = BUNDLED_FOLDER / scene if str(scene) in available_scenes() else Path(scene)
+    path = folder / "scene.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: pass the folder of a scene, or a shipped one: {', '.join(available_scenes())}"
+        )
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version {facts.get('format_version')}; this version reads {FORMAT_VERSION}")
+    views, size = facts["views"], (facts["height"], facts["width"])
+    images = np.stack([_read(folder / view["image"], size, "RGB") for view in views])
+    codes = np.stack([_read(folder / view["depth"], size, "I;16") for view in views])
+    return StoredScene(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
+        depth=torch.from_numpy(codes.astype(np.float64) * facts["depth_unit"]).float(),
+        extrinsic=torch.tensor([view["extrinsic"] for view in views]),
+        intrinsic=torch.tensor([view["intrinsic"] for view in views]),
+        metres_per_unit=facts["metres_per_unit"],
+        origin=facts["origin"],
+    )
+
+
+def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[str, Any]) -> None:
+    """Write the only scene of `batch`, whole or not at all. A stored scene that is there already is replaced.
+
+    origin: JSON-ready facts to keep. Raises FileExistsError if `folder` is something else than a stored scene, and
+    ValueError if the batch holds several scenes.
+    """
+    folder = Path(folder).expanduser()
+    if len(batch.images) != 1:
+        raise ValueError(f"the batch holds {len(batch.images)} scenes; store them one by one")
+    if folder.exists() and not (folder / "scene.json").is_file():
+        raise FileExistsError(f"{folder} exists and is no stored scene: choose another name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    suffix = secrets.token_hex(4)
+    partial, retired = (folder.with_name(f".{folder.name}.{what}-{suffix}") for what in ("partial", "old"))
+    partial.mkdir()
+    try:
+        _write(partial, batch.to("cpu"), origin)
+        if folder.exists():
+            folder.rename(retired)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # already gone after a rename
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def render_scene(split: str, index: int, views: int, size: Sequence[int], *, supersample: int = 2) -> SceneBatch:
+    """One scene as a batch, on the CPU."""
+    height, width = size
+    return render_scenes(scene_seeds(split, [index]), views, (height, width), supersample=supersample)
+
+
+def store_rendered(
+    folder: str | PathLike[str], split: str, index: int, views: int, size: Sequence[int], *, supersample: int = 2
+) -> None:
+    """Render a scene and write it; what was rendered stands in its `origin`."""
+    batch = render_scene(split, index, views, size, supersample=supersample)
+    seed = int(scene_seeds(split, [index]))
+    origin = {"split": split, "index": index, "seed": seed, "supersample": supersample}
+    save_scene(folder, batch, {**origin, "generator_version": GENERATOR_VERSION})
+
+
+def store_bundled(folder: str | PathLike[str] = BUNDLED_FOLDER) -> list[str]:
+    """Write the scenes that ship with the package into `folder`; returns their names."""
+    for name, index in BUNDLED_INDICES.items():
+        store_rendered(Path(folder) / name, "demo", index, BUNDLED_VIEWS, BUNDLED_SIZE)
+    return list(BUNDLED_INDICES)
+
+
+def _write(folder: Path, batch: SceneBatch, origin: Mapping[str, Any]) -> None:
+    depth = torch.where(batch.valid, batch.depth, 0)[0].double()
+    unit = depth.max().item() / MAX_CODE
+    codes = (depth / unit).round().numpy().astype(np.uint16)
+    pixels = (batch.images[0].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    views = []
+    for index, (picture, code) in enumerate(zip(pixels, codes, strict=True)):
+        view = {"image": f"image_{index}.png", "depth": f"depth_{index}.png"}
+        Image.fromarray(picture).save(folder / view["image"], optimize=True)
+        Image.fromarray(code).save(folder / view["depth"], optimize=True)
+        cameras = {"extrinsic": batch.extrinsic[0, index].tolist(), "intrinsic": batch.intrinsic[0, index].tolist()}
+        views.append({**view, **cameras})
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "origin": dict(origin),
+        "convention": CONVENTION,
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "depth_unit": unit,
+        "metres_per_unit": batch.metres_per_unit.item(),
+        "views": views,
+    }
+    (folder / "scene.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, size: tuple[int, int], mode: str) -> np.ndarray[Any, Any]:
+    """The pixels of a PNG file, checked."""
+    with Image.open(path) as image:
+        if image.mode != mode or (image.height, image.width) != size:
+            raise ValueError(
+                f"{path} is {image.height} x {image.width} in mode {image.mode}, not {size[0]} x {size[1]} in {mode}"
+            )
+        return np.array(image)
