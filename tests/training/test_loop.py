@@ -12,7 +12,7 @@ import torch
 
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import depth_scores, pose_errors, render_scenes, scene_seeds
-from vggt_int8.training.__main__ import export, main
+from vggt_int8.training.__main__ import export, main, trained_model
 from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import StepScenes
@@ -54,7 +54,10 @@ def test_overfitting_two_scenes_recovers_their_cameras_and_depth(tiny_config: Tr
     assert depth_scores(output.depth[..., 0].detach(), batch.depth, batch.valid).abs_rel < 0.05
 
 
-def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon_rate", [0.0, 3e-3])
+def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_path: Path, muon_rate: float) -> None:
+    optimizer = dataclasses.replace(tiny_config.optimizer, muon_learning_rate=muon_rate)
+    tiny_config = dataclasses.replace(tiny_config, optimizer=optimizer)
     Trainer(tiny_config, tmp_path / "whole").train(ONLY)
     part = dataclasses.replace(ONLY, max_steps=6)
     assert Trainer(tiny_config, tmp_path / "parts").train(part) == "max_steps reached"
@@ -122,6 +125,62 @@ def test_a_checkpoint_is_small_and_faithful(tiny_config: TrainingConfig, tmp_pat
             assert now["step"] == was["step"] == 3
             torch.testing.assert_close(now["exp_avg"], was["exp_avg"], atol=was["exp_avg"].abs().max() / 200, rtol=0.07)
             assert ((now["exp_avg_sq"] > 0) | (was["exp_avg_sq"] < 1e-20)).all(), "a zero would blow the next step up"
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_its_moments_are_kept(
+    tiny_config: TrainingConfig, tmp_path: Path
+) -> None:
+    optimizer = dataclasses.replace(tiny_config.optimizer, muon_learning_rate=3e-3)
+    config = dataclasses.replace(tiny_config, optimizer=optimizer)
+    trainer = Trainer(config, tmp_path)
+    trainer.train(dataclasses.replace(ONLY, max_steps=2))
+    adamw, muon = trainer.optimizers
+    names = {id(parameter): name for name, parameter in trainer.network.named_parameters()}
+    of = [{names[id(p)] for group in o.param_groups for p in group["params"]} for o in (adamw, muon)]
+    assert not of[0] & of[1]
+    assert of[0] | of[1] == {name for name, p in trainer.network.named_parameters() if p.requires_grad}
+    assert "aggregator.frame_blocks.0.attn.qkv.weight" in of[1]
+    assert {"camera_head.embed_pose.weight", "camera_head.pose_branch.fc2.weight"} <= of[0], "9 wide"
+    resumed = Trainer(config, tmp_path)
+    for before, after in zip(
+        muon.param_groups[0]["params"], resumed.optimizers[1].param_groups[0]["params"], strict=True
+    ):
+        was, now = (o.state[p]["momentum_buffer"] for o, p in ((muon, before), (resumed.optimizers[1], after)))
+        torch.testing.assert_close(now, was, atol=was.abs().max().item() / 200, rtol=0.07)
+    with pytest.raises(ValueError, match=r"saved moments of .* are not AdamW's"):
+        Trainer(tiny_config, tmp_path)
+
+
+def test_moments_take_the_layout_of_their_parameters(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    """Fused AdamW refuses moments whose strides differ, and the dense heads' kernels are channels-last."""
+    Trainer(tiny_config, tmp_path).train(dataclasses.replace(ONLY, max_steps=1))
+    resumed = Trainer(tiny_config, tmp_path)
+    kernel = resumed.network.depth_head.scratch.layer1_rn.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert {value.stride() for key, value in resumed.optimizers[0].state[kernel].items() if key != "step"} == {
+        kernel.stride()
+    }
+
+
+def test_a_run_starts_from_the_weights_of_a_model(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    fresh_model(dataclasses.replace(tiny_config, seed=5)).save_pretrained(tmp_path / "model")
+    start = trained_model(tmp_path / "model", tiny_config)
+    assert start.dtype == torch.float32
+    trainer = Trainer(tiny_config, tmp_path / "run", start)
+    assert trainer.network is start
+    other = dataclasses.replace(tiny_config, model={**tiny_config.model, "camera_depth": 2})
+    with pytest.raises(ValueError, match="camera_depth is 1, not 2"):
+        trained_model(tmp_path / "model", other)
+
+
+@pytest.mark.gpu
+def test_recorded_steps_learn_what_eager_steps_do(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    totals = []
+    for graph in (False, True):
+        config = dataclasses.replace(tiny_config, cuda_graph=graph)
+        Trainer(config, tmp_path / str(graph)).train(ONLY)
+        totals.append([entry["total"] for entry in entries(tmp_path / str(graph), "train")])
+    assert totals[1] == pytest.approx(totals[0], rel=1e-2)
 
 
 def test_shards_stay_small(tmp_path: Path) -> None:

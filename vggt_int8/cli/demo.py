@@ -60,7 +60,7 @@ def demo(
     scenes = {name: load_scene(name) for name in available_scenes()}
     with staged_folder(out, entries=[*scenes, "report.json"], overwrite=True) as folder:
         with tempfile.TemporaryDirectory() as scratch:
-            source = embedded_model() if (MINI / "model.safetensors").is_file() else stand_in(Path(scratch) / "random")
+            source = embedded_model()
             rows: list[Row] = []
             outputs: dict[str, Outputs] = {}
             for name in names:
@@ -85,23 +85,6 @@ def embedded_model() -> Path:
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing: this installation is incomplete, install vggt-int8 again")
     return MINI
-
-
-def stand_in(folder: Path) -> Path:
-    """Random weights in the embedded model's configuration, until the trained ones are there. Says so."""
-    import torch
-
-    from vggt_int8 import VGGTInt8
-    from vggt_int8.training.config import load_config
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = VGGTInt8(load_config(MINI / "training.toml").vggt())
-    # Random cameras would often have no field of view at all; about 60 degrees makes a picture of it.
-    torch.nn.init.ones_(model.get_parameter("camera_head.pose_branch.fc2.bias")[7:])
-    model.save_pretrained(folder)
-    console.say("The trained weights are missing: random ones stand in, so sizes and times are real, errors are not")
-    return folder
 
 
 def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
