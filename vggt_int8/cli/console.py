@@ -93,6 +93,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise
         except KeyboardInterrupt:
             err.print("Interrupted.")
+            # An interrupt inside code that was compiled from a string (every dataclass is) leaves a mark in CPython,
+            # by which `python -m` ends itself with SIGINT although the exception was caught. Running another string
+            # takes the mark away.
+            exec("")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader (`head`) has gone; keep Python from complaining again when it flushes at exit.
