@@ -3,7 +3,7 @@
 python -m vggt_int8.training run --config FILE --out DIR [--init FOLDER] [--max-minutes M] [--total-steps N]
     Train, or go on where DIR/checkpoint stands; with --init a new run starts from a model folder's weights.
     Several GPUs: `accelerate launch -m vggt_int8.training run ...`.
-python -m vggt_int8.training measure --config FILE --out DIR [--steps N]
+python -m vggt_int8.training measure --config FILE --out DIR [--max-minutes M]
     A short run that prints what rendering, each part of a step and the memory cost; no checkpoint is written.
 python -m vggt_int8.training export --out DIR --to FOLDER
     The checkpoint as a model folder in fp16 (config.json and model.safetensors).
