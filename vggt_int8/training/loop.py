@@ -114,7 +114,7 @@ class Trainer:
         return reason
 
     def train_step(self, description: SceneDescription) -> tuple[dict[str, Tensor], Tensor]:
-        """Render, predict, learn. Returns the losses and the gradient norm, still on the device."""
+        """Render, predict, learn. Returns losses and gradient norm on the device, valid until the next step."""
         losses = self.forward_backward(self.render(description))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
