@@ -8,11 +8,12 @@ under its ReLU, where no gradient would ever reach it.
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vggt_int8.model import VGGT
 from vggt_int8.training.config import OptimizerConfig, TrainingConfig
+from vggt_int8.training.muon import StackedMuon
 
 TOKEN_STD = 0.05
 BRANCH_SCALE = 0.2  # LayerScale of aggregator and camera head
@@ -69,7 +70,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimize
     optimizers: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=on_cuda)]
     if matrices:
         decay, rate = config.muon_weight_decay, config.muon_learning_rate
-        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(StackedMuon(matrices, lr=rate, weight_decay=decay))
     return optimizers
 
 
