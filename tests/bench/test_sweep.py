@@ -163,7 +163,7 @@ def test_zero_seconds_time_the_first_call(sweep_rows: Rows) -> None:
 
 def test_profiles_are_written(sweep_rows: Rows, tmp_path: Path) -> None:
     sweep_rows("fp32", frames=(1,), profile=tmp_path / "profiles")
-    assert "aten::" in (tmp_path / "profiles" / "fp32.1.txt").read_text()
+    assert "aten::" in (tmp_path / "profiles" / "fp32-1.txt").read_text()
 
 
 def test_slow_variants_end_early_unless_named() -> None:

@@ -1,6 +1,7 @@
 """One run: variants times numbers of frames, a row each; a row that fails says why, and the sweep goes on."""
 
 import gc
+import re
 import signal
 import threading
 import time
@@ -169,7 +170,7 @@ class Sweep:
             nothing = dict.fromkeys(("ms", "ms_low", "ms_high", "share"))
             return {**row, **nothing, "runs": 0, "status": "wrong", "reason": wrong}
         if settings.profile is not None:
-            _write_profile(settings.profile / f"{variant.name}.{frames}.txt", network, images)
+            _write_profile(settings.profile / _file_name(variant, frames), network, images)
         return row
 
     def _timed(
@@ -197,6 +198,11 @@ class Sweep:
             timing = time_calls(call, inputs_that_fill_the_cache(images), seconds)
         times = {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high, "runs": timing.runs}
         return {**times, **memory}, errors, wrong
+
+
+def _file_name(variant: Variant, frames: int) -> str:
+    """Without what a name may have and not every file system: the colon, and the path of a recipe's file."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', variant.name)}-{frames}.txt"
 
 
 def _write_profile(file: Path, network: Callable[[Tensor], object], images: Tensor) -> None:
