@@ -60,14 +60,14 @@ def library(backend: object, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def contenders(variants: list[int] | None, overlapped: bool) -> Iterator[tuple[str, str, str, Attend]]:
+def contenders(variants: list[int] | None) -> Iterator[tuple[str, str, str, Attend]]:
     """Kernel, type of its scores, variant, and the call."""
     yield "cuDNN", "fp16", "", partial(library, CUDNN)
     yield "FlashAttention-2", "fp16", "", partial(library, FLASH)
     arch = architecture(torch.device("cuda", 0))
     for scores, attend in (("fp16", triton_attention.float_attention), ("int8", triton_attention.int8_attention)):
         for number, variant in enumerate(candidates(arch, scores == "int8")):
-            if (variants is None and variant.overlapped == overlapped) or (variants and number in variants):
+            if variants is None or number in variants:
                 yield "Triton", scores, str(variant), partial(with_variant, attend, variant)
 
 
@@ -135,7 +135,7 @@ def measure(kind: str, frames: int, arguments: argparse.Namespace, machine: dict
     inputs = [make_qkv(sequences, tokens, sharpness) for _ in range(copies)]
     exact = sample(*views(inputs[0]))
     tflop = 4e-12 * sequences * HEADS * DIM * tokens * tokens
-    for kernel, scores, variant, attend in contenders(arguments.variants, arguments.overlapped):
+    for kernel, scores, variant, attend in contenders(arguments.variants):
         row: dict[str, object] = {"kind": kind, "frames": frames, "kernel": kernel, "scores": scores}
         row |= {"variant": variant, "tflop": tflop}
         name = f"{kind:6s} {frames:4d}  {kernel:16s} {scores:5s} {variant:36s}"
@@ -164,7 +164,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 10, 32, 100])
     parser.add_argument("--variants", type=int, nargs="+", help="numbers in `candidates()`; default: all of a kind")
-    parser.add_argument("--overlapped", action="store_true", help="the Gluon kernels instead of the Triton kernels")
     parser.add_argument("--seconds", type=float, default=0.15, help="timed work per row; at least 3 runs")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
     arguments = parser.parse_args()
@@ -183,7 +182,7 @@ def main() -> None:
     print(machine)
     cost_card(arguments.frames)
     with compiling():
-        for kernel, _, _, attend in contenders(arguments.variants, arguments.overlapped):
+        for kernel, _, _, attend in contenders(arguments.variants):
             if kernel == "Triton":
                 for sequences, tokens in ((1, 2 * TOKENS), (2, TOKENS)):
                     attend(*views(make_qkv(sequences, tokens, 1.0)))

@@ -75,15 +75,13 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     triton_attention.quantize_queries_and_keys(*qkv[:2])
     rules = [rule for rule in RULES if arch >= rule.arch]
     pairs = {(rule.int8, rule.variant) for rule in rules}
-    pairs |= {(int8, v) for int8 in (False, True) for v in candidates(arch, int8) if v.overlapped}
+    pairs |= {(int8, v) for int8 in (False, True) for v in candidates(arch, int8)}
     for int8, variant in pairs:
         (triton_attention.int8_attention if int8 else triton_attention.float_attention)(*qkv, variant)
     triton_attention.float_attention(*(x.float() for x in qkv), SMALL)
 assert len(compiled) == 12 + 3 * len(tiles) + 2 + len(pairs) + 1, [name for name, _ in compiled]
 for name, kernel in compiled:
     assert f".target sm_{arch}" in kernel.asm["ptx"]
-    if "overlapped" in name:
-        assert "wgmma.wait_group.sync.aligned 1" in kernel.asm["ptx"], "a product goes on during the softmax"
     if "descriptor" in name:
         assert "wgmma.mma_async" in kernel.asm["ptx"], "Hopper's integer matrix instructions"
         assert "cp.async.bulk.tensor" in kernel.asm["ptx"], "Hopper's copy engine"

@@ -17,9 +17,7 @@ class Variant:
     frozen: the loop subtracts an estimate of the row maximum made before it, so there is neither a maximum nor a
         rescaling in it. A tile whose scores outgrow the estimate by 2^16 is computed again with the maximum: the
         result is right for every input.
-    polynomial: every fourth exponential is a polynomial (error 1e-4), to relieve the special-function unit.
     magic: INT8 sums become floats by starting from 1.5 * 2^23 and taking it away again, not by a conversion.
-    overlapped: the kernel in `gluon_attention.py`, for Hopper alone; tma, frozen and magic do not apply.
     """
 
     block_m: int
@@ -28,13 +26,11 @@ class Variant:
     stages: int
     tma: bool = False
     frozen: bool = False
-    polynomial: bool = False
     magic: bool = False
-    overlapped: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.block_m}x{self.block_n}", f"w{self.warps}", f"s{self.stages}"]
-        switches = ("tma", "frozen", "polynomial", "magic", "overlapped")
+        switches = ("tma", "frozen", "magic")
         return " ".join(parts + [name for name in switches if getattr(self, name)])
 
 
@@ -48,13 +44,10 @@ class Rule(NamedTuple):
 
 
 _AMPERE = Variant(128, 64, 8, 3)  # also of Ada
-_HOPPER = Variant(128, 64, 8, 3, tma=True)
-_HOPPER_LONG = Variant(128, 128, 8, 2, tma=True)
-# The first rule that fits decides; to be measured.
+_HOPPER = Variant(128, 64, 8, 3, tma=True, frozen=True)
+# The first rule that fits decides. Measured on Hopper alone.
 RULES = (
-    Rule(90, 4096, False, _HOPPER_LONG),
     Rule(90, 0, False, _HOPPER),
-    Rule(90, 4096, True, _HOPPER_LONG),
     Rule(90, 0, True, _HOPPER),
     Rule(86, 0, True, _AMPERE),
     Rule(80, 0, True, replace(_AMPERE, magic=True)),
@@ -69,22 +62,18 @@ def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
         magic = int8 and arch == 80
         shapes = (Variant(128, 64, 8, 3), Variant(128, 64, 4, 3), Variant(64, 64, 4, 3), Variant(128, 32, 8, 3))
         return tuple(replace(v, magic=magic, frozen=frozen) for v in shapes for frozen in (False, True))
-    narrow, wide = Variant(128, 64, 8, 3, tma=True), Variant(128, 128, 8, 3, tma=True)
+    narrow = Variant(128, 64, 8, 3, tma=True)
     return (
         narrow,
         replace(narrow, frozen=True),
-        replace(narrow, frozen=True, polynomial=True),
-        replace(wide, stages=2),
-        replace(wide, frozen=True),
-        replace(wide, frozen=True, polynomial=True),
         replace(narrow, warps=4),
         replace(narrow, warps=4, frozen=True),
-        replace(narrow, block_m=256, frozen=True),
-        Variant(64, 128, 4, 2, tma=True, frozen=True),
-        Variant(128, 128, 8, 3, overlapped=True),
-        Variant(128, 128, 8, 3, overlapped=True, polynomial=True),
-        Variant(128, 64, 8, 4, overlapped=True),
-        Variant(64, 128, 4, 2, overlapped=True),
+        replace(narrow, block_n=128, frozen=True),
+        replace(narrow, block_n=32, stages=4, frozen=True),
+        replace(narrow, stages=4, frozen=True),
+        Variant(64, 64, 4, 3, tma=True, frozen=True),
+        Variant(64, 64, 4, 2, tma=True, frozen=True),
+        Variant(64, 32, 4, 4, tma=True, frozen=True),
     )
 
 

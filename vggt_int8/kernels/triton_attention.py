@@ -12,7 +12,6 @@ Names in kernels: p_ pointer, i_ index, o_ offset, m_ mask, b_ block of values.
 # mypy: allow-untyped-defs
 # (Triton kernels have no Python types.)
 
-import importlib
 import math
 from typing import Any
 
@@ -31,38 +30,6 @@ from vggt_int8.kernels.triton_gemm import architecture
 # 1.5 * 2^23: added to an integer below 2^22 it leaves the integer in the low mantissa bits.
 _MAGIC = tl.constexpr(12582912.0)
 _MAGIC_BITS = tl.constexpr(0x4B400000)
-# Four powers of two: three by the special-function unit and one by a polynomial, as exact as fp16 weights need (1e-4):
-# 2^x = 2^n * 2^f with n = round(x). Bounds keep n in the exponent's range; 2^128 is inf as it should be.
-EXP2_OF_FOUR = tl.constexpr("""{
-    .reg .f32 x, t, p;
-    .reg .b32 n, r;
-    ex2.approx.ftz.f32 $0, $4;
-    ex2.approx.ftz.f32 $1, $5;
-    ex2.approx.ftz.f32 $2, $6;
-    max.NaN.f32 x, $7, 0fC2FC0000;
-    min.NaN.f32 x, x, 0f43000000;
-    add.rn.f32 t, x, 0f4B400000;
-    sub.rn.f32 p, t, 0f4B400000;
-    sub.rn.f32 x, x, p;
-    fma.rn.f32 p, x, 0f3D61510C, 0f3E780629;
-    fma.rn.f32 p, p, x, 0f3F317AFD;
-    fma.rn.f32 p, p, x, 0f3F800000;
-    mov.b32 n, t;
-    shl.b32 n, n, 23;
-    mov.b32 r, p;
-    add.s32 r, r, n;
-    mov.b32 $3, r;
-}""")
-EXP2_REGISTERS = tl.constexpr("=f,=f,=f,=f,f,f,f,f")
-
-
-@triton.jit
-def _exp2(x, POLYNOMIAL: tl.constexpr):
-    if POLYNOMIAL:
-        y = tl.inline_asm_elementwise(EXP2_OF_FOUR, EXP2_REGISTERS, [x], tl.float32, is_pure=True, pack=4)
-    else:
-        y = tl.exp2(x)
-    return y
 
 
 @triton.jit
@@ -95,7 +62,7 @@ def _scores(b_q, b_k, INT8: tl.constexpr, MAGIC: tl.constexpr):
 def _attend(
     b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, N,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr, POLYNOMIAL: tl.constexpr,
+    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
     """Queries b_q [M, DIM] from number i_own on -> weighted sums of the values [M, DIM], sums of the weights [M].
 
@@ -137,7 +104,7 @@ def _attend(
             b_sum *= b_shrink
             b_acc *= b_shrink[:, None]
             b_max = b_new
-        b_p = _exp2(b_s * b_c[:, None] - b_max[:, None], POLYNOMIAL)
+        b_p = tl.exp2(b_s * b_c[:, None] - b_max[:, None])
         b_sum += tl.sum(b_p, axis=1)
         b_v = load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
         b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
@@ -149,7 +116,7 @@ def _attention_kernel(
     q, k, v, p_out, p_q_scale, p_k_scale, N, H, scale,
     stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr, POLYNOMIAL: tl.constexpr,
+    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
     """q, k [B, H, N, D] with the same strides, v with its own: pointers or descriptors -> out [B, N, H, D]."""
     tiles = tl.cdiv(N, BLOCK_M)
@@ -167,14 +134,14 @@ def _attention_kernel(
     b_q = load_rows(q, at_k, i_b, i_h, i_m, stride_k, N, BLOCK_M, DIM if INT8 else D, DIM, TMA, True)
     b_acc, b_sum = _attend(
         b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
-        D, DIM, BLOCK_N, GROUP, TMA, MAGIC, FROZEN, POLYNOMIAL,
+        D, DIM, BLOCK_N, GROUP, TMA, MAGIC, FROZEN,
     )  # fmt: skip
     if FROZEN:
         wrong = tl.max(tl.max(tl.where(tl.abs(b_acc) < float("inf"), 0, 1), axis=1), axis=0)
         if wrong:  # scores grew by more than fp16 holds, or an operand is not finite: once more, safely
             b_acc, b_sum = _attend(
                 b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
-                D, DIM, BLOCK_N, GROUP, TMA, MAGIC, False, POLYNOMIAL,
+                D, DIM, BLOCK_N, GROUP, TMA, MAGIC, False,
             )  # fmt: skip
     p_y = p_out + ((i_b.to(tl.int64) * N + o_m)[:, None] * H + i_h) * D + o_d[None, :]
     tl.store(p_y, (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty), mask=(o_m < N)[:, None] & (o_d < D)[None, :])
@@ -208,13 +175,8 @@ def _attention(
     rest = (out, q_scale, k_scale, tokens, heads, math.log2(math.e) * dim**-0.5)
     shared: dict[str, Any] = {
         "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "GROUP": KEY_GROUP,
-        "POLYNOMIAL": variant.polynomial, "num_warps": variant.warps,
+        "num_warps": variant.warps,
     }  # fmt: skip
-    if tma and variant.overlapped:
-        gluon = importlib.import_module("vggt_int8.kernels.gluon_attention")
-        operands = gluon.descriptors(q, k, v, variant.block_m, variant.block_n)
-        launch(gluon.overlapped_attention_kernel, grid, *operands, *rest, **shared, STAGES=variant.stages)
-        return out
     operands = (q, k, v)
     if tma and variant.tma:
         blocks = (variant.block_m, variant.block_n, variant.block_n)

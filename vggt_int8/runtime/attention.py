@@ -22,8 +22,7 @@ CUDNN, FLASH, EFFICIENT, MATH = (
     *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
     *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
 )
-# Our own kernel, for 16-bit values and head dims up to 64; it counts in 64 bits. No rule names it until it has been
-# measured to be the fastest somewhere (`benchmarks/attention.py`).
+# Our own kernel, for 16-bit values, head dims up to 64 and compute capability 8.0 and up; it counts in 64 bits.
 TRITON: Literal["triton"] = "triton"
 Kernel = SDPBackend | Literal["triton"]
 
@@ -37,18 +36,21 @@ class Rule:
     order: tuple[Kernel, ...]
 
 
-# The first rule that fits decides. cuDNN on Hopper: 420 TFLOP/s against FlashAttention-2's 320 (head dim 64, 10 to 100
-# frames). It builds a plan for every new length, which a few tokens (the camera head's, one per frame) do not pay
-# back. PyTorch's own formula comes last and only where its matrix of scores is small. fp32 runs on "efficient" alone.
+# The first rule that fits decides. On Hopper, TFLOP/s at head dim 64 (H100, `benchmarks/attention.py`): ours 514 to 533
+# over 10 to 100 frames and 327 to 348 inside frames of 1041 tokens, cuDNN 419 to 432 and 321 to 333, FlashAttention-2
+# 309 to 325 and 219 to 234. cuDNN builds a plan for every new length, too, which a few tokens (the camera head's, one
+# per frame) do not pay back. PyTorch's own formula comes last and only where its matrix of scores is small. fp32 runs
+# on "efficient" alone. Newer GPUs have other matrix instructions, for which our kernel was not written.
 RULES = (
-    Rule(arch=90, tokens=4096, order=(CUDNN, FLASH, EFFICIENT)),
-    Rule(arch=90, tokens=256, order=(CUDNN, FLASH, EFFICIENT, MATH)),
+    Rule(arch=100, tokens=4096, order=(CUDNN, FLASH, EFFICIENT)),
+    Rule(arch=100, tokens=256, order=(CUDNN, FLASH, EFFICIENT, MATH)),
+    Rule(arch=90, tokens=4096, order=(TRITON, CUDNN, FLASH, EFFICIENT)),
+    Rule(arch=90, tokens=256, order=(TRITON, CUDNN, FLASH, EFFICIENT, MATH)),
     Rule(arch=0, tokens=4096, order=(FLASH, EFFICIENT)),
     Rule(arch=0, tokens=0, order=(FLASH, EFFICIENT, MATH)),
 )
-# Above so many elements in the tensor that q, k and v are views of, offsets leave 31 bits; FlashAttention counts in 64.
+# Above so many elements in the tensor that q, k and v are views of, offsets leave 31 bits, in which cuDNN counts.
 LARGE = 2**31 - 1
-LARGE_ORDER: tuple[Kernel, ...] = (FLASH, EFFICIENT)
 LONG = 24_000  # tokens: where only kernels are to be compiled, longer attention would take longer than that
 
 
@@ -68,9 +70,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def backends(arch: int, tokens: int, elements: int) -> tuple[Kernel, ...]:
     """The kernels to try, best first; elements: of the qkv tensor."""
-    if elements > LARGE:
-        return LARGE_ORDER
-    return next(rule.order for rule in RULES if arch >= rule.arch and tokens >= rule.tokens)
+    order = next(rule.order for rule in RULES if arch >= rule.arch and tokens >= rule.tokens)
+    return tuple(kernel for kernel in order if kernel != CUDNN) if elements > LARGE else order
 
 
 @functools.cache
