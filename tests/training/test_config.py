@@ -61,6 +61,17 @@ def test_schedule_warms_up_stays_and_ends_at_zero() -> None:
     assert factors[100] == 0
 
 
+def test_a_restart_begins_the_schedule_anew() -> None:
+    config = OptimizerConfig(warmup_steps=10, restarts=(100,), total_steps=300, decay_share=0.3)
+    alone = OptimizerConfig(warmup_steps=10, total_steps=100, decay_share=0.3)
+    assert [rate_factor(step, config) for step in range(100)] == [rate_factor(step, alone) for step in range(100)]
+    twice = OptimizerConfig(warmup_steps=10, total_steps=200, decay_share=0.3)
+    assert [rate_factor(100 + step, config) for step in range(201)] == [rate_factor(step, twice) for step in range(201)]
+    for restarts in ((0,), (300,), (200, 100)):
+        with pytest.raises(ValueError, match=r"restarts .* must rise"):
+            OptimizerConfig(restarts=restarts, total_steps=300)
+
+
 def test_fresh_models_depend_on_the_seed_alone(tiny_config: TrainingConfig) -> None:
     torch.manual_seed(1)
     first = fresh_model(tiny_config).state_dict()

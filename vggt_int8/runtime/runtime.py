@@ -250,7 +250,7 @@ def _why_no_graph(images: Tensor, plan: Plan) -> str:
         return "the caller is capturing a graph of their own"
     if plan.frames < PLANS[0].frames:
         return "memory is short"
-    return f"above {GRAPH_TOKENS} tokens a CUDA graph would only hold memory"
+    return f"above {GRAPH_TOKENS} tokens a CUDA graph holds more memory than it saves time"
 
 
 def _bounded(plan: Plan, head_frames: int | None) -> Plan:

@@ -24,7 +24,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and, where its rate is not 0, Muon for the blocks' matrices, under a warmup - constant - decay schedule."""
+    """AdamW and, where its rate is not 0, Muon for the blocks' matrices, under a warmup - constant - decay schedule.
+
+    restarts: steps at which the schedule begins anew, up to the next one or `total_steps`: so a run that was finished
+    and shipped can be prolonged, and the whole is still one schedule.
+    """
 
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
@@ -34,7 +38,13 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     warmup_steps: int = 1000
     total_steps: int = 60000
-    decay_share: float = 0.3  # of total_steps, at the end; the rate falls as 1 - sqrt(progress)
+    restarts: tuple[int, ...] = ()
+    decay_share: float = 0.3  # of a schedule's steps, at its end; the rate falls as 1 - sqrt(progress)
+
+    def __post_init__(self) -> None:
+        steps = [0, *self.restarts, self.total_steps]
+        if sorted(set(steps)) != steps:
+            raise ValueError(f"restarts {list(self.restarts)} must rise, between 0 and total_steps {self.total_steps}")
 
 
 @dataclass(frozen=True)
