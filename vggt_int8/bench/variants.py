@@ -43,7 +43,13 @@ BASELINES = {
         Variant("fp16", "fp16 weights", baselines.fp16, 10),
         Variant("bf16-compiled-blocks", "bf16, blocks compiled", baselines.bf16_compiled_blocks, 32, compiles=True),
         Variant("bf16-compiled", "bf16, blocks and heads compiled", baselines.bf16_compiled, 200, compiles=True),
-        Variant("bf16-compiled-graph", "the same in a CUDA graph", baselines.bf16_compiled_graph, 32, compiles=True),
+        Variant(
+            "bf16-compiled-graph",
+            "bf16, compiled, in a CUDA graph",
+            baselines.bf16_compiled_graph,
+            32,
+            compiles=True,
+        ),
         Variant("torchao", "torchao W8A8, eager", baselines.torchao, 10, int8=True),
         Variant("torchao-compiled", "torchao W8A8, compiled", baselines.torchao_compiled, 32, int8=True, compiles=True),
     )

@@ -97,9 +97,11 @@ class DenseCall:
         assert x is not None
         x = self._resize(x, full_size)
         out = self.convs[scratch.output_conv1]
-        # A resize leaves a constant as it is, so the bias may come after it.
+        # A resize leaves a constant as it is, so the bias may come after it. The wider map must not stay meanwhile: it
+        # is 34 MB a frame at 392 x 518.
+        x = out._replace(bias=None)(x)
         size = height // head.stride, width // head.stride
-        return self._resize(out._replace(bias=None)(x), size, embed=head.uv, bias=out.bias)
+        return self._resize(x, size, embed=head.uv, bias=out.bias)
 
     def _level(self, i: int, frames: slice) -> Tensor:
         """Level i from fine to coarse: tokens -> map [f, C_i, h_i, w_i]."""
