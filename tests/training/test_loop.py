@@ -72,6 +72,31 @@ def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_pa
         assert a["total"] == pytest.approx(b["total"], rel=0 if a["step"] <= 6 else 0.02)
 
 
+def test_dense_heads_on_some_of_the_views(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny_config, dense_share=0.5)
+    trainer = Trainer(config, tmp_path)
+    trainer.model.train()
+    batch = render_scenes(scene_seeds("free", range(2)), 4, (32, 32))
+    chosen = set()
+    for step in range(20):
+        trainer.dense_views.draw(step, 4)
+        narrow = trainer.dense_views.narrow(batch)
+        views = [i for i in range(4) if any(torch.equal(batch.depth[:, i], narrow.depth[:, j]) for j in range(2))]
+        chosen.add(tuple(views))
+        assert narrow.world_points.shape == (2, 2, 32, 32, 3)
+        assert narrow.extrinsic.shape == batch.extrinsic.shape
+    assert len(chosen) == 6, "every pair of four views comes up"
+    output = trainer.model(batch.images)
+    trainer.model.eval()
+    whole = trainer.model(batch.images)
+    assert output.extrinsic.shape == whole.extrinsic.shape == (2, 4, 3, 4)
+    torch.testing.assert_close(output.depth, whole.depth[:, views])
+    torch.testing.assert_close(output.world_points, whole.world_points[:, views])
+    assert trainer.train(ONLY) == "all steps are done"
+    with pytest.raises(ValueError, match="dense_share must be above 0"):
+        dataclasses.replace(tiny_config, dense_share=0.0)
+
+
 def test_time_limit_and_validation(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config, tmp_path)
     assert trainer.train(RunLimits(max_minutes=0.01)) == "max_minutes (0.01) reached"

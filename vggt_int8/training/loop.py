@@ -26,6 +26,7 @@ from vggt_int8.training.captured import CapturedBackward
 from vggt_int8.training.checkpoint import load_checkpoint, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import training_descriptions
+from vggt_int8.training.dense_views import DenseViews
 from vggt_int8.training.losses import scene_losses
 from vggt_int8.training.start import build_optimizers, build_schedule, fresh_model
 from vggt_int8.training.validation import validate
@@ -61,6 +62,7 @@ class Trainer:
         # The model itself: without DDP's wrapper, and with the names of the checkpoint.
         self.network: VGGT = model.to(self.device)
         _prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
+        self.dense_views = DenseViews(self.network, config.dense_share, config.seed, self.device)
         self.optimizers = build_optimizers(self.network, config.optimizer)
         if (self.checkpoint / "trainer.json").exists():
             facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
@@ -115,7 +117,9 @@ class Trainer:
 
     def train_step(self, description: SceneDescription) -> tuple[dict[str, Tensor], Tensor]:
         """Render, predict, learn. Returns losses and gradient norm on the device, valid until the next step."""
-        losses = self.forward_backward(self.render(description))
+        batch = self.render(description)
+        self.dense_views.draw(self.step, batch.images.shape[1])
+        losses = self.forward_backward(batch)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
@@ -128,7 +132,7 @@ class Trainer:
         """Losses of a batch, detached; their gradients are left in the parameters."""
         with self.autocast():
             output = self.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
-        losses = scene_losses(output, batch, self.config.loss)
+        losses = scene_losses(output, self.dense_views.narrow(batch), self.config.loss)
         self.accelerator.backward(losses["total"])
         return {name: value.detach() for name, value in losses.items()}
 
