@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vggt_int8.kernels import cpu, reference
-from vggt_int8.kernels.cpu import int8_matmul, row_slices, slices_of_rows
+from vggt_int8.kernels.cpu import int8_sums, row_slices, rows_of_a_product, slices_of_rows
 from vggt_int8.kernels.reference import CODE_MAX
 
 _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at once
@@ -67,27 +67,30 @@ def int8_gemm_into_(
     out_scale: Tensor | None = None,
 ) -> None:
     """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
-    slices = slices_of_rows(*out.shape)
-    sums = torch.empty(slices[0].stop, out.shape[1], dtype=torch.int32)
+    rows, outputs = out.shape
     in_place = out.dtype == torch.float32 and residual is None and out_scale is None
-    floats = None if in_place else torch.empty(sums.shape)
+    floats = out if in_place else torch.empty(min(rows, rows_of_a_product(outputs)), outputs)
     x_scale, weight_scale = x_scale.view(-1, 1), weight_scale.view(1, -1)
     bias = None if bias is None else bias.float()
     gamma = None if gamma is None else gamma.float()
-    for rows in slices:
-        acc = int8_matmul(x_codes[rows], weight, sums[: rows.stop - rows.start])
-        y = out[rows] if floats is None else floats[: len(acc)]
-        y.copy_(acc).mul_(x_scale[rows]).mul_(weight_scale)
-        if bias is not None:
-            y.add_(bias)
-        if gelu:
-            torch.ops.aten.gelu_(y)
-        if residual is not None and gamma is not None:
-            y.mul_(gamma).add_(residual[rows])
-        if out_scale is not None:
-            y.div_(out_scale).round_().clamp_(-CODE_MAX, CODE_MAX)
-        if floats is not None:
-            out[rows] = y
+    for product in row_slices(rows, rows_of_a_product(outputs)):
+        values = out[product] if in_place else floats[: product.stop - product.start]
+        sums = values.view(torch.int32)  # each becomes a float in its own place
+        excess = int8_sums(x_codes[product], weight, sums)
+        for part in slices_of_rows(*values.shape):
+            rows = slice(product.start + part.start, product.start + part.stop)
+            acc, y = sums[part], values[part]
+            y.copy_(acc if excess is None else acc.sub_(excess)).mul_(x_scale[rows]).mul_(weight_scale)
+            if bias is not None:
+                y.add_(bias)
+            if gelu:
+                torch.ops.aten.gelu_(y)
+            if residual is not None and gamma is not None:
+                y.mul_(gamma).add_(residual[rows])
+            if out_scale is not None:
+                y.div_(out_scale).round_().clamp_(-CODE_MAX, CODE_MAX)
+            if not in_place:
+                out[rows] = y
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,7 +124,7 @@ def qk_norm_rope_(
     frames = qkv.view(tokens // per_frame, per_frame, 3, heads, dim)
     cos, sin = rope.unsqueeze(2)  # [P, 1, D]
     # Of each pair of quarters of the head dim, the first turns towards the second negated.
-    sin = (sin.unflatten(-1, (2, 2, -1)) * torch.tensor([[-1.0], [1.0]])).flatten(-3)
+    sin = sin.unflatten(-1, (2, 2, -1)) * torch.tensor([[-1.0], [1.0]])  # [P, 1, 2, 2, D / 4]
     norms = ((q_weight.float(), q_bias.float()), (k_weight.float(), k_bias.float()))
     at_once = max(1, cpu.VALUES_AT_ONCE // (heads * dim))
     for part in row_slices(len(frames), max(1, at_once // per_frame)):
@@ -129,8 +132,10 @@ def qk_norm_rope_(
             for i, (weight, bias) in enumerate(norms):
                 x = frames[part, place, i]
                 y = F.layer_norm(x.float(), (dim,), weight, bias, eps)
-                turned = y.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
-                torch.add(y.mul_(cos[place]), turned.mul_(sin[place]), out=x)
+                quarters, turned = y.unflatten(-1, (2, 2, -1)), torch.empty_like(y)
+                for to in (0, 1):
+                    torch.mul(quarters[..., 1 - to, :], sin[place, :, :, to], out=turned.view_as(quarters)[..., to, :])
+                torch.add(y.mul_(cos[place]), turned, out=x)
 
 
 def resize(
