@@ -1,8 +1,9 @@
 """The integer product on a CPU: int32 sums of `reference.py`, bit for bit, by the fastest exact kernel there is.
 
 CPUs with VNNI multiply unsigned by signed bytes and add four products to an int32 in one instruction; PyTorch
-reaches it through `torch._int_mm`. Activation codes go in shifted by 128 (u8·s8), and `128 * sum(weight row)`
-is taken off the int32 result, which is exact. CPUs without VNNI add pairs of products in 16 bits and
+reaches it through `torch._int_mm`. Either oneDNN deals with the signs (s8·s8), or activation codes go in shifted by 128
+(u8·s8), and `128 * sum(weight row)` is taken off the int32 result, which is exact; the first saves two passes, but not
+every version of oneDNN has a fast kernel for it. CPUs without VNNI add pairs of products in 16 bits and
 **saturate** without a word, so each candidate is tried once per process on extreme codes against the exact
 product, and `cpu_int8_kernel()` names the one that passed. The last candidate needs no integer unit: float32
 holds every sum of 1024 products of codes exactly.
@@ -66,15 +67,14 @@ def int8_sums(x_codes: Tensor, weight: Tensor, out: Tensor, kernel: str | None =
 
 @functools.cache
 def cpu_int8_kernel() -> str:
-    """The kernel that INT8 linears use on this CPU: the first of U8S8, S8S8 that is exact and pays, else FLOAT32.
+    """The kernel that INT8 linears use on this CPU: the faster of S8S8 and U8S8 if it is exact and pays, else FLOAT32.
 
     `torch._int_mm` may be missing u8·s8 (torch 2.11), saturate (no VNNI) or be a plain loop (oneDNN switched off).
     """
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
-        for kernel in (U8S8, S8S8):
-            if _is_exact(kernel) and _seconds(kernel) < _seconds(FLOAT32):
-                return kernel
-    return FLOAT32
+        seconds = {kernel: _seconds(kernel) for kernel in (S8S8, U8S8) if _is_exact(kernel)}
+        seconds[FLOAT32] = _seconds(FLOAT32)
+    return min(seconds, key=lambda kernel: seconds[kernel])
 
 
 @functools.cache

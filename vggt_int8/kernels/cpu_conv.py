@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import U8S8, cached_per_weight, cpu_int8_kernel, row_slices
+from vggt_int8.kernels.cpu import FLOAT32, cached_per_weight, cpu_int8_kernel, row_slices
 
 _LARGEST = 256 * 127 + 127  # of 256 * high + low
 _SMALLEST_SCALE = 2.0**-126  # of fp32, at full precision; also the scale of zeros
@@ -72,7 +72,7 @@ def _bytes(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 @functools.cache
 def int8_conv_is_exact() -> bool:
     """Whether this CPU and this build of PyTorch have the integer convolution, and its sums do not saturate."""
-    if cpu_int8_kernel() != U8S8:
+    if cpu_int8_kernel() == FLOAT32:
         return False
     with torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)

@@ -124,7 +124,7 @@ def qk_norm_rope_(
     frames = qkv.view(tokens // per_frame, per_frame, 3, heads, dim)
     cos, sin = rope.unsqueeze(2)  # [P, 1, D]
     # Of each pair of quarters of the head dim, the first turns towards the second negated.
-    sin = sin.unflatten(-1, (2, 2, -1)) * torch.tensor([[-1.0], [1.0]])  # [P, 1, 2, 2, D / 4]
+    sin = (sin.unflatten(-1, (2, 2, -1)) * torch.tensor([[-1.0], [1.0]])).flatten(-3)
     norms = ((q_weight.float(), q_bias.float()), (k_weight.float(), k_bias.float()))
     at_once = max(1, cpu.VALUES_AT_ONCE // (heads * dim))
     for part in row_slices(len(frames), max(1, at_once // per_frame)):
@@ -132,9 +132,8 @@ def qk_norm_rope_(
             for i, (weight, bias) in enumerate(norms):
                 x = frames[part, place, i]
                 y = F.layer_norm(x.float(), (dim,), weight, bias, eps)
-                quarters, turned = y.unflatten(-1, (2, 2, -1)), torch.empty_like(y)
-                for to in (0, 1):
-                    torch.mul(quarters[..., 1 - to, :], sin[place, :, :, to], out=turned.view_as(quarters)[..., to, :])
+                quarters = y.chunk(4, dim=-1)
+                turned = torch.cat([quarters[j] for j in (1, 0, 3, 2)], dim=-1).mul_(sin[place])
                 torch.add(y.mul_(cos[place]), turned, out=x)
 
 
