@@ -35,7 +35,7 @@ def int8_conv2d(
     """`conv2d(x, weight * weight_scale, bias) (+ addend) (-> relu)` for x [f, C, h, w] fp32 -> [f, N, h', w'] fp32.
 
     weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float. The result is channels last, as the
-    addend must be, whose memory it takes. Only where `int8_conv_is_exact()`.
+    addend must be, which may be overwritten. Only where `int8_conv_is_exact()`.
     """
     absmax = max(x.amax().item(), -x.amin().item())  # the largest of both is NaN if there is one
     bias = None if bias is None else bias.float()
@@ -51,8 +51,9 @@ def int8_conv2d(
 
 
 def _bytes(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """x [f, C, h, w] -> high, low, both uint8, channels last and `_U8_OFFSET` too large: x = scale * (256 * high + low),
-    rounded. Some values at a time, so that only x and the bytes leave the cache.
+    """x [f, C, h, w] = scale * (256 * high + low), rounded: both uint8, channels last and `_U8_OFFSET` too large.
+
+    Some values at a time, so that only x and the bytes leave the cache.
     """
     pixels = x.permute(0, 2, 3, 1)
     high, low = torch.empty(2, *pixels.shape, dtype=torch.uint8)
@@ -111,10 +112,11 @@ def _product(
     operands = (codes, scale, _U8_OFFSET, packed, weight_scale, zeros)
     geometry = (list(stride), list(padding), [1, 1], 1)
     result = (1.0, 0, torch.float32)
-    ending = ("relu" if relu else "none", [], "")
+    last = "relu" if relu else "none"
     conv = torch.ops.onednn.qconv2d_pointwise
+    y: Tensor
     if addend is None:
-        y: Tensor = conv(*operands, bias, *geometry, *result, *ending)
-        return y
-    y = conv.binary(*operands, addend, bias, *geometry, *result, 1.0, 0, "sum", 1.0, *ending)
+        y = conv(*operands, bias, *geometry, *result, last, [], "")
+    else:
+        y = conv.binary(*operands, addend, bias, *geometry, *result, 1.0, 0, "sum", 1.0, last, [], "")
     return y

@@ -79,11 +79,11 @@ class IntegerConv(NamedTuple):
         return int8_conv2d(x, *self, relu=True)
 
     def add(self, x: Tensor, z: Tensor) -> Tensor:
-        """`conv(x) + z`, in the memory of z."""
+        """`conv(x) + z`; z may be overwritten."""
         return int8_conv2d(x, *self, addend=z)
 
     def add_relu(self, x: Tensor, z: Tensor) -> Tensor:
-        """`relu(conv(x) + z)`, in the memory of z."""
+        """`relu(conv(x) + z)`; z may be overwritten."""
         return int8_conv2d(x, *self, addend=z, relu=True)
 
 
