@@ -12,6 +12,7 @@ bit, and each INT8 result by relative error, before anything is timed.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -49,13 +50,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    cpu.keep_freed_memory()  # as any fused call does; it serves all variants
+    kept = cpu.keep_freed_memory()  # as any fused call does; it serves all variants
     machine = {
         "cpu": cpu_name(),
         "threads": arguments.threads,
         "product": cpu.cpu_int8_kernel(),
         "attention": cpu_attention.cpu_attention_kernel(),
         "integer_convolutions": cpu_conv.int8_conv_is_exact(),
+        "freed_memory_kept": kept,
+        "load": os.getloadavg()[0],
         "versions": installed_versions(),
     }
     print(*(f"{name}: {value}" for name, value in machine.items()), sep="\n")

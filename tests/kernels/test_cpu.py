@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 import weakref
@@ -63,7 +64,9 @@ def test_gemm_equals_the_reference(
 ) -> None:
     usable(kernel)
     monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: kernel)
-    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 12)  # several slices, the last one short
+    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 11)  # several slices, the last one short
+    monkeypatch.setattr(cpu, "SUMS_AT_ONCE", 1 << 12)  # several products of several slices
+    monkeypatch.setattr(cpu, "_MIN_ROWS", 16)
     for m, k, n in SHAPES:
         generator = torch.Generator().manual_seed(m)
         operands = (*reference.quantize_rows(hard_rows(m, k).to(dtype)), codes(n, k, seed=3))
@@ -75,6 +78,9 @@ def test_gemm_equals_the_reference(
         arguments = (*operands, scale, bias, dtype, ending == "gelu", gamma, residual, out_scale)
         want = reference.int8_gemm(*arguments)
         exact((cpu_ops.int8_gemm(*arguments),), (want,))
+        if ending in ("plain", "gelu"):
+            operands = (*arguments[:6], ending == "gelu")
+            exact(cpu_ops.int8_gemm_quantize(*operands), reference.int8_gemm_quantize(*operands))
         if residual is not None:  # which the result may be written over
             cpu_ops.int8_gemm_into_(residual, *arguments[:5], *arguments[6:])
             exact((residual,), (want,))
@@ -185,6 +191,35 @@ def test_the_reported_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: called.append(a.dtype) or real(a, b, out=out))
     w8a8_linear(torch.randn(5, 64), weight, torch.ones(8, 1))
     assert called == [torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8]
+
+
+FAULTS = """
+import resource, sys, torch
+from vggt_int8.kernels import cpu
+torch.set_num_threads(1)
+kept = cpu.keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [torch.ones(31 << 20, dtype=torch.uint8) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+@pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(variable: str | None) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    if variable is not None:
+        env[variable] = "glibc.malloc.trim_threshold=131072" if variable == "GLIBC_TUNABLES" else "131072"
+    run = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
+    kept, faults = run.stdout.split()
+    assert kept == str(variable is None)
+    pages = 10 * 4 * (31 << 20) // resource.getpagesize()
+    assert int(faults) < pages / 100 if variable is None else int(faults) > 10  # huge pages count once
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets named here are x86's")

@@ -62,14 +62,29 @@ def test_floats_within_half_a_step(shape: tuple[int, ...], magnitude: float) -> 
         assert (got - want).norm() < 1e-4 * want.norm()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sum_and_relu(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_conv, "_VALUES_AT_ONCE", 1000)  # several slices, the last one short
+    x, *operand = operands(shape)
+    y = int8_conv2d(x, *operand)
+    addend = torch.randn(y.shape).contiguous(memory_format=torch.channels_last)
+    want = y + addend
+    assert torch.equal(int8_conv2d(x, *operand, relu=True), y.relu())
+    for relu in (False, True):
+        got = int8_conv2d(x, *operand, addend=addend.clone(), relu=relu)
+        torch.testing.assert_close(got, want.relu() if relu else want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
+
+
 def test_zeros_give_the_bias_and_nan_stays_where_it_is() -> None:
     x, weight, scale, bias, *geometry = operands((2, 8, 5, 9, 9, 3, 1, 1))
     assert torch.equal(int8_conv2d(x * 0, weight, scale, bias, *geometry)[0, :, 4, 4], bias)
     for value in (float("nan"), float("inf")):
         x[1, 3, 4, 4] = value
-        got = int8_conv2d(x, weight, scale, bias, *geometry)
-        assert not got[1, 0, 3:6, 3:6].isfinite().any()
-        assert got[0].isfinite().all()
+        ones = torch.ones(2, 5, 9, 9).contiguous(memory_format=torch.channels_last)
+        for extra in ({}, {"addend": ones}):
+            got = int8_conv2d(x, weight, scale, bias, *geometry, **extra)
+            assert not got[1, 0, 3:6, 3:6].isfinite().any()
+            assert got[0].isfinite().all()
 
 
 def test_a_changed_weight_is_noticed() -> None:

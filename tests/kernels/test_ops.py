@@ -28,6 +28,7 @@ def operands() -> dict[str, tuple[Any, ...]]:
         "int8_gemm": (*gemm, True),
         "int8_gemm residual": (*gemm, False, torch.rand(24), torch.rand(5, 24)),
         "int8_gemm static": (*gemm, True, None, None, scale),
+        "int8_gemm_quantize": (*gemm, True),
         "qk_norm_rope_": (qkv, head, head, head, head, torch.rand(2, 5, 16), 1e-5),
         "int8_gemm_into_": (torch.rand(5, 24).half(), *gemm[:5], False, torch.rand(24), torch.rand(5, 24)),
         "layer_norm_halves": (x.view(1, 5, 64), x.view(1, 5, 64) * 2, 2, torch.rand(128), torch.rand(128), 1e-5),

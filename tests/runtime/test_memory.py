@@ -48,7 +48,7 @@ def test_less_memory_smaller_plans() -> None:
 
 def test_on_a_cpu_parts_are_small() -> None:
     plan = cpu_plan(shape(100), CONFIG)
-    assert (plan.frames, plan.rows, plan.head_frames) == (1, 1024, 1)
+    assert (plan.frames, plan.rows, plan.head_frames) == (1, 2044, 1)
     assert plan == cpu_plan(shape(1), CONFIG), "which the number of frames has nothing to do with"
     small = VGGTConfig(img_size=112, patch_size=8, embed_dim=192, mlp_ratio=2.0, dpt_features=64)
     many = cpu_plan(Shape(1, 8, 112, 112, HEADS, 4), small)

@@ -124,7 +124,7 @@ def _product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
 
 
 def _int8_products(codes: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """PyTorch's products, which on a CPU with VNNI are faster for unsigned bytes, and on CUDA ours with its scales."""
+    """PyTorch's products, on a CPU also of unsigned bytes where those are faster, and on CUDA ours with its scales."""
     yield lambda x: torch._int_mm(x, codes.t())
     if codes.is_cuda and get_backend("native").unsupported(Scheme(), "cuda") is None:
         scale = torch.ones(len(codes), 1, device=codes.device)

@@ -1,8 +1,9 @@
 """The integer product on a CPU: int32 sums of `reference.py`, bit for bit, by the fastest exact kernel there is.
 
 CPUs with VNNI multiply unsigned by signed bytes and add four products to an int32 in one instruction; PyTorch
-reaches it through `torch._int_mm`. Activation codes go in shifted by 128 (u8·s8), and `128 * sum(weight row)`
-is taken off the int32 result, which is exact. CPUs without VNNI add pairs of products in 16 bits and
+reaches it through `torch._int_mm`. Either oneDNN deals with the signs (s8·s8), or activation codes go in shifted by 128
+(u8·s8), and `128 * sum(weight row)` is taken off the int32 result, which is exact; the first saves two passes, but not
+every version of oneDNN has a fast kernel for it. CPUs without VNNI add pairs of products in 16 bits and
 **saturate** without a word, so each candidate is tried once per process on extreme codes against the exact
 product, and `cpu_int8_kernel()` names the one that passed. The last candidate needs no integer unit: float32
 holds every sum of 1024 products of codes exactly.
@@ -10,7 +11,10 @@ holds every sum of 1024 products of codes exactly.
 Notation: M rows (tokens), N outputs, K reduction.
 """
 
+import ctypes
 import functools
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +29,12 @@ FLOAT32 = "float32 matmul of codes in slices of K (exact)"
 
 _U8_OFFSET = 128
 _EXACT_K = 1024  # 1024 * 127 * 127 < 2^24: float32 holds every partial sum, in any order
-VALUES_AT_ONCE = 1 << 22  # fp32 numbers that a pass works on: 16 MB, a block that `keep_freed_memory` keeps
+_LARGEST_BLOCK = 32 << 20  # bytes; larger ones the GNU C library always maps anew
+_KEPT_BYTES = 256 << 20  # freed, and not given back to the system
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
+# 32-bit sums of one product: just below the largest block that is kept. The weight is packed anew for each product.
+SUMS_AT_ONCE = (_LARGEST_BLOCK >> 2) - (1 << 14)
+VALUES_AT_ONCE = 1 << 20  # fp32 numbers that a chain of passes works on: 4 MB, which stay in the caches
 _MIN_ROWS = 64  # of a slice, per thread: with fewer, packing the weight anew for each slice costs more than it saves
 
 
@@ -34,31 +43,38 @@ def int8_matmul(x_codes: Tensor, weight: Tensor, out: Tensor | None = None, kern
 
     `kernel` None takes this machine's, `cpu_int8_kernel()`.
     """
-    kernel = kernel or cpu_int8_kernel()
     if out is None:
         out = torch.empty(x_codes.shape[0], weight.shape[0], dtype=torch.int32)
+    excess = int8_sums(x_codes, weight, out, kernel)
+    return out if excess is None else out.sub_(excess)
+
+
+def int8_sums(x_codes: Tensor, weight: Tensor, out: Tensor, kernel: str | None = None) -> Tensor | None:
+    """`int8_matmul` into `out`, but for the int32 [N] returned, which the caller takes off each row in a later pass."""
+    kernel = kernel or cpu_int8_kernel()
     if kernel == U8S8:
         shifted = x_codes.view(torch.uint8).bitwise_xor(_U8_OFFSET)  # the sign bit flipped: 128 more, as unsigned
-        return torch._int_mm(shifted, weight.t(), out=out).sub_(_correction(weight))
+        torch._int_mm(shifted, weight.t(), out=out)
+        return _correction(weight)
     if kernel == S8S8:
-        return torch._int_mm(x_codes, weight.t(), out=out)
+        torch._int_mm(x_codes, weight.t(), out=out)
+        return None
     out.zero_()
     for part in row_slices(x_codes.shape[1], _EXACT_K):
         out += (x_codes[:, part].float() @ weight[:, part].float().t()).to(torch.int32)
-    return out
+    return None
 
 
 @functools.cache
 def cpu_int8_kernel() -> str:
-    """The kernel that INT8 linears use on this CPU: the first of U8S8, S8S8 that is exact and pays, else FLOAT32.
+    """The kernel that INT8 linears use on this CPU: the faster of S8S8 and U8S8 if it is exact and pays, else FLOAT32.
 
     `torch._int_mm` may be missing u8·s8 (torch 2.11), saturate (no VNNI) or be a plain loop (oneDNN switched off).
     """
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
-        for kernel in (U8S8, S8S8):
-            if _is_exact(kernel) and _seconds(kernel) < _seconds(FLOAT32):
-                return kernel
-    return FLOAT32
+        seconds = {kernel: _seconds(kernel) for kernel in (S8S8, U8S8) if _is_exact(kernel)}
+        seconds[FLOAT32] = _seconds(FLOAT32)
+    return min(seconds, key=lambda kernel: seconds[kernel])
 
 
 @functools.cache
@@ -69,19 +85,30 @@ def int_mm_is_exact() -> bool:
 
 
 @functools.cache
-def keep_freed_memory() -> None:
-    """Let this process keep up to 64 MB that it frees, which would be mapped anew for the next layer, page by page.
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 256 MB of memory that it frees; whether it does. A setting of the whole process.
 
-    The GNU C library follows the largest block under 32 MB that was ever freed: it keeps twice as much. So one such
-    block, which nothing is written to, is allocated and freed. Other allocators take no notice.
+    The GNU C library gives a freed block back to the system, which clears its pages when the next layer asks for them:
+    a third of the time of a small model. It is told to map only blocks of 32 MB and more (its own upper limit)
+    and to give memory back from 256 MB on. The process holds that much more between calls, and nothing else changes.
+    Other C libraries are left alone, and so is one that was configured by the environment (`MALLOC_TRIM_THRESHOLD_`,
+    `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`), which is the way to say no.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)
+    configured = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
+    if configured or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all((mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK), mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)))
 
 
 def slices_of_rows(rows: int, width: int) -> list[slice]:
     """Slices of rows of `width` numbers, for passes that work on `VALUES_AT_ONCE`."""
-    at_most = max(_MIN_ROWS * torch.get_num_threads(), VALUES_AT_ONCE // max(1, width))
-    return list(row_slices(rows, at_most)) or [slice(0, 0)]
+    return list(row_slices(rows, max(1, VALUES_AT_ONCE // max(1, width)))) or [slice(0, 0)]
+
+
+def rows_of_a_product(outputs: int) -> int:
+    """How many rows, so that there are `SUMS_AT_ONCE`."""
+    return max(_MIN_ROWS * torch.get_num_threads(), SUMS_AT_ONCE // max(1, outputs))
 
 
 def row_slices(total: int, at_most: int) -> Iterator[slice]:

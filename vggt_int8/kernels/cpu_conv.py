@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import U8S8, cached_per_weight, cpu_int8_kernel
+from vggt_int8.kernels.cpu import FLOAT32, cached_per_weight, cpu_int8_kernel, row_slices
 
 _LARGEST = 256 * 127 + 127  # of 256 * high + low
 _SMALLEST_SCALE = 2.0**-126  # of fp32, at full precision; also the scale of zeros
 _U8_OFFSET = 128  # bytes go in unsigned
+_VALUES_AT_ONCE = 1 << 19  # that become bytes: 2 MB each of floats and integers, which a second-level cache holds
 
 
 def int8_conv2d(
@@ -28,28 +29,51 @@ def int8_conv2d(
     bias: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
+    addend: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """`conv2d(x, weight * weight_scale, bias)` for x [f, C, h, w] fp32 -> [f, N, h', w'] fp32, channels last.
+    """`conv2d(x, weight * weight_scale, bias) (+ addend) (-> relu)` for x [f, C, h, w] fp32 -> [f, N, h', w'] fp32.
 
-    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float. Only where `int8_conv_is_exact()`.
+    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float. The result is channels last, as the
+    addend must be, which may be overwritten. Only where `int8_conv_is_exact()`.
     """
-    absmax = x.abs().amax().item()
+    absmax = max(x.amax().item(), -x.amin().item())  # the largest of both is NaN if there is one
     bias = None if bias is None else bias.float()
     if not math.isfinite(absmax):  # which integers cannot carry
-        return F.conv2d(x, weight.float() * weight_scale, bias, stride, padding)
+        y = F.conv2d(x, weight.float() * weight_scale, bias, stride, padding)
+        y = y if addend is None else addend.add_(y)
+        return y.relu_() if relu else y
     scale = max(absmax / _LARGEST, _SMALLEST_SCALE)
-    codes = (x.contiguous(memory_format=torch.channels_last) / scale).round_().to(torch.int16)
-    low = codes.to(torch.int8)  # the low byte, as a signed number
-    high = codes.add_(_U8_OFFSET).bitwise_right_shift_(8).to(torch.int8)
+    high, low = _bytes(x, scale)
     packed, scales = _packed(weight, weight_scale, stride, padding), weight_scale.flatten()
-    y = _product(high, 256 * scale, packed, scales, bias, stride, padding)
-    return y.add_(_product(low, scale, packed, scales, None, stride, padding))
+    y = _product(high, 256 * scale, packed, scales, bias, stride, padding, addend)
+    return _product(low, scale, packed, scales, None, stride, padding, y, relu)
+
+
+def _bytes(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """x [f, C, h, w] = scale * (256 * high + low), rounded: both uint8, channels last and `_U8_OFFSET` too large.
+
+    Some values at a time, so that only x and the bytes leave the cache.
+    """
+    pixels = x.permute(0, 2, 3, 1)
+    high, low = torch.empty(2, *pixels.shape, dtype=torch.uint8)
+    values, high_values, low_values = pixels.flatten(), high.view(-1), low.view(-1)
+    floats = torch.empty(min(len(values), _VALUES_AT_ONCE))
+    integers = torch.empty(len(floats), dtype=torch.int32)
+    # The offset of both bytes makes all codes positive, so that cutting off their fractions rounds them down.
+    offset = torch.tensor(257 * _U8_OFFSET + 0.5)
+    for part in row_slices(len(values), _VALUES_AT_ONCE):
+        count = part.stop - part.start
+        codes = integers[:count].copy_(torch.add(offset, values[part], alpha=1 / scale, out=floats[:count]))
+        low_values[part] = codes
+        high_values[part] = codes.bitwise_right_shift_(8)
+    return high.permute(0, 3, 1, 2), low.permute(0, 3, 1, 2)
 
 
 @functools.cache
 def int8_conv_is_exact() -> bool:
     """Whether this CPU and this build of PyTorch have the integer convolution, and its sums do not saturate."""
-    if cpu_int8_kernel() != U8S8:
+    if cpu_int8_kernel() == FLOAT32:
         return False
     with torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
@@ -80,10 +104,19 @@ def _product(
     bias: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
+    addend: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """codes [f, C, h, w] int8 -> `scale * weight_scale * convolution + bias` in fp32."""
-    unsigned = codes.view(torch.uint8).bitwise_xor_(_U8_OFFSET)
+    """codes [f, C, h, w] uint8 -> `scale * weight_scale * convolution + bias` in fp32, in `addend` if there is one."""
     zeros = torch.zeros(len(weight_scale), dtype=torch.int32)
-    operands = (unsigned, scale, _U8_OFFSET, packed, weight_scale, zeros, bias, list(stride), list(padding), [1, 1], 1)
-    y: Tensor = torch.ops.onednn.qconv2d_pointwise(*operands, 1.0, 0, torch.float32, "none", [], "")
+    operands = (codes, scale, _U8_OFFSET, packed, weight_scale, zeros)
+    geometry = (list(stride), list(padding), [1, 1], 1)
+    result = (1.0, 0, torch.float32)
+    last = "relu" if relu else "none"
+    conv = torch.ops.onednn.qconv2d_pointwise
+    y: Tensor
+    if addend is None:
+        y = conv(*operands, bias, *geometry, *result, last, [], "")
+    else:
+        y = conv.binary(*operands, addend, bias, *geometry, *result, 1.0, 0, "sum", 1.0, last, [], "")
     return y

@@ -5,12 +5,14 @@ of rows, in the order in which the definition rounds: results are equal, not clo
 that are not listed here run as their definition, which is as fast.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vggt_int8.kernels import cpu, reference
-from vggt_int8.kernels.cpu import int8_matmul, row_slices, slices_of_rows
+from vggt_int8.kernels.cpu import int8_sums, row_slices, rows_of_a_product, slices_of_rows
 from vggt_int8.kernels.reference import CODE_MAX
 
 _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at once
@@ -67,17 +69,10 @@ def int8_gemm_into_(
     out_scale: Tensor | None = None,
 ) -> None:
     """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
-    slices = slices_of_rows(*out.shape)
-    sums = torch.empty(slices[0].stop, out.shape[1], dtype=torch.int32)
-    in_place = out.dtype == torch.float32 and residual is None and out_scale is None
-    floats = None if in_place else torch.empty(sums.shape)
-    x_scale, weight_scale = x_scale.view(-1, 1), weight_scale.view(1, -1)
     bias = None if bias is None else bias.float()
     gamma = None if gamma is None else gamma.float()
-    for rows in slices:
-        acc = int8_matmul(x_codes[rows], weight, sums[: rows.stop - rows.start])
-        y = out[rows] if floats is None else floats[: len(acc)]
-        y.copy_(acc).mul_(x_scale[rows]).mul_(weight_scale)
+    buffer = out if out.dtype == torch.float32 and residual is None and out_scale is None else None
+    for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale, buffer):
         if bias is not None:
             y.add_(bias)
         if gelu:
@@ -86,8 +81,29 @@ def int8_gemm_into_(
             y.mul_(gamma).add_(residual[rows])
         if out_scale is not None:
             y.div_(out_scale).round_().clamp_(-CODE_MAX, CODE_MAX)
-        if floats is not None:
+        if buffer is None:
             out[rows] = y
+
+
+def int8_gemm_quantize(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`reference.int8_gemm_quantize`. Floats become codes while they are in the cache."""
+    codes, scale = torch.empty(len(x_codes), len(weight), dtype=torch.int8), torch.empty(len(x_codes), 1)
+    bias = None if bias is None else bias.float()
+    for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale):
+        if bias is not None:
+            y.add_(bias)
+        if gelu:
+            torch.ops.aten.gelu_(y)
+        _quantize_rows_into(codes[rows], scale[rows], y.to(dtype).float(), None)
+    return codes, scale
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -129,8 +145,9 @@ def qk_norm_rope_(
             for i, (weight, bias) in enumerate(norms):
                 x = frames[part, place, i]
                 y = F.layer_norm(x.float(), (dim,), weight, bias, eps)
-                turned = y.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
-                torch.add(y.mul_(cos[place]), turned.mul_(sin[place]), out=x)
+                quarters = y.chunk(4, dim=-1)
+                turned = torch.cat([quarters[j] for j in (1, 0, 3, 2)], dim=-1).mul_(sin[place])
+                torch.add(y.mul_(cos[place]), turned, out=x)
 
 
 def resize(
@@ -168,10 +185,31 @@ def predict_(
     confidence.copy_(certainty)
 
 
+def _product_slices(
+    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, buffer: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """`x_codes weightᵀ * x_scale * weight_scale` in fp32, some rows at a time, to be worked on in place.
+
+    It lies in `buffer` [M, N] fp32 in the end, or is overwritten by what follows.
+    """
+    rows, outputs = len(x_codes), len(weight)
+    at_once = rows_of_a_product(outputs)
+    scratch = torch.empty(min(rows, at_once), outputs) if buffer is None else buffer
+    x_scale, weight_scale = x_scale.view(-1, 1), weight_scale.view(1, -1)
+    for product in row_slices(rows, at_once):
+        values = scratch[: product.stop - product.start] if buffer is None else scratch[product]
+        sums = values.view(torch.int32)  # each becomes a float in its own place
+        excess = int8_sums(x_codes[product], weight, sums)
+        for part in slices_of_rows(*values.shape):
+            here = slice(product.start + part.start, product.start + part.stop)
+            acc = sums[part] if excess is None else sums[part].sub_(excess)
+            yield here, values[part].copy_(acc).mul_(x_scale[here]).mul_(weight_scale)
+
+
 def _quantize_rows_into(codes: Tensor, scale: Tensor, x: Tensor, input_scale: Tensor | None) -> None:
     """`reference.quantize_rows` of x [M, K] fp32 into codes [M, K] int8 and scale [M, 1] fp32."""
     if input_scale is None:
-        y = torch.abs(x)
+        y = x.abs()
         torch.amax(y, dim=1, keepdim=True, out=scale).div_(CODE_MAX)
         scale.masked_fill_(scale == 0, 1.0)
         torch.div(x, scale, out=y)

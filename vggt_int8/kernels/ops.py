@@ -237,6 +237,12 @@ add_layer_norm_quantize = _operator(
     lambda x, *_, **__: (torch.empty_like(x), *_codes_like(x)),
 )
 int8_gemm = _operator(cpu_ops.int8_gemm, _check_gemm, "triton_gemm", _gemm_like)
+int8_gemm_quantize = _operator(
+    cpu_ops.int8_gemm_quantize,
+    _check_gemm,
+    "triton_norm",
+    lambda x_codes, _, weight, *__: _codes_like(x_codes.new_empty(x_codes.shape[0], weight.shape[0])),
+)
 qk_norm_rope_ = _operator(cpu_ops.qk_norm_rope_, _check_qkv, "triton_rope", lambda *_, **__: None, mutates=("qkv",))
 w8a16_linear = _operator(
     cpu_ops.w8a16_linear,

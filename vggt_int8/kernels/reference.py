@@ -168,6 +168,19 @@ def int8_gemm(
     return y.to(dtype) if out_scale is None else quantize(y, out_scale)
 
 
+def int8_gemm_quantize(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a dynamic scale per row, [M, 1] fp32."""
+    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, bias, dtype, gelu))
+
+
 def qk_norm_rope(
     qkv: Tensor,
     q_weight: Tensor,

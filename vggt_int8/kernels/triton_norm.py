@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vggt_int8.kernels.launch import launch
-from vggt_int8.kernels.triton_gemm import to_codes
+from vggt_int8.kernels.triton_gemm import int8_gemm, to_codes
 
 _TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
 
@@ -135,6 +135,19 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
     codes, scale = _outputs(x)
     _launch(_quantize_kernel, x, x, codes, scale, input_scale, x.shape[0])
     return codes, scale
+
+
+def int8_gemm_quantize(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`reference.int8_gemm_quantize`, in two kernels: a tile does not see whole rows."""
+    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, bias, dtype, gelu))
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -49,8 +49,12 @@ class FloatConv(NamedTuple):
             return torch.cudnn_convolution_relu(x, self.weight, self.bias, self.stride, self.padding, (1, 1), 1)
         return self(x).relu_()
 
+    def add(self, x: Tensor, z: Tensor) -> Tensor:
+        """`conv(x) + z`; z may be overwritten."""
+        return self(x).add_(z)
+
     def add_relu(self, x: Tensor, z: Tensor) -> Tensor:
-        """`relu(conv(x) + z)`."""
+        """`relu(conv(x) + z)`; z may be overwritten."""
         if x.is_cuda and x.dtype in FUSED_DTYPES:
             geometry = (self.stride, self.padding, (1, 1), 1)
             return torch.cudnn_convolution_add_relu(x, self.weight, z, 1.0, self.bias, *geometry)
@@ -72,11 +76,15 @@ class IntegerConv(NamedTuple):
 
     def relu(self, x: Tensor) -> Tensor:
         """`relu(conv(x))`."""
-        return self(x).relu_()
+        return int8_conv2d(x, *self, relu=True)
+
+    def add(self, x: Tensor, z: Tensor) -> Tensor:
+        """`conv(x) + z`; z may be overwritten."""
+        return int8_conv2d(x, *self, addend=z)
 
     def add_relu(self, x: Tensor, z: Tensor) -> Tensor:
-        """`relu(conv(x) + z)`."""
-        return self(x).add_(z).relu_()
+        """`relu(conv(x) + z)`; z may be overwritten."""
+        return int8_conv2d(x, *self, addend=z, relu=True)
 
 
 def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:

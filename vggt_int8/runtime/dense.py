@@ -125,7 +125,7 @@ class DenseCall:
             shortcut = self._resize(coarser, (finer.shape[2], finer.shape[3]), addend=finer)
             finer = conv[unit.conv2].add_relu(hidden, shortcut)
         unit = block.resConfUnit2
-        x = conv[unit.conv2](conv[unit.conv1].relu(finer)).add_(finer)
+        x = conv[unit.conv2].add(conv[unit.conv1].relu(finer), finer)
         return conv[block.out_conv](x)
 
     def _resize(

@@ -49,13 +49,18 @@ def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module,
 
     When fc2's input scale is static, fc1 writes fc2's codes itself and the hidden floats never exist.
     """
-    if not (_takes_codes(fc1) and _takes_codes(fc2)) or fc2.input_scale is None:
+    if not (_takes_codes(fc1) and _takes_codes(fc2)):
         linear_residual_(x, norm_linear(x, norm, fc1, gelu=True), fc2, gamma, x)
         return
     codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, fc1.input_scale)
-    hidden = _gemm(codes, scale, fc1, x.dtype, gelu=True, out_scale=fc2.input_scale)
-    # Codes cannot carry NaN: a row that holds it passes it on through its scale.
-    _gemm_into(x, hidden, fc2.input_scale + 0 * scale, fc2, gamma, x)
+    if fc2.input_scale is None:
+        operands = (codes, scale, fc1.weight, fc1.weight_scale, fc1.bias)
+        hidden, hidden_scale = ops.int8_gemm_quantize(*operands, x.dtype, True)
+    else:
+        hidden = _gemm(codes, scale, fc1, x.dtype, gelu=True, out_scale=fc2.input_scale)
+        # Codes cannot carry NaN: a row that holds it passes it on through its scale.
+        hidden_scale = fc2.input_scale + 0 * scale
+    _gemm_into(x, hidden, hidden_scale, fc2, gamma, x)
 
 
 def _takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vggt_int8.kernels.cpu import VALUES_AT_ONCE
+from vggt_int8.kernels.cpu import SUMS_AT_ONCE
 from vggt_int8.model.config import VGGTConfig
 
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
@@ -147,7 +147,7 @@ def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
     hidden, map_values = config.embed_dim * config.mlp_ratio, config.dpt_features * shape.height * shape.width
     return Plan(
         frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),
-        rows=max(64, int(VALUES_AT_ONCE // hidden)),
+        rows=max(64, int(SUMS_AT_ONCE // hidden)),
         head_frames=max(1, CPU_MAP // map_values),
     )
 
