@@ -112,11 +112,10 @@ def _product(
     operands = (codes, scale, _U8_OFFSET, packed, weight_scale, zeros)
     geometry = (list(stride), list(padding), [1, 1], 1)
     result = (1.0, 0, torch.float32)
-    last = "relu" if relu else "none"
     conv = torch.ops.onednn.qconv2d_pointwise
     y: Tensor
     if addend is None:
-        y = conv(*operands, bias, *geometry, *result, last, [], "")
+        y = conv(*operands, bias, *geometry, *result, "none", [], "")
     else:
-        y = conv.binary(*operands, addend, bias, *geometry, *result, 1.0, 0, "sum", 1.0, last, [], "")
-    return y
+        y = conv.binary(*operands, addend, bias, *geometry, *result, 1.0, 0, "sum", 1.0, "none", [], "")
+    return y.relu_() if relu else y  # oneDNN's own ReLU would make zeros of NaN
