@@ -81,10 +81,20 @@ def test_zeros_give_the_bias_and_nan_stays_where_it_is() -> None:
     for value in (float("nan"), float("inf")):
         x[1, 3, 4, 4] = value
         ones = torch.ones(2, 5, 9, 9).contiguous(memory_format=torch.channels_last)
-        for extra in ({}, {"addend": ones}):
+        for extra in ({}, {"relu": True}, {"addend": ones.clone()}, {"addend": ones.clone(), "relu": True}):
             got = int8_conv2d(x, weight, scale, bias, *geometry, **extra)
             assert not got[1, 0, 3:6, 3:6].isfinite().any()
             assert got[0].isfinite().all()
+
+
+@pytest.mark.parametrize("position", ["bias", "addend"])
+def test_relu_lets_nan_pass(position: str) -> None:
+    x, weight, scale, bias, *geometry = operands((2, 8, 5, 9, 9, 3, 1, 1))
+    addend = torch.ones(2, 5, 9, 9).contiguous(memory_format=torch.channels_last)
+    (bias if position == "bias" else addend[0])[2] = float("nan")
+    got = int8_conv2d(x, weight, scale, bias, *geometry, addend=addend, relu=True)
+    assert got[0, 2].isnan().all()
+    assert got[:, [0, 1, 3, 4]].isfinite().all()
 
 
 def test_a_changed_weight_is_noticed() -> None:

@@ -177,6 +177,16 @@ def test_int8_gemm_takes_a_tile_from_the_table() -> None:
     assert_same(got, reference.int8_gemm(*operands, torch.float32))
 
 
+def test_product_to_codes() -> None:
+    m, n, k = (5, 16, 64) if INTERPRETED else (1041, 4096, 1024)
+    operands = (codes(m, k), torch.rand(m, 1, device=DEVICE), codes(n, k), torch.rand(n, 1, device=DEVICE), None)
+    got_codes, got_scale = triton_norm.int8_gemm_quantize(*operands, torch.float32, True)
+    want_codes, want_scale = reference.int8_gemm_quantize(*operands, torch.float32, True)
+    torch.testing.assert_close(got_scale, want_scale, rtol=1e-5, atol=0)
+    assert (got_codes.int() - want_codes.int()).abs().max() <= 1  # a code on a boundary may round the other way
+    assert (got_codes != want_codes).float().mean() < 0.01
+
+
 def test_fp16_does_not_overflow_where_the_result_fits() -> None:
     """sum * x_scale passes 65504 although the result is small; tokens of size 1e-3 share the batch."""
     x, weight = rand(8, 4096) * 40, rand(32, 4096) * 0.01
@@ -350,6 +360,7 @@ def test_operators_under_compile_and_in_a_graph() -> None:
     opcheck(ops.quantize_rows, (x,))
     opcheck(ops.layer_norm_quantize, (x, weight, bias, 1e-5))
     opcheck(ops.int8_gemm, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16))
+    opcheck(ops.int8_gemm_quantize, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16, True))
     opcheck(ops.w8a16_linear, (x[:5], w_codes, w_scale, None))
     opcheck(ops.resize, (rand(2, 4, 5, 8).half(), 8, 10, rand(10, 4), rand(8, 4), None, rand(2, 8, 10, 8).half()))
     opcheck(ops.predict_, (rand(1, 4, 5, 32).half(), rand(2, 32), None, True, rand(1, 4, 5, 1), rand(1, 4, 5)))
