@@ -81,11 +81,13 @@ def int8_conv_is_exact() -> bool:
         weight = torch.randint(-127, 128, (24, 40, 3, 3), generator=generator)
         x[0], weight[0], weight[1] = 32639, 127, -127
         want = F.conv2d(x.double(), weight.double(), None, 1, 1)
-        try:
-            got = int8_conv2d(x.float(), weight.to(torch.int8), torch.ones(24, 1, 1, 1), None, (1, 1), (1, 1))
+        operands = (x.float(), weight.to(torch.int8), torch.ones(24, 1, 1, 1), None, (1, 1), (1, 1))
+        addend = torch.zeros(want.shape).contiguous(memory_format=torch.channels_last)
+        try:  # both operators: one product alone, and one added to a map
+            results = [int8_conv2d(*operands), int8_conv2d(*operands, addend=addend)]
         except (AttributeError, RuntimeError):  # this build of torch has no such operator
             return False
-        return bool(((got - want).abs() <= 1e-6 * want.abs().amax()).all())
+        return all(bool(((got - want).abs() <= 1e-6 * want.abs().amax()).all()) for got in results)
 
 
 @cached_per_weight
