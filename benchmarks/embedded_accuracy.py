@@ -30,7 +30,8 @@ from vggt_int8.export.report import describe_machine, installed_versions
 from vggt_int8.quant import BackendError, Int8Linear
 from vggt_int8.scenes import scene_batches
 
-MINI = Path(__file__).parent.parent / "vggt_int8" / "assets" / "mini"
+ROOT = Path(__file__).parent.parent
+MINI = ROOT / "vggt_int8" / "assets" / "mini"
 BESIDE_EACH_OTHER = ("auc_30", "auc_5", "abs_rel", "pose_enc", "depth")  # columns for two models; all for one
 READERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 # Title, key of the scores, format.
@@ -85,9 +86,14 @@ def main(command_line: list[str] | None = None) -> None:
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
     if arguments.out:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        settings = {key: _shown(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         facts = {"machine": describe_machine(device), "versions": installed_versions(), "settings": settings}
         write_json(arguments.out, {"format_version": 1, **facts, "left_out": left_out, "ranges": ranges, "rows": rows})
+
+
+def _shown(path: Path) -> str:
+    """As it is in every clone, where it lies in this one."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def parse(command_line: list[str] | None) -> argparse.Namespace:
