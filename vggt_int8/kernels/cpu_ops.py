@@ -69,14 +69,9 @@ def int8_gemm_into_(
     out_scale: Tensor | None = None,
 ) -> None:
     """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
-    bias = None if bias is None else bias.float()
     gamma = None if gamma is None else gamma.float()
     buffer = out if out.dtype == torch.float32 and residual is None and out_scale is None else None
-    for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale, buffer):
-        if bias is not None:
-            y.add_(bias)
-        if gelu:
-            torch.ops.aten.gelu_(y)
+    for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale, bias, gelu, buffer):
         if residual is not None and gamma is not None:
             y.mul_(gamma).add_(residual[rows])
         if out_scale is not None:
@@ -96,12 +91,7 @@ def int8_gemm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """`reference.int8_gemm_quantize`. Floats become codes while they are in the cache."""
     codes, scale = torch.empty(len(x_codes), len(weight), dtype=torch.int8), torch.empty(len(x_codes), 1)
-    bias = None if bias is None else bias.float()
-    for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale):
-        if bias is not None:
-            y.add_(bias)
-        if gelu:
-            torch.ops.aten.gelu_(y)
+    for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale, bias, gelu):
         _quantize_rows_into(codes[rows], scale[rows], y.to(dtype).float(), None)
     return codes, scale
 
@@ -186,9 +176,15 @@ def predict_(
 
 
 def _product_slices(
-    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, buffer: Tensor | None = None
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: bool,
+    buffer: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """`x_codes weightᵀ * x_scale * weight_scale` in fp32, some rows at a time, to be worked on in place.
+    """`x_codes weightᵀ * x_scale * weight_scale (+ bias) (-> GELU)` in fp32, some rows at a time, to be worked on.
 
     It lies in `buffer` [M, N] fp32 in the end, or is overwritten by what follows.
     """
@@ -196,6 +192,7 @@ def _product_slices(
     at_once = rows_of_a_product(outputs)
     scratch = torch.empty(min(rows, at_once), outputs) if buffer is None else buffer
     x_scale, weight_scale = x_scale.view(-1, 1), weight_scale.view(1, -1)
+    bias = None if bias is None else bias.float()
     for product in row_slices(rows, at_once):
         values = scratch[: product.stop - product.start] if buffer is None else scratch[product]
         sums = values.view(torch.int32)  # each becomes a float in its own place
@@ -203,7 +200,12 @@ def _product_slices(
         for part in slices_of_rows(*values.shape):
             here = slice(product.start + part.start, product.start + part.stop)
             acc = sums[part] if excess is None else sums[part].sub_(excess)
-            yield here, values[part].copy_(acc).mul_(x_scale[here]).mul_(weight_scale)
+            y = values[part].copy_(acc).mul_(x_scale[here]).mul_(weight_scale)
+            if bias is not None:
+                y.add_(bias)
+            if gelu:
+                torch.ops.aten.gelu_(y)
+            yield here, y
 
 
 def _quantize_rows_into(codes: Tensor, scale: Tensor, x: Tensor, input_scale: Tensor | None) -> None:
