@@ -1,8 +1,7 @@
 """Dense heads on some of a scene's views in a training step.
 
-For a small network the two dense heads are most of a step: their maps have sixty times as many places as there are
-tokens. Millions of pixels a step teach them more than enough, while every view teaches the cameras. So the heads may
-be given a random part of the views; which ones follows from the step, as all else does.
+The dense heads work on maps of every pixel, the cameras on one token a view. So the heads may be given a random part
+of the views and leave time for more steps; which views follows from the step, as all else does.
 """
 
 import random
@@ -17,7 +16,9 @@ from vggt_int8.scenes import SceneBatch
 
 
 class DenseViews:
-    """Installs itself on a network's dense heads, for training mode alone. The choice of views lies in a tensor that
+    """The views that the dense heads see; a share of 1 leaves the network as it is.
+
+    Installs itself on a network's dense heads, for training mode alone. The choice of views lies in a tensor that
     keeps its place, so that a recorded CUDA graph reads what was drawn last.
     """
 
@@ -30,7 +31,9 @@ class DenseViews:
                 head.register_forward_pre_hook(self._narrow_tokens)
 
     def draw(self, step: int, views: int) -> None:
-        """Choose for a step whose scenes have so many views: at least one of them."""
+        """Choose for a step whose scenes have `views` views: `share` of them, rounded, and at least one."""
+        if self.share == 1:
+            return
         count = max(1, round(self.share * views))
         chosen = torch.tensor(sorted(random.Random(f"{self.seed}/{step}/dense").sample(range(views), count)))
         self._views = views
@@ -40,7 +43,10 @@ class DenseViews:
             self._chosen[views].copy_(chosen)
 
     def narrow(self, batch: SceneBatch) -> SceneBatch:
-        """The batch with the maps of the chosen views alone; cameras, images and tracks stay those of all views."""
+        """The batch with depth, world points and validity [B, k, H, W, ...] of the k views drawn last.
+
+        Cameras, images and tracks stay those of all views.
+        """
         if self.share == 1:
             return batch
         chosen = self._chosen[self._views]
