@@ -163,7 +163,7 @@ def measure(kind: str, frames: int, arguments: argparse.Namespace, machine: dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 10, 32, 100])
-    parser.add_argument("--variants", type=int, nargs="+", help="numbers in `candidates()`; default: all of a kind")
+    parser.add_argument("--variants", type=int, nargs="+", help="numbers in `candidates()`; default: all")
     parser.add_argument("--seconds", type=float, default=0.15, help="timed work per row; at least 3 runs")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
     arguments = parser.parse_args()

@@ -47,7 +47,8 @@ def linear_residual_(out: Tensor, y: Tensor, layer: nn.Module, gamma: Tensor, x:
 def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module, gamma: Tensor) -> None:
     """`x += gamma * fc2(gelu(fc1(norm(x))))`, x [M, C].
 
-    When fc2's input scale is static, fc1 writes fc2's codes itself and the hidden floats never exist.
+    fc1 makes fc2's codes where both take codes: with a static scale the hidden floats never exist, with a dynamic one
+    they do on a GPU, and on a CPU as long as they are in the cache.
     """
     if not (_takes_codes(fc1) and _takes_codes(fc2)):
         linear_residual_(x, norm_linear(x, norm, fc1, gelu=True), fc2, gamma, x)
