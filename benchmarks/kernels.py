@@ -27,7 +27,6 @@ import triton
 
 from vggt_int8.kernels import (
     tiles,
-    triton_gemm,
     triton_norm,
     triton_predict,
     triton_resize,
@@ -35,7 +34,7 @@ from vggt_int8.kernels import (
     triton_weight_only,
     tune,
 )
-from vggt_int8.kernels.launch import compiling
+from vggt_int8.kernels.launch import compiling, processors
 from vggt_int8.kernels.tiles import Size, Tile
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -180,7 +179,7 @@ def weight_only(log: Log, copy: float) -> None:
         scale = torch.rand(n, 1, device="cuda")
         x = torch.randn(m, k, device="cuda", dtype=torch.float16)
         linear = partial(triton_weight_only.w8a16_linear, x, weight_scale=scale, bias=None)
-        shipped = triton_weight_only.weight_only_tile(m, n, k, triton_gemm.processors(x.device))
+        shipped = triton_weight_only.weight_only_tile(m, n, k, processors(x.device))
         choices = [shipped, *other_tiles(shipped, n, k)]
         with compiling():
             for tile in choices:
@@ -199,10 +198,10 @@ def weight_only(log: Log, copy: float) -> None:
 def other_tiles(shipped: Tile, n: int, k: int) -> list[Tile]:
     """Narrower and wider pieces, and the reduction in fewer and more parts."""
     found: list[Tile] = []
-    processors = triton_gemm.processors(torch.device("cuda", torch.cuda.current_device()))
+    multiprocessors = processors(torch.device("cuda", torch.cuda.current_device()))
     for block_n, block_k, stages in ((16, 256, 4), (32, 256, 4), (32, 512, 3), (64, 128, 6), (128, 128, 4)):
         for per_sm in (1, 2, 4):
-            split_k = max(1, min(round(per_sm * processors * block_n / n), k // block_k))
+            split_k = max(1, min(round(per_sm * multiprocessors * block_n / n), k // block_k))
             tile = Tile(shipped.block_m, block_n, block_k, 4, stages, split_k=split_k)
             if tile not in found and (block_k < 512 or tile.block_m <= 32):  # more does not fit into shared memory
                 found.append(tile)

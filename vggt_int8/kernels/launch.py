@@ -1,9 +1,11 @@
-"""How kernels are launched: on the GPU, or only compiled, so that many can compile at once before the first one runs.
+"""How kernels are launched: on the GPU, where they may overlap, or only compiled, so that many can compile at once
+before the first one runs.
 
 A call that meets new kernels compiles them one after another, 0.3 to 2 s each. Inside `compiling()` launchers hand
 theirs to threads instead (the compiler works outside of Python's lock), run nothing, and return what they allocated.
 """
 
+import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -12,16 +14,24 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 
+# Whether kernels overlap on GPUs that can (`triton_overlap.py`). Not measured yet.
+OVERLAP = False
 THREADS = 8  # more wait for one another: half of a compilation is Python or shared
 
 # Inside `compiling()`: the launches that were handed over already. A network repeats each of them many times.
 _compiled: ContextVar[set[object] | None] = ContextVar("vggt_int8_compiled", default=None)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: Any) -> None:
-    """`kernel[grid](*arguments, **options)`, or inside `compiling()` only its compilation."""
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """`kernel[grid](*arguments, **options)`, or inside `compiling()` only its compilation.
+
+    The first argument is a tensor, or a descriptor of one, on the GPU meant. The kernel begins with `after_previous`.
+    """
+    overlap = OVERLAP and architecture(getattr(arguments[0], "base", arguments[0]).device) >= 90
+    options |= {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
     compiled = _compiled.get()
     if compiled is None:
         kernel[grid](*arguments, **options)
@@ -61,3 +71,18 @@ def compiling() -> Iterator[None]:
             yield
         finally:
             _compiled.reset(token)
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """10 * major + minor of a GPU; the interpreter, which runs on the CPU, passes for the oldest one."""
+    if device.type == "cpu":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 2 for the interpreter."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

@@ -13,7 +13,6 @@ descriptor, i_ index, o_ offset, m_ mask, b_ block of values.
 # mypy: allow-untyped-defs
 # (Triton kernels have no Python types.)
 
-import functools
 from typing import Any
 
 import torch
@@ -22,8 +21,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vggt_int8.kernels.launch import launch
+from vggt_int8.kernels.launch import architecture, launch, processors
 from vggt_int8.kernels.tiles import Size, Tile, gemm_tile
+from vggt_int8.kernels.triton_overlap import after_previous
 
 
 @triton.jit
@@ -101,8 +101,9 @@ def _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K: tl.cons
 def _pointer_kernel(
     p_x, p_w, p_out, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, p_sums, p_done, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, GELU: tl.constexpr, EVEN_K: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, EVEN_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    after_previous(OVERLAP)
     i_tile = tl.program_id(0)
     i_split = tl.program_id(1)
     i_m, i_n = _tile_index(i_tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -141,8 +142,9 @@ def _pointer_kernel(
 def _descriptor_kernel(
     d_x, d_w, d_out, p_x_scale, p_w_scale, p_bias, p_gamma, d_residual, p_out_scale, p_sums, p_done, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    after_previous(OVERLAP)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     o_k = tl.program_id(1) * steps * BLOCK_K
@@ -260,18 +262,3 @@ def int8_gemm_into_(
         *(_descriptor_kernel, (programs, tile.split_k), *descriptors, *scales, d_residual, *rest),
         **shared, PERSISTENT=tile.per_sm > 0, PARTS=tile.parts,
     )  # fmt: skip
-
-
-@functools.cache
-def architecture(device: torch.device) -> int:
-    """10 * major + minor of a GPU; the interpreter, which runs on the CPU, passes for the oldest one."""
-    if device.type == "cpu":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 2 for the interpreter."""
-    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

@@ -23,7 +23,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from vggt_int8.kernels import reference, tiles, triton_gemm
-from vggt_int8.kernels.launch import compiling
+from vggt_int8.kernels.launch import architecture, compiling
 from vggt_int8.kernels.tiles import Size, Tile
 
 TOKENS = 1041  # per frame, at 392 x 518 pixels
@@ -204,7 +204,7 @@ def _speed(row: tuple[Tile, float, str]) -> float:
 
 
 def arch() -> int:
-    return triton_gemm.architecture(torch.device("cuda", torch.cuda.current_device()))
+    return architecture(torch.device("cuda", torch.cuda.current_device()))
 
 
 def main() -> None:
