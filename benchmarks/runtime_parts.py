@@ -5,6 +5,8 @@
 VGGT-1B's shapes with random weights. Parts: one block of each kind (times 24), attention by each kernel on the layout
 that the blocks hand it, a dense head with cuDNN's tuning on and off and some frames at a time, the camera head. Each is
 timed in a CUDA graph of its own, so launches cost what they cost in the whole; the sum is what the whole should take.
+The whole itself comes with and without overlapping kernels (`kernels/triton_overlap.py`) and branches of the graph
+(`runtime/branches.py`).
 """
 
 import argparse
@@ -18,13 +20,15 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
 from vggt_int8 import VGGT, VGGTConfig, quantize
+from vggt_int8.kernels import launch
 from vggt_int8.model.tables import rope_table
-from vggt_int8.runtime import convolution, dense
+from vggt_int8.runtime import branches, convolution, dense
 from vggt_int8.runtime.aggregator import Halves, run_aggregator
 from vggt_int8.runtime.attention import CUDNN, EFFICIENT, FLASH
 from vggt_int8.runtime.blocks import run_block
 from vggt_int8.runtime.camera import run_camera_head
 from vggt_int8.runtime.memory import PLANS
+from vggt_int8.runtime.network import run_network
 
 SIZE = (392, 518)
 GRID = (28, 37)
@@ -102,11 +106,30 @@ def head_times(model: VGGT, frames: int) -> dict[str, float]:
     return times
 
 
-def whole(model: VGGT, frames: int) -> dict[str, float]:
+def whole_times(model: VGGT, frames: int) -> dict[str, float]:
     images = torch.rand(1, frames, 3, *SIZE, device="cuda")
-    return {
+    heads = ("camera", "depth", "point")
+    times = {
         "aggregator": milliseconds(lambda: run_aggregator(model.aggregator, images, model.config.dpt_layers, PLANS[0]))
     }
+    before = launch.OVERLAP, branches.BRANCHES
+    for overlap in (False, True):
+        for branched in (False, True):
+            launch.OVERLAP, branches.BRANCHES = overlap, branched
+            name = (
+                f"whole, kernels {'overlap' if overlap else 'in order'}, heads {'branch' if branched else 'in order'}"
+            )
+            times[name] = milliseconds(lambda: run_network(model, {"images": images}, heads, PLANS[0]))
+    launch.OVERLAP, branches.BRANCHES = before
+    return times
+
+
+MEASURES: dict[str, Callable[[VGGT, int], dict[str, float]]] = {
+    "blocks": block_times,
+    "heads": head_times,
+    "whole": whole_times,
+    "attention": lambda _, frames: attention_times(frames),
+}
 
 
 @torch.no_grad()
@@ -114,16 +137,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--recipes", nargs="+", default=["int8_dynamic", "fp16"])
+    parser.add_argument("--parts", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
     arguments = parser.parse_args()
     for recipe in arguments.recipes:
         model = build(recipe)
         for frames in arguments.frames:
             parts: dict[str, float] = {}
-            for measure in (block_times, whole, head_times):
-                parts |= measure(model, frames)
-            if recipe == arguments.recipes[0]:
-                parts |= attention_times(frames)
+            for name in arguments.parts:
+                if name != "attention" or recipe == arguments.recipes[0]:  # which is the same for all
+                    parts |= MEASURES[name](model, frames)
             print(f"\n{recipe}, {frames} frames, ms")
             for name, ms in parts.items():
                 print(f"{ms:9.3f}  {name}")

@@ -15,7 +15,8 @@ from torch.nn.attention import sdpa_kernel
 
 from tests.runtime.conftest import relative
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, quantize
-from vggt_int8.runtime import Runtime, memory, runtime
+from vggt_int8.kernels import launch
+from vggt_int8.runtime import Runtime, branches, memory, runtime
 from vggt_int8.runtime.attention import CUDNN, FLASH, attention
 from vggt_int8.runtime.convolution import call_conv
 from vggt_int8.runtime.graphs import CAPACITY
@@ -110,6 +111,28 @@ def test_replays_equal_eager_and_are_not_overwritten(int8: VGGTInt8) -> None:
         assert relative(kept[0][name], eager[0][name]) < 1e-5
     int8.set_runtime("off")
     assert relative(kept[1].depth, int8(second).depth) < 0.01
+
+
+@pytest.mark.parametrize("frames", [1, 10])
+@pytest.mark.parametrize(("overlap", "branched"), [(True, False), (False, True), (True, True)])
+def test_neither_overlapping_kernels_nor_branches_change_a_result(
+    int8: VGGTInt8, monkeypatch: pytest.MonkeyPatch, frames: int, overlap: bool, branched: bool
+) -> None:
+    """Replays back to back, each with another input: a kernel that starts too early reads what was there before."""
+    inputs = [images_of(frames, seed=i) for i in range(3)]
+    monkeypatch.setattr(launch, "OVERLAP", False)
+    monkeypatch.setattr(branches, "BRANCHES", False)
+    want = [int8(x) for x in inputs]
+    monkeypatch.setattr(launch, "OVERLAP", overlap)
+    monkeypatch.setattr(branches, "BRANCHES", branched)
+    int8.set_runtime("auto")
+    int8(inputs[0])
+    got = [int8(inputs[i % 3], check_finite=False) for i in range(30)]
+    assert int8.runtime_report().mode == "fused, CUDA graph"
+    for i, output in enumerate(got):
+        for name in FIELDS:
+            assert torch.equal(output[name], got[i % 3][name]), f"replay {i}: {name}"
+            assert relative(output[name], want[i % 3][name]) < 1e-5, f"replay {i}: {name}"
 
 
 def test_replays_from_other_streams_wait_their_turn(int8: VGGTInt8) -> None:

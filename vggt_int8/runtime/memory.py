@@ -26,6 +26,7 @@ from vggt_int8.model.config import VGGTConfig
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
 HALF_PRECISION = 2
 HIDDEN_CHANNELS = 32  # of a dense head's last convolution
+MAPS_BESIDE = 2  # frames up to which a CUDA graph makes depth and points at the same time
 CPU_TOKENS = 2048  # in encoder and frame blocks at a time: their qkv tensor (25 MB in VGGT-1B) is not mapped anew
 CPU_MAP = 7 << 20  # numbers of a dense head's largest map: 28 MB, a block that is kept
 # Above, a graph would hold more memory than it saves time: at 32 frames of 1041 tokens 353 ms of kernels took 426 ms
@@ -103,7 +104,8 @@ class Shape:
             coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
             channels = config.dpt_features // 2
             frame = self.number_bytes * (channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels)
-            total += longest_part(all_frames, plan.head_frames) * frame
+            beside = all_frames <= MAPS_BESIDE and {"depth", "point"} <= set(self.heads)
+            total += longest_part(all_frames, plan.head_frames) * frame * (2 if beside else 1)
         return total
 
     def _layers(self, config: VGGTConfig) -> int:
