@@ -46,7 +46,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured rates: TFLOP/s of products and attention in `dtype`, TOPS of int8 products, GB/s read plus written."""
+    """Measured rates: TFLOP/s of products in `dtype` and of attention, TOPS of int8 products, GB/s read and written."""
 
     dtype: str
     product: float
@@ -89,19 +89,24 @@ def _count(model: VGGT, frames: int, size: tuple[int, int]) -> Work:
 
 
 def measure_ceilings(device: torch.device) -> Ceilings:
-    """Floating point in bf16 on CUDA, on a CPU in bf16 or fp32, whichever multiplies faster there."""
+    """Products in bf16 on CUDA, on a CPU in bf16 or fp32, whichever is faster there. Attention likewise, on CUDA also
+    in fp16, in which the native runtime computes.
+    """
     side, length, copied = LOADS[device.type]
     products = {dtype: _product_rate(device, dtype, side) for dtype in DTYPES[device.type]}
     dtype = max(products, key=lambda dtype: products[dtype])
     codes = torch.randint(-127, 128, (side, side), device=device, dtype=torch.int8)
-    qkv = torch.randn(1, length, 3, HEADS, HEAD_DIM, device=device, dtype=dtype).permute(2, 0, 3, 1, 4)
+    attention_dtypes = (dtype, torch.float16) if device.type == "cuda" else (dtype,)
+    heads = torch.randn(1, length, 3, HEADS, HEAD_DIM, device=device).permute(2, 0, 3, 1, 4)
+    amount = 4 * HEADS * HEAD_DIM * length**2
+    attentions = [_rate(amount, call, heads.to(kind)) for kind in attention_dtypes for call in _attentions(device)]
     source = torch.empty(copied, device=device, dtype=torch.uint8)
 
     return Ceilings(
         dtype=str(dtype).removeprefix("torch."),
         product=products[dtype] / 1e12,
         int8=max(_rate(2 * side**3, call, codes) for call in _int8_products(codes)) / 1e12,
-        attention=max(_rate(4 * HEADS * HEAD_DIM * length**2, call, qkv) for call in _attentions(device)) / 1e12,
+        attention=max(attentions) / 1e12,
         copy=_rate(2 * source.numel(), torch.clone, source) / 1e9,
     )
 
