@@ -29,6 +29,20 @@ def hook(model: VGGTInt8) -> None:
     model.depth_head.norm.register_forward_pre_hook(pre_hook)
 
 
+def subclass(model: VGGTInt8) -> None:
+    class Louder(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 100
+
+    old = model.camera_head.pose_branch.fc2
+    model.camera_head.pose_branch.fc2 = Louder(old.in_features, old.out_features).eval().requires_grad_(False)
+
+
+def patch(model: VGGTInt8) -> None:
+    attention = model.aggregator.frame_blocks[0].attn
+    attention.forward = lambda x, rope: 0 * x
+
+
 def offload(model: VGGTInt8) -> None:
     cpu_offload(model, execution_device=torch.device("cpu"))
 
@@ -39,6 +53,8 @@ def offload(model: VGGTInt8) -> None:
         (train, "training mode"),
         (need_gradients, "gradients are needed"),
         (hook, r"depth_head\.norm has a forward hook"),
+        (subclass, r"camera_head\.pose_branch\.fc2 is a tests\..*Louder, which it does not know"),
+        (patch, r"aggregator\.frame_blocks\.0\.attn has a forward method of its own"),
         (offload, "accelerate moves weights"),
     ],
 )

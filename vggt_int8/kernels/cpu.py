@@ -52,6 +52,8 @@ def int8_matmul(x_codes: Tensor, weight: Tensor, out: Tensor | None = None, kern
 def int8_sums(x_codes: Tensor, weight: Tensor, out: Tensor, kernel: str | None = None) -> Tensor | None:
     """`int8_matmul` into `out`, but for the int32 [N] returned, which the caller takes off each row in a later pass."""
     kernel = kernel or cpu_int8_kernel()
+    if len(x_codes) == 1 and x_codes.stride(0) < x_codes.shape[1]:  # which `_int_mm` takes for the row's length
+        x_codes = x_codes.clone(memory_format=torch.contiguous_format)
     if kernel == U8S8:
         shifted = x_codes.view(torch.uint8).bitwise_xor(_U8_OFFSET)  # the sign bit flipped: 128 more, as unsigned
         torch._int_mm(shifted, weight.t(), out=out)

@@ -163,7 +163,7 @@ def resize(
         y[..., half:].add_(rows[:, None])
     if addend is not None:
         y.add_(addend)
-    return y.to(x.dtype, memory_format=torch.contiguous_format)
+    return y.to(x.dtype).contiguous()
 
 
 def predict_(

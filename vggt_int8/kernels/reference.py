@@ -246,7 +246,7 @@ def resize(
         y = y + bias.float()
     if columns is not None and rows is not None:
         y = y + torch.cat([columns.expand(height, -1, -1), rows[:, None].expand(-1, width, -1)], dim=-1)
-    return (y if addend is None else y + addend.float()).to(x.dtype, memory_format=torch.contiguous_format)
+    return (y if addend is None else y + addend.float()).to(x.dtype).contiguous()
 
 
 def predict(x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool) -> tuple[Tensor, Tensor]:
@@ -266,4 +266,4 @@ def dequantize(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tens
 
     T are the taps of a convolution, 1 for a linear layer: the result has its channels last.
     """
-    return (weight.float() * weight_scale).transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+    return (weight.float() * weight_scale).transpose(1, 2).to(dtype).contiguous()

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 SHIPPED = Path(__file__).with_name("tiles.json")
 ENVIRONMENT = "VGGT_INT8_TILES"
+_FP32_BLOCK = 128 * 128  # results; 64 KiB of the 227 that a Hopper program may have
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,15 @@ class Size(NamedTuple):
     residual: bool
 
 
-def gemm_tile(arch: int, size: Size) -> Tile:
-    """The tile for an INT8 GEMM on architecture `arch` (10 * major + minor).
+def gemm_tile(arch: int, size: Size, fp32: bool = False) -> Tile:
+    """The tile for an INT8 GEMM on architecture `arch` (10 * major + minor), with results in fp32 or smaller.
 
-    Descriptors need rows of whole 16-byte units: other sizes get the same blocks through pointers.
+    Descriptors need rows of whole 16-byte units: other sizes get the same blocks through pointers. Results leave
+    through shared memory then, where fp32 ones of the largest blocks have no room.
     """
     tile = _nearest(arch, size)
+    if fp32 and tile.tma and tile.block_m * tile.block_n > _FP32_BLOCK:
+        tile = Tile(128, 128, 128, 8, 3, tma=True, per_sm=1, parts=2)
     if tile.tma and (size.k % 16 or size.n % 16):
         return Tile(min(tile.block_m, 128), min(tile.block_n, 128), 64, 4, 3)
     return tile

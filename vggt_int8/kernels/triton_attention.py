@@ -138,7 +138,8 @@ def _attention_kernel(
         D, DIM, BLOCK_N, GROUP, TMA, MAGIC, FROZEN,
     )  # fmt: skip
     if FROZEN:
-        wrong = tl.max(tl.max(tl.where(tl.abs(b_acc) < float("inf"), 0, 1), axis=1), axis=0)
+        m_finite = (tl.abs(b_acc) < float("inf")) & (b_sum < float("inf"))[:, None]
+        wrong = tl.max(tl.max(tl.where(m_finite, 0, 1), axis=1), axis=0)
         if wrong:  # scores grew by more than fp16 holds, or an operand is not finite: once more, safely
             b_acc, b_sum = _attend(
                 b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,

@@ -223,7 +223,9 @@ def int8_gemm_into_(
     (m, k), n = x_codes.shape, weight.shape[0]
     if m == 0:
         return
-    tile = tile or gemm_tile(architecture(x_codes.device), Size(m, n, k, residual is not None))
+    tile = tile or gemm_tile(
+        architecture(x_codes.device), Size(m, n, k, residual is not None), out.dtype == torch.float32
+    )
     tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
     sums = done = None
     if tile.split_k > 1:

@@ -61,7 +61,8 @@ def _layer_norm_kernel(
     y = x * tl.rsqrt(variance + eps)[:, None]
     y = y * tl.load(p_weight + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
     y += tl.load(p_bias + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
-    _store_codes(y, variance * 0.0, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K)
+    poison = tl.sum(tl.where(mask, y * 0.0, 0.0), axis=1)
+    _store_codes(y, poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K)
 
 
 @triton.jit(do_not_specialize=["M"])

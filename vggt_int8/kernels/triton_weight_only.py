@@ -108,7 +108,7 @@ def w8a16_linear(
     out = torch.empty(m, n, device=x.device, dtype=x.dtype)
     if m == 0:
         return out
-    tile = tile or weight_only_tile(m, n, k, processors(x.device))
+    tile = tile or weight_only_tile(m, n, k, processors(x.device), x.dtype == torch.float32)
     columns = triton.cdiv(n, tile.block_n)
     parts = done = None
     if tile.split_k > 1:
@@ -122,12 +122,15 @@ def w8a16_linear(
     return out
 
 
-def weight_only_tile(m: int, n: int, k: int, multiprocessors: int) -> Tile:
-    """Split K until there are about two programs per multiprocessor, but give each at least one whole step."""
+def weight_only_tile(m: int, n: int, k: int, multiprocessors: int, fp32: bool = False) -> Tile:
+    """Split K until there are about two programs per multiprocessor, but give each at least one whole step.
+
+    Tiles take at most 96 KiB of shared memory, of which Ada has 99; `fp32` rows, and weights as floats, twice as much.
+    """
     block_m = max(16, triton.next_power_of_2(m))
-    block_n, block_k, stages = (
-        (64, 256, 4) if block_m <= 32 else (64, 128, 3)
-    )  # at most 96 KiB of shared memory: Ada has 99
+    block_n, block_k, stages = (64, 256, 4) if block_m <= 32 else (64, 128, 3)
+    if fp32:
+        block_k, stages = (128, 3) if block_m <= 32 else (64, 3)
     wanted = round(_PER_SM * multiprocessors / triton.cdiv(n, block_n))
     split_k = max(1, min(wanted, k // block_k))
     return Tile(block_m, block_n, block_k, warps=4, stages=stages, split_k=split_k)

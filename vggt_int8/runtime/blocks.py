@@ -26,8 +26,10 @@ def run_block(
     rows: the MLP, whose hidden activations are the widest of the block, works on at most so many rows at a time.
     """
     assert isinstance(block, Block)
-    out = torch.empty_like(x) if out is None else out
-    linear_residual_(out, _attention_output(block, block.attn, x, sequences, rope), block.attn.proj, block.ls1.gamma, x)
+    y = _attention_output(block, block.attn, x, sequences, rope)
+    out = torch.empty_like(x) if out is None else out  # not before attention, which holds the most memory
+    linear_residual_(out, y, block.attn.proj, block.ls1.gamma, x)
+    del y
     for part in parts(len(x), rows):
         mlp_residual_(out[part], block.norm2, block.mlp.fc1, block.mlp.fc2, block.ls2.gamma)
     return out

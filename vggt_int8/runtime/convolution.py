@@ -7,6 +7,7 @@ in about 0.1 ms by a kernel that also puts the channels last. Keeping them would
 when weights change.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -111,15 +112,29 @@ def _pair(sizes: object) -> tuple[int, int]:
     return (int(sizes[0]), int(sizes[1]))
 
 
+class _Tuning:
+    """How many threads want cuDNN to tune itself, a setting of the whole process, and how it was before the first."""
+
+    lock = threading.Lock()
+    count = 0
+    before = False
+
+
 @contextmanager
 def tuned() -> Iterator[None]:
-    """cuDNN tunes itself inside, and is as it was afterwards."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = AUTOTUNE
+    """cuDNN tunes itself inside, and is as it was once no thread is inside any more."""
+    with _Tuning.lock:
+        if _Tuning.count == 0:
+            _Tuning.before = torch.backends.cudnn.benchmark
+        _Tuning.count += 1
+        torch.backends.cudnn.benchmark = AUTOTUNE
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        with _Tuning.lock:
+            _Tuning.count -= 1
+            if _Tuning.count == 0:
+                torch.backends.cudnn.benchmark = _Tuning.before
 
 
 def map_to_pixels(x: Tensor) -> Tensor:

@@ -21,15 +21,19 @@ REMEMBERED = 64  # shapes seen once
 Tensors = dict[str, Tensor]
 
 
-class Key(NamedTuple):
-    """What a graph is captured for: shape and dtype of each input, and everything else that decides the work."""
+# `torch.cuda.graph` captures on one stream of the process and synchronises the device, which no other capture survives.
+_CAPTURING = threading.RLock()
 
-    inputs: tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+class Key(NamedTuple):
+    """What a graph is captured for: each input's name, shape, strides and dtype, and all else that decides the work."""
+
+    inputs: tuple[tuple[str, torch.Size, tuple[int, ...], torch.dtype], ...]
     work: tuple[object, ...]
 
     @property
     def images(self) -> tuple[int, ...]:
-        return next(tuple(shape) for name, shape, _ in self.inputs if name == "images")
+        return next(tuple(shape) for name, shape, *_ in self.inputs if name == "images")
 
 
 @dataclass
@@ -57,14 +61,19 @@ class GraphCache:
 
     def run(self, function: Callable[[Tensors], Tensors], inputs: Tensors, *work: object) -> tuple[Tensors, bool]:
         """`function(inputs)`, and whether it was a replay. `work` and the inputs' shapes decide what is done."""
-        key = Key(tuple((name, x.shape, x.dtype) for name, x in inputs.items()), work)
+        key = Key(tuple((name, x.shape, x.stride(), x.dtype) for name, x in inputs.items()), work)
         with self._lock:
             if key not in self._graphs:
-                if self._first_time(key):
-                    return function(inputs), False
+                # In this thread: cuDNN keeps its plans per thread, and cannot make them while a graph is captured.
+                call = (key, threading.get_ident())
+                if call not in self._seen:
+                    outputs = function(inputs)
+                    self._remember(call)  # not before: a call that failed has warmed nothing up
+                    return outputs, False
                 while len(self._graphs) >= CAPACITY:
                     self._graphs.popitem(last=False)
-                self._graphs[key] = self._record(function, inputs)
+                with _CAPTURING:
+                    self._graphs[key] = self._record(function, inputs)
             return self._replay(key, inputs), True
 
     def clear(self) -> None:
@@ -76,18 +85,14 @@ class GraphCache:
             self._pool = self._done = None
             self.held_bytes = 0
         if held:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+            with _CAPTURING:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
 
-    def _first_time(self, key: Key) -> bool:
-        """In this thread: cuDNN keeps its plans per thread, and cannot make them while a graph is captured."""
-        call = (key, threading.get_ident())
-        if call in self._seen:
-            return False
+    def _remember(self, call: tuple[Key, int]) -> None:
         self._seen[call] = None
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
-        return True
 
     def _record(self, function: Callable[[Tensors], Tensors], inputs: Tensors) -> _Captured:
         if self._pool is None:

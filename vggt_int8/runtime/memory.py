@@ -10,6 +10,7 @@ tokens a frame; all other sizes by `Shape.peak_bytes`):
     dense head          per frame at work, at full size: 128 channels before the resize (17 MB) and after it (52 MB),
                         32 channels (13 MB); outputs are made in their place                82 MB
     outputs             6 floats a pixel                                                    4.9 MB a frame
+    tracks              per query point and frame: 12 KB, or 7 KB and 81 KB per frame at work
 
 So 100 frames peak at 1.24 GB (blocks) + 1.7 (kept) or 1.7 + 0.5 (outputs) + 0.66 (8 frames in a head); 1000 frames
 would need 23 GB in the blocks: their kept tokens (17 GB) go to the host, 0.7 s of copying in minutes of attention.
@@ -62,7 +63,9 @@ SMALLEST = PLANS[-1]
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), INT8 attention or not."""
+    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), INT8 attention or not, and the
+    query points of each scene.
+    """
 
     batch: int
     frames: int
@@ -71,6 +74,7 @@ class Shape:
     heads: tuple[str, ...]
     number_bytes: int
     int8_attention: bool = False
+    points: int = 0
 
     def tokens_per_frame(self, config: VGGTConfig) -> int:
         patches = (self.height // config.patch_size) * (self.width // config.patch_size)
@@ -94,7 +98,7 @@ class Shape:
     def _head_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         pixels, all_frames = self.height * self.width, self.batch * self.frames
         kept = 0 if plan.tokens_on_host else 2 * self._layers(config)
-        total = self.tokens(config) * config.embed_dim * self.number_bytes * kept
+        kept_bytes, total, maps = self.tokens(config) * config.embed_dim * self.number_bytes * kept, 0, 0
         values = {"depth": 2, "point": 4}
         if not plan.outputs_on_host:
             total += all_frames * pixels * 4 * sum(values.get(head, 0) for head in self.heads)
@@ -103,10 +107,24 @@ class Shape:
         if set(self.heads) - {"camera"}:
             coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
             channels = config.dpt_features // 2
-            frame = self.number_bytes * (channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels)
+            before, after = 3 * channels * coarse, channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels
+            frame = self.number_bytes * max(before, after)  # the first convolution of the two, or what follows it
             beside = all_frames <= MAPS_BESIDE and {"depth", "point"} <= set(self.heads)
-            total += longest_part(all_frames, plan.head_frames) * frame * (2 if beside else 1)
-        return total
+            maps = longest_part(all_frames, plan.head_frames) * frame * (2 if beside else 1)
+        # The tracker comes last, when nobody reads tokens any more.
+        tracker = self._tracker_bytes(config, plan) if "track" in self.heads else 0
+        return total + max(kept_bytes + maps, tracker)
+
+    def _tracker_bytes(self, config: VGGTConfig, plan: Plan) -> int:
+        """Of the larger of two moments: map values around each point, sampled and in the order of their product, beside
+        the correlations; or the correlations and what the transformer's MLP makes of each point in each frame.
+        """
+        window, places = (2 * config.track_corr_radius + 1) ** 2, self.batch * self.points * self.frames
+        correlations = 4 * places * config.track_corr_levels * window
+        at_work = self.batch * self.points * min(self.frames, plan.head_frames)
+        samples = 2 * 4 * at_work * window * config.track_features
+        numbers = 12 * config.track_hidden_size + 3 * config.track_features
+        return max(samples + 3 * correlations, correlations + places * numbers * self.number_bytes)
 
     def _layers(self, config: VGGTConfig) -> int:
         dense = set(config.dpt_layers) if set(self.heads) - {"camera"} else set()

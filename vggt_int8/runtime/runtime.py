@@ -101,10 +101,10 @@ class Runtime:
         """Why this call must run on the network's own modules; None if it can run fused."""
         if self.model.training:
             return "the model is in training mode: call model.eval()"
-        if torch.is_autocast_enabled(images.device.type):
-            return "autocast is on: load the model in the dtype wanted instead"
         if images.device.type not in ("cpu", "cuda"):
             return f"its kernels run on CPUs and CUDA GPUs, not on {images.device.type}"
+        if torch.is_autocast_enabled(images.device.type):
+            return "autocast is on: load the model in the dtype wanted instead"
         watch = self._current_watch()
         if watch.needs_grad((images, query_points)):
             return "gradients are needed: use torch.no_grad() or model.requires_grad_(False)"
@@ -158,7 +158,8 @@ class Runtime:
         batch, frames, _, height, width = pixels.shape
         number_bytes = model.aggregator.camera_token.element_size()
         int8_attention = self._current_watch().int8_attention
-        shape = Shape(batch, frames, height, width, names, number_bytes, int8_attention)
+        points = inputs["query_points"].shape[1] if "query_points" in inputs else 0
+        shape = Shape(batch, frames, height, width, names, number_bytes, int8_attention, points)
         if not pixels.is_cuda:
             keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(pixels):
@@ -200,7 +201,9 @@ class Runtime:
         if torch.cuda.is_current_stream_capturing():
             return fastest
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
-        if self.low_vram is False or any(key.images == tuple(images.shape) for key in self._graphs.captured):
+        if self.low_vram is False or any(
+            key.images == tuple(images.shape) and key.work[0] == shape.heads for key in self._graphs.captured
+        ):
             return graphed
         plan = choose_plan(shape, config, free_bytes(images.device) - self._graphs.held_bytes)
         if plan is not fastest and self._graphs.captured:
