@@ -65,6 +65,11 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     triton_weight_only.dequantize(codes(8, 16, 9), torch.ones(8, 1, 1), torch.float16)
     for rows in (1, 64):
         triton_weight_only.w8a16_linear(half(rows, 2048), codes(512, 2048), torch.ones(512, 1), half(512))
+    # fp32 takes twice the shared memory, at the camera head's sizes and those of the largest tile in the table.
+    for rows in (1, 32, 64):
+        triton_weight_only.w8a16_linear(torch.zeros(rows, 2048), codes(512, 2048), torch.ones(512, 1), half(512))
+    qkv = codes(10410, 1024), torch.ones(10410, 1), codes(3072, 1024), torch.ones(3072, 1), None
+    triton_gemm.int8_gemm(*qkv, torch.float32)
     tiles = [Tile(64, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3, split_k=2)]
     if arch >= 90:
         tiles = [Tile(64, 64, 64, 4, 3, tma=True, split_k=2)]
@@ -81,8 +86,10 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     for int8, variant in pairs:
         (triton_attention.int8_attention if int8 else triton_attention.float_attention)(*qkv, variant)
     triton_attention.float_attention(*(x.float() for x in qkv), SMALL)
-assert len(compiled) == 12 + 3 * len(tiles) + 2 + len(pairs) + 1, [name for name, _ in compiled]
+assert len(compiled) == 16 + 3 * len(tiles) + 2 + len(pairs) + 1, [name for name, _ in compiled]
+shared = {80: 166912, 90: 232448}[arch]  # bytes a program may have; 86 and 89: 101376
 for name, kernel in compiled:
+    assert kernel.metadata.shared <= (101376 if name == "_weight_only_kernel" else shared), name
     assert f".target sm_{arch}" in kernel.asm["ptx"]
     begins = kernel.asm["ptx"].find("griddepcontrol.wait")
     assert (begins >= 0) == kernel.metadata.launch_pdl == (arch >= 90), name

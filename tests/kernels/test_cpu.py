@@ -92,14 +92,34 @@ def exact(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> None
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@cpu.cached_per_weight
+def negated(weight: torch.Tensor) -> torch.Tensor:
+    return -weight
+
+
 def test_a_changed_weight_is_noticed() -> None:
     x, weight = codes(5, 64), torch.nn.Parameter(codes(8, 64, seed=2), requires_grad=False)
-    for change in (lambda: None, lambda: weight.neg_(), lambda: setattr(weight, "data", codes(8, 64, seed=3))):
+    changes = (
+        lambda: None,
+        lambda: weight.neg_(),
+        lambda: setattr(weight, "data", codes(8, 64, seed=3)),
+        lambda: weight.data.copy_(weight.data.flip(0)),
+    )
+    for change in changes:
         change()
         assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+        assert torch.equal(negated(weight), -weight)
     with torch.inference_mode():
         weight = codes(8, 64, seed=4)
         assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 63])
+def test_one_row_of_a_column(stride: int) -> None:
+    """A single row is contiguous with any stride, which `torch._int_mm` takes for the length of a row."""
+    x, weight = torch.as_strided(codes(64, 64), (1, 64), (stride, 1)), codes(8, 64, seed=2)
+    assert x.is_contiguous()
+    assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
 
 
 def test_what_is_known_of_a_weight_goes_with_it() -> None:

@@ -43,6 +43,22 @@ def test_a_shape_is_captured_when_it_comes_again() -> None:
     assert [key.images for key in cache.captured] == [(3,)]
 
 
+def test_a_call_that_failed_has_warmed_nothing_up() -> None:
+    def stopped(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise KeyboardInterrupt
+
+    cache = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        cache.run(stopped, {"images": torch.rand(3)})
+    assert [run(cache, 3) for _ in range(2)] == [False, True]
+
+
+def test_the_layout_tells_calls_apart() -> None:
+    cache = Recorder()
+    run(cache, 3)
+    assert not cache.run(double, {"images": torch.rand(6)[::2]})[1]
+
+
 def test_shape_dtype_and_work_tell_calls_apart() -> None:
     cache = Recorder()
     for _ in range(2):

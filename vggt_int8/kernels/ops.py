@@ -88,6 +88,13 @@ def _check_norm(x: Tensor, weight: Tensor, bias: Tensor, *_: Any, **__: Any) -> 
         )
 
 
+def _check_sizes(**sizes: tuple[Tensor | None, int]) -> None:
+    """Kernels read so many values of each tensor without looking."""
+    for name, (tensor, numbers) in sizes.items():
+        if tensor is not None and tensor.numel() != numbers:
+            raise ValueError(f"{name} must have {numbers} values, not {list(tensor.shape)}")
+
+
 def _check_add_norm(x: Tensor, y: Tensor, gamma: Tensor, weight: Tensor, bias: Tensor, *_: Any, **__: Any) -> None:
     _check_norm(x, weight, bias)
     if y.shape != x.shape or gamma.shape != x.shape[1:]:
@@ -109,6 +116,7 @@ def _check_qkv(
             f"rope must be [2, P, {dim}] with {tokens} tokens a multiple of P and D a multiple of 4, "
             f"not {list(rope.shape)}"
         )
+    _check_sizes(q_weight=(q_weight, dim), q_bias=(q_bias, dim), k_weight=(k_weight, dim), k_bias=(k_bias, dim))
 
 
 def _check_gemm(
@@ -137,6 +145,14 @@ def _check_gemm(
     if (gamma is None) != (residual is None) or (residual is not None and residual.shape != (m, n)):
         shape = None if residual is None else list(residual.shape)
         raise ValueError(f"residual must be [{m}, {n}] and come with gamma [{n}], not {shape}")
+    _check_sizes(bias=(bias, n), gamma=(gamma, n), out_scale=(out_scale, 1))
+
+
+def _check_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+    _check_float(x)
+    if weight.ndim != 2 or weight.dtype != torch.int8 or weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight must be int8 [N, {x.shape[1]}], not {weight.dtype} {list(weight.shape)}")
+    _check_sizes(weight_scale=(weight_scale, len(weight)), bias=(bias, len(weight)))
 
 
 def _check_gemm_into(
@@ -157,13 +173,14 @@ def _check_gemm_into(
         raise ValueError(f"out must be contiguous [{m}, {n}], not {list(out.shape)}, strides {out.stride()}")
 
 
-def _check_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, *_: Any, **__: Any) -> None:
+def _check_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> None:
     _check_float(first, dims=3, name="first")
     if second.shape != first.shape or weight.numel() != 2 * first.shape[2] or not 0 <= skip <= first.shape[1]:
         raise ValueError(
             f"second must be {list(first.shape)}, weight [{2 * first.shape[2]}] and skip in [0, {first.shape[1]}], "
             f"not {list(second.shape)}, {list(weight.shape)} and {skip}"
         )
+    _check_sizes(bias=(bias, weight.numel()))
 
 
 def _check_resize(
@@ -196,6 +213,7 @@ def _check_predict(
     x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
 ) -> None:
     _check_float(x, dims=4)
+    _check_sizes(weight=(weight, len(weight) * x.shape[3]), bias=(bias, len(weight)))
     shapes = (*x.shape[:3], weight.shape[0] - 1), x.shape[:3]
     for name, tensor, shape in zip(("values", "confidence"), (values, confidence), shapes, strict=True):
         if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
@@ -246,7 +264,7 @@ int8_gemm_quantize = _operator(
 qk_norm_rope_ = _operator(cpu_ops.qk_norm_rope_, _check_qkv, "triton_rope", lambda *_, **__: None, mutates=("qkv",))
 w8a16_linear = _operator(
     cpu_ops.w8a16_linear,
-    _check_float,
+    _check_weight_only,
     "triton_weight_only",
     lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0]),
 )
