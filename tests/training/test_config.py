@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,25 @@ def test_the_embedded_model_fits_its_limits() -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.out_features != 9 and module.in_features != 9:
             assert module.in_features % 32 == module.out_features % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 256}, "seed must be at least 0 and at most 255, got 256"),
+        ({"log_steps": 0}, "log_steps must be at least 1, got 0"),
+        ({"cuda_graph": "no"}, "cuda_graph must be bool, got 'no'"),
+        ({"compile": "render"}, "compile must be .*, got 'render'"),
+        ({"validation": {"views": [1]}}, "validation.views must be at least 2, got 1"),
+        ({"optimizer": {"total_steps": "4"}}, "total_steps must be int, got '4'"),
+        ({"optimizer": {"decay_share": 2}}, "decay_share must be at least 0 and at most 1, got 2"),
+        ({"data": {"size": [32]}}, r"size must be .*, got \(32,\)"),
+        ({"model": {"mlp_ratoi": 2.0}}, "unknown keys mlp_ratoi"),
+    ],
+)
+def test_values_out_of_range_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_table({"model": {}, **change})
 
 
 def test_a_configuration_survives_json(tiny_config: TrainingConfig) -> None:

@@ -71,7 +71,7 @@ def load_scene(scene: str | PathLike[str]) -> StoredScene:
     Raises FileNotFoundError that lists the shipped names, or ValueError that names the file, for a format
     that this version does not read and for pictures of different sizes.
     """
-    folder = BUNDLED_FOLDER / scene if str(scene) in available_scenes() else Path(scene)
+    folder = BUNDLED_FOLDER / scene if str(scene) in available_scenes() else Path(scene).expanduser()
     path = folder / "scene.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -114,6 +114,8 @@ def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[s
             folder.rename(retired)
         partial.rename(folder)
     finally:
+        if retired.exists() and not folder.exists():
+            retired.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)  # already gone after a rename
         shutil.rmtree(retired, ignore_errors=True)
 

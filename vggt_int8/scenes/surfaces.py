@@ -20,7 +20,7 @@ def draw_surfaces(draw: Uniforms, sizes: Tensor) -> Tensor:
     """Half extents [B, K, 3] -> texture rows [B, K * FACES, WIDTH] in the column order of `textures.COLUMNS`."""
     slots = sizes.shape[1]
     shape = (slots, FACES)
-    # Three quarters of the slots wear one kind on all faces (in other colours and places), as real things do.
+    # Half of the slots wear one kind on all faces (in other colours and places), as real things do.
     kind = torch.where(
         draw.chance(0.5, slots)[..., None], draw.choice(len(KINDS), slots)[..., None], draw.choice(len(KINDS), *shape)
     )

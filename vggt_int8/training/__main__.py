@@ -4,7 +4,7 @@ python -m vggt_int8.training run --config FILE --out DIR [--init FOLDER] [--max-
     Train, or go on where DIR/checkpoint stands; with --init a new run starts from a model folder's weights.
     Several GPUs: `accelerate launch -m vggt_int8.training run ...`.
 python -m vggt_int8.training measure --config FILE --out DIR [--max-minutes M]
-    A short run that prints what rendering, each part of a step and the memory cost; no checkpoint is written.
+    A short run in DIR/measure that prints what rendering, each part of a step and the memory cost.
 python -m vggt_int8.training export --out DIR --to FOLDER
     The checkpoint as a model folder in fp16 (config.json and model.safetensors).
 python -m vggt_int8.training plot LOG.jsonl... -o CURVES.svg
@@ -13,11 +13,13 @@ python -m vggt_int8.training plot LOG.jsonl... -o CURVES.svg
 
 import argparse
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import torch
 
-from vggt_int8.model import VGGT
+from vggt_int8.model import VGGT, VGGTConfig
+from vggt_int8.pretrained.saving import move_into_place
 from vggt_int8.training.checkpoint import load_checkpoint, read_facts
 from vggt_int8.training.config import TrainingConfig, config_from_table, load_config
 from vggt_int8.training.loop import RunLimits, Trainer
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     match args.command:
         case "run":
             config = _config(args)
+            if args.init is not None and (args.out / "checkpoint").exists():
+                raise ValueError(f"{args.out} holds a run already: leave --init out to go on, or name another --out")
             trainer = Trainer(config, args.out, None if args.init is None else trained_model(args.init, config))
             trainer.console.print(
                 f"from step {trainer.step} of {trainer.config.optimizer.total_steps}, on {trainer.device}"
@@ -50,14 +54,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def trained_model(folder: Path, config: TrainingConfig) -> VGGT:
     """The weights of a model folder in fp32, to be trained on. Raises ValueError if they are of another network."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: --init takes a model's, with config.json and weights")
     model = VGGT.from_pretrained(folder, dtype=torch.float32)
     wanted = config.vggt()
-    different = {key for key in config.model if getattr(model.config, key) != getattr(wanted, key)}
+    different = {key for key in VGGTConfig.__annotations__ if getattr(model.config, key) != getattr(wanted, key)}
     if different:
         key = min(different)
-        raise ValueError(
-            f"{folder} is another network than [model]: {key} is {getattr(model.config, key)}, not {config.model[key]}"
-        )
+        found, expected = getattr(model.config, key), getattr(wanted, key)
+        raise ValueError(f"{folder} is another network than [model]: {key} is {found}, not {expected}")
     return model
 
 
@@ -69,7 +74,10 @@ def export(out: Path, folder: Path) -> None:
     largest = max(parameter.abs().max().item() for parameter in model.parameters())
     if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"a weight of {largest:g} does not fit into fp16")
-    model.half().save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)  # FileExistsError if it is a file
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        model.half().save_pretrained(temporary)
+        move_into_place(Path(temporary), folder)
 
 
 def _config(args: argparse.Namespace) -> TrainingConfig:

@@ -61,6 +61,13 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def finish_interrupted(folder: Path) -> None:
+    """Puts the older checkpoint back where a run was killed between the two renames of `save_checkpoint`."""
+    previous = folder.with_name(f".{folder.name}.previous")
+    if previous.exists() and not folder.exists():
+        os.rename(previous, folder)
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """`trainer.json` of a checkpoint. Raises FileNotFoundError or ValueError with the folder's name."""
     path = folder / "trainer.json"

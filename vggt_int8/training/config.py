@@ -1,12 +1,14 @@
 """What a training run is made of, read from a TOML file in which every key is known and typed."""
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vggt_int8.model import VGGTConfig
 
+SEEDS = 1 << 8  # of runs: each has 2^40 of the 2^48 scenes of the split "train"
 COMPILABLE = ("render", "blocks", "heads")
 
 
@@ -86,6 +88,23 @@ class TrainingConfig:
     log_steps: int = 50
 
     def __post_init__(self) -> None:
+        limits = {
+            "seed": (self.seed, 0, SEEDS - 1),
+            "log_steps": (self.log_steps, 1, None),
+            "validation.every_steps": (self.validation.every_steps, 1, None),
+            "validation.scenes": (self.validation.scenes, 1, None),
+            "validation.views": (min(self.validation.views, default=0), 2, None),
+            "data.frames_per_step": (self.data.frames_per_step, 1, None),
+            "data.views": (min(self.data.views, default=0), 2, None),
+            "data.supersample": (self.data.supersample, 1, None),
+            "data.workers": (self.data.workers, 0, None),
+            "optimizer.decay_share": (self.optimizer.decay_share, 0, 1),
+        }
+        for name, (value, least, most) in limits.items():
+            if value < least or (most is not None and value > most):
+                raise ValueError(
+                    f"{name} must be at least {least}{f' and at most {most}' if most else ''}, got {value}"
+                )
         bad = [v for v in self.data.views if v < 2 or self.data.frames_per_step % v]
         if bad:
             raise ValueError(
@@ -98,10 +117,14 @@ class TrainingConfig:
         unknown = set(self.compile) - set(COMPILABLE)
         if unknown:
             raise ValueError(f"compile has {sorted(unknown)}; it can name {', '.join(COMPILABLE)}")
-        if self.data.tracks and not self.vggt().enable_track:
+        model = self.vggt()
+        if self.data.tracks and not model.enable_track:
             raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
 
     def vggt(self) -> VGGTConfig:
+        unknown = sorted(set(self.model) - set(VGGTConfig.__annotations__))
+        if unknown:
+            raise ValueError(f"[model] has unknown keys {', '.join(unknown)}")
         return VGGTConfig(**self.model)
 
 
@@ -138,4 +161,20 @@ def _known(table: dict[str, Any], section: type, where: str) -> dict[str, Any]:
     unknown = sorted(set(table) - set(names))
     if unknown:
         raise ValueError(f"{where} has unknown keys {', '.join(unknown)}; it can have {', '.join(names)}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    types = get_type_hints(section)
+    for key, value in values.items():
+        if not _fits(value, types[key]):
+            raise ValueError(f"{where}: {key} must be {getattr(types[key], '__name__', types[key])}, got {value!r}")
+    return values
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * (len(value) if isinstance(value, tuple) else 0)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is (get_origin(kind) or kind)

@@ -7,6 +7,7 @@ run may be stopped at any moment and goes on from its last checkpoint, on anothe
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.captured import CapturedBackward
-from vggt_int8.training.checkpoint import load_checkpoint, save_checkpoint
+from vggt_int8.training.checkpoint import finish_interrupted, load_checkpoint, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.dense_views import DenseViews
@@ -64,7 +65,10 @@ class Trainer:
         _prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
         self.dense_views = DenseViews(self.network, config.dense_share, config.seed, self.device)
         self.optimizers = build_optimizers(self.network, config.optimizer)
-        if (self.checkpoint / "trainer.json").exists():
+        if self.accelerator.is_main_process:
+            finish_interrupted(self.checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.checkpoint.exists():
             facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
             self.step, self.seconds_before = facts["step"], facts["seconds"]
         self.schedules = [build_schedule(optimizer, config.optimizer, self.step) for optimizer in self.optimizers]
@@ -171,8 +175,12 @@ class Trainer:
     def log(self, entry: dict[str, Any]) -> None:
         """One JSON line in `log.jsonl`, on the main process."""
         if self.accelerator.is_main_process:
-            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**entry, "minutes": round(self.seconds / 60, 3)}) + "\n")
+            line = json.dumps({**entry, "minutes": round(self.seconds / 60, 3)}) + "\n"
+            with (self.out / "log.jsonl").open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else "\n" + line  # a kill may have cut the last one off
+                file.write(line.encode())
 
     def _descriptions(self, last: int) -> Iterator[SceneDescription]:
         accelerator = self.accelerator
@@ -238,6 +246,9 @@ def _prepare_network(network: VGGT, config: TrainingConfig) -> None:
     for head in (network.depth_head, network.point_head):
         if head is not None:
             head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if network.track_head is not None:
+        # No loss reads the tracks' confidence, and DDP waits for the gradient of whatever asks for one.
+        network.track_head.tracker.conf_predictor.requires_grad_(False)
     if not config.compile:
         return
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT

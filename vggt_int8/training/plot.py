@@ -19,13 +19,23 @@ def write_curves(logs: Sequence[Path], output: Path) -> None:
     """Read `log.jsonl` files of one run, in order, and write one SVG with four panels.
 
     Where runs were resumed from before their end, the later entry of a step wins. Raises ValueError if nothing was
-    logged.
+    logged, or for a line that is not JSON.
     """
-    entries = [json.loads(line) for log in logs for line in log.read_text(encoding="utf-8").splitlines() if line]
+    entries = [entry for log in logs for entry in _entries(log)]
     series = {title: _series(entries, kind, names) for title, (kind, names) in PANELS.items()}
     if not any(series.values()):
         raise ValueError(f"{', '.join(map(str, logs))}: no training step was logged")
     write_svg(output, [Panel(title, lines, x=Axis("step")) for title, lines in series.items()], columns=2)
+
+
+def _entries(log: Path) -> list[dict[str, Any]]:
+    entries = []
+    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entries += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{log}, line {number}: {error}; a run that was killed may leave half a line") from error
+    return entries
 
 
 def _series(entries: list[dict[str, Any]], kind: str, names: Sequence[str]) -> Series:
