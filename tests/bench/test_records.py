@@ -38,6 +38,11 @@ def test_not_a_number_becomes_null(tmp_path: Path, make_row: MakeRow) -> None:
         ({"status": "wrong"}, "status 'wrong' has the time 50.0"),
         ({"ms": None}, "status 'ok' has the time None"),
         ({"speed": 3}, "unknown: .'speed'"),
+        ({"ms": -5}, "ms is -5, not a time"),
+        ({"frames": 0}, "frames is 0, not a number of frames"),
+        ({"size": [392]}, r"size is \[392\], not \[height, width\]"),
+        ({"machine": {}}, "machine is {}, without gpu and cpu"),
+        ({"errors": {"depth": {}}}, "errors is .*, not {output: relative and max_abs}"),
     ],
 )
 def test_bad_rows_are_refused(tmp_path: Path, make_row: MakeRow, change: dict, text: str) -> None:

@@ -57,6 +57,28 @@ def test_the_sketch_stands_beside_what_was_measured(rows: list[Row]) -> None:
     assert "sketch" not in markdown([row for row in rows if row["variant"] == "reference"])
 
 
+def test_an_output_that_is_not_finite_is_the_worst(rows: list[Row], make_row: MakeRow) -> None:
+    errors = {"depth": {"relative": 0.01, "max_abs": 0.1}, "pose_enc": {"relative": None, "max_abs": None}}
+    rows[-1] = make_row(OURS, 10, None, status="wrong", errors=errors)
+    assert line(markdown(rows), "largest relative error of an output") == ["1.23%", "not finite"]
+
+
+def test_rows_of_several_runs_are_told(rows: list[Row]) -> None:
+    assert "runs" not in markdown(rows)
+    rows[-1] = rows[-1] | {"run": "2026-11-25T10:00:00+00:00"}
+    assert "- 10 frames: the rows are of 2 runs, not of one" in markdown(rows)
+
+
+def test_other_models_are_not_set_beside_the_sketch(rows: list[Row]) -> None:
+    assert "sketch" not in markdown([row | {"model": "random:small"} for row in rows])
+
+
+def test_versions_of_pytorch_are_not_mixed(rows: list[Row]) -> None:
+    rows[0] = rows[0] | {"versions": rows[0]["versions"] | {"torch": "2.4.0"}}
+    with pytest.raises(ValueError, match=r"several versions of PyTorch \(2\.11\.0, 2\.4\.0\)"):
+        markdown(rows)
+
+
 @pytest.mark.parametrize("status", ["wrong", "failed"])
 def test_a_row_that_did_not_pass_shows_no_time_and_no_speed_up(rows: list[Row], make_row: MakeRow, status: str) -> None:
     text = markdown([*rows, make_row(OURS, 10, None, status=status, reason="relative error of depth is 0.2")])

@@ -102,3 +102,19 @@ def test_missing_weights_are_an_error_that_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(demo, "MINI", tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"absent/model.safetensors is missing.*install vggt-int8 again"):
         demo.embedded_model()
+
+
+def test_only_an_earlier_demo_is_replaced(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "MINI", small_model)
+    monkeypatch.setattr(demo, "TIMED_RUNS", 1)
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "notes.txt").write_text("precious")
+    (tmp_path / "report.json").write_text('{"mine": 1}')
+    refused = CliRunner().invoke(app, ["demo", "-o", str(tmp_path)])
+    assert refused.exit_code != 0
+    assert (tmp_path / "room" / "notes.txt").read_text() == "precious"
+    assert not demo.holds_a_demo(tmp_path)
+    for options in (["--overwrite"], []):
+        result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), *options])
+        assert result.exit_code == 0, result.output
+        assert demo.holds_a_demo(tmp_path)

@@ -4,6 +4,7 @@ Every output is compared with `reference_attention.py`, at lengths that fill no 
 keys, extreme scales, and memory that is NaN before it is written.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import product
 
@@ -130,6 +131,15 @@ def test_scores_that_outgrow_the_estimate(name: str, variant: Variant, growth: f
     share = 2 ** (16 * growth)
     expected = share / (share + tokens) * v[0, 0, 5 * variant.block_m + 1].float()
     assert (got[0, 0].float() - expected).norm() < 0.1 * expected.norm()
+
+
+def test_weights_whose_sum_overflows_while_the_values_do_not() -> None:
+    """fp32: 32 weights of 2^127 for values of 1e-3, in a block of keys that the estimate has not seen."""
+    q, k, v = torch.zeros(3, 1, 1, 160, 64, device=DEVICE)
+    q[..., 0], v[..., :] = 26.5, 1e-3
+    k[0, 0, 96:128, 0] = 26.5 * 127.3 / (26.5**2 * 64**-0.5 * math.log2(math.e))
+    got = triton_attention.float_attention(q, k, v, Variant(32, 32, 4, 2, frozen=True))
+    assert torch.allclose(got, torch.full_like(got, 1e-3))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

@@ -64,6 +64,16 @@ def check_row(row: Row) -> None:
         raise ValueError(f"status is {row['status']!r}, not one of {', '.join(STATUS)}")
     if (row["status"] == "ok") != (row["ms"] is not None):
         raise ValueError(f"a row with status {row['status']!r} has the time {row['ms']!r}")
+    if row["ms"] is not None and not 0 < row["ms"] < math.inf:
+        raise ValueError(f"ms is {row['ms']!r}, not a time")
+    if row["frames"] < 1:
+        raise ValueError(f"frames is {row['frames']!r}, not a number of frames")
+    if len(row["size"]) != 2 or not all(isinstance(n, int) and n > 0 for n in row["size"]):
+        raise ValueError(f"size is {row['size']!r}, not [height, width]")
+    if not {"gpu", "cpu"} <= row["machine"].keys():
+        raise ValueError(f"machine is {row['machine']!r}, without gpu and cpu")
+    if not all(isinstance(e, dict) and e.keys() == {"relative", "max_abs"} for e in row["errors"].values()):
+        raise ValueError(f"errors is {row['errors']!r}, not {{output: relative and max_abs}}")
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -79,18 +89,22 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     """All rows of the files, in order. Raises ValueError naming the file and the line."""
     rows = []
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 check_row(row if isinstance(row, dict) else {})
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}, is no row of a benchmark: {error}") from error
+                reason = f"{path}, line {number}, is no row of a benchmark: {error}"
+                raise ValueError(f"{reason}. If a run was killed while it wrote, delete that line") from error
             rows.append(row)
     return rows
 
 
 def identity(row: Row) -> tuple[Any, ...]:
-    return (*(str(row[name]) for name in IDENTITY), device_name(row))
+    threads = None if row["machine"]["gpu"] else row["machine"].get("torch_threads")
+    return (*(str(row[name]) for name in IDENTITY), device_name(row), threads)
 
 
 def device_name(row: Row) -> str:

@@ -1,5 +1,6 @@
 """Rows of results -> Markdown for the README, between two marker comments, made anew each time."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ SKETCH = (
     ("fp32, GPU memory, 1 image", "fp32", 1, "peak_gib", "6 GB"),
     ("INT8 dynamic, GPU memory, 1 image", OURS, 1, "peak_gib", "2 GB"),
 )
+SKETCH_MODELS = ("random:vggt-1b", "facebook/VGGT-1B")
 SKETCH_COMMAND = f"vggt-int8 bench --frames 1,10 --variants fp32,{OURS}"
 
 Rows = dict[tuple[str, int], Row]  # (variant, frames): the row
@@ -32,13 +34,15 @@ Rows = dict[tuple[str, int], Row]  # (variant, frames): the row
 def newest(rows: Sequence[Row]) -> Rows:
     """The last row of each variant and number of frames: baselines first, ours last.
 
-    Raises ValueError if there are none, or if they are of several devices, models, image sizes or memory limits:
-    times of different kinds do not belong in one table.
+    Raises ValueError if there are none, or if they are of several devices, numbers of CPU threads, versions of
+    PyTorch, models, image sizes or memory limits: times of different kinds do not belong in one table.
     """
     if not rows:
         raise ValueError("the files hold no rows")
     kinds = {
         "devices": {device_name(row) for row in rows},
+        "numbers of threads": {str(row["machine"].get("torch_threads")) for row in rows if not row["machine"]["gpu"]},
+        "versions of PyTorch": {str(row["versions"].get("torch")) for row in rows},
         "models": {row["model"] for row in rows},
         "image sizes": {f"{row['size'][0]}x{row['size'][1]}" for row in rows},
         "memory limits": {str(row["memory_gb"]) for row in rows},
@@ -119,12 +123,17 @@ def _caption(table: Rows) -> str:
     facts = [
         f"Whole forward pass (cameras, depth, points) at {height} × {width} on {device}",
         describe_source(row["model"]),
-        *(f"{name} {row['versions'][name]}" for name in LIBRARIES if row["versions"].get(name)),
+        *(f"{name} {' and '.join(found)}" for name in LIBRARIES if (found := _versions(table, name))),
         " to ".join(dict.fromkeys((min(dates), max(dates)))),
         " and ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in table.values())),
     ]
     unit = "Milliseconds (peak GiB of GPU memory, weights included)" if on_gpu else "Milliseconds"
     return f"{', '.join(facts)}. {unit}; the fastest of each column is bold."
+
+
+def _versions(table: Rows, library: str) -> list[str]:
+    versions = (row["versions"].get(library) for row in table.values())
+    return list(dict.fromkeys(version for version in versions if version))
 
 
 def _times(table: Rows) -> str:
@@ -165,7 +174,17 @@ def _exceptions(table: Rows) -> list[str]:
         frames = sorted({row["frames"] for row in table.values() if row["compared_with"] == by and row["runs"]})
         if frames:
             lines.append(f"- outputs at {', '.join(map(str, frames))} frames were compared with {text}, not with fp32")
+    for n in _frames(table):
+        runs = {row["run"] for (_, frames), row in table.items() if frames == n}
+        if len(runs) > 1:
+            lines.append(f"- {n} frames: the rows are of {len(runs)} runs, not of one")
     return ["\n".join(lines)] if lines else []
+
+
+def _worst(errors: dict[str, dict[str, float | None]]) -> float | None:
+    """The largest relative error; NaN, which the file holds as null, is larger than any."""
+    values = [math.nan if error["relative"] is None else error["relative"] for error in errors.values()]
+    return max(values, key=lambda value: math.inf if math.isnan(value) else value, default=None)
 
 
 def _gains(table: Rows) -> list[str]:
@@ -175,7 +194,7 @@ def _gains(table: Rows) -> list[str]:
     reference = next((name for name in REFERENCES if any(name == v for v, _ in table)), None)
     share = [_value(table, OURS, n, "share") for n in frames]
     errors = [table[OURS, n]["errors"] if (OURS, n) in table else {} for n in frames]
-    worst = [max((e["relative"] for e in error.values()), default=None) for error in errors]
+    worst = [_worst(error) for error in errors]
     rows = {
         "times as fast as the fastest compiled bf16": [speed_up(table, COMPILED, n) for n in frames],
         "share of what this machine's measured rates allow": share,
@@ -188,14 +207,22 @@ def _gains(table: Rows) -> list[str]:
     for name, values in rows.items():
         form = "{:.2f} ×" if name.startswith("times") else "{:.0%}" if name.startswith("share") else "{:.2%}"
         if any(value is not None for value in values):
-            cells = ["–" if value is None else form.format(value) for value in values]
+            cells = [_cell(value, form) for value in values]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return ["\n".join(lines)]
 
 
+def _cell(value: float | None, form: str) -> str:
+    if value is None:
+        return "–"
+    return "not finite" if math.isnan(value) else form.format(value)
+
+
 def _sketch(table: Rows) -> list[str]:
-    """The first sketch's figures beside what was measured. Nobody measured the former."""
+    """The first sketch's figures beside what was measured, for VGGT-1B on a GPU. Nobody measured the former."""
     row = next(iter(table.values()))
+    if row["machine"]["gpu"] is None or row["model"] not in SKETCH_MODELS:
+        return []
     cells = []
     for what, variant, frames, field, sketched in SKETCH:
         value = _value(table, variant, frames, field)

@@ -81,6 +81,7 @@ def bench(
     with console.step(f"Preparing {chosen} on {target}"):
         source = load_source(chosen, target)
         _check_size(settings.size, source.config.patch_size)
+        _check_writable(out, profile)
         sweep = Sweep(source, target, settings)
     for line in sweep.card():
         console.say(line)
@@ -88,8 +89,8 @@ def bench(
         console.say(f"left out, since slow there (name them in --variants to measure them): {left_out}")
     console.say(COLUMNS)
     for row in sweep.rows(done):
-        append_row(out, row)
         console.say(_line(row))
+        append_row(out, row)
     console.say(f"Rows are in {out}: `vggt-int8 bench-report {out}` makes a table of them")
 
 
@@ -109,14 +110,16 @@ def bench_report(
     from vggt_int8.bench.table import markdown, update_readme
 
     rows = read_rows(results)
+    base = Path() if readme is None else readme.parent
+    link = None if plot is None else Path(os.path.relpath(plot, base)).as_posix()
+    text = markdown(rows, link)  # which may refuse the rows, before anything is written
     if plot is not None:
         write_plot(rows, plot)
         console.say(f"{plot}: drawn")
     if readme is None:
-        console.say(markdown(rows, None if plot is None else str(plot)))
+        console.say(text)
         return
-    link = None if plot is None else Path(os.path.relpath(plot, readme.parent)).as_posix()
-    changed = update_readme(readme, markdown(rows, link))
+    changed = update_readme(readme, text)
     console.say(f"{readme}: {'updated' if changed else 'up to date'}")
 
 
@@ -144,8 +147,8 @@ def _settings(
         if not 0 < memory_gb <= total:
             raise ValueError(f"--memory-gb is {memory_gb:g}, and this GPU has {total:.1f} GB")
     return Settings(
-        frames=_numbers("--frames", frames or FRAMES[device_type], ","),
-        size=_height_and_width(size or SIZE[device_type]),
+        frames=_numbers("--frames", FRAMES[device_type] if frames is None else frames, ","),
+        size=_height_and_width(SIZE[device_type] if size is None else size),
         variants=tuple(find_variants(names)),
         seconds=seconds,
         memory_gb=memory_gb,
@@ -154,6 +157,14 @@ def _settings(
         everything=variants is not None,
         command=shlex.join(["vggt-int8", *sys.argv[1:]]),
     )
+
+
+def _check_writable(out: Path, profile: Path | None) -> None:
+    """Before minutes of measuring: the file can be appended to, and the folder is one. Raises OSError."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.open("a").close()
+    if profile is not None:
+        profile.mkdir(parents=True, exist_ok=True)
 
 
 def _numbers(option: str, text: str, separator: str) -> tuple[int, ...]:

@@ -14,12 +14,11 @@ CONVENTION = {
     "at the first image's camera",
     "camera_center": "position of the camera in the world, -R^T t",
     "scale": "relative: lengths have no metric unit",
-    "intrinsic": "3x3 in pixels; the image's top left corner is (0, 0), its first pixel's centre (0.5, 0.5); "
-    "a focal length of null is infinite (field of view zero)",
-    "depth": "along the camera's z axis; points.ply takes the array index (column, row) of a depth as its pixel, "
-    "without the half pixel to the centre, as VGGT was trained",
+    "intrinsic": "3x3 in pixels; the pixel of a depth is its array index (column, row), without half a pixel to the "
+    "centre, as VGGT was trained and as points.ply is made; a focal length of null is infinite (field of view zero)",
+    "depth": "along the camera's z axis",
     "resolutions": "model: the tensor that the network read; original: the file after its EXIF orientation; "
-    "model pixel = original pixel * scale + offset, both (x, y)",
+    "model pixel = original pixel * scale + offset, both (x, y) from the image's top left corner",
 }
 
 

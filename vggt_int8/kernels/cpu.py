@@ -133,7 +133,7 @@ def cached_per_weight(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(make)
     def cached(weight: Tensor, *arguments: Any) -> Tensor:
-        state = zlib.crc32(memoryview(weight.detach().numpy()))
+        state = zlib.crc32(weight.detach().numpy().data)
         known = cache.get(weight)
         if known is None or known[0] != state:
             known = cache[weight] = (state, make(weight, *arguments))

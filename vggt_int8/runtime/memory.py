@@ -30,7 +30,7 @@ HIDDEN_CHANNELS = 32  # of a dense head's last convolution
 MAPS_BESIDE = 2  # frames up to which a CUDA graph makes depth and points at the same time
 CPU_TOKENS = 2048  # in encoder and frame blocks at a time: their qkv tensor (25 MB in VGGT-1B) is not mapped anew
 CPU_MAP = 7 << 20  # numbers of a dense head's largest map: 28 MB, a block that is kept
-# Above, a graph would hold more memory than it saves time: at 32 frames of 1041 tokens 353 ms of kernels took 426 ms
+# Above, a graph would hold more memory than it saves time: at 32 frames of 1041 tokens 354 ms of kernels took 426 ms
 # without a graph and 373 with one, at 100 frames 2571 took 2636 without (H100).
 GRAPH_TOKENS = 40_000
 

@@ -65,7 +65,7 @@ def render_scenes(
 
     The scene's parameters are drawn on the CPU, so all devices render the same scene. The same batch on the same device
     and as many threads gives the same bits. `tracks` points of the first view are followed through all views.
-    `compiled` fuses the per-ray work with torch.compile: worth its start-up time on a GPU, for many batches of one size.
+    `compiled` fuses the per-ray work with torch.compile: worth its start-up time for many batches of one size on a GPU.
     """
     description = describe_scenes(seeds, frames, size)
     return render_description(description.to(device), size, supersample=supersample, tracks=tracks, compiled=compiled)
