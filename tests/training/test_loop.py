@@ -72,6 +72,45 @@ def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_pa
         assert a["total"] == pytest.approx(b["total"], rel=0 if a["step"] <= 6 else 0.02)
 
 
+def test_what_cannot_be_gone_on_with_is_named(
+    tiny_config: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, part = tmp_path / "run", dataclasses.replace(ONLY, max_steps=2)
+    Trainer(tiny_config, out).train(part)
+    other = dataclasses.replace(tiny_config, model={**tiny_config.model, "camera_iterations": 2})
+    with pytest.raises(ValueError, match=r"checkpoint is of a network with camera_iterations 4, not 2"):
+        Trainer(other, out)
+    capsys.readouterr()
+    Trainer(dataclasses.replace(tiny_config, log_steps=3), out)
+    assert "log_steps was 2, is 3 from here on" in capsys.readouterr().out
+    shard = next((out / "checkpoint").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"state-01-of-01\.safetensors is damaged"):
+        Trainer(tiny_config, out)
+    shard.write_bytes(whole)
+    (out / "checkpoint" / "trainer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"trainer\.json is missing"):
+        Trainer(tiny_config, out)
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    Trainer(tiny_config, tmp_path).train(dataclasses.replace(ONLY, max_steps=2))
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.previous")
+    assert Trainer(tiny_config, tmp_path).step == 2
+
+
+def test_half_a_line_in_a_log_is_named_and_stays_alone(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_config, tmp_path)
+    trainer.log({"kind": "train", "step": 1, "total": 1.0})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "tra')
+    trainer.log({"kind": "train", "step": 2, "total": 0.5})
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2: .*killed"):
+        write_curves([tmp_path / "log.jsonl"], tmp_path / "curves.svg")
+
+
 def test_dense_heads_on_some_of_the_views(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(tiny_config, dense_share=0.5)
     trainer = Trainer(config, tmp_path)

@@ -47,6 +47,11 @@ class SceneDescription:
 @torch.no_grad()
 def describe_scenes(seeds: Sequence[int] | Tensor, frames: int, size: tuple[int, int]) -> SceneDescription:
     """The first half of `render_scenes`, always on the CPU: so it can run in a data loader's workers."""
+    if not isinstance(seeds, Tensor):
+        if bad := [seed for seed in seeds if not hasattr(seed, "__index__") or not -(2**63) <= seed < 2**63]:
+            raise ValueError(f"seeds must be integers of 64 bits, got {bad[0]!r}")
+    elif seeds.is_floating_point():
+        raise ValueError(f"seeds must be integers of 64 bits, got {seeds.dtype}")
     seeds = torch.as_tensor(seeds, dtype=torch.int64).cpu()
     if seeds.dim() != 1 or len(seeds) == 0:
         raise ValueError(f"seeds must be a list of at least one integer, got shape {tuple(seeds.shape)}")

@@ -68,8 +68,8 @@ def available_scenes() -> list[str]:
 def load_scene(scene: str | PathLike[str]) -> StoredScene:
     """Read a shipped scene by its name, or any folder that `save_scene` wrote.
 
-    Raises FileNotFoundError that lists the shipped names, or ValueError that names the file, for a format
-    that this version does not read and for pictures of different sizes.
+    Raises FileNotFoundError that lists the shipped names, or ValueError that names the file, for one that is damaged,
+    a format that this version does not read, and pictures of different sizes.
     """
     folder = BUNDLED_FOLDER / scene if str(scene) in available_scenes() else Path(scene).expanduser()
     path = folder / "scene.json"
@@ -77,9 +77,15 @@ def load_scene(scene: str | PathLike[str]) -> StoredScene:
         raise FileNotFoundError(
             f"{path} does not exist: pass the folder of a scene, or a shipped one: {', '.join(available_scenes())}"
         )
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _load(folder, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of JSON, and of what is not in it
+        raise ValueError(f"{path} is no scene that can be read: {error!r}") from error
+
+
+def _load(folder: Path, facts: dict[str, Any]) -> StoredScene:
     if facts.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version {facts.get('format_version')}; this version reads {FORMAT_VERSION}")
+        raise ValueError(f"format_version {facts.get('format_version')}; this version reads {FORMAT_VERSION}")
     views, size = facts["views"], (facts["height"], facts["width"])
     images = np.stack([_read(folder / view["image"], size, "RGB") for view in views])
     codes = np.stack([_read(folder / view["depth"], size, "I;16") for view in views])
@@ -175,4 +181,7 @@ def _read(path: Path, size: tuple[int, int], mode: str) -> np.ndarray[Any, Any]:
             raise ValueError(
                 f"{path} is {image.height} x {image.width} in mode {image.mode}, not {size[0]} x {size[1]} in {mode}"
             )
-        return np.array(image)
+        try:
+            return np.array(image)
+        except OSError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error

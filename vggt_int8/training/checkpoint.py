@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Muon, Optimizer
@@ -73,7 +73,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "trainer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint: trainer.json is missing")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if facts.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {facts.get('format_version')!r}; this version reads {FORMAT_VERSION}"
@@ -169,6 +172,9 @@ def _read_shards(folder: Path, count: int) -> dict[str, Tensor]:
         path = folder / f"state-{index:02}-of-{count:02}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is incomplete: {path.name} is missing")
-        with safe_open(path, framework="pt") as file:
-            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
     return tensors

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.captured import CapturedBackward
-from vggt_int8.training.checkpoint import finish_interrupted, load_checkpoint, save_checkpoint
-from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.checkpoint import finish_interrupted, load_checkpoint, read_facts, save_checkpoint
+from vggt_int8.training.config import TrainingConfig, config_from_table
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.dense_views import DenseViews
 from vggt_int8.training.losses import scene_losses
@@ -69,6 +69,7 @@ class Trainer:
             finish_interrupted(self.checkpoint)
         self.accelerator.wait_for_everyone()
         if self.checkpoint.exists():
+            self._check_resumable()
             facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
             self.step, self.seconds_before = facts["step"], facts["seconds"]
         self.schedules = [build_schedule(optimizer, config.optimizer, self.step) for optimizer in self.optimizers]
@@ -80,6 +81,19 @@ class Trainer:
     @property
     def checkpoint(self) -> Path:
         return self.out / "checkpoint"
+
+    def _check_resumable(self) -> None:
+        """Raises ValueError if the checkpoint is of another network, and tells what else is set differently now."""
+        stored = config_from_table(read_facts(self.checkpoint)["config"])
+        before, now = stored.vggt().to_dict(), self.config.vggt().to_dict()
+        if different := [key for key in now if before.get(key) != now[key]]:
+            key = different[0]
+            raise ValueError(f"{self.checkpoint} is of a network with {key} {before.get(key)}, not {now[key]}")
+        settings = [_settings(asdict(config)) for config in (stored, self.config)]
+        for key in sorted(settings[1]):
+            if settings[0].get(key) != settings[1][key]:
+                text = f"{key} was {settings[0].get(key)}, is {settings[1][key]} from here on"
+                self.console.print(text, highlight=False)
 
     @property
     def seconds(self) -> float:
@@ -274,6 +288,13 @@ def _without_autocast(head: nn.Module) -> None:
             return forward(tokens.to(next(head.parameters()).dtype))
 
     head.forward = in_full_precision
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration but for its model: {"section.key": value}."""
+    sections = {name: section for name, section in config.items() if name != "model" and isinstance(section, dict)}
+    single = {name: value for name, value in config.items() if not isinstance(value, dict)}
+    return single | {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
 
 
 def _device_name(device: torch.device) -> str:
