@@ -109,6 +109,7 @@ def test_a_changed_weight_is_noticed() -> None:
         change()
         assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
         assert torch.equal(negated(weight), -weight)
+    assert torch.equal(negated(weight.t()), -weight.t())
     with torch.inference_mode():
         weight = codes(8, 64, seed=4)
         assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))

@@ -91,7 +91,7 @@ def demo(
 def holds_a_demo(folder: Path) -> bool:
     """Whether a folder is of an earlier demo, so that it may be replaced."""
     try:
-        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        found = json.loads((folder.expanduser() / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and {"model_sha256", "scenes", "rows"} <= found.keys()
