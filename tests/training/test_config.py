@@ -39,6 +39,7 @@ def test_the_embedded_model_fits_its_limits() -> None:
         ({"optimizer": {"total_steps": "4"}}, "total_steps must be int, got '4'"),
         ({"optimizer": {"decay_share": 2}}, "decay_share must be at least 0 and at most 1, got 2"),
         ({"data": {"size": [32]}}, r"size must be .*, got \(32,\)"),
+        ({"data": {"size": [112, 60]}}, r"data.size \[112, 60\] must be multiples of the patch size 14"),
         ({"model": {"mlp_ratoi": 2.0}}, "unknown keys mlp_ratoi"),
     ],
 )

@@ -118,6 +118,8 @@ class TrainingConfig:
         if unknown:
             raise ValueError(f"compile has {sorted(unknown)}; it can name {', '.join(COMPILABLE)}")
         model = self.vggt()
+        if any(side < 1 or side % model.patch_size for side in self.data.size):
+            raise ValueError(f"data.size {list(self.data.size)} must be multiples of the patch size {model.patch_size}")
         if self.data.tracks and not model.enable_track:
             raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
 
