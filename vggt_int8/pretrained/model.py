@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from json import JSONDecodeError
@@ -31,7 +30,7 @@ from vggt_int8.pretrained.quantizer import (
     execution_device_type,
     round_kept_parameters,
 )
-from vggt_int8.pretrained.saving import move_into_place
+from vggt_int8.pretrained.saving import saved_whole
 from vggt_int8.pretrained.source import check_device, check_index, load_config, load_file, set_quantization
 from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import BackendError, check_backend_name
@@ -218,13 +217,8 @@ class VGGTInt8(VGGT):
             raise CheckpointError(f"{target} is a file; save_pretrained needs a folder")
         push = kwargs.pop("push_to_hub", False)
         repo_id = kwargs.pop("repo_id", target.name)
-        target.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
-        try:
+        with saved_whole(target) as temporary:
             super().save_pretrained(temporary, **kwargs)
-            move_into_place(temporary, target)
-        finally:
-            shutil.rmtree(temporary)
         if push:
             self.push_to_hub(repo_id, token=kwargs.get("token"))
 

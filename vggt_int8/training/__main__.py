@@ -13,13 +13,12 @@ python -m vggt_int8.training plot LOG.jsonl... -o CURVES.svg
 
 import argparse
 import dataclasses
-import tempfile
 from pathlib import Path
 
 import torch
 
 from vggt_int8.model import VGGT, VGGTConfig
-from vggt_int8.pretrained.saving import move_into_place
+from vggt_int8.pretrained.saving import saved_whole
 from vggt_int8.training.checkpoint import load_checkpoint, read_facts
 from vggt_int8.training.config import TrainingConfig, config_from_table, load_config
 from vggt_int8.training.loop import RunLimits, Trainer
@@ -74,10 +73,8 @@ def export(out: Path, folder: Path) -> None:
     largest = max(parameter.abs().max().item() for parameter in model.parameters())
     if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"a weight of {largest:g} does not fit into fp16")
-    folder.mkdir(parents=True, exist_ok=True)  # FileExistsError if it is a file
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+    with saved_whole(folder) as temporary:
         model.half().save_pretrained(temporary)
-        move_into_place(Path(temporary), folder)
 
 
 def _config(args: argparse.Namespace) -> TrainingConfig:
