@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from vggt_int8.model import VGGT, VGGTConfig
+from vggt_int8.model import VGGT
 from vggt_int8.pretrained.saving import saved_whole
 from vggt_int8.training.checkpoint import load_checkpoint, read_facts
-from vggt_int8.training.config import TrainingConfig, config_from_table, load_config
+from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference, load_config
 from vggt_int8.training.loop import RunLimits, Trainer
 from vggt_int8.training.measure import measure
 from vggt_int8.training.plot import write_curves
@@ -56,12 +56,8 @@ def trained_model(folder: Path, config: TrainingConfig) -> VGGT:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: --init takes a model's, with config.json and weights")
     model = VGGT.from_pretrained(folder, dtype=torch.float32)
-    wanted = config.vggt()
-    different = {key for key in VGGTConfig.__annotations__ if getattr(model.config, key) != getattr(wanted, key)}
-    if different:
-        key = min(different)
-        found, expected = getattr(model.config, key), getattr(wanted, key)
-        raise ValueError(f"{folder} is another network than [model]: {key} is {found}, not {expected}")
+    if difference := first_difference(model.config, config.vggt()):
+        raise ValueError(f"{folder} is another network than [model]: {difference}")
     return model
 
 

@@ -25,7 +25,7 @@ from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.captured import CapturedBackward
 from vggt_int8.training.checkpoint import finish_interrupted, load_checkpoint, read_facts, save_checkpoint
-from vggt_int8.training.config import TrainingConfig, config_from_table
+from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.dense_views import DenseViews
 from vggt_int8.training.losses import scene_losses
@@ -85,15 +85,12 @@ class Trainer:
     def _check_resumable(self) -> None:
         """Raises ValueError if the checkpoint is of another network, and tells what else is set differently now."""
         stored = config_from_table(read_facts(self.checkpoint)["config"])
-        before, now = stored.vggt().to_dict(), self.config.vggt().to_dict()
-        if different := [key for key in now if before.get(key) != now[key]]:
-            key = different[0]
-            raise ValueError(f"{self.checkpoint} is of a network with {key} {before.get(key)}, not {now[key]}")
-        settings = [_settings(asdict(config)) for config in (stored, self.config)]
-        for key in sorted(settings[1]):
-            if settings[0].get(key) != settings[1][key]:
-                text = f"{key} was {settings[0].get(key)}, is {settings[1][key]} from here on"
-                self.console.print(text, highlight=False)
+        if difference := first_difference(stored.vggt(), self.config.vggt()):
+            raise ValueError(f"{self.checkpoint} is of another network: {difference}")
+        before, now = (_settings(asdict(config)) for config in (stored, self.config))
+        for key in sorted(now):
+            if before[key] != now[key]:
+                self.console.print(f"{key} was {before[key]}, is {now[key]} from here on", highlight=False)
 
     @property
     def seconds(self) -> float:
