@@ -102,14 +102,10 @@ class TrainingConfig:
         }
         for name, (value, least, most) in limits.items():
             if value < least or (most is not None and value > most):
-                raise ValueError(
-                    f"{name} must be at least {least}{f' and at most {most}' if most else ''}, got {value}"
-                )
-        bad = [v for v in self.data.views if v < 2 or self.data.frames_per_step % v]
-        if bad:
-            raise ValueError(
-                f"data.views {bad} must be at least 2 and divide frames_per_step {self.data.frames_per_step}"
-            )
+                up_to = "" if most is None else f" and at most {most}"
+                raise ValueError(f"{name} must be at least {least}{up_to}, got {value}")
+        if bad := [views for views in self.data.views if self.data.frames_per_step % views]:
+            raise ValueError(f"data.views {bad} must divide frames_per_step {self.data.frames_per_step}")
         if self.mixed_precision not in ("bf16", "no"):
             raise ValueError(f'mixed_precision must be "bf16" or "no", got {self.mixed_precision!r}')
         if not 0 < self.dense_share <= 1:
