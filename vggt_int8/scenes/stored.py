@@ -78,14 +78,19 @@ def load_scene(scene: str | PathLike[str]) -> StoredScene:
             f"{path} does not exist: pass the folder of a scene, or a shipped one: {', '.join(available_scenes())}"
         )
     try:
-        return _load(folder, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of JSON, and of what is not in it
-        raise ValueError(f"{path} is no scene that can be read: {error!r}") from error
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    found = facts.get("format_version") if isinstance(facts, dict) else None
+    if found != FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version {found}; this version reads {FORMAT_VERSION}")
+    try:
+        return _load(folder, facts)
+    except (KeyError, TypeError) as error:  # what is not there, or is something else
+        raise ValueError(f"{path} is incomplete: {error!r}") from error
 
 
 def _load(folder: Path, facts: dict[str, Any]) -> StoredScene:
-    if facts.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"format_version {facts.get('format_version')}; this version reads {FORMAT_VERSION}")
     views, size = facts["views"], (facts["height"], facts["width"])
     images = np.stack([_read(folder / view["image"], size, "RGB") for view in views])
     codes = np.stack([_read(folder / view["depth"], size, "I;16") for view in views])
