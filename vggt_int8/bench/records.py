@@ -89,7 +89,11 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     """All rows of the files, in order. Raises ValueError naming the file and the line."""
     rows = []
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
             try:
