@@ -22,7 +22,7 @@ Tensors = dict[str, Tensor]
 
 
 # `torch.cuda.graph` captures on one stream of the process and synchronises the device, which no other capture survives.
-_CAPTURING = threading.RLock()
+_CAPTURING = threading.Lock()
 
 
 class Key(NamedTuple):
