@@ -27,7 +27,8 @@ from vggt_int8.model.config import VGGTConfig
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
 HALF_PRECISION = 2
 HIDDEN_CHANNELS = 32  # of a dense head's last convolution
-MAPS_BESIDE = 2  # frames up to which a CUDA graph makes depth and points at the same time
+# Frames up to which a CUDA graph may make depth and points at the same time (`branches.BRANCHES`), always counted so.
+MAPS_BESIDE = 2
 CPU_TOKENS = 2048  # in encoder and frame blocks at a time: their qkv tensor (25 MB in VGGT-1B) is not mapped anew
 CPU_MAP = 7 << 20  # numbers of a dense head's largest map: 28 MB, a block that is kept
 # Above, a graph would hold more memory than it saves time: at 32 frames of 1041 tokens 354 ms of kernels took 426 ms

@@ -146,7 +146,7 @@ class Runtime:
         heads: Sequence[str] | None,
         frames_chunk_size: int | None,
     ) -> VGGTOutput:
-        """The call itself, for who has just asked `why_not`, which takes 0.3 ms."""
+        """The call itself, for who has just asked `why_not`, which takes half a millisecond."""
         model = self.model
         pixels = model._checked_images(images)
         names = model._checked_heads(heads, query_points)
