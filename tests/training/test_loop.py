@@ -78,7 +78,7 @@ def test_what_cannot_be_gone_on_with_is_named(
     out, part = tmp_path / "run", dataclasses.replace(ONLY, max_steps=2)
     Trainer(tiny_config, out).train(part)
     other = dataclasses.replace(tiny_config, model={**tiny_config.model, "camera_iterations": 2})
-    with pytest.raises(ValueError, match=r"checkpoint is of another network: camera_iterations is 4, not 2"):
+    with pytest.raises(ValueError, match=r"checkpoint is of a network with camera_iterations 4, not 2"):
         Trainer(other, out)
     capsys.readouterr()
     Trainer(dataclasses.replace(tiny_config, log_steps=3), out)

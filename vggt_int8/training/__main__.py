@@ -57,7 +57,8 @@ def trained_model(folder: Path, config: TrainingConfig) -> VGGT:
         raise FileNotFoundError(f"{folder} is not a folder: --init takes a model's, with config.json and weights")
     model = VGGT.from_pretrained(folder, dtype=torch.float32)
     if difference := first_difference(model.config, config.vggt()):
-        raise ValueError(f"{folder} is another network than [model]: {difference}")
+        key, found, wanted = difference
+        raise ValueError(f"{folder} is another network than [model]: {key} is {found}, not {wanted}")
     return model
 
 

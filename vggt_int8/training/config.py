@@ -126,10 +126,10 @@ class TrainingConfig:
         return VGGTConfig(**self.model)
 
 
-def first_difference(found: VGGTConfig, wanted: VGGTConfig) -> str | None:
-    """ "depth is 6, not 4" for the first field by which two networks differ; None if they are the same."""
-    fields_of_both = ((key, getattr(found, key), getattr(wanted, key)) for key in sorted(VGGTConfig.__annotations__))
-    return next((f"{key} is {a}, not {b}" for key, a, b in fields_of_both if a != b), None)
+def first_difference(found: VGGTConfig, wanted: VGGTConfig) -> tuple[str, Any, Any] | None:
+    """The first field by which two networks differ, and its two values; None if they are the same."""
+    both = ((key, getattr(found, key), getattr(wanted, key)) for key in sorted(VGGTConfig.__annotations__))
+    return next((field for field in both if field[1] != field[2]), None)
 
 
 def load_config(path: str | Path) -> TrainingConfig:

@@ -86,7 +86,8 @@ class Trainer:
         """Raises ValueError if the checkpoint is of another network, and tells what else is set differently now."""
         stored = config_from_table(read_facts(self.checkpoint)["config"])
         if difference := first_difference(stored.vggt(), self.config.vggt()):
-            raise ValueError(f"{self.checkpoint} is of another network: {difference}")
+            key, found, wanted = difference
+            raise ValueError(f"{self.checkpoint} is of a network with {key} {found}, not {wanted}")
         before, now = (_settings(asdict(config)) for config in (stored, self.config))
         for key in sorted(now):
             if before[key] != now[key]:
