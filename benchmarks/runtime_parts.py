@@ -5,8 +5,7 @@
 VGGT-1B's shapes with random weights. Parts: one block of each kind (times 24), attention by each kernel on the layout
 that the blocks hand it, a dense head with cuDNN's tuning on and off and some frames at a time, the camera head. Each is
 timed in a CUDA graph of its own, so launches cost what they cost in the whole; the sum is what the whole should take.
-The whole itself comes with and without overlapping kernels (`kernels/triton_overlap.py`) and branches of the graph
-(`runtime/branches.py`).
+The whole itself comes with and without branches of the graph (`runtime/branches.py`).
 """
 
 import argparse
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
 from vggt_int8 import VGGT, VGGTConfig, quantize
-from vggt_int8.kernels import launch
 from vggt_int8.model.tables import rope_table
 from vggt_int8.runtime import branches, convolution, dense
 from vggt_int8.runtime.aggregator import Halves, run_aggregator
@@ -112,15 +110,12 @@ def whole_times(model: VGGT, frames: int) -> dict[str, float]:
     times = {
         "aggregator": milliseconds(lambda: run_aggregator(model.aggregator, images, model.config.dpt_layers, PLANS[0]))
     }
-    before = launch.OVERLAP, branches.BRANCHES
-    for overlap in (False, True):
-        for branched in (False, True):
-            launch.OVERLAP, branches.BRANCHES = overlap, branched
-            name = (
-                f"whole, kernels {'overlap' if overlap else 'in order'}, heads {'branch' if branched else 'in order'}"
-            )
-            times[name] = milliseconds(lambda: run_network(model, {"images": images}, heads, PLANS[0]))
-    launch.OVERLAP, branches.BRANCHES = before
+    before = branches.BRANCHES
+    for branched in (False, True):
+        branches.BRANCHES = branched
+        name = f"whole, heads {'branch' if branched else 'in order'}"
+        times[name] = milliseconds(lambda: run_network(model, {"images": images}, heads, PLANS[0]))
+    branches.BRANCHES = before
     return times
 
 

@@ -48,7 +48,6 @@ def keep(kernel, *arguments, **options):
     compiled.append((kernel.__name__, warmup(kernel, *arguments, **options)))
 
 launch.architecture = lambda device: arch  # of tensors that lie on the CPU
-launch.OVERLAP = True
 launch._compiled.set(set())  # without threads: an error should end this script
 with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     vector, scale = half(64), torch.tensor(0.1)
@@ -91,10 +90,6 @@ shared = {80: 166912, 90: 232448}[arch]  # bytes a program may have; 86 and 89: 
 for name, kernel in compiled:
     assert kernel.metadata.shared <= (101376 if name == "_weight_only_kernel" else shared), name
     assert f".target sm_{arch}" in kernel.asm["ptx"]
-    begins = kernel.asm["ptx"].find("griddepcontrol.wait")
-    assert (begins >= 0) == kernel.metadata.launch_pdl == (arch >= 90), name
-    touches = [kernel.asm["ptx"].find(name) for name in ("ld.global", "st.global", "cp.async", "mbarrier.try_wait")]
-    assert all(place > begins for place in touches if place >= 0), f"{name} touches memory before it may"
     if "descriptor" in name:
         assert "wgmma.mma_async" in kernel.asm["ptx"], "Hopper's integer matrix instructions"
         assert "cp.async.bulk.tensor" in kernel.asm["ptx"], "Hopper's copy engine"

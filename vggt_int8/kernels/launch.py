@@ -1,5 +1,4 @@
-"""How kernels are launched: on the GPU, where they may overlap, or only compiled, so that many can compile at once
-before the first one runs.
+"""How kernels are launched: on the GPU, or only compiled, so that many can compile at once before the first one runs.
 
 A call that meets new kernels compiles them one after another, 0.3 to 2 s each. Inside `compiling()` launchers hand
 theirs to threads instead (the compiler works outside of Python's lock), run nothing, and return what they allocated.
@@ -17,21 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Whether kernels overlap on GPUs that can (`triton_overlap.py`). Not measured yet.
-OVERLAP = False
 THREADS = 8  # more wait for one another: half of a compilation is Python or shared
 
 # Inside `compiling()`: the launches that were handed over already. A network repeats each of them many times.
 _compiled: ContextVar[set[object] | None] = ContextVar("vggt_int8_compiled", default=None)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """`kernel[grid](*arguments, **options)`, or inside `compiling()` only its compilation.
-
-    The first argument is a tensor, or a descriptor of one, on the GPU meant. The kernel begins with `after_previous`.
-    """
-    overlap = OVERLAP and architecture(getattr(arguments[0], "base", arguments[0]).device) >= 90
-    options |= {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: Any) -> None:
+    """`kernel[grid](*arguments, **options)`, or inside `compiling()` only its compilation."""
     compiled = _compiled.get()
     if compiled is None:
         kernel[grid](*arguments, **options)

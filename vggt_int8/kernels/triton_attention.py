@@ -25,7 +25,6 @@ from vggt_int8.kernels.attention_variants import Variant, attention_variant
 from vggt_int8.kernels.launch import architecture, launch
 from vggt_int8.kernels.reference_attention import KEY_GROUP
 from vggt_int8.kernels.triton_attention_codes import alike, load_rows, padded_dim, quantize_queries_and_keys
-from vggt_int8.kernels.triton_overlap import after_previous
 
 # 1.5 * 2^23: added to an integer below 2^22 it leaves the integer in the low mantissa bits.
 _MAGIC = tl.constexpr(12582912.0)
@@ -116,10 +115,9 @@ def _attention_kernel(
     q, k, v, p_out, p_q_scale, p_k_scale, N, H, scale,
     stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr, OVERLAP: tl.constexpr,
+    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
     """q, k [B, H, N, D] with the same strides, v with its own: pointers or descriptors -> out [B, N, H, D]."""
-    after_previous(OVERLAP)
     tiles = tl.cdiv(N, BLOCK_M)
     i_head = tl.program_id(0) // tiles  # programs side by side share keys and values in the L2 cache
     i_m = tl.program_id(0) % tiles * BLOCK_M

@@ -17,7 +17,6 @@ from torch import Tensor
 from vggt_int8.kernels.launch import launch
 from vggt_int8.kernels.reference_attention import KEY_GROUP
 from vggt_int8.kernels.triton_gemm import to_codes
-from vggt_int8.kernels.triton_overlap import after_previous
 
 
 @triton.jit
@@ -44,10 +43,9 @@ def load_rows(
 @triton.jit(do_not_specialize=["N"])
 def _key_sums_kernel(
     p_k, p_sums, N, H, stride_b, stride_h, stride,
-    D: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    D: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums of the keys of one head, by PARTS programs with a piece of the sequence each -> sums [B * H, PARTS, DIM]."""
-    after_previous(OVERLAP)
     i_head, i_part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     at = (i_head // H).to(tl.int64) * stride_b + (i_head % H).to(tl.int64) * stride_h
     b_sum = tl.zeros((BLOCK, DIM), tl.float32)
@@ -59,13 +57,12 @@ def _key_sums_kernel(
 @triton.jit(do_not_specialize=["N"])
 def _quantize_kernel(
     p_q, p_k, p_sums, p_q_codes, p_k_codes, p_q_scale, p_k_scale, N, H, stride_b, stride_h, stride,
-    D: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, OVERLAP: tl.constexpr,
+    D: tl.constexpr, DIM: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """One group of tokens of one head: queries -> codes and a scale per token, keys less their mean -> one scale.
 
     Codes lie in [B, H, groups * GROUP, DIM], zeros past the end of sequence and head dim.
     """
-    after_previous(OVERLAP)
     groups = tl.cdiv(N, GROUP)
     i_head, i_group = tl.program_id(0) // groups, tl.program_id(0) % groups
     i_head64 = i_head.to(tl.int64)

@@ -23,7 +23,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vggt_int8.kernels.launch import architecture, launch, processors
 from vggt_int8.kernels.tiles import Size, Tile, gemm_tile
-from vggt_int8.kernels.triton_overlap import after_previous
 
 
 @triton.jit
@@ -101,9 +100,8 @@ def _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K: tl.cons
 def _pointer_kernel(
     p_x, p_w, p_out, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, p_sums, p_done, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, GELU: tl.constexpr, EVEN_K: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    after_previous(OVERLAP)
     i_tile = tl.program_id(0)
     i_split = tl.program_id(1)
     i_m, i_n = _tile_index(i_tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -142,9 +140,8 @@ def _pointer_kernel(
 def _descriptor_kernel(
     d_x, d_w, d_out, p_x_scale, p_w_scale, p_bias, p_gamma, d_residual, p_out_scale, p_sums, p_done, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    after_previous(OVERLAP)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     o_k = tl.program_id(1) * steps * BLOCK_K

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vggt_int8.kernels.launch import launch
 from vggt_int8.kernels.triton_gemm import int8_gemm, to_codes
-from vggt_int8.kernels.triton_overlap import after_previous
 
 _TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
 
@@ -40,9 +39,8 @@ def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row
 @triton.jit(do_not_specialize=["M"])
 def _layer_norm_kernel(
     p_x, p_y, p_gamma, p_sum, p_weight, p_bias, p_codes, p_scale, p_input_scale, M, eps,
-    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    after_previous(OVERLAP)
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_k = tl.arange(0, BLOCK_K)
     m_row, m_k = o_row < M, o_k < K
@@ -68,9 +66,8 @@ def _layer_norm_kernel(
 @triton.jit(do_not_specialize=["M"])
 def _quantize_kernel(
     p_x, p_codes, p_scale, p_input_scale, M,
-    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    after_previous(OVERLAP)
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_k = tl.arange(0, BLOCK_K)
     m_row, m_k = o_row < M, o_k < K
@@ -83,9 +80,8 @@ def _quantize_kernel(
 @triton.jit(do_not_specialize=["ROWS", "P", "SKIP"])
 def _layer_norm_halves_kernel(
     p_first, p_second, p_weight, p_bias, p_out, ROWS, P, SKIP, eps,
-    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, OVERLAP: tl.constexpr,
+    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    after_previous(OVERLAP)
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < C

@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from vggt_int8.kernels.launch import launch
-from vggt_int8.kernels.triton_overlap import after_previous
 
 _TILE = 8192  # values per program
 
@@ -28,9 +27,7 @@ def _expm1(x):
 def _predict_kernel(
     p_x, p_weight, p_bias, p_values, p_confidence, PIXELS,
     C: tl.constexpr, N: tl.constexpr, INVERSE_LOG: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    after_previous(OVERLAP)
     o_pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     o_c = tl.arange(0, BLOCK_C)
     m_pixel, m_c = o_pixel < PIXELS, o_c < C

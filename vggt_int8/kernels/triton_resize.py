@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from vggt_int8.kernels.launch import launch
-from vggt_int8.kernels.triton_overlap import after_previous
 
 _TILE = 4096  # values per program: four 16-byte loads in flight for each of 128 threads, per corner
 
@@ -23,10 +22,8 @@ _TILE = 4096  # values per program: four 16-byte loads in flight for each of 128
 def _resize_kernel(
     p_x, p_out, p_columns, p_rows, p_bias, p_addend, H_IN, W_IN, H_OUT, W_OUT, step_y, step_x,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, SAME: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Maps [F, H, W, C]. step: input pixels per output pixel, (in - 1) / (out - 1)."""
-    after_previous(OVERLAP)
     n_w = tl.cdiv(W_OUT, BLOCK_W)
     n_h = tl.cdiv(H_OUT, BLOCK_H)
     i_tile = tl.program_id(0)

@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from vggt_int8.kernels.launch import launch
-from vggt_int8.kernels.triton_overlap import after_previous
 
 _TOKENS = 2  # per program
 
@@ -36,12 +35,11 @@ def _turn(a, b, cos, sin, p_a, p_b, mask):
 @triton.jit(do_not_specialize=["T", "P"])
 def _qk_norm_rope_kernel(
     p_qkv, p_q_weight, p_q_bias, p_k_weight, p_k_bias, p_rope, T, P, eps,
-    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, QUARTER: tl.constexpr, OVERLAP: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, QUARTER: tl.constexpr,
 ):  # fmt: skip
     """A row is one head of q or k of one token: 2H rows per token, which lie side by side. A row is handled as
     four quarters, because RoPE pairs quarter 0 with 1 (turned by the image row) and 2 with 3 (by the column).
     """
-    after_previous(OVERLAP)
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_token, o_head = o_row // (2 * H), o_row % (2 * H)
     o_d = tl.arange(0, QUARTER)

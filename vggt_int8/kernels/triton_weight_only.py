@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vggt_int8.kernels.launch import launch, processors
 from vggt_int8.kernels.tiles import Tile
-from vggt_int8.kernels.triton_overlap import after_previous
 
 MAX_ROWS = 64  # up to so many rows the product reads the int8 weight itself
 _PER_SM = 2  # programs per multiprocessor that the reduction is split for
@@ -27,9 +26,8 @@ _DECODED = (8, 256)  # rows and columns of the decoder's programs: one kernel fo
 @triton.jit(do_not_specialize=["M", "SPLIT_K"])
 def _weight_only_kernel(
     p_x, p_w, p_w_scale, p_bias, p_out, p_parts, p_done, M, N, K, SPLIT_K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    after_previous(OVERLAP)
     i_n, i_split = tl.program_id(0), tl.program_id(1)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_m = tl.arange(0, BLOCK_M)
@@ -67,10 +65,9 @@ def _weight_only_kernel(
 
 @triton.jit
 def _dequantize_kernel(
-    p_w, p_scale, p_out, A, B, T, scale_a, scale_b, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, OVERLAP: tl.constexpr,
+    p_w, p_scale, p_out, A, B, T, scale_a, scale_b, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """[A, B, T] -> [A, T, B]; the scale of (a, b) is at a * scale_a + b * scale_b."""
-    after_previous(OVERLAP)
     o_a = (tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A))[:, None]
     o_b = (tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :]
     mask = (o_a < A) & (o_b < B)

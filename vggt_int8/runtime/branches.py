@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 # Whether there are branches at all. Not measured yet.
-BRANCHES = False
+BRANCHES = True
 
 
 @contextmanager
