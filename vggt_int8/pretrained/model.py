@@ -132,9 +132,8 @@ class VGGTInt8(VGGT):
         check_finite: raise `NonFiniteOutput`, naming the layer, if an output holds NaN or inf, and warn about a field
             of view of zero. It waits for the device once; skipped while compiling or capturing a CUDA graph.
         """
-        if self._runs_fused(images, query_points):
-            output = self.runtime.run(images, query_points, heads, frames_chunk_size)
-        else:
+        output = self._run_fused(images, query_points, heads, frames_chunk_size)
+        if output is None:
             output = super().forward(images, query_points, heads, frames_chunk_size)
         if check_finite and not is_capturing(images):
             check_outputs(self, output, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size))
@@ -165,19 +164,27 @@ class VGGTInt8(VGGT):
         """How the last `forward` ran, and why."""
         return self.runtime.report()
 
-    def _runs_fused(self, images: Tensor, query_points: Tensor | None) -> bool:
+    def _run_fused(
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        heads: Sequence[str] | None,
+        frames_chunk_size: int | None,
+    ) -> VGGTOutput | None:
+        """`forward` by the fused network; None where the modules have to do it."""
         if torch.compiler.is_compiling():
-            return False
+            return None
+        runtime, wanted = self.runtime, self._runtime_mode == "on"
         if self._runtime_mode == "off":
-            reason: str | None = "set_runtime('off')"
-        elif self._runtime_mode == "on":
-            if (reason := self.runtime.why_not(images, query_points)) is not None:
+            runtime.note_plain("set_runtime('off')")
+            return None
+        why_not = runtime.why_not if wanted else runtime.why_not_by_itself
+        output, reason = runtime.attempt(images, query_points, heads, frames_chunk_size, why_not)
+        if output is None:
+            if wanted:
                 raise BackendError(f"set_runtime('on') cannot run this call: {reason}. Use set_runtime('auto')")
-        else:
-            reason = self.runtime.why_not_by_itself(images, query_points)
-        if reason is not None:
-            self.runtime.note_plain(reason)
-        return reason is None
+            runtime.note_plain(reason)
+        return output
 
     def half(self) -> "VGGTInt8":
         """Compute in fp16 from now on. INT8 layers keep their dtypes, so it is safe, though transformers refuses it."""

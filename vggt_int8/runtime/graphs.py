@@ -61,7 +61,7 @@ class GraphCache:
 
     def run(self, function: Callable[[Tensors], Tensors], inputs: Tensors, *work: object) -> tuple[Tensors, bool]:
         """`function(inputs)`, and whether it was a replay. `work` and the inputs' shapes decide what is done."""
-        key = Key(tuple((name, x.shape, x.stride(), x.dtype) for name, x in inputs.items()), work)
+        key = _key(inputs, work)
         with self._lock:
             if key not in self._graphs:
                 # In this thread: cuDNN keeps its plans per thread, and cannot make them while a graph is captured.
@@ -75,6 +75,12 @@ class GraphCache:
                 with _CAPTURING:
                     self._graphs[key] = self._record(function, inputs)
             return self._replay(key, inputs), True
+
+    def replay(self, inputs: Tensors, *work: object) -> Tensors | None:
+        """What `run` would give, if there is a graph for it; otherwise None, and nothing is done."""
+        key = _key(inputs, work)
+        with self._lock:
+            return self._replay(key, inputs) if key in self._graphs else None
 
     def clear(self) -> None:
         """Forget every graph and give its memory back."""
@@ -120,3 +126,7 @@ class GraphCache:
         self._done = self._done or torch.cuda.Event()
         self._done.record(stream)
         return outputs
+
+
+def _key(inputs: Tensors, work: tuple[object, ...]) -> Key:
+    return Key(tuple((name, x.shape, x.stride(), x.dtype) for name, x in inputs.items()), work)

@@ -9,10 +9,10 @@ keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prev
 import traceback
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from vggt_int8.runtime.network import run_network
 from vggt_int8.runtime.watch import Watch
 
 LowVram = bool | Literal["auto"]
+REPLAYED = "fused, CUDA graph"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class RuntimeReport:
         lines = [self.mode + (f" ({self.reason})" if self.reason else "")]
         lines += [str(self.plan)] * (self.plan is not None)
         return "\n".join(lines + [f"CUDA graph for images {list(shape)}" for shape in self.graphs])
+
+
+class _Ahead(NamedTuple):
+    """A call's output, replayed before it was asked whether the model still is what `watch` saw."""
+
+    output: VGGTOutput
+    watch: Watch
 
 
 class Runtime:
@@ -135,19 +143,50 @@ class Runtime:
         Results are new tensors, never overwritten by a later call. Raises `BackendError` with `why_not`'s reason, and
         `torch.OutOfMemoryError`, saying how many frames would fit, if the smallest plan does not fit either.
         """
-        if (reason := self.why_not(images, query_points)) is not None:
+        output, reason = self.attempt(images, query_points, heads, frames_chunk_size, self.why_not)
+        if output is None:
             raise BackendError(f"the fused network cannot run this call: {reason}")
-        return self.run(images, query_points, heads, frames_chunk_size)
+        return output
 
-    def run(
+    def attempt(
         self,
         images: Tensor,
         query_points: Tensor | None,
         heads: Sequence[str] | None,
         frames_chunk_size: int | None,
-    ) -> VGGTOutput:
-        """The call itself, for who has just asked `why_not`, which takes half a millisecond."""
-        model = self.model
+        why_not: Callable[[Tensor, Tensor | None], str | None],
+    ) -> tuple[VGGTOutput | None, str]:
+        """The call, or None and the reason that `why_not` (this object's, or the one by itself) has against it.
+
+        `why_not` takes a millisecond of the host, a tenth of a call of one frame. So a call like the last one, which
+        was a replay, is replayed first and `why_not` asked while the GPU works; a reason then discards the replay.
+        """
+        ahead = self._replay_ahead(images, query_points, heads, frames_chunk_size)
+        if (reason := why_not(images, query_points)) is not None:
+            return None, reason
+        if ahead is not None and ahead.watch is self._watch:
+            return ahead.output, ""
+        inputs, shape = self._checked(images, query_points, heads, frames_chunk_size)
+        if not images.is_cuda:
+            keep_freed_memory()
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(images):
+            outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
+        return _output(inputs, outputs), ""
+
+    def note_plain(self, reason: str) -> None:
+        """The model ran on its own modules instead."""
+        self._last = ("plain", reason, None)
+
+    def _checked(
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        heads: Sequence[str] | None,
+        frames_chunk_size: int | None,
+    ) -> tuple[dict[str, Tensor], Shape]:
+        """The call's tensors and what decides its work. Raises ValueError or TypeError as `VGGT.forward` does."""
+        model, watch = self.model, self._watch
+        assert watch is not None
         pixels = model._checked_images(images)
         names = model._checked_heads(heads, query_points)
         if frames_chunk_size is not None and frames_chunk_size < 1:
@@ -157,18 +196,34 @@ class Runtime:
             inputs["query_points"] = model._checked_query_points(query_points, pixels)
         batch, frames, _, height, width = pixels.shape
         number_bytes = model.aggregator.camera_token.element_size()
-        int8_attention = self._current_watch().int8_attention
         points = inputs["query_points"].shape[1] if "query_points" in inputs else 0
-        shape = Shape(batch, frames, height, width, names, number_bytes, int8_attention, points)
-        if not pixels.is_cuda:
-            keep_freed_memory()
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(pixels):
-            outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
-        return VGGTOutput(**{"images": pixels, **outputs})  # type: ignore[arg-type]
+        return inputs, Shape(batch, frames, height, width, names, number_bytes, watch.int8_attention, points)
 
-    def note_plain(self, reason: str) -> None:
-        """The model ran on its own modules instead."""
-        self._last = ("plain", reason, None)
+    def _replay_ahead(
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        heads: Sequence[str] | None,
+        frames_chunk_size: int | None,
+    ) -> "_Ahead | None":
+        """The outputs that the call has unless something about the model has changed; None if there is no graph.
+
+        A graph reads memory by its address, so that alone must not have changed beforehand.
+        """
+        watch = self._watch
+        if self._last[0] != REPLAYED or watch is None or not watch.same_memory():
+            return None
+        inputs, shape = self._checked(images, query_points, heads, frames_chunk_size)
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(images):
+            plan = _bounded(self._plan(inputs["images"], shape), frames_chunk_size)
+            try:
+                outputs = self._graphs.replay(inputs, shape.heads, plan)
+            except torch.OutOfMemoryError:
+                return None  # the call itself will meet it again, and makes room
+        if outputs is None:
+            return None
+        self._last = (REPLAYED, "", plan)
+        return _Ahead(_output(inputs, outputs), watch)
 
     def _current_watch(self) -> Watch:
         if self._watch is None or not self._watch.unchanged():
@@ -229,7 +284,7 @@ class Runtime:
                 partial(run_network, model, heads=shape.heads, plan=plan), inputs, shape.heads, plan
             )
             reason = "" if replayed else "the first call of this shape; the next one is captured"
-        self._last = ("fused, CUDA graph" if replayed else "fused", reason, plan)
+        self._last = (REPLAYED if replayed else "fused", reason, plan)
         return outputs
 
     def _compile(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> None:
@@ -255,6 +310,10 @@ def _why_no_graph(images: Tensor, plan: Plan) -> str:
     if plan.frames < PLANS[0].frames:
         return "memory is short"
     return f"above {GRAPH_TOKENS} tokens a CUDA graph holds more memory than it saves time"
+
+
+def _output(inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> VGGTOutput:
+    return VGGTOutput(**{"images": inputs["images"], **outputs})  # type: ignore[arg-type]
 
 
 def _bounded(plan: Plan, head_frames: int | None) -> Plan:

@@ -47,9 +47,13 @@ class Watch:
         return (
             len(members) == len(self._members)
             and all(map(is_, members, self._members))
-            and list(map(Tensor.data_ptr, self.parameters)) == self._addresses
+            and self.same_memory()
             and [m.backend for m in self._choosing] == self._backends
         )
+
+    def same_memory(self) -> bool:
+        """Whether the parameters that were found still lie where they lay: what a captured graph reads exists."""
+        return list(map(Tensor.data_ptr, self.parameters)) == self._addresses
 
     def hooked(self) -> str | None:
         """Name of a submodule with a forward hook, "every module" for global hooks, None if there are none."""
