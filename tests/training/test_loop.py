@@ -13,6 +13,7 @@ import torch
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import depth_scores, pose_errors, render_scenes, scene_seeds
 from vggt_int8.training.__main__ import export, main, trained_model
+from vggt_int8.training.captured import average_gradients
 from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import StepScenes
@@ -109,31 +110,6 @@ def test_half_a_line_in_a_log_is_named_and_stays_alone(tiny_config: TrainingConf
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
     with pytest.raises(ValueError, match=r"log\.jsonl, line 2: .*killed"):
         write_curves([tmp_path / "log.jsonl"], tmp_path / "curves.svg")
-
-
-def test_dense_heads_on_some_of_the_views(tiny_config: TrainingConfig, tmp_path: Path) -> None:
-    config = dataclasses.replace(tiny_config, dense_share=0.5)
-    trainer = Trainer(config, tmp_path)
-    trainer.model.train()
-    batch = render_scenes(scene_seeds("free", range(2)), 4, (32, 32))
-    chosen = set()
-    for step in range(20):
-        trainer.dense_views.draw(step, 4)
-        narrow = trainer.dense_views.narrow(batch)
-        views = [i for i in range(4) if any(torch.equal(batch.depth[:, i], narrow.depth[:, j]) for j in range(2))]
-        chosen.add(tuple(views))
-        assert narrow.world_points.shape == (2, 2, 32, 32, 3)
-        assert narrow.extrinsic.shape == batch.extrinsic.shape
-    assert len(chosen) == 6, "every pair of four views comes up"
-    output = trainer.model(batch.images)
-    trainer.model.eval()
-    whole = trainer.model(batch.images)
-    assert output.extrinsic.shape == whole.extrinsic.shape == (2, 4, 3, 4)
-    torch.testing.assert_close(output.depth, whole.depth[:, views])
-    torch.testing.assert_close(output.world_points, whole.world_points[:, views])
-    assert trainer.train(ONLY) == "all steps are done"
-    with pytest.raises(ValueError, match="dense_share must be above 0"):
-        dataclasses.replace(tiny_config, dense_share=0.0)
 
 
 def test_time_limit_and_validation(tiny_config: TrainingConfig, tmp_path: Path) -> None:
@@ -245,6 +221,45 @@ def test_recorded_steps_learn_what_eager_steps_do(tiny_config: TrainingConfig, t
         Trainer(config, tmp_path / str(graph)).train(ONLY)
         totals.append([entry["total"] for entry in entries(tmp_path / str(graph), "train")])
     assert totals[1] == pytest.approx(totals[0], rel=1e-2)
+
+
+def averaged(process: int, folder: str) -> None:
+    """Run by two processes: their gradients are averaged, in each parameter's own memory layout."""
+    where = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=process, world_size=2)
+    module = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 2), torch.nn.Linear(3, 2))
+    module[0].to(memory_format=torch.channels_last)
+    kinds = [torch.channels_last, torch.contiguous_format, torch.contiguous_format]
+    numbers = [torch.arange(p.numel()).view(p.shape) * 1.0 for p in module.parameters()]
+    for parameter, number, kind in zip(module.parameters(), numbers, kinds, strict=False):  # the last one has none
+        parameter.grad = (number * (process + 1)).contiguous(memory_format=kind)
+    kept = [parameter.grad for parameter in module.parameters()]
+    average_gradients(module.parameters())
+    for parameter, number, old in zip(module.parameters(), numbers, kept, strict=True):
+        assert parameter.grad is old
+        assert old is None or torch.equal(old, number * 1.5)
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_of_processes_are_averaged(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(averaged, (str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_learn_the_same_with_and_without_recorded_steps(tmp_path: Path) -> None:
+    totals = []
+    for graph in ("true", "false"):
+        config, out = tmp_path / f"{graph}.toml", tmp_path / graph
+        config.write_text(f"cuda_graph = {graph}\n" + (Path(__file__).parent / "tiny.toml").read_text())
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["-m", "vggt_int8.training", "run", "--config", str(config), "--out", str(out)]
+        root = Path(__file__).parents[2]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=root)
+        assert result.returncode == 0, result.stderr[-3000:]
+        totals.append([entry["total"] for entry in entries(out, "train")])
+    assert totals[0] == pytest.approx(totals[1], rel=1e-2)
 
 
 def test_shards_stay_small(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Forward, losses and backward of a training step as CUDA graphs.
+"""Forward, losses and backward of a training step as CUDA graphs, and the average of several processes' gradients.
 
 A small network keeps the GPU busy for less time than Python needs to launch its thousands of kernels. So a step is
 recorded once per batch shape and then replayed with new data in the recorded tensors. Rendering and the optimizers
@@ -75,3 +75,15 @@ class CapturedBackward:
             losses = self._compute(static)
         gradients = [parameter.grad for parameter in self._parameters]
         return _Recorded(graph, static, losses, gradients)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over all processes, in one reduction. All must have the same gradients."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(together)
+    together /= torch.distributed.get_world_size()
+    pieces = together.split([gradient.numel() for gradient in gradients])
+    means = [piece.view(gradient.shape) for piece, gradient in zip(pieces, gradients, strict=True)]
+    torch._foreach_copy_(gradients, means)

@@ -83,8 +83,7 @@ class TrainingConfig:
     seed: int = 0
     mixed_precision: str = "bf16"  # or "no"
     compile: tuple[str, ...] = ()  # parts to torch.compile: of `COMPILABLE`
-    cuda_graph: bool = False  # replay forward and backward as CUDA graphs; for one process on a GPU
-    dense_share: float = 1.0  # of a scene's views that the dense heads see in a step
+    cuda_graph: bool = False  # replay forward and backward as CUDA graphs, on GPUs
     log_steps: int = 50
 
     def __post_init__(self) -> None:
@@ -108,8 +107,6 @@ class TrainingConfig:
             raise ValueError(f"data.views {bad} must divide frames_per_step {self.data.frames_per_step}")
         if self.mixed_precision not in ("bf16", "no"):
             raise ValueError(f'mixed_precision must be "bf16" or "no", got {self.mixed_precision!r}')
-        if not 0 < self.dense_share <= 1:
-            raise ValueError(f"dense_share must be above 0 and at most 1, got {self.dense_share}")
         unknown = set(self.compile) - set(COMPILABLE)
         if unknown:
             raise ValueError(f"compile has {sorted(unknown)}; it can name {', '.join(COMPILABLE)}")

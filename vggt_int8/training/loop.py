@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
-from vggt_int8.training.captured import CapturedBackward
+from vggt_int8.training.captured import CapturedBackward, average_gradients
 from vggt_int8.training.checkpoint import finish_interrupted, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference
 from vggt_int8.training.data import training_descriptions
-from vggt_int8.training.dense_views import DenseViews
 from vggt_int8.training.losses import scene_losses
 from vggt_int8.training.start import build_optimizers, build_schedule, fresh_model
 from vggt_int8.training.validation import validate
@@ -63,7 +62,6 @@ class Trainer:
         # The model itself: without DDP's wrapper, and with the names of the checkpoint.
         self.network: VGGT = model.to(self.device)
         _prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
-        self.dense_views = DenseViews(self.network, config.dense_share, config.seed, self.device)
         self.optimizers = build_optimizers(self.network, config.optimizer)
         if self.accelerator.is_main_process:
             finish_interrupted(self.checkpoint)
@@ -73,10 +71,17 @@ class Trainer:
             facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
             self.step, self.seconds_before = facts["step"], facts["seconds"]
         self.schedules = [build_schedule(optimizer, config.optimizer, self.step) for optimizer in self.optimizers]
-        self.model = self.accelerator.prepare(self.network)
+        self.captured = config.cuda_graph and self.device.type == "cuda"
         self.forward_backward = self._forward_backward
-        if config.cuda_graph and self.device.type == "cuda" and self.accelerator.num_processes == 1:
+        if self.captured:
+            # Without DDP, whose reductions would be part of the recording: gradients are averaged after the replay.
+            self.model: nn.Module = self.network
+            if self.accelerator.num_processes > 1:
+                for tensor in self.network.state_dict().values():
+                    torch.distributed.broadcast(tensor, src=0)
             self.forward_backward = CapturedBackward(self._forward_backward, self.network.parameters())
+        else:
+            self.model = self.accelerator.prepare(self.network)
 
     @property
     def checkpoint(self) -> Path:
@@ -134,8 +139,9 @@ class Trainer:
     def train_step(self, description: SceneDescription) -> tuple[dict[str, Tensor], Tensor]:
         """Render, predict, learn. Returns losses and gradient norm on the device, valid until the next step."""
         batch = self.render(description)
-        self.dense_views.draw(self.step, batch.images.shape[1])
         losses = self.forward_backward(batch)
+        if self.captured and self.accelerator.num_processes > 1:
+            average_gradients(self.network.parameters())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
@@ -148,7 +154,7 @@ class Trainer:
         """Losses of a batch, detached; their gradients are left in the parameters."""
         with self.autocast():
             output = self.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
-        losses = scene_losses(output, self.dense_views.narrow(batch), self.config.loss)
+        losses = scene_losses(output, batch, self.config.loss)
         self.accelerator.backward(losses["total"])
         return {name: value.detach() for name, value in losses.items()}
 
