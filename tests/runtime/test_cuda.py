@@ -78,18 +78,27 @@ def images_of(frames: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tenso
 
 @pytest.mark.parametrize("recipe", ["fp16", "int8_weight_only", "int8_dynamic"])
 def test_the_fused_network_loses_no_more_than_the_plain_one(weights: dict[str, Tensor], recipe: str) -> None:
-    """Against the same quantized tensors computed in fp32 by the definition."""
+    """Against the same quantized tensors computed in fp32 by the definition, over several inputs of each shape.
+
+    A pose has nine numbers a frame: the error of a single call is a matter of luck.
+    """
     model = build(weights, recipe, "auto" if recipe == "fp16" else "reference")
+    worse = []
     for frames, size in ((1, SIZE), (2, (518, 518)), (3, (140, 294))):
-        images = images_of(frames, size, seed=frames)
-        fused, plain = Runtime(model)(images), model(images)
+        inputs = [images_of(frames, size, seed=seed) for seed in range(8)]
+        fused, plain = [Runtime(model)(x) for x in inputs], [model(x) for x in inputs]
         model.float()
-        exact = model(images)
+        exact = [model(x) for x in inputs]
         model.half()
         for name in FIELDS:
-            found, allowed = relative(fused[name], exact[name]), relative(plain[name], exact[name])
-            print(f"{recipe} {frames} {name}: fused {found:.2e}, plain {allowed:.2e}")
-            assert found < 1.3 * allowed + 1e-3, f"{frames} frames: {name}"
+            found, allowed, wanted = (
+                torch.stack([output[name] for output in outputs]) for outputs in (fused, plain, exact)
+            )
+            error, limit = relative(found, wanted), 1.3 * relative(allowed, wanted) + 1e-3
+            print(f"{recipe}, {frames} frames of {size}, {name}: {error:.2e}, allowed {limit:.2e}")
+            if not error < limit:
+                worse.append(f"{frames} frames of {size}, {name}: {error:.2e}, not below {limit:.2e}")
+    assert not worse, "\n".join(worse)
 
 
 def test_it_runs_by_itself_when_native(int8: VGGTInt8) -> None:
@@ -231,9 +240,11 @@ def test_graphs_make_room_for_a_larger_call(int8: VGGTInt8) -> None:
     images = images_of(20)  # the fastest plan needs 1.3 GiB: 0.9 and what the graph of 10 frames holds
     release()
     limit(torch.cuda.memory_reserved() / GIB + 0.9)
+    needed, free = memory.Shape(1, 20, *SIZE, ("camera", "depth", "point"), 2), memory.free_bytes(images.device)
+    room = f"{needed.peak_bytes(int8.config, PLANS[0]) / GIB:.2f} GiB needed, {free / GIB:.2f} free with graphs"
     int8(images, check_finite=False)
-    assert int8.runtime_report().plan.frames == PLANS[0].frames
-    assert int8.runtime_report().graphs == ()
+    assert int8.runtime_report().graphs == (), room
+    assert int8.runtime_report().plan.frames == PLANS[0].frames, f"{room}: {int8.runtime_report()}"
 
 
 def test_out_of_memory_is_caught_once(int8: VGGTInt8, monkeypatch: pytest.MonkeyPatch) -> None:

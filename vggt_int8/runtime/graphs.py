@@ -107,8 +107,10 @@ class GraphCache:
         torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local. If the end of a
+        # capture raises, `torch.cuda.graph` leaves its own stream current, hence the block around it.
+        here = torch.cuda.stream(torch.cuda.current_stream())
+        with here, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = function(static)
         self.held_bytes += torch.cuda.memory_reserved() - reserved
         return _Captured(graph, static, outputs)
