@@ -214,6 +214,8 @@ class Runtime:
         if self._last[0] != REPLAYED or watch is None or not watch.same_memory():
             return None
         inputs, shape = self._checked(images, query_points, heads, frames_chunk_size)
+        if not self._has_graph(inputs["images"], shape):
+            return None
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(images):
             plan = _bounded(self._plan(inputs["images"], shape), frames_chunk_size)
             try:
@@ -256,15 +258,17 @@ class Runtime:
         if torch.cuda.is_current_stream_capturing():
             return fastest
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
-        if self.low_vram is False or any(
-            key.images == tuple(images.shape) and key.work[0] == shape.heads for key in self._graphs.captured
-        ):
+        if self.low_vram is False or self._has_graph(images, shape):
             return graphed
         plan = choose_plan(shape, config, free_bytes(images.device) - self._graphs.held_bytes)
         if plan is not fastest and self._graphs.captured:
             self._graphs.clear()
             plan = choose_plan(shape, config, free_bytes(images.device))
         return graphed if plan is fastest else plan
+
+    def _has_graph(self, images: Tensor, shape: Shape) -> bool:
+        """Whether some call of these images and heads was captured."""
+        return any(key.images == tuple(images.shape) and key.work[0] == shape.heads for key in self._graphs.captured)
 
     def _run(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> dict[str, Tensor]:
         model = self.model
