@@ -29,6 +29,7 @@ class Driver:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", arch, 32))
     get_current_device = staticmethod(lambda: 0)
     get_current_stream = staticmethod(lambda device: 0)
+    launcher_cls = staticmethod(lambda src, metadata: launchers.append((src.name, threading.current_thread() is main)))
 
 def codes(*shape):
     return torch.zeros(shape, dtype=torch.int8)
@@ -40,6 +41,7 @@ def gemm(tile, **rest):
     operands = (codes(256, 128), torch.ones(256, 1), codes(256, 128), torch.ones(256, 1), half(256))
     triton_gemm.int8_gemm(*operands, torch.float16, tile=tile, **rest)
 
+launchers, main = [], threading.main_thread()
 driver.set_active(Driver())
 compiled = []
 warmup = triton_gemm._pointer_kernel.__class__.warmup
@@ -48,7 +50,7 @@ def keep(kernel, *arguments, **options):
     compiled.append((kernel.__name__, warmup(kernel, *arguments, **options)))
 
 launch.architecture = lambda device: arch  # of tensors that lie on the CPU
-launch._compiled.set(set())  # without threads: an error should end this script
+launch._compiled.set({})  # without threads: an error should end this script
 with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     vector, scale = half(64), torch.tensor(0.1)
     triton_norm.quantize_rows(half(8, 64))
@@ -96,7 +98,6 @@ for name, kernel in compiled:
 
 launch._compiled.set(None)
 compiled = []
-main = threading.main_thread()
 knobs.compilation.listener = lambda src, **_: compiled.append((src.name, threading.current_thread() is main))
 with launch.compiling():
     for _ in range(3):
@@ -104,8 +105,9 @@ with launch.compiling():
         triton_norm.quantize_rows(half(9, 128), scale)
     assert launch.only_compiling()
 assert compiled == [("_quantize_kernel", False)] * 2, "each once, in other threads"
+assert launchers == [("_quantize_kernel", False)] * 2, "and what launches them, too"
 assert not launch.only_compiling()
-launch._compiled.set(set())
+launch._compiled.set({})
 triton_norm.quantize_rows(half(8, 128))
 assert len(compiled) == 2, "and then it is there"
 """

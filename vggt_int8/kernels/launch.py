@@ -18,8 +18,9 @@ from torch import Tensor
 
 THREADS = 8  # more wait for one another: half of a compilation is Python or shared
 
-# Inside `compiling()`: the launches that were handed over already. A network repeats each of them many times.
-_compiled: ContextVar[set[object] | None] = ContextVar("vggt_int8_compiled", default=None)
+# Inside `compiling()`: the launches that were handed over already (a network repeats each of them many times) and what
+# Triton gave for each, a kernel or its promise of one.
+_compiled: ContextVar[dict[object, Any] | None] = ContextVar("vggt_int8_compiled", default=None)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: Any) -> None:
@@ -30,8 +31,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: An
         return
     call = (kernel.__name__, *map(_kind, arguments), *sorted(options.items()))
     if call not in compiled:
-        compiled.add(call)
-        kernel.warmup(*arguments, grid=grid, **options)
+        compiled[call] = kernel.warmup(*arguments, grid=grid, **options)
 
 
 def _kind(argument: Any) -> object:
@@ -56,13 +56,25 @@ def compiling() -> Iterator[None]:
     to the launch that needs it, which says why.
     """
     triton = importlib.import_module("triton")  # which only a GPU has need of
-    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
-    with pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-        token = _compiled.set(set())
-        try:
-            yield
-        finally:
-            _compiled.reset(token)
+    calls: dict[object, Any] = {}
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        with triton.AsyncCompileMode(pool, ignore_errors=True):
+            token = _compiled.set(calls)
+            try:
+                yield
+            finally:
+                _compiled.reset(token)
+        found = (promise.result(True) if hasattr(promise, "result") else promise for promise in calls.values())
+        list(pool.map(_build_launcher, {kernel: None for kernel in found if kernel is not None}))
+
+
+def _build_launcher(kernel: Any) -> None:
+    """Build the C function by which Python launches a kernel, into Triton's cache on disk.
+
+    Otherwise the first launch does so, one kernel after another: 18 times a C compiler in VGGT's first call.
+    """
+    driver = importlib.import_module("triton").runtime.driver.active
+    driver.launcher_cls(kernel.src, kernel.metadata)
 
 
 @functools.cache
