@@ -65,7 +65,7 @@ def compiling() -> Iterator[None]:
             finally:
                 _compiled.reset(token)
         found = (promise.result(True) if hasattr(promise, "result") else promise for promise in calls.values())
-        list(pool.map(_build_launcher, {kernel: None for kernel in found if kernel is not None}))
+        list(pool.map(_build_launcher, set(found) - {None}))
 
 
 def _build_launcher(kernel: Any) -> None:
