@@ -160,6 +160,7 @@ class Runtime:
 
         `why_not` takes a millisecond of the host, a tenth of a call of one frame. So a call like the last one, which
         was a replay, is replayed first and `why_not` asked while the GPU works; a reason then discards the replay.
+        Arguments, results and what is raised are those of a call of this object.
         """
         ahead = self._replay_ahead(images, query_points, heads, frames_chunk_size)
         if (reason := why_not(images, query_points)) is not None:

@@ -2,7 +2,7 @@
 
 The fused network reads the modules' tensors and does not call the modules. So hooks would not fire, modules of other
 types and methods put on a module would not be called, offloaded weights would not be there, and a captured graph would
-go on reading tensors that were replaced. Each call asks, in half a millisecond, whether anything of that has changed.
+go on reading tensors that were replaced. Each call asks, in about a millisecond, whether anything of that has changed.
 """
 
 import functools
