@@ -30,6 +30,7 @@ class OptimizerConfig:
 
     restarts: steps at which the schedule begins anew, up to the next one or `total_steps`: so a run that was finished
     and shipped can be prolonged, and the whole is still one schedule.
+    restart_rates: what each restart multiplies the rates by; none: 1.
     """
 
     learning_rate: float = 1e-3
@@ -41,12 +42,19 @@ class OptimizerConfig:
     warmup_steps: int = 1000
     total_steps: int = 60000
     restarts: tuple[int, ...] = ()
+    restart_rates: tuple[float, ...] = ()
     decay_share: float = 0.3  # of a schedule's steps, at its end; the rate falls as 1 - sqrt(progress)
 
     def __post_init__(self) -> None:
         steps = [0, *self.restarts, self.total_steps]
         if sorted(set(steps)) != steps:
             raise ValueError(f"restarts {list(self.restarts)} must rise, between 0 and total_steps {self.total_steps}")
+        if self.restart_rates and len(self.restart_rates) != len(self.restarts):
+            raise ValueError(
+                f"restart_rates has {len(self.restart_rates)} numbers for {len(self.restarts)} restarts: give one for each"
+            )
+        if any(rate <= 0 for rate in self.restart_rates):
+            raise ValueError(f"restart_rates {list(self.restart_rates)} must be above 0")
 
 
 @dataclass(frozen=True)
