@@ -20,7 +20,7 @@ from torch.nn.attention import sdpa_kernel
 
 from vggt_int8 import VGGT, VGGTConfig, quantize
 from vggt_int8.model.tables import rope_table
-from vggt_int8.runtime import branches, convolution, dense
+from vggt_int8.runtime import branches, dense
 from vggt_int8.runtime.aggregator import Halves, run_aggregator
 from vggt_int8.runtime.attention import CUDNN, EFFICIENT, FLASH
 from vggt_int8.runtime.blocks import run_block
@@ -94,11 +94,10 @@ def head_times(model: VGGT, frames: int) -> dict[str, float]:
     tokens = {layer: Halves(half, half) for layer in model.config.dpt_layers}
     times = {}
     for tuned in (True, False):
-        convolution.AUTOTUNE = tuned
-        for at_once in sorted({min(n, frames) for n in (1, 4, 8, 16)}):
-            name = f"point head, {at_once} at once, tuning {'on' if tuned else 'off'}"
-            times[name] = milliseconds(lambda n=at_once: dense.predict(model.point_head, tokens, SIZE, n, False))
-    convolution.AUTOTUNE = True
+        with torch.backends.cudnn.flags(enabled=True, benchmark=tuned):
+            for at_once in sorted({min(n, frames) for n in (1, 4, 8, 16)}):
+                name = f"point head, {at_once} at once, tuning {'on' if tuned else 'off'}"
+                times[name] = milliseconds(lambda n=at_once: dense.predict(model.point_head, tokens, SIZE, n, False))
     camera = torch.randn(1, frames, 2048, device="cuda", dtype=torch.float16)
     times["camera head"] = milliseconds(lambda: run_camera_head(model.camera_head, camera))
     return times

@@ -22,7 +22,6 @@ from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.layers import Block
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quiet import quiet_import
-from vggt_int8.runtime.convolution import tuned
 from vggt_int8.runtime.graphs import GraphCache
 
 COMPARED = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
@@ -209,7 +208,7 @@ def _compiled(model: VGGT, device: torch.device, heads: bool = True) -> Network:
                 setattr(head, method.__name__, torch.compile(method, dynamic=False))
 
     def run(images: Tensor) -> Mapping[str, Tensor]:
-        with tuned(), fastest_attention(device):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True), fastest_attention(device):
             outputs: Mapping[str, Tensor] = model(images)
         return outputs
 

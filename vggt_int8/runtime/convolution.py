@@ -7,9 +7,6 @@ in about 0.1 ms by a kernel that also puts the channels last. Keeping them would
 when weights change.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -24,7 +21,6 @@ from vggt_int8.quant.storage import Int8Storage
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, Int8Conv2d, Int8ConvTranspose2d)
 # cuDNN fuses convolution, sum, bias and ReLU in these dtypes; elsewhere they are separate passes.
 FUSED_DTYPES = (torch.float16,)
-AUTOTUNE = True  # let cuDNN try its kernels on the first call of each size and keep the fastest
 
 
 class FloatConv(NamedTuple):
@@ -110,31 +106,6 @@ def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
 def _pair(sizes: object) -> tuple[int, int]:
     assert isinstance(sizes, tuple)
     return (int(sizes[0]), int(sizes[1]))
-
-
-class _Tuning:
-    """How many threads want cuDNN to tune itself, a setting of the whole process, and how it was before the first."""
-
-    lock = threading.Lock()
-    count = 0
-    before = False
-
-
-@contextmanager
-def tuned() -> Iterator[None]:
-    """cuDNN tunes itself inside, and is as it was once no thread is inside any more."""
-    with _Tuning.lock:
-        if _Tuning.count == 0:
-            _Tuning.before = torch.backends.cudnn.benchmark
-        _Tuning.count += 1
-        torch.backends.cudnn.benchmark = AUTOTUNE
-    try:
-        yield
-    finally:
-        with _Tuning.lock:
-            _Tuning.count -= 1
-            if _Tuning.count == 0:
-                torch.backends.cudnn.benchmark = _Tuning.before
 
 
 def map_to_pixels(x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from vggt_int8.runtime.convolution import (
     call_conv,
     map_to_pixels,
     pixels_to_map,
-    tuned,
 )
 from vggt_int8.runtime.memory import parts
 
@@ -37,23 +36,21 @@ def predict(
     device = torch.device("cpu") if on_host else run.device
     values = torch.empty(run.frames, *image_size, outputs - 1, device=device)
     confidences = torch.empty(run.frames, *image_size, device=device)
-    with tuned():
-        for part in run.parts(at_once):
-            value, confidence = (torch.empty_like(x[part], device=run.device) for x in (values, confidences))
-            if not on_host:
-                value, confidence = values[part], confidences[part]
-            pixels = map_to_pixels(hidden.relu(run(part)))
-            ops.predict_(pixels, weight, last.bias, head.activation == "inv_log", value, confidence)
-            if on_host:
-                values[part], confidences[part] = value.to(device), confidence.to(device)
+    for part in run.parts(at_once):
+        value, confidence = (torch.empty_like(x[part], device=run.device) for x in (values, confidences))
+        if not on_host:
+            value, confidence = values[part], confidences[part]
+        pixels = map_to_pixels(hidden.relu(run(part)))
+        ops.predict_(pixels, weight, last.bias, head.activation == "inv_log", value, confidence)
+        if on_host:
+            values[part], confidences[part] = value.to(device), confidence.to(device)
     return values, confidences
 
 
 def features(head: DPTFeatures, tokens: dict[int, Halves], image_size: tuple[int, int], at_once: int) -> Tensor:
     """Feature maps [F, C, H / stride, W / stride] of all frames."""
     run = DenseCall(head, tokens, image_size)
-    with tuned():
-        return torch.cat([run(part) for part in run.parts(at_once)])
+    return torch.cat([run(part) for part in run.parts(at_once)])
 
 
 class DenseCall:

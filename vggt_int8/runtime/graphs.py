@@ -1,6 +1,6 @@
 """CUDA graphs of a whole call, one per input shape: replaying one launch instead of a thousand.
 
-A shape is run as it is the first time, which also warms it up (kernels compile, tables fill, convolutions are tuned),
+A shape is run as it is the first time, which also warms it up (kernels compile, tables fill, cuDNN makes its plans),
 captured the second time, and replayed from then on: a shape that comes once costs nothing extra. All graphs share one
 memory pool, so that they need the memory of the largest, not of all; that is sound because they run one after the
 other and nothing in the pool outlives a replay: inputs live outside, and outputs are copied out.

@@ -295,7 +295,7 @@ class Runtime:
     def _compile(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> None:
         """Before the first call on a GPU, walk through it once without our kernels, which compile meanwhile.
 
-        cuDNN chooses its kernels on the way. Tracks are left out: they look up pixels, and values are arbitrary here.
+        cuDNN makes its plans on the way. Tracks are left out: they look up pixels, and values are arbitrary here.
         """
         images = inputs["images"]
         if self._compiled or not images.is_cuda or torch.cuda.is_current_stream_capturing():
