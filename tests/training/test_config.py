@@ -13,7 +13,8 @@ from vggt_int8.model import VGGT
 from vggt_int8.training.config import OptimizerConfig, TrainingConfig, config_from_table, load_config
 from vggt_int8.training.start import build_optimizers, fresh_model, rate_factor
 
-MINI = Path(__file__).parents[2] / "vggt_int8/assets/mini/training.toml"
+ASSETS = Path(__file__).parents[2] / "vggt_int8/assets/mini"
+MINI = ASSETS / "training.toml"
 
 
 def test_the_embedded_model_fits_its_limits() -> None:
@@ -91,6 +92,24 @@ def test_a_restart_begins_the_schedule_anew() -> None:
     for restarts in ((0,), (300,), (200, 100)):
         with pytest.raises(ValueError, match=r"restarts .* must rise"):
             OptimizerConfig(restarts=restarts, total_steps=300)
+
+
+def test_a_restart_may_have_rates_of_its_own() -> None:
+    schedule = {"warmup_steps": 10, "restarts": (100, 200), "total_steps": 300, "decay_share": 0.3}
+    plain, config = OptimizerConfig(**schedule), OptimizerConfig(**schedule, restart_rates=(1.0, 0.2))
+    assert [rate_factor(step, config) for step in range(200)] == [rate_factor(step, plain) for step in range(200)]
+    for step in range(200, 301):
+        assert rate_factor(step, config) == pytest.approx(0.2 * rate_factor(step, plain))
+    with pytest.raises(ValueError, match="restart_rates has 1 rates for 2 restarts"):
+        OptimizerConfig(**schedule, restart_rates=(0.5,))
+    with pytest.raises(ValueError, match=r"restart_rates \[1.0, 0.0\] must be above 0"):
+        OptimizerConfig(**schedule, restart_rates=(1.0, 0.0))
+
+
+def test_the_second_part_of_the_embedded_models_training_goes_on_where_the_first_ends() -> None:
+    first, second = load_config(MINI), load_config(ASSETS / "training_long.toml")
+    assert (first.model, first.seed, first.data) == (second.model, second.seed, second.data)
+    assert second.optimizer.restarts[0] == first.optimizer.total_steps
 
 
 def test_fresh_models_depend_on_the_seed_alone(tiny_config: TrainingConfig) -> None:
