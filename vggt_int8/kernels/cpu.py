@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -174,6 +175,32 @@ def _is_exact(kernel: str) -> bool:
 def _seconds(kernel: str) -> float:
     x, weight = (torch.full((n, 512), 3, dtype=torch.int8) for n in (128, 512))
     return best_seconds(lambda: int8_matmul(x, weight, kernel=kernel))
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, on a CPU in fp32 by oneDNN where that is faster. No gradients."""
+    if x.is_cuda or x.dtype != torch.float32 or not onednn_is_faster():
+        return F.linear(x, weight, bias)
+    return onednn_linear(x, weight, bias)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` in fp32 through oneDNN."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies fp32 faster than what PyTorch calls, measured once.
+
+    That is MKL, which on some CPUs (AMD's) has half the speed of oneDNN.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    with torch.device("cpu"):  # also when asked while a model is built on the meta device
+        x, weight = torch.ones(512, 256), torch.ones(256, 256)
+    return best_seconds(lambda: onednn_linear(x, weight)) < best_seconds(lambda: F.linear(x, weight))
 
 
 def best_seconds(run: Callable[[], object]) -> float:

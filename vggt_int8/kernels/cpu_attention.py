@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import best_seconds, row_slices
+from vggt_int8.kernels.cpu import best_seconds, onednn_linear, row_slices
 
 SDPA = "scaled_dot_product_attention"
 SLICED = "softmax between two oneDNN products"
 
-_QUERY_ROWS = 512  # 2 MB of scores per head at 1041 keys
+_SCORES_AT_ONCE = 1 << 21  # 8 MB, which a third-level cache holds; oneDNN packs the keys anew for each slice of them
 _MIN_TOKENS = 512  # below, the calls for every head cost more than they save
 
 
@@ -32,9 +32,9 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None) ->
         for h in range(heads):
             keys, values = k[b, h].contiguous(), v[b, h].t().contiguous()
             queries = q[b, h] * dim**-0.5
-            for rows in row_slices(tokens, _QUERY_ROWS):
-                scores = _product(queries[rows], keys)
-                out[b, h, rows] = _product(torch.softmax(scores, dim=-1), values)
+            for rows in row_slices(tokens, max(1, _SCORES_AT_ONCE // tokens)):
+                scores = onednn_linear(queries[rows], keys)
+                out[b, h, rows] = onednn_linear(torch.softmax(scores, dim=-1, out=scores), values)
     return out
 
 
@@ -49,9 +49,3 @@ def cpu_attention_kernel() -> str:
     q, k, v = torch.randn(3, 1, 2, 512, 64, generator=torch.Generator().manual_seed(0))
     sliced = best_seconds(lambda: attention_cpu(q, k, v, SLICED))
     return SLICED if sliced < best_seconds(lambda: attention_cpu(q, k, v, SDPA)) else SDPA
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [M, K] fp32, weight [N, K] fp32 -> x weightᵀ [M, N] through oneDNN."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return product

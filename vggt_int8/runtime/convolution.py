@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
+from vggt_int8.kernels.cpu import float_linear
 from vggt_int8.kernels.cpu_conv import int8_conv2d, int8_conv_is_exact
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.storage import Int8Storage
@@ -37,7 +38,7 @@ class FloatConv(NamedTuple):
         if self.transposed:
             return F.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding)
         if self.weight.shape[2:] == (1, 1):  # a linear layer over pixels: one product, with the bias in it
-            return pixels_to_map(F.linear(map_to_pixels(x), self.weight.flatten(1), self.bias))
+            return pixels_to_map(float_linear(map_to_pixels(x), self.weight.flatten(1), self.bias))
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
     def relu(self, x: Tensor) -> Tensor:

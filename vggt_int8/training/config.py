@@ -50,9 +50,7 @@ class OptimizerConfig:
         if sorted(set(steps)) != steps:
             raise ValueError(f"restarts {list(self.restarts)} must rise, between 0 and total_steps {self.total_steps}")
         if self.restart_rates and len(self.restart_rates) != len(self.restarts):
-            raise ValueError(
-                f"restart_rates has {len(self.restart_rates)} rates for {len(self.restarts)} restarts"
-            )
+            raise ValueError(f"restart_rates has {len(self.restart_rates)} rates for {len(self.restarts)} restarts")
         if any(rate <= 0 for rate in self.restart_rates):
             raise ValueError(f"restart_rates {list(self.restart_rates)} must be above 0")
 
