@@ -179,7 +179,7 @@ def _seconds(kernel: str) -> float:
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`, on a CPU in fp32 by oneDNN where that is faster. No gradients."""
-    if x.is_cuda or x.dtype != torch.float32 or not onednn_is_faster():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not onednn_is_faster():
         return F.linear(x, weight, bias)
     return onednn_linear(x, weight, bias)
 

@@ -70,14 +70,13 @@ def int8_gemm_into_(
 ) -> None:
     """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
     gamma = None if gamma is None else gamma.float()
-    in_place = out.dtype == torch.float32 and out_scale is None
-    buffer = out if in_place and residual is None else None
+    buffer = out if out.dtype == torch.float32 and residual is None and out_scale is None else None
     for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale, bias, gelu, buffer):
         if residual is not None and gamma is not None:
-            torch.add(y.mul_(gamma), residual[rows], out=out[rows] if in_place else y)
+            y.mul_(gamma).add_(residual[rows])
         if out_scale is not None:
             y.div_(out_scale).round_().clamp_(-CODE_MAX, CODE_MAX)
-        if not in_place:
+        if buffer is None:
             out[rows] = y
 
 
@@ -159,7 +158,9 @@ def resize(
     if bias is not None:
         y.add_(bias)
     if columns is not None and rows is not None:
-        y.add_(torch.cat([columns.expand(height, -1, -1), rows[:, None].expand(-1, width, -1)], dim=-1))
+        half = x.shape[3] // 2
+        y[..., :half].add_(columns)
+        y[..., half:].add_(rows[:, None])
     if addend is not None:
         y.add_(addend)
     return y.to(x.dtype).contiguous()
