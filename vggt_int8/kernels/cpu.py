@@ -178,14 +178,17 @@ def _seconds(kernel: str) -> float:
 
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, on a CPU in fp32 by oneDNN where that is faster. No gradients."""
+    """`F.linear`, on a CPU in fp32 by oneDNN where that is faster: x [..., K], weight [N, K], bias [N] -> [..., N].
+
+    All of one float dtype and device. Without gradients.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32 or not onednn_is_faster():
         return F.linear(x, weight, bias)
     return onednn_linear(x, weight, bias)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` in fp32 through oneDNN."""
+    """`F.linear` on a CPU through oneDNN: x [..., K], weight [N, K], bias [N], all fp32 -> [..., N] fp32."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 

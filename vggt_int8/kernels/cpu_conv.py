@@ -35,8 +35,8 @@ def int8_conv2d(
 ) -> Tensor:
     """`conv2d(x, weight * weight_scale, bias) (+ addend) (-> relu)` for x [f, C, h, w] fp32 -> [f, N, h', w'] fp32.
 
-    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float. The result is channels last, as the
-    addend should be. Only where `int8_conv_is_exact()`.
+    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float, addend as the result, which is channels
+    last. Only where `int8_conv_is_exact()`.
     """
     bias = None if bias is None else bias.float()
     packed = _packed(weight, weight_scale, stride, padding)
