@@ -29,7 +29,6 @@ def int8() -> VGGTInt8:
 
 def test_held_out_scenes_are_reconstructed(fp32: VGGTInt8) -> None:
     found = scores(fp32)
-    print(found)
     assert found["auc_30"] > LEAST_AUC_30
     assert found["abs_rel"] < MOST_ABS_REL
 
