@@ -10,15 +10,23 @@ import pytest
 import torch
 
 from vggt_int8.model import VGGT
-from vggt_int8.training.config import OptimizerConfig, TrainingConfig, config_from_table, load_config
+from vggt_int8.training.config import (
+    LossConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    config_from_table,
+    end_run_at,
+    load_run,
+)
 from vggt_int8.training.start import build_optimizers, fresh_model, rate_factor
 
-ASSETS = Path(__file__).parents[2] / "vggt_int8/assets/mini"
-MINI = ASSETS / "training.toml"
+ROOT = Path(__file__).parents[2]
+MINI = ROOT / "vggt_int8/assets/mini/training.toml"
+RESULTS = ROOT / "benchmarks/results/h100"
 
 
 def test_the_embedded_model_fits_its_limits() -> None:
-    config = load_config(MINI)
+    config = load_run(MINI)[0]
     with torch.device("meta"):
         model = VGGT(config.vggt())
     # 64 KiB for the file's header.
@@ -70,7 +78,7 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, message: str) -
     path = tmp_path / "run.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        load_config(path)
+        load_run(path)
     assert "run.toml" in str(caught.value)
 
 
@@ -83,33 +91,98 @@ def test_schedule_warms_up_stays_and_ends_at_zero() -> None:
     assert factors[100] == 0
 
 
-def test_a_restart_begins_the_schedule_anew() -> None:
-    config = OptimizerConfig(warmup_steps=10, restarts=(100,), total_steps=300, decay_share=0.3)
-    alone = OptimizerConfig(warmup_steps=10, total_steps=100, decay_share=0.3)
-    assert [rate_factor(step, config) for step in range(100)] == [rate_factor(step, alone) for step in range(100)]
-    twice = OptimizerConfig(warmup_steps=10, total_steps=200, decay_share=0.3)
-    assert [rate_factor(100 + step, config) for step in range(201)] == [rate_factor(step, twice) for step in range(201)]
-    for restarts in ((0,), (300,), (200, 100)):
-        with pytest.raises(ValueError, match=r"restarts .* must rise"):
-            OptimizerConfig(restarts=restarts, total_steps=300)
+def test_a_part_has_a_schedule_of_its_own() -> None:
+    first = OptimizerConfig(warmup_steps=10, total_steps=100)
+    later = OptimizerConfig(warmup_steps=10, first_step=300, total_steps=400)
+    assert [rate_factor(300 + step, later) for step in range(101)] == [rate_factor(step, first) for step in range(101)]
+    with pytest.raises(ValueError, match="total_steps must be above 300, got 300"):
+        OptimizerConfig(first_step=300, total_steps=300)
 
 
-def test_a_restart_may_have_rates_of_its_own() -> None:
-    schedule = {"warmup_steps": 10, "restarts": (100, 200), "total_steps": 300, "decay_share": 0.3}
-    plain, config = OptimizerConfig(**schedule), OptimizerConfig(**schedule, restart_rates=(1.0, 0.2))
-    assert [rate_factor(step, config) for step in range(200)] == [rate_factor(step, plain) for step in range(200)]
-    for step in range(200, 301):
-        assert rate_factor(step, config) == pytest.approx(0.2 * rate_factor(step, plain))
-    with pytest.raises(ValueError, match="restart_rates has 1 rates for 2 restarts"):
-        OptimizerConfig(**schedule, restart_rates=(0.5,))
-    with pytest.raises(ValueError, match=r"restart_rates \[1.0, 0.0\] must be above 0"):
-        OptimizerConfig(**schedule, restart_rates=(1.0, 0.0))
+PARTS = """
+seed = 7
+[model]
+[optimizer]
+total_steps = 100
+learning_rate = 1e-2
+[loss]
+depth = 2.0
+[[then]]
+optimizer = { total_steps = 300, decay_share = 1.0 }
+loss = { camera = 10.0 }
+[[then]]
+log_steps = 5
+optimizer = { total_steps = 400, learning_rate = 1e-3 }
+"""
 
 
-def test_the_second_part_of_the_embedded_models_training_goes_on_where_the_first_ends() -> None:
-    first, second = load_config(MINI), load_config(ASSETS / "training_long.toml")
-    assert (first.model, first.seed, first.data) == (second.model, second.seed, second.data)
-    assert second.optimizer.restarts[0] == first.optimizer.total_steps
+def test_a_part_keeps_what_it_does_not_name(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(PARTS)
+    parts = load_run(path)
+    assert [(part.optimizer.first_step, part.optimizer.total_steps) for part in parts] == [
+        (0, 100),
+        (100, 300),
+        (300, 400),
+    ]
+    assert [part.optimizer.learning_rate for part in parts] == [1e-2, 1e-2, 1e-3]
+    assert [part.optimizer.decay_share for part in parts] == [OptimizerConfig().decay_share, 1.0, 1.0]
+    assert [part.loss.camera for part in parts] == [LossConfig().camera, 10.0, 10.0]
+    assert {(part.seed, part.loss.depth) for part in parts} == {(7, 2.0)}
+    assert [part.log_steps for part in parts] == [50, 50, 5]
+
+
+@pytest.mark.parametrize(
+    ("total", "ends"),
+    [(50, [50]), (100, [100]), (101, [100, 101]), (400, [100, 300, 400]), (900, [100, 300, 900])],
+)
+def test_a_run_may_end_earlier_or_later(tmp_path: Path, total: int, ends: list[int]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(PARTS)
+    parts = end_run_at(load_run(path), total)
+    assert [part.optimizer.total_steps for part in parts] == ends
+    with pytest.raises(ValueError, match="total_steps must be above 0, got 0"):
+        end_run_at(parts, 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("[then]\nseed = 1", r"written \[\[then\]\]"),
+        ("then = [1]", r"written \[\[then\]\]"),
+        ("[[then]]\nseed = 1", r"number 1: optimizer.total_steps is missing"),
+        ("[[then]]\noptimizer = 3", r"number 1: \[optimizer\] must be a table, got 3"),
+        (
+            "[[then]]\noptimizer = { total_steps = 9, first_step = 5 }",
+            r"number 1: optimizer.first_step .* leave it out",
+        ),
+        ("[[then]]\noptimizer = { total_steps = 4 }", r"number 1: total_steps must be above 4, got 4"),
+        ("[[then]]\noptimizer = { total_steps = 9 }\nmodel = {}", r"number 1: .* leave `model` out"),
+        ("[[then]]\noptimizer = { total_steps = 9 }\nlos = {}", r"number 1: .* unknown keys los"),
+        ("[[then]]\noptimizer = { total_steps = 9, rate = 1 }", r"number 1: \[optimizer\] has unknown keys rate"),
+        (
+            "[[then]]\noptimizer = { total_steps = 9 }\n[[then]]\noptimizer = { total_steps = 8 }",
+            r"number 2: total_steps must be above 9, got 8",
+        ),
+    ],
+)
+def test_mistakes_in_a_part_are_named(tmp_path: Path, part: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    first = "model = {}\noptimizer = { total_steps = 4 }\n"
+    path.write_text(first + part)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_run(path)
+    assert "run.toml" in str(caught.value)
+
+
+def test_the_embedded_models_file_has_the_rates_of_its_log() -> None:
+    parts = load_run(MINI)
+    for name in ("training.jsonl", "training_restart.jsonl", "training_long.jsonl"):
+        lines = (RESULTS / name).read_text().splitlines()
+        for entry in (entry for entry in map(json.loads, lines) if entry["kind"] == "train"):
+            part = next(part.optimizer for part in parts if part.optimizer.total_steps > entry["step"])
+            rate = part.learning_rate * rate_factor(entry["step"], part)
+            assert entry["learning_rate"] == pytest.approx(rate), f"{name}, step {entry['step']}"
 
 
 def test_fresh_models_depend_on_the_seed_alone(tiny_config: TrainingConfig) -> None:

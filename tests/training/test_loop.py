@@ -114,7 +114,7 @@ def test_half_a_line_in_a_log_is_named_and_stays_alone(tiny_config: TrainingConf
 
 def test_time_limit_and_validation(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config, tmp_path)
-    assert trainer.train(RunLimits(max_minutes=0.01)) == "max_minutes (0.01) reached"
+    assert trainer.train(RunLimits(max_minutes=0.01)) == "the time is over (max_minutes)"
     assert trainer.step == 1
     (scores,) = entries(tmp_path, "validation")
     assert scores["scenes"] == 2
@@ -329,6 +329,35 @@ def test_the_command_line_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "accelerate launch" in capsys.readouterr().out
 
 
+def test_a_run_of_two_parts_goes_on_in_the_part_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["run", "--config", str(Path(__file__).parent / "tiny.toml"), "--out"]
+    main([*run, str(tmp_path / "whole")])
+    printed = capsys.readouterr().out
+    assert "from step 0 to 4" in printed
+    assert "loss.camera was 5.0, is 50.0 from here on" in printed
+    assert "from step 4 to 6" in printed
+    whole = entries(tmp_path / "whole", "train")
+    assert [entry["step"] for entry in whole] == [2, 4, 6]
+    weights = [(entry["total"] - entry["depth"] - entry["point"]) / entry["camera"] for entry in whole]
+    assert weights == pytest.approx([5, 5, 50], rel=1e-4)
+    assert [entry["step"] for entry in entries(tmp_path / "whole", "validation")] == [4, 6]
+    for total in (4, 5, 6):  # at the border, within the second part, to its end
+        main([*run, str(tmp_path / "pieces"), "--total-steps", str(total)])
+    assert read_facts(tmp_path / "pieces" / "checkpoint")["step"] == 6
+    main([*run, str(tmp_path / "pieces")])
+    assert "from step 6 to 6" in capsys.readouterr().out
+    main([*run, str(tmp_path / "short"), "--max-minutes", "0.001"])
+    assert read_facts(tmp_path / "short" / "checkpoint")["step"] == 1, "and no later part"
+
+
+def test_a_schedule_that_begins_later_than_the_run_is_refused(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    later = dataclasses.replace(tiny_config.optimizer, first_step=5)
+    with pytest.raises(ValueError, match=r"begins at step 5, and .*run is at step 0"):
+        Trainer(dataclasses.replace(tiny_config, optimizer=later), tmp_path / "run")
+
+
 def test_two_processes_train_together(tmp_path: Path) -> None:
     """`accelerate launch` on two CPU processes: the same command as on two GPUs."""
     config = tmp_path / "run.toml"
@@ -350,5 +379,5 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert read_facts(tmp_path / "out" / "checkpoint")["step"] == 4
-    assert len(entries(tmp_path / "out", "train")) == 2
+    assert read_facts(tmp_path / "out" / "checkpoint")["step"] == 6
+    assert len(entries(tmp_path / "out", "train")) == 3

@@ -2,9 +2,10 @@
 
 python -m vggt_int8.training run --config FILE --out DIR [--init FOLDER] [--max-minutes M] [--total-steps N]
     Train, or go on where DIR/checkpoint stands; with --init a new run starts from a model folder's weights.
+    FILE may have several parts ([[then]]), one schedule after the other.
     Several GPUs: `accelerate launch -m vggt_int8.training run ...`.
 python -m vggt_int8.training measure --config FILE --out DIR [--max-minutes M]
-    A short run in DIR/measure that prints what rendering, each part of a step and the memory cost.
+    A short run of the first part in DIR/measure that prints what rendering, each part of a step and the memory cost.
 python -m vggt_int8.training export --out DIR --to FOLDER
     The checkpoint as a model folder in fp16 (config.json and model.safetensors).
 python -m vggt_int8.training plot LOG.jsonl... -o CURVES.svg
@@ -20,8 +21,8 @@ import torch
 from vggt_int8.model import VGGT
 from vggt_int8.pretrained.saving import saved_whole
 from vggt_int8.training.checkpoint import load_checkpoint, read_facts
-from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference, load_config
-from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.config import TrainingConfig, config_from_table, end_run_at, first_difference, load_run
+from vggt_int8.training.loop import train_run
 from vggt_int8.training.measure import measure
 from vggt_int8.training.plot import write_curves
 
@@ -30,19 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     match args.command:
         case "run":
-            config = _config(args)
+            parts = _parts(args)
             if args.init is not None and (args.out / "checkpoint").exists():
                 raise ValueError(f"{args.out} holds a run already: leave --init out to go on, or name another --out")
-            trainer = Trainer(config, args.out, None if args.init is None else trained_model(args.init, config))
-            trainer.console.print(
-                f"from step {trainer.step} of {trainer.config.optimizer.total_steps}, on {trainer.device}"
-            )
-            limits = RunLimits(max_minutes=args.max_minutes, save_minutes=args.save_minutes)
-            reason = trainer.train(limits)
-            trainer.console.print(f"stopped at step {trainer.step}: {reason}. Checkpoint: {trainer.checkpoint}")
-            trainer.accelerator.end_training()
+            model = None if args.init is None else trained_model(args.init, parts[0])
+            train_run(parts, args.out, args.max_minutes, args.save_minutes, model)
         case "measure":
-            measure(_config(args), args.out, args.max_minutes)
+            measure(_parts(args)[0], args.out, args.max_minutes)
         case "export":
             export(args.out, args.to)
             print(f"wrote {args.to}")
@@ -74,15 +69,14 @@ def export(out: Path, folder: Path) -> None:
         model.half().save_pretrained(temporary)
 
 
-def _config(args: argparse.Namespace) -> TrainingConfig:
-    config = load_config(args.config)
+def _parts(args: argparse.Namespace) -> list[TrainingConfig]:
+    parts = load_run(args.config)
     if args.total_steps is not None:
-        optimizer = dataclasses.replace(config.optimizer, total_steps=args.total_steps)
-        config = dataclasses.replace(config, optimizer=optimizer)
+        parts = end_run_at(parts, args.total_steps)
     if args.compile is not None:
-        parts = () if args.compile == "none" else tuple(args.compile.split(","))
-        config = dataclasses.replace(config, compile=parts)
-    return config
+        compiled = () if args.compile == "none" else tuple(args.compile.split(","))
+        parts = [dataclasses.replace(part, compile=compiled) for part in parts]
+    return parts
 
 
 def _parser() -> argparse.ArgumentParser:

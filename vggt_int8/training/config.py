@@ -2,7 +2,8 @@
 
 import math
 import tomllib
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -28,9 +29,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW and, where its rate is not 0, Muon for the blocks' matrices, under a warmup - constant - decay schedule.
 
-    restarts: steps at which the schedule begins anew, up to the next one or `total_steps`: so a run that was finished
-    and shipped can be prolonged, and the whole is still one schedule.
-    restart_rates: what each restart multiplies the rates by; none: 1.
+    first_step, total_steps: where the schedule begins and ends. A run in parts has one schedule after the other.
     """
 
     learning_rate: float = 1e-3
@@ -40,19 +39,13 @@ class OptimizerConfig:
     muon_weight_decay: float = 0.1
     clip_norm: float = 1.0
     warmup_steps: int = 1000
+    first_step: int = 0
     total_steps: int = 60000
-    restarts: tuple[int, ...] = ()
-    restart_rates: tuple[float, ...] = ()
-    decay_share: float = 0.3  # of a schedule's steps, at its end; the rate falls as 1 - sqrt(progress)
+    decay_share: float = 0.3  # of the schedule's steps, at its end; the rate falls as 1 - sqrt(progress)
 
     def __post_init__(self) -> None:
-        steps = [0, *self.restarts, self.total_steps]
-        if sorted(set(steps)) != steps:
-            raise ValueError(f"restarts {list(self.restarts)} must rise, between 0 and total_steps {self.total_steps}")
-        if self.restart_rates and len(self.restart_rates) != len(self.restarts):
-            raise ValueError(f"restart_rates has {len(self.restart_rates)} rates for {len(self.restarts)} restarts")
-        if any(rate <= 0 for rate in self.restart_rates):
-            raise ValueError(f"restart_rates {list(self.restart_rates)} must be above 0")
+        if not 0 <= self.first_step < self.total_steps:
+            raise ValueError(f"total_steps must be above {max(0, self.first_step)}, got {self.total_steps}")
 
 
 @dataclass(frozen=True)
@@ -135,17 +128,53 @@ def first_difference(found: VGGTConfig, wanted: VGGTConfig) -> tuple[str, Any, A
     return next((field for field in both if field[1] != field[2]), None)
 
 
-def load_config(path: str | Path) -> TrainingConfig:
-    """Read a TOML file. Raises ValueError that names the file and the key on an unknown or missing one."""
+def load_run(path: str | Path) -> list[TrainingConfig]:
+    """Read a TOML file: the parts of a run, in order.
+
+    The file is the first part. Each `[[then]]` is a further one, which goes on where the part before it ends, with a
+    schedule of its own and all of that part's settings but for those that it names; they can be any but the model's.
+    Raises ValueError that names the file, the part and the key on an unknown, missing or impossible one.
+    """
     path = Path(path)
     with path.open("rb") as file:
         table = tomllib.load(file)
     if "model" not in table:
         raise ValueError(f"{path}: there is no [model] table")
-    try:
-        return config_from_table(table)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    changes = table.pop("then", [])
+    if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
+        raise ValueError(f"{path}: a further part is written [[then]], with two brackets")
+    parts: list[TrainingConfig] = []
+    for number, change in enumerate([{}, *changes]):
+        try:
+            if parts:
+                table = _changed(table, change, parts[-1].optimizer.total_steps)
+            parts.append(config_from_table(table))
+        except (TypeError, ValueError) as error:
+            where = f"[[then]] number {number}: " if number else ""
+            raise ValueError(f"{path}: {where}{error}") from error
+    return parts
+
+
+def end_run_at(parts: Sequence[TrainingConfig], total_steps: int) -> list[TrainingConfig]:
+    """The same run, shorter or longer: its last part, decay included, ends at `total_steps`."""
+    *whole, last = [part for part in parts if part.optimizer.first_step < total_steps] or parts[:1]
+    return [*whole, replace(last, optimizer=replace(last.optimizer, total_steps=total_steps))]
+
+
+def _changed(table: dict[str, Any], change: dict[str, Any], first_step: int) -> dict[str, Any]:
+    """`table` of a part with what the next one, from `first_step` on, changes."""
+    if "model" in change:
+        raise ValueError("the network stays the same in all parts of a run: leave `model` out")
+    schedule = _known(change.get("optimizer", {}), OptimizerConfig, "[optimizer]")
+    if "first_step" in schedule:
+        raise ValueError("optimizer.first_step is where the part before it ends: leave it out")
+    if "total_steps" not in schedule:
+        raise ValueError("optimizer.total_steps is missing: it says at which step the part ends")
+    changed = dict(table)
+    for key, value in change.items():
+        changed[key] = {**changed.get(key, {}), **value} if isinstance(value, dict) else value
+    changed["optimizer"]["first_step"] = first_step
+    return changed
 
 
 def config_from_table(table: dict[str, Any]) -> TrainingConfig:
@@ -164,6 +193,8 @@ def config_from_table(table: dict[str, Any]) -> TrainingConfig:
 
 
 def _known(table: dict[str, Any], section: type, where: str) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} must be a table, got {table!r}")
     names = [f.name for f in fields(section)]
     unknown = sorted(set(table) - set(names))
     if unknown:

@@ -5,11 +5,12 @@ run may be stopped at any moment and goes on from its last checkpoint, on anothe
 (The step's scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
 """
 
+import gc
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,13 +64,14 @@ class Trainer:
         self.network: VGGT = model.to(self.device)
         _prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
         self.optimizers = build_optimizers(self.network, config.optimizer)
-        if self.accelerator.is_main_process:
-            finish_interrupted(self.checkpoint)
-        self.accelerator.wait_for_everyone()
-        if self.checkpoint.exists():
+        if find_checkpoint(self.accelerator, self.checkpoint):
             self._check_resumable()
             facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
             self.step, self.seconds_before = facts["step"], facts["seconds"]
+        if self.step < config.optimizer.first_step:
+            raise ValueError(
+                f"the schedule begins at step {config.optimizer.first_step}, and {out} is at step {self.step}"
+            )
         self.schedules = [build_schedule(optimizer, config.optimizer, self.step) for optimizer in self.optimizers]
         self.captured = config.cuda_graph and self.device.type == "cuda"
         self.forward_backward = self._forward_backward
@@ -129,7 +131,7 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
                 if limits.max_minutes is not None and clock[0] > 60 * limits.max_minutes - VALIDATION_RESERVE:
-                    reason = f"max_minutes ({limits.max_minutes:g}) reached"
+                    reason = "the time is over (max_minutes)"
                     break
         self.save()
         if limits.validate_at_end:
@@ -255,6 +257,44 @@ class _Meter:
         seconds = time.monotonic() - self.since
         self.restart()
         return steps * self.frames_per_step / seconds
+
+
+def train_run(
+    parts: Sequence[TrainingConfig],
+    out: Path,
+    max_minutes: float | None = None,
+    save_minutes: float = 4.0,
+    model: VGGT | None = None,
+) -> None:
+    """Train the parts of a run in order, from the one that the checkpoint in `out` is in.
+
+    A part goes on from the checkpoint of the one before it, as a resumed run does. `max_minutes`: for all of them.
+    `model`: for a new run, see `Trainer`.
+    """
+    accelerator, started = Accelerator(mixed_precision="no"), time.monotonic()
+    step = read_facts(out / "checkpoint")["step"] if find_checkpoint(accelerator, out / "checkpoint") else 0
+    for part in [part for part in parts if part.optimizer.total_steps > step] or parts[-1:]:
+        left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
+        trainer = Trainer(part, out, model)
+        trainer.console.print(f"from step {trainer.step} to {part.optimizer.total_steps}, on {trainer.device}")
+        reason = trainer.train(RunLimits(left, save_minutes=save_minutes))
+        trainer.console.print(f"stopped at step {trainer.step}: {reason}. Checkpoint: {trainer.checkpoint}")
+        if trainer.step < part.optimizer.total_steps:
+            break
+        # What was compiled and recorded for this part holds its weights.
+        del trainer
+        model = None
+        torch._dynamo.reset()
+        gc.collect()
+    accelerator.end_training()
+
+
+def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
+    """Whether there is one, once a save that a kill has interrupted is finished. All processes call this."""
+    if accelerator.is_main_process:
+        finish_interrupted(folder)
+    accelerator.wait_for_everyone()
+    return folder.exists()
 
 
 def _prepare_network(network: VGGT, config: TrainingConfig) -> None:

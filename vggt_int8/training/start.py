@@ -80,17 +80,12 @@ def _block_matrices(model: nn.Module) -> list[Tensor]:
 
 
 def rate_factor(step: int, config: OptimizerConfig) -> float:
-    """Share of the learning rate at a step: linear warmup, constant, then 1 - sqrt(progress of the decay).
-
-    After a restart all of it times the restart's rate.
-    """
-    first = max((restart for restart in config.restarts if restart <= step), default=0)
-    last = min((restart for restart in config.restarts if restart > step), default=config.total_steps)
+    """Share of the learning rate at a step: linear warmup, constant, then 1 - sqrt(progress of the decay)."""
+    first, last = config.first_step, config.total_steps
     decay_steps = max(1, round(config.decay_share * (last - first)))
     progress = (step - (last - decay_steps)) / decay_steps
     warmup = min(1.0, (step - first + 1) / max(1, config.warmup_steps))
-    highest = dict(zip(config.restarts, config.restart_rates, strict=False)).get(first, 1.0)
-    return highest * warmup * (1.0 if progress <= 0 else max(0.0, 1.0 - progress**0.5))
+    return warmup * (1.0 if progress <= 0 else max(0.0, 1.0 - progress**0.5))
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, step: int) -> LambdaLR:
