@@ -46,6 +46,7 @@ def test_the_embedded_model_fits_its_limits() -> None:
         ({"compile": "render"}, "compile must be .*, got 'render'"),
         ({"validation": {"views": [1]}}, "validation.views must be at least 2, got 1"),
         ({"optimizer": {"total_steps": "4"}}, "total_steps must be int, got '4'"),
+        ({"optimizer": {"first_step": -1}}, "optimizer.first_step must be at least 0, got -1"),
         ({"optimizer": {"decay_share": 2}}, "decay_share must be at least 0 and at most 1, got 2"),
         ({"data": {"size": [32]}}, r"size must be .*, got \(32,\)"),
         ({"data": {"size": [112, 60]}}, r"data.size \[112, 60\] must be multiples of the patch size 14"),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import best_seconds, onednn_linear, row_slices
+from vggt_int8.kernels.cpu import clearly_faster, onednn_linear, row_slices
 
 SDPA = "scaled_dot_product_attention"
 SLICED = "softmax between two oneDNN products"
@@ -40,12 +40,12 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, kernel: str | None = None) ->
 
 @functools.cache
 def cpu_attention_kernel() -> str:
-    """The faster way to attention in fp32 on this CPU, measured once.
+    """The way to attention in fp32 on this CPU, measured once: PyTorch's own unless the other is clearly faster.
 
     PyTorch's own kernel multiplies with MKL, which on some CPUs (AMD's) has half the speed of oneDNN.
     """
     if not torch.backends.mkldnn.is_available():
         return SDPA
     q, k, v = torch.randn(3, 1, 2, 512, 64, generator=torch.Generator().manual_seed(0))
-    sliced = best_seconds(lambda: attention_cpu(q, k, v, SLICED))
-    return SLICED if sliced < best_seconds(lambda: attention_cpu(q, k, v, SDPA)) else SDPA
+    faster = clearly_faster(lambda: attention_cpu(q, k, v, SLICED), lambda: attention_cpu(q, k, v, SDPA), 1.1)
+    return SLICED if faster else SDPA

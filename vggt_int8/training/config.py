@@ -44,8 +44,8 @@ class OptimizerConfig:
     decay_share: float = 0.3  # of the schedule's steps, at its end; the rate falls as 1 - sqrt(progress)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first_step < self.total_steps:
-            raise ValueError(f"total_steps must be above {max(0, self.first_step)}, got {self.total_steps}")
+        if self.total_steps <= self.first_step:
+            raise ValueError(f"total_steps must be above {self.first_step}, got {self.total_steps}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class TrainingConfig:
             "data.views": (min(self.data.views, default=0), 2, None),
             "data.supersample": (self.data.supersample, 1, None),
             "data.workers": (self.data.workers, 0, None),
+            "optimizer.first_step": (self.optimizer.first_step, 0, None),
             "optimizer.decay_share": (self.optimizer.decay_share, 0, 1),
         }
         for name, (value, least, most) in limits.items():
