@@ -66,6 +66,7 @@ def test_a_configuration_survives_json(tiny_config: TrainingConfig) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("seed =", r"Invalid value"),
         ("seed = 1", r"there is no \[model\] table"),
         ("sede = 1\n[model]", "unknown keys sede"),
         ("[model]\n[data]\nframe = 3", r"\[data\] has unknown keys frame"),
@@ -159,6 +160,10 @@ def test_a_run_may_end_earlier_or_later(tmp_path: Path, total: int, ends: list[i
         ),
         ("[[then]]\noptimizer = { total_steps = 4 }", r"number 1: total_steps must be above 4, got 4"),
         ("[[then]]\noptimizer = { total_steps = 9 }\nmodel = {}", r"number 1: .* leave `model` out"),
+        (
+            "[[then]]\noptimizer = { total_steps = 9 }\nlog_steps = {}",
+            r"number 1: the file: log_steps must be int, got",
+        ),
         ("[[then]]\noptimizer = { total_steps = 9 }\nlos = {}", r"number 1: .* unknown keys los"),
         ("[[then]]\noptimizer = { total_steps = 9, rate = 1 }", r"number 1: \[optimizer\] has unknown keys rate"),
         (
@@ -169,7 +174,7 @@ def test_a_run_may_end_earlier_or_later(tmp_path: Path, total: int, ends: list[i
 )
 def test_mistakes_in_a_part_are_named(tmp_path: Path, part: str, message: str) -> None:
     path = tmp_path / "run.toml"
-    first = "model = {}\noptimizer = { total_steps = 4 }\n"
+    first = "model = {}\nlog_steps = 3\noptimizer = { total_steps = 4 }\n"
     path.write_text(first + part)
     with pytest.raises(ValueError, match=message) as caught:
         load_run(path)

@@ -137,8 +137,10 @@ def load_run(path: str | Path) -> list[TrainingConfig]:
     Raises ValueError that names the file, the part and the key on an unknown, missing or impossible one.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        table = tomllib.load(file)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if "model" not in table:
         raise ValueError(f"{path}: there is no [model] table")
     changes = table.pop("then", [])
@@ -173,7 +175,8 @@ def _changed(table: dict[str, Any], change: dict[str, Any], first_step: int) -> 
         raise ValueError("optimizer.total_steps is missing: it says at which step the part ends")
     changed = dict(table)
     for key, value in change.items():
-        changed[key] = {**changed.get(key, {}), **value} if isinstance(value, dict) else value
+        before = table.get(key, {})
+        changed[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
     changed["optimizer"]["first_step"] = first_step
     return changed
 
@@ -193,7 +196,7 @@ def config_from_table(table: dict[str, Any]) -> TrainingConfig:
     return TrainingConfig(**_known(values, TrainingConfig, "the file"))
 
 
-def _known(table: dict[str, Any], section: type, where: str) -> dict[str, Any]:
+def _known(table: Any, section: type, where: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValueError(f"{where} must be a table, got {table!r}")
     names = [f.name for f in fields(section)]
