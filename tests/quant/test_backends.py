@@ -340,7 +340,8 @@ for backend, threshold in (("auto", 0), ("native", 0), ("torchao", 0), ("bitsand
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     command = [sys.executable, "-c", code]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    auto, native, torchao, bitsandbytes, llm_int8 = process.stdout.split() or pytest.fail(process.stderr)
+    assert process.returncode == 0, process.stderr
+    auto, native, torchao, bitsandbytes, llm_int8 = process.stdout.split()
     assert auto == native == llm_int8 == "512.0"
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         assert torchao == bitsandbytes == "True"

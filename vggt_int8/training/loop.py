@@ -262,14 +262,15 @@ class _Meter:
 def train_run(
     parts: Sequence[TrainingConfig],
     out: Path,
-    max_minutes: float | None = None,
-    save_minutes: float = 4.0,
+    max_minutes: float | None,
+    save_minutes: float,
     model: VGGT | None = None,
 ) -> None:
     """Train the parts of a run in order, from the one that the checkpoint in `out` is in.
 
-    A part goes on from the checkpoint of the one before it, as a resumed run does. `max_minutes`: for all of them.
-    `model`: for a new run, see `Trainer`.
+    A part goes on from the checkpoint of the one before it, as a resumed run does. max_minutes: wall clock, for all
+    parts together. save_minutes: between checkpoints. model: for a new run, see `Trainer`.
+    Raises ValueError if the checkpoint is damaged or of another network, FloatingPointError if the run diverges.
     """
     accelerator, started = Accelerator(mixed_precision="no"), time.monotonic()
     step = read_facts(out / "checkpoint")["step"] if find_checkpoint(accelerator, out / "checkpoint") else 0
