@@ -22,7 +22,7 @@ from vggt_int8.training.start import build_optimizers, fresh_model, rate_factor
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "vggt_int8/assets/mini/training.toml"
-RESULTS = ROOT / "benchmarks/results/h100"
+RESULTS = ROOT / "benchmarks/results/h200"
 
 
 def test_the_embedded_model_fits_its_limits() -> None:
@@ -183,12 +183,13 @@ def test_mistakes_in_a_part_are_named(tmp_path: Path, part: str, message: str) -
 
 def test_the_embedded_models_file_has_the_rates_of_its_log() -> None:
     parts = load_run(MINI)
-    for name in ("training.jsonl", "training_restart.jsonl", "training_long.jsonl"):
-        lines = (RESULTS / name).read_text().splitlines()
-        for entry in (entry for entry in map(json.loads, lines) if entry["kind"] == "train"):
-            part = next(part.optimizer for part in parts if part.optimizer.total_steps > entry["step"])
-            rate = part.learning_rate * rate_factor(entry["step"], part)
-            assert entry["learning_rate"] == pytest.approx(rate), f"{name}, step {entry['step']}"
+    log = [json.loads(line) for line in (RESULTS / "training.jsonl").read_text().splitlines()]
+    for entry in (entry for entry in log if entry["kind"] == "train"):
+        part = next(part.optimizer for part in parts if part.optimizer.total_steps > entry["step"])
+        rate = part.learning_rate * rate_factor(entry["step"], part)
+        assert entry["learning_rate"] == pytest.approx(rate), f"step {entry['step']}"
+    assert log[-1]["kind"] == "validation"
+    assert log[-1]["step"] == parts[-1].optimizer.total_steps
 
 
 def test_fresh_models_depend_on_the_seed_alone(tiny_config: TrainingConfig) -> None:
