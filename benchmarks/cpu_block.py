@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vggt_int8 import VGGTConfig, VGGTInt8, quantize
 from vggt_int8.export.report import installed_versions
-from vggt_int8.kernels import cpu, cpu_attention, cpu_conv, reference
+from vggt_int8.kernels import cpu, cpu_compiled, reference
 from vggt_int8.model.layers import Block
 from vggt_int8.model.tables import rope_table
 from vggt_int8.quant import Int8Linear
@@ -55,8 +55,7 @@ def main() -> None:
         "cpu": cpu_name(),
         "threads": arguments.threads,
         "product": cpu.cpu_int8_kernel(),
-        "attention": cpu_attention.cpu_attention_kernel(),
-        "integer_convolutions": cpu_conv.int8_conv_is_exact(),
+        "no_compiled_kernels": cpu_compiled.unavailable(),
         "freed_memory_kept": kept,
         "load": os.getloadavg()[0],
         "versions": installed_versions(),

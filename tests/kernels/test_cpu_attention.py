@@ -1,35 +1,101 @@
-"""Both attention kernels equal attention in float64."""
+"""Attention on a CPU: PyTorch's in floats, ours in integers of 16 bits, against attention in float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from vggt_int8.kernels import cpu_attention
-
-
-@pytest.mark.parametrize("kernel", [None, cpu_attention.SDPA, cpu_attention.SLICED])
-@pytest.mark.parametrize(("batch", "heads", "tokens", "dim"), [(1, 1, 1, 8), (2, 3, 37, 16), (1, 2, 600, 64)])
-def test_attention(kernel: str | None, batch: int, heads: int, tokens: int, dim: int) -> None:
-    if kernel == cpu_attention.SLICED and not torch.backends.mkldnn.is_available():
-        pytest.skip("this build of PyTorch has no oneDNN")
-    qkv = torch.randn(batch, tokens, 3, heads, dim, generator=torch.Generator().manual_seed(0)) * 2
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    want = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
-    got = cpu_attention.attention_cpu(q, k, v, kernel)
-    assert got.dtype == torch.float32
-    assert ((got - want).norm() / want.norm()) < 2e-6
+from tests.kernels.compiled import LIBRARIES, use
+from vggt_int8.kernels import cpu_compiled
+from vggt_int8.kernels.cpu_attention import attention_cpu
 
 
-def test_half_precision_and_short_sequences_go_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_attention, "cpu_attention_kernel", lambda: cpu_attention.SLICED)
-    q = torch.randn(1, 2, 600, 16)
-    want = F.scaled_dot_product_attention(q.double(), q.double(), q.double())
-    assert ((cpu_attention.attention_cpu(q, q, q) - want).norm() / want.norm()) < 2e-6
-    for other in (q.bfloat16(), q[:, :, :9]):
-        assert torch.equal(
-            cpu_attention.attention_cpu(other, other, other), F.scaled_dot_product_attention(other, other, other)
-        )
+def qkv_of(batch: int, heads: int, tokens: int, dim: int, spread: float = 1.5) -> list[Tensor]:
+    qkv = torch.randn(batch, tokens, 3, heads, dim, generator=torch.Generator().manual_seed(tokens)) * spread
+    return list(qkv.permute(2, 0, 3, 1, 4))
 
 
-def test_attention_kernel_is_named() -> None:
-    assert cpu_attention.cpu_attention_kernel() in (cpu_attention.SDPA, cpu_attention.SLICED)
+def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q.double(), k.double(), v.double()).transpose(1, 2)
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+SHAPES = [(1, 1, 1, 8), (2, 3, 37, 16), (1, 2, 300, 64), (3, 1, 65, 100), (1, 1, 257, 6), (1, 1, 20, 200)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_floats(shape: tuple[int, ...]) -> None:
+    q, k, v = qkv_of(*shape)
+    assert error(attention_cpu(q, k, v), exact(q, k, v)) < 2e-6
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spread", [0.1, 1.5, 5.0])
+def test_integers_are_as_good_as_fp16(
+    library: str, shape: tuple[int, ...], spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(library, monkeypatch)
+    called, call = [], cpu_compiled._call
+    monkeypatch.setattr(cpu_compiled, "_call", lambda name, *rest: called.append(name) or call(name, *rest))
+    q, k, v = qkv_of(*shape, spread)
+    got, want = attention_cpu(q, k, v, integers=True), exact(q, k, v)
+    assert called == ["vi_attention"]
+    assert got.shape == want.shape
+    assert got.is_contiguous()
+    assert error(got, want) < 1.5 * error(in_fp16(q, k, v), want)
+
+
+def in_fp16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries, keys, values and weights rounded to fp16, everything else exact."""
+    q, k, v = (x.half().double() for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    return (weights.half().double() @ v / weights.sum(dim=-1, keepdim=True)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_extreme_heads(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constant values come out as they are; zeros, huge and tiny inputs, one-hot weights; the largest sums of codes."""
+    use(library, monkeypatch)
+    q, k, v = qkv_of(1, 2, 300, 64)
+    v[:] = torch.arange(64.0) - 7
+    torch.testing.assert_close(attention_cpu(q, k, v, integers=True)[0, :, 1], v[0, 1], rtol=1e-5, atol=1e-5)
+    for scale in (0.0, 1e-30, 1e-3, 1e3, 1e15):
+        q, k, v = qkv_of(1, 2, 300, 64)
+        q = q * scale
+        got, want = attention_cpu(q, k, v.contiguous().expand_as(v), integers=True), exact(q, k, v)
+        assert error(got, want) < (0.02 if scale >= 1e3 else 1e-3)  # one-hot: a near tie may fall either way
+    q, k, v = (torch.ones(1, 1, 520, 64) for _ in range(3))  # codes all at their largest
+    assert error(attention_cpu(q, k, -v, integers=True), exact(q, k, -v)) < 1e-5
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_inf_reach_what_they_would(library: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(library, monkeypatch)
+    for position, (rows, columns) in enumerate(
+        [(slice(70, 71), slice(0, 16)), (..., slice(0, 16)), (..., slice(3, 4))]
+    ):
+        qkv = qkv_of(1, 2, 90, 16)
+        qkv[position][0, 1, 70, 3] = value
+        got = attention_cpu(*qkv, integers=True)[0]
+        touched = torch.zeros_like(got, dtype=torch.bool)
+        touched[:, 1][rows, columns] = True
+        assert not got[touched].isfinite().any()
+        assert got[~touched].isfinite().all()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_integers_do_not_take(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(library, monkeypatch)
+    for q, k, v in (
+        [x.bfloat16() for x in qkv_of(1, 2, 40, 16)],
+        qkv_of(1, 1, 9, 520),
+        [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in qkv_of(1, 2, 40, 16)],
+    ):
+        want = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        assert torch.equal(attention_cpu(q, k, v, integers=True), want)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 
 import vggt_int8
 from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
-from vggt_int8.kernels import cpu
+from vggt_int8.kernels import cpu, cpu_compiled
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.storage import Int8Storage
 
@@ -290,11 +290,18 @@ def test_the_whole_forward_multiplies_integers(
         multiplied.add(b.data_ptr())
         return real(a, b, out=out)
 
+    def call(name: str, *arguments: Tensor | float | None) -> None:
+        if name == "vi_linear":
+            multiplied.add(arguments[2].data_ptr())
+        real_call(name, *arguments)
+
     model(tiny_images, query_points=tiny_points)  # sums the rows of the weights
+    real_call = cpu_compiled._call
+    monkeypatch.setattr(cpu_compiled, "_call", call)
     monkeypatch.setattr(torch, "_int_mm", multiply)
     model(tiny_images, query_points=tiny_points)
     int8 = [name for name, row in report.items() if row.scheme == "W8A8 dynamic"]
-    assert all(report[name].kernel.startswith("torch._int_mm") for name in int8)
+    assert all(report[name].kernel.startswith(("torch._int_mm", "compiled kernels")) for name in int8)
     assert multiplied == {model.get_submodule(name).weight.data_ptr() for name in int8}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vggt_int8.kernels import cpu, reference
+from vggt_int8.kernels import cpu, cpu_compiled, reference
 from vggt_int8.quant import BACKENDS, BackendError, Int8Linear
 from vggt_int8.quant.backends import auto_reason, check_backend_name, get_backend, resolve
 from vggt_int8.recipe import Scheme
@@ -271,10 +271,16 @@ def test_native_multiplies_integers_on_a_cpu(scheme: str, monkeypatch: pytest.Mo
     layer(randn(20, 64))  # probes and preparations happen once
     real, dtypes = torch._int_mm, []
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: dtypes.append((a.dtype, b.dtype)) or real(a, b, out=out))
+    called, call = [], cpu_compiled._call
+    monkeypatch.setattr(cpu_compiled, "_call", lambda name, *rest: called.append(name) or call(name, *rest))
     with torch.profiler.profile() as profile:
         layer(randn(20, 64))
     assert layer.kernel("cpu") == cpu.cpu_int8_kernel()
-    assert dtypes == [(torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8, torch.int8)]
+    if cpu_compiled.library() is not None:
+        assert called == ["vi_quantize_rows", "vi_linear"]
+        assert not dtypes
+    else:
+        assert dtypes == [(torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8, torch.int8)]
     assert not {event.name for event in profile.events()} & {"aten::mm", "aten::addmm", "aten::linear"}
 
 

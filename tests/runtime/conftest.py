@@ -15,11 +15,11 @@ Make = Callable[[str, torch.dtype], VGGTInt8]
 
 @pytest.fixture(autouse=True)
 def float_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions decode their weights here, as on a GPU and on CPUs without VNNI: bounds are those of fp32.
+    """Convolutions decode their weights here, as on a GPU and without compiled kernels: bounds are those of fp32.
 
     `test_cpu.py` has the integer convolutions.
     """
-    monkeypatch.setattr(convolution, "int8_conv_is_exact", lambda: False)
+    monkeypatch.setattr(convolution, "int8_conv_is_there", lambda: False)
 
 
 @pytest.fixture

@@ -129,13 +129,13 @@ def _product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
 
 
 def _int8_products(codes: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """PyTorch's products, on a CPU also of unsigned bytes where those are faster, and on CUDA ours with its scales."""
+    """PyTorch's product and ours, on CUDA with its scales."""
     yield lambda x: torch._int_mm(x, codes.t())
     if codes.is_cuda and get_backend("native").unsupported(Scheme(), "cuda") is None:
         scale = torch.ones(len(codes), 1, device=codes.device)
         yield lambda x: ops.int8_gemm(x, scale, codes, scale, None, torch.float16)
-    if not codes.is_cuda and cpu.cpu_int8_kernel() == cpu.U8S8:
-        yield lambda x: torch._int_mm(x.view(torch.uint8), codes.t())
+    if not codes.is_cuda:
+        yield lambda x: cpu.int8_matmul(x, codes)
 
 
 def _rate(amount: float, call: Callable[[Tensor], object], x: Tensor) -> float:

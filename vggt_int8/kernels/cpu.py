@@ -1,7 +1,8 @@
 """The integer product on a CPU: int32 sums of `reference.py`, bit for bit, by the fastest exact kernel there is.
 
-CPUs with VNNI multiply unsigned by signed bytes and add four products to an int32 in one instruction; PyTorch
-reaches it through `torch._int_mm`. Either oneDNN deals with the signs (s8·s8), or activation codes go in shifted by 128
+That is our own (`cpu_compiled.py`) wherever it can be compiled. Elsewhere it is one of PyTorch's: CPUs with VNNI
+multiply unsigned by signed bytes and add four products to an int32 in one instruction, which PyTorch
+reaches through `torch._int_mm`. Either oneDNN deals with the signs (s8·s8), or activation codes go in shifted by 128
 (u8·s8), and `128 * sum(weight row)` is taken off the int32 result, which is exact; the first saves two passes, but not
 every version of oneDNN has a fast kernel for it. CPUs without VNNI add pairs of products in 16 bits and
 **saturate** without a word, so each candidate is tried once per process on extreme codes against the exact
@@ -16,14 +17,12 @@ import functools
 import os
 import platform
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from vggt_int8.kernels import cpu_compiled
 
 U8S8 = "torch._int_mm u8·s8"
 S8S8 = "torch._int_mm s8·s8"
@@ -63,6 +62,9 @@ def int8_sums(x_codes: Tensor, weight: Tensor, out: Tensor, kernel: str | None =
     if kernel == S8S8:
         torch._int_mm(x_codes, weight.t(), out=out)
         return None
+    if kernel != FLOAT32:
+        cpu_compiled.int8_matmul_(out, x_codes, weight)
+        return None
     out.zero_()
     for part in row_slices(x_codes.shape[1], _EXACT_K):
         out += (x_codes[:, part].float() @ weight[:, part].float().t()).to(torch.int32)
@@ -71,10 +73,12 @@ def int8_sums(x_codes: Tensor, weight: Tensor, out: Tensor, kernel: str | None =
 
 @functools.cache
 def cpu_int8_kernel() -> str:
-    """The kernel that INT8 linears use on this CPU: the faster of S8S8 and U8S8 if it is exact and pays, else FLOAT32.
+    """The kernel that INT8 linears use on this CPU: our own, else the fastest of S8S8, U8S8 and FLOAT32 that are exact.
 
     `torch._int_mm` may be missing u8·s8 (torch 2.11), saturate (no VNNI) or be a plain loop (oneDNN switched off).
     """
+    if (compiled := cpu_compiled.library()) is not None:
+        return compiled.name
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
         seconds = {kernel: _seconds(kernel) for kernel in (S8S8, U8S8) if _is_exact(kernel)}
         seconds[FLOAT32] = _seconds(FLOAT32)
@@ -124,26 +128,6 @@ def row_slices(total: int, at_most: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def cached_per_weight(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep what `make(weight, ...)` returns for as long as the weight is there and unchanged.
-
-    By its bytes, 0.5 ms a million: a weight written through `.data` counts no new version. The other arguments belong
-    to the weight. Weak: offloaded weights come and go.
-    """
-    cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-    @functools.wraps(make)
-    def cached(weight: Tensor, *arguments: Any) -> Tensor:
-        state = zlib.crc32(weight.detach().contiguous().numpy().data)
-        known = cache.get(weight)
-        if known is None or known[0] != state:
-            known = cache[weight] = (state, make(weight, *arguments))
-        result: Tensor = known[1]
-        return result
-
-    return cached
-
-
 def _correction(weight: Tensor) -> Tensor:
     """What u8·s8 sums are too large by: 128 times the sum of each row of `weight`, int32 [N].
 
@@ -173,55 +157,14 @@ def _is_exact(kernel: str) -> bool:
 
 
 def _seconds(kernel: str) -> float:
+    """Of the fastest of a dozen products, on one thread: on a busy machine several wait for one another."""
     x, weight = (torch.full((n, 512), 3, dtype=torch.int8) for n in (128, 512))
-    return best_seconds(lambda: int8_matmul(x, weight, kernel=kernel))
-
-
-def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, on a CPU in fp32 by oneDNN where that is faster: x [..., K], weight [N, K], bias [N] -> [..., N].
-
-    All of one float dtype and device. Without gradients.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not onednn_is_faster():
-        return F.linear(x, weight, bias)
-    return onednn_linear(x, weight, bias)
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` on a CPU through oneDNN: x [..., K], weight [N, K], bias [N], all fp32 -> [..., N] fp32."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
-
-
-@functools.cache
-def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies fp32 clearly faster than what PyTorch calls, measured once.
-
-    That is MKL, which on some CPUs (AMD's) has half the speed of oneDNN; on others the two are about equal.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return False
-    with torch.device("cpu"):  # also when asked while a model is built on the meta device
-        x, weight = torch.ones(512, 256), torch.ones(256, 256)
-    return clearly_faster(lambda: onednn_linear(x, weight), lambda: F.linear(x, weight), 1.25)
-
-
-def clearly_faster(run: Callable[[], object], usual: Callable[[], object], times: float) -> bool:
-    """Whether `run` is at least so many times as fast as `usual`. In doubt it is not.
-
-    What is chosen so rounds differently: a margin above the spread makes every process on a machine choose the same.
-    """
-    return times * best_seconds(run) < best_seconds(usual)
-
-
-def best_seconds(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of a dozen runs, on one thread: on a busy machine several wait for one another."""
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
         for _ in range(12):
             start = time.perf_counter()
-            run()
+            int8_matmul(x, weight, kernel=kernel)
             times.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)

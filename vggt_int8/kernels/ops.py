@@ -272,7 +272,7 @@ int8_gemm_into_ = _operator(
     cpu_ops.int8_gemm_into_, _check_gemm_into, "triton_gemm", lambda *_, **__: None, mutates=("out",)
 )
 layer_norm_halves = _operator(
-    reference.layer_norm_halves,
+    cpu_ops.layer_norm_halves,
     _check_halves,
     "triton_norm",
     lambda first, _, skip, *__: first.new_empty(first.shape[0], first.shape[1] - skip, 2 * first.shape[2]),

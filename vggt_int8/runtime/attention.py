@@ -54,10 +54,13 @@ LARGE = 2**31 - 1
 LONG = 24_000  # tokens: where only kernels are to be compiled, longer attention would take longer than that
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q, k, v [B, H, N, D], strided views of [B, N, 3, H, D] -> [B, N, H * D], contiguous."""
+def attention(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor:
+    """q, k, v [B, H, N, D], strided views of [B, N, 3, H, D] -> [B, N, H * D], contiguous.
+
+    integers: on a CPU the products may round to 16 bits, as all of a GPU's do; for layers whose input is INT8 anyway.
+    """
     if not q.is_cuda:
-        return attention_cpu(q, k, v).transpose(1, 2).flatten(2)
+        return attention_cpu(q, k, v, integers).flatten(2)
     order = backends(_arch(q.device), q.shape[2], 3 * q.numel())
     if order[0] == TRITON and q.dtype != torch.float32 and q.shape[3] <= 64:
         y: Tensor = ops.float_attention(q, k, v)

@@ -13,7 +13,7 @@ from vggt_int8.kernels import ops
 from vggt_int8.model.layers import Attention, Block
 from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.runtime.attention import attention
-from vggt_int8.runtime.linear import linear_residual_, mlp_residual_, norm_linear
+from vggt_int8.runtime.linear import linear_residual_, mlp_residual_, norm_linear, takes_codes
 from vggt_int8.runtime.memory import parts
 
 
@@ -56,5 +56,6 @@ def _attention_output(block: Block, attn: Attention, x: Tensor, sequences: int, 
         assert isinstance(k_norm, nn.LayerNorm)
         ops.qk_norm_rope_(qkv, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, rope, q_norm.eps)
     q, k, v = qkv.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    attend = attn.core if isinstance(attn.core, Int8Attention) else attention
-    return attend(q, k, v).flatten(0, 1)
+    if isinstance(attn.core, Int8Attention):
+        return attn.core(q, k, v).flatten(0, 1)
+    return attention(q, k, v, integers=takes_codes(attn.qkv)).flatten(0, 1)

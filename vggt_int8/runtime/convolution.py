@@ -1,6 +1,6 @@
 """Convolutions of the dense heads: channels last, weights decoded once per call, bias and ReLU inside the kernel.
 
-On a CPU with VNNI the codes are not decoded: `kernels/cpu_conv.py` multiplies integers.
+On a CPU the codes are not decoded where `kernels/cpu_conv.py` can multiply integers.
 
 The int8 codes become floats when a call starts and are dropped with it: 66 MB for a head of VGGT-1B in fp16, written
 in about 0.1 ms by a kernel that also puts the channels last. Keeping them would hold that memory for ever and go stale
@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
-from vggt_int8.kernels.cpu import float_linear
-from vggt_int8.kernels.cpu_conv import int8_conv2d, int8_conv_is_exact
+from vggt_int8.kernels.cpu_conv import int8_conv2d, int8_conv_is_there
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.storage import Int8Storage
 
@@ -38,7 +37,7 @@ class FloatConv(NamedTuple):
         if self.transposed:
             return F.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding)
         if self.weight.shape[2:] == (1, 1):  # a linear layer over pixels: one product, with the bias in it
-            return pixels_to_map(float_linear(map_to_pixels(x), self.weight.flatten(1), self.bias))
+            return pixels_to_map(F.linear(map_to_pixels(x), self.weight.flatten(1), self.bias))
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
     def relu(self, x: Tensor) -> Tensor:
@@ -86,15 +85,20 @@ class IntegerConv(NamedTuple):
 
 
 def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
-    """The layer for the length of a call. Layers that hold floats in `dtype` and this layout already are not copied."""
+    """The layer for the length of a call."""
+    on_cpu = layer.weight.device.type == "cpu" and dtype == torch.float32
+    if isinstance(layer, Int8Conv2d) and on_cpu and int8_conv_is_there():
+        _check(layer)
+        return IntegerConv(layer.weight, layer.weight_scale, layer.bias, _pair(layer.stride), _pair(layer.padding))
+    return float_conv(layer, dtype)
+
+
+def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
+    """The layer's weight as floats. Layers that hold floats in `dtype` and this layout already are not copied."""
+    _check(layer)
     assert isinstance(layer, CONVOLUTIONS)
-    if any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
-        raise ValueError(f"{layer} has dilation, groups or output padding, which no VGGT head has")
     taps = layer.weight.shape[2:]
     bias = None if layer.bias is None else layer.bias.to(dtype)
-    on_cpu = layer.weight.device.type == "cpu" and dtype == torch.float32
-    if isinstance(layer, Int8Conv2d) and on_cpu and taps != (1, 1) and int8_conv_is_exact():
-        return IntegerConv(layer.weight, layer.weight_scale, bias, _pair(layer.stride), _pair(layer.padding))
     if isinstance(layer, Int8Storage):
         weight = ops.dequantize(layer.weight.flatten(2), layer.weight_scale.flatten(2), dtype)
         weight = pixels_to_map(weight.unflatten(1, taps))
@@ -102,6 +106,12 @@ def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
         weight = layer.weight.to(dtype).contiguous(memory_format=torch.channels_last)
     transposed = isinstance(layer, nn.ConvTranspose2d | Int8ConvTranspose2d)
     return FloatConv(weight, bias, _pair(layer.stride), _pair(layer.padding), transposed)
+
+
+def _check(layer: nn.Module) -> None:
+    assert isinstance(layer, CONVOLUTIONS)
+    if any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
+        raise ValueError(f"{layer} has dilation, groups or output padding, which no VGGT head has")
 
 
 def _pair(sizes: object) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from vggt_int8.runtime.convolution import (
     FloatConv,
     IntegerConv,
     call_conv,
+    float_conv,
     map_to_pixels,
     pixels_to_map,
 )
@@ -31,7 +32,7 @@ def predict(
     run = DenseCall(head, tokens, image_size)
     layers = head.scratch.output_conv2
     assert isinstance(layers, nn.Sequential)
-    hidden, last = run.convs[layers[0]], run.convs[layers[2]]
+    hidden, last = run.convs[layers[0]], float_conv(layers[2], head.norm.weight.dtype)
     outputs, weight = last.weight.shape[0], last.weight.flatten(1)
     device = torch.device("cpu") if on_host else run.device
     values = torch.empty(run.frames, *image_size, outputs - 1, device=device)
@@ -71,7 +72,7 @@ class DenseCall:
     def _move_bias(self, conv: nn.Module, linear: nn.Module) -> None:
         """Of a convolution, through the 1x1 convolution after it: there it costs no pass over the map."""
         first, second = self.convs[conv], self.convs[linear]
-        if first.bias is not None:
+        if first.bias is not None and isinstance(second, FloatConv):  # the other kind adds it as it writes the map
             bias = F.linear(first.bias, second.weight.flatten(1), second.bias)
             self.convs |= {conv: first._replace(bias=None), linear: second._replace(bias=bias)}
 

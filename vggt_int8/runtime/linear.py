@@ -16,7 +16,7 @@ from vggt_int8.quant.linear import Int8Linear
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """x [M, K] -> [M, N] in x's dtype."""
-    if _takes_codes(layer):
+    if takes_codes(layer):
         codes, scale = ops.quantize_rows(x, layer.input_scale)
         return _gemm(codes, scale, layer, x.dtype)
     if isinstance(layer, Int8Linear):
@@ -28,7 +28,7 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = False) -> Tensor:
     """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype."""
-    if _takes_codes(layer):
+    if takes_codes(layer):
         codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, layer.input_scale)
         return _gemm(codes, scale, layer, x.dtype, gelu=gelu)
     y = linear(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), layer)
@@ -37,7 +37,7 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = Fa
 
 def linear_residual_(out: Tensor, y: Tensor, layer: nn.Module, gamma: Tensor, x: Tensor) -> None:
     """Write `x + gamma * linear(y)` into `out`, which may be x: y [M, K], gamma [N], x and out [M, N]."""
-    if _takes_codes(layer):
+    if takes_codes(layer):
         codes, scale = ops.quantize_rows(y, layer.input_scale)
         _gemm_into(out, codes, scale, layer, gamma, x)
     else:
@@ -50,7 +50,7 @@ def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module,
     fc1 makes fc2's codes where both take codes: with a static scale the hidden floats never exist, with a dynamic one
     they do on a GPU, and on a CPU as long as they are in the cache.
     """
-    if not (_takes_codes(fc1) and _takes_codes(fc2)):
+    if not (takes_codes(fc1) and takes_codes(fc2)):
         linear_residual_(x, norm_linear(x, norm, fc1, gelu=True), fc2, gamma, x)
         return
     codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, fc1.input_scale)
@@ -64,7 +64,8 @@ def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module,
     _gemm_into(x, hidden, hidden_scale, fc2, gamma, x)
 
 
-def _takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
+def takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
+    """Whether the layer's input is quantized."""
     return isinstance(layer, Int8Linear) and layer.scheme.activations != "none"
 
 

@@ -1,4 +1,4 @@
-"""Our own kernels (`kernels/ops.py`): Triton on CUDA, VNNI products by `torch._int_mm` on a CPU.
+"""Our own kernels (`kernels/ops.py`): Triton on CUDA, C on a CPU.
 
 This is one layer by itself. A whole VGGT runs faster, because layers are fused: see `vggt_int8.runtime`.
 """

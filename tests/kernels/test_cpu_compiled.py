@@ -1,0 +1,230 @@
+"""The compiled CPU kernels against the reference: integer parts bit for bit, floats within their rounding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kernels.compiled import LIBRARIES, _load, use
+from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows
+from vggt_int8.kernels import cpu, cpu_compiled, cpu_ops, reference
+
+
+@pytest.fixture
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> cpu_compiled.Library:
+    found = use(request.param, monkeypatch)
+    monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: found.name)
+    return found
+
+
+every_library = pytest.mark.parametrize("library", LIBRARIES, indirect=True)
+MORE_SHAPES = [*SHAPES, (300, 68, 200), (97, 130, 129), (8, 192, 1153)]
+
+
+def close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-6) -> None:
+    assert (got.double() - want.double()).norm() <= limit * want.double().norm()
+
+
+@every_library
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize(("m", "k", "n"), MORE_SHAPES)
+def test_integer_product_is_exact(library: cpu_compiled.Library, m: int, k: int, n: int, threads: int) -> None:
+    x, weight = codes(m, k), codes(n, k, seed=2)
+    x[: m // 2] = 127
+    weight[: n // 2] = -127
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_library
+@pytest.mark.parametrize("ending", ["plain", "bias", "gelu", "residual", "static"])
+def test_gemm_is_the_reference(library: cpu_compiled.Library, ending: str) -> None:
+    """Bit for bit but for GELU, whose erf is another one."""
+    for m, k, n in MORE_SHAPES:
+        generator = torch.Generator().manual_seed(m)
+        operands = (*reference.quantize_rows(hard_rows(m, k)), codes(n, k, seed=3))
+        scale = torch.rand(n, 1, generator=generator) * 0.01
+        bias = None if ending == "plain" else torch.linspace(-3, 3, n).half()
+        residual = torch.randn(m, n, generator=generator) if ending == "residual" else None
+        gamma = torch.rand(n, generator=generator) if ending == "residual" else None
+        out_scale = torch.tensor([0.02]) if ending == "static" else None
+        arguments = (*operands, scale, bias, torch.float32, ending == "gelu", gamma, residual, out_scale)
+        want, got = reference.int8_gemm(*arguments), cpu_ops.int8_gemm(*arguments)
+        if ending == "gelu":
+            close(got, want)
+            got_codes, got_scale = cpu_ops.int8_gemm_quantize(*arguments[:6], True)
+            want_codes, want_scale = reference.quantize_rows(got)
+            exact((got_codes, got_scale), (want_codes, want_scale))
+        else:
+            exact((got,), (want,))
+        if ending in ("plain", "bias"):
+            exact(cpu_ops.int8_gemm_quantize(*arguments[:6]), reference.int8_gemm_quantize(*arguments[:6]))
+        if residual is not None:  # which the result may be written over
+            cpu_ops.int8_gemm_into_(residual, *arguments[:5], *arguments[6:])
+            exact((residual,), (want,))
+
+
+@every_library
+@pytest.mark.parametrize("static", [False, True])
+def test_codes(library: cpu_compiled.Library, static: bool) -> None:
+    input_scale = torch.tensor([0.02]) if static else None
+    for m, k, _ in SHAPES:
+        x, (weight, bias) = hard_rows(m, k), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
+        exact(cpu_ops.quantize_rows(x, input_scale), reference.quantize_rows(x, input_scale))
+        got = cpu_ops.layer_norm_quantize(x, weight, bias, 1e-5, input_scale)
+        want = reference.layer_norm_quantize(x, weight, bias, 1e-5, input_scale)
+        torch.testing.assert_close(got[1], want[1], rtol=2e-6, atol=0)
+        assert (got[0].int() - want[0].int()).abs().amax(dim=1).le(1).all()  # a value on the border of two codes
+        assert (got[0] != want[0]).sum() <= 1e-3 * want[0].numel() + 1
+
+
+@every_library
+def test_division_by_any_scale_rounds_as_division(library: cpu_compiled.Library) -> None:
+    """Scales with fractions of all ones, tiny and huge ones; quotients at the border between two codes."""
+    generator = torch.Generator().manual_seed(4)
+    scales = torch.rand(4000, 1, generator=generator) + 0.5
+    bits = scales.view(torch.int32)
+    bits[::3] = (bits[::3] & ~0xFF) | 0xFF
+    bits[::7] = (bits[::7] & ~0x7FFFFF) | 0x7FFFFF
+    scales[::5] *= 2.0**-100
+    scales[1::5] *= 2.0**100
+    halves = torch.randint(-127, 127, (4000, 64), generator=generator) + 0.5
+    x = halves * scales * (1 + torch.randint(-2, 3, halves.shape, generator=generator) * 2.0**-23)
+    x[:, 0] = 127 * scales[:, 0]
+    exact(cpu_ops.quantize_rows(x), reference.quantize_rows(x))
+
+
+@every_library
+def test_passes_over_floats(library: cpu_compiled.Library) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for frames, tokens, dim in ((3, 37, 16), (1, 9, 64), (2, 5, 12)):
+        qkv = torch.randn(frames * tokens, 3, 2, dim, generator=generator)
+        norms, rope = torch.randn(4, dim, generator=generator), torch.randn(2, tokens, dim, generator=generator)
+        want = reference.qk_norm_rope(qkv, *norms, rope, 1e-5)
+        cpu_ops.qk_norm_rope_(qkv, *norms, rope, 1e-5)
+        close(qkv, want)
+        assert torch.equal(qkv[:, 2], want[:, 2])
+    halves = torch.randn(2, 2, 7, 37, generator=generator)
+    norm = torch.randn(2, 74, generator=generator)
+    close(cpu_ops.layer_norm_halves(*halves, 3, *norm, 1e-5), reference.layer_norm_halves(*halves, 3, *norm, 1e-5))
+    x = torch.randn(2, 5, 8, 6, generator=generator)
+    kept = x.clone()
+    for size in ((5, 8), (7, 9), (3, 1), (1, 20)):
+        columns, rows = torch.rand(size[1], 3), torch.rand(size[0], 3)
+        added = (columns, rows, torch.randn(6).half(), torch.randn(2, *size, 6))
+        for extra in ((), added):
+            close(cpu_ops.resize(x, *size, *extra), reference.resize(x, *size, *extra))
+    assert torch.equal(x, kept)
+
+
+@every_library
+@pytest.mark.parametrize("inverse_log", [False, True])
+@pytest.mark.parametrize("outputs", [2, 4, 9])
+def test_predictions(library: cpu_compiled.Library, outputs: int, inverse_log: bool) -> None:
+    generator = torch.Generator().manual_seed(outputs)
+    for channels in (32, 7, 40):
+        x = torch.randn(2, 9, 13, channels, generator=generator)
+        weight, bias = torch.randn(outputs, channels, generator=generator), torch.randn(outputs, generator=generator)
+        x[0, 0, 0], x[0, 0, 1] = 0, x[0, 0, 1] * 1e-6
+        values, confidence = torch.empty(2, 9, 13, outputs - 1), torch.empty(2, 9, 13)
+        for b in (bias, None):
+            cpu_ops.predict_(x, weight, b, inverse_log, values, confidence)
+            want = reference.predict(x.double(), weight.double(), b, inverse_log)
+            close(values, want[0], 1e-5)
+            close(confidence, want[1], 1e-5)
+    extreme = torch.tensor([float("nan"), float("inf"), -float("inf"), 200.0, -200.0, 88.5, 1e-6, -1e-6, 0.0])
+    x = torch.zeros(1, 1, 9, 32)
+    x[..., 0] = extreme
+    weight = torch.zeros(2, 32)
+    weight[:, 0] = 1
+    values, confidence = torch.empty(1, 1, 9, 1), torch.empty(1, 1, 9)
+    cpu_ops.predict_(x[..., :1].contiguous(), weight[:, :1], None, inverse_log, values, confidence)
+    want = reference.predict(x[..., :1], weight[:, :1], None, inverse_log)
+    torch.testing.assert_close(values, want[0], rtol=1e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(confidence, want[1], rtol=1e-6, atol=0, equal_nan=True)
+
+
+@every_library
+def test_weight_only_layers_of_few_rows(library: cpu_compiled.Library) -> None:
+    for m, k, n in ((1, 64, 8), (32, 37, 9), (8, 1037, 65), (33, 64, 4)):
+        x, weight, scale = hard_rows(m, k), codes(n, k, seed=7), torch.full((n, 1), 0.003)
+        for bias in (None, torch.linspace(-1, 1, n).half()):
+            close(cpu_ops.w8a16_linear(x, weight, scale, bias), reference.w8a16_linear(x, weight, scale, bias))
+
+
+@every_library
+@pytest.mark.parametrize("input_scale", [None, torch.tensor([0.02])])
+def test_nan_and_inf_stay_visible(library: cpu_compiled.Library, input_scale: torch.Tensor | None) -> None:
+    x = torch.ones(3, 64)
+    x[0, 5], x[1, 5] = float("nan"), float("inf")
+    y = cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x, input_scale), codes(8, 64), torch.ones(8, 1), None, x.dtype)
+    assert not y[:2].isfinite().any()
+    assert y[2].isfinite().all()
+    normed = cpu_ops.layer_norm_quantize(x, torch.ones(64), torch.ones(64), 1e-5, input_scale)[1]
+    assert not normed[:2].isfinite().any()
+
+
+@every_library
+def test_fewer_threads_than_asked_for(library: cpu_compiled.Library) -> None:
+    """OpenMP gives what its limit allows."""
+    code = (
+        "import torch; from tests.kernels.compiled import _load; from vggt_int8.kernels import reference\n"
+        "from vggt_int8.kernels.cpu_compiled import _multiply\n"
+        f"found = _load({library_name(library)!r}); torch.set_num_threads(7)\n"
+        "x, w = torch.randint(-127, 128, (2, 300, 64), dtype=torch.int8)\n"
+        "out = torch.empty(300, 300, dtype=torch.int32); _multiply(found, out, x, w)\n"
+        "assert torch.equal(out, reference.int8_matmul(x, w))"
+    )
+    env = os.environ | {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, cwd=Path(__file__).parents[2])
+
+
+def library_name(library: cpu_compiled.Library) -> str:
+    return next(name for name in LIBRARIES if _load(name) is library)
+
+
+PROBE = "import warnings; warnings.simplefilter('error'); from vggt_int8.kernels import cpu_compiled as c; "
+
+
+def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROBE + code], env=os.environ | env, capture_output=True, text=True)
+
+
+def test_settings() -> None:
+    off = run("print(c.library(), c.unavailable())", VGGT_INT8_CPU_KERNELS="off")
+    assert off.stdout.split() == ["None", "VGGT_INT8_CPU_KERNELS=off"]
+    assert "must be on, off or no-amx, not 'fast'" in run("c.library()", VGGT_INT8_CPU_KERNELS="fast").stderr
+    assert "AMX" not in run("print(c.library() and c.library().name)", VGGT_INT8_CPU_KERNELS="no-amx").stdout
+
+
+@pytest.mark.skipif(cpu_compiled.unavailable() is not None, reason=str(cpu_compiled.unavailable()))
+def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
+    broken.chmod(0o755)
+    failed = run("c.library()", CC=str(broken), XDG_CACHE_HOME=str(tmp_path))
+    assert "RuntimeWarning: INT8 runs on PyTorch's slower CPU functions" in failed.stderr
+    assert "broken failed: no such thing" in failed.stderr
+    missing = run("c.library()", CC="", PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
+    assert "there is no C compiler: install gcc, or name one in CC" in missing.stderr
+    not_a_folder = run("c.library()", XDG_CACHE_HOME=str(broken))
+    assert "cannot be written" in not_a_folder.stderr
+    assert "XDG_CACHE_HOME" in not_a_folder.stderr
+
+
+@pytest.mark.skipif(cpu_compiled.unavailable() is not None, reason=str(cpu_compiled.unavailable()))
+def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path) -> None:
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    code = PROBE + "print(c.library().name)"
+    runs = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) for _ in range(3)]
+    assert len({run.communicate(timeout=300)[0] for run in runs}) == 1
+    assert all(run.returncode == 0 for run in runs)
+    (made,) = (tmp_path / "vggt-int8").iterdir()  # and nothing is left over
+    assert made.suffix == ".so"

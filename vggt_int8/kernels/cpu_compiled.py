@@ -1,0 +1,358 @@
+"""The kernels of `cpu_kernels.c`: compiled once on the machine that runs them, then called through ctypes.
+
+As Triton does on a GPU, this needs a C compiler (GCC). It is asked once, and its result is kept in the user's cache.
+Where it is missing, and on CPUs that are no x86 with AVX2, the operators run on PyTorch's own, slower functions:
+`unavailable()` says why, a warning does where a compiler would help, and the quantization report names the product.
+`VGGT_INT8_CPU_KERNELS=off` asks for that, `=no-amx` for the kernels of CPUs without AMX.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SETTING = "VGGT_INT8_CPU_KERNELS"
+_SOURCE = Path(__file__).with_name("cpu_kernels.c")
+_FLAGS = (
+    *("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off", "-fno-math-errno"),
+    *("-fno-trapping-math", "-fno-strict-aliasing", "-fopenmp", "-fPIC", "-shared"),
+)
+_SECONDS_TO_COMPILE = 300
+_OUT_OF_MEMORY = 1
+
+
+class Library(NamedTuple):
+    """The loaded kernels; name: what they multiply with."""
+
+    functions: ctypes.CDLL
+    name: str
+
+    def call(self, name: str, *arguments: Tensor | float | None) -> None:
+        """The function `name` on the threads that PyTorch uses. Tensors are passed as their address, None as null."""
+        pointers = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+        if getattr(self.functions, name)(*pointers, torch.get_num_threads()) == _OUT_OF_MEMORY:
+            raise MemoryError(f"{name} found no memory for what it works on")
+
+
+class Unavailable(Exception):
+    """The kernels cannot be had here; the message says why."""
+
+
+class NoCompiler(Unavailable):
+    """There is no compiler, or it or its result does not work."""
+
+
+def library() -> Library | None:
+    """The kernels, compiled by the first call, or None where they cannot be had."""
+    loaded = _load()
+    return loaded if isinstance(loaded, Library) else None
+
+
+def unavailable() -> str | None:
+    """Why there are no compiled kernels, or None if there are."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+@functools.cache
+def _load() -> Library | str:
+    setting = os.environ.get(SETTING, "on")
+    if setting not in ("on", "off", "no-amx"):
+        raise ValueError(f"{SETTING} must be on, off or no-amx, not {setting!r}")
+    if setting == "off":
+        return f"{SETTING}=off"
+    try:
+        return load(build(), amx=setting != "no-amx")
+    except NoCompiler as error:
+        warnings.warn(f"INT8 runs on PyTorch's slower CPU functions: {error}", RuntimeWarning, stacklevel=2)
+        return str(error)
+    except Unavailable as error:
+        return str(error)
+
+
+def load(path: Path, amx: bool) -> Library:
+    """The library at `path`, with AMX where asked and possible. Its products are tried before it is used."""
+    try:
+        functions = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoCompiler(f"{path} cannot be loaded: {error}") from error
+    for function, kinds in _SIGNATURES.items():
+        getattr(functions, function).argtypes = [_KINDS[kind] for kind in (*kinds, "i")]
+    units = functions.vi_init(int(amx))
+    name = {0: "AVX2", 1: "AVX-512 VNNI", 3: "AMX"}[units]
+    loaded = Library(functions, f"compiled kernels on {name}")
+    if not _is_exact(loaded):
+        raise NoCompiler(f"what {path} multiplies is wrong on this CPU")
+    return loaded
+
+
+def _is_exact(loaded: Library) -> bool:
+    """Extreme codes over a long K, odd sizes, one row."""
+    with torch.device("cpu"):  # also when asked while a model is built on the meta device
+        generator = torch.Generator().manual_seed(0)
+        for m, k, n in ((1, 4096, 8), (17, 1037, 9), (64, 2048, 64)):
+            x = torch.randint(-127, 128, (m, k), generator=generator, dtype=torch.int8)
+            weight = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
+            x[0], weight[0] = 127, 127
+            weight[-1] = -127
+            out = torch.empty(m, n, dtype=torch.int32)
+            _multiply(loaded, out, x, weight)
+            if not torch.equal(out, (x.double() @ weight.double().t()).to(torch.int32)):
+                return False
+    return True
+
+
+def _multiply(loaded: Library, out: Tensor, codes: Tensor, weight: Tensor) -> None:
+    (m, k), n = codes.shape, len(weight)
+    loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, m, n, k, out, None, None, None)
+
+
+def build(flags: Sequence[str] = ()) -> Path:
+    """The compiled library in the user's cache, made if it is not there yet.
+
+    Its name depends on all that it was made from: source, flags, compiler and CPU. It is written under another name
+    first, so processes that compile at once do not meet.
+    """
+    here = f"{platform.system()} on {platform.machine()}"
+    if here != "Linux on x86_64":
+        raise Unavailable(f"the compiled kernels are for Linux on x86_64, not {here}")
+    if not {"avx2", "fma"} <= set(_cpu().split()):
+        raise Unavailable("this CPU has no AVX2, which the compiled kernels need")
+    compiler = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("cc")
+    if compiler is None:
+        raise NoCompiler("there is no C compiler: install gcc, or name one in CC")
+    command = [compiler, *_FLAGS, *flags]
+    version = _run([compiler, "--version"])
+    made_from = "\n".join([*command, version, _cpu(), _SOURCE.read_text(encoding="utf-8")])
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggt-int8"
+    path = folder / f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch) / path.name
+                _run([*command, str(_SOURCE), "-lm", "-o", str(made)])
+                made.replace(path)
+        except OSError as error:
+            raise NoCompiler(f"{folder} cannot be written ({error}): name another place in XDG_CACHE_HOME") from error
+    return path
+
+
+def _run(command: list[str]) -> str:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS_TO_COMPILE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoCompiler(f"{command[0]} does not run: {error}") from error
+    if run.returncode:
+        raise NoCompiler(f"{command[0]} failed: {run.stderr.strip()[:400]}")
+    return run.stdout
+
+
+def _cpu() -> str:
+    """What `-march=native` looks at: this CPU's model and its instruction sets."""
+    keys = ("vendor_id", "cpu family", "model", "model name", "flags")
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in keys}))
+
+
+# Arguments of the functions in `cpu_kernels.c`: p a pointer or null, q a 64-bit integer, i an int, f a float. All but
+# `vi_init` end with the number of threads, which `_call` adds.
+_KINDS = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+_SIGNATURES = {
+    "vi_quantize_rows": "pqqppp",
+    "vi_layer_norm_quantize": "pqqppfppp",
+    "vi_layer_norm_halves": "ppqqqqppfp",
+    "vi_qk_norm_rope": "pqqqpppppqf",
+    "vi_resize": "pqqqqqqppppp",
+    "vi_linear": "ppppppppiqqqpppp",
+    "vi_predict": "pqqppqipp",
+    "vi_weight_only": "pqqpppqp",
+    "vi_conv": "pppppiqqqqqqqqqqqpp",
+    "vi_attention": "ppppqqqqqqq",
+}
+_MAX_HEAD_DIM = 512
+_MAX_OUTPUTS = 8  # of a dense head
+
+
+def _call(name: str, *arguments: Tensor | float | None) -> None:
+    found = library()
+    assert found is not None
+    found.call(name, *arguments)
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether the kernels are there and take these tensors: fp32, on a CPU and contiguous."""
+    fits = (t is None or (t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()) for t in tensors)
+    return all(fits) and library() is not None
+
+
+def _floats(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Parameters as contiguous fp32. Keep them until the call is over."""
+    return [t if t is None or (t.dtype == torch.float32 and t.is_contiguous()) else _as_floats(t) for t in tensors]
+
+
+def _as_floats(t: Tensor) -> Tensor:
+    return t.detach().float().contiguous()
+
+
+def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`reference.quantize_rows` for x that is `usable`."""
+    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    _call("vi_quantize_rows", x, *x.shape, input_scale, codes, scale)
+    return codes, scale
+
+
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`reference.layer_norm_quantize` for x that is `usable`."""
+    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    floats = _floats(weight, bias)
+    _call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, codes, scale)
+    return codes, scale
+
+
+def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`reference.layer_norm_halves` for first and second that are `usable`."""
+    frames, tokens, channels = first.shape
+    out = torch.empty(frames, tokens - skip, 2 * channels)
+    floats = _floats(weight, bias)
+    _call("vi_layer_norm_halves", first, second, frames, tokens, skip, channels, *floats, eps, out)
+    return out
+
+
+def qk_norm_rope_(
+    qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
+) -> None:
+    """`reference.qk_norm_rope` in place for qkv that is `usable`."""
+    tokens, _, heads, dim = qkv.shape
+    floats = _floats(q_weight, q_bias, k_weight, k_bias, rope)
+    _call("vi_qk_norm_rope", qkv, tokens, heads, dim, *floats, rope.shape[1], eps)
+
+
+def resize(
+    x: Tensor,
+    height: int,
+    width: int,
+    columns: Tensor | None,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    addend: Tensor | None,
+) -> Tensor:
+    """`reference.resize` for x and addend that are `usable`."""
+    frames, _, _, channels = x.shape
+    out = torch.empty(frames, height, width, channels)
+    floats = _floats(columns, rows, bias)
+    _call("vi_resize", x, *x.shape, height, width, *floats, addend, out)
+    return out
+
+
+def int8_gemm_into_(
+    out: Tensor,
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    gelu: bool,
+    gamma: Tensor | None,
+    residual: Tensor | None,
+    out_scale: Tensor | None,
+) -> None:
+    """`reference.int8_gemm` into out: fp32, or int8 with an out_scale. out and residual are `usable`."""
+    (m, k), n = x_codes.shape, len(weight)
+    codes, stored = x_codes.contiguous(), weight.contiguous()
+    scales, parameters = _floats(x_scale, weight_scale), _floats(bias, gamma)
+    results = (None, out, None, None) if out_scale is None else (None, None, out, None)
+    operands = (codes, scales[0], stored, scales[1], *parameters, residual, out_scale, int(gelu))
+    _call("vi_linear", *operands, m, n, k, *results)
+
+
+def int8_gemm_quantize(
+    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, gelu: bool
+) -> tuple[Tensor, Tensor]:
+    """`reference.int8_gemm_quantize` of an fp32 result."""
+    (m, k), n = x_codes.shape, len(weight)
+    codes, stored = x_codes.contiguous(), weight.contiguous()
+    scales = _floats(x_scale, weight_scale, bias)
+    out, row_scale = torch.empty(m, n, dtype=torch.int8), torch.empty(m, 1)
+    operands = (codes, scales[0], stored, scales[1], scales[2], None, None, None, int(gelu))
+    _call("vi_linear", *operands, m, n, k, None, None, out, row_scale)
+    return out, row_scale
+
+
+def int8_matmul_(out: Tensor, x_codes: Tensor, weight: Tensor) -> None:
+    """`reference.int8_matmul` into out, contiguous int32."""
+    found = library()
+    assert found is not None
+    _multiply(found, out, x_codes.contiguous(), weight.contiguous())
+
+
+def int8_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    addend: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, list[int]]:
+    """x [f, h, w, C] -> [f, h', w', N], and the frames that hold NaN or inf, which have not been computed.
+
+    x and addend [f, h', w', N] are `usable`; weight [N, C, kh, kw] int8.
+    """
+    frames, height, width, channels = x.shape
+    outputs, _, *taps = weight.shape
+    sizes = ((n + 2 * p - k) // step + 1 for n, p, k, step in zip((height, width), padding, taps, stride, strict=True))
+    out, finite = torch.empty(frames, *sizes, outputs), ctypes.create_string_buffer(frames)
+    stored = weight.contiguous()
+    floats = _floats(weight_scale, bias)
+    geometry = (frames, channels, height, width, outputs, *taps, *stride, *padding)
+    _call("vi_conv", x, stored, *floats, addend, int(relu), *geometry, out, ctypes.addressof(finite))
+    return out, [frame for frame, flag in enumerate(finite.raw) if not flag]
+
+
+def predict_(
+    x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
+) -> bool:
+    """`reference.predict` of x that is `usable` into values and confidence. False: not for so many outputs."""
+    outputs, channels = weight.shape
+    if outputs > _MAX_OUTPUTS:
+        return False
+    floats = _floats(weight, bias)
+    _call("vi_predict", x, confidence.numel(), channels, *floats, outputs, int(inverse_log), values, confidence)
+    return True
+
+
+def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """`reference.w8a16_linear` of few rows that are `usable`."""
+    (m, k), n = x.shape, len(weight)
+    out, stored, floats = torch.empty(m, n), weight.contiguous(), _floats(weight_scale, bias)
+    _call("vi_weight_only", x, m, k, stored, *floats, n, out)
+    return out
+
+
+def takes_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `attention` can do it: fp32 views of one layout, with heads of up to 512 channels next to one another."""
+    alike = q.stride() == k.stride() == v.stride() and q.stride(3) == 1 and q.shape[3] <= _MAX_HEAD_DIM
+    return alike and q.dtype == torch.float32 and q.device.type == "cpu" and library() is not None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(D)) v: q, k, v [B, H, N, D] that `takes_attention` accepts -> [B, N, H, D]."""
+    batch, heads, tokens, dim = q.shape
+    out = torch.empty(batch, tokens, heads, dim)
+    _call("vi_attention", q, k, v, out, batch, heads, tokens, dim, *q.stride()[:3])
+    return out
