@@ -1,4 +1,4 @@
-/* The instructions that cpu_kernels.c takes from AVX-512 VNNI and AMX, in plain C. */
+/* The instructions that the CPU kernels take from AVX-512 VNNI and AMX, in plain C. */
 
 static ints dot_pairs(ints sum, ints a, ints b) {
   for (int i = 0; i < LANES; i++)

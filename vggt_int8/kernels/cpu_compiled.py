@@ -1,4 +1,4 @@
-"""The kernels of `cpu_kernels.c`: compiled once on the machine that runs them, then called through ctypes.
+"""The kernels of `csrc/`: compiled once on the machine that runs them, then called through ctypes.
 
 As Triton does on a GPU, this needs a C compiler (GCC). It is asked once, and its result is kept in the user's cache.
 Where it is missing, and on CPUs that are no x86 with AVX2, the operators run on PyTorch's own, slower functions:
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 SETTING = "VGGT_INT8_CPU_KERNELS"
-_SOURCE = Path(__file__).with_name("cpu_kernels.c")
+_SOURCES = Path(__file__).with_name("csrc")
 _FLAGS = (
     *("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-strict-aliasing", "-fopenmp", "-fPIC", "-shared"),
@@ -134,7 +134,8 @@ def build(flags: Sequence[str] = ()) -> Path:
         raise NoCompiler("there is no C compiler: install gcc, or name one in CC")
     command = [compiler, *_FLAGS, *flags]
     version = _run([compiler, "--version"])
-    made_from = "\n".join([*command, version, _cpu(), _SOURCE.read_text(encoding="utf-8")])
+    sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.iterdir())]
+    made_from = "\n".join([*command, version, _cpu(), *sources])
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggt-int8"
     path = folder / f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so"
     if not path.exists():
@@ -142,7 +143,7 @@ def build(flags: Sequence[str] = ()) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / path.name
-                _run([*command, str(_SOURCE), "-lm", "-o", str(made)])
+                _run([*command, str(_SOURCES / "kernels.c"), "-lm", "-o", str(made)])
                 made.replace(path)
         except OSError as error:
             raise NoCompiler(f"{folder} cannot be written ({error}): name another place in XDG_CACHE_HOME") from error
@@ -166,7 +167,7 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in keys}))
 
 
-# Arguments of the functions in `cpu_kernels.c`: p a pointer or null, q a 64-bit integer, i an int, f a float. All but
+# Arguments of the functions in `csrc/`: p a pointer or null, q a 64-bit integer, i an int, f a float. All but
 # `vi_init` end with the number of threads, which `_call` adds.
 _KINDS = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 _SIGNATURES = {
