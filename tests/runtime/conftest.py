@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vggt_int8 import VGGTInt8, quantize
-from vggt_int8.runtime import convolution
+from vggt_int8.kernels.cpu_attention import attention_cpu
+from vggt_int8.runtime import attention, convolution
 
 RECIPES = ("fp16", "int8_weight_only", "int8_dynamic")
 Make = Callable[[str, torch.dtype], VGGTInt8]
@@ -15,11 +16,13 @@ Make = Callable[[str, torch.dtype], VGGTInt8]
 
 @pytest.fixture(autouse=True)
 def float_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions decode their weights here, as on a GPU and without compiled kernels: bounds are those of fp32.
+    """Convolutions decode their weights here, and attention is in floats, as without compiled kernels: bounds are those
+    of fp32.
 
     `test_cpu.py` has the integer convolutions.
     """
     monkeypatch.setattr(convolution, "int8_conv_is_there", lambda: False)
+    monkeypatch.setattr(attention, "attention_cpu", lambda q, k, v, _: attention_cpu(q, k, v))
 
 
 @pytest.fixture
