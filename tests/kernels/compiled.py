@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vggt_int8.kernels import cpu_compiled
+from vggt_int8.kernels import cpu, cpu_compiled
 
 LIBRARIES = ["own", "own without AMX", "emulated VNNI", "emulated AMX"]
 _EMULATED = Path(__file__).with_name("emulated_tiles.h")
@@ -20,6 +20,12 @@ def use(name: str, monkeypatch: pytest.MonkeyPatch) -> cpu_compiled.Library:
     found.functions.vi_init(int("AMX" in found.name))
     monkeypatch.setattr(cpu_compiled, "_load", lambda: found)
     return found
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the operators run on PyTorch's functions for the length of a test."""
+    monkeypatch.setattr(cpu_compiled, "_load", lambda: "not in this test")
+    monkeypatch.setattr(cpu, "cpu_int8_kernel", functools.cache(cpu.cpu_int8_kernel.__wrapped__))
 
 
 @functools.cache

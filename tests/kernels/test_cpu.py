@@ -1,6 +1,5 @@
 """Without compiled kernels the CPU operators equal the reference exactly, whichever product they run on."""
 
-import functools
 import os
 import platform
 import resource
@@ -10,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.kernels.compiled import without
 from vggt_int8.kernels import cpu, cpu_compiled, cpu_ops, reference
 
 KERNELS = [cpu.U8S8, cpu.S8S8, cpu.FLOAT32]
@@ -18,8 +18,7 @@ SHAPES = [(1, 64, 8), (37, 37, 9), (16, 4096, 1), (130, 1037, 65), (1041, 64, 33
 
 @pytest.fixture(autouse=True)
 def _without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_compiled, "_load", lambda: "not in this test")
-    monkeypatch.setattr(cpu, "cpu_int8_kernel", functools.cache(cpu.cpu_int8_kernel.__wrapped__))
+    without(monkeypatch)
 
 
 def usable(kernel: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.kernels.compiled import without
 from vggt_int8 import BackendError, Recipe, RecipeError, VGGTInt8, load_recipe, quantize
-from vggt_int8.kernels import cpu, cpu_compiled
+from vggt_int8.kernels import cpu
 from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.quant import Int8Attention, attention
 from vggt_int8.runtime import Runtime
@@ -78,7 +79,7 @@ def test_the_fused_network_computes_it_too(
     make_tiny: Make, tiny_images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Compiled kernels round LayerNorm in another order, and one code that tips over by it changes poses by 3e-3.
-    monkeypatch.setattr(cpu_compiled, "_load", lambda: "not in this test")
+    without(monkeypatch)
     for name, limit in (("int8_weight_only", 5e-4), ("int8_dynamic", 3e-3)):
         model = quantize(make_tiny(), recipe(name), "reference")
         plain = quantize(make_tiny(), name, "reference")
