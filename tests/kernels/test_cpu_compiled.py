@@ -29,7 +29,7 @@ def close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-6) -> None:
 
 
 @every_library
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("m", "k", "n"), MORE_SHAPES)
 def test_integer_product_is_exact(library: cpu_compiled.Library, m: int, k: int, n: int, threads: int) -> None:
     x, weight = codes(m, k), codes(n, k, seed=2)
@@ -179,8 +179,7 @@ def test_fewer_threads_than_asked_for(library: cpu_compiled.Library) -> None:
         "from vggt_int8.kernels.cpu_compiled import _multiply\n"
         f"found = _load({library_name(library)!r}); torch.set_num_threads(7)\n"
         "x, w = torch.randint(-127, 128, (2, 300, 64), dtype=torch.int8)\n"
-        "out = torch.empty(300, 300, dtype=torch.int32); _multiply(found, out, x, w)\n"
-        "assert torch.equal(out, reference.int8_matmul(x, w))"
+        "assert torch.equal(_multiply(found, x, w), reference.int8_matmul(x, w))"
     )
     env = os.environ | {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True, cwd=Path(__file__).parents[2])

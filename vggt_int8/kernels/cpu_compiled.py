@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,13 +92,17 @@ def load(path: Path, amx: bool) -> Library:
     units = functions.vi_init(int(amx))
     name = {0: "AVX2", 1: "AVX-512 VNNI", 3: "AMX"}[units]
     loaded = Library(functions, f"compiled kernels on {name}")
-    if not _is_exact(loaded):
+    if not multiplies_exactly(functools.partial(_multiply, loaded)):
         raise NoCompiler(f"what {path} multiplies is wrong on this CPU")
     return loaded
 
 
-def _is_exact(loaded: Library) -> bool:
-    """Extreme codes over a long K, odd sizes, one row."""
+def multiplies_exactly(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether codes [M, K] times weight [N, K] give the exact int32 sums [M, N] on a CPU.
+
+    Extreme codes over a long K find 16-bit saturation; odd sizes and one row find kernels for special
+    shapes.
+    """
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
         generator = torch.Generator().manual_seed(0)
         for m, k, n in ((1, 4096, 8), (17, 1037, 9), (64, 2048, 64)):
@@ -106,16 +110,16 @@ def _is_exact(loaded: Library) -> bool:
             weight = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
             x[0], weight[0] = 127, 127
             weight[-1] = -127
-            out = torch.empty(m, n, dtype=torch.int32)
-            _multiply(loaded, out, x, weight)
-            if not torch.equal(out, (x.double() @ weight.double().t()).to(torch.int32)):
+            if not torch.equal(multiply(x, weight), (x.double() @ weight.double().t()).to(torch.int32)):
                 return False
     return True
 
 
-def _multiply(loaded: Library, out: Tensor, codes: Tensor, weight: Tensor) -> None:
+def _multiply(loaded: Library, codes: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     (m, k), n = codes.shape, len(weight)
+    out = torch.empty(m, n, dtype=torch.int32) if out is None else out
     loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, m, n, k, out, None, None, None)
+    return out
 
 
 def build(flags: Sequence[str] = ()) -> Path:
@@ -297,7 +301,7 @@ def int8_matmul_(out: Tensor, x_codes: Tensor, weight: Tensor) -> None:
     """`reference.int8_matmul` into out, contiguous int32."""
     found = library()
     assert found is not None
-    _multiply(found, out, x_codes.contiguous(), weight.contiguous())
+    _multiply(found, x_codes.contiguous(), weight.contiguous(), out)
 
 
 def int8_conv2d(
