@@ -1,5 +1,6 @@
 /* The operators of cpu_ops.py for x86 CPUs, compiled on the machine that runs them (cpu_compiled.py). One translation
-unit: each header holds the functions of its kind, which are called through ctypes.
+unit: each header holds the functions of its kind. Those that start with vi_ are called through ctypes; they return 0 or
+OUT_OF_MEMORY, vi_init what it found.
 
 Everything heavy is a product of integers with exact int32 sums, in tiles that stay in registers:
 

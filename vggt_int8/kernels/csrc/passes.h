@@ -1,9 +1,10 @@
 /* LayerNorm, quantization, RoPE, resizing and the last layer of a dense head: one pass over memory each. */
 
-void vi_quantize_rows(const float *x, i64 rows, i64 k, const float *input_scale, int8_t *codes, float *scale,
-                      int threads) {
+int vi_quantize_rows(const float *x, i64 rows, i64 k, const float *input_scale, int8_t *codes, float *scale,
+                     int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 m = 0; m < rows; m++) quantize_row(x + m * k, k, input_scale, codes + m * k, scale + m);
+  return 0;
 }
 
 int vi_layer_norm_quantize(const float *x, i64 rows, i64 k, const float *weight, const float *bias, float eps,
@@ -21,8 +22,8 @@ int vi_layer_norm_quantize(const float *x, i64 rows, i64 k, const float *weight,
 }
 
 /* first, second [frames, tokens, k] -> [frames, tokens - skip, 2k] */
-void vi_layer_norm_halves(const float *first, const float *second, i64 frames, i64 tokens, i64 skip, i64 k,
-                          const float *weight, const float *bias, float eps, float *out, int threads) {
+int vi_layer_norm_halves(const float *first, const float *second, i64 frames, i64 tokens, i64 skip, i64 k,
+                         const float *weight, const float *bias, float eps, float *out, int threads) {
   i64 kept = tokens - skip;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 m = 0; m < frames * kept; m++) {
@@ -32,6 +33,7 @@ void vi_layer_norm_halves(const float *first, const float *second, i64 frames, i
     memcpy(y + k, second + from, 4 * k);
     norm_row(y, 2 * k, weight, bias, eps, y);
   }
+  return 0;
 }
 
 static inline __attribute__((always_inline)) void norm_rope_head(
@@ -52,9 +54,9 @@ static inline __attribute__((always_inline)) void norm_rope_head(
 }
 
 /* qkv [tokens, 3, heads, dim] in place, rope [2, period, dim] */
-void vi_qk_norm_rope(float *qkv, i64 tokens, i64 heads, i64 dim, const float *q_weight, const float *q_bias,
-                     const float *k_weight, const float *k_bias, const float *rope, i64 period, float eps,
-                     int threads) {
+int vi_qk_norm_rope(float *qkv, i64 tokens, i64 heads, i64 dim, const float *q_weight, const float *q_bias,
+                    const float *k_weight, const float *k_bias, const float *rope, i64 period, float eps,
+                    int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 t = 0; t < tokens; t++) {
     const float *cosine = rope + t % period * dim, *sine = cosine + period * dim;
@@ -65,11 +67,12 @@ void vi_qk_norm_rope(float *qkv, i64 tokens, i64 heads, i64 dim, const float *q_
       else norm_rope_head(x, dim, weight, bias, eps, cosine, sine);
     }
   }
+  return 0;
 }
 
 /* x [frames, h, w, c] -> out [frames, height, width, c]; columns [width, c / 2], rows [height, c / 2] */
-void vi_resize(const float *x, i64 frames, i64 h, i64 w, i64 c, i64 height, i64 width, const float *columns,
-               const float *rows, const float *bias, const float *addend, float *out, int threads) {
+int vi_resize(const float *x, i64 frames, i64 h, i64 w, i64 c, i64 height, i64 width, const float *columns,
+              const float *rows, const float *bias, const float *addend, float *out, int threads) {
   float down = height > 1 ? (float)(h - 1) / (float)(height - 1) : 0;
   float right = width > 1 ? (float)(w - 1) / (float)(width - 1) : 0;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -110,6 +113,7 @@ void vi_resize(const float *x, i64 frames, i64 h, i64 w, i64 c, i64 height, i64 
       }
     }
   }
+  return 0;
 }
 
 enum { MAX_OUTPUTS = 8 };
@@ -132,8 +136,8 @@ static inline void project_pixels(const float *x, i64 count, i64 c, const float 
 }
 
 /* x [pixels, c] times weight [n, c] -> values [pixels, n - 1] and confidence [pixels]; n is at most MAX_OUTPUTS. */
-void vi_predict(const float *x, i64 pixels, i64 c, const float *weight, const float *bias, i64 n, int inverse_log,
-                float *values, float *confidence, int threads) {
+int vi_predict(const float *x, i64 pixels, i64 c, const float *weight, const float *bias, i64 n, int inverse_log,
+               float *values, float *confidence, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 first = 0; first < pixels; first += LANES) {
     const i64 count = min_of(LANES, pixels - first);
@@ -154,6 +158,7 @@ void vi_predict(const float *x, i64 pixels, i64 c, const float *weight, const fl
       }
     }
   }
+  return 0;
 }
 
 /* y [m, n] = x [m, k] times codes [n, k], scaled, with bias: for few rows, since each output is a product by itself. */
