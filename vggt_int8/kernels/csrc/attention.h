@@ -1,16 +1,16 @@
-/* Queries and keys become integers of 16 bits with a scale for each token, values of 14 with one for each channel of a
-   head.
-   Products of queries and keys stay in int32 by Cauchy and Schwarz: no code vector is longer than MAX_NORM. Weights
-   exp(score - largest) of a block of keys get codes whose sum is at most MAX_SUM, so that their products with values
-   stay in int32, too; what they are divided by is the sum of the codes, so they sum to 1 exactly. */
+/* Attention in integers.
+
+Queries and keys become integers of 16 bits with a scale for each token, values of 14 with one for each channel of a
+head. Products of queries and keys stay in int32 by Cauchy and Schwarz: no code vector is longer than MAX_NORM. Weights
+exp(score - largest) of a block of keys get codes whose sum is at most MAX_SUM, so that their products with values
+stay in int32, too; what they are divided by is the sum of the codes, so they sum to 1 exactly. */
 
 enum { QUERIES = 48, KEYS = 256, TOKENS = 64 }; /* of a block; 48 is a multiple of every tile's rows */
 enum { MAX_DIM = 512 };
 static const float MAX_NORM = 46000, MAX_SUM = 262000, LARGEST_VALUE = 8191; /* even weights are many and small */
 
 typedef struct {
-  const float *q, *k, *v; /* [batch, heads, tokens, dim] by strides, in numbers; the last one is 1 */
-  i64 heads, tokens, dim, batch_stride, head_stride, token_stride;
+  i64 heads, tokens, dim, batch_stride, head_stride, token_stride; /* strides in numbers */
   i64 q_bytes, k_bytes, v_bytes; /* of a head's codes, one after another; on AMX of one plane, and the other follows */
   i64 k_panel;                   /* bytes of a panel of keys */
   i64 v_panel;                   /* bytes of a panel of channels, for all keys */
@@ -179,8 +179,8 @@ static void softmax_row(const Attention *t, Workspace *s, i64 row, i64 keys, flo
 }
 
 /* Queries [from, from + queries) of a head against all its keys: out, rows `out_pitch` apart. */
-static void attend(const Attention *t, Workspace *s, const char *packed, Scales scale, i64 from, i64 queries, float *out,
-                   i64 out_pitch) {
+static void attend(const Attention *t, Workspace *s, const char *packed, Scales scale, i64 from, i64 queries,
+                   float *out, i64 out_pitch) {
   const char *codes = packed + from * t->pitch, *keys = packed + t->planes * t->q_bytes;
   const char *values = keys + t->planes * t->k_bytes;
   for (i64 r = 0; r < queries; r++) s->top[r] = -INFINITY, s->total[r] = 0;
@@ -238,10 +238,11 @@ static Scales scales_of(const Attention *t, float *scales, i64 i) {
   return (Scales){first, first + t->tokens, first + 2 * t->tokens, first + 2 * t->tokens + t->dim};
 }
 
-/* softmax(q kT / sqrt(dim)) v: q, k, v as above, out [batch, tokens, heads, dim]. dim is at most MAX_DIM. */
+/* softmax(q kT / sqrt(dim)) v: q, k, v [batch, heads, tokens, dim] by strides, of which the last is 1; out [batch,
+   tokens, heads, dim]. dim is at most MAX_DIM. */
 int vi_attention(const float *q, const float *k, const float *v, float *out, i64 batch, i64 heads, i64 tokens, i64 dim,
                  i64 batch_stride, i64 head_stride, i64 token_stride, int threads) {
-  Attention t = {q, k, v, heads, tokens, dim, batch_stride, head_stride, token_stride, 0, 0, 0, 0, 0, 0, 1};
+  Attention t = {heads, tokens, dim, batch_stride, head_stride, token_stride, 0, 0, 0, 0, 0, 0, 1};
 #if WIDE
   t.planes = 1 + amx_allowed;
 #endif

@@ -1,4 +1,4 @@
-/* Sums, quantization and functions of floats. NaN passes through every comparison. */
+/* Sums, quantization and functions of floats. NaN passes through every comparison but that of `larger`. */
 
 static inline int32_t bits_of(float x) { int32_t i; memcpy(&i, &x, 4); return i; }
 static inline float float_of(int32_t i) { float x; memcpy(&x, &i, 4); return x; }
@@ -14,7 +14,7 @@ static inline float largest(const float *x, i64 n) {
   return float_of(most);
 }
 
-/* Without licence to reorder, compilers add the lanes of a vector one after another: 16 times the latency. */
+/* Without licence to reorder, compilers add the lanes of a vector one after another. */
 static inline float sum_of_lanes(floats x) {
   for (int d = LANES / 2; d; d /= 2) {
     ints other;
@@ -102,8 +102,9 @@ static inline float exp2_of(float x) {
   return p * float_of((int32_t)(((uint32_t)bits_of(shifted) << 23) + (127u << 23)));
 }
 
-/* x / y as division rounds it, a quarter of its time: the remainder of the product with the rounded inverse is exact and
-   corrects it. Proven by Markstein for every y but those whose fraction is all ones; where nothing over- or underflows. */
+/* x / y as division rounds it, without dividing: the remainder of the product with the rounded inverse is exact and
+   corrects it. Proven by Markstein for every y but those whose fraction is all ones, where nothing over- or
+   underflows. */
 static inline float quotient(float x, float y, float inverse) {
   float q = x * inverse;
   return fmaf(fmaf(-q, y, x), inverse, q);
@@ -154,7 +155,8 @@ static inline void quantize_row(const float *x, i64 k, const float *input_scale,
 }
 
 /* y = LayerNorm(x) * weight + bias; x may be y. */
-static inline __attribute__((always_inline)) void norm_row(const float *x, i64 n, const float *weight, const float *bias, float eps, float *y) {
+static inline __attribute__((always_inline)) void norm_row(const float *x, i64 n, const float *weight,
+                                                           const float *bias, float eps, float *y) {
   float mean = moment(1, x, n, 0) / n, factor = 1 / sqrtf(moment(2, x, n, mean) / n + eps);
 #pragma omp simd
   for (i64 i = 0; i < n; i++) y[i] = fmaf((x[i] - mean) * factor, weight[i], bias[i]);

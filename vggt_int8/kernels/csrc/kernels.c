@@ -8,12 +8,12 @@ Everything heavy is a product of integers with exact int32 sums, in tiles that s
   pairs   16 x 16 bits  convolutions (16-bit activations, 8-bit weights) and attention. VNNI or AVX2's multiply-add;
                         on AMX both bytes of each number are multiplied by themselves and the sums put together
 
-The right-hand side of a product is packed into panels of `width` columns, of which groups of numbers along K lie next to
-one another: [K / 4][width][4] bytes or [K / 2][width][2] numbers of 16 bits. A panel is packed by the thread that is
+The right-hand side of a product is packed into panels of `width` columns, of which groups of numbers along K lie next
+to one another: [K / 4][width][4] bytes or [K / 2][width][2] numbers of 16 bits. A panel is packed by the thread that is
 about to use it, from the tensor itself: nothing is kept between calls, so nothing can go stale.
 
 Floats: no contraction (-ffp-contract=off), so that scales and biases round as in reference.py; `fmaf` where it does not
-matter. NaN passes through every comparison here. Tensors are contiguous and fp32 if nothing else is said.
+matter. Tensors are contiguous and fp32 if nothing else is said.
 */
 
 #include <math.h>

@@ -28,7 +28,7 @@ static i64 groups_of(i64 k) {
 static void pack_panel(const Linear *g, i64 first, char *panel) {
   const i64 columns = min_of(MAX_WIDTH, g->n - first), whole = g->k / (4 / CODE_BYTES), rest = g->k % (4 / CODE_BYTES);
   const int8_t *weight = g->weight + first * g->k;
-  if (columns < MAX_WIDTH || whole < groups_of(g->k)) memset(panel, 0, g->k ? groups_of(g->k) * MAX_WIDTH * 4 : 0);
+  if (columns < MAX_WIDTH || whole < groups_of(g->k)) memset(panel, 0, groups_of(g->k) * MAX_WIDTH * 4);
 #if WIDE
   const int32_t flip = amx_allowed ? 0 : (int32_t)0x80808080;
   pack_groups((const char *)weight, g->k, columns, whole, MAX_WIDTH, flip, (int32_t *)panel);
@@ -102,8 +102,8 @@ static void linear_tile(const Linear *g, const Packed *p, i64 row, i64 rows, con
 #endif
 }
 
-/* Where results go: the bare sums [m, n], floats [m, n], codes [m, n] under out_scale, or floats of some rows in panels,
-   hidden [panel][hidden_rows][MAX_WIDTH]. */
+/* Where results go: the bare sums [m, n], floats [m, n], codes [m, n] under out_scale, or floats of some rows in
+   panels, hidden [panel][hidden_rows][MAX_WIDTH]. */
 typedef struct {
   int32_t *sums;
   float *floats, *hidden;

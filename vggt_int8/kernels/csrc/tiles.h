@@ -46,20 +46,19 @@ static inline ints dot_bytes(ints sum, ints a, ints b) {
   case R: name##_rows(R, V, sums, a, pitch, segments, step, groups, b); break;
 
 /* Any number of rows up to the most that the registers hold. */
-#define DEFINE_TILES(name, V, R6)                                                                                     \
+#define DEFINE_TILES(name, V, MORE)                                                                                   \
   static void name##_##V(int rows, int32_t *sums, const char *a, i64 pitch, i64 segments, i64 step, i64 groups,       \
                          const char *b) {                                                                             \
     switch (rows) {                                                                                                   \
       ROWS_CASE(name, 1, V) ROWS_CASE(name, 2, V) ROWS_CASE(name, 3, V) ROWS_CASE(name, 4, V) ROWS_CASE(name, 5, V)   \
-      ROWS_CASE(name, 6, V) R6                                                                                        \
+      ROWS_CASE(name, 6, V) MORE                                                                                      \
     }                                                                                                                 \
   }
 #define MORE_ROWS(name, V)                                                                                            \
   ROWS_CASE(name, 7, V) ROWS_CASE(name, 8, V) ROWS_CASE(name, 9, V) ROWS_CASE(name, 10, V) ROWS_CASE(name, 11, V)     \
   ROWS_CASE(name, 12, V)
 
-static inline ints dot_pairs_of(ints sum, ints row, ints column) { return dot_pairs(sum, row, column); }
-DEFINE_TILE(pairs, dot_pairs_of)
+DEFINE_TILE(pairs, dot_pairs)
 DEFINE_TILES(pairs, 2, MORE_ROWS(pairs, 2))
 #if WIDE
 /* The weight is the unsigned factor: it is packed once, and codes are read as they are. */
