@@ -1,13 +1,13 @@
 /* The instructions that the CPU kernels take from AVX-512 VNNI and AMX, in plain C. */
 
-static ints dot_pairs(ints sum, ints a, ints b) {
+static __attribute__((noinline)) ints dot_pairs(ints sum, ints a, ints b) {
   for (int i = 0; i < LANES; i++)
     for (int j = 0; j < 2; j++)
       sum[i] = (int32_t)((uint32_t)sum[i] + (uint32_t)(((int16_t *)&a)[2 * i + j] * ((int16_t *)&b)[2 * i + j]));
   return sum;
 }
 
-static ints dot_bytes(ints sum, ints a, ints b) {
+static __attribute__((noinline)) ints dot_bytes(ints sum, ints a, ints b) {
   for (int i = 0; i < LANES; i++)
     for (int j = 0; j < 4; j++) sum[i] += ((uint8_t *)&a)[4 * i + j] * ((int8_t *)&b)[4 * i + j];
   return sum;
@@ -34,7 +34,7 @@ static void tile_store(int t, void *to, i64 pitch) {
 
 static int signed_or_not(uint8_t byte, int is_signed) { return is_signed ? (int8_t)byte : byte; }
 
-static void tile_dot(int c, int a, int b, int a_signed, int b_signed) {
+static __attribute__((noinline)) void tile_dot(int c, int a, int b, int a_signed, int b_signed) {
   for (int m = 0; m < 16; m++)
     for (int n = 0; n < 16; n++) {
       uint32_t *sum = (uint32_t *)tiles[c][m] + n;
