@@ -1,9 +1,12 @@
 """Attention on a CPU: once the linears of a block multiply integers, it takes as long as all of them."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vggt_int8.kernels import cpu_compiled
+
+_MAX_HEAD_DIM = 512
 
 
 def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor:
@@ -12,6 +15,16 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Te
     `integers` allows our own kernel, for fp32 where it can be compiled: integers of 14 to 16 bits, with which the
     result is as exact as with all of q, k, v and the weights in fp16. Everything else is PyTorch's attention.
     """
-    if integers and cpu_compiled.takes_attention(q, k, v):
-        return cpu_compiled.attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    if not integers or not _takes(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    batch, heads, tokens, dim = q.shape
+    out = torch.empty(batch, tokens, heads, dim)
+    cpu_compiled.call("vi_attention", q, k, v, out, batch, heads, tokens, dim, *q.stride()[:3])
+    return out
+
+
+def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernel can do it: fp32 views of one layout, not empty, the channels of a head next to one another."""
+    alike = all(x.shape == q.shape and x.stride() == q.stride() and x.dtype == torch.float32 for x in (q, k, v))
+    fits = q.device.type == "cpu" and q.numel() > 0 and q.stride(3) == 1 and q.shape[3] <= _MAX_HEAD_DIM
+    return alike and fits and cpu_compiled.library() is not None

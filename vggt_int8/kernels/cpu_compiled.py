@@ -39,10 +39,14 @@ class Library(NamedTuple):
     name: str
 
     def call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """The function `name` on the threads that PyTorch uses. Tensors are passed as their address, None as null."""
+        """The function `name` on the threads that PyTorch uses. Tensors are passed as their address, None as null.
+
+        Raises MemoryError, naming the function and its operands.
+        """
         pointers = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
         if getattr(self.functions, name)(*pointers, torch.get_num_threads()) == _OUT_OF_MEMORY:
-            raise MemoryError(f"{name} found no memory for what it works on")
+            shapes = ", ".join(str(list(a.shape)) for a in arguments if isinstance(a, Tensor))
+            raise MemoryError(f"{name} found no memory for what it works on: operands {shapes}")
 
 
 class Unavailable(Exception):
@@ -172,7 +176,7 @@ def _cpu() -> str:
 
 
 # Arguments of the functions in `csrc/`: p a pointer or null, q a 64-bit integer, i an int, f a float. All but
-# `vi_init` end with the number of threads, which `_call` adds.
+# `vi_init` end with the number of threads, which `Library.call` adds.
 _KINDS = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 _SIGNATURES = {
     "vi_quantize_rows": "pqqppp",
@@ -186,11 +190,11 @@ _SIGNATURES = {
     "vi_conv": "pppppiqqqqqqqqqqqpp",
     "vi_attention": "ppppqqqqqqq",
 }
-_MAX_HEAD_DIM = 512
 _MAX_OUTPUTS = 8  # of a dense head
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> None:
+def call(name: str, *arguments: Tensor | float | None) -> None:
+    """`Library.call` of the library that is there; only where `library()` is not None."""
     found = library()
     assert found is not None
     found.call(name, *arguments)
@@ -202,19 +206,19 @@ def usable(*tensors: Tensor | None) -> bool:
     return all(fits) and library() is not None
 
 
-def _floats(*tensors: Tensor | None) -> list[Tensor | None]:
+def as_floats(*tensors: Tensor | None) -> list[Tensor | None]:
     """Parameters as contiguous fp32. Keep them until the call is over."""
-    return [t if t is None or (t.dtype == torch.float32 and t.is_contiguous()) else _as_floats(t) for t in tensors]
+    return [t if t is None or (t.dtype == torch.float32 and t.is_contiguous()) else _converted(t) for t in tensors]
 
 
-def _as_floats(t: Tensor) -> Tensor:
+def _converted(t: Tensor) -> Tensor:
     return t.detach().float().contiguous()
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows` for x that is `usable`."""
     codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
-    _call("vi_quantize_rows", x, *x.shape, input_scale, codes, scale)
+    call("vi_quantize_rows", x, *x.shape, input_scale, codes, scale)
     return codes, scale
 
 
@@ -223,8 +227,8 @@ def layer_norm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize` for x that is `usable`."""
     codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
-    floats = _floats(weight, bias)
-    _call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, codes, scale)
+    floats = as_floats(weight, bias)
+    call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, codes, scale)
     return codes, scale
 
 
@@ -232,8 +236,8 @@ def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, 
     """`reference.layer_norm_halves` for first and second that are `usable`."""
     frames, tokens, channels = first.shape
     out = torch.empty(frames, tokens - skip, 2 * channels)
-    floats = _floats(weight, bias)
-    _call("vi_layer_norm_halves", first, second, frames, tokens, skip, channels, *floats, eps, out)
+    floats = as_floats(weight, bias)
+    call("vi_layer_norm_halves", first, second, frames, tokens, skip, channels, *floats, eps, out)
     return out
 
 
@@ -242,8 +246,8 @@ def qk_norm_rope_(
 ) -> None:
     """`reference.qk_norm_rope` in place for qkv that is `usable`."""
     tokens, _, heads, dim = qkv.shape
-    floats = _floats(q_weight, q_bias, k_weight, k_bias, rope)
-    _call("vi_qk_norm_rope", qkv, tokens, heads, dim, *floats, rope.shape[1], eps)
+    floats = as_floats(q_weight, q_bias, k_weight, k_bias, rope)
+    call("vi_qk_norm_rope", qkv, tokens, heads, dim, *floats, rope.shape[1], eps)
 
 
 def resize(
@@ -258,8 +262,8 @@ def resize(
     """`reference.resize` for x and addend that are `usable`."""
     frames, _, _, channels = x.shape
     out = torch.empty(frames, height, width, channels)
-    floats = _floats(columns, rows, bias)
-    _call("vi_resize", x, *x.shape, height, width, *floats, addend, out)
+    floats = as_floats(columns, rows, bias)
+    call("vi_resize", x, *x.shape, height, width, *floats, addend, out)
     return out
 
 
@@ -278,10 +282,10 @@ def int8_gemm_into_(
     """`reference.int8_gemm` into out: fp32, or int8 with an out_scale. out and residual are `usable`."""
     (m, k), n = x_codes.shape, len(weight)
     codes, stored = x_codes.contiguous(), weight.contiguous()
-    scales, parameters = _floats(x_scale, weight_scale), _floats(bias, gamma)
+    scales, parameters = as_floats(x_scale, weight_scale), as_floats(bias, gamma)
     results = (None, out, None, None) if out_scale is None else (None, None, out, None)
     operands = (codes, scales[0], stored, scales[1], *parameters, residual, out_scale, int(gelu))
-    _call("vi_linear", *operands, m, n, k, *results)
+    call("vi_linear", *operands, m, n, k, *results)
 
 
 def int8_gemm_quantize(
@@ -290,10 +294,10 @@ def int8_gemm_quantize(
     """`reference.int8_gemm_quantize` of an fp32 result."""
     (m, k), n = x_codes.shape, len(weight)
     codes, stored = x_codes.contiguous(), weight.contiguous()
-    scales = _floats(x_scale, weight_scale, bias)
+    scales = as_floats(x_scale, weight_scale, bias)
     out, row_scale = torch.empty(m, n, dtype=torch.int8), torch.empty(m, 1)
     operands = (codes, scales[0], stored, scales[1], scales[2], None, None, None, int(gelu))
-    _call("vi_linear", *operands, m, n, k, None, None, out, row_scale)
+    call("vi_linear", *operands, m, n, k, None, None, out, row_scale)
     return out, row_scale
 
 
@@ -304,31 +308,6 @@ def int8_matmul_(out: Tensor, x_codes: Tensor, weight: Tensor) -> None:
     _multiply(found, x_codes.contiguous(), weight.contiguous(), out)
 
 
-def int8_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    addend: Tensor | None,
-    relu: bool,
-) -> tuple[Tensor, list[int]]:
-    """x [f, h, w, C] -> [f, h', w', N], and the frames that hold NaN or inf, which have not been computed.
-
-    x and addend [f, h', w', N] are `usable`; weight [N, C, kh, kw] int8.
-    """
-    frames, height, width, channels = x.shape
-    outputs, _, *taps = weight.shape
-    sizes = ((n + 2 * p - k) // step + 1 for n, p, k, step in zip((height, width), padding, taps, stride, strict=True))
-    out, finite = torch.empty(frames, *sizes, outputs), ctypes.create_string_buffer(frames)
-    stored = weight.contiguous()
-    floats = _floats(weight_scale, bias)
-    geometry = (frames, channels, height, width, outputs, *taps, *stride, *padding)
-    _call("vi_conv", x, stored, *floats, addend, int(relu), *geometry, out, ctypes.addressof(finite))
-    return out, [frame for frame, flag in enumerate(finite.raw) if not flag]
-
-
 def predict_(
     x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
 ) -> bool:
@@ -336,28 +315,14 @@ def predict_(
     outputs, channels = weight.shape
     if outputs > _MAX_OUTPUTS:
         return False
-    floats = _floats(weight, bias)
-    _call("vi_predict", x, confidence.numel(), channels, *floats, outputs, int(inverse_log), values, confidence)
+    floats = as_floats(weight, bias)
+    call("vi_predict", x, confidence.numel(), channels, *floats, outputs, int(inverse_log), values, confidence)
     return True
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """`reference.w8a16_linear` of few rows that are `usable`."""
     (m, k), n = x.shape, len(weight)
-    out, stored, floats = torch.empty(m, n), weight.contiguous(), _floats(weight_scale, bias)
-    _call("vi_weight_only", x, m, k, stored, *floats, n, out)
-    return out
-
-
-def takes_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `attention` can do it: fp32 views of one layout, with heads of up to 512 channels next to one another."""
-    alike = q.stride() == k.stride() == v.stride() and q.stride(3) == 1 and q.shape[3] <= _MAX_HEAD_DIM
-    return alike and q.dtype == torch.float32 and q.device.type == "cpu" and library() is not None
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(D)) v: q, k, v [B, H, N, D] that `takes_attention` accepts -> [B, N, H, D]."""
-    batch, heads, tokens, dim = q.shape
-    out = torch.empty(batch, tokens, heads, dim)
-    _call("vi_attention", q, k, v, out, batch, heads, tokens, dim, *q.stride()[:3])
+    out, stored, floats = torch.empty(m, n), weight.contiguous(), as_floats(weight_scale, bias)
+    call("vi_weight_only", x, m, k, stored, *floats, n, out)
     return out

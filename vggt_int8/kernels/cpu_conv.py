@@ -5,6 +5,9 @@ as leave the int32 sums exact. Rounding x costs at most 1.6e-5 of its largest va
 convolutions, what fp16 loses on values down to a sixteenth of it: nothing beside the rounding of the weights (4e-3).
 """
 
+import ctypes
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,17 +26,21 @@ def int8_conv2d(
 ) -> Tensor:
     """`conv2d(x, weight * weight_scale, bias) (+ addend) (-> relu)` for x [f, C, h, w] fp32 -> [f, N, h', w'] fp32.
 
-    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float, addend as the result, which is channels
-    last. Only where `int8_conv_is_there()`.
+    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float, addend fp32 as the result, which is
+    channels last. Only where `int8_conv_is_there()`.
     """
     pixels = x.permute(0, 2, 3, 1).contiguous()
     other = None if addend is None else addend.permute(0, 2, 3, 1).contiguous()
-    operands = (weight, weight_scale, bias, stride, padding)
-    y, not_finite = cpu_compiled.int8_conv2d(pixels, *operands, other, relu)
+    frames, *size, channels = pixels.shape
+    outputs, _, *taps = weight.shape
+    out_size = ((n + 2 * p - k) // step + 1 for n, p, k, step in zip(size, padding, taps, stride, strict=True))
+    y, finite = torch.empty(frames, *out_size, outputs), ctypes.create_string_buffer(frames)
+    stored, floats = weight.contiguous(), cpu_compiled.as_floats(weight_scale, bias)
+    geometry = (frames, channels, *size, outputs, *taps, *stride, *padding)
+    cpu_compiled.call("vi_conv", pixels, stored, *floats, other, int(relu), *geometry, y, ctypes.addressof(finite))
     y = y.permute(0, 3, 1, 2)
-    for frame in not_finite:  # which integers cannot carry
-        floats = None if bias is None else bias.float()
-        out = F.conv2d(x[frame], weight.float() * weight_scale, floats, stride, padding)
+    for frame in (i for i, flag in enumerate(finite.raw) if not flag):  # holds NaN or inf, which integers cannot carry
+        out = F.conv2d(x[frame], weight.float() * weight_scale, floats[1], stride, padding)
         if addend is not None:
             out += addend[frame]
         y[frame] = out.relu() if relu else out

@@ -168,7 +168,8 @@ static inline void finish_pixels(const Convolution *v, i64 pixels, i64 columns, 
 
 /* out [frames, out_h, out_w, n] = conv(x, weight * weight_scale) + bias + addend, then ReLU.
 
-x [frames, h, w, c] becomes integers of 16 bits with a scale for each frame, whose largest code keeps every sum in int32.
+x [frames, h, w, c] becomes integers of 16 bits with a scale for each frame, whose largest code keeps every sum in
+int32.
 finite [frames]: 0 where a frame holds NaN or inf, which integers cannot carry; it is not computed then. */
 int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, const float *bias, const float *addend,
             int relu, i64 frames, i64 c, i64 h, i64 w, i64 n, i64 kh, i64 kw, i64 stride_y, i64 stride_x, i64 pad_y,
