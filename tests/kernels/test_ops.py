@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vggt_int8.kernels import ops, reference, reference_attention
 
@@ -53,14 +54,16 @@ def operands() -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("case", operands())
 def test_opcheck(case: str) -> None:
-    opcheck(getattr(ops, case.split()[0]), operands()[case])
+    opcheck(getattr(ops, case.split()[0]).op, operands()[case])
 
 
+@pytest.mark.parametrize("through_pytorch", [True, False])
 @pytest.mark.parametrize("case", [case for case in operands() if not case.endswith("_")])
-def test_equals_its_definition(case: str) -> None:
+def test_equals_its_definition(case: str, through_pytorch: bool) -> None:
     name, arguments = case.split()[0], operands()[case]
     definitions = reference_attention if "attention" in name else reference
-    got, want = getattr(ops, name)(*arguments), getattr(definitions, name)(*arguments)
+    with torch.set_grad_enabled(through_pytorch):
+        got, want = getattr(ops, name)(*arguments), getattr(definitions, name)(*arguments)
     for a, b in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, want)), strict=True):
         assert torch.equal(a, b)
 
@@ -102,6 +105,36 @@ def test_smoothing_folds_into_the_norm() -> None:
     assert (codes * scale - y).abs().max() <= scale.max() * 0.51
 
 
+def test_pytorch_is_left_out_only_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Watcher(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    (x,) = operands()["quantize_rows"]
+    want = ops.quantize_rows(x)
+    with torch.no_grad():
+        with Watcher():
+            ops.quantize_rows(x)
+        assert seen == ["vggt_int8.quantize_rows.default"]
+        compiled = torch.compile(lambda x: ops.quantize_rows(x), backend="eager", fullgraph=True)
+        got = [compiled(x), ops.quantize_rows(x.as_subclass(Subclass))]
+        monkeypatch.setattr(ops.quantize_rows, "op", None)
+        got.append(ops.quantize_rows(x))
+    for codes, scale in got:
+        assert torch.equal(codes, want[0])
+        assert torch.equal(scale, want[1])
+    with pytest.raises(TypeError, match="NoneType"):
+        ops.quantize_rows(x)
+
+
+class Subclass(Tensor):
+    pass
+
+
+@pytest.mark.parametrize("through_pytorch", [True, False])
 @pytest.mark.parametrize(
     ("case", "position", "value", "message"),
     [
@@ -127,10 +160,10 @@ def test_smoothing_folds_into_the_norm() -> None:
         ("qk_norm_rope_", 5, torch.ones(2, 3, 16), r"10 tokens a multiple of P .* not \[2, 3, 16\]"),
     ],
 )  # fmt: skip
-def test_wrong_operands(case: str, position: int, value: Tensor, message: str) -> None:
+def test_wrong_operands(case: str, position: int, value: Tensor, message: str, through_pytorch: bool) -> None:
     arguments = list(operands()[case])
     arguments[position] = value
-    with pytest.raises(ValueError, match=message):
+    with torch.set_grad_enabled(through_pytorch), pytest.raises(ValueError, match=message):
         getattr(ops, case.split()[0])(*arguments)
 
 

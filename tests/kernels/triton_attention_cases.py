@@ -203,7 +203,7 @@ def test_operators_under_compile_and_in_a_graph() -> None:
     qkv = views(2, 1041, 16, 64, torch.float16)
     for name in OPERATORS:
         operator = getattr(ops, name)
-        opcheck(operator, qkv)
+        opcheck(operator.op, qkv)
         want = operator(*qkv)
         assert torch.equal(torch.compile(operator, fullgraph=True)(*qkv), want)
         graph = torch.cuda.CUDAGraph()

@@ -357,16 +357,16 @@ def test_operators_under_compile_and_in_a_graph() -> None:
 
     x, weight, bias = rand(1041, 1024).half(), rand(1024).half(), rand(1024).half()
     w_codes, w_scale = codes(3072, 1024), torch.rand(3072, 1, device=DEVICE) * 1e-3
-    opcheck(ops.quantize_rows, (x,))
-    opcheck(ops.layer_norm_quantize, (x, weight, bias, 1e-5))
-    opcheck(ops.int8_gemm, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16))
-    opcheck(ops.int8_gemm_quantize, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16, True))
-    opcheck(ops.w8a16_linear, (x[:5], w_codes, w_scale, None))
-    opcheck(ops.resize, (rand(2, 4, 5, 8).half(), 8, 10, rand(10, 4), rand(8, 4), None, rand(2, 8, 10, 8).half()))
-    opcheck(ops.predict_, (rand(1, 4, 5, 32).half(), rand(2, 32), None, True, rand(1, 4, 5, 1), rand(1, 4, 5)))
-    opcheck(ops.layer_norm_halves, (rand(2, 4, 8), rand(2, 4, 8), 1, rand(16), rand(16), 1e-5))
-    opcheck(ops.dequantize, (codes(8, 16, 9), torch.rand(8, 1, 1, device=DEVICE), torch.float16))
-    opcheck(ops.int8_gemm_into_, (rand(1041, 3072).half(), *reference.quantize_rows(x), w_codes, w_scale, None))
+    opcheck(ops.quantize_rows.op, (x,))
+    opcheck(ops.layer_norm_quantize.op, (x, weight, bias, 1e-5))
+    opcheck(ops.int8_gemm.op, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16))
+    opcheck(ops.int8_gemm_quantize.op, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16, True))
+    opcheck(ops.w8a16_linear.op, (x[:5], w_codes, w_scale, None))
+    opcheck(ops.resize.op, (rand(2, 4, 5, 8).half(), 8, 10, rand(10, 4), rand(8, 4), None, rand(2, 8, 10, 8).half()))
+    opcheck(ops.predict_.op, (rand(1, 4, 5, 32).half(), rand(2, 32), None, True, rand(1, 4, 5, 1), rand(1, 4, 5)))
+    opcheck(ops.layer_norm_halves.op, (rand(2, 4, 8), rand(2, 4, 8), 1, rand(16), rand(16), 1e-5))
+    opcheck(ops.dequantize.op, (codes(8, 16, 9), torch.rand(8, 1, 1, device=DEVICE), torch.float16))
+    opcheck(ops.int8_gemm_into_.op, (rand(1041, 3072).half(), *reference.quantize_rows(x), w_codes, w_scale, None))
 
     def run(x: Tensor) -> Tensor:
         x_codes, x_scale = ops.layer_norm_quantize(x, weight, bias, 1e-5)

@@ -7,17 +7,38 @@ with the host or tunes itself, so all of them can be captured in a CUDA graph on
 They have no derivative.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.library import CustomOpDef, custom_op, infer_schema
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vggt_int8.kernels import cpu_ops, reference, reference_attention
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Operator:
+    """An operator, called like a function; `op` is what PyTorch knows of it.
+
+    PyTorch's way to a function in Python takes 50 us, as long as many a layer of a small network. On a CPU it is left
+    out where nobody stands on it: no gradients, compiler or dispatch mode, and ordinary tensors.
+    """
+
+    def __init__(self, op: CustomOpDef, on_cpu: Callable[..., Any]) -> None:
+        self.op, self._on_cpu = op, on_cpu
+        self.__doc__ = on_cpu.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_in_torch_dispatch_mode():
+            return self.op(*args, **kwargs)
+        if type(args[0]) in (Tensor, nn.Parameter) and args[0].device.type == "cpu":
+            return self._on_cpu(*args, **kwargs)
+        return self.op(*args, **kwargs)
 
 
 def _operator(
@@ -27,12 +48,13 @@ def _operator(
     fake: Callable[..., Any],
     mutates: tuple[str, ...] = (),
     strided: bool = False,
-) -> CustomOpDef:
+) -> Operator:
     """The operator that `cpu` computes on a CPU; `module` is the file with the Triton launcher of the same name, which
     takes operands of any strides if `strided`.
     """
     name = cpu.__name__
 
+    @functools.wraps(cpu)
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
         return cpu(*args, **kwargs)
@@ -50,8 +72,7 @@ def _operator(
     op = custom_op(f"vggt_int8::{name}", on_cpu, mutates_args=mutates, device_types="cpu", schema=schema)
     op.register_kernel("cuda")(on_cuda)
     op.register_fake(fake)
-    op.__doc__ = cpu.__doc__
-    return op
+    return Operator(op, on_cpu)
 
 
 def _codes_like(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
