@@ -11,38 +11,37 @@ typedef struct {
 
 enum { LARGEST_CODE = 32767, FINE_ENOUGH = 16384 };
 
-/* weight [n, c, kh, kw] -> [runs][groups][width][4 bytes] for `first` and the outputs after it. */
-static void pack_taps(const Convolution *v, const int8_t *weight, i64 first, char *panel) {
-  memset(panel, 0, v->kh * v->kw / v->run * v->groups * v->width * 4);
-  for (i64 j = 0; j < min_of(v->width, v->n - first); j++)
-    for (i64 i = 0; i < v->c; i++)
-      for (i64 y = 0; y < v->kh; y++)
-        for (i64 x = 0; x < v->kw; x++) {
-          int8_t code = weight[(((first + j) * v->c + i) * v->kh + y) * v->kw + x];
-          i64 runs = (y * v->kw + x) / v->run, place = x % v->run * v->cp + i;
-#if AMX
-          if (amx_allowed) {
-            ((int8_t *)panel)[((runs * v->groups + place / 4) * v->width + j) * 4 + place % 4] = code;
-            continue;
-          }
-#endif
-          ((int16_t *)panel)[((runs * v->groups + place / 2) * v->width + j) * 2 + place % 2] = code;
-        }
+/* weight [n, c, kh, kw] -> columns [first, first + LANES) of a panel [runs][groups][width][4 bytes]; rows: room for them
+   one after another. */
+static void pack_taps(const Convolution *v, int planes, const int8_t *weight, i64 first, char *rows, char *panel) {
+  const i64 taps = v->kh * v->kw, pitch = taps / v->run * v->groups * 4;
+  memset(rows, 0, LANES * pitch);
+  for (i64 j = 0; j < min_of(LANES, v->n - first); j++)
+    for (i64 tap = 0; tap < taps; tap++) {
+      const int8_t *codes = weight + (first + j) * v->c * taps + tap;
+      char *run = rows + j * pitch + tap / v->run * v->groups * 4;
+      const i64 place = tap % v->run * v->cp;
+      if (planes)
+        for (i64 i = 0; i < v->c; i++) ((int8_t *)run)[place + i] = codes[i * taps];
+      else
+        for (i64 i = 0; i < v->c; i++) ((int16_t *)run)[place + i] = codes[i * taps];
+    }
+  pack_groups(rows, pitch, LANES, pitch / 4, v->width, 0, (int32_t *)panel + first % v->width);
 }
 
-/* The largest sum of |weight| of an output, over all taps and over one. */
-static void largest_sums(const Convolution *v, const int8_t *weight, i64 *whole, i64 *one) {
-  *whole = *one = 1;
-  for (i64 j = 0; j < v->n; j++) {
-    i64 total = 0;
-    for (i64 tap = 0; tap < v->kh * v->kw; tap++) {
-      i64 sum = 0;
-      for (i64 i = 0; i < v->c; i++) sum += abs(weight[(j * v->c + i) * v->kh * v->kw + tap]);
-      *one = max_of(*one, sum);
-      total += sum;
+/* The largest sum of |weight| of an output, over all taps or over one. */
+static i64 largest_sum(const Convolution *v, const int8_t *weight, int all_taps) {
+  const i64 taps = v->kh * v->kw, sums = all_taps ? 1 : taps, step = all_taps ? 1 : taps;
+  i64 most = 1;
+  for (i64 j = 0; j < v->n; j++)
+    for (i64 tap = 0; tap < sums; tap++) {
+      const int8_t *codes = weight + j * v->c * taps + tap;
+      int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (i64 i = 0; i < v->c * taps; i += step) sum += abs(codes[i]);
+      most = max_of(most, sum);
     }
-    *whole = max_of(*whole, total);
-  }
+  return most;
 }
 
 /* A row of the input as codes between its margins; on AMX bytes in two planes, of which `low` is the second. */
@@ -177,10 +176,10 @@ int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, con
   Convolution v = {frames, c, h, w, n, kh, kw, stride_y, stride_x, pad_y, pad_x,
                    (h + 2 * pad_y - kh) / stride_y + 1, (w + 2 * pad_x - kw) / stride_x + 1,
                    round_up(c, 2), 0, 0, 0, MAX_WIDTH};
-  i64 whole, tap;
-  largest_sums(&v, weight, &whole, &tap);
-  const int is_fine = INT32_MAX / whole >= FINE_ENOUGH; /* else the sums of single taps become floats, and are added */
-  const float limit = (float)min_of(LARGEST_CODE, INT32_MAX / (is_fine ? whole : tap));
+  i64 most = largest_sum(&v, weight, 1);
+  const int is_fine = INT32_MAX / most >= FINE_ENOUGH; /* else the sums of single taps become floats, and are added */
+  if (!is_fine) most = largest_sum(&v, weight, 0);
+  const float limit = (float)min_of(LARGEST_CODE, INT32_MAX / most);
   v.run = is_fine ? kw : 1;
   v.pitch = (w + 2 * pad_x) * v.cp;
   v.groups = v.run * v.cp / 2;
@@ -198,7 +197,8 @@ int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, con
   char *packed = allocate(panels * panel_bytes);
   int16_t *codes = allocate(2 * (at_once * frame_size + 2 * slack));
   float *lines = allocate(4 * at_once * (h + 1));
-  int failed = !packed || !codes || !lines;
+  char *taps = allocate(threads * LANES * runs * v.groups * 4);
+  int failed = !packed || !codes || !lines || !taps;
   if (!failed) {
     float *scales = lines + at_once * h;
     int8_t *high = planes ? (int8_t *)codes : NULL;
@@ -208,7 +208,9 @@ int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, con
       int32_t sums[2][2 * AMX_ROWS * MAX_WIDTH] __attribute__((aligned(64)));
       threads_begin();
 #pragma omp for schedule(static)
-      for (i64 p = 0; p < panels; p++) pack_taps(&v, weight, p * v.width, packed + p * panel_bytes);
+      for (i64 first = 0; first < panels * v.width; first += LANES)
+        pack_taps(&v, planes, weight, first, taps + omp_get_thread_num() * LANES * runs * v.groups * 4,
+                  packed + first / v.width * panel_bytes);
       for (i64 begin = 0; begin < frames; begin += at_once) {
         const i64 count = min_of(at_once, frames - begin);
         const float *input = x + begin * h * w * c;
@@ -260,6 +262,6 @@ int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, con
       threads_end();
     }
   }
-  free(packed), free(codes), free(lines);
+  free(packed), free(codes), free(lines), free(taps);
   return failed ? OUT_OF_MEMORY : 0;
 }

@@ -40,8 +40,19 @@ static void pack_panel(const Linear *g, i64 first, char *panel) {
 #else
   (void)rest;
   int16_t *to = (int16_t *)panel;
+  const i64 whole_columns = columns / LANES * LANES, whole_groups = whole / LANES * LANES;
+  for (i64 column = 0; column < whole_columns; column += LANES)
+    for (i64 group = 0; group < whole_groups; group += LANES) {
+      ints r[LANES];
+      _Pragma("GCC unroll 8") for (int i = 0; i < LANES; i++) r[i] =
+          (ints)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(weight + (column + i) * g->k + 2 * group)));
+      transpose(r);
+      _Pragma("GCC unroll 8") for (int i = 0; i < LANES; i++)
+        *(loose_ints *)(panel + ((group + i) * MAX_WIDTH + column) * 4) = r[i];
+    }
   for (i64 j = 0; j < columns; j++)
-    for (i64 i = 0; i < g->k; i++) to[(i / 2 * MAX_WIDTH + j) * 2 + i % 2] = weight[j * g->k + i];
+    for (i64 i = j < whole_columns ? 2 * whole_groups : 0; i < g->k; i++)
+      to[(i / 2 * MAX_WIDTH + j) * 2 + i % 2] = weight[j * g->k + i];
 #endif
 }
 
