@@ -13,6 +13,24 @@ static __attribute__((noinline)) ints dot_bytes(ints sum, ints a, ints b) {
   return sum;
 }
 
+static inline floats fused(floats a, floats b, floats c) {
+  for (int i = 0; i < LANES; i++) a[i] = fmaf(a[i], b[i], c[i]);
+  return a;
+}
+
+static inline floats larger(floats a, floats b) {
+  for (int i = 0; i < LANES; i++) a[i] = a[i] > b[i] ? a[i] : b[i];
+  return a;
+}
+
+static inline void store_shorts(int16_t *to, ints x) {
+  for (int i = 0; i < LANES; i++) to[i] = (int16_t)x[i];
+}
+
+static inline void store_bytes(void *to, ints x) {
+  for (int i = 0; i < LANES; i++) ((int8_t *)to)[i] = (int8_t)x[i];
+}
+
 static _Thread_local uint8_t tiles[8][16][64];
 static _Thread_local int tiles_are_on;
 

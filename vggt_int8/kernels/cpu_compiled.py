@@ -212,7 +212,7 @@ def as_floats(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _converted(t: Tensor) -> Tensor:
-    return t.detach().float().contiguous()
+    return t.float().contiguous()
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,21 @@
 /* Attention in integers.
 
-Queries and keys become integers of 16 bits with a scale for each token, values of 14 with one for each channel of a
-head. Products of queries and keys stay in int32 by Cauchy and Schwarz: no code vector is longer than MAX_NORM. Weights
-exp(score - largest) of a block of keys get codes whose sum is at most MAX_SUM, so that their products with values
-stay in int32, too; what they are divided by is the sum of the codes, so they sum to 1 exactly. */
+Queries, keys, values and weights exp(score - largest) become integers with a scale: of each token, of each channel of
+a head, of each query and block of keys. What a query is divided by in the end is the sum of its weights' codes, so they
+sum to 1 exactly.
+
+With products of 16-bit numbers their sums must stay in int32. For those of queries and keys Cauchy and Schwarz see to
+that: no code vector is longer than MAX_NORM. Values have 14 bits, and the codes of a block's weights sum up to MAX_SUM
+at most.
+
+On AMX codes have 16 bits and go as two bytes, code = 256 * high + low, low signed but in weights. Of queries and keys the
+product of both low bytes is left out: a sum of numbers around 0, 4e-6 of |query| |key| where the numbers of a vector are
+normally distributed, and at worst what fp16 rounds off. Weights and values need it: values may be much alike. */
 
 enum { QUERIES = 48, KEYS = 256, TOKENS = 64 }; /* of a block; 48 is a multiple of every tile's rows */
 enum { MAX_DIM = 512 };
-static const float MAX_NORM = 46000, MAX_SUM = 262000, LARGEST_VALUE = 8191; /* even weights are many and small */
+enum { LARGEST_SPLIT = 127 * 256 + 127 }; /* with a signed low byte */
+static const float MAX_NORM = 46000, MAX_SUM = 262000;
 
 typedef struct {
   i64 heads, tokens, dim, batch_stride, head_stride, token_stride; /* strides in numbers */
@@ -15,7 +23,9 @@ typedef struct {
   i64 k_panel;                   /* bytes of a panel of keys */
   i64 v_panel;                   /* bytes of a panel of channels, for all keys */
   i64 pitch;                     /* bytes of a query's codes */
+  i64 out_pitch;                 /* numbers of a row of Workspace.out */
   int planes;                    /* 2 on AMX, else 1 */
+  float largest_value;
 } Attention;
 
 /* Scales of a head: of its queries and keys for each token; of its values for each channel, with the inverse. */
@@ -23,38 +33,44 @@ typedef struct {
   float *q, *k, *v, *v_inverse;
 } Scales;
 
-/* The codes of one token's vector, and what they are to be multiplied by. */
-static float vector_codes(const float *x, i64 dim, int32_t *codes) {
-  float absmax = largest(x, dim);
-  if (absmax < 1e-37f) {
-    memset(codes, 0, 4 * dim);
-    return 1;
-  }
-  float factor = LARGEST_CODE / absmax, norm = absmax < 1e15f ? sqrtf(moment(2, x, dim, 0)) : absmax * sqrtf(dim);
-  if (factor * norm > MAX_NORM) factor = MAX_NORM / norm;
-#pragma omp simd
-  for (i64 i = 0; i < dim; i++) codes[i] = nearest(x[i] * factor);
-  return 1 / factor;
+/* A head's vectors lie far apart, which no hardware foresees. */
+static inline void fetch_ahead(const float *x, const Attention *t) {
+  for (i64 i = 0; i < t->dim; i += 16) __builtin_prefetch(x + 4 * t->token_stride + i);
 }
 
-/* A row of codes as numbers of 16 bits, or as bytes in two planes. */
-static inline void write_codes(int planes, const int32_t *codes, i64 n, char *to, i64 plane) {
-  if (planes == 2) {
+/* One token's vector as codes of 16 bits, or of bytes in two planes; what they are to be multiplied by. */
+static float vector_codes(const Attention *t, const float *x, char *to, i64 plane) {
+  const i64 dim = t->dim;
+  fetch_ahead(x, t);
+  float absmax = largest(x, dim), factor = 0, scale = 1;
+  if (!(absmax < 1e-32f)) { /* else its scale would be no normal number, which may count as 0 */
+    factor = LARGEST_SPLIT / absmax;
+    if (t->planes == 1) {
+      float norm = absmax < 1e15f ? sqrtf(moment(2, x, dim, 0)) : absmax * sqrtf(dim);
+      if (factor * norm > MAX_NORM) factor = MAX_NORM / norm;
+    }
+    scale = 1 / factor;
+  }
+  if (t->planes == 2) {
 #pragma omp simd
-    for (i64 i = 0; i < n; i++) to[i] = (char)(codes[i] >> 8), to[plane + i] = (char)codes[i];
+    for (i64 i = 0; i < dim; i++) {
+      int32_t code = nearest(x[i] * factor);
+      to[i] = (char)((code + 128) >> 8);
+      to[plane + i] = (char)code;
+    }
   } else {
 #pragma omp simd
-    for (i64 i = 0; i < n; i++) ((int16_t *)to)[i] = (int16_t)codes[i];
+    for (i64 i = 0; i < dim; i++) ((int16_t *)to)[i] = (int16_t)nearest(x[i] * factor);
   }
+  return scale;
 }
 
 static void pack_queries(const Attention *t, const float *q, i64 from, i64 to, char *packed, float *scale) {
-  const float unit = 1.44269504f / sqrtf((float)t->dim); /* weights are powers of two */
-  int32_t codes[MAX_DIM];
+  const float log2_e = 1.44269504f; /* weights are powers of two */
+  const float unit = (t->planes == 2 ? 256 : 1) * log2_e / sqrtf((float)t->dim);
   for (i64 i = from; i < to; i++) {
     char *row = packed + i * t->pitch;
-    scale[i] = unit * vector_codes(q + i * t->token_stride, t->dim, codes);
-    write_codes(t->planes, codes, t->dim, row, t->q_bytes);
+    scale[i] = unit * vector_codes(t, q + i * t->token_stride, row, t->q_bytes);
     for (i64 end = t->dim * (3 - t->planes), p = 0; p < t->planes; p++)
       memset(row + p * t->q_bytes + end, 0, t->pitch - end);
   }
@@ -62,16 +78,13 @@ static void pack_queries(const Attention *t, const float *q, i64 from, i64 to, c
 
 /* Keys [from, to) of a head into their panels. */
 static void pack_keys(const Attention *t, const float *k, i64 from, i64 to, char *packed, float *scale) {
-  int32_t codes[MAX_DIM];
   char rows[2 * MAX_WIDTH * MAX_DIM] __attribute__((aligned(64)));
   const i64 plane = MAX_WIDTH * t->pitch;
   for (i64 first = from; first < to; first += MAX_WIDTH) {
     const i64 columns = min_of(MAX_WIDTH, to - first);
     memset(rows, 0, t->planes * plane);
-    for (i64 i = 0; i < columns; i++) {
-      scale[first + i] = vector_codes(k + (first + i) * t->token_stride, t->dim, codes);
-      write_codes(t->planes, codes, t->dim, rows + i * t->pitch, plane);
-    }
+    for (i64 i = 0; i < columns; i++)
+      scale[first + i] = vector_codes(t, k + (first + i) * t->token_stride, rows + i * t->pitch, plane);
     for (int i = 0; i < t->planes; i++)
       pack_groups(rows + i * plane, t->pitch, MAX_WIDTH, t->pitch / 4, MAX_WIDTH, 0,
                   (int32_t *)(packed + first / MAX_WIDTH * t->k_panel + i * t->k_bytes));
@@ -85,6 +98,7 @@ static void pack_values(const Attention *t, const float *v, i64 from, i64 to, ch
   for (i64 i = from; i < round_up(to, 64); i += together) {
     for (i64 key = 0; key < together; key++) {
       const float *x = v + (i + key) * t->token_stride;
+      fetch_ahead(x, t);
       if (i + key >= to) memset(codes[key], 0, 4 * t->dim);
       else
 #pragma omp simd
@@ -98,7 +112,8 @@ static void pack_values(const Attention *t, const float *v, i64 from, i64 to, ch
       if (t->planes == 2) {
 #pragma omp simd
         for (i64 j = 0; j < columns; j++) {
-          high[j] = (a[j] >> 8 & 255) | (b[j] >> 8 & 255) << 8 | (c[j] >> 8 & 255) << 16 | d[j] >> 8 << 24;
+          high[j] = ((a[j] + 128) >> 8 & 255) | ((b[j] + 128) >> 8 & 255) << 8 | ((c[j] + 128) >> 8 & 255) << 16 |
+                    (d[j] + 128) >> 8 << 24;
           low[j] = (a[j] & 255) | (b[j] & 255) << 8 | (c[j] & 255) << 16 | d[j] << 24;
         }
         for (i64 j = columns; j < MAX_WIDTH; j++) high[j] = low[j] = 0;
@@ -111,71 +126,205 @@ static void pack_values(const Attention *t, const float *v, i64 from, i64 to, ch
   }
 }
 
+typedef int32_t TilePart[AMX_ROWS * LANES]; /* sums of products of one byte each on AMX */
+
 typedef struct {
-  int32_t sums[QUERIES * MAX_WIDTH];
+  TilePart parts[2][4];
   float scores[QUERIES * KEYS];
   int16_t weights[QUERIES * KEYS]; /* or two planes of bytes */
   float out[QUERIES * MAX_DIM];
   floats highest[QUERIES];
-  float top[QUERIES], total[QUERIES], keep[QUERIES], unit[QUERIES];
+  float top[QUERIES], total[QUERIES]; /* of all blocks so far */
+  /* of this block: its largest score, the sum of its codes, codes per weight; what sums so far and now are to be
+     multiplied by */
+  float block_top[QUERIES], block_total[QUERIES], per_weight[QUERIES], keep[QUERIES], unit[QUERIES];
 } Workspace;
 
-/* sums [rows, MAX_WIDTH] = rows of codes times a panel; pitch: bytes of a row, plane: of all rows (of one plane). */
-static inline void attention_tile(const Attention *t, Workspace *s, const void *codes, i64 plane, i64 rows, i64 pitch,
-                                  i64 length, const char *panel, i64 panel_plane) {
+/* 0 in the first `kept` lanes, else -inf. */
+static inline floats outside(i64 kept) {
+  floats x = {0};
+  for (i64 i = kept; i < LANES; i++) x[i] = -INFINITY;
+  return x;
+}
+
+/* A query's scores with LANES keys from `place` of the block, of which `kept` are there. */
+static inline __attribute__((always_inline)) void put_scores(Workspace *s, i64 row, i64 place, i64 kept,
+                                                             floats score, const float *k_scale) {
+  score *= *(const loose_floats *)(k_scale + place);
+  if (kept < LANES) score += outside(kept);
+  *(loose_floats *)(s->scores + row * KEYS + place) = score;
+  s->highest[row] = larger(score, s->highest[row]);
+}
+
+static inline __attribute__((always_inline)) void add_values(Workspace *s, i64 row, float *to, floats values) {
+  floats now = *(loose_floats *)to * s->keep[row];
+  *(loose_floats *)to = fused(values, (floats){0} + s->unit[row], now);
+}
+
 #if AMX
-  if (t->planes == 2) {
-    amx_wide(s->sums, round_up(rows, AMX_ROWS), codes, (const uint8_t *)codes + plane, pitch, parts_of(length, 64),
-             (const int8_t *)panel, (const uint8_t *)panel + panel_plane);
-    return;
+/* Two tiles of a [16, K] · b [K, 32], each in two parts: high x high, and high x low + low x high. Loading a tile takes
+   longer than multiplying it, so those of a serve both. */
+static inline void amx_query_tiles(TilePart *parts, const char *a, i64 a_plane, i64 pitch, i64 steps, const char *b,
+                                   i64 b_plane) {
+  TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
+  for (i64 k = 0; k < steps; k++, a += 64, b += 16 * 256) {
+    TILE_LOAD(4, a, pitch);
+    TILE_LOAD(6, b, 256);
+    TILE_DOT_SS(0, 4, 6);
+    TILE_LOAD(5, a + a_plane, pitch);
+    TILE_DOT_SS(1, 5, 6);
+    TILE_LOAD(6, b + 64, 256);
+    TILE_DOT_SS(2, 4, 6);
+    TILE_DOT_SS(3, 5, 6);
+    TILE_LOAD(7, b + b_plane, 256);
+    TILE_DOT_SS(1, 4, 7);
+    TILE_LOAD(7, b + b_plane + 64, 256);
+    TILE_DOT_SS(3, 4, 7);
   }
-#endif
-  (void)plane, (void)panel_plane, (void)t;
-  for (i64 row = 0; row < rows; row += 6) {
-    const char *a = (const char *)codes + row * pitch;
-    int some = (int)min_of(6, rows - row);
-#if WIDE
-    pairs_4(some, s->sums + row * MAX_WIDTH, a, pitch, 1, 0, parts_of(length, 2), panel);
-#else
-    pairs_2(some, s->sums + row * MAX_WIDTH, a, pitch, 1, 0, parts_of(length, 2), panel);
-#endif
+  TILE_STORE(0, parts[0], 64); TILE_STORE(1, parts[1], 64); TILE_STORE(2, parts[2], 64); TILE_STORE(3, parts[3], 64);
+}
+
+/* A tile of a [16, K] · b [K, 16]: high x high, low x high, low x low, high x low, for each a chain of its own, since one
+   product waits long for the one before. */
+static inline void amx_weight_tile(TilePart *parts, const char *a, i64 a_plane, i64 pitch, i64 steps, const char *b,
+                                   i64 b_plane) {
+  TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
+  for (i64 k = 0; k < steps; k++, a += 64, b += 16 * 256) {
+    TILE_LOAD(4, a, pitch);
+    TILE_LOAD(6, b, 256);
+    TILE_DOT_SS(0, 4, 6);
+    TILE_LOAD(5, a + a_plane, pitch);
+    TILE_DOT_US(1, 5, 6);
+    TILE_LOAD(7, b + b_plane, 256);
+    TILE_DOT_US(2, 5, 7);
+    TILE_DOT_SS(3, 4, 7);
+  }
+  TILE_STORE(0, parts[0], 64); TILE_STORE(1, parts[1], 64); TILE_STORE(2, parts[2], 64); TILE_STORE(3, parts[3], 64);
+}
+
+static inline ints row_of(const int32_t *part, i64 row) { return *(const ints *)(part + row * LANES); }
+
+/* What tiles store can be read back at once only at a price, so it is read while the next ones are multiplied. */
+static void amx_scores(const Attention *t, Workspace *s, i64 queries, i64 keys, const char *codes, const char *panels,
+                       const float *k_scale) {
+  const i64 down = parts_of(queries, AMX_ROWS), all = down * parts_of(keys, 2 * LANES);
+  for (i64 task = 0; task <= all; task++) {
+    if (task < all) {
+      const char *b = panels + task / down / 2 * t->k_panel + task / down % 2 * 128;
+      amx_query_tiles(s->parts[task % 2], codes + task % down * AMX_ROWS * t->pitch, t->q_bytes, t->pitch,
+                      t->pitch / 64, b, t->k_bytes);
+    }
+    if (task == 0) continue;
+    TilePart *done = s->parts[(task - 1) % 2];
+    const i64 first = (task - 1) % down * AMX_ROWS;
+    for (i64 place = (task - 1) / down * 2 * LANES, end = place + 2 * LANES; place < min_of(end, keys);
+         place += LANES, done += 2)
+      for (i64 r = 0; r < AMX_ROWS; r++) {
+        floats high = __builtin_convertvector(row_of(done[0], r), floats);
+        floats cross = __builtin_convertvector(row_of(done[1], r), floats);
+        put_scores(s, first + r, place, keys - place, fused(high, (floats){0} + 256, cross), k_scale);
+      }
   }
 }
 
-/* Weights of a row of scores as codes, and how the row's sums so far and now are to be put together. */
-static void softmax_row(const Attention *t, Workspace *s, i64 row, i64 keys, float scale) {
-  float *x = s->scores + row * KEYS, top = largest_lane(s->highest[row]) * scale;
-#pragma omp simd
-  for (i64 j = 0; j < keys; j++) x[j] = exp2_of(fmaf(x[j], scale, -top));
-  float sum = moment(1, x, keys, 0), codes_per_weight = MAX_SUM / sum;
-  if (codes_per_weight > LARGEST_CODE) codes_per_weight = LARGEST_CODE;
-  int32_t total = 0;
-  i64 padded = round_up(keys, t->planes == 2 ? 64 : 2);
-  for (i64 j = keys; j < padded; j++) x[j] = 0;
-  if (t->planes == 2) {
-    int8_t *high = (int8_t *)s->weights + row * KEYS;
-    uint8_t *low = (uint8_t *)high + QUERIES * KEYS;
-#pragma omp simd reduction(+ : total)
-    for (i64 j = 0; j < padded; j++) {
-      int32_t code = nearest(x[j] * codes_per_weight);
-      high[j] = (int8_t)(code >> 8);
-      low[j] = (uint8_t)code;
+static void amx_values(const Attention *t, Workspace *s, i64 queries, i64 keys, const char *panels) {
+  const i64 down = parts_of(queries, AMX_ROWS), all = down * parts_of(t->dim, LANES);
+  for (i64 task = 0; task <= all; task++) {
+    if (task < all) {
+      const char *b = panels + task / down / 4 * t->v_panel + task / down % 4 * 64;
+      amx_weight_tile(s->parts[task % 2], (const char *)s->weights + task % down * AMX_ROWS * KEYS, QUERIES * KEYS,
+                      KEYS, parts_of(keys, 64), b, t->v_bytes);
+    }
+    if (task == 0) continue;
+    TilePart *done = s->parts[(task - 1) % 2];
+    const i64 first = (task - 1) % down * AMX_ROWS;
+    float *to = s->out + first * t->out_pitch + (task - 1) / down * LANES;
+    for (i64 r = 0; r < AMX_ROWS; r++, to += t->out_pitch) {
+      floats high = __builtin_convertvector(row_of(done[0], r), floats);
+      floats cross = __builtin_convertvector(row_of(done[1], r) + row_of(done[3], r), floats);
+      floats low = __builtin_convertvector(row_of(done[2], r), floats);
+      add_values(s, first + r, to, fused(high, (floats){0} + 65536, fused(cross, (floats){0} + 256, low)));
+    }
+  }
+}
+#endif
+
+/* sums [6, MAX_WIDTH] = rows of 16-bit codes times a panel */
+static inline void pair_tile(i64 rows, const char *codes, i64 pitch, i64 length, const char *panel, int32_t *sums) {
+#if WIDE
+  pairs_4((int)rows, sums, codes, pitch, 1, 0, parts_of(length, 2), panel);
+#else
+  pairs_2((int)rows, sums, codes, pitch, 1, 0, parts_of(length, 2), panel);
+#endif
+}
+
+static void pair_scores(const Attention *t, Workspace *s, i64 queries, i64 keys, const char *codes, const char *panels,
+                        const float *k_scale) {
+  int32_t sums[6 * MAX_WIDTH] __attribute__((aligned(64)));
+  for (i64 first = 0; first < keys; first += MAX_WIDTH)
+    for (i64 row = 0; row < queries; row += 6) {
+      const i64 rows = min_of(6, queries - row), columns = min_of(MAX_WIDTH, keys - first);
+      pair_tile(rows, codes + row * t->pitch, t->pitch, t->dim, panels + first / MAX_WIDTH * t->k_panel, sums);
+      for (i64 r = 0; r < rows; r++)
+        for (i64 j = 0; j < columns; j += LANES)
+          put_scores(s, row + r, first + j, columns - j,
+                     __builtin_convertvector(*(ints *)(sums + r * MAX_WIDTH + j), floats), k_scale);
+    }
+}
+
+static void pair_values(const Attention *t, Workspace *s, i64 queries, i64 keys, const char *panels) {
+  int32_t sums[6 * MAX_WIDTH] __attribute__((aligned(64)));
+  for (i64 first = 0; first < t->dim; first += MAX_WIDTH)
+    for (i64 row = 0; row < queries; row += 6) {
+      const i64 rows = min_of(6, queries - row), columns = min_of(MAX_WIDTH, t->dim - first);
+      pair_tile(rows, (const char *)(s->weights + row * KEYS), 2 * KEYS, keys, panels + first / MAX_WIDTH * t->v_panel,
+                sums);
+      for (i64 r = 0; r < rows; r++)
+        for (i64 j = 0; j < columns; j += LANES)
+          add_values(s, row + r, s->out + (row + r) * t->out_pitch + first + j,
+                     __builtin_convertvector(*(ints *)(sums + r * MAX_WIDTH + j), floats));
+    }
+}
+
+/* Weights of a row of scores, relative to the largest one, as codes. */
+static void weight_codes(int planes, Workspace *s, i64 row, i64 keys, float scale) {
+  float *x = s->scores + row * KEYS, top = largest_lane(s->highest[row]) * scale, per_weight = LARGEST_CODE;
+  const i64 padded = round_up(keys, LANES);
+  ints total = {0};
+#if AMX
+  if (planes == 2) { /* bytes have sums that fit whatever the codes are */
+    int8_t *high = (int8_t *)s->weights + row * KEYS, *low = high + QUERIES * KEYS;
+    for (i64 j = 0; j < padded; j += LANES) {
+      floats weight = power_of_two(*(loose_floats *)(x + j) * scale - top);
+      ints code = (ints)fused(weight, (floats){0} + LARGEST_CODE, (floats){0} + ROUNDER);
+      store_bytes(high + j, code >> 8);
+      store_bytes(low + j, code);
       total += code;
     }
-  } else {
+    const i64 unused = round_up(keys, 64) - padded;
+    memset(high + padded, 0, unused), memset(low + padded, 0, unused);
+  } else
+#endif
+  {
+    (void)planes;
     int16_t *codes = s->weights + row * KEYS;
-#pragma omp simd reduction(+ : total)
-    for (i64 j = 0; j < padded; j++) {
-      int32_t code = nearest(x[j] * codes_per_weight);
-      codes[j] = (int16_t)code;
+    floats sum = {0};
+    for (i64 j = 0; j < padded; j += LANES) {
+      floats weight = power_of_two(*(loose_floats *)(x + j) * scale - top);
+      *(loose_floats *)(x + j) = weight;
+      sum += weight;
+    }
+    per_weight = MAX_SUM / sum_of_lanes(sum);
+    if (per_weight > LARGEST_CODE) per_weight = LARGEST_CODE;
+    for (i64 j = 0; j < padded; j += LANES) {
+      ints code = (ints)fused(*(loose_floats *)(x + j), (floats){0} + per_weight, (floats){0} + ROUNDER);
+      store_shorts(codes + j, code);
       total += code;
     }
   }
-  float before = s->top[row], now = top > before ? top : before;
-  s->keep[row] = exp2_of(before - now);
-  s->unit[row] = exp2_of(top - now) / codes_per_weight;
-  s->total[row] = s->total[row] * s->keep[row] + (float)total * s->unit[row];
-  s->top[row] = now;
+  s->block_top[row] = top;
+  s->block_total[row] = (float)(int32_t)((uint32_t)sum_of_ints(total) - (uint32_t)padded * (uint32_t)bits_of(ROUNDER));
+  s->per_weight[row] = per_weight;
 }
 
 /* Queries [from, from + queries) of a head against all its keys: out, rows `out_pitch` apart. */
@@ -183,49 +332,41 @@ static void attend(const Attention *t, Workspace *s, const char *packed, Scales 
                    float *out, i64 out_pitch) {
   const char *codes = packed + from * t->pitch, *keys = packed + t->planes * t->q_bytes;
   const char *values = keys + t->planes * t->k_bytes;
-  for (i64 r = 0; r < queries; r++) s->top[r] = -INFINITY, s->total[r] = 0;
-  memset(s->out, 0, 4 * queries * t->dim);
+  for (i64 r = 0; r < QUERIES; r++) s->top[r] = -INFINITY, s->total[r] = 0;
+  memset(s->out, 0, 4 * QUERIES * t->out_pitch);
   for (i64 begin = 0; begin < t->tokens; begin += KEYS) {
     const i64 count = min_of(KEYS, t->tokens - begin);
-    for (i64 r = 0; r < queries; r++) s->highest[r] = (floats){0} - INFINITY;
-    for (i64 first = 0; first < count; first += MAX_WIDTH) {
-      const i64 columns = min_of(MAX_WIDTH, count - first);
-      const char *panel = keys + (begin + first) / MAX_WIDTH * t->k_panel;
-      attention_tile(t, s, codes, t->q_bytes, queries, t->pitch, t->dim, panel, t->k_bytes);
-      for (i64 r = 0; r < queries; r++) {
-        float *to = s->scores + r * KEYS + first;
-        const int32_t *sums = s->sums + r * MAX_WIDTH;
-        const float *k_scale = scale.k + begin + first;
-        i64 j = 0;
-        for (; j + LANES <= columns; j += LANES) {
-          floats score = __builtin_convertvector(*(const loose_ints *)(sums + j), floats);
-          score *= *(const loose_floats *)(k_scale + j);
-          *(loose_floats *)(to + j) = score;
-          s->highest[r] = larger(score, s->highest[r]);
-        }
-        for (; j < columns; j++) {
-          to[j] = (float)sums[j] * k_scale[j];
-          if (to[j] > s->highest[r][0]) s->highest[r][0] = to[j];
-        }
-      }
+    const char *key_panels = keys + begin / MAX_WIDTH * t->k_panel;
+    const char *value_panels = values + begin * MAX_WIDTH * (3 - t->planes);
+    for (i64 r = 0; r < QUERIES; r++) s->highest[r] = (floats){0} - INFINITY;
+#if AMX
+    if (t->planes == 2) amx_scores(t, s, queries, count, codes, key_panels, scale.k + begin);
+    else
+#endif
+      pair_scores(t, s, queries, count, codes, key_panels, scale.k + begin);
+    for (i64 r = 0; r < queries; r++) weight_codes(t->planes, s, r, count, scale.q[from + r]);
+    for (i64 r = 0; r < QUERIES; r += LANES) {
+      floats before = *(loose_floats *)(s->top + r), top = *(loose_floats *)(s->block_top + r);
+      floats now = larger(top, before), keep = power_of_two(before - now);
+      floats unit = power_of_two(top - now) / *(loose_floats *)(s->per_weight + r);
+      *(loose_floats *)(s->keep + r) = keep;
+      *(loose_floats *)(s->unit + r) = unit;
+      *(loose_floats *)(s->total + r) = *(loose_floats *)(s->total + r) * keep + *(loose_floats *)(s->block_total + r) * unit;
+      *(loose_floats *)(s->top + r) = now;
     }
-    for (i64 row = 0; row < queries; row++) softmax_row(t, s, row, count, scale.q[from + row]);
-    for (i64 first = 0; first < t->dim; first += MAX_WIDTH) {
-      const i64 columns = min_of(MAX_WIDTH, t->dim - first);
-      const char *panel = values + first / MAX_WIDTH * t->v_panel + begin * MAX_WIDTH * (3 - t->planes);
-      attention_tile(t, s, s->weights, QUERIES * KEYS, queries, KEYS * (3 - t->planes), count, panel, t->v_bytes);
-      for (i64 r = 0; r < queries; r++) {
-        float *to = s->out + r * t->dim + first, keep = s->keep[r], weight = s->unit[r];
-        const int32_t *sums = s->sums + r * MAX_WIDTH;
-#pragma omp simd
-        for (i64 j = 0; j < columns; j++) to[j] = to[j] * keep + (float)sums[j] * weight;
-      }
-    }
+#if AMX
+    if (t->planes == 2) amx_values(t, s, queries, count, value_panels);
+    else
+#endif
+      pair_values(t, s, queries, count, value_panels);
   }
+  float poison = 0; /* NaN and inf in queries or keys are in their scales, and codes cannot carry them */
+#pragma omp simd reduction(+ : poison)
+  for (i64 i = 0; i < t->tokens; i++) poison += scale.k[i] * 0;
   for (i64 r = 0; r < queries; r++) {
-    float factor = 1 / s->total[r];
+    float factor = 1 / s->total[r] + scale.q[from + r] * 0 + poison;
 #pragma omp simd
-    for (i64 d = 0; d < t->dim; d++) out[r * out_pitch + d] = s->out[r * t->dim + d] * factor * scale.v[d];
+    for (i64 d = 0; d < t->dim; d++) out[r * out_pitch + d] = s->out[r * t->out_pitch + d] * factor * scale.v[d];
   }
 }
 
@@ -234,20 +375,23 @@ static i64 head_offset(const Attention *t, i64 i) {
 }
 
 static Scales scales_of(const Attention *t, float *scales, i64 i) {
-  float *first = scales + i * 2 * (t->tokens + t->dim);
-  return (Scales){first, first + t->tokens, first + 2 * t->tokens, first + 2 * t->tokens + t->dim};
+  const i64 tokens = round_up(t->tokens, LANES);
+  float *first = scales + i * 2 * (tokens + t->dim);
+  return (Scales){first, first + tokens, first + 2 * tokens, first + 2 * tokens + t->dim};
 }
 
 /* softmax(q kT / sqrt(dim)) v: q, k, v [batch, heads, tokens, dim] by strides, of which the last is 1; out [batch,
    tokens, heads, dim]. dim is at most MAX_DIM. */
 int vi_attention(const float *q, const float *k, const float *v, float *out, i64 batch, i64 heads, i64 tokens, i64 dim,
                  i64 batch_stride, i64 head_stride, i64 token_stride, int threads) {
-  Attention t = {heads, tokens, dim, batch_stride, head_stride, token_stride, 0, 0, 0, 0, 0, 0, 1};
+  Attention t = {heads, tokens, dim, batch_stride, head_stride, token_stride, .planes = 1};
 #if WIDE
   t.planes = 1 + amx_allowed;
 #endif
+  t.largest_value = t.planes == 2 ? LARGEST_SPLIT : 8191;
   const i64 number = 3 - t.planes; /* bytes of a number in a plane */
   t.pitch = number * round_up(dim, t.planes == 2 ? 64 : 2);
+  t.out_pitch = round_up(dim, LANES);
   t.q_bytes = round_up(tokens, QUERIES) * t.pitch;
   t.k_panel = t.pitch * MAX_WIDTH;
   t.k_bytes = parts_of(tokens, MAX_WIDTH) * t.k_panel;
@@ -257,7 +401,7 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
   const i64 at_once = max_of(1, min_of(all, ((i64)1 << 26) / head_bytes));
   const i64 blocks = parts_of(tokens, QUERIES), token_blocks = parts_of(tokens, TOKENS);
   char *packed = allocate(at_once * head_bytes);
-  float *scales = allocate(4 * at_once * 2 * (tokens + dim));
+  float *scales = allocate(4 * at_once * 2 * (round_up(tokens, LANES) + dim));
   int32_t *most = allocate(4 * at_once * dim * threads); /* of each thread: the largest value of each channel */
   Workspace *spaces = allocate((i64)sizeof(Workspace) * threads);
   int failed = !packed || !scales || !most || !spaces;
@@ -276,6 +420,7 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
           const i64 i = task % count, from = task / count * TOKENS, to = min_of(tokens, from + TOKENS);
           for (i64 n = from; n < to; n++) {
             const float *x = v + head_offset(&t, begin + i) + n * token_stride;
+            fetch_ahead(x, &t);
 #pragma omp simd
             for (i64 d = 0; d < dim; d++) {
               int32_t bits = bits_of(x[d]) & 0x7fffffff;
@@ -293,8 +438,8 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
             }
             const float absmax = float_of(bits);
             const Scales scale = scales_of(&t, scales, i);
-            scale.v[d] = absmax < 1e-33f ? 1 : absmax / LARGEST_VALUE;
-            scale.v_inverse[d] = absmax < 1e-33f ? 0 : LARGEST_VALUE / absmax;
+            scale.v[d] = absmax < 1e-33f ? 1 : absmax / t.largest_value;
+            scale.v_inverse[d] = absmax < 1e-33f ? 0 : t.largest_value / absmax;
           }
 #pragma omp for schedule(static)
         for (i64 task = 0; task < token_blocks * count; task++) {

@@ -16,25 +16,19 @@ static inline float largest(const float *x, i64 n) {
 
 /* Without licence to reorder, compilers add the lanes of a vector one after another. */
 static inline float sum_of_lanes(floats x) {
-  for (int d = LANES / 2; d; d /= 2) {
-    ints other;
-    for (int i = 0; i < LANES; i++) other[i] = i ^ d;
-    x += __builtin_shuffle(x, other);
-  }
+#define ADD_LANES(d) x += ACROSS(x, d);
+  FOR_EACH_DISTANCE(ADD_LANES)
   return x[0];
 }
 
-static inline floats larger(floats a, floats b) { /* b where one is NaN */
-  ints mask = a > b;
-  return (floats)(((ints)a & mask) | ((ints)b & ~mask));
+static inline int32_t sum_of_ints(ints x) {
+  FOR_EACH_DISTANCE(ADD_LANES)
+  return x[0];
 }
 
 static inline float largest_lane(floats x) {
-  for (int d = LANES / 2; d; d /= 2) {
-    ints other;
-    for (int i = 0; i < LANES; i++) other[i] = i ^ d;
-    x = larger(x, __builtin_shuffle(x, other));
-  }
+#define LARGER_LANES(d) x = larger(x, ACROSS(x, d));
+  FOR_EACH_DISTANCE(LARGER_LANES)
   return x[0];
 }
 
@@ -88,18 +82,20 @@ static inline float erf_of(float x) {
   return clamp(t * p / q, 1.0f);
 }
 
-/* 2^x for x <= 0 within 4e-7 of itself; below -126 what 2^-126 is. Adding 1.5 * 2^23 rounds to a whole number and
-   leaves it in the last bits; on the rest, [-0.5, 0.5], a polynomial. */
-static inline float exp2_of(float x) {
-  const float shift = 12582912.0f;
-  x = x < -126.0f ? -126.0f : x;
-  float shifted = x + shift, f = x - (shifted - shift);
-  float p = fmaf(f, 1.339086735e-03f, 9.666373693e-03f);
-  p = fmaf(p, f, 5.550357104e-02f);
-  p = fmaf(p, f, 2.402234894e-01f);
-  p = fmaf(p, f, 6.931471880e-01f);
-  p = fmaf(p, f, 1.0f);
-  return p * float_of((int32_t)(((uint32_t)bits_of(shifted) << 23) + (127u << 23)));
+/* Adding it to |x| < 2^22 rounds to a whole number and leaves that in the last bits. */
+static const float ROUNDER = 12582912.0f; /* 1.5 * 2^23 */
+
+/* 2^x for x <= 0 within 4e-7 of itself, below -125 that of -125: on what rounding leaves, [-0.5, 0.5], a polynomial, to
+   whose exponent the whole part is added. */
+static inline floats power_of_two(floats x) {
+  x = larger(x, (floats){0} - 125.0f);
+  floats shifted = x + ROUNDER, f = x - (shifted - ROUNDER), p = (floats){0} + 1.339086735e-03f;
+  p = fused(p, f, (floats){0} + 9.666373693e-03f);
+  p = fused(p, f, (floats){0} + 5.550357104e-02f);
+  p = fused(p, f, (floats){0} + 2.402234894e-01f);
+  p = fused(p, f, (floats){0} + 6.931471880e-01f);
+  p = fused(p, f, (floats){0} + 1.0f);
+  return (floats)((ints)p + ((ints)shifted << 23));
 }
 
 /* x / y as division rounds it, without dividing: the remainder of the product with the rounded inverse is exact and
@@ -116,9 +112,8 @@ static inline int divides_by_inverse(float y) {
 
 /* e^x - 1, and e^x to `exp`, within 3e-7 of themselves: 2^n times a polynomial of the rest of x, in [-0.35, 0.35]. */
 static inline float expm1_of(float x, float *exp) {
-  const float shift = 12582912.0f; /* as above */
-  float capped = x > 89.0f ? 89.0f : x < -87.0f ? -87.0f : x, shifted = fmaf(capped, 1.44269504f, shift);
-  float n = shifted - shift, r = fmaf(n, -1.42860677e-06f, fmaf(n, -0.693145752f, capped));
+  float capped = x > 89.0f ? 89.0f : x < -87.0f ? -87.0f : x, shifted = fmaf(capped, 1.44269504f, ROUNDER);
+  float n = shifted - ROUNDER, r = fmaf(n, -1.42860677e-06f, fmaf(n, -0.693145752f, capped));
   float p = fmaf(r, 1.0f / 5040, 1.0f / 720);
   p = fmaf(p, r, 1.0f / 120);
   p = fmaf(p, r, 1.0f / 24);

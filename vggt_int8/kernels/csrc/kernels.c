@@ -70,19 +70,36 @@ static inline i64 round_up(i64 a, i64 b) { return parts_of(a, b) * b; }
 
 static void *allocate(i64 bytes) { return aligned_alloc(64, (size_t)round_up(max_of(bytes, 64), 64)); }
 
-/* r [LANES][LANES] to its transpose: squares of d x d change places, d = 1, 2, 4 ... */
+/* Indices of shuffles are written as constant vectors with a literal d: lanes set one by one are put together anew
+   each time. */
+#if WIDE
+#define LANE_NUMBERS ((ints){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+#define FOR_EACH_DISTANCE(WITH) WITH(1) WITH(2) WITH(4) WITH(8)
+#else
+#define LANE_NUMBERS ((ints){0, 1, 2, 3, 4, 5, 6, 7})
+#define FOR_EACH_DISTANCE(WITH) WITH(1) WITH(2) WITH(4)
+#endif
+
+/* Lane i from lane i ^ d. */
+#define ACROSS(x, d) __builtin_shuffle(x, LANE_NUMBERS ^ (d))
+
+/* r [LANES][LANES] to its transpose: squares of d x d change places. */
 static inline __attribute__((always_inline)) void transpose(ints r[LANES]) {
-  _Pragma("GCC unroll 4") for (int d = 1; d < LANES; d *= 2) {
-    ints lower, upper;
-    for (int e = 0; e < LANES; e++) lower[e] = e & d ? LANES + (e ^ d) : e, upper[e] = e & d ? LANES + e : e ^ d;
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) if (!(i & d)) {
-      ints a = r[i], b = r[i | d];
-      r[i] = __builtin_shuffle(a, b, lower);
-      r[i | d] = __builtin_shuffle(a, b, upper);
-    }
+#define CHANGE_PLACES(d)                                                            \
+  {                                                                                 \
+    const ints odd = (LANE_NUMBERS & (d)) != 0, other = LANE_NUMBERS ^ (d);         \
+    const ints lower = (odd & (other + LANES)) | (~odd & LANE_NUMBERS);             \
+    const ints upper = (odd & (LANE_NUMBERS + LANES)) | (~odd & other);             \
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) if (!(i & (d))) {      \
+      ints a = r[i], b = r[i | (d)];                                                \
+      r[i] = __builtin_shuffle(a, b, lower);                                        \
+      r[i | (d)] = __builtin_shuffle(a, b, upper);                                  \
+    }                                                                               \
   }
+  FOR_EACH_DISTANCE(CHANGE_PLACES)
 }
 
+#include "instructions.h"
 #include "tiles.h"
 
 /* Bit 0: AVX-512 VNNI is used, bit 1: AMX is used, too. Linux hands out AMX's registers on request. */

@@ -1,23 +1,5 @@
 /* Products of integers in registers: tiles of AVX2, AVX-512 VNNI and AMX. */
 
-#if defined(EMULATED_TILES)
-#include EMULATED_TILES
-#else
-static inline ints dot_pairs(ints sum, ints a, ints b) {
-#if WIDE
-  return (ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#else
-  return (ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)a, (__m256i)b));
-#endif
-}
-#if WIDE
-/* unsigned bytes of a times signed bytes of b */
-static inline ints dot_bytes(ints sum, ints a, ints b) {
-  return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-}
-#endif
-#endif
-
 /* sums [rows, width] = a · b over `segments` runs of `groups` groups, each run `step` bytes after the last one in a.
    a: row r starts `pitch` bytes after row r - 1. One group is 4 bytes: two pairs or four bytes. */
 #define DEFINE_TILE(name, DOT)                                                                                        \
@@ -131,41 +113,6 @@ static void amx_wide_rows(int32_t *sums, const int8_t *high, const uint8_t *low,
     TILE_STORE(0, sums + first, 4 * width); TILE_STORE(1, sums + first + 16, 4 * width);
     TILE_STORE(2, low_sums + first, 4 * width); TILE_STORE(3, low_sums + first + 16, 4 * width);
   }
-}
-
-/* 16 columns of sums [16, 64] from the products of their bytes. */
-static inline void amx_join(int32_t *sums, int32_t parts[3][AMX_ROWS][16]) {
-  for (int r = 0; r < AMX_ROWS; r++)
-    for (int j = 0; j < 16; j++)
-      sums[r * 64 + j] = (int32_t)(((uint32_t)parts[0][r][j] << 16) + ((uint32_t)parts[1][r][j] << 8) +
-                                   (uint32_t)parts[2][r][j]);
-}
-
-/* sums [rows, 64] = a · b, both of 16 bits in two planes of bytes; rows: a multiple of 16. What the tiles store can be
-   read back at once only at a price, so each tile is put together while the next one is multiplied. */
-static void amx_wide(int32_t *sums, i64 rows, const int8_t *a_high, const uint8_t *a_low, i64 pitch, i64 steps,
-                     const int8_t *b_high, const uint8_t *b_low) {
-  int32_t parts[2][3][AMX_ROWS][16] __attribute__((aligned(64)));
-  int32_t *before = NULL;
-  int turn = 0;
-  for (int t = 0; t < 4; t++)
-    for (i64 row = 0; row < rows; row += AMX_ROWS, turn ^= 1) {
-      TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2);
-      for (i64 k = 0; k < steps; k++) {
-        TILE_LOAD(3, a_high + row * pitch + k * 64, pitch);
-        TILE_LOAD(5, b_high + k * 16 * 256 + t * 64, 256);
-        TILE_DOT_SS(0, 3, 5);
-        TILE_LOAD(4, a_low + row * pitch + k * 64, pitch);
-        TILE_DOT_US(1, 4, 5);
-        TILE_LOAD(6, b_low + k * 16 * 256 + t * 64, 256);
-        TILE_DOT_UU(2, 4, 6);
-        TILE_DOT_SU(1, 3, 6);
-      }
-      TILE_STORE(0, parts[turn][0][0], 64); TILE_STORE(1, parts[turn][1][0], 64); TILE_STORE(2, parts[turn][2][0], 64);
-      if (before) amx_join(before, parts[turn ^ 1]);
-      before = sums + row * 64 + 16 * t;
-    }
-  amx_join(before, parts[turn ^ 1]);
 }
 #endif
 
