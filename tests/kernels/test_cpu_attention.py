@@ -23,7 +23,10 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-SHAPES = [(1, 1, 1, 8), (2, 3, 37, 16), (1, 2, 300, 64), (3, 1, 65, 100), (1, 1, 257, 6), (1, 1, 20, 200)]
+SHAPES = [
+    *((1, 1, 1, 8), (2, 3, 37, 16), (1, 2, 300, 64), (3, 1, 65, 100), (1, 1, 257, 6), (1, 1, 20, 200)),
+    *((1, 1, 321, 32), (1, 2, 600, 24)),  # more than one block of keys
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -47,6 +50,25 @@ def test_integers_are_as_good_as_fp16(
     assert got.shape == want.shape
     assert got.is_contiguous()
     assert error(got, want) < 1.5 * error(in_fp16(q, k, v), want)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("spread", [0.3, 1.5, 5.0])
+@pytest.mark.parametrize("kind", ["outliers", "outliers together", "queries are keys", "values alike"])
+def test_integers_are_as_good_as_fp16_on_vectors_of_other_kinds(
+    library: str, spread: float, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(library, monkeypatch)
+    q, k, v = qkv_of(1, 2, 330, 64, spread)
+    if kind.startswith("outliers"):  # which take the range of the codes from the other channels
+        q[..., 3] *= 30
+        k[..., 3 if kind.endswith("together") else 5] *= 30
+    if kind == "queries are keys":
+        k.copy_(q)
+    if kind == "values alike":
+        v.mul_(0.01).add_(torch.arange(64.0))
+    want = exact(q, k, v)
+    assert error(attention_cpu(q, k, v, integers=True), want) < 1.5 * error(in_fp16(q, k, v), want)
 
 
 def in_fp16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ With products of 16-bit numbers their sums must stay in int32. For those of quer
 that: no code vector is longer than MAX_NORM. Values have 14 bits, and the codes of a block's weights sum up to MAX_SUM
 at most.
 
-On AMX codes have 16 bits and go as two bytes, code = 256 * high + low, low signed but in weights. Of queries and keys the
-product of both low bytes is left out: a sum of numbers around 0, 4e-6 of |query| |key| where the numbers of a vector are
-normally distributed, and at worst what fp16 rounds off. Weights and values need it: values may be much alike. */
+On AMX codes have 16 bits and go as two bytes, code = 256 * high + low, low signed but in weights. The product of both
+low bytes of queries and keys is left out where it hardly changes a weight (LOW_MATTERS). Weights and values always need
+it: values may be much alike. */
 
 enum { QUERIES = 48, KEYS = 256, TOKENS = 64 }; /* of a block; 48 is a multiple of every tile's rows */
+enum { MOST_KEYS = KEYS + 64 };                  /* of the last block: a few keys are not worth one */
 enum { MAX_DIM = 512 };
 enum { LARGEST_SPLIT = 127 * 256 + 127 }; /* with a signed low byte */
 static const float MAX_NORM = 46000, MAX_SUM = 262000;
+static const float LOW_MATTERS = 1e-3f, LOW_BYTE = 74; /* an exponent of 2; what a low byte is, root mean square */
 
 typedef struct {
   i64 heads, tokens, dim, batch_stride, head_stride, token_stride; /* strides in numbers */
@@ -129,9 +131,9 @@ static void pack_values(const Attention *t, const float *v, i64 from, i64 to, ch
 typedef int32_t TilePart[AMX_ROWS * LANES]; /* sums of products of one byte each on AMX */
 
 typedef struct {
-  TilePart parts[2][4];
-  float scores[QUERIES * KEYS];
-  int16_t weights[QUERIES * KEYS]; /* or two planes of bytes */
+  TilePart parts[2][6];
+  float scores[QUERIES * MOST_KEYS];
+  int16_t weights[QUERIES * MOST_KEYS]; /* or two planes of bytes */
   float out[QUERIES * MAX_DIM];
   floats highest[QUERIES];
   float top[QUERIES], total[QUERIES]; /* of all blocks so far */
@@ -140,20 +142,15 @@ typedef struct {
   float block_top[QUERIES], block_total[QUERIES], per_weight[QUERIES], keep[QUERIES], unit[QUERIES];
 } Workspace;
 
-/* 0 in the first `kept` lanes, else -inf. */
-static inline floats outside(i64 kept) {
-  floats x = {0};
-  for (i64 i = kept; i < LANES; i++) x[i] = -INFINITY;
-  return x;
-}
-
-/* A query's scores with LANES keys from `place` of the block, of which `kept` are there. */
-static inline __attribute__((always_inline)) void put_scores(Workspace *s, i64 row, i64 place, i64 kept,
-                                                             floats score, const float *k_scale) {
-  score *= *(const loose_floats *)(k_scale + place);
-  if (kept < LANES) score += outside(kept);
-  *(loose_floats *)(s->scores + row * KEYS + place) = score;
-  s->highest[row] = larger(score, s->highest[row]);
+/* Keep scores of a query from key `place` of the block, of which `kept` are there; the others become -inf. */
+static inline __attribute__((always_inline)) floats put_scores(Workspace *s, i64 row, i64 place, i64 kept,
+                                                               floats score) {
+  if (kept < LANES) {
+    const ints missing = LANE_NUMBERS >= (int32_t)kept;
+    score = (floats)(((ints)score & ~missing) | ((ints)((floats){0} - INFINITY) & missing));
+  }
+  *(loose_floats *)(s->scores + row * MOST_KEYS + place) = score;
+  return score;
 }
 
 static inline __attribute__((always_inline)) void add_values(Workspace *s, i64 row, float *to, floats values) {
@@ -163,7 +160,7 @@ static inline __attribute__((always_inline)) void add_values(Workspace *s, i64 r
 
 #if AMX
 /* Two tiles of a [16, K] · b [K, 32], each in two parts: high x high, and high x low + low x high. Loading a tile takes
-   longer than multiplying it, so those of a serve both. */
+   longer than multiplying it, so each of a serves both. */
 static inline void amx_query_tiles(TilePart *parts, const char *a, i64 a_plane, i64 pitch, i64 steps, const char *b,
                                    i64 b_plane) {
   TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
@@ -184,8 +181,21 @@ static inline void amx_query_tiles(TilePart *parts, const char *a, i64 a_plane, 
   TILE_STORE(0, parts[0], 64); TILE_STORE(1, parts[1], 64); TILE_STORE(2, parts[2], 64); TILE_STORE(3, parts[3], 64);
 }
 
-/* A tile of a [16, K] · b [K, 16]: high x high, low x high, low x low, high x low, for each a chain of its own, since one
-   product waits long for the one before. */
+/* The same of low x low. */
+static inline void amx_low_tiles(TilePart *parts, const char *a, i64 pitch, i64 steps, const char *b) {
+  TILE_ZERO(0); TILE_ZERO(1);
+  for (i64 k = 0; k < steps; k++, a += 64, b += 16 * 256) {
+    TILE_LOAD(4, a, pitch);
+    TILE_LOAD(6, b, 256);
+    TILE_DOT_SS(0, 4, 6);
+    TILE_LOAD(7, b + 64, 256);
+    TILE_DOT_SS(1, 4, 7);
+  }
+  TILE_STORE(0, parts[0], 64); TILE_STORE(1, parts[1], 64);
+}
+
+/* A tile of a [16, K] · b [K, 16]: high x high, low x high, low x low, high x low, for each a chain of its own, since
+   one product waits long for the one before. */
 static inline void amx_weight_tile(TilePart *parts, const char *a, i64 a_plane, i64 pitch, i64 steps, const char *b,
                                    i64 b_plane) {
   TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
@@ -205,24 +215,33 @@ static inline void amx_weight_tile(TilePart *parts, const char *a, i64 a_plane, 
 static inline ints row_of(const int32_t *part, i64 row) { return *(const ints *)(part + row * LANES); }
 
 /* What tiles store can be read back at once only at a price, so it is read while the next ones are multiplied. */
-static void amx_scores(const Attention *t, Workspace *s, i64 queries, i64 keys, const char *codes, const char *panels,
-                       const float *k_scale) {
+static inline __attribute__((always_inline)) void amx_scores(
+    const Attention *t, Workspace *s, const int low_matters, i64 queries, i64 keys, const char *codes,
+    const char *panels, const float *k_scale) {
   const i64 down = parts_of(queries, AMX_ROWS), all = down * parts_of(keys, 2 * LANES);
   for (i64 task = 0; task <= all; task++) {
     if (task < all) {
+      const char *a = codes + task % down * AMX_ROWS * t->pitch;
       const char *b = panels + task / down / 2 * t->k_panel + task / down % 2 * 128;
-      amx_query_tiles(s->parts[task % 2], codes + task % down * AMX_ROWS * t->pitch, t->q_bytes, t->pitch,
-                      t->pitch / 64, b, t->k_bytes);
+      const i64 steps = t->pitch / 64;
+      amx_query_tiles(s->parts[task % 2], a, t->q_bytes, t->pitch, steps, b, t->k_bytes);
+      if (low_matters) amx_low_tiles(s->parts[task % 2] + 4, a + t->q_bytes, t->pitch, steps, b + t->k_bytes);
     }
     if (task == 0) continue;
     TilePart *done = s->parts[(task - 1) % 2];
-    const i64 first = (task - 1) % down * AMX_ROWS;
-    for (i64 place = (task - 1) / down * 2 * LANES, end = place + 2 * LANES; place < min_of(end, keys);
-         place += LANES, done += 2)
-      for (i64 r = 0; r < AMX_ROWS; r++) {
-        floats high = __builtin_convertvector(row_of(done[0], r), floats);
-        floats cross = __builtin_convertvector(row_of(done[1], r), floats);
-        put_scores(s, first + r, place, keys - place, fused(high, (floats){0} + 256, cross), k_scale);
+    const i64 first = (task - 1) % down * AMX_ROWS, place = (task - 1) / down * 2 * LANES;
+    const floats scale[2] = {*(const loose_floats *)(k_scale + place),
+                             *(const loose_floats *)(k_scale + place + LANES)};
+    for (i64 r = 0; r < AMX_ROWS; r++)
+      for (int i = 0; i < 2; i++) {
+        floats high = __builtin_convertvector(row_of(done[2 * i], r), floats);
+        floats cross = __builtin_convertvector(row_of(done[2 * i + 1], r), floats);
+        floats sum = fused(high, (floats){0} + 256, cross);
+        if (low_matters)
+          sum = fused(__builtin_convertvector(row_of(done[4 + i], r), floats), (floats){0} + 1.0f / 256, sum);
+        floats score = sum * scale[i];
+        const i64 at = place + i * LANES;
+        s->highest[first + r] = larger(put_scores(s, first + r, at, keys - at, score), s->highest[first + r]);
       }
   }
 }
@@ -231,9 +250,9 @@ static void amx_values(const Attention *t, Workspace *s, i64 queries, i64 keys, 
   const i64 down = parts_of(queries, AMX_ROWS), all = down * parts_of(t->dim, LANES);
   for (i64 task = 0; task <= all; task++) {
     if (task < all) {
+      const char *a = (const char *)s->weights + task % down * AMX_ROWS * MOST_KEYS;
       const char *b = panels + task / down / 4 * t->v_panel + task / down % 4 * 64;
-      amx_weight_tile(s->parts[task % 2], (const char *)s->weights + task % down * AMX_ROWS * KEYS, QUERIES * KEYS,
-                      KEYS, parts_of(keys, 64), b, t->v_bytes);
+      amx_weight_tile(s->parts[task % 2], a, QUERIES * MOST_KEYS, MOST_KEYS, parts_of(keys, 64), b, t->v_bytes);
     }
     if (task == 0) continue;
     TilePart *done = s->parts[(task - 1) % 2];
@@ -266,9 +285,12 @@ static void pair_scores(const Attention *t, Workspace *s, i64 queries, i64 keys,
       const i64 rows = min_of(6, queries - row), columns = min_of(MAX_WIDTH, keys - first);
       pair_tile(rows, codes + row * t->pitch, t->pitch, t->dim, panels + first / MAX_WIDTH * t->k_panel, sums);
       for (i64 r = 0; r < rows; r++)
-        for (i64 j = 0; j < columns; j += LANES)
-          put_scores(s, row + r, first + j, columns - j,
-                     __builtin_convertvector(*(ints *)(sums + r * MAX_WIDTH + j), floats), k_scale);
+        for (i64 j = 0; j < columns; j += LANES) {
+          floats score = __builtin_convertvector(*(ints *)(sums + r * MAX_WIDTH + j), floats);
+          score *= *(const loose_floats *)(k_scale + first + j);
+          score = put_scores(s, row + r, first + j, columns - j, score);
+          s->highest[row + r] = larger(score, s->highest[row + r]);
+        }
     }
 }
 
@@ -277,8 +299,8 @@ static void pair_values(const Attention *t, Workspace *s, i64 queries, i64 keys,
   for (i64 first = 0; first < t->dim; first += MAX_WIDTH)
     for (i64 row = 0; row < queries; row += 6) {
       const i64 rows = min_of(6, queries - row), columns = min_of(MAX_WIDTH, t->dim - first);
-      pair_tile(rows, (const char *)(s->weights + row * KEYS), 2 * KEYS, keys, panels + first / MAX_WIDTH * t->v_panel,
-                sums);
+      const char *codes = (const char *)(s->weights + row * MOST_KEYS);
+      pair_tile(rows, codes, 2 * MOST_KEYS, keys, panels + first / MAX_WIDTH * t->v_panel, sums);
       for (i64 r = 0; r < rows; r++)
         for (i64 j = 0; j < columns; j += LANES)
           add_values(s, row + r, s->out + (row + r) * t->out_pitch + first + j,
@@ -288,12 +310,12 @@ static void pair_values(const Attention *t, Workspace *s, i64 queries, i64 keys,
 
 /* Weights of a row of scores, relative to the largest one, as codes. */
 static void weight_codes(int planes, Workspace *s, i64 row, i64 keys, float scale) {
-  float *x = s->scores + row * KEYS, top = largest_lane(s->highest[row]) * scale, per_weight = LARGEST_CODE;
+  float *x = s->scores + row * MOST_KEYS, top = largest_lane(s->highest[row]) * scale, per_weight = LARGEST_CODE;
   const i64 padded = round_up(keys, LANES);
   ints total = {0};
 #if AMX
   if (planes == 2) { /* bytes have sums that fit whatever the codes are */
-    int8_t *high = (int8_t *)s->weights + row * KEYS, *low = high + QUERIES * KEYS;
+    int8_t *high = (int8_t *)s->weights + row * MOST_KEYS, *low = high + QUERIES * MOST_KEYS;
     for (i64 j = 0; j < padded; j += LANES) {
       floats weight = power_of_two(*(loose_floats *)(x + j) * scale - top);
       ints code = (ints)fused(weight, (floats){0} + LARGEST_CODE, (floats){0} + ROUNDER);
@@ -307,7 +329,7 @@ static void weight_codes(int planes, Workspace *s, i64 row, i64 keys, float scal
 #endif
   {
     (void)planes;
-    int16_t *codes = s->weights + row * KEYS;
+    int16_t *codes = s->weights + row * MOST_KEYS;
     floats sum = {0};
     for (i64 j = 0; j < padded; j += LANES) {
       floats weight = power_of_two(*(loose_floats *)(x + j) * scale - top);
@@ -332,27 +354,31 @@ static void attend(const Attention *t, Workspace *s, const char *packed, Scales 
                    float *out, i64 out_pitch) {
   const char *codes = packed + from * t->pitch, *keys = packed + t->planes * t->q_bytes;
   const char *values = keys + t->planes * t->k_bytes;
-  for (i64 r = 0; r < QUERIES; r++) s->top[r] = -INFINITY, s->total[r] = 0;
+  const float largest_key = largest(scale.k, t->tokens), largest_query = largest(scale.q + from, queries) / 256;
+  const int low_matters = largest_query * largest_key * sqrtf(t->dim) > LOW_MATTERS / (LOW_BYTE * LOW_BYTE);
+  (void)low_matters;
+  for (i64 r = 0; r < QUERIES; r++)
+    s->top[r] = -INFINITY, s->total[r] = s->block_top[r] = s->block_total[r] = 0, s->per_weight[r] = 1;
   memset(s->out, 0, 4 * QUERIES * t->out_pitch);
-  for (i64 begin = 0; begin < t->tokens; begin += KEYS) {
-    const i64 count = min_of(KEYS, t->tokens - begin);
+  for (i64 begin = 0, count; begin < t->tokens; begin += count) {
+    count = t->tokens - begin <= MOST_KEYS ? t->tokens - begin : KEYS;
     const char *key_panels = keys + begin / MAX_WIDTH * t->k_panel;
     const char *value_panels = values + begin * MAX_WIDTH * (3 - t->planes);
     for (i64 r = 0; r < QUERIES; r++) s->highest[r] = (floats){0} - INFINITY;
 #if AMX
-    if (t->planes == 2) amx_scores(t, s, queries, count, codes, key_panels, scale.k + begin);
+    if (t->planes == 2 && low_matters) amx_scores(t, s, 1, queries, count, codes, key_panels, scale.k + begin);
+    else if (t->planes == 2) amx_scores(t, s, 0, queries, count, codes, key_panels, scale.k + begin);
     else
 #endif
       pair_scores(t, s, queries, count, codes, key_panels, scale.k + begin);
     for (i64 r = 0; r < queries; r++) weight_codes(t->planes, s, r, count, scale.q[from + r]);
     for (i64 r = 0; r < QUERIES; r += LANES) {
-      floats before = *(loose_floats *)(s->top + r), top = *(loose_floats *)(s->block_top + r);
-      floats now = larger(top, before), keep = power_of_two(before - now);
-      floats unit = power_of_two(top - now) / *(loose_floats *)(s->per_weight + r);
-      *(loose_floats *)(s->keep + r) = keep;
-      *(loose_floats *)(s->unit + r) = unit;
-      *(loose_floats *)(s->total + r) = *(loose_floats *)(s->total + r) * keep + *(loose_floats *)(s->block_total + r) * unit;
-      *(loose_floats *)(s->top + r) = now;
+#define LANES_OF(numbers) (*(loose_floats *)(s->numbers + r))
+      floats now = larger(LANES_OF(block_top), LANES_OF(top));
+      LANES_OF(keep) = power_of_two(LANES_OF(top) - now);
+      LANES_OF(unit) = power_of_two(LANES_OF(block_top) - now) / LANES_OF(per_weight);
+      LANES_OF(total) = LANES_OF(total) * LANES_OF(keep) + LANES_OF(block_total) * LANES_OF(unit);
+      LANES_OF(top) = now;
     }
 #if AMX
     if (t->planes == 2) amx_values(t, s, queries, count, value_panels);
@@ -360,9 +386,7 @@ static void attend(const Attention *t, Workspace *s, const char *packed, Scales 
 #endif
       pair_values(t, s, queries, count, value_panels);
   }
-  float poison = 0; /* NaN and inf in queries or keys are in their scales, and codes cannot carry them */
-#pragma omp simd reduction(+ : poison)
-  for (i64 i = 0; i < t->tokens; i++) poison += scale.k[i] * 0;
+  const float poison = largest_key * 0; /* NaN and inf in queries or keys are in their scales; codes cannot carry them */
   for (i64 r = 0; r < queries; r++) {
     float factor = 1 / s->total[r] + scale.q[from + r] * 0 + poison;
 #pragma omp simd
@@ -375,7 +399,7 @@ static i64 head_offset(const Attention *t, i64 i) {
 }
 
 static Scales scales_of(const Attention *t, float *scales, i64 i) {
-  const i64 tokens = round_up(t->tokens, LANES);
+  const i64 tokens = round_up(t->tokens, 2 * LANES); /* read by vectors */
   float *first = scales + i * 2 * (tokens + t->dim);
   return (Scales){first, first + tokens, first + 2 * tokens, first + 2 * tokens + t->dim};
 }
@@ -401,7 +425,7 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
   const i64 at_once = max_of(1, min_of(all, ((i64)1 << 26) / head_bytes));
   const i64 blocks = parts_of(tokens, QUERIES), token_blocks = parts_of(tokens, TOKENS);
   char *packed = allocate(at_once * head_bytes);
-  float *scales = allocate(4 * at_once * 2 * (round_up(tokens, LANES) + dim));
+  float *scales = allocate(4 * at_once * 2 * (round_up(tokens, 2 * LANES) + dim));
   int32_t *most = allocate(4 * at_once * dim * threads); /* of each thread: the largest value of each channel */
   Workspace *spaces = allocate((i64)sizeof(Workspace) * threads);
   int failed = !packed || !scales || !most || !spaces;

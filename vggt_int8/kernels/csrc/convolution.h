@@ -191,7 +191,7 @@ int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, con
 #endif
   const i64 rows = h + 2 * pad_y, frame_size = rows * v.pitch;
   const i64 slack = AMX_ROWS * stride_x * v.cp + round_up(kw * v.cp, AMX_BYTES);
-  const i64 at_once = max_of(1, min_of(frames, ((i64)1 << 23) / frame_size));
+  const i64 at_once = max_of(1, min_of(frames, ((i64)1 << 19) / frame_size));
   const i64 panels = parts_of(n, v.width), run_bytes = v.groups * v.width * 4;
   const i64 runs = kh * kw / v.run, together = is_fine ? kh : 1, panel_bytes = runs * run_bytes;
   char *packed = allocate(panels * panel_bytes);
