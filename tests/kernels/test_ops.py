@@ -120,7 +120,7 @@ def test_pytorch_is_left_out_only_where_nobody_watches(monkeypatch: pytest.Monke
             ops.quantize_rows(x)
         assert seen == ["vggt_int8.quantize_rows.default"]
         compiled = torch.compile(lambda x: ops.quantize_rows(x), backend="eager", fullgraph=True)
-        got = [compiled(x), ops.quantize_rows(x.as_subclass(Subclass))]
+        got = [compiled(x), ops.quantize_rows(x.as_subclass(Subclass)), ops.quantize_rows(x=x)]
         monkeypatch.setattr(ops.quantize_rows, "op", None)
         got.append(ops.quantize_rows(x))
     for codes, scale in got:

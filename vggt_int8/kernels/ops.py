@@ -36,7 +36,7 @@ class Operator:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_in_torch_dispatch_mode():
             return self.op(*args, **kwargs)
-        if type(args[0]) in (Tensor, nn.Parameter) and args[0].device.type == "cpu":
+        if args and type(args[0]) in (Tensor, nn.Parameter) and args[0].device.type == "cpu":
             return self._on_cpu(*args, **kwargs)
         return self.op(*args, **kwargs)
 
