@@ -52,20 +52,18 @@ static void tile_store(int t, void *to, i64 pitch) {
 
 static int signed_or_not(uint8_t byte, int is_signed) { return is_signed ? (int8_t)byte : byte; }
 
-static __attribute__((noinline)) void tile_dot(int c, int a, int b, int a_signed, int b_signed) {
+static __attribute__((noinline)) void tile_dot(int c, int a, int b, int a_signed) {
   for (int m = 0; m < 16; m++)
     for (int n = 0; n < 16; n++) {
       uint32_t *sum = (uint32_t *)tiles[c][m] + n;
       for (int k = 0; k < 64; k++)
         *sum += (uint32_t)(signed_or_not(tiles[a][m][k], a_signed) *
-                           signed_or_not(tiles[b][k / 4][4 * n + k % 4], b_signed));
+                           (int8_t)tiles[b][k / 4][4 * n + k % 4]);
     }
 }
 
 #define TILE_ZERO(t) tile_zero(t)
 #define TILE_LOAD(t, p, pitch) tile_load(t, p, pitch)
 #define TILE_STORE(t, p, pitch) tile_store(t, p, pitch)
-#define TILE_DOT_SS(c, a, b) tile_dot(c, a, b, 1, 1)
-#define TILE_DOT_SU(c, a, b) tile_dot(c, a, b, 1, 0)
-#define TILE_DOT_US(c, a, b) tile_dot(c, a, b, 0, 1)
-#define TILE_DOT_UU(c, a, b) tile_dot(c, a, b, 0, 0)
+#define TILE_DOT_SS(c, a, b) tile_dot(c, a, b, 1)
+#define TILE_DOT_US(c, a, b) tile_dot(c, a, b, 0)

@@ -64,9 +64,7 @@ static void tiles_begin(void) {
 #define TILE_LOAD(t, p, pitch) _tile_loadd(t, p, pitch)
 #define TILE_STORE(t, p, pitch) _tile_stored(t, p, pitch)
 #define TILE_DOT_SS(c, a, b) _tile_dpbssd(c, a, b)
-#define TILE_DOT_SU(c, a, b) _tile_dpbsud(c, a, b)
 #define TILE_DOT_US(c, a, b) _tile_dpbusd(c, a, b)
-#define TILE_DOT_UU(c, a, b) _tile_dpbuud(c, a, b)
 static void tiles_end(void) { _tile_release(); }
 #endif
 
