@@ -17,7 +17,9 @@ enum { MOST_KEYS = KEYS + 64 };                  /* of the last block: a few key
 enum { MAX_DIM = 512 };
 enum { LARGEST_SPLIT = 127 * 256 + 127 }; /* with a signed low byte */
 static const float MAX_NORM = 46000, MAX_SUM = 262000;
+#if AMX
 static const float LOW_MATTERS = 1e-3f, LOW_BYTE = 74; /* an exponent of 2; what a low byte is, root mean square */
+#endif
 
 typedef struct {
   i64 heads, tokens, dim, batch_stride, head_stride, token_stride; /* strides in numbers */
@@ -159,11 +161,17 @@ static inline __attribute__((always_inline)) void add_values(Workspace *s, i64 r
 }
 
 #if AMX
+static inline void start_parts(void) { TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3); }
+
+static inline void store_parts(TilePart *parts) {
+  TILE_STORE(0, parts[0], 64); TILE_STORE(1, parts[1], 64); TILE_STORE(2, parts[2], 64); TILE_STORE(3, parts[3], 64);
+}
+
 /* Two tiles of a [16, K] · b [K, 32], each in two parts: high x high, and high x low + low x high. Loading a tile takes
    longer than multiplying it, so each of a serves both. */
 static inline void amx_query_tiles(TilePart *parts, const char *a, i64 a_plane, i64 pitch, i64 steps, const char *b,
                                    i64 b_plane) {
-  TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
+  start_parts();
   for (i64 k = 0; k < steps; k++, a += 64, b += 16 * 256) {
     TILE_LOAD(4, a, pitch);
     TILE_LOAD(6, b, 256);
@@ -178,7 +186,7 @@ static inline void amx_query_tiles(TilePart *parts, const char *a, i64 a_plane, 
     TILE_LOAD(7, b + b_plane + 64, 256);
     TILE_DOT_SS(3, 4, 7);
   }
-  TILE_STORE(0, parts[0], 64); TILE_STORE(1, parts[1], 64); TILE_STORE(2, parts[2], 64); TILE_STORE(3, parts[3], 64);
+  store_parts(parts);
 }
 
 /* The same of low x low. */
@@ -198,7 +206,7 @@ static inline void amx_low_tiles(TilePart *parts, const char *a, i64 pitch, i64 
    one product waits long for the one before. */
 static inline void amx_weight_tile(TilePart *parts, const char *a, i64 a_plane, i64 pitch, i64 steps, const char *b,
                                    i64 b_plane) {
-  TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
+  start_parts();
   for (i64 k = 0; k < steps; k++, a += 64, b += 16 * 256) {
     TILE_LOAD(4, a, pitch);
     TILE_LOAD(6, b, 256);
@@ -209,7 +217,7 @@ static inline void amx_weight_tile(TilePart *parts, const char *a, i64 a_plane, 
     TILE_DOT_US(2, 5, 7);
     TILE_DOT_SS(3, 4, 7);
   }
-  TILE_STORE(0, parts[0], 64); TILE_STORE(1, parts[1], 64); TILE_STORE(2, parts[2], 64); TILE_STORE(3, parts[3], 64);
+  store_parts(parts);
 }
 
 static inline ints row_of(const int32_t *part, i64 row) { return *(const ints *)(part + row * LANES); }
@@ -354,9 +362,11 @@ static void attend(const Attention *t, Workspace *s, const char *packed, Scales 
                    float *out, i64 out_pitch) {
   const char *codes = packed + from * t->pitch, *keys = packed + t->planes * t->q_bytes;
   const char *values = keys + t->planes * t->k_bytes;
-  const float largest_key = largest(scale.k, t->tokens), largest_query = largest(scale.q + from, queries) / 256;
+  const float largest_key = largest(scale.k, t->tokens);
+#if AMX
+  const float largest_query = largest(scale.q + from, queries) / 256;
   const int low_matters = largest_query * largest_key * sqrtf(t->dim) > LOW_MATTERS / (LOW_BYTE * LOW_BYTE);
-  (void)low_matters;
+#endif
   for (i64 r = 0; r < QUERIES; r++)
     s->top[r] = -INFINITY, s->total[r] = s->block_top[r] = s->block_total[r] = 0, s->per_weight[r] = 1;
   memset(s->out, 0, 4 * QUERIES * t->out_pitch);
