@@ -1,6 +1,8 @@
 """Plans and their estimates at VGGT-1B's size, and what happens when memory runs out."""
 
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,8 +92,7 @@ def test_out_of_memory_is_caught_once(
     want = Runtime(model)(tiny_images)
     network = Exhausted(monkeypatch, failures=1)
     fused = Runtime(model)
-    with pytest.warns(RuntimeWarning, match="depth and points of 2 frames are moved to the CPU"):
-        got = fused(tiny_images)
+    got = fused(tiny_images)
     assert network.plans == [PLANS[0], SMALLEST]
     assert fused.report().plan == SMALLEST
     torch.testing.assert_close(got.depth, want.depth, rtol=1e-4, atol=1e-4)
@@ -106,11 +107,35 @@ def test_then_it_is_reported(
     network = Exhausted(monkeypatch, failures=2)
     model = make_quantized("int8_dynamic")
     fused = Runtime(model, low_vram)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        with pytest.raises(torch.OutOfMemoryError, match=r"1 x 2 frames of 42 x 56 pixels .* 3\.0 GiB are free: about"):
-            fused(tiny_images)
+    with pytest.raises(torch.OutOfMemoryError, match=r"1 x 2 frames of 42 x 56 pixels .* 3\.0 GiB are free: about"):
+        fused(tiny_images)
     assert network.plans == list(plans)
+
+
+def test_nothing_is_moved_off_a_cpu(make_quantized: Make, tiny_images: Tensor) -> None:
+    model = make_quantized("int8_dynamic")
+    fused = Runtime(model, low_vram=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused(tiny_images)
+    assert fused.report().plan == SMALLEST
+
+
+@pytest.mark.parametrize(
+    ("is_cuda", "heads", "plan", "low_vram", "told"),
+    [
+        (True, HEADS, SMALLEST, "auto", True),
+        (True, ("camera",), SMALLEST, "auto", False),
+        (True, HEADS, PLANS[2], "auto", False),
+        (True, HEADS, SMALLEST, True, False),
+        (False, HEADS, SMALLEST, "auto", False),
+    ],
+)
+def test_maps_that_are_moved_unasked(
+    is_cuda: bool, heads: tuple[str, ...], plan: memory.Plan, low_vram: runtime.LowVram, told: bool
+) -> None:
+    images = SimpleNamespace(is_cuda=is_cuda)
+    assert runtime._moves_unasked(images, replace(shape(2), heads=heads), plan, low_vram) is told
 
 
 def test_frames_chunk_size_is_an_upper_bound(make_quantized: Make, tiny_images: Tensor) -> None:

@@ -71,12 +71,12 @@ class Runtime:
     """Runs `model` (which must outlive it): `Runtime(model)(images)` is `model(images)`, faster and smaller.
 
     low_vram: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
-        host: kept tokens, and at last the depth and point maps, with a warning. True: always the smallest plan.
-        False: always the fastest one; what does not fit raises.
+        host: kept tokens, and at last the depth and point maps, with a warning. True: always the smallest plan,
+        maps on the host included. False: always the fastest one; what does not fit raises.
     """
 
     def __init__(self, model: VGGT, low_vram: LowVram = "auto") -> None:
-        if low_vram not in (True, False, "auto"):
+        if not isinstance(low_vram, bool) and low_vram != "auto":  # 1 equals True, and is not it
             raise ValueError(f"low_vram must be True, False or 'auto', got {low_vram!r}")
         self.low_vram = low_vram
         self._model = weakref.ref(model)
@@ -273,7 +273,7 @@ class Runtime:
 
     def _run(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> dict[str, Tensor]:
         model = self.model
-        if plan.outputs_on_host:
+        if _moves_unasked(inputs["images"], shape, plan, self.low_vram):
             warnings.warn(
                 f"depth and points of {shape.frames} frames are moved to the CPU as they are made: they do not fit "
                 "into the GPU memory that is free (low_vram=False raises instead)",
@@ -305,6 +305,12 @@ class Runtime:
         if heads and plan.frames == PLANS[0].frames:  # where memory is short, calls take minutes and compiling seconds
             with compiling():
                 run_network(self.model, {"images": images}, heads, plan)
+
+
+def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) -> bool:
+    """Whether maps are to end up on another device than the images, without the caller having asked for it."""
+    moves = plan.outputs_on_host and not {"depth", "point"}.isdisjoint(shape.heads)
+    return moves and images.is_cuda and low_vram is not True
 
 
 def _why_no_graph(images: Tensor, plan: Plan) -> str:
