@@ -2,7 +2,8 @@
 compute.
 
 The float weight `codes * scale` is made in fp32 and cast once, so that half precision sees the true weight
-and not codes of up to 127, whose products would overflow.
+and not codes of up to 127, whose products would overflow. Weights above 65504 are inf in fp16, as in a network
+of floats.
 """
 
 import torch
