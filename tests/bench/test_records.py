@@ -41,8 +41,15 @@ def test_not_a_number_becomes_null(tmp_path: Path, make_row: MakeRow) -> None:
         ({"ms": -5}, "ms is -5, not a time"),
         ({"frames": 0}, "frames is 0, not a number of frames"),
         ({"size": [392]}, r"size is \[392\], not \[height, width\]"),
+        ({"ms": 1e-300}, "ms is 1e-300, not a time"),
+        ({"peak_gib": 0}, "peak_gib is 0, not a size"),
+        ({"share": 1e300}, r"share is 1e\+300, not a number below"),
         ({"machine": {}}, "machine is {}, without gpu and cpu"),
+        ({"machine": {"gpu": None, "cpu": "some CPU"}}, "without gpu and without torch_threads"),
+        ({"machine": {"gpu": {}, "cpu": "some CPU"}}, "gpu is {}, neither null nor an object with a name"),
+        ({"versions": {"torch": 2}}, "versions is {'torch': 2}"),
         ({"errors": {"depth": {}}}, "errors is .*, not {output: relative and max_abs}"),
+        ({"errors": {"depth": {"relative": "x", "max_abs": 0.5}}}, "errors is .*'x'.*, numbers or null"),
     ],
 )
 def test_bad_rows_are_refused(tmp_path: Path, make_row: MakeRow, change: dict, text: str) -> None:
@@ -52,6 +59,15 @@ def test_bad_rows_are_refused(tmp_path: Path, make_row: MakeRow, change: dict, t
     with pytest.raises(ValueError, match=text):
         append_row(tmp_path / "r.jsonl", row)
     assert not (tmp_path / "r.jsonl").exists()
+
+
+@pytest.mark.parametrize("field", ["peak_gib", "share"])
+def test_a_file_without_numbers_is_refused(tmp_path: Path, make_row: MakeRow, field: str) -> None:
+    file = tmp_path / "r.jsonl"
+    for value in (float("nan"), float("inf")):
+        file.write_text(json.dumps(make_row("fp32", 1, 50.0, **{field: value})))
+        with pytest.raises(ValueError, match=rf"r\.jsonl, line 1, .* {field} is {value}, not a number"):
+            read_rows([file])
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"variant": "bf16", "frames": 1, "ms": 39.2}'])

@@ -15,6 +15,8 @@ from typing import Any
 FORMAT = 1
 Row = dict[str, Any]
 NUMBER = (int, float)
+# Of any number, and from below of what is drawn on logarithmic axes (ms, peak_gib): beyond is no measurement.
+LARGEST, SMALLEST = 1e15, 1e-9
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "format": (int,),
@@ -60,20 +62,40 @@ def check_row(row: Row) -> None:
     for name, types in FIELDS.items():
         if not isinstance(row[name], types) or isinstance(row[name], bool):
             raise ValueError(f"{name} is {row[name]!r}")
+        if isinstance(row[name], NUMBER) and not abs(row[name]) < LARGEST:  # NaN is not less, either
+            raise ValueError(f"{name} is {row[name]!r}, not a number below {LARGEST:g}")
     if row["status"] not in STATUS:
         raise ValueError(f"status is {row['status']!r}, not one of {', '.join(STATUS)}")
     if (row["status"] == "ok") != (row["ms"] is not None):
         raise ValueError(f"a row with status {row['status']!r} has the time {row['ms']!r}")
-    if row["ms"] is not None and not 0 < row["ms"] < math.inf:
-        raise ValueError(f"ms is {row['ms']!r}, not a time")
+    for name, what in (("ms", "time"), ("peak_gib", "size")):
+        if row[name] is not None and row[name] < SMALLEST:
+            raise ValueError(f"{name} is {row[name]!r}, not a {what}")
     if row["frames"] < 1:
         raise ValueError(f"frames is {row['frames']!r}, not a number of frames")
     if len(row["size"]) != 2 or not all(isinstance(n, int) and n > 0 for n in row["size"]):
         raise ValueError(f"size is {row['size']!r}, not [height, width]")
-    if not {"gpu", "cpu"} <= row["machine"].keys():
-        raise ValueError(f"machine is {row['machine']!r}, without gpu and cpu")
-    if not all(isinstance(e, dict) and e.keys() == {"relative", "max_abs"} for e in row["errors"].values()):
-        raise ValueError(f"errors is {row['errors']!r}, not {{output: relative and max_abs}}")
+    _check_machine(row["machine"])
+    if not all(isinstance(value, str | None) for value in row["versions"].values()):
+        raise ValueError(f"versions is {row['versions']!r}, not {{package: version or null}}")
+    if not all(map(_is_error, row["errors"].values())):
+        raise ValueError(f"errors is {row['errors']!r}, not {{output: relative and max_abs}}, numbers or null")
+
+
+def _check_machine(machine: dict[str, Any]) -> None:
+    if not {"gpu", "cpu"} <= machine.keys():
+        raise ValueError(f"machine is {machine!r}, without gpu and cpu")
+    gpu = machine["gpu"]
+    if gpu is not None and not (isinstance(gpu, dict) and isinstance(gpu.get("name"), str)):
+        raise ValueError(f"machine's gpu is {gpu!r}, neither null nor an object with a name")
+    if gpu is None and not isinstance(machine.get("torch_threads"), int):
+        raise ValueError(f"machine is {machine!r}, without gpu and without torch_threads, the number of CPU threads")
+
+
+def _is_error(error: Any) -> bool:
+    if not isinstance(error, dict) or error.keys() != {"relative", "max_abs"}:
+        return False
+    return all(value is None or (isinstance(value, NUMBER) and 0 <= value < math.inf) for value in error.values())
 
 
 def append_row(path: Path, row: Row) -> None:
