@@ -214,6 +214,23 @@ def test_unknown_sources(name: str, text: str) -> None:
         load_source(name, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"embed_dim": 192, "depht": 3}', "a VGGT's config has no depht"),
+        ("[1]", r"it holds \[1\], not an object"),
+        ('{"embed_dim": ', "Expecting value: line 1"),
+        ('{"embed_dim": "wide"}', "Field 'embed_dim' expected int, got str"),
+        ('{"embed_dim": 7}', "embed_dim must be a multiple of 16"),
+    ],
+)
+def test_files_that_describe_no_network(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)config\.json describes no VGGT: .*{reason}"):
+        load_source(f"random:{file}", torch.device("cpu"))
+
+
 def test_checkpoints_are_sources_unless_quantized(tiny_checkpoint: Path, int8_checkpoint: Path) -> None:
     cpu = torch.device("cpu")
     source = load_source(str(tiny_checkpoint), cpu)

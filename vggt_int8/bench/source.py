@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from vggt_int8.model.config import VGGTConfig
@@ -74,10 +75,11 @@ def default_source(device: torch.device) -> str:
 def load_source(name: str, device: torch.device) -> Source:
     """`random:vggt-1b`, `random:small`, `random:<config.json>`, or a floating-point checkpoint: a folder or Hub id.
 
-    Raises ValueError for an unknown size or a quantized checkpoint; `CheckpointError` as `from_pretrained`.
+    Raises ValueError for an unknown size, a file that describes no VGGT, or a quantized checkpoint; `CheckpointError`
+    as `from_pretrained`.
     """
     if name.startswith(RANDOM):
-        config = VGGTConfig(**_sizes(name.removeprefix(RANDOM)) | {"enable_track": False})
+        config = _config(name.removeprefix(RANDOM))
         weights = draw_weights(config, device)
     else:
         model = VGGTInt8.from_pretrained(name, dtype=torch.float32, enable_track=False)
@@ -92,14 +94,20 @@ def load_source(name: str, device: torch.device) -> Source:
     return Source(name, config, pinned)
 
 
-def _sizes(name: str) -> dict[str, Any]:
-    if name in SIZES:
-        return SIZES[name]
-    if name.endswith(".json"):
-        sizes: dict[str, Any] = json.loads(Path(name).read_text(encoding="utf-8"))
-        return sizes
-    choices = ", ".join(RANDOM + size for size in SIZES)
-    raise ValueError(f"there are no random weights {RANDOM + name!r}: choose {choices} or {RANDOM}<config.json>")
+def _config(name: str) -> VGGTConfig:
+    """Of a name in `SIZES`, or of a file, in which an unknown field is no oversight: it would time another network."""
+    if name not in SIZES and not name.endswith(".json"):
+        choices = ", ".join(RANDOM + size for size in SIZES)
+        raise ValueError(f"there are no random weights {RANDOM + name!r}: choose {choices} or {RANDOM}<config.json>")
+    try:
+        fields = SIZES[name] if name in SIZES else json.loads(Path(name).read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"it holds {fields!r:.80}, not an object of a config's fields")
+        if unknown := sorted(fields.keys() - VGGTConfig().to_dict().keys()):
+            raise ValueError(f"a VGGT's config has no {', '.join(unknown)}")
+        return VGGTConfig(**fields | {"enable_track": False})
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:  # AttributeError: no such dtype
+        raise ValueError(f"{name} describes no VGGT: {error}") from error
 
 
 @torch.no_grad()
