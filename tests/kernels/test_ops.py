@@ -1,5 +1,6 @@
 """The operators on a CPU: schema, fake tensors, operand checks. Their CUDA side is in `triton_cases.py`."""
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.kernels.compiled import without
 from vggt_int8.kernels import ops, reference, reference_attention
 
 
@@ -134,11 +136,75 @@ class Subclass(Tensor):
     pass
 
 
+def in_fp32(case: str) -> list[Any]:
+    """Operands that compiled kernels take."""
+    return [
+        a.float() if isinstance(a, Tensor) and a.is_floating_point() else torch.float32 if a == torch.float16 else a
+        for a in operands()[case]
+    ]
+
+
+def result(function: Any, arguments: list[Any]) -> list[Tensor]:
+    """What is returned, or what is written to."""
+    got = function(*arguments)
+    got = [a for a in arguments if isinstance(a, Tensor)] if got is None else got
+    return [got] if isinstance(got, Tensor) else list(got)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("case", operands())
+def test_defaults_of_the_process_do_not_matter(case: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        without(monkeypatch)
+    operator, operands = getattr(ops, case.split()[0]), in_fp32(case)
+    with torch.no_grad():
+        want = result(operator, copy.deepcopy(operands))
+        for dtype, device in ((torch.float64, "cpu"), (torch.float16, "cpu"), (torch.float32, "meta")):
+            arguments = copy.deepcopy(operands)
+            torch.set_default_dtype(dtype)
+            try:
+                with torch.device(device):
+                    got = result(operator, arguments)
+            finally:
+                torch.set_default_dtype(torch.float32)
+            for a, b in zip(got, want, strict=True):
+                assert a.dtype == b.dtype
+                assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", [case for case in operands() if not case.split()[0].endswith("_")])
+def test_traced(case: str) -> None:
+    first, *rest = in_fp32(case)
+    operator = getattr(ops, case.split()[0])
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: operator(x, *rest), first)
+        for a, b in zip(result(traced, [first]), result(operator, [first, *rest]), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_operands_of_another_device() -> None:
+    x, weight, bias, eps = in_fp32("layer_norm_quantize")
+    with torch.no_grad(), pytest.raises(ValueError, match="all operands must be on one device, not on cpu and meta"):
+        ops.layer_norm_quantize(x, weight, bias.to("meta"), eps)
+
+
 @pytest.mark.parametrize("through_pytorch", [True, False])
 @pytest.mark.parametrize(
     ("case", "position", "value", "message"),
     [
         ("quantize_rows", 0, torch.zeros(2, 3, 4), r"x must be a float tensor of 2 dimensions, not torch.float32 \[2,"),
+        ("quantize_rows static", 1, torch.ones(5, 1), r"input_scale must have 1 values, not \[5, 1\]"),
+        ("quantize_rows static", 1, torch.ones(0), r"input_scale must have 1 values, not \[0\]"),
+        ("add_layer_norm_quantize", 6, torch.ones(2), r"input_scale must have 1 values, not \[2\]"),
+        ("int8_gemm", 0, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
+        ("int8_gemm", 2, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
+        ("int8_gemm_into_", 0, torch.ones(5, 24, dtype=torch.int8), r"out must be float, or int8 if .* torch.int8"),
+        ("qk_norm_rope_", 5, torch.ones(1, 5, 16), r"rope must be \[2, P, 16\] .* not \[1, 5, 16\]"),
+        ("qk_norm_rope_", 5, torch.ones(2, 0, 16), r"a multiple of P > 0 .* not \[2, 0, 16\]"),
+        ("resize alone", 0, torch.ones(1, 0, 8, 8), r"maps must have pixels: x is \[1, 0, 8, 8\], its result 7 x 9"),
+        ("resize alone", 1, 0, r"maps must have pixels: x is \[1, 5, 8, 8\], its result 0 x 9"),
+        ("dequantize", 0, torch.ones(24, dtype=torch.int8), r"weight must be int8 \[A, B, T\] .* \[24\] with"),
         ("layer_norm_quantize", 1, torch.ones(3), r"weight and bias must be \[64\] for x \[5, 64\], not \[3\]"),
         ("add_layer_norm_quantize", 1, torch.ones(1, 64), r"y must be \[5, 64\]"),
         ("int8_gemm", 2, torch.ones(24, 64), r"x_codes and weight must be int8 .* torch.float32 \[24, 64\]"),

@@ -45,7 +45,7 @@ def int8_matmul(x_codes: Tensor, weight: Tensor, out: Tensor | None = None, kern
     `kernel` None takes this machine's, `cpu_int8_kernel()`.
     """
     if out is None:
-        out = torch.empty(x_codes.shape[0], weight.shape[0], dtype=torch.int32)
+        out = x_codes.new_empty(x_codes.shape[0], weight.shape[0], dtype=torch.int32)
     excess = int8_sums(x_codes, weight, out, kernel)
     return out if excess is None else out.sub_(excess)
 
@@ -133,7 +133,7 @@ def _correction(weight: Tensor) -> Tensor:
 
     One pass over the weight, which costs about as much as 20 rows of a product.
     """
-    ones = torch.ones(1, weight.shape[1], dtype=torch.uint8)
+    ones = weight.new_ones(1, weight.shape[1], dtype=torch.uint8)
     return torch._int_mm(ones, weight.t())[0] * _U8_OFFSET
 
 

@@ -18,7 +18,7 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Te
     if not integers or not _takes(q, k, v):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     batch, heads, tokens, dim = q.shape
-    out = torch.empty(batch, tokens, heads, dim)
+    out = q.new_empty(batch, tokens, heads, dim)
     cpu_compiled.call("vi_attention", q, k, v, out, batch, heads, tokens, dim, *q.stride()[:3])
     return out
 

@@ -11,13 +11,14 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ _FLAGS = (
 )
 _SECONDS_TO_COMPILE = 300
 _OUT_OF_MEMORY = 1
+_DIGEST_BYTES = 32
 
 
 class Library(NamedTuple):
@@ -43,8 +45,9 @@ class Library(NamedTuple):
 
         Raises MemoryError, naming the function and its operands.
         """
-        pointers = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-        if getattr(self.functions, name)(*pointers, torch.get_num_threads()) == _OUT_OF_MEMORY:
+        converters = (_KINDS[kind][1] for kind in _SIGNATURES[name])
+        values = [convert(a) for convert, a in zip(converters, arguments, strict=True)]
+        if getattr(self.functions, name)(*values, torch.get_num_threads()) == _OUT_OF_MEMORY:
             shapes = ", ".join(str(list(a.shape)) for a in arguments if isinstance(a, Tensor))
             raise MemoryError(f"{name} found no memory for what it works on: operands {shapes}")
 
@@ -92,7 +95,7 @@ def load(path: Path, amx: bool) -> Library:
     except OSError as error:
         raise NoCompiler(f"{path} cannot be loaded: {error}") from error
     for function, kinds in _SIGNATURES.items():
-        getattr(functions, function).argtypes = [_KINDS[kind] for kind in (*kinds, "i")]
+        getattr(functions, function).argtypes = [_KINDS[kind][0] for kind in (*kinds, "i")]
     units = functions.vi_init(int(amx))
     name = {0: "AVX2", 1: "AVX-512 VNNI", 3: "AMX"}[units]
     loaded = Library(functions, f"compiled kernels on {name}")
@@ -121,7 +124,7 @@ def multiplies_exactly(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
 
 def _multiply(loaded: Library, codes: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     (m, k), n = codes.shape, len(weight)
-    out = torch.empty(m, n, dtype=torch.int32) if out is None else out
+    out = codes.new_empty(m, n, dtype=torch.int32) if out is None else out
     loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, m, n, k, out, None, None, None)
     return out
 
@@ -137,25 +140,56 @@ def build(flags: Sequence[str] = ()) -> Path:
         raise Unavailable(f"the compiled kernels are for Linux on x86_64, not {here}")
     if not {"avx2", "fma"} <= set(_cpu().split()):
         raise Unavailable("this CPU has no AVX2, which the compiled kernels need")
-    compiler = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("cc")
-    if compiler is None:
-        raise NoCompiler("there is no C compiler: install gcc, or name one in CC")
-    command = [compiler, *_FLAGS, *flags]
-    version = _run([compiler, "--version"])
+    compiler = _compiler()
+    command = [*compiler, *_FLAGS, *flags]
+    version = _run([*compiler, "--version"])
     sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.iterdir())]
     made_from = "\n".join([*command, version, _cpu(), *sources])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggt-int8"
+    folder = _cache_folder()
     path = folder / f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so"
-    if not path.exists():
-        try:
+    try:
+        if not _is_whole(path):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / path.name
                 _run([*command, str(_SOURCES / "kernels.c"), "-lm", "-o", str(made)])
+                made.write_bytes(_sealed(made.read_bytes()))
                 made.replace(path)
-        except OSError as error:
-            raise NoCompiler(f"{folder} cannot be written ({error}): name another place in XDG_CACHE_HOME") from error
+    except OSError as error:
+        raise NoCompiler(f"{folder} cannot be used ({error}): name another place in XDG_CACHE_HOME") from error
     return path
+
+
+def _compiler() -> list[str]:
+    """The command that is in CC, or GCC."""
+    named = shlex.split(os.environ.get("CC", ""))
+    found = shutil.which(named[0]) if named else shutil.which("gcc") or shutil.which("cc")
+    if found is None and named:
+        raise NoCompiler(f"CC names {named[0]!r}, which is not there: install it, or unset CC to take gcc")
+    if found is None:
+        raise NoCompiler("there is no C compiler: install gcc, or name one in CC")
+    return [found, *named[1:]]
+
+
+def _cache_folder() -> Path:
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "vggt-int8"
+    try:
+        return Path.home() / ".cache" / "vggt-int8"
+    except RuntimeError as error:  # a user without a home
+        raise NoCompiler(f"{error}: name a folder for the compiled kernels in XDG_CACHE_HOME") from error
+
+
+def _sealed(library: bytes) -> bytes:
+    """A library with its digest behind it, where loaders do not look: to load a damaged one can end the process."""
+    return library + hashlib.sha256(library).digest()
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    return content == _sealed(content[:-_DIGEST_BYTES])
 
 
 def _run(command: list[str]) -> str:
@@ -175,9 +209,18 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in keys}))
 
 
+def _address(argument: Tensor | int | None) -> int | None:
+    return argument.data_ptr() if isinstance(argument, Tensor) else argument
+
+
 # Arguments of the functions in `csrc/`: p a pointer or null, q a 64-bit integer, i an int, f a float. All but
-# `vi_init` end with the number of threads, which `Library.call` adds.
-_KINDS = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+# `vi_init` end with the number of threads, which `Library.call` adds. Sizes are tensors while `torch.jit.trace` runs.
+_KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "p": (ctypes.c_void_p, _address),
+    "q": (ctypes.c_int64, int),
+    "i": (ctypes.c_int, int),
+    "f": (ctypes.c_float, float),
+}
 _SIGNATURES = {
     "vi_quantize_rows": "pqqppp",
     "vi_layer_norm_quantize": "pqqppfppp",
@@ -217,7 +260,7 @@ def _converted(t: Tensor) -> Tensor:
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows` for x that is `usable`."""
-    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
     call("vi_quantize_rows", x, *x.shape, input_scale, codes, scale)
     return codes, scale
 
@@ -226,7 +269,7 @@ def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize` for x that is `usable`."""
-    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
     floats = as_floats(weight, bias)
     call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, codes, scale)
     return codes, scale
@@ -235,7 +278,7 @@ def layer_norm_quantize(
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`reference.layer_norm_halves` for first and second that are `usable`."""
     frames, tokens, channels = first.shape
-    out = torch.empty(frames, tokens - skip, 2 * channels)
+    out = first.new_empty(frames, tokens - skip, 2 * channels)
     floats = as_floats(weight, bias)
     call("vi_layer_norm_halves", first, second, frames, tokens, skip, channels, *floats, eps, out)
     return out
@@ -261,7 +304,7 @@ def resize(
 ) -> Tensor:
     """`reference.resize` for x and addend that are `usable`."""
     frames, _, _, channels = x.shape
-    out = torch.empty(frames, height, width, channels)
+    out = x.new_empty(frames, height, width, channels)
     floats = as_floats(columns, rows, bias)
     call("vi_resize", x, *x.shape, height, width, *floats, addend, out)
     return out
@@ -295,7 +338,7 @@ def int8_gemm_quantize(
     (m, k), n = x_codes.shape, len(weight)
     codes, stored = x_codes.contiguous(), weight.contiguous()
     scales = as_floats(x_scale, weight_scale, bias)
-    out, row_scale = torch.empty(m, n, dtype=torch.int8), torch.empty(m, 1)
+    out, row_scale = codes.new_empty(m, n), codes.new_empty(m, 1, dtype=torch.float32)
     operands = (codes, scales[0], stored, scales[1], scales[2], None, None, None, int(gelu))
     call("vi_linear", *operands, m, n, k, None, None, out, row_scale)
     return out, row_scale
@@ -323,6 +366,6 @@ def predict_(
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """`reference.w8a16_linear` of few rows that are `usable`."""
     (m, k), n = x.shape, len(weight)
-    out, stored, floats = torch.empty(m, n), weight.contiguous(), as_floats(weight_scale, bias)
+    out, stored, floats = x.new_empty(m, n), weight.contiguous(), as_floats(weight_scale, bias)
     call("vi_weight_only", x, m, k, stored, *floats, n, out)
     return out

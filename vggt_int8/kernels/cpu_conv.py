@@ -7,7 +7,6 @@ convolutions, what fp16 loses on values down to a sixteenth of it: nothing besid
 
 import ctypes
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +33,7 @@ def int8_conv2d(
     frames, *size, channels = pixels.shape
     outputs, _, *taps = weight.shape
     out_size = ((n + 2 * p - k) // step + 1 for n, p, k, step in zip(size, padding, taps, stride, strict=True))
-    y, finite = torch.empty(frames, *out_size, outputs), ctypes.create_string_buffer(frames)
+    y, finite = pixels.new_empty(frames, *out_size, outputs), ctypes.create_string_buffer(frames)
     stored, floats = weight.contiguous(), cpu_compiled.as_floats(weight_scale, bias)
     geometry = (frames, channels, *size, outputs, *taps, *stride, *padding)
     cpu_compiled.call("vi_conv", pixels, stored, *floats, other, int(relu), *geometry, y, ctypes.addressof(finite))

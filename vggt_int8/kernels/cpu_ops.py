@@ -24,7 +24,7 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
     """`reference.quantize_rows`."""
     if cpu_compiled.usable(x, input_scale):
         return cpu_compiled.quantize_rows(x, input_scale)
-    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1, dtype=torch.float32)
     for rows in slices_of_rows(*x.shape):
         _quantize_rows_into(codes[rows], scale[rows], x[rows].float(), input_scale)
     return codes, scale
@@ -36,7 +36,7 @@ def layer_norm_quantize(
     """`reference.layer_norm_quantize`."""
     if cpu_compiled.usable(x, input_scale):
         return cpu_compiled.layer_norm_quantize(x, weight, bias, eps, input_scale)
-    codes, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1, dtype=torch.float32)
     weight, bias = weight.float(), bias.float()
     for rows in slices_of_rows(*x.shape):
         normed = F.layer_norm(x[rows].float(), x.shape[-1:], weight, bias, eps)
@@ -57,7 +57,7 @@ def int8_gemm(
     out_scale: Tensor | None = None,
 ) -> Tensor:
     """`reference.int8_gemm`."""
-    out = torch.empty(len(x_codes), len(weight), dtype=dtype if out_scale is None else torch.int8)
+    out = x_codes.new_empty(len(x_codes), len(weight), dtype=dtype if out_scale is None else torch.int8)
     int8_gemm_into_(out, x_codes, x_scale, weight, weight_scale, bias, gelu, gamma, residual, out_scale)
     return out
 
@@ -102,7 +102,7 @@ def int8_gemm_quantize(
     """`reference.int8_gemm_quantize`. Floats become codes while they are in the cache."""
     if dtype == torch.float32 and cpu_compiled.usable(x_scale):
         return cpu_compiled.int8_gemm_quantize(x_codes, x_scale, weight, weight_scale, bias, gelu)
-    codes, scale = torch.empty(len(x_codes), len(weight), dtype=torch.int8), torch.empty(len(x_codes), 1)
+    codes, scale = x_codes.new_empty(len(x_codes), len(weight)), x_codes.new_empty(len(x_codes), 1, dtype=torch.float32)
     for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale, bias, gelu):
         _quantize_rows_into(codes[rows], scale[rows], y.to(dtype).float(), None)
     return codes, scale
@@ -144,7 +144,7 @@ def qk_norm_rope_(
     frames = qkv.view(tokens // per_frame, per_frame, 3, heads, dim)
     cos, sin = rope.unsqueeze(2)  # [P, 1, D]
     # Of each pair of quarters of the head dim, the first turns towards the second negated.
-    sin = (sin.unflatten(-1, (2, 2, -1)) * torch.tensor([[-1.0], [1.0]])).flatten(-3)
+    sin = (sin.unflatten(-1, (2, 2, -1)) * sin.new_tensor([[-1.0], [1.0]])).flatten(-3)
     norms = ((q_weight.float(), q_bias.float()), (k_weight.float(), k_bias.float()))
     at_once = max(1, cpu.VALUES_AT_ONCE // (heads * dim))
     for part in row_slices(len(frames), max(1, at_once // per_frame)):
@@ -218,7 +218,9 @@ def _product_slices(
     """
     rows, outputs = len(x_codes), len(weight)
     at_once = rows_of_a_product(outputs)
-    scratch = torch.empty(min(rows, at_once), outputs) if buffer is None else buffer
+    scratch = buffer
+    if scratch is None:
+        scratch = x_codes.new_empty(min(rows, at_once), outputs, dtype=torch.float32)
     x_scale, weight_scale = x_scale.view(-1, 1), weight_scale.view(1, -1)
     bias = None if bias is None else bias.float()
     for product in row_slices(rows, at_once):

@@ -26,7 +26,7 @@ class Operator:
     """An operator, called like a function; `op` is what PyTorch knows of it.
 
     PyTorch's way to a function in Python takes 50 to 75 us (Zen 3). On a CPU it is left out where nobody stands on it:
-    no gradients, compiler or dispatch mode, and ordinary tensors. `torch.profiler` does not see those calls.
+    no gradients, compiler, tracer or dispatch mode, and ordinary tensors. `torch.profiler` does not see those calls.
     """
 
     def __init__(self, op: CustomOpDef, on_cpu: Callable[..., Any]) -> None:
@@ -35,6 +35,8 @@ class Operator:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_in_torch_dispatch_mode():
+            return self.op(*args, **kwargs)
+        if torch.jit.is_tracing():
             return self.op(*args, **kwargs)
         if args and type(args[0]) in (Tensor, nn.Parameter) and args[0].device.type == "cpu":
             return self._on_cpu(*args, **kwargs)
@@ -56,10 +58,12 @@ def _operator(
 
     @functools.wraps(cpu)
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        _check_devices(*args, *kwargs.values())
         check(*args, **kwargs)
         return cpu(*args, **kwargs)
 
     def on_cuda(*args: Any, **kwargs: Any) -> Any:
+        _check_devices(*args, *kwargs.values())
         check(*args, **kwargs)
         launch = getattr(importlib.import_module(f"vggt_int8.kernels.{module}"), name)
         if not strided:
@@ -95,13 +99,26 @@ def _gemm_like(
     return x_codes.new_empty((x_codes.shape[0], weight.shape[0]), dtype=out_dtype)
 
 
+def _check_devices(*operands: Any) -> None:
+    """Kernels read addresses, which mean nothing on another device."""
+    device = operands[0].device
+    for operand in operands[1:]:
+        if isinstance(operand, Tensor) and operand.device != device:
+            raise ValueError(f"all operands must be on one device, not on {device} and {operand.device}")
+
+
 def _check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -> None:
     if x.ndim != dims or x.dtype not in FLOATS:
         raise ValueError(f"{name} must be a float tensor of {dims} dimensions, not {x.dtype} {list(x.shape)}")
 
 
-def _check_norm(x: Tensor, weight: Tensor, bias: Tensor, *_: Any, **__: Any) -> None:
+def _check_quantize(x: Tensor, input_scale: Tensor | None = None) -> None:
     _check_float(x)
+    _check_sizes(input_scale=(input_scale, 1))
+
+
+def _check_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None) -> None:
+    _check_quantize(x, input_scale)
     if weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
         raise ValueError(
             f"weight and bias must be [{x.shape[1]}] for x {list(x.shape)}, "
@@ -116,8 +133,16 @@ def _check_sizes(**sizes: tuple[Tensor | None, int]) -> None:
             raise ValueError(f"{name} must have {numbers} values, not {list(tensor.shape)}")
 
 
-def _check_add_norm(x: Tensor, y: Tensor, gamma: Tensor, weight: Tensor, bias: Tensor, *_: Any, **__: Any) -> None:
-    _check_norm(x, weight, bias)
+def _check_add_norm(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    input_scale: Tensor | None = None,
+) -> None:
+    _check_norm(x, weight, bias, eps, input_scale)
     if y.shape != x.shape or gamma.shape != x.shape[1:]:
         raise ValueError(
             f"y must be {list(x.shape)} and gamma [{x.shape[1]}] for x {list(x.shape)}, "
@@ -132,9 +157,10 @@ def _check_qkv(
     tokens, three, _, dim = qkv.shape
     if three != 3 or not qkv.is_contiguous():
         raise ValueError(f"qkv must be contiguous [T, 3, H, D], not {list(qkv.shape)}, strides {qkv.stride()}")
-    if rope.ndim != 3 or rope.shape[2] != dim or dim % 4 or tokens % rope.shape[1]:
+    fits = rope.ndim == 3 and len(rope) == 2 and rope.shape[2] == dim and rope.shape[1] > 0
+    if not fits or dim % 4 or tokens % rope.shape[1]:
         raise ValueError(
-            f"rope must be [2, P, {dim}] with {tokens} tokens a multiple of P and D a multiple of 4, "
+            f"rope must be [2, P, {dim}] with {tokens} tokens a multiple of P > 0 and D a multiple of 4, "
             f"not {list(rope.shape)}"
         )
     _check_sizes(q_weight=(q_weight, dim), q_bias=(q_bias, dim), k_weight=(k_weight, dim), k_bias=(k_bias, dim))
@@ -152,12 +178,13 @@ def _check_gemm(
     residual: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> None:
-    (m, k), n = x_codes.shape, weight.shape[0]
-    if x_codes.dtype != torch.int8 or weight.dtype != torch.int8 or weight.shape[1] != k:
+    fits = x_codes.ndim == weight.ndim == 2 and x_codes.dtype == weight.dtype == torch.int8
+    if not fits or weight.shape[1] != x_codes.shape[1]:
         raise ValueError(
             f"x_codes and weight must be int8 [M, K] and [N, K], not {x_codes.dtype} {list(x_codes.shape)} "
             f"and {weight.dtype} {list(weight.shape)}"
         )
+    m, n = len(x_codes), len(weight)
     if x_scale.numel() != m or weight_scale.numel() != n:
         raise ValueError(
             f"a scale per row is needed: x_scale [{m}, 1] and weight_scale [{n}, 1], "
@@ -192,6 +219,8 @@ def _check_gemm_into(
     m, n = x_codes.shape[0], weight.shape[0]
     if out.shape != (m, n) or not out.is_contiguous():
         raise ValueError(f"out must be contiguous [{m}, {n}], not {list(out.shape)}, strides {out.stride()}")
+    if out.dtype not in (FLOATS if out_scale is None else (torch.int8,)):
+        raise ValueError(f"out must be float, or int8 if there is an out_scale, not {out.dtype}")
 
 
 def _check_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> None:
@@ -214,7 +243,9 @@ def _check_resize(
     addend: Tensor | None = None,
 ) -> None:
     _check_float(x, dims=4)
-    frames, _, _, channels = x.shape
+    frames, *size, channels = x.shape
+    if min(*size, height, width) < 1:
+        raise ValueError(f"maps must have pixels: x is {list(x.shape)}, its result {height} x {width}")
     expected = {
         "columns": (columns, (width, channels // 2)),
         "rows": (rows, (height, channels // 2)),
@@ -245,8 +276,8 @@ def _check_predict(
 
 
 def _check_codes(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> None:
-    a, b = weight.shape[:2]
-    if weight.ndim != 3 or weight.dtype != torch.int8 or weight_scale.shape not in ((a, 1, 1), (1, b, 1)):
+    shapes = ((weight.shape[0], 1, 1), (1, weight.shape[1], 1)) if weight.ndim == 3 else ()
+    if weight.dtype != torch.int8 or weight_scale.shape not in shapes:
         raise ValueError(
             f"weight must be int8 [A, B, T] with scales [A, 1, 1] or [1, B, 1], "
             f"not {weight.dtype} {list(weight.shape)} with {list(weight_scale.shape)}"
@@ -267,7 +298,7 @@ def _attention_like(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v.new_empty(batch, tokens, heads * dim)
 
 
-quantize_rows = _operator(cpu_ops.quantize_rows, _check_float, "triton_norm", _codes_like)
+quantize_rows = _operator(cpu_ops.quantize_rows, _check_quantize, "triton_norm", _codes_like)
 layer_norm_quantize = _operator(cpu_ops.layer_norm_quantize, _check_norm, "triton_norm", _codes_like)
 add_layer_norm_quantize = _operator(
     reference.add_layer_norm_quantize,

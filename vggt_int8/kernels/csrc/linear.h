@@ -122,17 +122,17 @@ typedef struct {
   i64 hidden_rows, hidden_first;
 } Result;
 
-enum { PLAIN, WITH_GELU, WITH_RESIDUAL };
+enum { WITH_GELU = 1, WITH_RESIDUAL = 2 };
 
-/* A row of sums: scale, bias, then GELU, or LayerScale and residual, in fp32. y may be the residual. */
+/* A row of sums: scale, bias, then GELU, then LayerScale and residual, in fp32. y may be the residual. */
 static inline __attribute__((always_inline)) void finish(
     const int ending, const i64 columns, const int32_t *sums, int32_t excess, float scale, const float *weight_scale,
     const float *bias, const float *gamma, const float *residual, float *y) {
 #pragma omp simd
   for (i64 j = 0; j < columns; j++) {
     float v = (float)(sums[j] - excess) * scale * weight_scale[j] + bias[j];
-    if (ending == WITH_GELU) v = 0.5f * v * (1 + erf_of(v * 0.70710678118654752f));
-    if (ending == WITH_RESIDUAL) v = v * gamma[j] + residual[j];
+    if (ending & WITH_GELU) v = 0.5f * v * (1 + erf_of(v * 0.70710678118654752f));
+    if (ending & WITH_RESIDUAL) v = v * gamma[j] + residual[j];
     y[j] = v;
   }
 }
@@ -151,18 +151,19 @@ static inline void finish_rows(const Linear *g, const Packed *p, const Result *o
     }
     float *y = out->codes ? spare : out->floats + place;
     if (out->hidden) y = out->hidden + (panel * out->hidden_rows + r - out->hidden_first) * MAX_WIDTH;
-#define FINISH(ending, columns)                                                                                     \
+#define FINISH_SOME(ending, columns)                                                                                \
   finish(ending, columns, sums, excess, g->x_scale[r], g->weight_scale + first, g->bias + first, g->gamma + first,  \
          g->residual + place, y)
-    if (g->gelu) {
-      if (columns == MAX_WIDTH) FINISH(WITH_GELU, MAX_WIDTH);
-      else FINISH(WITH_GELU, columns);
-    } else if (g->residual) {
-      if (columns == MAX_WIDTH) FINISH(WITH_RESIDUAL, MAX_WIDTH);
-      else FINISH(WITH_RESIDUAL, columns);
-    } else {
-      if (columns == MAX_WIDTH) FINISH(PLAIN, MAX_WIDTH);
-      else FINISH(PLAIN, columns);
+#define FINISH(ending)                                                                                              \
+  case ending:                                                                                                      \
+    if (columns == MAX_WIDTH) FINISH_SOME(ending, MAX_WIDTH);                                                       \
+    else FINISH_SOME(ending, columns);                                                                              \
+    break
+    switch ((g->gelu ? WITH_GELU : 0) | (g->residual ? WITH_RESIDUAL : 0)) {
+      FINISH(0);
+      FINISH(WITH_GELU);
+      FINISH(WITH_RESIDUAL);
+      FINISH(WITH_GELU | WITH_RESIDUAL);
     }
     if (y == spare)
       for (i64 j = 0; j < columns; j++) out->codes[place + j] = (int8_t)nearest(clamp(y[j] / *g->out_scale, CODE_MAX));
