@@ -49,6 +49,23 @@ def test_native_loses_no_more_than_the_reference(make_quantized: Make) -> None:
         assert by_native < 1.1 * by_reference, (name, pairs)
 
 
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float64, "cpu"), (torch.float16, "cpu"), (torch.float32, "meta")])
+def test_defaults_of_the_process_do_not_matter(make_quantized: Make, dtype: torch.dtype, device: str) -> None:
+    model, images = make_quantized("int8_dynamic"), images_of(2, 42, 56)
+    model.set_backend("native")
+    want = model(images)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            got = model(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.runtime_report().mode == "fused"
+    for name in OUTPUTS:
+        assert got[name].dtype == torch.float32
+        assert torch.equal(got[name], want[name]), name
+
+
 def test_convolutions_run_in_integers(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     if not cpu_conv.int8_conv_is_there():
         pytest.skip("there are no compiled kernels here")

@@ -35,8 +35,8 @@ def predict(
     hidden, last = run.convs[layers[0]], float_conv(layers[2], head.norm.weight.dtype)
     outputs, weight = last.weight.shape[0], last.weight.flatten(1)
     device = torch.device("cpu") if on_host else run.device
-    values = torch.empty(run.frames, *image_size, outputs - 1, device=device)
-    confidences = torch.empty(run.frames, *image_size, device=device)
+    values = torch.empty(run.frames, *image_size, outputs - 1, dtype=torch.float32, device=device)
+    confidences = torch.empty(run.frames, *image_size, dtype=torch.float32, device=device)
     for part in run.parts(at_once):
         value, confidence = (torch.empty_like(x[part], device=run.device) for x in (values, confidences))
         if not on_host:
