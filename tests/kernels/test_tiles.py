@@ -43,12 +43,43 @@ def test_other_architectures() -> None:
 
 def test_written_table_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size, tile = Size(100, 3072, 1024, False), Tile(64, 64, 128, 4, 5, split_k=2)
-    path = tmp_path / "tiles.json"
+    path = tmp_path / "results" / "tiles.json"
     tiles.write(path, {90: {size: tile, size._replace(residual=True): tile}})
+    shipped = gemm_tile(90, size)
     monkeypatch.setenv(tiles.ENVIRONMENT, str(path))
-    tiles._nearest.cache_clear()
     assert gemm_tile(90, size) == tile
     assert gemm_tile(80, size) == Tile(128, 128, 64, 4, 4)
-    monkeypatch.undo()
-    tiles._nearest.cache_clear()
+    monkeypatch.setenv(tiles.ENVIRONMENT, "")
+    assert gemm_tile(90, size) == shipped != tile
     assert str(tile) == "64x64x128 w4 s5 k/2"
+
+
+def table(**changes: object) -> str:
+    """The text of a table with one entry, for 8.0, without residual."""
+    tile = {"block_m": 64, "block_n": 64, "block_k": 64, "warps": 4, "stages": 3}
+    return json.dumps({"int8_gemm": {"80": [{"m": 1, "n": 8, "k": 8, "residual": False, "tile": tile} | changes]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "No such file"),
+        ("", "Expecting value"),
+        ("[]", "list indices"),
+        ("{}", "'int8_gemm' is missing"),
+        ('{"int8_gemm": {}}', "it has no entries"),
+        ('{"int8_gemm": {"80": [{"m": 1}]}}', "'n' is missing"),
+        (table(m=0), "it has the entry {'m': 0"),
+        (table(tile={"blocks": 3}), "unexpected keyword argument 'blocks'"),
+        (table(residual=True), "for compute capability 8.0 none of its entries has residual False"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, reason: str
+) -> None:
+    path = tmp_path / "tiles.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setenv(tiles.ENVIRONMENT, str(path))
+    with pytest.raises(ValueError, match=rf"tiles\.json is no table of tiles: .*{reason}.* without VGGT_INT8_TILES the"):
+        gemm_tile(80, Size(1, 8, 8, False))

@@ -62,9 +62,10 @@ def gemm_tile(arch: int, size: Size, fp32: bool = False) -> Tile:
     """The tile for an INT8 GEMM on architecture `arch` (10 * major + minor), with results in fp32 or smaller.
 
     Descriptors need rows of whole 16-byte units: other sizes get the same blocks through pointers. Results leave
-    through shared memory then, where fp32 ones of the largest blocks have no room.
+    through shared memory then, where fp32 ones of the largest blocks have no room. Raises ValueError for a table that
+    cannot be used, naming its file, or a GPU that is too old.
     """
-    tile = _nearest(arch, size)
+    tile = _nearest(os.environ.get(ENVIRONMENT) or str(SHIPPED), arch, size)
     if fp32 and tile.tma and tile.block_m * tile.block_n > _FP32_BLOCK:
         tile = Tile(128, 128, 128, 8, 3, tma=True, per_sm=1, parts=2)
     if tile.tma and (size.k % 16 or size.n % 16):
@@ -73,13 +74,15 @@ def gemm_tile(arch: int, size: Size, fp32: bool = False) -> Tile:
 
 
 @functools.lru_cache(maxsize=4096)
-def _nearest(arch: int, size: Size) -> Tile:
-    entries = _table(os.environ.get(ENVIRONMENT, str(SHIPPED)), arch)
+def _nearest(path: str, arch: int, size: Size) -> Tile:
+    entries = [entry for entry in _table(path, arch) if entry["residual"] == size.residual]
+    if not entries:
+        raise _unusable(path, f"for compute capability {arch / 10} none of its entries has residual {size.residual}")
 
     def distance(entry: dict[str, Any]) -> float:
         return sum(abs(math.log(getattr(size, key) / entry[key])) for key in ("m", "n", "k"))
 
-    return Tile(**min((e for e in entries if e["residual"] == size.residual), key=distance)["tile"])
+    return Tile(**min(entries, key=distance)["tile"])
 
 
 @functools.lru_cache(maxsize=16)
@@ -87,7 +90,7 @@ def _table(path: str, arch: int) -> list[dict[str, Any]]:
     """The entries of `arch`, or of the newest older architecture; one newer than all gets the pointer tiles of
     Ada, which fit everywhere.
     """
-    tables = json.loads(Path(path).read_text(encoding="utf-8"))["int8_gemm"]
+    tables = _read(Path(path))["int8_gemm"]
     if str(arch) in tables:
         return tables[str(arch)]
     older = [int(name) for name in tables if int(name) <= arch]
@@ -100,13 +103,44 @@ def _table(path: str, arch: int) -> list[dict[str, Any]]:
     return tables[fallback]
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a table's file. Raises ValueError, naming the file, unless every entry is a size with a tile."""
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for arch, entries in table["int8_gemm"].items():
+            int(arch)
+            for entry in entries:
+                m, n, k, _ = Size(*(entry[key] for key in Size._fields))
+                numbers = (m, n, k, *asdict(Tile(**entry["tile"])).values())
+                if not all(isinstance(number, int) and number >= 0 for number in numbers) or 0 in (m, n, k):
+                    raise ValueError(f"it has the entry {entry}")
+        if not table["int8_gemm"]:
+            raise ValueError("it has no entries")
+    except KeyError as error:
+        raise _unusable(path, f"{error} is missing") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _unusable(path, str(error)) from error
+    return table
+
+
+def _unusable(path: str | Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is no table of tiles: {reason}. Name another file, or make one with `python -m vggt_int8.kernels.tune "
+        f"--out FILE`; without {ENVIRONMENT} the one that is shipped is used"
+    )
+
+
 def write(path: Path, entries: dict[int, dict[Size, Tile]]) -> None:
-    """Write a table {architecture: {size: tile}}; what is not given keeps the entries of `path` or the shipped ones."""
-    table = json.loads((path if path.exists() else SHIPPED).read_text(encoding="utf-8"))
+    """Write a table {architecture: {size: tile}}; what is not given keeps the entries of `path` or the shipped ones.
+
+    Raises OSError, or ValueError if there is a file already that is no table.
+    """
+    table = _read(path if path.exists() else SHIPPED)
     for arch, rows in entries.items():
         kept = {Size(*(e[key] for key in Size._fields)): e["tile"] for e in table["int8_gemm"].get(str(arch), [])}
         merged = kept | {size: asdict(tile) for size, tile in rows.items()}
         table["int8_gemm"][str(arch)] = [size._asdict() | {"tile": merged[size]} for size in sorted(merged)]
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(_format(table), encoding="utf-8")
     temporary.replace(path)
