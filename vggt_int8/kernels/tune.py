@@ -207,11 +207,17 @@ def arch() -> int:
     return architecture(torch.device("cuda", torch.cuda.current_device()))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="table to write; see VGGT_INT8_TILES")
     parser.add_argument("--seconds", type=float, default=180)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error(f"tiles are measured on a GPU, and torch {torch.__version__} sees no CUDA device here")
+    try:
+        tiles.write(args.out, {})  # what stands against that shows before minutes of measuring
+    except (OSError, ValueError) as error:
+        parser.error(f"--out {args.out} cannot be written: {error}")
     torch.manual_seed(0)
     deadline = time.monotonic() + args.seconds
     best: dict[Size, Tile] = {}
