@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vggt_int8 import Recipe, VGGTInt8, estimate_model_size, quantize
-from vggt_int8.kernels import cpu
+from vggt_int8.kernels import cpu, cpu_compiled
 from vggt_int8.quant import quantization_report, quantize_module
 
 
@@ -45,7 +45,7 @@ def test_rows_of_a_small_model() -> None:
         ("int8_dynamic", "reference", "reference", "int32 matmul"),
         ("int8_dynamic", "torchao", "torchao", "Int8Tensor linear in fp32"),
         ("int8_dynamic", "bitsandbytes", "bitsandbytes", "int8_linear_matmul"),
-        ("int8_weight_only", "native", "native", "fp32 matmul"),
+        ("int8_weight_only", "native", "native", "dequantize in slices + matmul"),
         ("int8_weight_only", "torchao", "torchao", "Int8Tensor dequantize"),
         ("llm_int8", "bitsandbytes", "bitsandbytes", "input columns >= 6 in fp32"),
         ("llm_int8", "reference", "reference", "outlier columns in fp32"),
@@ -69,7 +69,8 @@ def test_every_layer_of_vggt(
             assert kernel in row.kernel
             assert row.reason == ("auto: native" if backend == "auto" else "requested")
         elif row.type == "Int8Linear":
-            assert (row.scheme, row.backend, row.kernel) == ("W8A16", "portable", "dequantize + linear")
+            assert (row.scheme, row.backend) == ("W8A16", "portable")
+            assert ("dequantize in slices" if name == "native" else "dequantize + linear") in row.kernel
         elif row.type.startswith("Int8Conv"):
             assert (row.scheme, row.backend) == ("W8A16", "portable")
         else:
@@ -77,6 +78,40 @@ def test_every_layer_of_vggt(
     kept = {row.name: row.reason for row in report if row.type in ("Linear", "Conv2d")}
     assert kept["camera_head.embed_pose"] == "pose embedding and pose output"
     assert kept["aggregator.patch_embed.patch_embed.proj"] == "patch embedding"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_weight_only_kernels_are_those_of_a_call(
+    make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = cpu_compiled.library()
+    if compiled and library is None:
+        pytest.skip("there are no compiled kernels here")
+    if not compiled:
+        monkeypatch.setattr(cpu_compiled, "library", lambda: None)
+        monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: cpu.FLOAT32)
+    called, call = set(), cpu_compiled.call
+    monkeypatch.setattr(cpu_compiled, "call", lambda name, *rest: called.add(name) or call(name, *rest))
+    model = quantize(make_tiny(), "int8_dynamic", "native")
+    with torch.no_grad():
+        model(tiny_images)
+    assert model.runtime_report().mode == "fused"
+    linear, conv = weight_only_kernels(model)
+    assert ("vi_weight_only" in called) == ("vi_conv" in called) == compiled
+    if library is not None and compiled:
+        assert linear == f"{library.name} for few rows of fp32, else dequantize in slices + matmul"
+        assert conv == f"conv2d of int8 and 16-bit integers, {library.name}"
+    else:
+        assert (linear, conv) == ("dequantize in slices + matmul", "dequantize + conv2d")
+    model.bfloat16()  # which the compiled convolution does not take
+    assert weight_only_kernels(model)[1] == "dequantize + conv2d"
+    model.float().set_backend("reference")  # which runs module by module
+    assert weight_only_kernels(model) == ("dequantize + linear", "dequantize + conv2d")
+
+
+def weight_only_kernels(model: VGGTInt8) -> tuple[str, str]:
+    rows = {row.name: row.kernel for row in model.quantization_report()}
+    return rows["camera_head.trunk.0.mlp.fc1"], rows["depth_head.scratch.output_conv1"]
 
 
 def test_a_model_that_is_not_quantized(make_tiny: Callable[[], VGGTInt8]) -> None:
