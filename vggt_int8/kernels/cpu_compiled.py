@@ -45,8 +45,7 @@ class Library(NamedTuple):
 
         Raises MemoryError, naming the function and its operands.
         """
-        converters = (_KINDS[kind][1] for kind in _SIGNATURES[name])
-        values = [convert(a) for convert, a in zip(converters, arguments, strict=True)]
+        values = [convert(a) for convert, a in zip(_CONVERTERS[name], arguments, strict=True)]
         if getattr(self.functions, name)(*values, torch.get_num_threads()) == _OUT_OF_MEMORY:
             shapes = ", ".join(str(list(a.shape)) for a in arguments if isinstance(a, Tensor))
             raise MemoryError(f"{name} found no memory for what it works on: operands {shapes}")
@@ -233,6 +232,7 @@ _SIGNATURES = {
     "vi_conv": "pppppiqqqqqqqqqqqpp",
     "vi_attention": "ppppqqqqqqq",
 }
+_CONVERTERS = {name: [_KINDS[kind][1] for kind in kinds] for name, kinds in _SIGNATURES.items()}
 _MAX_OUTPUTS = 8  # of a dense head
 
 
