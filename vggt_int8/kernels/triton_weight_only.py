@@ -5,8 +5,8 @@ exact as fp16 or bf16, products add up in fp32, and the scale goes on the sum. O
 for its chain of dependent products (8192 / 16 of them for fc2, 33 cycles each), so several share a reduction; each
 writes its part, and the last one to finish adds the parts in a fixed order, so results repeat exactly.
 
-Decoded to fp16, weights above 65504 would be inf, which a scale above 516 makes of the largest. A third kernel then
-computes these outputs from the codes; otherwise it costs a launch that reads N scales, and no pass over the result.
+More rows decode the weight to x's dtype first. Values above 65504 are inf in fp16 then, as in a network of floats; to
+look for them would take another launch for every layer.
 """
 
 # mypy: allow-untyped-defs
@@ -19,42 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from vggt_int8.kernels.launch import launch, processors
-from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.kernels.tiles import Tile
 
 MAX_ROWS = 64  # up to so many rows the product reads the int8 weight itself
 _PER_SM = 2  # programs per multiprocessor that the reduction is split for
 _DECODED = (8, 256)  # rows and columns of the decoder's programs: one kernel for all sizes
-_FP16_SCALE = torch.finfo(torch.float16).max / CODE_MAX  # the largest scale under which every code fits fp16
-
-
-@triton.jit
-def _sum_products(
-    p_x, p_w, o_m, o_n, o_k, M, N, K, steps,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """x [M, K] times codes [N, K] at rows o_m and columns o_n, fp32: `steps` blocks of the reduction from o_k on."""
-    m_m, m_n = o_m < M, o_n < N
-    p_a = p_x + o_m.to(tl.int64)[:, None] * K + o_k[None, :]
-    p_b = p_w + o_n.to(tl.int64)[None, :] * K + o_k[:, None]
-    b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for i in range(steps):
-        m_k = o_k + i * BLOCK_K < K
-        b_b = tl.load(p_b, mask=m_k[:, None] & m_n[None, :], other=0)
-        b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0)
-        b_acc = tl.dot(b_a, b_b.to(b_a.dtype), b_acc, input_precision="ieee")
-        p_a += BLOCK_K
-        p_b += BLOCK_K
-    return b_acc
-
-
-@triton.jit
-def _store(p_out, o_y, mask, b_acc, b_scale, p_bias, o_n, N):
-    """The sums with scale and bias, in the result's dtype."""
-    y = b_acc * b_scale[None, :]
-    if p_bias is not None:
-        y += tl.load(p_bias + o_n, mask=o_n < N, other=0.0).to(tl.float32)[None, :]
-    tl.store(p_out + o_y, y.to(p_out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["M", "SPLIT_K"])
@@ -67,8 +36,18 @@ def _weight_only_kernel(
     o_m = tl.arange(0, BLOCK_M)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     o_k = i_split * steps * BLOCK_K + tl.arange(0, BLOCK_K)
-    mask = (o_m < M)[:, None] & (o_n < N)[None, :]
-    b_acc = _sum_products(p_x, p_w, o_m, o_n, o_k, M, N, K, steps, BLOCK_M, BLOCK_N, BLOCK_K)
+    m_m, m_n = o_m < M, o_n < N
+    mask = m_m[:, None] & m_n[None, :]
+    p_a = p_x + o_m.to(tl.int64)[:, None] * K + o_k[None, :]
+    p_b = p_w + o_n.to(tl.int64)[None, :] * K + o_k[:, None]
+    b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for i in range(steps):
+        m_k = o_k + i * BLOCK_K < K
+        b_b = tl.load(p_b, mask=m_k[:, None] & m_n[None, :], other=0)
+        b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0)
+        b_acc = tl.dot(b_a, b_b.to(b_a.dtype), b_acc, input_precision="ieee")
+        p_a += BLOCK_K
+        p_b += BLOCK_K
     o_y = o_m.to(tl.int64)[:, None] * N + o_n[None, :]
     last = True
     if p_parts is not None:
@@ -81,28 +60,10 @@ def _weight_only_kernel(
             for i in range(SPLIT_K):
                 b_acc += tl.load(p_parts + i * part + o_y, mask=mask, other=0.0, cache_modifier=".cg")
     if last:
-        _store(p_out, o_y, mask, b_acc, tl.load(p_w_scale + o_n, mask=o_n < N, other=0.0), p_bias, o_n, N)
-
-
-@triton.jit(do_not_specialize=["M"])
-def _large_scales_kernel(
-    p_x, p_w, p_w_scale, p_bias, p_out, M, N, K,
-    LARGEST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """`_weight_only_kernel` for any M, which only touches the columns whose scale is above LARGEST.
-
-    One program has all rows of its columns, so that looking for such scales takes few programs.
-    """
-    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_k = tl.arange(0, BLOCK_K)
-    b_scale = tl.load(p_w_scale + o_n, mask=o_n < N, other=0.0)
-    m_large = b_scale > LARGEST
-    blocks = tl.max(m_large.to(tl.int32), axis=0) * tl.cdiv(M, BLOCK_M)
-    for i_m in range(blocks):
-        o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        b_acc = _sum_products(p_x, p_w, o_m, o_n, o_k, M, N, K, tl.cdiv(K, BLOCK_K), BLOCK_M, BLOCK_N, BLOCK_K)
-        o_y = o_m.to(tl.int64)[:, None] * N + o_n[None, :]
-        _store(p_out, o_y, (o_m < M)[:, None] & m_large[None, :], b_acc, b_scale, p_bias, o_n, N)
+        y = b_acc * tl.load(p_w_scale + o_n, mask=m_n, other=0.0)[None, :]
+        if p_bias is not None:
+            y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        tl.store(p_out + o_y, y.to(p_out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -143,13 +104,7 @@ def w8a16_linear(
     (m, k), n = x.shape, weight.shape[0]
     if m > MAX_ROWS:
         floats = dequantize(weight.unsqueeze(2), weight_scale.view(n, 1, 1), x.dtype).view(n, k)
-        out = F.linear(x, floats, None if bias is None else bias.to(x.dtype))
-        if x.dtype == torch.float16 and n > 0:
-            launch(
-                *(_large_scales_kernel, (triton.cdiv(n, 64),), x, weight, weight_scale, bias, out, m, n, k),
-                LARGEST=_FP16_SCALE, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3,
-            )  # fmt: skip
-        return out
+        return F.linear(x, floats, None if bias is None else bias.to(x.dtype))
     out = torch.empty(m, n, device=x.device, dtype=x.dtype)
     if m == 0:
         return out
