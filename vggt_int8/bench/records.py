@@ -93,9 +93,10 @@ def _check_machine(machine: dict[str, Any]) -> None:
 
 
 def _is_error(error: Any) -> bool:
+    """Of an output. NaN and infinity are errors, too: of a row whose outputs are wrong."""
     if not isinstance(error, dict) or error.keys() != {"relative", "max_abs"}:
         return False
-    return all(value is None or (isinstance(value, NUMBER) and 0 <= value < math.inf) for value in error.values())
+    return all(isinstance(value, (*NUMBER, NoneType)) for value in error.values())
 
 
 def append_row(path: Path, row: Row) -> None:
