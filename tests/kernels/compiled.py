@@ -1,14 +1,20 @@
 """Every kind of compiled CPU kernels as a library for tests: this machine's own, and those of others in plain C."""
 
 import functools
+import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from vggt_int8.kernels import cpu, cpu_compiled
 
-LIBRARIES = ["own", "own without AMX", "emulated VNNI", "emulated AMX"]
+LIBRARIES = ["own", "own without AMX", "own, small parts on 4 threads", "emulated VNNI", "emulated AMX"]
 _EMULATED = Path(__file__).with_name("emulated_tiles.h")
+# The library in the cache is named by its flags.
+_EMULATION = [f'-DEMULATED_TILES="{_EMULATED}"', f"-DVERSION_{hashlib.sha256(_EMULATED.read_bytes()).hexdigest()}"]
+_SMALL_PARTS = ["-DHEADS_BYTES=40000", "-DFRAMES_CODES=2000"]
 
 
 def use(name: str, monkeypatch: pytest.MonkeyPatch) -> cpu_compiled.Library:
@@ -19,7 +25,17 @@ def use(name: str, monkeypatch: pytest.MonkeyPatch) -> cpu_compiled.Library:
     # Two names share a file, whose choice of instructions is one setting.
     found.functions.vi_init(int("AMX" in found.name))
     monkeypatch.setattr(cpu_compiled, "_load", lambda: found)
+    if "threads" in name:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     return found
+
+
+def walled(x: Tensor) -> Tensor:
+    """x between NaNs, which a kernel that reads beyond x brings to light."""
+    wall = 64
+    room = x.new_full((x.numel() + 2 * wall,), float("nan"))
+    inside = room[wall:-wall].view(x.shape)
+    return inside.copy_(x)
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +48,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 def _load(name: str) -> cpu_compiled.Library | str:
     if (reason := cpu_compiled.unavailable()) is not None:
         return reason
-    flags = [f'-DEMULATED_TILES="{_EMULATED}"'] if name.startswith("emulated") else []
-    amx = name in ("own", "emulated AMX")
+    flags = _EMULATION if name.startswith("emulated") else _SMALL_PARTS if "parts" in name else []
+    amx = name not in ("own without AMX", "emulated VNNI")
     found = cpu_compiled.load(cpu_compiled.build(flags), amx)
     if name == "own without AMX" and cpu_compiled.load(cpu_compiled.build(), True).name == found.name:
         return "this CPU has no AMX"

@@ -5,18 +5,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels.compiled import LIBRARIES, use
+from tests.kernels.compiled import LIBRARIES, use, walled
 from vggt_int8.kernels import cpu_compiled
 from vggt_int8.kernels.cpu_attention import attention_cpu
 
 
 def qkv_of(batch: int, heads: int, tokens: int, dim: int, spread: float = 1.5) -> list[Tensor]:
     qkv = torch.randn(batch, tokens, 3, heads, dim, generator=torch.Generator().manual_seed(tokens)) * spread
-    return list(qkv.permute(2, 0, 3, 1, 4))
+    return list(walled(qkv).permute(2, 0, 3, 1, 4))
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.double(), k.double(), v.double()).transpose(1, 2)
+
+
+def attention_in_integers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Of our kernel, which only views of one layout reach."""
+    assert q.stride() == k.stride() == v.stride()
+    return attention_cpu(q, k, v, integers=True)
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -25,7 +31,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 SHAPES = [
     *((1, 1, 1, 8), (2, 3, 37, 16), (1, 2, 300, 64), (3, 1, 65, 100), (1, 1, 257, 6), (1, 1, 20, 200)),
-    *((1, 1, 321, 32), (1, 2, 600, 24)),  # more than one block of keys
+    *((1, 1, 321, 32), (1, 2, 600, 24), (2, 4, 40, 16)),  # more than one block of keys; heads that take turns
 ]
 
 
@@ -45,7 +51,7 @@ def test_integers_are_as_good_as_fp16(
     called, call = [], cpu_compiled.call
     monkeypatch.setattr(cpu_compiled, "call", lambda name, *rest: called.append(name) or call(name, *rest))
     q, k, v = qkv_of(*shape, spread)
-    got, want = attention_cpu(q, k, v, integers=True), exact(q, k, v)
+    got, want = attention_in_integers(q, k, v), exact(q, k, v)
     assert called == ["vi_attention"]
     assert got.shape == want.shape
     assert got.is_contiguous()
@@ -68,7 +74,7 @@ def test_integers_are_as_good_as_fp16_on_vectors_of_other_kinds(
     if kind == "values alike":
         v.mul_(0.01).add_(torch.arange(64.0))
     want = exact(q, k, v)
-    assert error(attention_cpu(q, k, v, integers=True), want) < 1.5 * error(in_fp16(q, k, v), want)
+    assert error(attention_in_integers(q, k, v), want) < 1.5 * error(in_fp16(q, k, v), want)
 
 
 def in_fp16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -85,14 +91,23 @@ def test_extreme_heads(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(library, monkeypatch)
     q, k, v = qkv_of(1, 2, 300, 64)
     v[:] = torch.arange(64.0) - 7
-    torch.testing.assert_close(attention_cpu(q, k, v, integers=True)[0, :, 1], v[0, 1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention_in_integers(q, k, v)[0, :, 1], v[0, 1], rtol=1e-5, atol=1e-5)
     for scale in (0.0, 1e-30, 1e-3, 1e3, 1e15):
         q, k, v = qkv_of(1, 2, 300, 64)
-        q = q * scale
-        got, want = attention_cpu(q, k, v.contiguous().expand_as(v), integers=True), exact(q, k, v)
+        q.mul_(scale)
+        got, want = attention_in_integers(q, k, v), exact(q, k, v)
         assert error(got, want) < (0.02 if scale >= 1e3 else 1e-3)  # one-hot: a near tie may fall either way
+    for scale in (1e-25, 1e30):  # queries and keys that make up for one another, and point the same way
+        q, k, v = qkv_of(1, 2, 300, 64, 1.0)
+        q.copy_(k).mul_(scale)
+        k.div_(scale)
+        assert error(attention_in_integers(q, k, v), exact(q, k, v)) < 1e-3
+    q, k, v = qkv_of(1, 2, 300, 64, 1.0)
+    q.fill_(5e37)
+    k.mul_(1e-31)
+    assert error(attention_in_integers(q, k, v), exact(q, k, v)) < 1e-3
     q, k, v = (torch.ones(1, 1, 520, 64) for _ in range(3))  # codes all at their largest
-    assert error(attention_cpu(q, k, -v, integers=True), exact(q, k, -v)) < 1e-5
+    assert error(attention_in_integers(q, k, -v), exact(q, k, -v)) < 1e-5
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -104,7 +119,7 @@ def test_nan_and_inf_reach_what_they_would(library: str, value: float, monkeypat
     ):
         qkv = qkv_of(1, 2, 90, 16)
         qkv[position][0, 1, 70, 3] = value
-        got = attention_cpu(*qkv, integers=True)[0]
+        got = attention_in_integers(*qkv)[0]
         touched = torch.zeros_like(got, dtype=torch.bool)
         touched[:, 1][rows, columns] = True
         assert not got[touched].isfinite().any()
@@ -121,3 +136,8 @@ def test_what_integers_do_not_take(library: str, monkeypatch: pytest.MonkeyPatch
     ):
         want = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         assert torch.equal(attention_cpu(q, k, v, integers=True), want)
+
+
+def test_gradients_are_those_of_floats() -> None:
+    q, k, v = (x.clone().requires_grad_() for x in qkv_of(1, 2, 40, 16))
+    assert attention_cpu(q, k, v, integers=True).requires_grad

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.compiled import LIBRARIES, _load, use
+from tests.kernels.compiled import LIBRARIES, _load, use, walled
 from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows
 from vggt_int8.kernels import cpu, cpu_compiled, cpu_ops, reference
 
@@ -77,7 +77,7 @@ def test_gemm_is_the_reference(library: cpu_compiled.Library, ending: str) -> No
 def test_codes(library: cpu_compiled.Library, static: bool) -> None:
     input_scale = torch.tensor([0.02]) if static else None
     for m, k, _ in SHAPES:
-        x, (weight, bias) = hard_rows(m, k), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
+        x, (weight, bias) = walled(hard_rows(m, k)), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
         exact(cpu_ops.quantize_rows(x, input_scale), reference.quantize_rows(x, input_scale))
         got = cpu_ops.layer_norm_quantize(x, weight, bias, 1e-5, input_scale)
         want = reference.layer_norm_quantize(x, weight, bias, 1e-5, input_scale)
@@ -100,6 +100,8 @@ def test_division_by_any_scale_rounds_as_division(library: cpu_compiled.Library)
     x = halves * scales * (1 + torch.randint(-2, 3, halves.shape, generator=generator) * 2.0**-23)
     x[:, 0] = 127 * scales[:, 0]
     exact(cpu_ops.quantize_rows(x), reference.quantize_rows(x))
+    x, scale = torch.tensor([[1e37, -1e37, 1.0, 0.0], [3e38, -3e38, -0.25, 1e-38]]), torch.tensor([0.02])
+    exact(cpu_ops.quantize_rows(x, scale), reference.quantize_rows(x, scale))  # quotients beyond fp32
 
 
 @every_library
@@ -107,19 +109,20 @@ def test_passes_over_floats(library: cpu_compiled.Library) -> None:
     generator = torch.Generator().manual_seed(0)
     for frames, tokens, dim in ((3, 37, 16), (1, 9, 64), (2, 5, 12)):
         qkv = torch.randn(frames * tokens, 3, 2, dim, generator=generator)
-        norms, rope = torch.randn(4, dim, generator=generator), torch.randn(2, tokens, dim, generator=generator)
+        norms = [walled(torch.randn(dim, generator=generator)) for _ in range(4)]
+        qkv, rope = walled(qkv), walled(torch.randn(2, tokens, dim, generator=generator))
         want = reference.qk_norm_rope(qkv, *norms, rope, 1e-5)
         cpu_ops.qk_norm_rope_(qkv, *norms, rope, 1e-5)
         close(qkv, want)
         assert torch.equal(qkv[:, 2], want[:, 2])
-    halves = torch.randn(2, 2, 7, 37, generator=generator)
-    norm = torch.randn(2, 74, generator=generator)
+    halves = walled(torch.randn(2, 2, 7, 37, generator=generator))
+    norm = walled(torch.randn(2, 74, generator=generator))
     close(cpu_ops.layer_norm_halves(*halves, 3, *norm, 1e-5), reference.layer_norm_halves(*halves, 3, *norm, 1e-5))
-    x = torch.randn(2, 5, 8, 6, generator=generator)
+    x = walled(torch.randn(2, 5, 8, 6, generator=generator))
     kept = x.clone()
     for size in ((5, 8), (7, 9), (3, 1), (1, 20)):
-        columns, rows = torch.rand(size[1], 3), torch.rand(size[0], 3)
-        added = (columns, rows, torch.randn(6).half(), torch.randn(2, *size, 6))
+        columns, rows = walled(torch.rand(size[1], 3)), walled(torch.rand(size[0], 3))
+        added = (columns, rows, torch.randn(6).half(), walled(torch.randn(2, *size, 6)))
         for extra in ((), added):
             close(cpu_ops.resize(x, *size, *extra), reference.resize(x, *size, *extra))
     assert torch.equal(x, kept)
@@ -131,7 +134,7 @@ def test_passes_over_floats(library: cpu_compiled.Library) -> None:
 def test_predictions(library: cpu_compiled.Library, outputs: int, inverse_log: bool) -> None:
     generator = torch.Generator().manual_seed(outputs)
     for channels in (32, 7, 40):
-        x = torch.randn(2, 9, 13, channels, generator=generator)
+        x = walled(torch.randn(2, 9, 13, channels, generator=generator))
         weight, bias = torch.randn(outputs, channels, generator=generator), torch.randn(outputs, generator=generator)
         x[0, 0, 0], x[0, 0, 1] = 0, x[0, 0, 1] * 1e-6
         values, confidence = torch.empty(2, 9, 13, outputs - 1), torch.empty(2, 9, 13)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels.compiled import LIBRARIES, use
+from tests.kernels.compiled import LIBRARIES, use, walled
 from vggt_int8.kernels.cpu_conv import int8_conv2d
 
 # frames, input and output channels, height, width, taps, stride, padding
@@ -64,7 +64,7 @@ def test_integers_are_multiplied_exactly(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_floats_within_half_a_step(shape: tuple[int, ...], magnitude: float) -> None:
     x, weight, scale, bias, *geometry = operands(shape)
-    x, bias = x * magnitude, bias * magnitude
+    x, bias = walled(x * magnitude), bias * magnitude
     half_step = x.abs().max().double() / largest_code(weight) / 2
     for b in (bias, None):
         got, want = int8_conv2d(x, weight, scale, b, *geometry), exact(x, weight, scale, b, *geometry)
@@ -125,3 +125,23 @@ def test_a_changed_weight_is_noticed() -> None:
     weight.neg_()
     assert not torch.equal(int8_conv2d(x, weight, *rest), before)
     assert torch.equal(int8_conv2d(x, weight, *rest), int8_conv2d(x, weight.clone(), *rest))
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.ones(2, 8, 0, 5), r"does not fit x \[2, 8, 0, 5\]"),
+        (0, torch.ones(2, 7, 9, 9), r"weight \[5, 8, 3, 3\] with padding \(1, 1\) does not fit x \[2, 7, 9, 9\]"),
+        (0, torch.ones(2, 8, 9, 9).half(), r"x must be fp32 .* not torch.float16 \[2, 8, 9, 9\]"),
+        (1, torch.ones(5, 8, 12, 3, dtype=torch.int8), r"weight \[5, 8, 12, 3\] .* does not fit"),
+        (1, torch.ones(5, 8, 3, 3, dtype=torch.int8, device="meta"), r"on a CPU, not \['cpu', 'meta'"),
+        (2, torch.ones(1), r"weight_scale and bias must have 5 values, not \[1\] and \[5\]"),
+        (3, torch.ones(4), r"weight_scale and bias must have 5 values, not .* and \[4\]"),
+        (6, torch.ones(2, 5, 1, 1), r"addend must be fp32 \[2, 5, 9, 9\], not torch.float32 \[2, 5, 1, 1\]"),
+    ],
+)
+def test_wrong_operands(position: int, value: Tensor, message: str) -> None:
+    arguments: list[object] = [*operands((2, 8, 5, 9, 9, 3, 1, 1)), None]
+    arguments[position] = value
+    with pytest.raises(ValueError, match=message):
+        int8_conv2d(*arguments)

@@ -13,9 +13,11 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Te
     """softmax(q kᵀ / sqrt(D)) v: q, k, v [B, H, N, D] float -> [B, N, H, D].
 
     `integers` allows our own kernel, for fp32 where it can be compiled: integers of 14 to 16 bits, with which the
-    result is as exact as with all of q, k, v and the weights in fp16. Everything else is PyTorch's attention.
+    result is as exact as with all of q, k, v and the weights in fp16. Everything else is PyTorch's attention, and so is
+    what gradients are wanted of.
     """
-    if not integers or not _takes(q, k, v):
+    derived = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if not integers or derived or not _takes(q, k, v):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     batch, heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, heads, dim)

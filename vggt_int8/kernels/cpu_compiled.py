@@ -27,7 +27,7 @@ SETTING = "VGGT_INT8_CPU_KERNELS"
 _SOURCES = Path(__file__).with_name("csrc")
 _FLAGS = (
     *("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off", "-fno-math-errno"),
-    *("-fno-trapping-math", "-fno-strict-aliasing", "-fopenmp", "-fPIC", "-shared"),
+    *("-fno-trapping-math", "-fno-strict-aliasing", "-fwrapv", "-fopenmp", "-fPIC", "-shared"),
 )
 _SECONDS_TO_COMPILE = 300
 _OUT_OF_MEMORY = 1
@@ -142,7 +142,7 @@ def build(flags: Sequence[str] = ()) -> Path:
     compiler = _compiler()
     command = [*compiler, *_FLAGS, *flags]
     version = _run([*compiler, "--version"])
-    sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.iterdir())]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.glob("*.[ch]"))]
     made_from = "\n".join([*command, version, _cpu(), *sources])
     folder = _cache_folder()
     path = folder / f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so"
@@ -161,7 +161,10 @@ def build(flags: Sequence[str] = ()) -> Path:
 
 def _compiler() -> list[str]:
     """The command that is in CC, or GCC."""
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise NoCompiler(f"CC is {os.environ['CC']!r}, no command: {error}") from error
     found = shutil.which(named[0]) if named else shutil.which("gcc") or shutil.which("cc")
     if found is None and named:
         raise NoCompiler(f"CC names {named[0]!r}, which is not there: install it, or unset CC to take gcc")
@@ -251,11 +254,7 @@ def usable(*tensors: Tensor | None) -> bool:
 
 def as_floats(*tensors: Tensor | None) -> list[Tensor | None]:
     """Parameters as contiguous fp32. Keep them until the call is over."""
-    return [t if t is None or (t.dtype == torch.float32 and t.is_contiguous()) else _converted(t) for t in tensors]
-
-
-def _converted(t: Tensor) -> Tensor:
-    return t.float().contiguous()
+    return [t if t is None else t.float().contiguous() for t in tensors]
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:

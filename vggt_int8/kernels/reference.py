@@ -50,7 +50,7 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
 
 
 def int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:
-    """[M, K] int8 x [N, K] int8 -> [M, N] int32, exact (K * 127^2 < 2^31 holds up to K = 133,152)."""
+    """[M, K] int8 x [N, K] int8 -> [M, N] int32, exact (K * 127^2 < 2^31 holds up to K = 133,144)."""
     if x_codes.is_cuda:
         # CUDA has no general integer GEMM; float64 holds every product and sum below 2^53 exactly.
         return (x_codes.double() @ weight.double().t()).to(torch.int32)

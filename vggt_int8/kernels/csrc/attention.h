@@ -50,8 +50,10 @@ static float vector_codes(const Attention *t, const float *x, char *to, i64 plan
   if (!(absmax < 1e-32f)) { /* else its scale would be no normal number, which may count as 0 */
     factor = LARGEST_SPLIT / absmax;
     if (t->planes == 1) {
-      float norm = absmax < 1e15f ? sqrtf(moment(2, x, dim, 0)) : absmax * sqrtf(dim);
-      if (factor * norm > MAX_NORM) factor = MAX_NORM / norm;
+      float squares = 0;
+#pragma omp simd reduction(+ : squares)
+      for (i64 i = 0; i < dim; i++) squares += x[i] * factor * (x[i] * factor);
+      if (sqrtf(squares) > MAX_NORM) factor *= MAX_NORM / sqrtf(squares);
     }
     scale = 1 / factor;
   }
@@ -432,7 +434,7 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
   t.v_panel = number * round_up(tokens, TOKENS) * MAX_WIDTH;
   t.v_bytes = parts_of(dim, MAX_WIDTH) * t.v_panel;
   const i64 head_bytes = t.planes * (t.q_bytes + t.k_bytes + t.v_bytes), all = batch * heads;
-  const i64 at_once = max_of(1, min_of(all, ((i64)1 << 26) / head_bytes));
+  const i64 at_once = max_of(1, min_of(all, HEADS_BYTES / head_bytes));
   const i64 blocks = parts_of(tokens, QUERIES), token_blocks = parts_of(tokens, TOKENS);
   char *packed = allocate(at_once * head_bytes);
   float *scales = allocate(4 * at_once * 2 * (round_up(tokens, 2 * LANES) + dim));

@@ -1,7 +1,7 @@
 /* Convolutions of 16-bit activations with INT8 weights. */
 
 typedef struct {
-  i64 frames, c, h, w, n, kh, kw, stride_y, stride_x, pad_y, pad_x, out_h, out_w;
+  i64 c, w, n, kh, kw, stride_x, pad_x, out_h, out_w;
   i64 cp;     /* channels, rounded up to pairs */
   i64 pitch;  /* numbers of a padded row of the input */
   i64 run;    /* taps whose input lies in one piece: a row of them, or one where each has a sum of its own */
@@ -173,9 +173,9 @@ finite [frames]: 0 where a frame holds NaN or inf, which integers cannot carry; 
 int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, const float *bias, const float *addend,
             int relu, i64 frames, i64 c, i64 h, i64 w, i64 n, i64 kh, i64 kw, i64 stride_y, i64 stride_x, i64 pad_y,
             i64 pad_x, float *out, uint8_t *finite, int threads) {
-  Convolution v = {frames, c, h, w, n, kh, kw, stride_y, stride_x, pad_y, pad_x,
-                   (h + 2 * pad_y - kh) / stride_y + 1, (w + 2 * pad_x - kw) / stride_x + 1,
-                   round_up(c, 2), 0, 0, 0, MAX_WIDTH};
+  Convolution v = {.c = c, .w = w, .n = n, .kh = kh, .kw = kw, .stride_x = stride_x, .pad_x = pad_x,
+                   .out_h = (h + 2 * pad_y - kh) / stride_y + 1, .out_w = (w + 2 * pad_x - kw) / stride_x + 1,
+                   .cp = round_up(c, 2), .width = MAX_WIDTH};
   i64 most = largest_sum(&v, weight, 1);
   const int is_fine = INT32_MAX / most >= FINE_ENOUGH; /* else the sums of single taps become floats, and are added */
   if (!is_fine) most = largest_sum(&v, weight, 0);
@@ -191,7 +191,7 @@ int vi_conv(const float *x, const int8_t *weight, const float *weight_scale, con
 #endif
   const i64 rows = h + 2 * pad_y, frame_size = rows * v.pitch;
   const i64 slack = AMX_ROWS * stride_x * v.cp + round_up(kw * v.cp, AMX_BYTES);
-  const i64 at_once = max_of(1, min_of(frames, ((i64)1 << 19) / frame_size));
+  const i64 at_once = max_of(1, min_of(frames, FRAMES_CODES / frame_size));
   const i64 panels = parts_of(n, v.width), run_bytes = v.groups * v.width * 4;
   const i64 runs = kh * kw / v.run, together = is_fine ? kh : 1, panel_bytes = runs * run_bytes;
   char *packed = allocate(panels * panel_bytes);

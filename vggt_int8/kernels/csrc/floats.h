@@ -109,7 +109,7 @@ static inline int divides_by_inverse(float y) {
   return y > 0x1p-60f && y < 0x1p60f && (bits_of(y) & 0x7fffff) != 0x7fffff;
 }
 
-/* e^x - 1, and e^x to `exp`, within 3e-7 of themselves: 2^n times a polynomial of the rest of x, in [-0.35, 0.35]. */
+/* e^x - 1, and e^x to `exp`, within 3e-7 of themselves (e^x below 1.7e-38 is 0): 2^n times a polynomial of the rest of x, in [-0.35, 0.35]. */
 static inline float expm1_of(float x, float *exp) {
   float capped = x > 89.0f ? 89.0f : x < -87.0f ? -87.0f : x, shifted = fmaf(capped, 1.44269504f, ROUNDER);
   float n = shifted - ROUNDER, r = fmaf(n, -1.42860677e-06f, fmaf(n, -0.693145752f, capped));
@@ -126,20 +126,12 @@ static inline float expm1_of(float x, float *exp) {
 }
 
 static inline void quantize_row(const float *x, i64 k, const float *input_scale, int8_t *codes, float *scale) {
-  float step;
-  if (input_scale) {
-    float poison = 0; /* NaN or inf in a row must reach its result, and codes cannot carry it */
-#pragma omp simd reduction(+ : poison)
-    for (i64 i = 0; i < k; i++) poison += x[i] * 0;
-    step = *input_scale;
-    *scale = poison + step;
-  } else {
-    step = largest(x, k) / CODE_MAX;
-    if (step == 0) step = 1;
-    *scale = step;
-  }
+  const float absmax = largest(x, k);
+  float step = input_scale ? *input_scale : absmax / CODE_MAX;
+  if (!input_scale && step == 0) step = 1;
+  *scale = input_scale ? step + absmax * 0 : step; /* NaN or inf must reach the result, and codes cannot carry it */
   const float inverse = 1 / step;
-  if (divides_by_inverse(step)) {
+  if (divides_by_inverse(step) && absmax * inverse < INFINITY) {
 #pragma omp simd
     for (i64 i = 0; i < k; i++) codes[i] = (int8_t)nearest(clamp(quotient(x[i], step, inverse), CODE_MAX));
   } else {

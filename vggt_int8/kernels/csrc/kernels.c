@@ -53,6 +53,12 @@ enum { ROW_BLOCK = 96 };     /* a multiple of every tile's rows */
 enum { CODE_MAX = 127 };
 enum { OUT_OF_MEMORY = 1 };
 
+/* What works on parts of its input: bytes of packed heads, and codes of frames, which stay in the second cache. */
+#ifndef HEADS_BYTES
+#define HEADS_BYTES ((i64)1 << 26)
+#define FRAMES_CODES ((i64)1 << 19)
+#endif
+
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef float loose_floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

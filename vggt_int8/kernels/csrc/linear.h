@@ -83,7 +83,7 @@ static void pack_rows(const Linear *g, const Packed *p) {
 #else
     if (m >= g->m) continue;
     int16_t *to = (int16_t *)(p->x + m * p->pitch);
-    to[p->pitch / 2 - 1] = 0;
+    if (g->k % 2) to[g->k] = 0;
     for (i64 i = 0; i < g->k; i++) to[i] = codes[i];
 #endif
   }
