@@ -34,9 +34,8 @@ class Operator:
         self.__doc__ = on_cpu.__doc__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_in_torch_dispatch_mode():
-            return self.op(*args, **kwargs)
-        if torch.jit.is_tracing():
+        watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+        if watched or torch.is_grad_enabled():
             return self.op(*args, **kwargs)
         if args and type(args[0]) in (Tensor, nn.Parameter) and args[0].device.type == "cpu":
             return self._on_cpu(*args, **kwargs)
@@ -133,16 +132,8 @@ def _check_sizes(**sizes: tuple[Tensor | None, int]) -> None:
             raise ValueError(f"{name} must have {numbers} values, not {list(tensor.shape)}")
 
 
-def _check_add_norm(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    input_scale: Tensor | None = None,
-) -> None:
-    _check_norm(x, weight, bias, eps, input_scale)
+def _check_add_norm(x: Tensor, y: Tensor, gamma: Tensor, *norm: Any, **named: Any) -> None:
+    _check_norm(x, *norm, **named)
     if y.shape != x.shape or gamma.shape != x.shape[1:]:
         raise ValueError(
             f"y must be {list(x.shape)} and gamma [{x.shape[1]}] for x {list(x.shape)}, "
