@@ -156,11 +156,11 @@ def result(function: Any, arguments: list[Any]) -> list[Tensor]:
 def test_defaults_of_the_process_do_not_matter(case: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
         without(monkeypatch)
-    operator, operands = getattr(ops, case.split()[0]), in_fp32(case)
+    operator, originals = getattr(ops, case.split()[0]), in_fp32(case)
     with torch.no_grad():
-        want = result(operator, copy.deepcopy(operands))
+        want = result(operator, copy.deepcopy(originals))
         for dtype, device in ((torch.float64, "cpu"), (torch.float16, "cpu"), (torch.float32, "meta")):
-            arguments = copy.deepcopy(operands)
+            arguments = copy.deepcopy(originals)
             torch.set_default_dtype(dtype)
             try:
                 with torch.device(device):

@@ -13,11 +13,11 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Te
     """softmax(q kᵀ / sqrt(D)) v: q, k, v [B, H, N, D] float -> [B, N, H, D].
 
     `integers` allows our own kernel, for fp32 where it can be compiled: integers of 14 to 16 bits, with which the
-    result is as exact as with all of q, k, v and the weights in fp16. Everything else is PyTorch's attention, and so is
-    what gradients are wanted of.
+    result is as exact as with all of q, k, v and the weights in fp16. It has no derivative: everything else, and what
+    needs gradients, is PyTorch's attention.
     """
-    derived = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if not integers or derived or not _takes(q, k, v):
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if not integers or needs_gradient or not _takes(q, k, v):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     batch, heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, heads, dim)

@@ -31,7 +31,7 @@ _FLAGS = (
 )
 _SECONDS_TO_COMPILE = 300
 _OUT_OF_MEMORY = 1
-_DIGEST_BYTES = 32
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Library(NamedTuple):
@@ -129,7 +129,7 @@ def _multiply(loaded: Library, codes: Tensor, weight: Tensor, out: Tensor | None
 
 
 def build(flags: Sequence[str] = ()) -> Path:
-    """The compiled library in the user's cache, made if it is not there yet.
+    """The compiled library in the user's cache, made if it is not there yet or is damaged.
 
     Its name depends on all that it was made from: source, flags, compiler and CPU. It is written under another name
     first, so processes that compile at once do not meet.
