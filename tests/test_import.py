@@ -31,13 +31,17 @@ def watch(event, args):
             events.append([event, repr(args)])
 sys.addaudithook(watch)
 import vggt_int8
+heavy = [m for m in ("torch", "transformers", "numpy", "PIL", "safetensors") if m in sys.modules]
 import torch
-print(json.dumps({
-    "events": events,
+seen = {
+    "events": list(events),
+    "heavy": heavy,
     "cuda": torch.cuda.is_initialized(),
     "modules": sorted(m for m in ("torchao", "bitsandbytes", "triton") if m in sys.modules),
     "cli": [m for m in sys.modules if m.startswith(("vggt_int8.cli", "typer", "rich"))],
-}))
+}
+from transformers import CONFIG_MAPPING  # after the package: the other order is tried below
+print(json.dumps(seen | {"registered": "vggt" in CONFIG_MAPPING}))
 """
 
 
@@ -58,7 +62,7 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     seen = json.loads(process.stdout)
-    assert seen == {"events": [], "cuda": False, "modules": [], "cli": []}
+    assert seen == {"events": [], "heavy": [], "cuda": False, "modules": [], "cli": [], "registered": True}
     assert list(home.iterdir()) == []
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
@@ -88,10 +92,16 @@ def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
     assert {"open", "socket.connect", "os.mkdir", "subprocess.Popen"} <= kinds
 
 
+# AutoConfig is there before the package, AutoModel comes after it: either way they know VGGT.
 AUTO = """
 import sys
+from transformers import AutoConfig
 import vggt_int8
+assert "transformers.models.auto.modeling_auto" not in sys.modules
+assert type(AutoConfig.from_pretrained(sys.argv[1])) is vggt_int8.VGGTConfig
 from transformers import AutoModel
+loaders = [sys.modules[f"transformers.models.auto.{name}_auto"].__loader__ for name in ("configuration", "modeling")]
+assert type(loaders[0]) is type(loaders[1]), loaders
 assert "torchao" not in sys.modules
 model = AutoModel.from_pretrained(sys.argv[1])
 assert type(model) is vggt_int8.VGGTInt8, type(model)
@@ -100,7 +110,7 @@ print(sum(p.double().sum().item() for p in model.parameters()))
 """
 
 
-def test_auto_model_loads_ours_after_a_plain_import(tmp_path: Path) -> None:
+def test_auto_classes_know_ours_in_either_order_of_imports(tmp_path: Path) -> None:
     config = json.loads((ROOT / "tests/data/parity/tiny_vggt_config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vggt"}))
     weights = ROOT / "tests/data/parity/tiny_vggt.safetensors"

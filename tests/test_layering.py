@@ -19,7 +19,7 @@ TIERS = [
     {"quant"},
     {"runtime"},
     {"pretrained"},
-    {"eval", "export", "hub", "training"},
+    {"eval", "export", "hub", "training", "auto_classes"},
     {"bench"},
     {"cli", "__main__"},
 ]

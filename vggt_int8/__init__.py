@@ -1,21 +1,21 @@
 """VGGT in INT8: load, quantize, run and save; see the README.
 
-Importing the package registers the Auto classes with transformers; it needs no network and no GPU, and writes
-nothing. The public names are loaded when they are first used: transformers' model classes import torchao, which
-takes seconds, prints, and makes a folder. The libraries behind the backends are imported when a backend is used.
+Importing the package registers VGGT with transformers' Auto classes; it needs no network and no GPU, and writes
+nothing. It is cheap: the public names, and with them PyTorch and transformers, are loaded when they are first used,
+the registration takes place when transformers is (`auto_classes.py`), and the libraries behind the backends are
+imported when a backend is used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel
-
-from vggt_int8.model.config import VGGTConfig
+from vggt_int8.auto_classes import register_when_loaded
 from vggt_int8.quiet import quiet_import
 
 if TYPE_CHECKING:
     from vggt_int8.eval.compare import compare_model_outputs
     from vggt_int8.images import load_images
+    from vggt_int8.model.config import VGGTConfig
     from vggt_int8.model.vggt import VGGT, VGGTOutput
     from vggt_int8.pretrained import CheckpointError, VGGTInt8, quantize
     from vggt_int8.quant import BackendError, estimate_model_size
@@ -29,6 +29,7 @@ _HOMES = {
     "CheckpointError": "vggt_int8.pretrained",
     "Recipe": "vggt_int8.recipe",
     "RecipeError": "vggt_int8.recipe",
+    "VGGTConfig": "vggt_int8.model.config",
     "VGGTInt8": "vggt_int8.pretrained",
     "VGGTOutput": "vggt_int8.model.vggt",
     "available_recipes": "vggt_int8.recipe",
@@ -70,19 +71,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _AutoVGGTInt8:
-    """Stands for `VGGTInt8` in `AutoModel` until it is used, when the real class takes over."""
-
-    config_class = VGGTConfig
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
-        return __getattr__("VGGTInt8").from_pretrained(*args, **kwargs)
-
-    @classmethod
-    def _from_config(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
-        return __getattr__("VGGTInt8")._from_config(*args, **kwargs)
-
-
-AutoConfig.register("vggt", VGGTConfig)
-AutoModel.register(VGGTConfig, _AutoVGGTInt8)
+register_when_loaded()

@@ -1,0 +1,44 @@
+"""Help, version and mistakes in options answer at once: nothing heavy is imported for them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = ("torch", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub")
+CHEAP: list[tuple[list[str], int]] = [
+    (["--help"], 0),
+    (["--version"], 0),
+    (["run", "--help"], 0),
+    (["bench", "--help"], 0),
+    (["quantise"], 2),
+    (["run", "model", "--frobnicate"], 2),
+    (["run", "model"], 2),
+]
+
+# Each call's exit code, and which of the modules have been imported by then: in one process that list only grows.
+PROGRAM = """
+import json, sys
+from typer.testing import CliRunner
+from vggt_int8.cli import app
+seen = []
+for arguments in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(app, arguments)
+    seen.append([arguments, result.exit_code, [m for m in json.loads(sys.argv[2]) if m in sys.modules]])
+print(json.dumps(seen))
+"""
+
+
+def test_what_needs_no_model_imports_nothing_heavy() -> None:
+    calls = [arguments for arguments, _ in CHEAP]
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(calls), json.dumps(HEAVY)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == [[arguments, code, []] for arguments, code in CHEAP]

@@ -1,0 +1,105 @@
+"""Makes transformers' `AutoConfig` and `AutoModel` know VGGT, without importing transformers.
+
+Importing transformers takes seconds, since PyTorch comes with it, and a command that only prints its help needs
+neither. So the registration follows the Auto classes: it runs at once where transformers has loaded them, and else
+right after it does, by a finder that Python asks for every module (as PEP 369 proposed it). Either order works.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vggt_int8.pretrained import VGGTInt8
+
+Action = Callable[[ModuleType], None]
+
+
+def register_when_loaded() -> None:
+    """Register "vggt" with the Auto classes, now or as soon as they are imported. Calling it again changes nothing."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    for name, action in _ACTIONS.items():
+        if name in sys.modules:
+            action(sys.modules[name])
+
+
+def _register_config(module: ModuleType) -> None:
+    from vggt_int8.model.config import VGGTConfig
+
+    # exist_ok: a program may load transformers' modules anew, and who imports this package means its "vggt".
+    module.AutoConfig.register("vggt", VGGTConfig, exist_ok=True)
+
+
+def _register_model(module: ModuleType) -> None:
+    from vggt_int8.model.config import VGGTConfig
+
+    class AutoVGGTInt8:
+        """Stands for `VGGTInt8` until it is used: transformers' model classes import torchao, which prints and is slow.
+
+        When `vggt_int8.pretrained` is imported, the real class takes over.
+        """
+
+        config_class = VGGTConfig
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
+            return _real_class().from_pretrained(*args, **kwargs)
+
+        @classmethod
+        def _from_config(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
+            return _real_class()._from_config(*args, **kwargs)
+
+    module.AutoModel.register(VGGTConfig, AutoVGGTInt8, exist_ok=True)
+
+
+def _real_class() -> "type[VGGTInt8]":
+    from vggt_int8.quiet import quiet_import
+
+    with quiet_import():
+        from vggt_int8.pretrained import VGGTInt8
+
+    return VGGTInt8
+
+
+_ACTIONS: dict[str, Action] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+}
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of `_ACTIONS` by the other finders, and has the action run after the module."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _ACTIONS:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Then(spec.loader, _ACTIONS[fullname])
+                return spec
+        return None
+
+
+class _Then(Loader):
+    """Loads a module as `loader` does, which stays the one that the module names, and then acts on it."""
+
+    def __init__(self, loader: Loader, action: Action) -> None:
+        self.loader = loader
+        self.action = action
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        self.action(module)
