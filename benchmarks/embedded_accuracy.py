@@ -25,8 +25,8 @@ from vggt_int8 import VGGTInt8, available_recipes, quantize
 from vggt_int8.eval.held_out import score_models
 from vggt_int8.eval.outliers import with_outliers
 from vggt_int8.eval.static import input_absmax, quantize_static
-from vggt_int8.export.files import write_json
 from vggt_int8.export.report import describe_machine, installed_versions
+from vggt_int8.files import write_json
 from vggt_int8.quant import BackendError, Int8Linear
 from vggt_int8.scenes import scene_batches
 

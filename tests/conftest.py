@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vggt_int8 import VGGTConfig, VGGTInt8
-from vggt_int8.export.files import write_json
 from vggt_int8.export.report import describe_machine, installed_versions
+from vggt_int8.files import write_json
 
 PARITY = Path(__file__).parent / "data" / "parity"
 

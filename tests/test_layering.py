@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
-    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart"},
+    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart", "files"},
     {"quant"},
     {"runtime"},
     {"pretrained"},
@@ -24,8 +24,8 @@ TIERS = [
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Camera conventions are shared by the whole lowest tier; nothing else is shared between units of one tier.
-SHARED = {"geometry", "quiet"}
+# Camera conventions and whole files are shared by the whole lowest tier; nothing else between units of one tier.
+SHARED = {"geometry", "quiet", "files"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

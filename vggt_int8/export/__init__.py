@@ -7,10 +7,10 @@ with staged_folder("out", entries=SCENE_ENTRIES) as folder:
 The folder appears under its name only when everything in it is complete.
 """
 
-from vggt_int8.export.files import staged_folder, write_json
 from vggt_int8.export.report import PhaseClock, RunReport
 from vggt_int8.export.sheet import depth_sheet
 from vggt_int8.export.write import SCENE_ENTRIES, write_scene
+from vggt_int8.files import staged_folder, write_json
 
 __all__ = [
     "SCENE_ENTRIES",

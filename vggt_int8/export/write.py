@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from vggt_int8.export.cameras import cameras_document
-from vggt_int8.export.files import write_json
 from vggt_int8.export.maps import write_confidence, write_depth
 from vggt_int8.export.points import PointSource, collect_points, write_ply
 from vggt_int8.export.scene import Scene
+from vggt_int8.files import write_json
 from vggt_int8.images import ImageTransform
 
 SCENE_ENTRIES = ("cameras.json", "depth", "confidence", "points.ply", "report.json")

@@ -1,0 +1,313 @@
+"""Whole files and whole folders, or none: everything is written under a hidden name first, then renamed.
+
+The hidden name is `.NAME.partial-xxxxxxxx`, inside the target where that is a folder already, else beside it. Its
+descriptor is locked (`flock`) for as long as the writer lives. What a kill leaves behind is therefore known by its
+free lock, and the next writer of the same target sweeps it away, however long ago that was and whoever else writes.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+OLD_SECONDS = 7 * 86400.0  # without locks: what nobody has touched for so long is dead
+_JOURNAL = "exchange.json"
+_SAVING = r"\.saving-[a-z0-9_]{8}"  # inside a target: what saves were called before
+
+
+@contextmanager
+def staged_folder(
+    out: str | PathLike[str],
+    *,
+    entries: Collection[str],
+    overwrite: bool | None = False,
+    owned: Callable[[Path], Collection[str]] | None = None,
+) -> Iterator[Path]:
+    """Give an empty folder to write into; on success its content becomes `out`, on any error nothing stays.
+
+    entries: the names that this kind of output may have at its top level. The last of them tells that the output is
+    complete: it is the first to go and the last to come. `overwrite=True` replaces these in an existing folder, old
+    ones that the new run lacks included, and leaves all other files alone. None: the caller offers no overwriting, so
+    the message does not either.
+    owned: of an existing folder, the files (relative, with `/`) that this program wrote; without it, what has one of
+    the names in `entries` is taken for its own.
+
+    A kill leaves the old content or the new one; or, between two renames, one without its last entry, which the next
+    call for this `out` puts back to the old content.
+
+    Raises FileExistsError if `out` is a file, or holds anything and `overwrite` is False, or holds a file that would
+    be replaced and is not owned. The check comes first, so enter this before any long computation.
+    """
+    out = Path(out).expanduser()
+    sweep(out)
+    _check_replaceable(out, entries, overwrite, owned)
+    with staging_folder(out) as staging:
+        new = staging / "new"
+        new.mkdir()
+        yield new
+        unexpected = {path.name for path in new.iterdir()} - set(entries)
+        if unexpected:
+            raise ValueError(f"{sorted(unexpected)} must be listed in entries {sorted(entries)}")
+        # An existing folder may be a mount point or someone's working directory: it is filled, never replaced.
+        if staging.parent == _real(out):
+            _check_replaceable(out, entries, overwrite, owned, but=staging)  # it may have been filled meanwhile
+            _exchange(staging, list(entries))
+            return
+        try:
+            new.rename(out)
+        except OSError as error:
+            raise FileExistsError(f"output {out} was made by something else meanwhile: {error.strerror}") from error
+
+
+@contextmanager
+def staging_folder(target: str | PathLike[str]) -> Iterator[Path]:
+    """An empty hidden folder on the file system of `target`, locked while the block runs and gone after it.
+
+    Inside `target` if that is a folder, else beside it, in parents that are made and, after an error, removed again.
+    Sweeps first. What is to stay is renamed out of it by the caller.
+    """
+    target = _real(target)
+    sweep(target)
+    parent = target if target.is_dir() else target.parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        staging, descriptor = _make_locked(parent, target.name)
+        try:
+            yield staging
+        finally:
+            _remove(staging)
+            os.close(descriptor)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds something, so it stays
+                folder.rmdir()
+
+
+def sweep(target: str | PathLike[str]) -> None:
+    """Remove what killed writers of `target` have left beside and inside it, and undo an exchange that was cut short.
+
+    Nothing of another user, nothing behind a link, and nothing that a living process holds is touched.
+    """
+    target = _real(target)
+    partial = _partial_name(target.name, "[0-9a-f]{8}", re.escape)
+    for folder, pattern in ((target.parent, partial), (target, f"{partial}|{_SAVING}")):
+        try:
+            found = sorted(entry.name for entry in os.scandir(folder) if re.fullmatch(pattern, entry.name))
+        except OSError:  # no folder, or none that may be listed: nothing to sweep here
+            continue
+        for name in found:
+            _remove_dead(folder / name)
+
+
+def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
+    """Write a file (text as UTF-8) that appears, or takes the place of the one before, when it is complete.
+
+    A link stays a link, and an existing file keeps its mode. Raises OSError, naming the file; then what was there
+    before is whole.
+    """
+    path = _real(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, a file is needed", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
+    temporary = path.with_name(_partial_name(path.name, secrets.token_hex(4)))
+    try:
+        with naming(path), temporary.open("xb") as file:
+            _lock(file.fileno())
+            file.write(content.encode() if isinstance(content, str) else content)
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | PathLike[str], document: Any) -> None:
+    """`write_whole` of strict JSON (no NaN or Infinity), indented, a list of numbers on one line."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Strings hold no raw newline and the pattern no quote, so only lists of numbers and null can match.
+    text = re.sub(r'\[\n[^\[\]{}"]*\]', lambda match: re.sub(r"\n *", "", match[0]).replace(",", ", "), text)
+    write_whole(path, text)
+
+
+@contextmanager
+def naming(path: str | PathLike[str]) -> Iterator[None]:
+    """Give the name of `path` to an OSError of the block that names none: `write` of a full disk says only that."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def _real(path: str | PathLike[str]) -> Path:
+    """Absolute, with `~` and links resolved: one spelling per target."""
+    return Path(os.path.realpath(Path(path).expanduser()))
+
+
+def _partial_name(name: str, suffix: str, spell: Callable[[str], str] = str) -> str:
+    """`.NAME.partial-SUFFIX`, NAME cut so that it fits into the 255 bytes of a name."""
+    while len(os.fsencode(name)) > 200:
+        name = name[:-1]
+    return f"{spell(f'.{name}.partial-')}{suffix}"
+
+
+def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
+    """A new hidden folder and its locked descriptor."""
+    while True:
+        staging = parent / _partial_name(name, secrets.token_hex(4))
+        staging.mkdir(mode=0o700)
+        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        _lock(descriptor, wait=True)
+        if _is_at(staging, descriptor):
+            return staging, descriptor
+        os.close(descriptor)  # somebody swept it between mkdir and lock
+
+
+def _lock(descriptor: int, *, wait: bool = False) -> bool | None:
+    """True: locked by us now; False: another process holds it; None: there are no locks on this file system.
+
+    Such are NFS, whose locks want a descriptor that is open for writing, and some FUSE. Where several machines share
+    a file system that keeps its locks to each machine, only targets that they write at once are at risk.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a hidden folder or file if nobody holds it."""
+    try:
+        found = path.lstat()
+        if found.st_uid != os.geteuid() or not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone meanwhile, or made unreadable by its owner: not ours to judge
+        return
+    try:
+        locked = _lock(descriptor)
+        dead = time.time() - _last_change(path) > OLD_SECONDS if locked is None else locked
+        if not dead or not _is_at(path, descriptor):
+            return
+        if stat.S_ISREG(found.st_mode):
+            path.unlink()
+        else:
+            _remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _last_change(path: Path) -> float:
+    """Newest modification below, seconds since the epoch."""
+    return max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")) if os.path.lexists(entry))
+
+
+def _check_replaceable(
+    out: Path,
+    entries: Collection[str],
+    overwrite: bool | None,
+    owned: Callable[[Path], Collection[str]] | None,
+    but: Path | None = None,
+) -> None:
+    """Raise FileExistsError unless `staged_folder` may put `entries` into `out`, whose entry `but` does not count."""
+    if os.path.lexists(out) and not out.is_dir():
+        what = "a file" if out.exists() else "a link to nowhere"
+        raise FileExistsError(f"output {out} is {what}, a folder is needed: choose another name")
+    if not out.exists() or not (found := {path.name for path in out.iterdir()} - {but and but.name}):
+        return
+    if not overwrite:
+        way_out = "" if overwrite is None else ", or overwrite it (--overwrite, overwrite=True)"
+        raise FileExistsError(f"output folder {out} is not empty: choose another one{way_out}")
+    if owned is None:
+        return
+    ours = set(owned(out))
+    foreign = [name for entry in sorted(found & set(entries)) for name in _files(out, entry) if name not in ours]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise FileExistsError(
+            f"output folder {out} holds files that no earlier run lists as its own: {', '.join(foreign[:3])}{more}. "
+            "Nothing was replaced: move them away, or choose another folder"
+        )
+
+
+def _files(out: Path, entry: str) -> Iterator[str]:
+    """The files and links at or below an entry, relative to `out`; links are not followed."""
+    if (out / entry).is_symlink() or not (out / entry).is_dir():
+        yield entry
+        return
+    for path in sorted((out / entry).iterdir()):
+        yield from _files(out, f"{entry}/{path.name}")
+
+
+def _exchange(staging: Path, entries: list[str]) -> None:
+    """Swap `staging/new` and the entries of the folder that `staging` is in, by renames; the old go to `staging/old`.
+
+    The last entry goes first and comes last. What is in the way of being complete stands in the journal.
+    """
+    out, new, old = staging.parent, staging / "new", staging / "old"
+    names = [name for name in entries if os.path.lexists(new / name)]
+    write_json(staging / _JOURNAL, {"new": {name: (new / name).lstat().st_ino for name in names}})
+    old.mkdir()
+    for name in reversed(entries):
+        if os.path.lexists(out / name):
+            (out / name).rename(old / name)
+    for name in names:
+        (new / name).rename(out / name)
+
+
+def _remove(staging: Path) -> None:
+    """A hidden folder, unless it holds old content that cannot go back. What cannot be removed is the next sweep's."""
+    if _roll_back(staging):
+        (staging / _JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _roll_back(staging: Path) -> bool:
+    """Undo an exchange that was cut short. False: something else has taken the old content's place since.
+
+    The state of the folders says how far it got, so this may be cut short as well.
+    """
+    out, new, old = staging.parent, staging / "new", staging / "old"
+    try:
+        moved: dict[str, int] = json.loads((staging / _JOURNAL).read_text(encoding="utf-8"))["new"]
+    except FileNotFoundError:
+        return True
+    if not moved or not os.path.lexists(new / list(moved)[-1]):
+        return True  # it was complete
+    for name, number in moved.items():
+        if not os.path.lexists(new / name) and os.path.lexists(out / name) and (out / name).lstat().st_ino == number:
+            (out / name).rename(new / name)
+    if not old.is_dir():
+        return True
+    for name in sorted((path.name for path in old.iterdir()), key=lambda name: name == list(moved)[-1]):
+        if os.path.lexists(out / name):
+            warnings.warn(f"{out / name} is in the way of an earlier one, kept as {old / name}", stacklevel=2)
+            return False
+        (old / name).rename(out / name)
+    return True
