@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,11 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def fill(out: Path, *files: str, overwrite: bool = False, error: BaseException | None = None) -> None:
-    with staged_folder(out, entries=ENTRIES, overwrite=overwrite) as folder:
+OURS = {"a.json", "data/old.npy", "data/new.npy"}
+
+
+def fill(out: Path, *files: str, overwrite: bool | None = False, error: BaseException | None = None) -> None:
+    with staged_folder(out, entries=ENTRIES, overwrite=overwrite, owned=lambda _: OURS) as folder:
         for name in files:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(f"new {name}")
@@ -89,6 +93,49 @@ def test_overwrite_replaces_our_entries_and_leaves_other_files(tmp_path: Path) -
     assert listing(tmp_path) == ["data/new.npy", "thesis.txt"]
 
 
+@pytest.mark.parametrize("name", ["data/thesis.txt", "data/deep/thesis.txt", "data", "data/old.npy"])
+def test_overwrite_refuses_what_is_not_ours_and_names_it(tmp_path: Path, name: str) -> None:
+    """A file in our own folder, a file or a link where it would be, a link in the place of a file."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.txt").write_text("mine")
+    out = tmp_path / "out"
+    fill(out, "a.json")
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".txt"):
+        (out / name).write_text("mine")
+    else:
+        (out / name).symlink_to(tmp_path / "elsewhere")
+    before = listing(tmp_path)
+    with pytest.raises(FileExistsError, match=rf"lists as its own: {name}\. Nothing was replaced"):
+        fill(out, "data/new.npy", overwrite=True)
+    assert listing(tmp_path) == before
+
+
+def test_what_comes_while_we_work_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a.json", "data/old.npy")
+    real = files._check_replaceable
+
+    def check(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        if kwargs:  # the second check: only the look at what was moved is left
+            (tmp_path / "data" / "thesis.txt").write_text("mine")
+
+    monkeypatch.setattr(files, "_check_replaceable", check)
+    with pytest.raises(FileExistsError, match=r"data/thesis\.txt"):
+        fill(tmp_path, "a.json", "data/new.npy", overwrite=True)
+    assert listing(tmp_path) == ["a.json", "data/old.npy", "data/thesis.txt"]
+
+
+def test_nothing_is_ours_unless_it_is_said(tmp_path: Path) -> None:
+    fill(tmp_path, "a.json")
+    with (
+        pytest.raises(FileExistsError, match=r"a\.json"),
+        staged_folder(tmp_path, entries=ENTRIES, overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "a.json").read_text() == "new a.json"
+
+
 def test_entries_that_overwrite_would_not_know_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['stray.txt'\] must be listed in entries"):
         fill(tmp_path / "out", "stray.txt")
@@ -97,8 +144,9 @@ def test_entries_that_overwrite_would_not_know_are_an_error(tmp_path: Path) -> N
 
 def test_json_is_strict_and_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_json(path, {"name": "图", "x": 1.5})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "图", "x": 1.5}
+    latin = os.fsdecode(b"caf\xe9.jpg")
+    write_json(path, {"name": "图", "x": 1.5, "file": latin})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "图", "x": 1.5, "file": latin}
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"x": float("inf")})
     assert json.loads(path.read_text(encoding="utf-8"))["x"] == 1.5
@@ -191,7 +239,7 @@ def test_putting_back_may_be_killed_as_well(tmp_path: Path) -> None:
                 real(*names)
 
             os.rename = rename
-            files._exchange(staging, list(ENTRIES))
+            files._exchange(staging, list(ENTRIES), OURS)
 
     fill(tmp_path, "a.json", "data/old.npy")
     old = contents(tmp_path)

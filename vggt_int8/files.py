@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -37,17 +37,16 @@ def staged_folder(
     """Give an empty folder to write into; on success its content becomes `out`, on any error nothing stays.
 
     entries: the names that this kind of output may have at its top level. The last of them tells that the output is
-    complete: it is the first to go and the last to come. `overwrite=True` replaces these in an existing folder, old
-    ones that the new run lacks included, and leaves all other files alone. None: the caller offers no overwriting, so
-    the message does not either.
-    owned: of an existing folder, the files (relative, with `/`) that this program wrote; without it, what has one of
-    the names in `entries` is taken for its own.
+    complete: it is the first to go and the last to come.
+    overwrite: True replaces these in an existing folder, old ones that the new run lacks included, and leaves all
+    other files alone. None: the caller offers no overwriting, so the message does not either.
+    owned: of an existing folder, the files (relative, with `/`) that may be replaced, since this program wrote them.
 
     A kill leaves the old content or the new one; or, between two renames, one without its last entry, which the next
     call for this `out` puts back to the old content.
 
-    Raises FileExistsError if `out` is a file, or holds anything and `overwrite` is False, or holds a file that would
-    be replaced and is not owned. The check comes first, so enter this before any long computation.
+    Raises FileExistsError if `out` is a file, or holds anything and `overwrite` is False, or has in one of the entries
+    a file that is not owned. The check comes first, so enter this before any long computation.
     """
     out = Path(out).expanduser()
     sweep(out)
@@ -62,7 +61,7 @@ def staged_folder(
         # An existing folder may be a mount point or someone's working directory: it is filled, never replaced.
         if staging.parent == _real(out):
             _check_replaceable(out, entries, overwrite, owned, but=staging)  # it may have been filled meanwhile
-            _exchange(staging, list(entries))
+            _exchange(staging, list(entries), set(owned(out)) if owned is not None else set())
             return
         try:
             new.rename(out)
@@ -139,6 +138,8 @@ def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
 def write_json(path: str | PathLike[str], document: Any) -> None:
     """`write_whole` of strict JSON (no NaN or Infinity), indented, a list of numbers on one line."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file's name that is no UTF-8 holds lone surrogates. Escaped, they are JSON, and read back as they were.
+    text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
     # Strings hold no raw newline and the pattern no quote, so only lists of numbers and null can match.
     text = re.sub(r'\[\n[^\[\]{}"]*\]', lambda match: re.sub(r"\n *", "", match[0]).replace(",", ", "), text)
     write_whole(path, text)
@@ -244,31 +245,37 @@ def _check_replaceable(
     if not overwrite:
         way_out = "" if overwrite is None else ", or overwrite it (--overwrite, overwrite=True)"
         raise FileExistsError(f"output folder {out} is not empty: choose another one{way_out}")
-    if owned is None:
-        return
-    ours = set(owned(out))
-    foreign = [name for entry in sorted(found & set(entries)) for name in _files(out, entry) if name not in ours]
+    foreign = _foreign(out, sorted(found & set(entries)), set() if owned is None else set(owned(out)))
     if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        raise FileExistsError(
-            f"output folder {out} holds files that no earlier run lists as its own: {', '.join(foreign[:3])}{more}. "
-            "Nothing was replaced: move them away, or choose another folder"
-        )
+        raise _not_ours(out, foreign)
 
 
-def _files(out: Path, entry: str) -> Iterator[str]:
-    """The files and links at or below an entry, relative to `out`; links are not followed."""
-    if (out / entry).is_symlink() or not (out / entry).is_dir():
-        yield entry
-        return
-    for path in sorted((out / entry).iterdir()):
-        yield from _files(out, f"{entry}/{path.name}")
+def _not_ours(out: Path, foreign: list[str]) -> FileExistsError:
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    return FileExistsError(
+        f"output folder {out} holds what the report of no earlier run lists as its own: "
+        f"{', '.join(foreign[:3])}{more}. Nothing was replaced: move it away, or choose another folder"
+    )
 
 
-def _exchange(staging: Path, entries: list[str]) -> None:
+def _foreign(folder: Path, entries: Iterable[str], ours: set[str]) -> list[str]:
+    """What lies at or below `entries` of a folder and is no file of ours; links are not followed, and not ours."""
+    foreign: list[str] = []
+    for entry in entries:
+        path = folder / entry
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            foreign += _foreign(folder, (f"{entry}/{name}" for name in sorted(os.listdir(path))), ours)
+        elif not stat.S_ISREG(mode) or entry not in ours:
+            foreign.append(entry)
+    return foreign
+
+
+def _exchange(staging: Path, entries: list[str], ours: set[str]) -> None:
     """Swap `staging/new` and the entries of the folder that `staging` is in, by renames; the old go to `staging/old`.
 
-    The last entry goes first and comes last. What is in the way of being complete stands in the journal.
+    The last entry goes first and comes last. The journal says what was to come, for `_roll_back`.
+    Raises FileExistsError, to be rolled back, if a file that is not ours has come between.
     """
     out, new, old = staging.parent, staging / "new", staging / "old"
     names = [name for name in entries if os.path.lexists(new / name)]
@@ -277,6 +284,8 @@ def _exchange(staging: Path, entries: list[str]) -> None:
     for name in reversed(entries):
         if os.path.lexists(out / name):
             (out / name).rename(old / name)
+    if foreign := _foreign(old, os.listdir(old), ours):
+        raise _not_ours(out, foreign)
     for name in names:
         (new / name).rename(out / name)
 

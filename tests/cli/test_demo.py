@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from vggt_int8 import VGGTConfig, VGGTInt8, available_recipes
 from vggt_int8.cli import app, console, demo
+from vggt_int8.export import owned_files
 from vggt_int8.scenes import available_scenes, depth_scores, load_scene, pose_errors, pose_scores
 
 NAMES = ["fp32", *available_recipes()]
@@ -113,8 +114,14 @@ def test_only_an_earlier_demo_is_replaced(small_model: Path, tmp_path: Path, mon
     refused = CliRunner().invoke(app, ["demo", "-o", str(tmp_path)])
     assert refused.exit_code != 0
     assert (tmp_path / "room" / "notes.txt").read_text() == "precious"
-    assert not demo.holds_a_demo(tmp_path)
+    with_overwrite = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), "--overwrite"])
+    assert with_overwrite.exit_code == 2
+    assert "report.json, room/notes.txt" in " ".join(with_overwrite.output.split())
+    assert json.loads((tmp_path / "report.json").read_text()) == {"mine": 1}
+    (tmp_path / "report.json").rename(tmp_path / "mine.json")
+    (tmp_path / "room").rename(tmp_path / "my room")
     for options in (["--overwrite"], []):
         result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), *options])
         assert result.exit_code == 0, result.output
-        assert demo.holds_a_demo(tmp_path)
+        assert "room/depth.png" in owned_files(tmp_path, "demo")
+        assert (tmp_path / "my room" / "notes.txt").read_text() == "precious"

@@ -60,8 +60,24 @@ def test_overwrite_must_be_asked_for(cli, tiny: Path, photos: list[Path], tmp_pa
     (out / "mine.txt").write_text("mine")
     assert "not empty" in cli("run", tiny, *photos, "-o", out, code=2)
     cli("run", tiny, *photos, "-o", out, "--overwrite")
+    cli("run", tiny, photos[0], "-o", out, "--overwrite")
     assert (out / "mine.txt").read_text() == "mine"
-    assert (out / "points.ply").exists()
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    report = json.loads((out / "report.json").read_text())
+    assert report["files"] == [name for name in written if name != "mine.txt"]
+    assert len(report["inputs"]) == len(list((out / "depth").glob("*.npy"))) == 1  # of two images before
+
+
+@pytest.mark.parametrize("name", ["depth/0000_landscape.npy", "depth/thesis.txt", "points.ply", "report.json"])
+def test_overwrite_leaves_what_no_run_has_written(cli, photos: list[Path], tmp_path: Path, name: str) -> None:
+    """Said before a model is looked for."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    said = cli("run", "no-such-model", *photos, "-o", tmp_path, "--overwrite", code=2)
+    assert name in said
+    assert "Nothing was replaced" in said
+    assert (tmp_path / name).read_text() == "mine"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ The scenes are rendered, so their geometry is known exactly, and the model is th
 has seen neither these scenes nor their seeds. Errors are those of `vggt_int8.scenes.metrics`.
 """
 
+import functools
 import hashlib
-import json
 import statistics
 import tempfile
 import time
@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 
 from vggt_int8.cli import console
+from vggt_int8.files import sweep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,19 +53,21 @@ class Row:
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("vggt-int8-demo"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what has the results' names in a folder of other things.")
+        bool, typer.Option("--overwrite", help="Write into a folder of other things, too; they stay.")
     ] = False,
 ) -> None:
     """Reconstruct the bundled scenes in fp32 and under every recipe: no network, no GPU, about a minute."""
-    from vggt_int8.export import staged_folder, write_json
+    from vggt_int8.export import owned_files, staged_folder, write_report
     from vggt_int8.recipe import available_recipes
     from vggt_int8.scenes import available_scenes, load_scene
 
     names = [PLAIN, *available_recipes()]
     scenes = {name: load_scene(name) for name in available_scenes()}
-    overwrite = overwrite or holds_a_demo(out)
-    with staged_folder(out, entries=[*scenes, "report.json"], overwrite=overwrite) as folder:
-        with tempfile.TemporaryDirectory() as scratch:
+    owned = functools.partial(owned_files, command="demo")
+    sweep(out)  # before looking for an earlier demo, which a kill may have left in pieces
+    overwrite = overwrite or bool(owned(out.expanduser()))
+    with staged_folder(out, entries=[*scenes, "report.json"], overwrite=overwrite, owned=owned) as folder:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # there, since what a kill leaves there is swept
             source = embedded_model()
             models: dict[str, VGGTInt8] = {}
             megabytes: dict[str, float] = {}
@@ -76,25 +79,16 @@ def demo(
             with console.step("Timing them in turns"):
                 seconds = time_in_turns(models, next(iter(scenes.values())).images)
             rows = [measure(n, models[n], megabytes[n], seconds[n], outputs, scenes) for n in names]
-            write_json(folder / "report.json", report(rows, scenes, source))
         with console.step(f"Writing {out}"):
             for name, scene in scenes.items():
                 predictions = {recipe: results[name] for recipe, results in outputs.items()}
                 write_scene_results(folder / name, scene, predictions)
+            write_report(folder, "demo", report(rows, scenes, source))
     images = ", ".join(f"{name} ({len(scene.images)} images)" for name, scene in scenes.items())
     console.say(f"{images}, on the CPU")
     console.out.print(table(rows))
     console.say("On a CPU fp16 is how weights are stored: it computes in fp32.")
     console.say(f"Results: {out}/<scene>/depth.png, {out}/<scene>/<recipe>/points.ply, {out}/report.json")
-
-
-def holds_a_demo(folder: Path) -> bool:
-    """Whether a folder is of an earlier demo, so that it may be replaced."""
-    try:
-        found = json.loads((folder.expanduser() / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and {"model_sha256", "scenes", "rows"} <= found.keys()
 
 
 def embedded_model() -> Path:
@@ -225,7 +219,7 @@ def report(rows: list[Row], scenes: "dict[str, StoredScene]", source: Path) -> d
     from vggt_int8.export.report import describe_machine, installed_versions
 
     return {
-        "format_version": 2,
+        "format_version": 3,
         "model_sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest(),
         "scenes": {name: {"images": len(scene.images), **scene.origin} for name, scene in scenes.items()},
         "versions": installed_versions(),

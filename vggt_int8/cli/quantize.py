@@ -28,7 +28,7 @@ def quantize(
         with console.step(f"Saving {out}"):
             loaded.save_pretrained(folder, max_shard_size=max_shard_size)
         files = sorted(folder.iterdir())
-        entries += [file.name for file in files]
+        entries += sorted((file.name for file in files), key=lambda name: name == "config.json")  # that comes last
         weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
     console.say(loaded.quantization_report().summary())
     console.say(f"{out}: {console.megabytes(weights)} in {len(files)} files")

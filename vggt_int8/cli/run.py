@@ -1,6 +1,7 @@
 """`vggt-int8 run`: photographs in; cameras, depth, points and a report of the run out."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,20 +28,31 @@ def run(
     frames_chunk: Annotated[
         int, typer.Option(min=1, help="Images that the depth and point heads work on at a time: less is less memory.")
     ] = 8,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")
+    ] = False,
 ) -> None:
     """Reconstruct a scene: write cameras.json, depth and confidence maps, points.ply and report.json."""
     import torch
 
     from vggt_int8.cli.loading import resolve_device
-    from vggt_int8.export import SCENE_ENTRIES, PhaseClock, RunReport, staged_folder, write_json, write_scene
+    from vggt_int8.export import (
+        SCENE_ENTRIES,
+        PhaseClock,
+        RunReport,
+        owned_files,
+        staged_folder,
+        write_report,
+        write_scene,
+    )
     from vggt_int8.export.report import describe_inputs
     from vggt_int8.images import find_images
 
     paths = find_images(images)
     count = console.count_images(len(paths))
     clock = PhaseClock(resolve_device(device))
-    with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite) as folder:
+    owned = partial(owned_files, command="run")
+    with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite, owned=owned) as folder:
         with clock.phase("load_model"):
             network = load_model(model, recipe=recipe, backend=backend, device=device, dtype=dtype)
         with clock.phase("load_images"):
@@ -63,7 +75,7 @@ def run(
             seconds=clock.seconds,
             outputs=written,
         )
-        write_json(folder / "report.json", report.to_document())
+        write_report(folder, "run", report.to_document())
     console.say(f"{count} -> {out}")
     console.out.print(_summary(report))
 

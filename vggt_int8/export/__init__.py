@@ -7,6 +7,7 @@ with staged_folder("out", entries=SCENE_ENTRIES) as folder:
 The folder appears under its name only when everything in it is complete.
 """
 
+from vggt_int8.export.owned import owned_files, write_report
 from vggt_int8.export.report import PhaseClock, RunReport
 from vggt_int8.export.sheet import depth_sheet
 from vggt_int8.export.write import SCENE_ENTRIES, write_scene
@@ -17,7 +18,9 @@ __all__ = [
     "PhaseClock",
     "RunReport",
     "depth_sheet",
+    "owned_files",
     "staged_folder",
     "write_json",
+    "write_report",
     "write_scene",
 ]
