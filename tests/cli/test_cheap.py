@@ -1,4 +1,4 @@
-"""Help, version and mistakes in options answer at once: nothing heavy is imported for them."""
+"""Help, version, recipes, completion and mistakes in options answer at once: nothing heavy is imported for them."""
 
 import json
 import os
@@ -16,6 +16,11 @@ CHEAP: list[tuple[list[str], int]] = [
     (["quantise"], 2),
     (["run", "model", "--frobnicate"], 2),
     (["run", "model"], 2),
+    (["run", "model", "photos", "-o", "out", "--backend", "natve"], 2),
+    (["run", "model", "photos", "-o", "out", "--recipe", "int8"], 2),
+    (["bench", "--variants", "fp23"], 2),
+    (["recipes"], 0),
+    (["recipes", "--json"], 0),
 ]
 
 # Each call's exit code, and which of the modules have been imported by then: in one process that list only grows.

@@ -1,6 +1,7 @@
 """`vggt-int8 recipes` names every shipped recipe, its size on VGGT-1B and its backends."""
 
 from vggt_int8 import available_recipes
+from vggt_int8.cli.recipes import FACTS, measure
 
 
 def test_every_recipe_has_a_row(cli) -> None:
@@ -11,3 +12,18 @@ def test_every_recipe_has_a_row(cli) -> None:
     assert "reference" in lines["int8_dynamic"]
     assert "bitsandbytes" not in lines["int8_weight_only"].split("MB")[1]
     assert "native" not in lines["llm_int8"].split("MB")[1]
+
+
+def test_the_facts_are_what_is_measured() -> None:
+    assert list(FACTS) == available_recipes()
+    for name, (size, backends) in FACTS.items():
+        measured, usable = measure(name)
+        assert measured == size
+        assert set(usable) <= set(backends)  # what a library lacks on this machine is no fact of the recipe
+        assert "reference" in usable or not backends
+
+
+def test_what_runs_here_is_tried_on_request(cli) -> None:
+    lines = {line.split()[0]: line for line in cli("recipes", "--check").splitlines()}
+    assert "on this machine" in lines["recipe"]
+    assert lines["llm_int8"].count("reference") == 2

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vggt_int8 import __version__
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
 from vggt_int8.cli.demo import demo
@@ -14,11 +14,61 @@ from vggt_int8.cli.quantize import quantize
 from vggt_int8.cli.recipes import recipes
 from vggt_int8.cli.run import run
 
+HELP = """VGGT in INT8: reconstruct scenes from photographs, quantize, compare and inspect models.
+
+Results go to stdout, progress, warnings and errors to stderr.
+Exit codes: 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
+# After the options, one line each.
+EXAMPLES = {
+    "": (
+        "Start with:",
+        "vggt-int8 demo [dim]# bundled scenes, no network, no GPU[/]",
+        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic",
+        "vggt-int8 COMMAND --help [dim]# options and examples[/]",
+    ),
+    "run": (
+        "Examples:",
+        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic [dim]# quantized while it loads[/]",
+        "vggt-int8 run vggt-1b-int8 a.jpg b.jpg -o scene --overwrite [dim]# a folder that `quantize` made[/]",
+        "vggt-int8 run vggt-1b-int8 'photos/*.png' -o scene --json | jq .report.seconds",
+    ),
+    "quantize": (
+        "Examples:",
+        "vggt-int8 quantize facebook/VGGT-1B -o vggt-1b-int8",
+        "vggt-int8 quantize VGGT-1B/ -o out -r my.toml --device cpu",
+    ),
+    "compare": (
+        "Examples:",
+        "vggt-int8 compare facebook/VGGT-1B vggt-1b-int8 photos/",
+        "vggt-int8 compare facebook/VGGT-1B facebook/VGGT-1B photos/ -r int8_weight_only",
+        "vggt-int8 compare VGGT-1B vggt-1b-int8 photos/ --json | jq .geometry",
+    ),
+    "inspect": (
+        "Examples:",
+        "vggt-int8 inspect vggt-1b-int8",
+        "vggt-int8 inspect vggt-1b-int8 --all | grep qkv",
+        "vggt-int8 inspect vggt-1b-int8 --json | jq .bytes",
+    ),
+    "bench": (
+        "Examples:",
+        "vggt-int8 bench [dim]# VGGT-1B's shapes on a GPU, random weights[/]",
+        "vggt-int8 bench --frames 1,10 --variants fp32,int8_dynamic:native",
+        "vggt-int8 bench facebook/VGGT-1B -o rows.jsonl --resume",
+    ),
+}
+
+
+def _epilog(name: str) -> str | None:
+    return "\n\n".join(EXAMPLES[name]) if name in EXAMPLES else None
+
+
 app = typer.Typer(
     name="vggt-int8",
-    help="VGGT in INT8: quantize a checkpoint, reconstruct scenes from photographs, compare and inspect models.",
+    help=HELP,
+    epilog=_epilog(""),
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="rich",
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -31,21 +81,23 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", envvar="VGGT_INT8_DEBUG", help="Show tracebacks and the libraries' own messages."),
-    ] = False,
+def global_options(
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that stand before the subcommand."""
-    console.settings.debug = debug
+    """Options of all subcommands: before one or after it."""
+    options.set_globals(quiet, verbose, debug)
 
 
-for command in (quantize, run, compare, inspect_model, recipes, demo, bench, bench_report):
-    app.command(command.__name__.removesuffix("_model").replace("_", "-"))(console.guarded(command))
+for command in (demo, run, quantize, compare, inspect_model, recipes, bench, bench_report):
+    name = command.__name__.removesuffix("_model").replace("_", "-")
+    app.command(name, epilog=_epilog(name))(
+        options.with_globals(console.guarded(command, libraries=command is not recipes))
+    )
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Device, resolve_device
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 FRAMES = {"cuda": "1,2,4,10,32,100,200", "cpu": "1,2,4"}
 SIZE = {"cuda": "392x518", "cpu": "112x112"}
-# Named here for the help, which must not load what `vggt_int8.bench.variants` needs.
-BASELINES = (
-    "reference, fp32, bf16-autocast, bf16, fp16, bf16-compiled-blocks, bf16-compiled, bf16-compiled-graph, torchao, "
-    "torchao-compiled"
-)
 COLUMNS = (
     f"{'variant':26s} {'frames':>6s} {'ms':>9s} {'p20-p80':>17s} {'first s':>8s} {'peak GiB':>9s} "
     f"{'of ceiling':>10s} {'rel. error':>10s} {'max abs.':>9s}"
@@ -44,7 +39,9 @@ def bench(
     variants: Annotated[
         str | None,
         typer.Option(
-            help=f"Which, separated by commas: {BASELINES}, or <recipe>:<backend> such as int8_dynamic:native."
+            help=f"Which, separated by commas: {', '.join(options.BASELINES)}, or <recipe>:<backend> such as "
+            "int8_dynamic:native.",
+            **options.variants_option(),
         ),
     ] = None,
     size: Annotated[
@@ -67,6 +64,7 @@ def bench(
     profile: Annotated[
         Path | None, typer.Option(help="Folder for a table of kernels per row.", show_default=False)
     ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Measure time, peak memory and error of VGGT's forward pass: libraries, compiled baselines and our recipes."""
     from vggt_int8.bench.records import append_row, identity, read_rows
@@ -83,14 +81,21 @@ def bench(
         _check_size(settings.size, source.config.patch_size)
         _check_writable(out, profile)
         sweep = Sweep(source, target, settings)
+    say = console.note if as_json else console.say
     for line in sweep.card():
-        console.say(line)
-    if left_out := _left_out(settings):
-        console.say(f"left out, since slow there (name them in --variants to measure them): {left_out}")
-    console.say(COLUMNS)
+        say(line)
+    left_out = _left_out(settings)
+    if left_out:
+        say(f"left out, since slow there (name them in --variants to measure them): {left_out}")
+    say(COLUMNS)
+    rows = []
     for row in sweep.rows(done):
-        console.say(_line(row))
+        say(_line(row))
         append_row(out, row)
+        rows.append(row)
+    if as_json:
+        console.document("bench", {"out": out, "model": chosen, "left_out": left_out, "rows": rows})
+        return
     console.say(f"Rows are in {out}: `vggt-int8 bench-report {out}` makes a table of them")
 
 

@@ -2,16 +2,20 @@
 
 `guarded` wraps every subcommand: it maps exceptions to messages and exit codes, and lets only this package's own
 warnings through. With `--debug` it changes nothing, so that everything is visible.
+
+Results go to stdout: text by `say` and `show`, or one JSON document by `document`. All else goes to stderr.
 """
 
 import functools
+import json
 import logging
+import math
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -27,18 +31,25 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
 
 PACKAGE = str(Path(__file__).parent.parent)
 P = ParamSpec("P")
 
-out = Console()
-err = Console(stderr=True)
+DOCUMENT_FORMAT = 1  # of the documents of --json; a field that changes its meaning raises it, a new one does not
+WIDE = 10_000  # characters: more than any table has
+
+# No emoji codes: ":key:" may be a part of a file's name.
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 
 
 @dataclass
 class Settings:
-    """Global options."""
+    """Global options: see `vggt_int8.cli.options`."""
 
+    quiet: bool = False
+    verbose: bool = False
     debug: bool = False
 
 
@@ -50,12 +61,52 @@ def say(text: str) -> None:
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def show(*tables: Table) -> None:
+    """Tables of results: fitted to a terminal; whole anywhere else, where a program or a file reads them."""
+    console = out if out.is_terminal else Console(file=out.file, width=WIDE, emoji=False)
+    console.print(*tables)
+
+
+def document(command: str, content: dict[str, Any]) -> None:
+    """The whole result as one JSON document on stdout: what `--json` gives instead of text.
+
+    Strict JSON in ASCII, whatever the console's encoding. Numbers that are not finite are the strings "Infinity",
+    "-Infinity" and "NaN", which `float()` reads.
+    """
+    whole = {"format_version": DOCUMENT_FORMAT, "command": command, **content}
+    out.file.write(json.dumps(_strict(whole), indent=2, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return str(value) if isinstance(value, Path) else value
+
+
+def note(text: str) -> None:
+    """One line of progress, as `say` writes results; nothing under --quiet."""
+    if not settings.quiet:
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """An error as one line on stderr."""
+    err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def step(what: str) -> Iterator[Callable[[int, int], None]]:
     """A spinner with the elapsed time while the block runs; one line with the total when it is done.
 
-    Yields a function of (done, all) that turns the spinner into a bar.
+    Yields a function of (done, all) that turns the spinner into a bar. Under --quiet nothing is shown.
     """
+    if settings.quiet:
+        yield lambda done, total: None
+        return
     start = time.perf_counter()
     columns = (
         SpinnerColumn(),
@@ -67,19 +118,36 @@ def step(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(what, total=None, count="")
         yield lambda done, total: progress.update(task, completed=done, total=total, count=f"{done}/{total}")
-    err.print(f"{escape(what)} [dim]{time.perf_counter() - start:.1f} s[/dim]", highlight=False, soft_wrap=True)
+    taken = f"{time.perf_counter() - start:.1f} s" + (_memory() if settings.verbose else "")
+    err.print(f"{escape(what)} [dim]{taken}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _memory() -> str:
+    from vggt_int8.export.report import peak_rss
+
+    peak = peak_rss()
+    return "" if peak is None else f", at most {peak / 1e6:,.0f} MB of memory so far"
+
+
+def detail(text: Callable[[], str]) -> None:
+    """What only --verbose shows, on stderr; `text` is not called otherwise."""
+    if settings.verbose:
+        err.print(text(), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def download_bars() -> Iterator[Progress]:
     """Bars in bytes; each task is one transfer."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(*columns, console=err, transient=True, disable=settings.quiet or not err.is_terminal) as progress:
         yield progress
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Run a subcommand with quiet libraries; turn what it raises into one line and an exit code."""
+def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P, None]:
+    """Run a subcommand with quiet libraries; turn what it raises into one line and an exit code.
+
+    libraries: False for a command that uses none: quieting them imports them, which takes seconds.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -87,7 +155,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
             return
         try:
-            with quiet_libraries():
+            with quiet_libraries() if libraries else nullcontext():
                 command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
@@ -104,7 +172,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from None
         except Exception as error:  # the outermost frame: everything becomes a message and an exit code
             message, code = _explain(error)
-            err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+            complain(message)
             raise typer.Exit(code) from None
 
     return run
@@ -112,22 +180,33 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Message and exit code: 2 where the user's input is at fault, 1 otherwise."""
-    from vggt_int8.quant.backends import BackendError
-
     text = " ".join(str(error).split())
-    bad_input = (ValueError, TypeError, BackendError, FileNotFoundError, FileExistsError, NotADirectoryError)
+    bad_input = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    if isinstance(error, (*bad_input, IsADirectoryError, PermissionError)) and text:
+    if isinstance(error, (*bad_input, IsADirectoryError, PermissionError, _backend_error())) and text:
         return text, 2
     if isinstance(error, OSError | RuntimeError) and text:
         return text, 1
     return f"{type(error).__name__}: {text}. Run with `vggt-int8 --debug …` to see where.", 1
 
 
+def _backend_error() -> type[Exception] | tuple[()]:
+    """`BackendError`, whose module loads PyTorch: where that has not been imported, it has not been raised."""
+    backends = sys.modules.get("vggt_int8.quant.backends")
+    return () if backends is None else backends.BackendError
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep warnings, log lines and progress bars of libraries off the console; show this package's warnings."""
+    """Keep warnings, log lines and progress bars of libraries off the console; show this package's warnings.
+
+    Under --verbose their warnings and log lines are shown, from INFO on.
+    """
+    if settings.verbose:
+        with _log_lines(), _no_progress_bars():
+            yield
+        return
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -138,6 +217,21 @@ def quiet_libraries() -> Iterator[None]:
                 yield
     finally:
         logging.disable(disabled)
+
+
+@contextmanager
+def _log_lines() -> Iterator[None]:
+    """Log records of all libraries on stderr, those of INFO included."""
+    handler = logging.StreamHandler(err.file)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 @contextmanager

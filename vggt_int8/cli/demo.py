@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 from vggt_int8.files import sweep
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def demo(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder of other things, too; they stay.")
     ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Reconstruct the bundled scenes in fp32 and under every recipe: no network, no GPU, about a minute."""
     from vggt_int8.export import owned_files, staged_folder, write_report
@@ -83,10 +84,13 @@ def demo(
             for name, scene in scenes.items():
                 predictions = {recipe: results[name] for recipe, results in outputs.items()}
                 write_scene_results(folder / name, scene, predictions)
-            write_report(folder, "demo", report(rows, scenes, source))
+            content = write_report(folder, "demo", report(rows, scenes, source))
+    if as_json:
+        console.document("demo", {"out": out, "report": content})
+        return
     images = ", ".join(f"{name} ({len(scene.images)} images)" for name, scene in scenes.items())
     console.say(f"{images}, on the CPU")
-    console.out.print(table(rows))
+    console.show(table(rows))
     console.say("On a CPU fp16 is how weights are stored: it computes in fp32.")
     console.say(f"Results: {out}/<scene>/depth.png, {out}/<scene>/<recipe>/points.ply, {out}/report.json")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +22,31 @@ Images = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", "-r", help="Quantize while loading: a shipped recipe's name or a .toml file."),
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="Quantize while loading: a shipped recipe's name (see `vggt-int8 recipes`) or a .toml file.",
+        **options.recipe_option(),
+    ),
 ]
-Backend = Annotated[str, typer.Option(help="What runs INT8 layers: auto, native, torchao, bitsandbytes or reference.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; by default cuda where there is one.")]
+Backend = Annotated[
+    str,
+    typer.Option(help=f"What runs INT8 layers: {', '.join(options.BACKENDS)}.", **options.choice(*options.BACKENDS)),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute; by default cuda where there is one.", **options.device_option()),
+]
 Dtype = Annotated[
-    str | None, typer.Option(help="Compute dtype: fp32, fp16 or bf16; by default fp16 on cuda and fp32 on cpu.")
+    str | None,
+    typer.Option(help="Compute dtype; by default fp16 on cuda and fp32 on cpu.", **options.choice(*options.DTYPES)),
 ]
-Mode = Annotated[str, typer.Option(help="Fit images by crop (width fills the model) or pad (nothing is cut off).")]
+Mode = Annotated[
+    str,
+    typer.Option(
+        help="Fit images by crop (width fills the model) or pad (nothing is cut off).", **options.choice(*options.MODES)
+    ),
+]
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHECKPOINT_FILES = ["*.json", "*.safetensors"]

@@ -1,23 +1,29 @@
 """`vggt-int8 quantize`: a floating-point checkpoint in, an INT8 checkpoint out."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Backend, Device, Model, load_model
+
+if TYPE_CHECKING:
+    from vggt_int8 import VGGTInt8
 
 
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the INT8 checkpoint.")],
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a .toml file.")
+        str,
+        typer.Option("--recipe", "-r", help="A shipped recipe's name or a .toml file.", **options.recipe_option()),
     ] = "int8_dynamic",
     backend: Backend = "auto",
     device: Device = None,
     max_shard_size: Annotated[str, typer.Option(help="Split the weights into files of at most this size.")] = "5GB",
+    as_json: options.Json = False,
 ) -> None:
     """Quantize a checkpoint by a recipe and save it; the result runs under every backend that fits the recipe."""
     from vggt_int8.export import staged_folder
@@ -30,5 +36,14 @@ def quantize(
         files = sorted(folder.iterdir())
         entries += sorted((file.name for file in files), key=lambda name: name == "config.json")  # that comes last
         weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+    if as_json:
+        content = {"out": out, "model": model, "recipe": recipe, "weight_bytes": weights}
+        console.document("quantize", {**content, "files": [file.name for file in files], "layers": layers_of(loaded)})
+        return
     console.say(loaded.quantization_report().summary())
     console.say(f"{out}: {console.megabytes(weights)} in {len(files)} files")
+
+
+def layers_of(model: "VGGTInt8") -> list[dict[str, Any]]:
+    """The rows of `quantization_report()` for a document."""
+    return [asdict(row) for row in model.quantization_report()]

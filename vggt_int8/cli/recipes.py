@@ -1,38 +1,60 @@
 """`vggt-int8 recipes`: the shipped recipes, what each does, how large it makes VGGT-1B, and what can run it."""
 
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
+from vggt_int8.recipe import load_recipe
 
-if TYPE_CHECKING:
-    from vggt_int8.recipe import Recipe
+# Bytes of a VGGT-1B checkpoint, and the backends that have kernels for the recipe: to measure them takes PyTorch, the
+# network and seconds. A test measures them.
+FACTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "fp16": (2_513_075_032, ()),
+    "int8_dynamic": (1_277_529_560, ("native", "torchao", "bitsandbytes", "reference")),
+    "int8_weight_only": (1_277_529_560, ("native", "torchao", "reference")),
+    "llm_int8": (1_277_529_560, ("bitsandbytes", "reference")),
+}
 
 
-def recipes() -> None:
-    """List the shipped recipes: what they do, the size of VGGT-1B, and the backends that can run them here."""
-    with console.step("Measuring VGGT-1B under each recipe"):
-        rows = _rows()
-    table = Table("recipe", "what it does", "VGGT-1B", "backends (on this machine)", box=None, pad_edge=False)
+def recipes(
+    check: Annotated[
+        bool, typer.Option("--check", help="Try which of the backends can run on this machine: takes seconds.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the shipped recipes: what they do, the size of VGGT-1B, and the backends that can run them."""
+    rows = [_row(name) for name in FACTS]
+    if check:
+        with console.step("Trying the backends on this machine"), console.quiet_libraries():
+            for row in rows:
+                row["runs_here"] = measure(row["name"])[1]
+    if as_json:
+        console.document("recipes", {"recipes": rows})
+        return
+    table = Table("recipe", "what it does", "VGGT-1B", "backends", box=None, pad_edge=False)
+    if check:
+        table.add_column("on this machine")
     for row in rows:
-        table.add_row(*row)
-    console.out.print(table)
+        kinds = [row["backends"], *([row["runs_here"]] if check else [])]
+        names = [", ".join(kind) or "plain PyTorch" for kind in kinds]
+        table.add_row(row["name"], row["description"], console.megabytes(row["vggt_1b_bytes"]), *names)
+    console.show(table)
 
 
-def _rows() -> list[tuple[str, str, str, str]]:
-    from vggt_int8.recipe import available_recipes, load_recipe
+def _row(name: str) -> dict[str, Any]:
+    size, backends = FACTS[name]
+    return {
+        "name": name,
+        "description": load_recipe(name).description,
+        "vggt_1b_bytes": size,
+        "backends": list(backends),
+    }
 
-    rows = []
-    for name in available_recipes():
-        recipe = load_recipe(name)
-        size, runs_on = _measure(recipe)
-        rows.append((name, recipe.description, console.megabytes(size), runs_on))
-    return rows
 
-
-def _measure(recipe: "Recipe") -> tuple[int, str]:
-    """Bytes of a VGGT-1B checkpoint under the recipe, without any weights, and the backends that can run it."""
+def measure(name: str) -> tuple[int, list[str]]:
+    """Bytes of a VGGT-1B checkpoint under a recipe, without any weights, and the backends that can run it here."""
     import torch
 
     from vggt_int8.model.config import VGGTConfig
@@ -40,12 +62,13 @@ def _measure(recipe: "Recipe") -> tuple[int, str]:
     from vggt_int8.quant.backends import BACKENDS, BackendError
     from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
 
+    recipe = load_recipe(name)
     with torch.device("meta"):
         model = VGGT(VGGTConfig())
     plan = prepare_module(model, recipe)
     size = sum(t.numel() * stored_dtype(name, t).itemsize for name, t in model.state_dict().items())
     if not any(layer.scheme for layer in plan.values()):
-        return size, "plain PyTorch"
+        return size, []
     usable = []
     for backend in BACKENDS:
         try:
@@ -53,4 +76,4 @@ def _measure(recipe: "Recipe") -> tuple[int, str]:
         except BackendError:
             continue
         usable.append(backend)
-    return size, ", ".join(usable)
+    return size, usable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Backend, Device, Dtype, Images, Mode, Model, Recipe, load_images_for, load_model
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")
     ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Reconstruct a scene: write cameras.json, depth and confidence maps, points.ply and report.json."""
     import torch
@@ -63,6 +64,7 @@ def run(
             torch.inference_mode(),
         ):
             pred = network(pixels.to(network.device), frames_chunk_size=frames_chunk)
+        console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
         with clock.phase("write"), console.step(f"Writing {out}"):
             written = write_scene(folder, pred, transforms, [str(path) for path in paths])
         report = RunReport(
@@ -75,9 +77,12 @@ def run(
             seconds=clock.seconds,
             outputs=written,
         )
-        write_report(folder, "run", report.to_document())
+        content = write_report(folder, "run", report.to_document())
+    if as_json:
+        console.document("run", {"out": out, "report": content})
+        return
     console.say(f"{count} -> {out}")
-    console.out.print(_summary(report))
+    console.show(_summary(report))
 
 
 def recipe_of(network: "VGGTInt8") -> str | None:

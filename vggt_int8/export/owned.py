@@ -16,12 +16,17 @@ PROGRAM = "vggt-int8"
 LARGEST_REPORT = 256 * 2**20  # bytes; a million images need some 200 MB
 
 
-def write_report(folder: Path, command: str, document: dict[str, Any]) -> None:
-    """report.json of a finished folder: `document`, the command that wrote it, and all files below, itself included."""
+def write_report(folder: Path, command: str, document: dict[str, Any]) -> dict[str, Any]:
+    """report.json of a finished folder: `document`, the command that wrote it, and all files below, itself included.
+
+    Returns what it wrote.
+    """
     files = [
         (Path(parent) / name).relative_to(folder).as_posix() for parent, _, names in os.walk(folder) for name in names
     ]
-    write_json(folder / REPORT, {**document, "program": PROGRAM, "command": command, "files": sorted([*files, REPORT])})
+    whole = {**document, "program": PROGRAM, "command": command, "files": sorted([*files, REPORT])}
+    write_json(folder / REPORT, whole)
+    return whole
 
 
 def owned_files(folder: Path, command: str) -> set[str]:

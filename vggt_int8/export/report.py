@@ -110,12 +110,13 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
     """Bytes. rss: the most resident memory this process ever had. cuda_allocated: PyTorch's peak on `device`."""
     on_cuda = device.type == "cuda"
     return {
-        "rss": _peak_rss(),
+        "rss": peak_rss(),
         "cuda_allocated": torch.cuda.max_memory_allocated(device) if on_cuda else None,
     }
 
 
-def _peak_rss() -> int | None:
+def peak_rss() -> int | None:
+    """Bytes: the most resident memory this process ever had; None where the system does not say."""
     # VmHWM, not getrusage: ru_maxrss of a fresh process starts at its parent's size.
     kilobytes = _proc_value(Path("/proc/self/status"), "VmHWM")
     return None if kilobytes is None else int(kilobytes.split()[0]) * 1024
