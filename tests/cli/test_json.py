@@ -1,0 +1,59 @@
+"""With --json stdout is one document, which says what the text says; errors leave it empty."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vggt_int8.bench import cost
+from vggt_int8.cli import app
+
+CONFIG = Path(__file__).parent.parent / "data" / "parity" / "tiny_vggt_config.json"
+
+
+def document(*args: object) -> dict[str, Any]:
+    """What the command printed on stdout, which must be JSON as a whole and strict."""
+    result = CliRunner().invoke(app, [*map(str, args), "--json"])
+    assert result.exit_code == 0, result.output
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads(result.stdout, parse_constant=refuse)
+    assert (found["format_version"], found["command"]) == (1, args[0])
+    return found
+
+
+def test_run(tiny_int8: Path, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = document("run", tiny_int8, *photos, "-o", out)
+    assert found["out"] == str(out)
+    assert found["report"] == json.loads((out / "report.json").read_text())
+
+
+def test_quantize(tiny: Path, tmp_path: Path) -> None:
+    found = document("quantize", tiny, "-o", tmp_path / "out", "-r", "int8_weight_only")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == set(found["files"])
+    assert found["weight_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert {"W8A16"} <= {layer["scheme"] for layer in found["layers"]}
+
+
+def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "SECONDS", 0.01)
+    monkeypatch.setattr(cost, "LOADS", {"cpu": (256, 256, 1 << 24)})
+    small = ("--device", "cpu", "--size", "42x56", "--seconds", "0", "--frames", "1", "--variants", "fp32")
+    found = document("bench", f"random:{CONFIG}", *small, "-o", tmp_path / "rows.jsonl")
+    assert found["rows"] == [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(found["rows"]) == 1
+
+
+@pytest.mark.parametrize("command", ["run", "quantize"])
+def test_errors_leave_stdout_empty(command: str, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    more = {"run": [absent, "-o", absent], "compare": [absent, absent], "inspect": [], "quantize": ["-o", absent]}
+    result = CliRunner().invoke(app, [command, absent, *more[command], "--json"])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "absent" in result.stderr
