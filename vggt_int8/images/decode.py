@@ -1,0 +1,220 @@
+"""One image file -> upright 8-bit RGB and its alpha, in bounded memory, with errors that say what the file is.
+
+Up to Pillow's own limit of 89 megapixels a file is decoded as it is. Larger photographs are read, too, up to
+`MAX_PIXELS`: JPEG decodes at 1/2, 1/4 or 1/8 (Pillow's draft mode), other formats are converted in strips and
+reduced by a whole factor, so that beside the decoded pixels (4 bytes each) nothing large is held.
+"""
+
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vggt_int8.images.formats import RAW_SUFFIXES, readable_formats, why_unreadable, words_for
+from vggt_int8.images.pixels import Pixels, Stored, to_pixels
+
+MAX_PIXELS = 250_000_000  # 200-megapixel cameras of phones, with room
+_PILLOW_LIMIT = 89_478_485  # Image.MAX_IMAGE_PIXELS as Pillow ships it
+_REDUCED_ABOVE = _PILLOW_LIMIT
+_STRIP_PIXELS = 1 << 24
+_ORIENTATION, _DNG_VERSION = 0x0112, 50706
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_limit_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are decoded."""
+
+    format: str  # Pillow's name
+    size: tuple[int, int]  # (H, W) as stored
+    frames: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One upright image. `size` is the file's (H, W); the pixels may be a reduced version of it."""
+
+    pixels: Pixels
+    size: tuple[int, int]
+
+
+def open_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
+    """One image file -> 8-bit RGB: EXIF orientation applied, alpha composed on white, first frame only.
+
+    max_pixels: the largest number of pixels that is decoded; by default `MAX_PIXELS`, or what the program has set
+    as `PIL.Image.MAX_IMAGE_PIXELS`. Raises as `load_images` does.
+    """
+    return decode_image(Path(path), max_pixels=max_pixels).pixels.rgb
+
+
+def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
+    """Open a file as an image without decoding it. Raises as `open_image`, but for damage behind the header."""
+    with _named_errors(path), _opened(path, path, max_pixels) as image:
+        return Header(str(image.format), (image.height, image.width), getattr(image, "n_frames", 1))
+
+
+def decode_image(path: Path, *, max_pixels: int | None = None, at_least: int | None = None) -> Decoded:
+    """at_least: pixels that the shorter side needs; photographs above Pillow's limit are reduced towards it."""
+    try:
+        return _decode(path, path, max_pixels, at_least)
+    except ValueError as error:
+        # Pillow bounds what text and colour profiles of a PNG unpack to; neither is needed here.
+        if "MAX_TEXT" not in str(error):
+            raise
+        return _decode(path, BytesIO(_png_without_texts(path)), max_pixels, at_least)
+
+
+def _decode(path: Path, source: Path | BytesIO, max_pixels: int | None, at_least: int | None) -> Decoded:
+    with _named_errors(path), _opened(path, source, max_pixels) as image:
+        stored = Stored.of(image)
+        full, factor = image.size, 1
+        if at_least is not None and image.width * image.height > _REDUCED_ABOVE:
+            factor = _reduction(image.size, at_least)
+            image.draft(None, (image.width // factor, image.height // factor))
+            factor = _reduction(image.size, at_least)
+        drafted = image.size != full
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        size = full if drafted else image.size  # a TIFF turns itself while it loads
+    try:
+        pixels = _in_strips(image, stored, factor)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    turn = _UPRIGHT.get(orientation)
+    if turn is not None:
+        alpha = pixels.alpha and pixels.alpha.transpose(turn)
+        pixels = Pixels(pixels.rgb.transpose(turn), alpha, pixels.largest)
+        size = size[::-1] if orientation >= 5 else size
+    return Decoded(pixels, (size[1], size[0]))
+
+
+def _reduction(size: tuple[int, int], at_least: int) -> int:
+    """As JPEG has it: sides of photographs are multiples of 8, so no cell of pixels is cut at an edge."""
+    return next((factor for factor in (8, 4, 2) if min(size) >= factor * at_least), 1)
+
+
+def _in_strips(image: Image.Image, stored: Stored, factor: int) -> Pixels:
+    """`to_pixels`, reduced by `factor`; large images strip by strip."""
+    if factor == 1 and image.width * image.height <= _REDUCED_ABOVE:
+        return to_pixels(image, stored)
+    rows = max(_STRIP_PIXELS // image.width // factor, 1) * factor
+    size = (-(-image.width // factor), -(-image.height // factor))
+    rgb, alpha, transparent, largest = Image.new("RGB", size), Image.new("L", size, 255), False, None
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip.info = image.info
+        part = to_pixels(strip, stored)
+        rgb.paste(part.rgb.reduce(factor), (0, top // factor))
+        if part.alpha is not None:
+            alpha.paste(part.alpha.reduce(factor), (0, top // factor))
+            transparent = True
+        if part.largest is not None:
+            largest = max(largest or 0, part.largest)
+    return Pixels(rgb, alpha if transparent else None, largest)
+
+
+@contextmanager
+def _opened(path: Path, source: Path | BytesIO, max_pixels: int | None) -> Iterator[Image.Image]:
+    """The image at its first frame, its kind and declared size checked."""
+    mode = path.stat().st_mode
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in kinds.items() if test(mode)), "a device")
+        raise _RefusedError(f"{path} is {kind}, not an image file")
+    if path.stat().st_size == 0:
+        raise _RefusedError(f"{path} is empty (0 bytes)")
+    if path.suffix.lower() in RAW_SUFFIXES:  # many are TIFFs: Pillow would read the small preview in them
+        raise _RefusedError(f"{path} cannot be read: {words_for(path.suffix)}")
+    limit = _limit(max_pixels)
+    with _open_up_to(limit, source) as image:
+        if limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
+        if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", {}):
+            raise _RefusedError(f"{path} cannot be read: {words_for('.dng')}")
+        yield image
+
+
+def _open_up_to(limit: int | None, source: Path | BytesIO) -> Image.Image:
+    # Pillow knows one limit for the whole process, warns above it and refuses twice of it. It is ours while the
+    # header is read: some formats check more than the image's size against it (tiles, frames).
+    with _limit_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None if limit is None else (limit + 1) // 2
+        try:
+            return Image.open(source, formats=readable_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _limit(max_pixels: int | None) -> int | None:
+    """Pixels that are decoded at most; None: any number."""
+    if max_pixels is not None:
+        if max_pixels < 1:
+            raise _RefusedError(f"max_pixels is {max_pixels}; it must be at least 1")
+        return max_pixels
+    return MAX_PIXELS if Image.MAX_IMAGE_PIXELS == _PILLOW_LIMIT else Image.MAX_IMAGE_PIXELS
+
+
+class _RefusedError(ValueError):
+    """Already says what is wrong, and with which file."""
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Whatever opening or decoding raises becomes an error that names the file, and calls damaged what is damaged."""
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = re.search(r"\d+ pixels", str(error))
+        raise ValueError(
+            f"{path} is too large: {found[0] if found else error}. If you trust the file, make it smaller, or raise "
+            f"the limit (max_pixels=, --max-megapixels; or `PIL.Image.MAX_IMAGE_PIXELS`, now {Image.MAX_IMAGE_PIXELS})"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} {why_unreadable(path)}") from error
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to decode {path}") from error
+    except OSError as error:
+        if error.errno is not None:  # of the file system: permission, gone, disk
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise _damaged(path, error) from error
+    except _RefusedError:
+        raise
+    except Exception as error:  # decoders raise many types
+        if "MAX_TEXT" in str(error):
+            raise
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be decoded, it may be truncated or damaged: {error}")
+
+
+def _png_without_texts(path: Path) -> bytes:
+    """The file without the chunks that hold texts, colour profiles and XMP."""
+    whole = path.read_bytes()
+    kept, at = [whole[:8]], 8
+    while at + 8 <= len(whole):
+        end = at + 12 + int.from_bytes(whole[at : at + 4], "big")
+        if whole[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(whole[at:end])
+        at = end
+    return b"".join(kept)

@@ -1,0 +1,173 @@
+"""Files, folders, patterns and file:// URIs -> image files, and one line about everything that is not used."""
+
+import errno
+import glob
+import os
+import re
+import stat
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes, words_for
+from vggt_int8.images.names import natural_key, order_warning
+from vggt_int8.images.outputs import OwnPictures
+
+Source = str | PathLike[str]
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # Path() makes one slash of two
+_FOLDER, _OWN, _HIDDEN, _BROKEN = "folder inside", "picture that vggt-int8 wrote", "hidden file", "broken link"
+_SPECIAL, _FORBIDDEN, _BARE = "pipe, socket or device", "file without permission", "file without a suffix"
+_PLURALS = {
+    _FOLDER: "folders inside",
+    _OWN: "pictures that vggt-int8 wrote",
+    _HIDDEN: "hidden files",
+    _BROKEN: "broken links",
+    _SPECIAL: "pipes, sockets or devices",
+    _FORBIDDEN: "files without permission",
+    _BARE: "files without a suffix",
+}
+_NAMES_SHOWN, _FOLDERS_LOOKED_INTO = 3, 50
+
+
+def find_images(images: Source | Sequence[Source], *, stacklevel: int = 1) -> list[Path]:
+    """Files, folders and glob patterns (one, or a list of them) -> image files. `~` and `file://` are understood.
+
+    A list keeps its order. The files of a folder or pattern come in natural order (`2.jpg` before `10.jpg`);
+    among them those count whose suffix belongs to a format that Pillow can read, hidden files and pictures that
+    this program wrote do not, and subfolders are not searched (a pattern with `**` searches them).
+
+    Warns with counts and reasons of all that a folder or pattern holds and that is not used, and of names whose
+    natural order is not that of their values. stacklevel: as in `warnings.warn`, 1 for the caller.
+
+    Raises FileNotFoundError for a path or pattern without a file, ValueError for other URLs, folders without images
+    and files that are no photographs, and TypeError for anything but paths.
+    """
+    sources = list(images) if isinstance(images, Iterable) and not isinstance(images, str | bytes) else [images]
+    for source in sources:
+        if not isinstance(source, str | PathLike):
+            raise TypeError(f"images must be paths of files, folders or glob patterns; got a {type(source).__name__}")
+    if not sources or "" in sources:  # an empty path would mean the current folder
+        raise ValueError("no images given: pass at least one file, folder or glob pattern")
+    found: list[Path] = []
+    for source in sources:
+        paths, remarks = _expand(source)
+        found += paths
+        for remark in remarks:
+            warnings.warn(remark, stacklevel=stacklevel + 1)
+    return found
+
+
+def _expand(source: Source) -> tuple[list[Path], list[str]]:
+    """The images of one source, and what there is to say about the rest."""
+    path = Path(os.path.expanduser(_without_scheme(source)))
+    if path.is_dir():
+        return _only_images(list(path.iterdir()), f"folder {path}")
+    if os.path.lexists(path):
+        return [_one_file(path)], []
+    if not glob.has_magic(str(path)):
+        raise FileNotFoundError(f"no such image file or folder: {path}")
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    if not matches:
+        raise FileNotFoundError(f"no file matches the pattern {path}")
+    if "**" in path.parts:
+        matches = [match for match in matches if not match.is_dir()] or matches  # their files are among the matches
+    return _only_images(matches, f"pattern {path}")
+
+
+def _without_scheme(source: Source) -> str:
+    """The path of a file:// URI; other URLs raise; a path stays what it is."""
+    text = os.fspath(source)
+    if not _URL.match(text) or os.path.lexists(text):
+        return text
+    parts = urlsplit(text)
+    if parts.scheme != "file":
+        raise ValueError(f"{text} is a URL: download the images and pass the files or their folder")
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"{text} names the host {parts.netloc!r}: write file:///path, with three slashes")
+    return os.fsdecode(unquote_to_bytes(parts.path))
+
+
+def _one_file(path: Path) -> Path:
+    """A file that the caller named itself."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a broken link: it points to {os.readlink(path)}, which is not there")
+    if path in OwnPictures():
+        raise ValueError(f"{path} is no photograph: vggt-int8 wrote it (a map of depth or confidence)")
+    return path
+
+
+def _only_images(candidates: Sequence[Path], where: str) -> tuple[list[Path], list[str]]:
+    suffixes, own = image_suffixes(), OwnPictures()
+    found: list[Path] = []
+    unused: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(candidates, key=natural_key):
+        reason = _reason(path, suffixes, own)
+        if reason is None:
+            found.append(path)
+        else:
+            unused[reason].append(path)
+    details = "; ".join(_detail(reason, paths) for reason, paths in sorted(unused.items()))
+    if not found:
+        what = (
+            f"only {', '.join(_PLURALS.get(reason, reason) for reason in sorted(unused))}" if unused else "it is empty"
+        )
+        raise ValueError(
+            f"{where} holds no images ({what}){f': {details}' if details else ''}; names must end in "
+            f"{', '.join(IMAGE_SUFFIXES)} or another suffix of a format that Pillow reads"
+        )
+    remarks = []
+    if unused:
+        count = sum(map(len, unused.values()))
+        remarks.append(f"{where}: {count} of {len(candidates)} entries are not used: {details}")
+    if order := order_warning(found):
+        remarks.append(order)
+    return found, remarks
+
+
+def _reason(path: Path, suffixes: frozenset[str], own: OwnPictures) -> str | None:
+    """Why a file does not count; None if it does."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return _BROKEN if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR) else _FORBIDDEN
+    if path.name.startswith("."):
+        return _HIDDEN
+    if stat.S_ISDIR(mode):
+        return _FOLDER
+    if not stat.S_ISREG(mode):
+        return _SPECIAL
+    if path.suffix.lower() not in suffixes:
+        return path.suffix or _BARE
+    return _OWN if path in own else None
+
+
+def _detail(reason: str, paths: list[Path]) -> str:
+    """`2 .HEIC (a.HEIC, b.HEIC; HEIC/HEIF needs …)`."""
+    describe = {_FOLDER: _describe_folder, _BROKEN: _describe_link}.get(reason, lambda path: path.name)
+    names = ", ".join(describe(path) for path in paths[:_NAMES_SHOWN])
+    more = f" and {len(paths) - _NAMES_SHOWN} more" if len(paths) > _NAMES_SHOWN else ""
+    words = words_for(reason)
+    what = reason if len(paths) == 1 else _PLURALS.get(reason, reason)
+    return f"{len(paths)} {what} ({names}{more}{f'; {words}' if words else ''})"
+
+
+def _describe_folder(path: Path) -> str:
+    """Its name, and where in it the first images lie: that is what to pass."""
+    suffixes, own = image_suffixes(), OwnPictures()
+    for looked, (folder, inside, files) in enumerate(os.walk(path)):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        pictures = [Path(folder, name) for name in files if not name.startswith(".")]
+        count = sum(picture.suffix.lower() in suffixes and picture not in own for picture in pictures)
+        if count:
+            return f"{path.name}: pass {folder} for {count} {'image' if count == 1 else 'images'}"
+        if looked == _FOLDERS_LOOKED_INTO:
+            break
+    return path.name
+
+
+def _describe_link(path: Path) -> str:
+    return f"{path.name} -> {os.readlink(path)}" if path.is_symlink() else path.name

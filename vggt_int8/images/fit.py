@@ -1,0 +1,146 @@
+"""An RGB image -> the tensor that the network reads, and the transform between the pixels of both.
+
+Sizes are (H, W); points, scales and offsets are (x, y).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vggt_int8.images.pixels import OPAQUE_FROM
+
+Mode = Literal["crop", "pad"]
+
+# A picture that is resized to more than so many times the height that is kept is cropped first.
+_TALLEST_RESIZED_WHOLE = 8
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Where an original image's pixels lie in the model's image: `model = original * scale + offset`.
+
+    This holds for coordinates that start at the image's top left corner, so that the first pixel's centre is
+    (0.5, 0.5) and the image ends at (W, H): the convention of intrinsics with the principal point at (W / 2,
+    H / 2), and of COLMAP. Coordinates that count pixels (first centre at 0: array indices, tracks) are half a
+    pixel lower; for those pass `pixel_center=0.0`.
+    """
+
+    original_size: tuple[int, int]  # (H, W)
+    model_size: tuple[int, int]  # (H, W)
+    scale: tuple[float, float]  # (x, y): model pixels per original pixel
+    offset: tuple[int, int]  # (x, y): model position of the original's corner; negative where cropped
+    # bool [H, W] of the model's image: False where the file is transparent (alpha, resized and cropped like the
+    # colours, below one half); None where nothing is
+    opaque: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def points_to_original(self, points: Tensor, *, pixel_center: float = 0.5) -> Tensor:
+        """Model pixels [..., 2] (x, y) -> original pixels [..., 2]."""
+        scale, offset = points.new_tensor(self.scale), points.new_tensor(self.offset)
+        shift = 0.5 - pixel_center
+        return (points + shift - offset) / scale - shift
+
+    def points_to_model(self, points: Tensor, *, pixel_center: float = 0.5) -> Tensor:
+        """Original pixels [..., 2] (x, y) -> model pixels [..., 2]; outside the image where cropped away."""
+        scale, offset = points.new_tensor(self.scale), points.new_tensor(self.offset)
+        shift = 0.5 - pixel_center
+        return (points + shift) * scale + offset - shift
+
+    def intrinsic_to_original(self, intrinsic: Tensor) -> Tensor:
+        """Intrinsic [..., 3, 3] at model resolution -> at original resolution. Infinity stays infinity."""
+        scale, offset = intrinsic.new_tensor(self.scale), intrinsic.new_tensor(self.offset)
+        rows = (intrinsic[..., :2, :] - offset[:, None] * intrinsic[..., 2:, :]) / scale[:, None]
+        return torch.cat([rows, intrinsic[..., 2:, :]], dim=-2)
+
+    def intrinsic_to_model(self, intrinsic: Tensor) -> Tensor:
+        """Intrinsic [..., 3, 3] at original resolution -> at model resolution."""
+        scale, offset = intrinsic.new_tensor(self.scale), intrinsic.new_tensor(self.offset)
+        rows = intrinsic[..., :2, :] * scale[:, None] + offset[:, None] * intrinsic[..., 2:, :]
+        return torch.cat([rows, intrinsic[..., 2:, :]], dim=-2)
+
+    def content_mask(self) -> Tensor:
+        """bool [H, W] of the model's image: True where it shows the original, neither padding nor transparent."""
+        inside = self._inside()
+        return inside if self.opaque is None else inside & self.opaque
+
+    def transparent_mask(self) -> Tensor:
+        """bool [H, W] of the model's image: True where the original is transparent. Padding is not."""
+        inside = self._inside()
+        return torch.zeros_like(inside) if self.opaque is None else inside & ~self.opaque
+
+    def padded_to(self, size: tuple[int, int]) -> "ImageTransform":
+        """The transform after the model's image is padded around its middle to `size` (H, W)."""
+        left, _, top, _ = _centered_padding(self.model_size, size)
+        offset = (self.offset[0] + left, self.offset[1] + top)
+        opaque = None if self.opaque is None else F.pad(self.opaque, _centered_padding(self.model_size, size))
+        return replace(self, model_size=size, offset=offset, opaque=opaque)
+
+    def _inside(self) -> Tensor:
+        """bool [H, W] of the model's image: False on padding."""
+        (height, width), (offset_x, offset_y) = self.model_size, self.offset
+        content_width = round(self.original_size[1] * self.scale[0])
+        content_height = round(self.original_size[0] * self.scale[1])
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        mask[max(offset_y, 0) : offset_y + content_height, max(offset_x, 0) : offset_x + content_width] = True
+        return mask
+
+
+def fit_image(
+    image: Image.Image,
+    mode: Mode,
+    *,
+    size: int = 518,
+    patch_size: int = 14,
+    alpha: Image.Image | None = None,
+    original_size: tuple[int, int] | None = None,
+) -> tuple[Tensor, ImageTransform]:
+    """RGB image -> fp32 [3, H, W] in [0, 1] with H and W multiples of `patch_size`, and its transform.
+
+    alpha: mode L, of the image's size; becomes the transform's `opaque`. original_size: (H, W) of the file where
+    `image` is a reduced version of it.
+    """
+    height, width = original_size or (image.height, image.width)
+    if mode == "crop" or width >= height:
+        new_width = size
+        new_height = max(round(height * (size / width) / patch_size), 1) * patch_size
+    else:
+        new_height = size
+        new_width = max(round(width * (size / height) / patch_size), 1) * patch_size
+    crop_top = max(new_height - size, 0) // 2
+    rows = (crop_top, min(crop_top + size, new_height))
+    pixels = torch.from_numpy(_resized_rows(image, (new_height, new_width), rows)).permute(2, 0, 1).float() / 255
+    opaque = None
+    if alpha is not None:
+        opaque = torch.from_numpy(_resized_rows(alpha, (new_height, new_width), rows) >= OPAQUE_FROM)
+        opaque = None if bool(opaque.all()) else opaque
+
+    scale = (new_width / width, new_height / height)
+    transform = ImageTransform((height, width), (pixels.shape[1], new_width), scale, (0, -crop_top), opaque)
+    if mode == "pad":
+        return pad_white(pixels, (size, size)), transform.padded_to((size, size))
+    return pixels, transform
+
+
+def pad_white(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """[3, H, W] -> [3, *size], the image in the middle."""
+    padding = _centered_padding((image.shape[1], image.shape[2]), size)
+    return F.pad(image, padding, value=1.0) if any(padding) else image
+
+
+def _resized_rows(image: Image.Image, size: tuple[int, int], rows: tuple[int, int]) -> np.ndarray:
+    """Rows `rows` of the image resized to `size` (H, W): what a picture takes is bounded, however tall it is."""
+    (height, width), (top, bottom) = size, rows
+    if height > _TALLEST_RESIZED_WHOLE * (bottom - top):
+        box = (0, top * image.height / height, image.width, bottom * image.height / height)
+        return np.array(image.resize((width, bottom - top), Image.Resampling.BICUBIC, box=box))
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))[top:bottom]
+
+
+def _centered_padding(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) around `size` (H, W) inside `target`; an odd pixel goes right or bottom."""
+    vertical, horizontal = target[0] - size[0], target[1] - size[1]
+    return horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2
