@@ -34,8 +34,9 @@ class Operator:
         self.__doc__ = on_cpu.__doc__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
-        if watched or torch.is_grad_enabled():
+        if torch.compiler.is_compiling():  # first: the compiler cannot trace what the others ask
+            return self.op(*args, **kwargs)
+        if torch.is_grad_enabled() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
             return self.op(*args, **kwargs)
         if args and type(args[0]) in (Tensor, nn.Parameter) and args[0].device.type == "cpu":
             return self._on_cpu(*args, **kwargs)

@@ -98,11 +98,14 @@ def llm_int8_linear(
     """W8A8 dynamic, but input columns where any |x| >= threshold multiply as floats (Dettmers et al.,
     LLM.int8()).
 
-    Shapes as above; `matmul` is the integer product to use. Choosing the columns synchronises with the host.
+    Shapes as above; `matmul` is the integer product to use. Choosing the columns synchronises with the host; in a
+    graph, whose shapes no value may decide, all columns multiply as floats, those that are no outliers as zeros.
     """
     outlier = (x.abs() >= threshold).any(dim=0)
     codes, x_scale = quantize_per_token(x.masked_fill(outlier, 0))
     y = scaled_epilogue(matmul(codes, weight), x_scale, weight_scale, bias, torch.float32)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return (y + w8a16_linear(x.masked_fill(~outlier, 0).float(), weight, weight_scale, None)).to(x.dtype)
     columns = outlier.nonzero().view(-1)
     return (y + w8a16_linear(x[:, columns].float(), weight[:, columns], weight_scale, None)).to(x.dtype)
 

@@ -19,7 +19,9 @@ class NonFiniteOutput(FloatingPointError):
 
 def is_capturing(tensor: Tensor) -> bool:
     """Whether the forward is being traced or captured, where values cannot be looked at."""
-    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def check_finite(model: nn.Module, output: VGGTOutput, rerun: Callable[[], Any]) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vggt_int8.kernels import ops, reference_attention
 from vggt_int8.model.attention import SoftmaxAttention
-from vggt_int8.quant.backends import PORTABLE, BackendError, get_backend
+from vggt_int8.quant.backends import PORTABLE, BackendError, exports_onnx, get_backend
 from vggt_int8.recipe import Scheme
 
 
@@ -33,7 +33,8 @@ class Int8Attention(SoftmaxAttention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = q.to(v.dtype), k.to(v.dtype)  # a norm under autocast gives fp32
-        attend = reference_attention.int8_attention if self.backend == "reference" else ops.int8_attention
+        defined = self.backend == "reference" or exports_onnx()
+        attend = reference_attention.int8_attention if defined else ops.int8_attention
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
             y: Tensor = attend(q, k, v)
             return y

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.kernels.weight_only import dequantize
-from vggt_int8.quant.backends import Backend, resolve
+from vggt_int8.quant.backends import Backend, backend_in_call, resolve
 from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
@@ -92,7 +92,7 @@ class Int8Linear(Int8Storage):
         rows = x.reshape(-1, self.in_features)
         if rows.shape[0] == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
-        backend = self.resolved_backend(device_type)
+        backend = backend_in_call(self.backend, self.scheme, device_type)
         needs_gradient = rows.requires_grad and torch.is_grad_enabled()
         y = _StraightThrough.apply(rows, self, backend) if needs_gradient else backend.linear(rows, self)
         return y.view(*x.shape[:-1], self.out_features)

@@ -109,6 +109,8 @@ class Runtime:
         """Why this call must run on the network's own modules; None if it can run fused."""
         if self.model.training:
             return "the model is in training mode: call model.eval()"
+        if torch.jit.is_tracing():
+            return "a tracer records the network's own modules"
         if images.device.type not in ("cpu", "cuda"):
             return f"its kernels run on CPUs and CUDA GPUs, not on {images.device.type}"
         if torch.is_autocast_enabled(images.device.type):

@@ -10,6 +10,7 @@ import importlib
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from vggt_int8.quiet import quiet_import
@@ -113,6 +114,38 @@ def resolve(requested: str, scheme: Scheme, device_type: str) -> Backend:
         except BackendError as error:
             reasons.append(str(error))
     raise BackendError("; ".join(reasons))
+
+
+class _Loaded:
+    """Backends by name, as attributes: torch.compile looks one up when it comes to it, unlike the items of a dict."""
+
+
+def backend_in_call(requested: str, scheme: Scheme, device_type: str) -> Backend:
+    """`resolve` for a layer's `forward`, of which compilers and exporters make a graph.
+
+    torch.compile and torch.export choose and import while they trace, once, and the graph holds the result. A file for
+    ONNX knows none of the libraries' operators, so it gets the definition, in ONNX's own operators.
+    """
+    if exports_onnx():
+        requested = "reference"
+    if torch.compiler.is_compiling():
+        backend: Backend = getattr(_Loaded, _load(requested, scheme, device_type))
+        return backend
+    return resolve(requested, scheme, device_type)
+
+
+def exports_onnx() -> bool:
+    """Whether `torch.onnx.export`, either of its two kinds, is looking on."""
+    watched = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return watched and torch.onnx.is_in_onnx_export()
+
+
+@torch.compiler.assume_constant_result
+def _load(requested: str, scheme: Scheme, device_type: str) -> str:
+    """The name of the backend, which is an attribute of `_Loaded` from then on."""
+    backend = resolve(requested, scheme, device_type)
+    setattr(_Loaded, backend.name, backend)
+    return backend.name
 
 
 def auto_reason(scheme: Scheme, device_type: str) -> str:

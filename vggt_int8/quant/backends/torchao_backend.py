@@ -45,9 +45,8 @@ class TorchaoBackend(Backend):
         return "; ".join(["torchao Int8Tensor linear in fp32", *padding])
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        block = [1, layer.in_features]
         if layer.scheme.activations == "none":
-            weight = Int8Tensor(layer.weight, layer.weight_scale, block, x.dtype)
+            weight = Int8Tensor(layer.weight, layer.weight_scale, [1, layer.in_features], x.dtype)
             bias = None if layer.bias is None else layer.bias.to(x.dtype)
             return F.linear(x, weight.dequantize(), bias)
         rows = x.shape[0]
@@ -58,7 +57,6 @@ class TorchaoBackend(Backend):
         if extra_k or extra_n:
             codes = F.pad(codes, (0, extra_k, 0, extra_n))
             scale = F.pad(scale, (0, 0, 0, extra_n), value=1.0)
-            block = [1, codes.shape[1]]
         if layer.input_scale is None:
             row_scale = reference.absmax_scale(inputs, dim=-1)
             inputs = inputs / row_scale
@@ -66,16 +64,30 @@ class TorchaoBackend(Backend):
             row_scale = 1 + (inputs * 0).sum(dim=-1, keepdim=True)
         if extra_k or extra_rows:
             inputs = F.pad(inputs, (0, extra_k, 0, extra_rows))
-        weight = self._activation_quantized(codes, scale, block, layer.input_scale)
-        y = F.linear(inputs, weight)[:rows, : layer.out_features] * row_scale
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        product = _product_in_graph if in_graph else _product
+        y = product(inputs, codes, scale, layer.input_scale)[:rows, : layer.out_features] * row_scale
         return (y if layer.bias is None else y + layer.bias.float()).to(x.dtype)
 
-    @staticmethod
-    def _activation_quantized(codes: Tensor, scale: Tensor, block: list[int], input_scale: Tensor | None) -> Int8Tensor:
-        if input_scale is None:
-            return Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_DYNAMIC)
+
+def _product(inputs: Tensor, codes: Tensor, scale: Tensor, input_scale: Tensor | None) -> Tensor:
+    """fp32 [M, K], codes [N, K], scale [N, 1] -> fp32 [M, N], the inputs quantized by torchao."""
+    block = [1, codes.shape[1]]
+    if input_scale is None:
+        weight = Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_DYNAMIC)
+    else:
         static = input_scale.view(1, 1)
-        return Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_STATIC, act_quant_scale=static)
+        weight = Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_STATIC, act_quant_scale=static)
+    return F.linear(inputs, weight)
+
+
+# Neither torch.compile nor torch.jit.trace can follow how torchao makes this tensor, so a graph has it as one operator.
+_product_in_graph = torch.library.custom_op("vggt_int8::torchao_linear", _product, mutates_args=())
+
+
+@_product_in_graph.register_fake
+def _(inputs: Tensor, codes: Tensor, scale: Tensor, input_scale: Tensor | None) -> Tensor:
+    return inputs.new_empty(inputs.shape[0], codes.shape[0])
 
 
 BACKEND = TorchaoBackend()
