@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
-    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart", "files", "embedded"},
+    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart", "files"},
     {"quant"},
     {"runtime"},
     {"pretrained"},
@@ -24,9 +24,8 @@ TIERS = [
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Camera conventions, whole files and the embedded model's name are shared by the whole lowest tier; nothing else
-# between its units.
-SHARED = {"geometry", "quiet", "files", "embedded"}
+# Camera conventions and whole files are shared by the whole lowest tier; nothing else between units of one tier.
+SHARED = {"geometry", "quiet", "files"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

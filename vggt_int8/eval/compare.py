@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.eval.geometric import geometric_differences
-
 _NOT_COMPARED = ("images", "pose_enc_list")
 
 
@@ -23,8 +21,7 @@ def compare_model_outputs(
     the entries of "overall" at the top level too. "overall" takes all values of all outputs together. mae, max_diff
     are in the output's own unit; sqnr_db = 10 log10(signal power / error power), infinite for equal outputs;
     relative = error norm / reference norm. Values that are infinite in both alike (an intrinsic for a field of view
-    of zero) are left out. "geometry", where there are cameras, depth or points, says the same in degrees and per cent:
-    see `vggt_int8.eval.geometric.geometric_differences`.
+    of zero) are left out.
 
     Raises `ValueError` if the two do not give the same outputs.
     """
@@ -39,9 +36,7 @@ def compare_model_outputs(
         pairs[name] = (first[name][~same], second[name][~same])
     everything = (torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
     overall = difference(*everything)
-    result = {**overall, "overall": overall, **{name: difference(*pair) for name, pair in pairs.items()}}
-    geometry = geometric_differences(first, second, (images.shape[-2], images.shape[-1]))
-    return {**result, "geometry": geometry} if geometry else result
+    return {**overall, "overall": overall, **{name: difference(*pair) for name, pair in pairs.items()}}
 
 
 def difference(reference: Tensor, other: Tensor) -> dict[str, float]:

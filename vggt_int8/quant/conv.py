@@ -1,5 +1,7 @@
 """Weight-only INT8 convolutions. They run the same way under every backend: codes to floats, then the convolution."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,8 +85,21 @@ class Int8ConvTranspose2d(_Int8Conv):
     def kernel(self, device_type: str) -> str:
         return "dequantize + conv_transpose2d"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """`nn.ConvTranspose2d.forward`; output_size: [H, W] of the result, of which several fit a stride."""
         weight, bias = self._floats(x)
-        return F.conv_transpose2d(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
-        )
+        padding = self.output_padding if output_size is None else self._output_padding(x, output_size)
+        return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
+
+    def _output_padding(self, x: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
+        sides = tuple(output_size)[-2:]
+        smallest = [
+            (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1
+            for size, stride, padding, dilation, kernel in zip(
+                x.shape[-2:], self.stride, self.padding, self.dilation, self.kernel_size, strict=True
+            )
+        ]
+        largest = [low + max(pair) - 1 for low, *pair in zip(smallest, self.stride, self.dilation, strict=True)]
+        if not all(low <= side <= high for low, side, high in zip(smallest, sides, largest, strict=True)):
+            raise ValueError(f"output_size {list(output_size)} must lie between {smallest} and {largest}")
+        return tuple(side - low for low, side in zip(smallest, sides, strict=True))

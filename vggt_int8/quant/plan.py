@@ -9,43 +9,46 @@ from dataclasses import dataclass
 from torch import nn
 
 from vggt_int8.model.attention import SoftmaxAttention
+from vggt_int8.quant.replaceable import QUANTIZABLE, Keeping, every_name
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme
-
-QUANTIZABLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer becomes: `scheme` None keeps it, for `reason`."""
+    """What one layer becomes: `scheme` None keeps it, for `reason`; against the recipe's wish if `unable`."""
 
     name: str
     scheme: Scheme | AttentionScheme | None
     reason: str = ""
+    unable: bool = False
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order, and then, where the
-    recipe asks for INT8 attention, every attention module.
+    recipe asks for INT8 attention, every attention module. A module under several names has an entry for each.
 
-    Works on meta tensors. Raises `RecipeError` if a rule, `include` or `exclude` matches nothing although the model
-    has that part, if a rule decides another number of layers than it states for VGGT-1B, if a recipe for INT8
+    Works on meta tensors. Layers that an INT8 layer cannot stand in for are kept (`replaceable`). Raises `RecipeError`
+    if a rule, `include` or `exclude` matches nothing although the model has that part, if a rule decides another number
+    of layers than it states for VGGT-1B, if one module is decided differently under two names, if a recipe for INT8
     quantizes nothing at all, or if INT8 attention is asked for and the model has none that could be replaced.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)}
+    layers = {name: module for name, module in every_name(model) if isinstance(module, QUANTIZABLE)}
+    keeping = Keeping(model)
     hits = [0] * len(recipe.rules)
     plan: dict[str, LayerPlan] = {}
     for name, module in layers.items():
         index, scheme, reason = _decide(name, recipe)
         if index is not None:
             hits[index] += 1
-        if scheme is not None and type(module) not in QUANTIZABLE:
-            # nn.MultiheadAttention's out_proj, for one: its owner reads the weight and never calls the module.
-            scheme, reason = None, f"{type(module).__name__}: its weight is read by another module"
+        unable = keeping.reason(module) if scheme is not None else ""
+        if unable:
+            scheme, reason = None, unable
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             scheme = Scheme("none") if scheme is not None else None
-        plan[name] = LayerPlan(name, scheme, "" if scheme is not None else reason)
+        plan[name] = LayerPlan(name, scheme, "" if scheme is not None else reason, bool(unable))
     _check_hits(model, recipe, hits)
     plan |= _plan_attention(model, recipe)
+    _check_alike(model, recipe, plan)
     for option in ("include", "exclude"):
         for pattern in getattr(recipe, option):
             if pattern != ".*" and not any(re.fullmatch(pattern, name) for name in plan):
@@ -68,7 +71,7 @@ def _decide(name: str, recipe: Recipe) -> tuple[int | None, Scheme | None, str]:
 def _plan_attention(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     if recipe.attention == "float":
         return {}
-    names = [name for name, module in model.named_modules() if isinstance(module, SoftmaxAttention)]
+    names = [name for name, module in every_name(model) if isinstance(module, SoftmaxAttention)]
     if not names:
         raise RecipeError(
             f"recipe {recipe.name!r}: attention = 'int8', but no attention of this {type(model).__name__} can be "
@@ -120,9 +123,24 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
             )
 
 
+def _check_alike(model: nn.Module, recipe: Recipe, plan: dict[str, LayerPlan]) -> None:
+    """One module becomes one thing, whatever it is called."""
+    first: dict[nn.Module, LayerPlan] = {}
+    for name in plan:
+        layer = first.setdefault(model.get_submodule(name), plan[name])
+        if layer.scheme != plan[name].scheme:
+            one, other = (entry.scheme.label if entry.scheme else entry.reason for entry in (layer, plan[name]))
+            raise RecipeError(
+                f"recipe {recipe.name!r}: {layer.name} and {name} are one module, but it decides them differently "
+                f"({one}; {other}). Write patterns that take both names, or neither"
+            )
+
+
 def _check_not_idle(recipe: Recipe, plan: dict[str, LayerPlan]) -> None:
     """A recipe for INT8 that quantizes nothing: another model's names, or a wrapper's prefix before them."""
     wants_int8 = recipe.weights == "int8" or any(rule.weights == "int8" for rule in recipe.rules)
     if wants_int8 and not any(isinstance(layer.scheme, Scheme) for layer in plan.values()):
+        unable = next((layer for layer in plan.values() if layer.unable), None)
         layers = f"its layers have names such as {next(iter(plan))!r}" if plan else "it has no linear or convolution"
+        layers = layers if unable is None else f"{unable.name!r} cannot be replaced: {unable.reason}"
         raise RecipeError(f"recipe {recipe.name!r} quantizes no layer of this model: {layers}")

@@ -1,5 +1,7 @@
 """Quantize a module in place: every layer that the recipe names becomes an INT8 layer; nothing else is touched."""
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -8,18 +10,24 @@ from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name,
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan, make_plan
+from vggt_int8.quant.replaceable import carry_over, check_model
 from vggt_int8.quant.storage import Int8Storage, to_fp16
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
 
+_NAMED = 3  # layers in a warning; the plan has all of them
+
 
 def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "auto") -> dict[str, LayerPlan]:
-    """Replace the layers of `model` that `recipe` quantizes by INT8 layers, one after the other.
+    """Replace the layers of `model` that `recipe` quantizes by INT8 layers.
 
     Only those layers change; the dtype of the rest stays as it is. Works on the reference repository's own module as
-    well, since the names agree. Whatever is wrong is found before the first layer is replaced.
+    well, since the names agree. An error leaves the model as it was. A module under two names stays one; hooks and
+    attributes go over to the INT8 layer. A layer is kept, with a warning and a reason in the plan, if an INT8 layer
+    cannot stand in for it: subclasses, weights that are computed (weight_norm, pruning), shared with other modules
+    (tied) or read by them (`nn.TransformerEncoderLayer`, `nn.MultiheadAttention`).
 
-    Returns the plan. Raises `RecipeError` if the recipe does not fit the model, `BackendError` if the backend cannot
-    run it, `ValueError` naming the layer whose weights hold NaN or inf.
+    Returns the plan. Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit the model,
+    `BackendError` if the backend cannot run it, `ValueError` naming the layer whose weights hold NaN or inf.
     """
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
@@ -28,34 +36,53 @@ def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "au
 
 
 def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
-    """The plan for `model`, after every check that can fail; the model is not changed. Raises as `quantize_module`."""
+    """The plan for `model`, after every check that can fail; the model is not changed. Raises as `quantize_module`.
+
+    Warns once of the layers that the recipe names and that must be kept.
+    """
+    check_model(model)
     if any(isinstance(module, Int8Storage | Int8Attention) for module in model.modules()):
         raise RecipeError("the model is quantized already; load the floating-point checkpoint to use another recipe")
     plan = make_plan(model, recipe)
-    check_backend(plan, recipe, backend, device_type_of(model))
+    for device_type in {device_type_of(model.get_submodule(name)) for name in plan} or {"cpu"}:
+        check_backend(plan, recipe, backend, device_type)
     for name, layer in plan.items():
         if layer.scheme is not None:
             _check_layer(name, model.get_submodule(name), layer.scheme)
+    if kept := [layer for layer in plan.values() if layer.unable]:
+        reasons = "; ".join(f"{layer.name} ({layer.reason})" for layer in kept[:_NAMED])
+        more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
+        warnings.warn(f"recipe {recipe.name!r}: kept as they are: {reasons}{more}", UserWarning, stacklevel=3)
     return plan
 
 
 def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str = "auto") -> None:
-    """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists."""
+    """Replace the layers of a plan made by `plan_module`, all or none: none if memory runs out, or on Ctrl-C."""
+    converted: dict[nn.Module, nn.Module] = {}
     for name, layer in plan.items():
-        if layer.scheme is not None:
-            backend_name = layer_backend(layer.scheme, recipe, backend)
-            replace_module(model, name, _convert(model.get_submodule(name), layer.scheme, backend_name))
+        module = model.get_submodule(name)
+        if layer.scheme is not None and module not in converted:
+            converted[module] = _convert(module, layer.scheme, layer_backend(layer.scheme, recipe, backend))
+    _replace(model, plan, converted)
 
 
 def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
     """Replace the layers by unfilled INT8 layers on the meta device, ready to be loaded. Returns the plan."""
     plan = make_plan(model, recipe)
+    skeletons: dict[nn.Module, nn.Module] = {}
     for name, layer in plan.items():
-        if layer.scheme is not None:
-            module = model.get_submodule(name)
-            backend_name = layer_backend(layer.scheme, recipe, backend)
-            replace_module(model, name, _skeleton(module, layer.scheme, backend_name))
+        module = model.get_submodule(name)
+        if layer.scheme is not None and module not in skeletons:
+            skeletons[module] = _skeleton(module, layer.scheme, layer_backend(layer.scheme, recipe, backend))
+    _replace(model, plan, skeletons)
     return plan
+
+
+def _replace(model: nn.Module, plan: dict[str, LayerPlan], new: dict[nn.Module, nn.Module]) -> None:
+    """Put each new module in all the places of the one that it replaces."""
+    places = [(name, module) for name in plan if (module := model.get_submodule(name)) in new]
+    for name, module in places:
+        replace_module(model, name, carry_over(module, new[module]))
 
 
 def layer_backend(scheme: Scheme | AttentionScheme, recipe: Recipe, backend: str) -> str:
@@ -98,6 +125,10 @@ def _check_layer(name: str, layer: nn.Module, scheme: Scheme | AttentionScheme) 
     if isinstance(scheme, Scheme) and scheme.activations == "static":
         raise RecipeError(
             f"{name}: activations = 'static' needs calibrated input scales: use Int8Linear.from_linear with input_scale"
+        )
+    if any(parameter.is_meta for parameter in layer.parameters()):
+        raise ValueError(
+            f"{name}: its weight is on the meta device, without values: load or materialize the model's weights first"
         )
     try:
         _skeleton(layer, scheme, "auto")

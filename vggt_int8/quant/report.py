@@ -77,19 +77,20 @@ def quantization_report(
 ) -> QuantizationReport:
     """Report every module of `model` that owns parameters, and attention if the recipe made some of it INT8.
 
-    plan: what `quantize_module` returned, for the reasons of kept layers. device_type: "cuda" or "cpu" to report
-    for; by default where the model lies.
+    plan: what `quantize_module` returned, for the reasons of kept layers; by default what `quantize` left with the
+    model. device_type: "cuda" or "cpu" to report for; by default where the model lies.
     """
     device_type = device_type or device_type_of(model)
+    plan = plan or getattr(model, "quantization_plan", None) or {}
     rows, fused = [], _fused_dtype(model, device_type)
     int8_attention = any(isinstance(module, Int8Attention) for module in model.modules())
     for name, module in model.named_modules():
         if int8_attention and isinstance(module, SoftmaxAttention):
-            rows.append(_attention_row(name, module, plan or {}, device_type))
+            rows.append(_attention_row(name, module, plan, device_type))
         own = list(module.parameters(recurse=False))
         if own:
             size = sum(p.numel() * p.element_size() for p in own)
-            rows.append(_row(name, module, own, size, plan or {}, device_type, fused))
+            rows.append(_row(name, module, own, size, plan, device_type, fused))
     return QuantizationReport(tuple(rows))
 
 

@@ -1,0 +1,262 @@
+"""`quantize()` on somebody else's modules: nothing that hangs on a layer is lost, and an error changes nothing."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from vggt_int8 import Recipe, quantize
+from vggt_int8.quant import Int8Conv2d, Int8Linear, quantization_report, quantize_module
+from vggt_int8.quant import quantize as quantize_file
+from vggt_int8.recipe import RecipeError
+
+ALL = Recipe(weights="int8", activations="dynamic", include=[".*"])
+
+
+def beside(layer: nn.Module) -> nn.ModuleDict:
+    """The layer, and a plain one that can be quantized."""
+    return nn.ModuleDict({"layer": layer, "plain": nn.Linear(8, 8)})
+
+
+def test_a_module_under_two_names_stays_one() -> None:
+    shared, block = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))
+    model = nn.ModuleDict({"a": shared, "b": shared, "first": block, "second": block})
+    plan = quantize_module(model, ALL)
+    assert isinstance(model["a"], Int8Linear)
+    assert model["a"] is model["b"]
+    assert model["first"] is model["second"]
+    assert isinstance(model["first"][0], Int8Linear)
+    assert set(plan) == {"a", "b", "first.0", "second.0"}
+
+
+@pytest.mark.parametrize("include", ["a|first.0", "b|second.0", "a|b|second.0"])
+def test_names_of_one_module_that_a_recipe_tells_apart(include: str) -> None:
+    shared, block = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))
+    model = nn.ModuleDict({"a": shared, "b": shared, "first": block, "second": block})
+    with pytest.raises(RecipeError, match=r"(a and b|first.0 and second.0) are one module"):
+        quantize(model, Recipe(include=include.replace(".", r"\.")))
+    assert model["a"] is shared
+
+
+def tied_to_an_embedding() -> nn.Module:
+    model = beside(nn.Linear(8, 8))
+    model["embedding"] = nn.Embedding(8, 8)
+    model["layer"].weight = model["embedding"].weight
+    return model
+
+
+def tied_to_a_linear() -> nn.Module:
+    model = beside(nn.Linear(8, 8))
+    model["other"] = nn.Linear(8, 8)
+    model["layer"].weight = nn.Parameter(model["other"].weight.detach())  # the same memory
+    return model
+
+
+def changed(change: Callable[[nn.Linear], Any]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        layer = nn.Linear(8, 8)
+        return beside(change(layer) or layer)
+
+    return make
+
+
+class Masked(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias * 0)
+
+
+class Reads(nn.Module):
+    """Reads the weights of its layers in the ways in which networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.listed = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.deep = nn.Sequential(nn.Linear(8, 8))
+        self.plain = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.plain.weight.device).to(self.deep[0].weight.dtype)
+        for one in self.listed:
+            x = F.linear(x, one.weight)
+        return self.plain(self.deep(self._fused(x)))
+
+    def _fused(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        return x @ layer.weight
+
+
+KEPT = {
+    "tied to an embedding": (tied_to_an_embedding, "tied"),
+    "tied to a linear": (tied_to_a_linear, "tied"),
+    "weight_norm": (changed(parametrizations.weight_norm), "ParametrizedLinear is more than a Linear"),
+    "weight_norm as it was": (changed(lambda layer: nn.utils.spectral_norm(layer)), "computed at each call"),
+    "pruned": (changed(lambda layer: prune.l1_unstructured(layer, "weight", 0.5)), "computed at each call"),
+    "a forward of its own": (changed(lambda layer: vars(layer).update(forward=lambda x: x)), "its own forward"),
+    "compiled by itself": (changed(lambda layer: layer.compile(backend="eager")), "its own _compiled_call_impl"),
+    "a state-dict hook": (
+        changed(lambda layer: layer.register_state_dict_post_hook(lambda *_: None) and None),
+        "state_dict_hooks expect floats",
+    ),
+    "a buffer more": (changed(lambda layer: layer.register_buffer("mask", torch.ones(8))), "holds 'mask' as well"),
+    "a subclass": (lambda: beside(Masked(8, 8)), "Masked is more than a Linear"),
+    "lazy": (lambda: beside(nn.LazyLinear(8)), "LazyLinear is more than a Linear"),
+    "float8": (changed(lambda layer: layer.to(torch.float8_e4m3fn)), "its weight is torch.float8_e4m3fn"),
+    "complex": (lambda: beside(nn.Linear(8, 8, dtype=torch.complex64)), "its weight is torch.complex64"),
+    "no rows": (lambda: beside(nn.Linear(8, 0)), r"its weight \[0, 8\] is empty"),
+    "an attention": (lambda: beside(nn.MultiheadAttention(8, 2)), "MultiheadAttention reads its weight"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element", "ignore:.*weight_norm", "ignore:Lazy modules")
+@pytest.mark.parametrize("case", KEPT)
+def test_a_layer_that_is_more_is_kept_with_a_reason(case: str) -> None:
+    make, reason = KEPT[case]
+    model = make()
+    before = dict(model.named_modules())
+    with pytest.warns(UserWarning, match=rf"kept as they are: .*{reason}"):
+        quantize(model, ALL)
+    assert isinstance(model["plain"], Int8Linear)
+    name = next(name for name in before if name in ("layer", "layer.out_proj"))
+    assert all(model.get_submodule(name) is module for name, module in before.items() if name.startswith("layer"))
+    kept = [entry for entry in model.quantization_plan.values() if entry.unable]
+    assert name in [entry.name for entry in kept] or case == "an attention"
+    if case != "lazy":
+        reasons = {row.name: row.reason for row in quantization_report(model)}
+        assert all(reasons[entry.name] == entry.reason for entry in kept)
+
+
+def test_weights_that_others_read_are_found_in_their_source() -> None:
+    model = nn.Sequential(Reads())
+    x = torch.rand(3, 8)
+    with pytest.warns(UserWarning, match="Reads reads its weight itself"):
+        plan = quantize_module(model, ALL)
+    kept = {entry.name for entry in plan.values() if entry.unable}
+    assert kept == {"0.layer", "0.listed.0", "0.listed.1", "0.deep.0"}
+    assert isinstance(model[0].plain, Int8Linear)
+    model(x)
+
+
+@pytest.mark.filterwarnings("ignore:recipe .*kept")
+@torch.no_grad()
+def test_pytorchs_transformer_runs() -> None:
+    model = nn.ModuleDict(
+        {
+            "encoder": nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1),
+            "decoder": nn.TransformerDecoderLayer(8, 2, 16, batch_first=True),
+        }
+    ).eval()
+    x = torch.rand(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    want = model["decoder"](x, model["encoder"](x))
+    quantize(model, ALL)
+    assert isinstance(model["encoder"].layers[0].linear1, nn.Linear)
+    assert isinstance(model["decoder"].linear1, Int8Linear)
+    assert (model["decoder"](x, model["encoder"](x)) - want).abs().max() < 0.05
+
+
+def test_hooks_and_attributes_go_over() -> None:
+    model, calls = nn.Sequential(nn.Linear(8, 8)), []
+    layer = model[0]
+    layer.tag = "mine"
+    handle = layer.register_forward_hook(lambda m, a, k, y: calls.append("forward"), with_kwargs=True)
+    layer.register_forward_pre_hook(lambda m, a: calls.append("before"))
+    layer.register_full_backward_hook(lambda m, i, o: calls.append("backward"))
+    quantize(model, ALL)
+    assert isinstance(model[0], Int8Linear)
+    assert model[0].tag == "mine"
+    model(torch.rand(2, 8, requires_grad=True)).sum().backward()
+    assert calls == ["before", "forward", "backward"]
+    handle.remove()
+    model(torch.rand(2, 8))
+    assert calls[3:] == ["before"]
+
+
+def on_meta() -> nn.Module:
+    return beside(nn.Linear(8, 8, device="meta"))
+
+
+def not_a_number() -> nn.Module:
+    model = beside(nn.Linear(8, 8))
+    model["plain"].weight.data[0, 0] = torch.nan
+    return model
+
+
+def sharded() -> nn.Module:
+    kind = type("FSDPModule", (nn.Sequential,), {"__module__": "torch.distributed.fsdp.wrapper"})
+    return nn.Sequential(kind(nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (on_meta, ValueError, "layer: its weight is on the meta device"),
+        (not_a_number, ValueError, "plain: the weight holds NaN or inf"),
+        (sharded, RecipeError, "0, a FSDPModule, holds shards"),
+        (lambda: beside(nn.Conv2d(3, 3, 3, padding_mode="circular")), ValueError, "layer: padding_mode 'circular'"),
+        (lambda: nn.Sequential(Masked(8, 8)), RecipeError, "'0' cannot be replaced: Masked is more than a Linear"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name_and_nothing_changes(
+    make: Callable[[], nn.Module], error: type[Exception], message: str
+) -> None:
+    model = make()
+    before = list(model.modules())
+    with pytest.raises(error, match=message):
+        quantize(model, ALL)
+    assert all(a is b for a, b in zip(before, model.modules(), strict=True))
+    assert not hasattr(model, "quantization_plan")
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_interruption_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    model, convert = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), quantize_file._convert
+    last = model[1]
+
+    def interrupted(layer: nn.Module, *args: Any) -> nn.Module:
+        if layer is last:
+            raise error
+        return convert(layer, *args)
+
+    monkeypatch.setattr(quantize_file, "_convert", interrupted)
+    with pytest.raises(error):
+        quantize(model, ALL)
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), None, "model", nn.Linear])
+def test_what_is_no_module_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"quantize\(\) takes a torch.nn.Module, not (a|the class) \w+"):
+        quantize(value, ALL)
+
+
+def test_output_size_of_a_transposed_convolution() -> None:
+    model = nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, dilation=2)})
+    x = torch.rand(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    sizes = ([11, 13], [12, 14])
+    want = [model["up"](x, output_size=size) for size in sizes]
+    quantize(model, Recipe(include=".*"))
+    for size, expected in zip(sizes, want, strict=True):
+        got = model["up"](x, output_size=size)
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() < 0.02
+    with pytest.raises(ValueError, match=r"output_size \[13, 14\] must lie between \[11, 13\] and \[12, 14\]"):
+        model["up"](x, output_size=[13, 14])
+
+
+def test_flags_and_dtypes_of_the_rest_stay() -> None:
+    model = beside(nn.Conv2d(4, 4, 3, groups=2, dilation=2)).train().bfloat16()
+    model["norm"] = nn.LayerNorm(8)
+    model["norm"].weight.requires_grad_(False)
+    model["plain"].eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize(model, ALL)
+    assert isinstance(model["layer"], Int8Conv2d)
+    assert (model["layer"].training, model["plain"].training) == (True, False)
+    assert (model["norm"].weight.requires_grad, model["norm"].bias.requires_grad) == (False, True)
+    assert model["layer"](torch.rand(1, 4, 9, 9, dtype=torch.bfloat16)).dtype == torch.bfloat16
