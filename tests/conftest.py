@@ -22,9 +22,11 @@ from vggt_int8.files import write_json
 PARITY = Path(__file__).parent / "data" / "parity"
 
 # One thread, here and in every process that a test starts: the tests' tensors are too small to share out, and threads
-# that wait for each other make the suite ten times slower as soon as something else runs on the machine.
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+# that wait for each other make the suite ten times slower as soon as something else runs on the machine. Another number
+# shows that no bound rests on the order in which one thread adds.
+THREADS = int(os.environ.get("VGGT_INT8_TEST_THREADS", "1"))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+torch.set_num_threads(THREADS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -187,3 +187,13 @@ def test_direction_error_ignores_length() -> None:
     assert g.direction_error_degrees(x, -3 * x).item() == pytest.approx(180)
     assert g.direction_error_degrees(x, x).item() == 0
     assert g.direction_error_degrees(x, torch.zeros(3)).item() == 0
+
+
+def test_centers_are_measured_by_the_extent_of_the_first_set() -> None:
+    turned = g.quaternion_to_rotation(torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64))
+    centers = torch.tensor([[0.0, 0, 0], [3.0, 4, 0], [0.0, 1, 0]], dtype=torch.float64)
+    moved = centers + torch.tensor([[0.0, 0, 1], [0.0, 0, 0], [2.0, 0, 0]], dtype=torch.float64)
+    a, b = (torch.cat([turned.expand(3, 3, 3), -(c @ turned.mT)[..., None]], dim=-1) for c in (centers, moved))
+    torch.testing.assert_close(g.relative_center_distance(a, b), torch.tensor([0.2, 0.0, 0.4], dtype=torch.float64))
+    assert g.relative_center_distance(a[:1], b[:1]).isinf().all()
+    assert g.relative_center_distance(a[:1], a[:1]) == 0

@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
-    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart", "files"},
+    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart", "files", "embedded"},
     {"quant"},
     {"runtime"},
     {"pretrained"},
@@ -24,8 +24,9 @@ TIERS = [
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Camera conventions and whole files are shared by the whole lowest tier; nothing else between units of one tier.
-SHARED = {"geometry", "quiet", "files"}
+# Camera conventions, whole files and the embedded model's name are shared by the whole lowest tier; nothing else
+# between its units.
+SHARED = {"geometry", "quiet", "files", "embedded"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

@@ -166,6 +166,18 @@ def direction_error_degrees(direction_a: Tensor, direction_b: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(cross, (a * b).sum(-1)))
 
 
+def relative_center_distance(extrinsic_a: Tensor, extrinsic_b: Tensor) -> Tensor:
+    """Two sets of cameras [..., S, 3, 4] in the same world -> distances [..., S] between their centres.
+
+    In units of a's extent: the largest distance of one of its centres from the first. Where that is 0, a camera that
+    does not stand in the same place has distance inf, one that does 0.
+    """
+    a, b = camera_center(extrinsic_a), camera_center(extrinsic_b)
+    extent = (a - a[..., :1, :]).norm(dim=-1).amax(dim=-1, keepdim=True)
+    distance = (b - a).norm(dim=-1)
+    return torch.where(distance == 0, torch.zeros_like(distance), distance / extent)
+
+
 def _at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 

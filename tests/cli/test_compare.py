@@ -1,5 +1,8 @@
 """`vggt-int8 compare` tables what `compare_model_outputs` measures."""
 
+import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,8 @@ from vggt_int8 import VGGTInt8, compare_model_outputs, load_images
 
 
 def rows(text: str) -> dict[str, list[float]]:
-    lines = [line.split() for line in text.splitlines() if line.strip()]
+    table, _, _ = text.partition("\ngeometry")
+    lines = [line.split() for line in table.splitlines() if line.strip()]
     return {cells[0]: [float(cell) for cell in cells[1:]] for cells in lines[2:]}  # after title and head
 
 
@@ -28,6 +32,30 @@ def test_recipe_applies_to_the_second_model(cli, tiny: Path, tiny_int8: Path, ph
     expected = compare_model_outputs(reference, quantized, images)["depth"]
     assert saved["depth"][0] == pytest.approx(expected["relative"], rel=1e-2)
     assert saved["depth"][0] > 0
+
+
+def test_degrees_and_per_cent(cli, tiny: Path, tiny_int8: Path, photos: list[Path]) -> None:
+    text = cli("compare", tiny, tiny_int8, *photos).partition("\ngeometry")[2]
+    for title, unit in [
+        ("rotation", "°"),
+        ("centres", " %"),
+        ("field of view", "°"),
+        ("depth", " %"),
+        ("points", " %"),
+    ]:
+        assert re.search(rf"^{title}.* [\d.e-]+{unit} +[\d.e-]+{unit} ", text, re.M), text
+
+
+def test_as_json(cli, tiny: Path, tiny_int8: Path, photos: list[Path]) -> None:
+    found = json.loads(cli("compare", tiny, tiny_int8, *photos, "--json"))
+    assert found["images"] == [str(path) for path in photos]
+    assert (
+        set(found["overall"]) == {"mae", "max_diff", "cosine", "sqnr_db", "relative"} == set(found["outputs"]["depth"])
+    )
+    assert 0 < found["geometry"]["depth_percent"]["median"] < found["geometry"]["depth_percent"]["p90"]
+    same = json.loads(cli("compare", tiny, tiny, *photos, "--json"))
+    assert same["overall"]["sqnr_db"] == "Infinity"
+    assert float(same["overall"]["sqnr_db"]) == math.inf
 
 
 def test_missing_images(cli, tiny: Path, tmp_path: Path) -> None:

@@ -102,7 +102,11 @@ def test_vggt(make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, tiny_point
         want, other = fp(tiny_images, query_points=tiny_points), int8(tiny_images, query_points=tiny_points)
     assert got["depth"]["max_diff"] == pytest.approx((want.depth - other.depth).abs().max().item())
     assert 0.9 < got["depth"]["cosine"] < 1
-    assert compare_model_outputs(fp, fp, tiny_images)["overall"]["max_diff"] == 0
+    kinds = {"rotation_degrees", "center_percent", "field_of_view_degrees", "depth_percent", "points_percent"}
+    assert set(got["geometry"]) == kinds
+    same = compare_model_outputs(fp, fp, tiny_images)
+    assert same["overall"]["max_diff"] == 0
+    assert {value for values in same["geometry"].values() for value in values.values()} == {0}
 
 
 def test_an_offloaded_model(make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor) -> None:

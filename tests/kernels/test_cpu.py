@@ -230,13 +230,19 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(variable: st
 def test_probe_rejects_a_cpu_that_saturates() -> None:
     """Without VNNI oneDNN adds pairs of products in 16 bits: the probe must see it and choose float32.
 
-    So it must where PyTorch finds no AVX-512 and multiplies in a loop of its own, which is exact and slow.
+    So it must where PyTorch finds no AVX-512 and multiplies in a loop of its own, which is exact and slow. Which of the
+    two this CPU does is seen in a product of the largest codes.
     """
-    code = (
-        "from vggt_int8.kernels import cpu;"
-        "print(cpu._is_exact(cpu.U8S8), cpu._is_exact(cpu.S8S8), cpu.cpu_int8_kernel() == cpu.FLOAT32)"
-    )
+    code = """
+import torch
+from vggt_int8.kernels import cpu
+weight = torch.full((64, 4096), 127, dtype=torch.int8)
+for most, dtype in ((255, torch.uint8), (127, torch.int8)):
+    sums = torch._int_mm(torch.full((64, 4096), most, dtype=dtype), weight.T)
+    print((sums == most * 127 * 4096).all().item())
+print(cpu._is_exact(cpu.U8S8), cpu._is_exact(cpu.S8S8), cpu.cpu_int8_kernel() == cpu.FLOAT32)
+"""
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", cpu_compiled.SETTING: "off"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    exact = str(torch.backends.cpu.get_cpu_capability() != "AVX512")
-    assert run.stdout.split() == [exact, exact, "True"]
+    u8s8, s8s8, *found = run.stdout.split()
+    assert found == [u8s8, s8s8, "True"]

@@ -150,7 +150,7 @@ ANY = [
     (
         "a damaged index",
         shard_and(lambda f: (f / INDEX).write_text('{"weight_map": ')),
-        r"index\.json is no valid JSON: Expecting value",
+        r"index\.json in .* is not a valid JSON file: Expecting value",
     ),
     ("an index without a map", shard_and(lambda f: (f / INDEX).write_text('{"weight_map": ["a"]}')), "no weight_map"),
     ("an index that is a list", shard_and(lambda f: (f / INDEX).write_text("[1]")), "no weight_map"),
@@ -323,7 +323,6 @@ REQUESTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("{int8}/none", request(), CheckpointError, "there is no folder '.*none'"),
     ("./none", request(), CheckpointError, "there is no folder './none'"),
     ("{int8}/config.json", request(), CheckpointError, r"config\.json is a file of unknown kind"),
-    ("{int8}/model.safetensors", request(), CheckpointError, "lacks|has shape"),
 ]
 
 
@@ -376,4 +375,5 @@ except CheckpointError as error:
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     assert "cannot get the config.json of 'someone/VGGT-1B-quantized.w8a8'" in process.stdout
-    assert "Check the name and the network" in process.stdout
+    assert "the Hub is not asked (HF_HUB_OFFLINE or local_files_only)" in process.stdout
+    assert "'embedded' names the small model inside this package" in process.stdout

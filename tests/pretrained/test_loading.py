@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 import vggt_int8
+from tests.codes import FACTOR, relative
 from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
 from vggt_int8.kernels import cpu, cpu_compiled
 from vggt_int8.quant import Int8Linear
@@ -250,8 +251,9 @@ def test_a_checkpoint_runs_on_every_backend_of_the_table(
         assert used == ({backend} if recipe == "int8_weight_only" else {backend, "portable"})
         got = model(tiny_images).depth
         assert torch.equal(got, written[backend])
-        assert (got - written["reference"]).norm() < 0.02 * plain.norm()
-        assert 1e-4 < (got - plain).norm() / plain.norm() < 0.05
+        lost = relative(written["reference"], plain)
+        assert relative(got, written["reference"]) < FACTOR * lost  # codes on a border go to either side
+        assert 1e-4 < relative(got, plain) < min(0.05, FACTOR * lost)
 
 
 def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.runtime.conftest import relative
+from tests.codes import apart_by_codes, relative
 from vggt_int8.model.layers import Block
 from vggt_int8.model.tables import rope_table
 from vggt_int8.quant import Int8Linear
@@ -37,21 +37,30 @@ def make_block(kinds: tuple[str, ...], qk_norm: bool) -> Block:
     return block
 
 
-def make_tokens(sequences: int, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(sequences, length, DIM, generator=torch.Generator().manual_seed(length)).to(dtype)
+def make_tokens(sequences: int, length: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(100 * seed + length)
+    return torch.randn(sequences, length, DIM, generator=generator).to(dtype)
 
 
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("rope", [True, False])
 @pytest.mark.parametrize(("sequences", "length"), [(1, 1), (3, 17), (2, 41)])
 def test_a_fused_block_is_the_block(kinds: tuple[str, ...], rope: bool, sequences: int, length: int) -> None:
-    block, x = make_block(kinds, qk_norm=rope), make_tokens(sequences, length)
+    block = make_block(kinds, qk_norm=rope)
     table = rope_table(1, length, 0, DIM // HEADS, 100.0, device=CPU) if rope else None
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    got = run_block(block, x.flatten(0, 1), sequences, table, ALL_ROWS)
-    want = block(x, table)
-    # Codes that lie on a boundary may round the other way; that moves a few values by a step.
-    assert relative(got.view_as(want), want) < (1e-6 if set(kinds) <= {"float", "none"} else 5e-3)
+    scenes = [make_tokens(sequences, length, seed=seed) for seed in range(1 if kinds[0] in ("float", "none") else 8)]
+    errors = [
+        relative(run_block(block, x.flatten(0, 1), sequences, table, ALL_ROWS).view_as(x), block(x, table))
+        for x in scenes
+    ]
+    # Codes that lie on a border may round the other way: in up to one scene of three (20,000 codes, of which one in
+    # 50,000 is as near to a border as sums of fp32 differ), and there no more is known than what all codes cost.
+    assert min(errors) < 1e-6, errors
+    if len(scenes) > 1:
+        floats = make_block(KINDS["float"], qk_norm=rope)
+        apart = apart_by_codes(*(lambda x, b=b: {"block": b(x, table)} for b in (floats, block)), scenes)
+        assert max(errors) < apart["block"], errors
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
-from tests.runtime.conftest import relative
+from tests.codes import relative
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, quantize
 from vggt_int8.runtime import Runtime, branches, memory, runtime
 from vggt_int8.runtime.attention import CUDNN, FLASH, attention

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.runtime.conftest import Make, relative
+from tests.codes import relative
+from tests.runtime.conftest import Make
 from vggt_int8 import VGGTInt8
 from vggt_int8.model.dpt_head import DPT, add_uv_embedding
 from vggt_int8.model.resize import resize

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FRAMES = {"cuda": "1,2,4,10,32,100,200", "cpu": "1,2,4"}
 SIZE = {"cuda": "392x518", "cpu": "112x112"}
+BASELINES = ", ".join(options.BASELINES)
 COLUMNS = (
     f"{'variant':26s} {'frames':>6s} {'ms':>9s} {'p20-p80':>17s} {'first s':>8s} {'peak GiB':>9s} "
     f"{'of ceiling':>10s} {'rel. error':>10s} {'max abs.':>9s}"
@@ -39,8 +40,7 @@ def bench(
     variants: Annotated[
         str | None,
         typer.Option(
-            help=f"Which, separated by commas: {', '.join(options.BASELINES)}, or <recipe>:<backend> such as "
-            "int8_dynamic:native.",
+            help=f"Which, separated by commas: {BASELINES}, or <recipe>:<backend> such as int8_dynamic:native.",
             **options.variants_option(),
         ),
     ] = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Backend, Device, Dtype, Images, Mode, load_images_for, load_model
 
 METRICS = {
@@ -16,18 +16,32 @@ METRICS = {
     "cosine": "cosine",
 }
 
+# Of `geometric_differences`.
+GEOMETRY = {
+    "rotation_degrees": ("rotation of the cameras", "°"),
+    "center_percent": ("centres of the cameras, of their extent", " %"),
+    "field_of_view_degrees": ("field of view", "°"),
+    "depth_percent": ("depth", " %"),
+    "points_percent": ("points", " %"),
+}
+WORDS = {"mean": "mean", "max": "maximum over frames", "median": "median", "p90": "90th percentile over pixels"}
+
 
 def compare(
     model_a: Annotated[str, typer.Argument(help="The reference: a folder or a Hub model.", show_default=False)],
     model_b: Annotated[str, typer.Argument(help="The model that is measured.", show_default=False)],
     images: Images,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="Quantize MODEL_B by this recipe while loading.")
+        str | None,
+        typer.Option(
+            "--recipe", "-r", help="Quantize MODEL_B by this recipe while loading.", **options.recipe_option()
+        ),
     ] = None,
     backend: Backend = "auto",
     device: Device = None,
     dtype: Dtype = None,
     mode: Mode = "crop",
+    as_json: options.Json = False,
 ) -> None:
     """Run two models on the same images and table the differences of MODEL_B's outputs from MODEL_A's."""
     from vggt_int8 import compare_model_outputs
@@ -39,12 +53,32 @@ def compare(
     pixels, _ = load_images_for(first, paths, mode)
     with console.step(f"Comparing on {console.count_images(len(paths))}"):
         result = compare_model_outputs(first, second, pixels)
+    outputs = {n: v for n, v in result.items() if isinstance(v, dict) and n not in ("overall", "geometry")}
+    geometry = result.get("geometry", {})
+    if as_json:
+        content = {"model_a": model_a, "model_b": model_b, "recipe": recipe, "images": [str(path) for path in paths]}
+        numbers = {"outputs": outputs, "overall": result["overall"], "geometry": geometry}
+        console.document("compare", {**content, **numbers})
+        return
     console.say(f"Difference of {model_b} from {model_a} on {console.count_images(len(paths))}")
     table = Table(box=None, pad_edge=False)
     table.add_column("output", no_wrap=True)
     for title in METRICS.values():
         table.add_column(title, justify="right")
-    outputs = [name for name, value in result.items() if isinstance(value, dict) and name != "overall"]
-    for name in [*outputs, "overall"]:
-        table.add_row(name, *(f"{result[name][key]:.4g}" for key in METRICS))
-    console.out.print(table)
+    for name, values in {**outputs, "overall": result["overall"]}.items():
+        table.add_row(name, *(f"{values[key]:.4g}" for key in METRICS))
+    console.show(table)
+    if geometry:
+        console.say("")
+        console.show(geometry_table(geometry))
+
+
+def geometry_table(geometry: dict[str, dict[str, float]]) -> Table:
+    """`geometric_differences` for people: means and maxima over frames, medians and 90th percentiles over pixels."""
+    table = Table("geometry", "typical", "large", "", box=None, pad_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for name, values in geometry.items():
+        title, unit = GEOMETRY[name]
+        typical, large = (f"{value:.3g}{unit}" for value in values.values())
+        table.add_row(title, typical, large, " and ".join(WORDS[key] for key in values))
+    return table

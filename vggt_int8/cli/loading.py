@@ -31,7 +31,9 @@ Recipe = Annotated[
 ]
 Backend = Annotated[
     str,
-    typer.Option(help=f"What runs INT8 layers: {', '.join(options.BACKENDS)}.", **options.choice(*options.BACKENDS)),
+    typer.Option(
+        help=f"What runs INT8 layers: {', '.join(options.BACKENDS)}.", **options.choice("backend", *options.BACKENDS)
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -39,12 +41,15 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Compute dtype; by default fp16 on cuda and fp32 on cpu.", **options.choice(*options.DTYPES)),
+    typer.Option(
+        help="Compute dtype; by default fp16 on cuda and fp32 on cpu.", **options.choice("dtype", *options.DTYPES)
+    ),
 ]
 Mode = Annotated[
     str,
     typer.Option(
-        help="Fit images by crop (width fills the model) or pad (nothing is cut off).", **options.choice(*options.MODES)
+        help="Fit images by crop (width fills the model) or pad (nothing is cut off).",
+        **options.choice("mode", *options.MODES),
     ),
 ]
 

@@ -42,12 +42,12 @@ Json = Annotated[
 ]
 
 
-def choice(*values: str) -> dict[str, Any]:
+def choice(kind: str, *values: str) -> dict[str, Any]:
     """Keyword arguments of `typer.Option` for one of `values`: shown, completed, and checked before anything runs."""
 
-    def check(name: str, value: str) -> None:
+    def check(value: str) -> None:
         if value not in values:
-            raise ValueError(f"{name} is {value!r}{_meant(value, values)}: choose one of {', '.join(values)}")
+            raise ValueError(f"{_absent(kind, value, values)} choose one of {', '.join(values)}")
 
     listed = "|".join(values)
     return {"metavar": listed if len(listed) <= 20 else "NAME", **checked(check, values)}
@@ -56,12 +56,12 @@ def choice(*values: str) -> dict[str, Any]:
 def recipe_option() -> dict[str, Any]:
     """The same for a shipped recipe's name or a .toml file, which is read to check it."""
 
-    def check(name: str, value: str) -> None:
+    def check(value: str) -> None:
         names = available_recipes()
         if not value.endswith(".toml") and value not in names:
             raise ValueError(
-                f"{name} is {value!r}{_meant(value, names)}: choose one of {', '.join(names)}, or pass the path of "
-                "your own recipe, ending in .toml"
+                f"{_absent('recipe', value, names)} choose one of {', '.join(names)}, or pass the path of your own "
+                "file, ending in .toml"
             )
         load_recipe(value)
 
@@ -71,52 +71,46 @@ def recipe_option() -> dict[str, Any]:
 def device_option() -> dict[str, Any]:
     """The same for a device. Whether this machine has it is known later, when PyTorch is loaded."""
 
-    def check(name: str, value: str) -> None:
+    def check(value: str) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
-            raise ValueError(
-                f"{name} is {value!r}{_meant(value, ('cpu', 'cuda'))}: there is no such device, choose cpu, cuda or "
-                "cuda:<number>"
-            )
+            raise ValueError(f"{_absent('device', value, ('cpu', 'cuda'))} choose cpu, cuda or cuda:<number>")
 
     return {"metavar": "cpu|cuda|cuda:N", **checked(check, ("cpu", "cuda"))}
 
 
 def variants_option() -> dict[str, Any]:
     """The same for the variants of `bench`, separated by commas."""
+    backends = BACKENDS[1:]
 
-    def check(name: str, value: str) -> None:
+    def check(value: str) -> None:
         for variant in value.split(","):
-            recipe, colon, backend = variant.strip().rpartition(":")
-            if colon and backend in BACKENDS[1:]:
-                load_recipe(recipe)
-            elif not colon and backend not in BASELINES:
+            first, colon, backend = variant.strip().rpartition(":")
+            if not colon and backend not in BASELINES:
                 raise ValueError(
-                    f"{name} has {backend!r}{_meant(backend, BASELINES)}: choose of {', '.join(BASELINES)}, or "
-                    "<recipe>:<backend>"
+                    f"{_absent('variant', backend, BASELINES)} choose of {', '.join(BASELINES)}, or <recipe>:<backend>"
                 )
-            elif colon:
-                raise ValueError(
-                    f"{name} has {variant.strip()!r}{_meant(backend, BACKENDS[1:])}: after the recipe choose one of "
-                    f"{', '.join(BACKENDS[1:])}"
-                )
+            if colon:
+                load_recipe(first)
+                if backend not in backends:
+                    raise ValueError(f"{_absent('backend', backend, backends)} choose one of {', '.join(backends)}")
 
     def offer(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
-        names = [*BASELINES, *(f"{recipe}:{b}" for recipe in available_recipes() for b in BACKENDS[1:])]
+        names = [*BASELINES, *(f"{recipe}:{backend}" for recipe in available_recipes() for backend in backends)]
         return [before + comma + name for name in names if name.startswith(last)]
 
     return {**checked(check, ()), "autocompletion": offer}
 
 
-def checked(check: Callable[[str, str], None], values: Iterable[str] | Callable[[], Iterable[str]]) -> dict[str, Any]:
-    """Keyword arguments of `typer.Option` whose value `check(option, value)` may refuse by raising ValueError."""
+def checked(check: Callable[[str], None], values: Iterable[str] | Callable[[], Iterable[str]]) -> dict[str, Any]:
+    """Keyword arguments of `typer.Option` whose value `check` may refuse by raising ValueError."""
 
     def callback(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
         if value is not None and not ctx.resilient_parsing:  # which is how the shell's completion parses
             try:
-                check(max(param.opts, key=len), value)
+                check(value)
             except ValueError as error:
-                console.complain(str(error))
+                console.complain(f"{max(param.opts, key=len)}: {error}")
                 raise typer.Exit(2) from None
         return value
 
@@ -126,12 +120,12 @@ def checked(check: Callable[[str, str], None], values: Iterable[str] | Callable[
     return {"callback": callback, "autocompletion": offer}
 
 
-def _meant(value: str, values: Iterable[str]) -> str:
-    """ " (did you mean 'native'?)", or nothing where none is near."""
+def _absent(kind: str, value: str, values: Iterable[str]) -> str:
+    """ "there is no backend 'nativ' (did you mean 'native'?):", without the question where nothing is near."""
     spelt = {_letters(name): name for name in values}
-    word = SYNONYMS.get(value.lower(), value)
-    near = difflib.get_close_matches(_letters(word), spelt, n=1)
-    return f" (did you mean {spelt[near[0]]!r}?)" if near else ""
+    near = difflib.get_close_matches(_letters(SYNONYMS.get(value.lower(), value)), spelt, n=1)
+    meant = f" (did you mean {spelt[near[0]]!r}?)" if near else ""
+    return f"there is no {kind} {value!r}{meant}:"
 
 
 def _letters(name: str) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.eval.geometric import geometric_differences
+
 _NOT_COMPARED = ("images", "pose_enc_list")
 
 
@@ -21,7 +23,8 @@ def compare_model_outputs(
     the entries of "overall" at the top level too. "overall" takes all values of all outputs together. mae, max_diff
     are in the output's own unit; sqnr_db = 10 log10(signal power / error power), infinite for equal outputs;
     relative = error norm / reference norm. Values that are infinite in both alike (an intrinsic for a field of view
-    of zero) are left out.
+    of zero) are left out. "geometry", where there are cameras, depth or points, says the same in degrees and per cent:
+    see `vggt_int8.eval.geometric.geometric_differences`.
 
     Raises `ValueError` if the two do not give the same outputs.
     """
@@ -36,7 +39,9 @@ def compare_model_outputs(
         pairs[name] = (first[name][~same], second[name][~same])
     everything = (torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
     overall = difference(*everything)
-    return {**overall, "overall": overall, **{name: difference(*pair) for name, pair in pairs.items()}}
+    result = {**overall, "overall": overall, **{name: difference(*pair) for name, pair in pairs.items()}}
+    geometry = geometric_differences(first, second, (images.shape[-2], images.shape[-1]))
+    return {**result, "geometry": geometry} if geometry else result
 
 
 def difference(reference: Tensor, other: Tensor) -> dict[str, float]:

@@ -6,15 +6,17 @@ Where it is missing, and on CPUs that are no x86 with AVX2, the operators run on
 `VGGT_INT8_CPU_KERNELS=off` asks for that, `=no-amx` for the kernels of CPUs without AMX.
 """
 
+import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from vggt_int8.kernels import cpu_cache
 
 SETTING = "VGGT_INT8_CPU_KERNELS"
 _SOURCES = Path(__file__).with_name("csrc")
@@ -31,7 +35,6 @@ _FLAGS = (
 )
 _SECONDS_TO_COMPILE = 300
 _OUT_OF_MEMORY = 1
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Library(NamedTuple):
@@ -90,8 +93,9 @@ def _load() -> Library | str:
 def load(path: Path, amx: bool) -> Library:
     """The library at `path`, with AMX where asked and possible. Its products are tried before it is used."""
     try:
-        functions = ctypes.CDLL(str(path))
-    except OSError as error:
+        # What was checked is what is loaded. The descriptor stays open: its number is the library's name from now on.
+        functions = ctypes.CDLL(f"/proc/self/fd/{cpu_cache.open_checked(path)}")
+    except (OSError, ValueError, cpu_cache.Untrusted) as error:
         raise NoCompiler(f"{path} cannot be loaded: {error}") from error
     for function, kinds in _SIGNATURES.items():
         getattr(functions, function).argtypes = [_KINDS[kind][0] for kind in (*kinds, "i")]
@@ -129,7 +133,7 @@ def _multiply(loaded: Library, codes: Tensor, weight: Tensor, out: Tensor | None
 
 
 def build(flags: Sequence[str] = ()) -> Path:
-    """The compiled library in the user's cache, made if it is not there yet or is damaged.
+    """The compiled library in the user's cache, made if it is not there yet or is damaged; see `cpu_cache`.
 
     Its name depends on all that it was made from: source, flags, compiler and CPU. It is written under another name
     first, so processes that compile at once do not meet.
@@ -144,19 +148,19 @@ def build(flags: Sequence[str] = ()) -> Path:
     version = _run([*compiler, "--version"])
     sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.glob("*.[ch]"))]
     made_from = "\n".join([*command, version, _cpu(), *sources])
-    folder = _cache_folder()
-    path = folder / f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so"
+
+    def make(path: Path) -> None:
+        try:
+            _run([*command, str(_SOURCES / "kernels.c"), "-lm", "-o", str(path)])
+        except NoCompiler as error:
+            if os.strerror(errno.ENOSPC) in str(error):  # the cache's fault rather than the compiler's
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
+
     try:
-        if not _is_whole(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / path.name
-                _run([*command, str(_SOURCES / "kernels.c"), "-lm", "-o", str(made)])
-                made.write_bytes(_sealed(made.read_bytes()))
-                made.replace(path)
-    except OSError as error:
-        raise NoCompiler(f"{folder} cannot be used ({error}): name another place in XDG_CACHE_HOME") from error
-    return path
+        return cpu_cache.kept_or_made(f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so", make)
+    except (OSError, cpu_cache.Untrusted) as error:
+        raise NoCompiler(str(error)) from error
 
 
 def _compiler() -> list[str]:
@@ -173,35 +177,23 @@ def _compiler() -> list[str]:
     return [found, *named[1:]]
 
 
-def _cache_folder() -> Path:
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "vggt-int8"
-    try:
-        return Path.home() / ".cache" / "vggt-int8"
-    except RuntimeError as error:  # a user without a home
-        raise NoCompiler(f"{error}: name a folder for the compiled kernels in XDG_CACHE_HOME") from error
-
-
-def _sealed(library: bytes) -> bytes:
-    """A library with its digest behind it, where loaders do not look: to load a damaged one can end the process."""
-    return library + hashlib.sha256(library).digest()
-
-
-def _is_whole(path: Path) -> bool:
-    if not path.exists():
-        return False
-    content = path.read_bytes()
-    return content == _sealed(content[:-_DIGEST_BYTES])
-
-
 def _run(command: list[str]) -> str:
+    """Output of a compiler, which ends with us: it has children of its own, so it gets a group that is killed whole."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    messages = {**os.environ, "LC_ALL": "C"}
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS_TO_COMPILE, check=False)
+        with subprocess.Popen(command, **pipes, text=True, errors="replace", env=messages, process_group=0) as process:
+            try:
+                out, err = process.communicate(timeout=_SECONDS_TO_COMPILE)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCompiler(f"{command[0]} does not run: {error}") from error
-    if run.returncode:
-        raise NoCompiler(f"{command[0]} failed: {run.stderr.strip()[:400]}")
-    return run.stdout
+    if process.returncode:
+        raise NoCompiler(f"{command[0]} failed: {err.strip()[:400]}")
+    return out
 
 
 def _cpu() -> str:

@@ -1,16 +1,51 @@
 """The shape of a VGGT network; the defaults are those of VGGT-1B (`facebook/VGGT-1B`).
 
-A `config.json` that names only some of these fields loads: the others take their default.
+A `config.json` that names only some of these fields loads: the others take their default. Nothing else in such a file
+has a say: what transformers would read from it beyond the sizes (code, kernels, attention implementations, other files
+to load) is left out by `VGGTConfig.from_dict`, and sizes that no network of this kind has are refused before anything
+is built of them.
 """
 
+import difflib
+import warnings
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from vggt_int8.model.size import least_parameters
+
 VGGT_1B_DIM = 1024
 TRACK_HEADS = 8  # attention heads of the track head's transformer: a constant of the architecture
+MOST_PARAMETERS = 20_000_000_000  # sixteen times VGGT-1B's
+# field -> the largest value that a network can sensibly have; beyond, a config.json is damaged or means harm.
+_MOST = {
+    "img_size": 16384,
+    "patch_size": 512,
+    "embed_dim": 32768,
+    "num_register_tokens": 4096,
+    "encoder_depth": 256,
+    "depth": 256,
+    "camera_depth": 64,
+    "camera_iterations": 64,
+    "encoder_num_heads": 1024,
+    "num_heads": 1024,
+    "camera_num_heads": 1024,
+    "mlp_ratio": 64,
+    "rope_freq": 1e9,
+    "dpt_features": 16384,
+    "track_features": 8192,
+    "track_iterations": 64,
+    "track_hidden_size": 16384,
+    "track_corr_levels": 16,
+    "track_corr_radius": 64,
+}
+_ALSO_READ = ("model_type", "quantization_config", "dtype", "torch_dtype")
+# Of every config that transformers writes, and without meaning for this network.
+_UNREAD = {"architectures", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash"}
 
 
 @strict
@@ -75,6 +110,28 @@ class VGGTConfig(PreTrainedConfig):
         if self.enable_track:
             self._check_multiple("track_features", 4, "for its position embedding")
             self._check_multiple("track_hidden_size", TRACK_HEADS, "its number of attention heads")
+        if (count := least_parameters(self)) > MOST_PARAMETERS:
+            raise ValueError(
+                f"these sizes make {count:.3g} parameters; VGGT-1B has 1.26e9, and more than {MOST_PARAMETERS:.0e} are "
+                "refused"
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a config from what a `config.json` holds: its sizes and what it says of dtype and quantization.
+
+        All else is left out, with a warning where transformers itself would not have written it. Raises ValueError for
+        a misspelt field, another kind of model, or a dtype that is none; TypeError for a keyword that transformers
+        would put into the config to choose code with.
+        """
+        own = {*cls.__annotations__, *_ALSO_READ, "return_unused_kwargs", "name_or_path", "trust_remote_code"}
+        for name, value in kwargs.items():
+            if name not in own and not name.startswith("_") and hasattr(PreTrainedConfig, name) and value is not None:
+                raise TypeError(f"a VGGT's config does not take {name}={value!r:.80}")
+        for name in ("attn_implementation", "experts_implementation"):
+            if kwargs.get(name) is not None:
+                raise TypeError(f"a VGGT does not take {name}={kwargs[name]!r:.80}: its attention is its own")
+        return super().from_dict(_readable(config_dict, cls.__annotations__), **kwargs)
 
     def _check_ranges(self) -> None:
         for name in (
@@ -83,10 +140,13 @@ class VGGTConfig(PreTrainedConfig):
             *("track_iterations", "track_corr_levels", "track_corr_radius", "track_hidden_size"),
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {_short(getattr(self, name))}")
         for name in ("mlp_ratio", "rope_freq"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0, got {_short(getattr(self, name))}")
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most:g}, got {_short(getattr(self, name))}")
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens must not be negative, got {self.num_register_tokens}")
 
@@ -105,17 +165,61 @@ class VGGTConfig(PreTrainedConfig):
     def _check_dpt(self) -> None:
         for name in ("dpt_layers", "dpt_out_channels"):
             if len(getattr(self, name)) != 4:
-                raise ValueError(f"{name} must have 4 entries, one per feature level, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must have 4 entries, one per feature level, got {_short(getattr(self, name))}"
+                )
         if not all(0 <= layer < self.depth for layer in self.dpt_layers):
             raise ValueError(
-                f"dpt_layers must lie in 0 … {self.depth - 1}, since depth is {self.depth}; got {self.dpt_layers}"
+                f"dpt_layers must lie in 0 … {self.depth - 1}, since depth is {self.depth}; "
+                f"got {_short(self.dpt_layers)}"
             )
         if any(channels < 1 or channels % 4 for channels in self.dpt_out_channels):
             raise ValueError(
-                f"dpt_out_channels must be multiples of 4 (position embedding), got {self.dpt_out_channels}"
+                f"dpt_out_channels must be multiples of 4 (position embedding), got {_short(self.dpt_out_channels)}"
+            )
+        if max(self.dpt_out_channels) > _MOST["dpt_features"]:
+            raise ValueError(
+                f"dpt_out_channels must be at most {_MOST['dpt_features']}, got {_short(self.dpt_out_channels)}"
             )
         self._check_multiple("dpt_features", 8, "for the position embedding of its half")
 
     def _check_multiple(self, name: str, divisor: int, meaning: str) -> None:
         if getattr(self, name) % divisor:
-            raise ValueError(f"{name} must be a multiple of {divisor} ({meaning}), got {getattr(self, name)}")
+            raise ValueError(f"{name} must be a multiple of {divisor} ({meaning}), got {_short(getattr(self, name))}")
+
+
+def _readable(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a `config.json` is read; see `VGGTConfig.from_dict`."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"it holds {_short(data)}, not an object of a config's fields")
+    kind = data.get("model_type", VGGTConfig.model_type)
+    if kind != VGGTConfig.model_type:
+        raise ValueError(f"its model_type is {_short(kind)}, not {VGGTConfig.model_type!r}")
+    for name in ("dtype", "torch_dtype"):
+        value = data.get(name)
+        dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+        if value is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"its {name} is {_short(value)}, which is no floating-point dtype of PyTorch")
+    left_out = [name for name in data if name not in fields and name not in _ALSO_READ and name not in _UNREAD]
+    left_out = [name for name in left_out if name not in _transformers_fields()]
+    for name in left_out:
+        if close := difflib.get_close_matches(name, list(fields), n=1, cutoff=0.8):
+            raise ValueError(f"it has a field {_short(name)}, which no VGGT has; {close[0]!r} is one")
+    if left_out:
+        shown = ", ".join(_short(name) for name in left_out[:8])
+        warnings.warn(f"fields of config.json that no VGGT reads are ignored: {shown}", stacklevel=4)
+    return {name: value for name, value in data.items() if name in fields or name in _ALSO_READ}
+
+
+def _transformers_fields() -> frozenset[str]:
+    """Names that transformers writes into every model's config."""
+    return frozenset(PreTrainedConfig().to_dict())
+
+
+def _short(value: Any) -> str:
+    """A value for a message: its first 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

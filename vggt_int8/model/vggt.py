@@ -8,8 +8,10 @@ island in its layer, and all results are fp32. The forward never waits for the d
 it compiles into one graph and can be captured in a CUDA graph (after one call, which fills the constant tables).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +19,14 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from vggt_int8.embedded import resolve_source
 from vggt_int8.geometry import pose_encoding_to_camera
 from vggt_int8.model.aggregator import Aggregator
 from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.model.encoder import Encoder
+from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
 from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
 from vggt_int8.model.track_head import Tracker, TrackHead
@@ -80,6 +84,30 @@ class VGGT(PreTrainedModel):
         absent = {rf"^{head}_head\." for head in HEADS if getattr(self, f"{head}_head") is None}
         self._keys_to_ignore_on_load_unexpected = absent
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Load the plain network from the Hub or a folder in floating point, or "embedded", as transformers does.
+
+        `VGGTInt8.from_pretrained` loads the same without a recipe, reads more kinds of files and checks them before
+        it loads; here a checkpoint that does not fit, or is quantized, raises ValueError afterwards. TypeError for a
+        keyword that would have no effect.
+        """
+        source = resolve_source(pretrained_model_name_or_path)
+        if args or not {"recipe", "backend"}.isdisjoint(kwargs):
+            raise TypeError("VGGT is the plain network: VGGTInt8.from_pretrained takes recipe= and backend=")
+        options = check_keywords(kwargs)
+        wants_info = bool(options.pop("output_loading_info", False))
+        if options.get("config") is None:
+            hub = {key: options[key] for key in HUB_KEYWORDS if key in options}
+            fields = {key: options.pop(key) for key in VGGTConfig.__annotations__ if key in options}
+            options["config"] = VGGTConfig.from_pretrained(source, **hub, **fields)
+        if getattr(options["config"], "quantization_config", None) is not None:
+            raise ValueError(f"{source} is quantized: load it with VGGTInt8.from_pretrained")
+        model, info = super().from_pretrained(source, **options, output_loading_info=True)
+        if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]:
+            raise ValueError(f"{source} does not fit the network: {sorted(map(str, wrong))[:5]} ({len(wrong)} in all)")
+        return (model, info) if wants_info else model
 
     def forward(
         self,

@@ -6,7 +6,6 @@ floating-point values must be finite; otherwise nothing is loaded and the error 
 """
 
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vggt_int8.kernels.reference import CODE_MAX
+from vggt_int8.pretrained.errors import CheckpointError
+from vggt_int8.pretrained.pickles import load_pickle
+from vggt_int8.pretrained.plain_files import check_plain_file
 from vggt_int8.quant.storage import Int8Storage
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -30,10 +32,6 @@ _SAFETENSORS_NAMES = {
 }
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 _SHOWN = 5  # tensor names, or problems, in a message
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit the model or is damaged. Nothing of it was loaded."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +100,15 @@ def _damage(name: str, tensor: Tensor) -> str | None:
 def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
     """Names, dtypes and shapes of safetensors files, without their data; pickle files are read with weights only.
 
-    Raises `CheckpointError` for a file that is truncated, corrupted or empty, and for a tensor that is in two files.
+    Raises `CheckpointError` for a file that is missing, unreadable, truncated, corrupted or empty, and for a tensor
+    that is in two files.
     """
     stored = {}
     for file in files:
         if not file.endswith(".safetensors"):
             stored.update({name: _describe(tensor) for name, tensor in load_pickle(file).items()})
             continue
+        check_plain_file(file)
         try:
             with safe_open(file, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118  (not a mapping)
@@ -116,11 +116,12 @@ def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
                         raise CheckpointError(f"{name} is in two files, {stored[name].file} and {file}: remove one")
                     part = handle.get_slice(name)
                     stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
-        except (SafetensorError, OSError) as error:
-            size = Path(file).stat().st_size if Path(file).exists() else 0
+        except OSError as error:
+            raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+        except SafetensorError as error:
             raise CheckpointError(
-                f"{file} ({size} bytes) is no readable safetensors file: {error}. It is truncated or damaged; "
-                "download or make it again"
+                f"{file} ({Path(file).stat().st_size} bytes) is no readable safetensors file: {error}. It is truncated "
+                "or damaged; download or make it again"
             ) from error
     return stored
 
@@ -131,22 +132,6 @@ def stored_bytes(files: Iterable[str]) -> dict[str, int]:
     for tensor in read_headers(files).values():
         sizes[tensor.dtype] += math.prod(tensor.shape) * _BYTES[tensor.dtype]
     return dict(sizes)
-
-
-def load_pickle(file: str) -> dict[str, Tensor]:
-    """The tensors of a `.pt` or `.bin` file, memory-mapped where it can be. Refuses pickles that hold anything else."""
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # pickle, zip and file errors of many kinds: all mean that the file is not usable
-        raise CheckpointError(
-            f"{file} cannot be read as plain tensors ({type(error).__name__}). Pickled models can run code when "
-            "opened, so they are refused: save `model.state_dict()` instead, best as safetensors"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file} holds no state dict: a dict from name to tensor is expected")
-    return content
 
 
 def _describe(tensor: Tensor) -> StoredTensor:

@@ -13,16 +13,16 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
 from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.model_card import model_card
-from vggt_int8.pretrained.checkpoint import (
-    CheckpointError,
-    stored_bytes,
-    validate_checkpoint,
-)
+from vggt_int8.pretrained.checkpoint import stored_bytes, validate_checkpoint
+from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import is_capturing
+from vggt_int8.pretrained.names import with_plain_names
 from vggt_int8.pretrained.quantizer import (
     VGGTInt8QuantizationConfig,
     VGGTInt8Quantizer,
@@ -31,7 +31,17 @@ from vggt_int8.pretrained.quantizer import (
     round_kept_parameters,
 )
 from vggt_int8.pretrained.saving import saved_whole
-from vggt_int8.pretrained.source import check_device, check_index, load_config, load_file, set_quantization
+from vggt_int8.pretrained.source import (
+    check_device,
+    check_folder,
+    check_source,
+    compute_dtype,
+    given_config,
+    load_config,
+    load_file,
+    open_file,
+    set_quantization,
+)
 from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.linear import Int8Linear
@@ -71,35 +81,52 @@ class VGGTInt8(VGGT):
     ) -> "VGGTInt8":
         """Load a model from the Hub or from disk, quantizing it on the way if `recipe` is given.
 
-        pretrained_model_name_or_path: Hub id, folder, or a single `.safetensors` or `.pt` file of tensors.
+        pretrained_model_name_or_path: Hub id, folder, a single file of tensors (`.safetensors`, `.pt`, `.bin`, `.ckpt`;
+            sizes and recipe come from a `config.json` beside it, else it is VGGT-1B), or "embedded": the small trained
+            model inside this package, which needs no network. What wrappers put before the names of tensors
+            ("module.", "_orig_mod.", "model.") is taken off.
         recipe: shipped name, path of a TOML file, or `Recipe`; only for a floating-point checkpoint. A quantized
             checkpoint holds its recipe and is loaded as it is.
         backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
         device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.
         dtype: the dtype to compute in; by default fp16 on CUDA and fp32 on the CPU.
-        kwargs: fields of the config to change, such as `enable_track=False` (that head's weights stay unread); all
-            others are passed to transformers (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
+        kwargs: fields of the config to change, such as `enable_track=False` (that head's weights stay unread), and
+            what transformers does as it says (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
+            See `vggt_int8.model.keywords` for what is refused, and why.
 
-        Raises `CheckpointError`, `RecipeError` or `BackendError`, saying what does not fit; then nothing is loaded.
+        Raises `CheckpointError`, `RecipeError`, `BackendError` or, for keywords, TypeError, saying what does not fit;
+        then nothing is loaded.
         """
-        source = os.fspath(pretrained_model_name_or_path)
+        source = resolve_source(pretrained_model_name_or_path)
+        if args:
+            raise TypeError(f"from_pretrained takes its options by name, such as recipe={args[0]!r:.60}")
+        options = check_keywords(kwargs, own=("recipe", "backend"))
         check_backend_name(backend)
         check_device(device_map)
-        is_file = Path(source).is_file()
-        if config is None:
-            config = VGGTConfig() if is_file else load_config(source, kwargs)
-        set_quantization(config, kwargs, recipe, backend, source)
-        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # the name that transformers used before
-        if dtype in (None, "auto"):
-            dtype = torch.float16 if execution_device_type(device_map) == "cuda" else torch.float32
-        options = {**kwargs, "config": config, "device_map": device_map, "dtype": dtype}
-        if is_file:
-            return super().from_pretrained(None, *args, state_dict=load_file(source), **options)
-        check_index(source, kwargs.get("subfolder", ""))
-        try:
-            return super().from_pretrained(source, *args, **options)
-        except (OSError, JSONDecodeError) as error:
-            raise CheckpointError(f"cannot load {source!r}: {error}") from error
+        dtype = compute_dtype(dtype, options.pop("torch_dtype", None), device_map)
+        if config is not None:
+            config = given_config(config, options)
+        check_source(source)
+        folder = source
+        if Path(source).is_file():
+            folder, config = open_file(source, config, options)
+        elif config is None:
+            config = load_config(source, options)
+        set_quantization(config, options, recipe, backend, source)
+        options |= {"config": config, "device_map": device_map, "dtype": dtype}
+        load = super(VGGT, cls).from_pretrained  # of transformers: VGGT's own is for the plain network
+        if not folder:
+            model = load(None, state_dict=load_file(source, config), **options)
+        else:
+            check_folder(folder, config, options)
+            try:
+                model = load(folder, **options)
+            except (OSError, JSONDecodeError) as error:
+                raise CheckpointError(f"cannot load {source!r}: {error}") from error
+        if source == str(EMBEDDED_FOLDER):
+            loaded = model[0] if isinstance(model, tuple) else model  # with output_loading_info
+            loaded.config.name_or_path = EMBEDDED
+        return model
 
     @staticmethod
     def _load_pretrained_model(
@@ -112,6 +139,12 @@ class VGGTInt8(VGGT):
             raise CheckpointError(
                 "the model does not fit the memory given, and layers cannot go to disk while they are quantized: load "
                 "with device_map='cpu', save_pretrained() the INT8 model, then load that with offloading"
+            )
+        state_dict, checkpoint_files = with_plain_names(state_dict, checkpoint_files)
+        if checkpoint_files is None and "disk" in (load_config.device_map or {}).values():
+            raise CheckpointError(
+                "layers cannot go to disk from this checkpoint, whose tensors have other names than the network's: "
+                "load with device_map='cpu', save_pretrained() it, then load that with offloading"
             )
         validate_checkpoint(model, state_dict, checkpoint_files, quantizing=quantizing)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)

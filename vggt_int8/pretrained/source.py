@@ -1,22 +1,73 @@
-"""What a user names as the source of a model: its config, its recipe, the device it is asked for, a single file."""
+"""What a user names as the source of a model: a Hub id, a folder, a single file; its config, its recipe, its device.
 
-import json
+Everything here is looked at before a weight is read, in the order of its cost: names first, then the small files.
+"""
+
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file as load_safetensors
+from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from vggt_int8.embedded import EMBEDDED, resolve_source
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.pretrained.checkpoint import CheckpointError, load_pickle, read_headers
+from vggt_int8.model.keywords import HUB_KEYWORDS
+from vggt_int8.model.size import least_parameters
+from vggt_int8.pretrained.checkpoint import read_headers
+from vggt_int8.pretrained.errors import CheckpointError
+from vggt_int8.pretrained.names import load_tensors
+from vggt_int8.pretrained.plain_files import check_plain_file, check_weight_files, read_json
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe, load_recipe
 
-_SINGLE_FILES = (".pt", ".pth", ".bin", ".safetensors")
+_SINGLE_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "double": torch.float64,
+    "float": torch.float32,
+    "half": torch.float16,
+}
+_FAR_LARGER = 8  # below it, the comparison of names and shapes says better what does not fit
+NO_NETWORK = f"No network? {EMBEDDED!r} names the small model inside this package"
+
+
+def check_source(source: str) -> None:
+    """Raise `CheckpointError` for a name that is neither there nor one that the Hub could know; asks nobody."""
+    if os.path.exists(source):
+        return
+    if os.path.islink(source):
+        raise CheckpointError(f"{source} is a link to {os.readlink(source)}, which does not exist")
+    if source.endswith((*_SINGLE_FILES, ".json", ".gguf", ".onnx")):
+        raise CheckpointError(f"there is no file {source!r}")
+    parts = re.split(r"[/\\]", source)
+    is_path = source.startswith((".", "/", "~")) or "\\" in source or re.match(r"[A-Za-z]:", source)
+    if is_path or len(parts) != 2 or not all(parts):
+        raise CheckpointError(
+            f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'. {NO_NETWORK}"
+        )
+    if Path(parts[0]).is_dir():
+        raise CheckpointError(
+            f"there is no folder {source!r}, though {parts[0]!r} is one; the Hub is not asked for it. If a model of "
+            "the Hub is meant, work in another folder"
+        )
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise CheckpointError(f"{source!r} is no folder here and cannot be a Hub id: {error}") from error
 
 
 def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
@@ -25,43 +76,95 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
     Fields of the config among `kwargs`, such as `enable_track=False`, are taken out of them and replace what the
     checkpoint says, as everywhere in transformers.
     """
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise CheckpointError(
-            f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'"
-        )
-    folder = Path(source) / kwargs.get("subfolder", "")
-    if Path(source).is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"there is no config.json in {str(folder)!r}: a checkpoint needs one beside its weights")
-    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-    options = {key: kwargs[key] for key in hub if key in kwargs}
-    options |= {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
+    check_source(source)
+    subfolder = kwargs.get("subfolder") or ""
+    changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
+    if Path(source).is_dir():
+        path = Path(source) / subfolder / "config.json"
+        if not os.path.lexists(path):
+            raise CheckpointError(
+                f"there is no config.json in {str(path.parent)!r}: a checkpoint needs one beside its weights"
+            )
+    else:
+        path = _from_hub(source, {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs})
+    return make_config(read_json(path), source, changed)
+
+
+def _from_hub(source: str, options: dict[str, Any]) -> Path:
     try:
-        config = VGGTConfig.from_pretrained(source, **options)
-        config.validate()  # once more: the options are set after the first time
-    except (StrictDataclassError, TypeError, AttributeError) as error:  # the latter: not an object, no such dtype
-        raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {error}") from error
+        path = cached_file(source, "config.json", **options)
     except OSError as error:
-        if Path(source).is_dir():
-            raise CheckpointError(f"cannot read the config.json in {source!r}: {error}") from error
+        if is_offline_mode() or options.get("local_files_only"):
+            why = "the Hub is not asked (HF_HUB_OFFLINE or local_files_only). Allow it"
+        else:
+            why = "the Hub did not give it. Check the name and the network"
         raise CheckpointError(
-            f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and the "
-            "Hub did not give it. Check the name and the network, or download the files and pass their folder."
+            f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and "
+            f"{why}, or download the files and pass their folder. {NO_NETWORK}."
         ) from error
+    return Path(str(path))
+
+
+def make_config(data: Any, source: str, changed: dict[str, Any]) -> VGGTConfig:
+    """A config from what a file holds, with some fields changed. Raises `CheckpointError`."""
+    try:
+        config: VGGTConfig = VGGTConfig.from_dict(data)
+        for name, value in changed.items():
+            setattr(config, name, value)
+        config.validate()  # once more: the fields are set after the first time
+    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {reason:.600}") from error
     return config
 
 
-def check_index(source: str, subfolder: str) -> None:
-    """Raise `CheckpointError` if the list of shards in a folder, where there is one, is not such a list."""
-    index = Path(source) / subfolder / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return
+def given_config(config: Any, kwargs: dict[str, Any]) -> VGGTConfig:
+    """A copy of `config=`, or the config that it names, with the fields among `kwargs` changed."""
+    if isinstance(config, str | os.PathLike):
+        path = Path(resolve_source(config))
+        if not path.is_file():
+            return load_config(str(path), kwargs)
+        changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
+        return make_config(read_json(path), str(path), changed)
+    if not isinstance(config, VGGTConfig):
+        raise TypeError(f"config is a {type(config).__name__}; pass a VGGTConfig, or leave it out")
+    changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
+    if config._attn_implementation not in (None, "sdpa"):
+        raise TypeError(f"a VGGT does not take attn_implementation={config._attn_implementation!r:.80}")
+    copied = make_config({}, "config=", {})
+    data = config.to_dict() | changed
+    for name in VGGTConfig.__annotations__:
+        setattr(copied, name, data[name])
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{index} is no valid JSON: {error}") from error
-    shards = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()) or not shards:
-        raise CheckpointError(f"{index} has no weight_map from tensor to file: download or make the checkpoint again")
+        copied.validate()
+    except StrictDataclassError as error:
+        raise CheckpointError(f"config= describes no VGGT: {error}") from error
+    copied.quantization_config = getattr(config, "quantization_config", None)
+    if copied.quantization_config is None:
+        del copied.quantization_config
+    return copied
+
+
+def check_folder(source: str, config: VGGTConfig, kwargs: dict[str, Any]) -> None:
+    """Look at the weight files of a folder, and whether a network of these sizes can be in them."""
+    folder = Path(source) / (kwargs.get("subfolder") or "")
+    if not folder.is_dir():
+        return
+    check_weight_files(folder, kwargs.get("variant"))
+    weights = [path for path in folder.iterdir() if path.suffix in _SINGLE_FILES and path.is_file()]
+    check_size(config, weights, source)
+
+
+def check_size(config: VGGTConfig, files: list[Path], source: str) -> None:
+    """Raise `CheckpointError` if the network is far larger than its files: a weight takes a byte or more."""
+    size, count = sum(path.stat().st_size for path in files), least_parameters(config)
+    if not files or count <= _FAR_LARGER * size:
+        return
+    read_headers(str(path) for path in files)  # says so if they are damaged
+    raise CheckpointError(
+        f"the sizes in the config.json of {source!r} make {count:.3g} parameters, but its files have {size:.3g} bytes: "
+        "the config belongs to other weights"
+    )
 
 
 def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8QuantizationConfig | None:
@@ -69,9 +172,19 @@ def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8Quantization
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return None
-    stored = stored if isinstance(stored, dict) else stored.to_dict()
-    if stored.get("quant_method") != QUANT_METHOD:
-        raise CheckpointError(f"{source} is quantized by {stored.get('quant_method')!r}, which is not supported")
+    if isinstance(stored, VGGTInt8QuantizationConfig):
+        return stored
+    stored = stored if isinstance(stored, dict) else getattr(stored, "to_dict", lambda: stored)()
+    if not isinstance(stored, dict):
+        raise CheckpointError(
+            f"the config.json of {source!r} describes no VGGT: its quantization_config is {stored!r:.60}"
+        )
+    method = stored.get("quant_method")
+    if method != QUANT_METHOD:
+        raise CheckpointError(
+            f"{source} is quantized by {str(getattr(method, 'value', method))!r:.60}, which is not supported: start "
+            "from the floating-point checkpoint, with recipe="
+        )
     return VGGTInt8QuantizationConfig.from_dict(stored)
 
 
@@ -103,11 +216,69 @@ def check_device(device_map: Any) -> None:
         )
 
 
-def load_file(source: str) -> dict[str, Tensor]:
-    """The tensors of a single file, memory-mapped where its kind allows. Raises `CheckpointError`."""
+def compute_dtype(dtype: Any, former: Any, device_map: Any) -> torch.dtype:
+    """The dtype to compute in: of `dtype=`, or of `torch_dtype=`, its former name; by default that of the device.
+
+    Raises TypeError for what is no floating-point dtype that the network computes in, and for two that differ.
+    """
+    given = [_as_dtype(value) for value in (dtype, former) if value is not None and value != "auto"]
+    if len(set(given)) > 1:
+        raise TypeError(f"dtype={dtype!r} and torch_dtype={former!r} differ: pass dtype alone")
+    if given:
+        return given[0]
+    return torch.float16 if execution_device_type(device_map) == "cuda" else torch.float32
+
+
+def _as_dtype(value: Any) -> torch.dtype:
+    dtype = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else value
+    if isinstance(dtype, torch.dtype) and dtype in _DTYPES.values():
+        return dtype
+    why = "; one dtype holds for the whole network" if isinstance(value, dict) else ""
+    raise TypeError(
+        f"dtype is {value!r:.80}{why}: choose torch.float16, torch.bfloat16, torch.float32, torch.float64, or the name "
+        "of one, or 'auto'"
+    )
+
+
+def open_file(source: str, config: VGGTConfig | None, kwargs: dict[str, Any]) -> tuple[str, VGGTConfig]:
+    """Folder to load in the place of a single file ("" to load the file itself), and the config that belongs to it.
+
+    A `config.json` beside the file describes it; `config` goes before it, but only the file beside can say how codes
+    are to be read. Raises `CheckpointError` for other files and for one part of a checkpoint in several.
+    """
+    path = Path(source)
+    check_plain_file(path)
     if not source.endswith(_SINGLE_FILES):
-        raise CheckpointError(f"{source} is a file of unknown kind; known are {', '.join(_SINGLE_FILES)}, or a folder")
-    if source.endswith(".safetensors"):
-        read_headers([source])
-        return load_safetensors(source)
-    return load_pickle(source)
+        hint = f", such as {str(path.parent)!r}" if path.suffix == ".json" else ""
+        raise CheckpointError(
+            f"{source} is a file of unknown kind; known are {', '.join(_SINGLE_FILES)}, or a folder{hint}"
+        )
+    if re.fullmatch(r".*-\d+-of-0*(?!1\.)\d+\.\w+", path.name):
+        raise CheckpointError(
+            f"{source} is one of several files of a checkpoint: pass their folder, {str(path.parent)!r}"
+        )
+    beside = (path.parent / "config.json").is_file()
+    if config is None:
+        changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
+        data = read_json(path.parent / "config.json") if beside else {}
+        config = make_config(data, source, changed)
+    elif beside and getattr(config, "quantization_config", None) is None:
+        quantization = getattr(load_config(str(path.parent), {}), "quantization_config", None)
+        if quantization is not None:
+            config.quantization_config = quantization
+    if beside:
+        check_size(config, [path], source)
+    if beside and path.name == SAFE_WEIGHTS_NAME:
+        return str(path.parent), config
+    return "", config
+
+
+def load_file(source: str, config: VGGTConfig) -> dict[str, Tensor]:
+    """The tensors of a single file, memory-mapped where its kind allows. Raises `CheckpointError`."""
+    tensors = load_tensors(source)
+    if getattr(config, "quantization_config", None) is None and any(name.endswith(".weight_scale") for name in tensors):
+        raise CheckpointError(
+            f"{source} holds INT8 codes, but the config.json that says how to read them is not beside it: put it "
+            "there, or pass the folder that save_pretrained() wrote"
+        )
+    return tensors

@@ -1,0 +1,40 @@
+"""How large the network of a config is, by arithmetic: to refuse a size before anything is built of it."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vggt_int8.model.config import VGGTConfig
+
+_TRACK_BLOCKS = 24  # of the track head's transformer: four lists of `track_former.DEPTH`
+
+
+def least_parameters(config: "VGGTConfig") -> int:
+    """Number of weights in the matrices and kernels of a network: at most 3 % less than all its parameters."""
+    dim, ratio = config.embed_dim, config.mlp_ratio
+    count = 3 * config.patch_size**2 * dim + (config.img_size // config.patch_size) ** 2 * dim
+    count += config.num_register_tokens * 3 * dim
+    count += (config.encoder_depth + 2 * config.depth) * _block(dim, ratio)
+    if config.enable_camera:
+        count += config.camera_depth * _block(2 * dim, ratio) + 3 * (2 * dim) ** 2 + 2 * dim * dim
+    if config.enable_depth:
+        count += _dpt(config, config.dpt_features)
+    if config.enable_point:
+        count += _dpt(config, config.dpt_features)
+    if config.enable_track:
+        window = (2 * config.track_corr_radius + 1) ** 2
+        hidden = config.track_hidden_size
+        count += _dpt(config, config.track_features)
+        count += (config.track_corr_levels * window + config.track_features) * hidden
+        count += _TRACK_BLOCKS * _block(hidden, 4.0)
+    return count
+
+
+def _block(dim: int, ratio: float) -> int:
+    return 4 * dim * dim + 2 * dim * int(dim * ratio)
+
+
+def _dpt(config: "VGGTConfig", channels: int) -> int:
+    widths = config.dpt_out_channels
+    resized = 16 * widths[0] ** 2 + 4 * widths[1] ** 2 + 9 * widths[3] ** 2
+    fused = 14 * 9 * channels**2 + 4 * channels**2 + 9 * channels * channels // 2
+    return 2 * config.embed_dim * sum(widths) + resized + 9 * sum(widths) * channels + fused

@@ -1,0 +1,102 @@
+"""Files that a checkpoint consists of, looked at before they are read: there, plain files, inside their folder, small.
+
+What is missing, what may not be read and what is no file are three things, and none of them is damage.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from vggt_int8.pretrained.errors import CheckpointError
+
+# What transformers looks for in a folder, in its order.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_MOST_JSON = 16 * 1024 * 1024  # bytes; the index of VGGT-1B takes 0.15 MB
+
+
+def check_plain_file(path: str | Path) -> None:
+    """Raise `CheckpointError` if there is no such file, if it is something else, or if it may not be read."""
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.islink(path):
+            target = os.readlink(path)
+            raise CheckpointError(f"{path} is a link to {target}, which does not exist") from None
+        raise CheckpointError(f"there is no file {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot look at {path}: {error.strerror}") from error
+    if not stat.S_ISREG(kind):
+        named = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise CheckpointError(f"{path} is {named.get(stat.S_IFMT(kind), 'a device')}, not a file")
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_weight_files(folder: Path, variant: str | None = None) -> None:
+    """Look at the weights of a folder as transformers will find them, and at the index if they are in several files.
+
+    Raises `CheckpointError` as `check_plain_file`, and for an index that is none or that points elsewhere.
+    """
+    for name in _WEIGHTS:
+        path = folder / _with_variant(name, variant)
+        if os.path.lexists(path):
+            check_plain_file(path)
+            if path.suffix == ".json":
+                _check_index(path)
+            return
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    if not variant:
+        return name
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{variant}{dot}{suffix}"
+
+
+def _check_index(index: Path) -> None:
+    content = read_json(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()) or not shards:
+        raise CheckpointError(f"{index} has no weight_map from tensor to file: download or make the checkpoint again")
+    if not isinstance(content.get("metadata"), dict):
+        raise CheckpointError(f"{index} has no metadata: download or make the checkpoint again")
+    for name in sorted(set(shards.values())):
+        _check_inside(index, name)
+
+
+def _check_inside(index: Path, name: str) -> None:
+    """A shard is a file of the index's own folder; in the Hub's cache that is a link to a blob beside the snapshots."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise CheckpointError(f"{index} names {name!r:.120}, which is no file of its folder: that is not read")
+    path = index.parent / name
+    check_plain_file(path)
+    home = index.parent.resolve()
+    target = path.resolve()
+    cached = [parent.parent for parent in (home, *home.parents) if parent.parent.name == "snapshots"]
+    blobs = [snapshots.parent / "blobs" for snapshots in cached]
+    if not any(target.is_relative_to(allowed) for allowed in (home, *blobs)):
+        raise CheckpointError(
+            f"{path} is a link out of its folder, to {target}: put the file itself there, or pass the folder it is in"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """What a small JSON file holds. Raises `CheckpointError` if it is unreadable, no JSON, too long or too deep."""
+    check_plain_file(path)
+    where = f"the {path.name} in {str(path.parent)!r}"
+    if (size := path.stat().st_size) > _MOST_JSON:
+        raise CheckpointError(f"cannot read {where}: it has {size} bytes, and none needs more than {_MOST_JSON}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except RecursionError:
+        raise CheckpointError(f"cannot read {where}: it is nested too deep for a description of a checkpoint") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits
+        raise CheckpointError(f"cannot read {where}: it is not a valid JSON file: {error}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
