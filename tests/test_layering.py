@@ -15,7 +15,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
-    {"model", "kernels", "geometry", "images", "recipe", "scenes", "model_card", "quiet", "chart", "files", "embedded"},
+    {
+        "model",
+        "kernels",
+        "geometry",
+        "images",
+        "recipe",
+        "scenes",
+        "model_card",
+        "quiet",
+        "chart",
+        "files",
+        "interrupts",
+        "embedded",
+    },
     {"quant"},
     {"runtime"},
     {"pretrained"},
@@ -26,7 +39,7 @@ TIERS = [
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Camera conventions, whole files and the embedded model's name are shared by the whole lowest tier; nothing else
 # between its units.
-SHARED = {"geometry", "quiet", "files", "embedded"}
+SHARED = {"geometry", "quiet", "files", "embedded", "interrupts"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

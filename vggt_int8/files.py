@@ -21,6 +21,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vggt_int8.interrupts import uninterrupted
+
 OLD_SECONDS = 7 * 86400.0  # without locks: what nobody has touched for so long is dead
 _JOURNAL = "exchange.json"
 _SAVING = r"\.saving-[a-z0-9_]{8}"  # inside a target: what saves were called before
@@ -80,18 +82,20 @@ def staging_folder(target: str | PathLike[str]) -> Iterator[Path]:
     sweep(target)
     parent = target if target.is_dir() else target.parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
+    held: tuple[Path, int] | None = None
     try:
-        staging, descriptor = _make_locked(parent, target.name)
-        try:
-            yield staging
-        finally:
-            _remove(staging)
-            os.close(descriptor)
+        with uninterrupted():
+            parent.mkdir(parents=True, exist_ok=True)
+            held = _make_locked(parent, target.name)
+        yield held[0]
     finally:
-        for folder in made:
-            with suppress(OSError):  # it holds something, so it stays
-                folder.rmdir()
+        with uninterrupted():
+            if held is not None:
+                _remove(held[0])
+                os.close(held[1])
+            for folder in made:
+                with suppress(OSError):  # it holds something, so it stays
+                    folder.rmdir()
 
 
 def sweep(target: str | PathLike[str]) -> None:

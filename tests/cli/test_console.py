@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from vggt_int8.cli import console
+from vggt_int8.interrupts import Stopped
 
 ROOT = Path(__file__).parent.parent.parent
 STEP = r"(Loading|Reading|Reconstructing|Writing|Saving|Rendering|Comparing|Measuring) .* \d+\.\d s"
@@ -79,18 +80,33 @@ def test_version_and_help_need_no_network_and_load_no_model_code() -> None:
     assert run.stdout.strip() == "[]"
 
 
-def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "after", "code", "word"),
+    [
+        (signal.SIGINT, 0.5, 130, "Interrupted."),  # somewhere inside rendering or loading
+        (signal.SIGTERM, 1.0, 143, "Terminated."),
+        (signal.SIGINT, None, 130, "Interrupted."),  # while it imports
+    ],
+)
+def test_interrupt_leaves_nothing(tmp_path: Path, number: int, after: float | None, code: int, word: str) -> None:
     # Whoever runs the tests may ignore the signal (a shell's background jobs do), and children inherit that.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    listen = partial(signal.signal, number, signal.SIG_DFL)
     process = start("demo", "-o", tmp_path / "out", start_new_session=True, preexec_fn=listen)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)  # somewhere inside rendering or loading
-    process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
-    assert code == 130, err
-    assert err[-1] == "Interrupted."
+    if after is None:
+        # The first file that the command's own imports open, which take long.
+        while time.monotonic() < deadline and "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.01)
+    else:
+        while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(after)
+    for _ in range(3):
+        process.send_signal(number)
+    ended, out, err = finish(process)
+    assert ended == code, err
+    assert err[-1] == word
+    assert not any("Traceback" in line for line in err)
     assert out == []
     assert list(tmp_path.iterdir()) == []
 
@@ -106,6 +122,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
         (KeyError("depth"), 1, "--debug"),
         (ValueError("two\n  lines"), 2, "Error: two lines"),
         (KeyboardInterrupt(), 130, "Interrupted."),
+        (Stopped(signal.SIGHUP), 129, "Hung up."),
         (ValueError("[bold]x[/bold]"), 2, "Error: [bold]x[/bold]"),
     ],
 )

@@ -2,9 +2,19 @@
 
 Models and backends are imported when a command runs, so `--help` and a mistake in the options cost only the import of
 the package itself. Results go to stdout, progress, warnings and errors to stderr. Exit codes: 0 done, 1 failed, 2 bad
-input, 130 interrupted.
+input; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
 """
 
-from vggt_int8.cli.app import app, main
+from vggt_int8.interrupts import heeded
+
+with heeded():
+    from vggt_int8.cli.app import app
+
+
+def main() -> None:
+    """Entry point of the `vggt-int8` command."""
+    with heeded():
+        app()
+
 
 __all__ = ["app", "main"]

@@ -98,8 +98,3 @@ for command in (demo, run, quantize, compare, inspect_model, recipes, bench, ben
     app.command(name, epilog=_epilog(name))(
         options.with_globals(console.guarded(command, libraries=command is not recipes))
     )
-
-
-def main() -> None:
-    """Entry point of the `vggt-int8` command."""
-    app()

@@ -33,6 +33,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vggt_int8 import interrupts
+
 PACKAGE = str(Path(__file__).parent.parent)
 P = ParamSpec("P")
 
@@ -152,20 +154,20 @@ def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         if settings.debug:
-            command(*args, **kwargs)
+            try:
+                command(*args, **kwargs)
+            except KeyboardInterrupt as error:
+                err.print_exception()
+                raise typer.Exit(interrupts.exit_code(error)) from None
             return
         try:
             with quiet_libraries() if libraries else nullcontext():
                 command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            err.print("Interrupted.")
-            # An interrupt inside code that was compiled from a string (every dataclass is) leaves a mark in CPython,
-            # by which `python -m` ends itself with SIGINT although the exception was caught. Running another string
-            # takes the mark away.
-            exec("")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            interrupts.tell(error)
+            raise typer.Exit(interrupts.exit_code(error)) from None
         except BrokenPipeError:
             # The reader (`head`) has gone; keep Python from complaining again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
