@@ -28,6 +28,7 @@ TIERS = [
         "files",
         "interrupts",
         "embedded",
+        "patterns",
     },
     {"quant"},
     {"runtime"},
@@ -37,9 +38,9 @@ TIERS = [
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Camera conventions, whole files and the embedded model's name are shared by the whole lowest tier; nothing else
+# Shared by the whole lowest tier: camera conventions, whole files, patterns, the embedded model's name. Nothing else is
 # between its units.
-SHARED = {"geometry", "quiet", "files", "embedded", "interrupts"}
+SHARED = {"geometry", "quiet", "files", "embedded", "interrupts", "patterns"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

@@ -1,6 +1,7 @@
 """Recipes: the shipped files, their checks, and recipes written in Python."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,3 +168,38 @@ def test_replace_keeps_the_rules_of_a_shipped_recipe() -> None:
     assert mine.rules == shipped.rules
     assert mine.include == ()
     assert Recipe.from_dict(mine.to_dict()) == mine
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no recipe: it says nothing of layers"),
+        (b"# weights = 'int8'\n\n", "holds no recipe"),
+        (b"name = 'mine'\ndescription = 'later'\nformat = 1\n", "holds no recipe"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not valid TOML"),
+        (b"rules = " + b"[" * 100_000, "nested too deep"),
+        (b"outlier_threshold = 1" + b"0" * 5000, "is not valid TOML"),
+        (b"# " + b"x" * 1_000_001, "more than 1000000 characters"),
+        (b"format = true\nweights = 'int8'", "recipe format True"),
+        (b"include = ['(a+)+(?=b)']", "look-around"),
+        (b"include = [" + b"'(.?){300}'," * 20 + b"]", "too large together"),
+        (b"include = [['a']]", "is no regular expression here"),
+    ],
+    ids=["empty", "comments", "a name", "binary", "deep", "digits", "huge", "format", "look-around", "states", "list"],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(path)
+    assert "mine.toml" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_recipe_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*folder\.toml: Is a directory"):
+        load_recipe(tmp_path / "folder.toml")
+    with pytest.raises(RecipeError, match=r"pipe\.toml: it is no file"):
+        load_recipe(tmp_path / "pipe.toml")

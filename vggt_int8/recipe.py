@@ -1,8 +1,9 @@
 """Recipes: which layers become INT8, and how. Data only; the names of VGGT's layers live in the TOML files.
 
 A recipe is a default scheme and an ordered list of rules. A rule's `match` is a regular expression that must match
-the whole module name (`re.fullmatch`); the first rule that matches a layer decides. Layers are `nn.Linear`,
-`nn.Conv2d` and `nn.ConvTranspose2d` modules. A layer that no rule matches is kept.
+the whole module name (as `re.fullmatch`, but in linear time: see `vggt_int8.patterns` for what that leaves out); the
+first rule that matches a layer decides. Layers are `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` modules. A layer
+that no rule matches is kept.
 
 The same object can be written in Python, without rules, for any module:
 
@@ -18,7 +19,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vggt_int8.patterns import PatternError, compile_pattern
+
 RECIPE_FORMAT = 1
+MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500. Matching takes seconds at most
+_MOST_BYTES = 1_000_000  # of a recipe's file
+_WORDS = {"name", "description", "format"}  # keys that say nothing of layers
 _PATTERNS = ("include", "exclude", "attention_layers")  # keys that hold regular expressions
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -173,6 +179,13 @@ class Recipe:
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise RecipeError(f"rules holds {rule!r}, which is no Rule", "rules")
+        patterns = [rule.match for rule in self.rules] + [p for name in _PATTERNS for p in getattr(self, name)]
+        if (states := sum(compile_pattern(pattern).states for pattern in patterns)) > MOST_STATES:
+            raise RecipeError(
+                f"its {len(patterns)} patterns are too large together ({states} states of {MOST_STATES}): shorten "
+                "repeats such as x{500}, or join rules",
+                "rules",
+            )
         if self.include and self.weights == "keep":
             raise RecipeError(
                 "weights = 'keep' quantizes by rules alone, so include has no effect: use weights = 'int8'", "include"
@@ -209,7 +222,7 @@ class Recipe:
         Raises `RecipeError` on an unknown key or value, and on a format newer than this package reads.
         """
         version = data.get("format", RECIPE_FORMAT)
-        if version != RECIPE_FORMAT:
+        if type(version) is not int or version != RECIPE_FORMAT:
             raise RecipeError(
                 f"{source}: recipe format {version!r}; this package reads {RECIPE_FORMAT}. Update vggt-int8."
             )
@@ -221,9 +234,15 @@ class Recipe:
         values = {key: value for key, value in data.items() if key != "format"}
         values["rules"] = tuple(_rule(r, where, source) for r, where in zip(rules, of_rules, strict=True))
         try:
-            return cls(**values)
+            recipe = cls(**values)
         except RecipeError as error:
             raise RecipeError(f"{_at(source, top.get(error.key))}: {error}") from error
+        if data.keys() <= _WORDS:
+            raise RecipeError(
+                f"{source} holds no recipe: it says nothing of layers. At least weights, activations, include or rules "
+                "must be there"
+            )
+        return recipe
 
 
 def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
@@ -243,14 +262,29 @@ def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
                 f"there is no recipe {str(recipe)!r}. Shipped: {', '.join(available_recipes())}. "
                 "For a file of your own pass its path, ending in .toml."
             )
+    text = _recipe_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise RecipeError(f"{path} is nested too deep for a recipe") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
     return Recipe.from_dict({"name": path.stem, **data}, lines=_key_lines(text), source=str(path))
+
+
+def _recipe_text(path: Path) -> str:
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for, a device has no end
+            raise RecipeError(f"cannot read the recipe {path}: it is no file")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    if len(text) > _MOST_BYTES:
+        raise RecipeError(f"{path} is no recipe: it has more than {_MOST_BYTES} characters")
+    return text
 
 
 def available_recipes() -> list[str]:
@@ -312,6 +346,11 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def _regular_expression(name: str, pattern: Any) -> None:
     try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise RecipeError(f"{name}: {pattern!r} is no regular expression: {error}", name) from error
+        compile_pattern(pattern)
+    except (PatternError, TypeError) as error:  # the latter: a list or table, which no cache takes
+        raise RecipeError(f"{name}: {_short(pattern)} is no regular expression here: {error}", name) from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

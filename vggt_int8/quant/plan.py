@@ -3,12 +3,12 @@
 Knows no names of its own. A recipe that does not fit the model is an error that names the rule, never a silence.
 """
 
-import re
 from dataclasses import dataclass
 
 from torch import nn
 
 from vggt_int8.model.attention import SoftmaxAttention
+from vggt_int8.patterns import fits
 from vggt_int8.quant.replaceable import QUANTIZABLE, Keeping, every_name
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme
 
@@ -51,19 +51,19 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     _check_alike(model, recipe, plan)
     for option in ("include", "exclude"):
         for pattern in getattr(recipe, option):
-            if pattern != ".*" and not any(re.fullmatch(pattern, name) for name in plan):
+            if pattern != ".*" and not any(fits(pattern, name) for name in plan):
                 raise RecipeError(f"recipe {recipe.name!r}: {option} {pattern!r} matches no layer of this model")
     _check_not_idle(recipe, plan)
     return plan
 
 
 def _decide(name: str, recipe: Recipe) -> tuple[int | None, Scheme | None, str]:
-    if any(re.fullmatch(pattern, name) for pattern in recipe.exclude):
+    if any(fits(pattern, name) for pattern in recipe.exclude):
         return None, None, "excluded"
     for index, rule in enumerate(recipe.rules):
-        if re.fullmatch(rule.match, name):
+        if fits(rule.match, name):
             return index, recipe.rule_scheme(rule), rule.reason or "kept by a rule"
-    if recipe.weights == "int8" and any(re.fullmatch(pattern, name) for pattern in recipe.include):
+    if recipe.weights == "int8" and any(fits(pattern, name) for pattern in recipe.include):
         return None, recipe.scheme, ""
     return None, None, "no rule matches"
 
@@ -79,16 +79,16 @@ def _plan_attention(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
             "leave attention = 'float'"
         )
     for pattern in recipe.attention_layers:
-        if not any(re.fullmatch(pattern, name) for name in names):
+        if not any(fits(pattern, name) for name in names):
             raise RecipeError(
                 f"recipe {recipe.name!r}: attention_layers {pattern!r} matches no attention of this model, whose "
                 f"names are such as {names[0]!r}"
             )
 
     def decide(name: str) -> LayerPlan:
-        if any(re.fullmatch(pattern, name) for pattern in recipe.exclude):
+        if any(fits(pattern, name) for pattern in recipe.exclude):
             return LayerPlan(name, None, "excluded")
-        if any(re.fullmatch(pattern, name) for pattern in recipe.attention_layers):
+        if any(fits(pattern, name) for pattern in recipe.attention_layers):
             return LayerPlan(name, AttentionScheme())
         return LayerPlan(name, None, "not among attention_layers")
 
