@@ -82,7 +82,7 @@ def _example(name: str) -> str:
         "```python\n"
         "from vggt_int8 import VGGTInt8, load_images\n\n"
         f'model = VGGTInt8.from_pretrained("{name}", device_map="cuda")  # or "cpu"\n'
-        'images = load_images(["a.jpg", "b.jpg"])  # [S, 3, H, W] in [0, 1]\n'
+        'images = load_images(["a.jpg", "b.jpg"], model=model)  # [S, 3, H, W] in [0, 1]\n'
         "pred = model(images.to(model.device))\n"
         "pred.depth, pred.world_points, pred.extrinsic, pred.intrinsic\n"
         "```"

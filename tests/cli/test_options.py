@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from vggt_int8.bench.variants import BASELINES
 from vggt_int8.cli import app, console, loading, options
+from vggt_int8.export.points import PointSource
 from vggt_int8.images import Mode
 from vggt_int8.quant.backends import BACKENDS
 from vggt_int8.recipe import available_recipes
@@ -19,6 +20,7 @@ def test_the_names_written_out_are_those_of_the_package() -> None:
     assert ("auto", *BACKENDS) == options.BACKENDS
     assert set(options.DTYPES) == set(loading.DTYPES)
     assert set(options.MODES) == set(get_args(Mode))
+    assert set(options.POINTS) == set(get_args(PointSource))
     assert set(options.BASELINES) == set(BASELINES)
 
 
@@ -34,6 +36,7 @@ def test_the_names_written_out_are_those_of_the_package() -> None:
         ("--recipe", "INT8-Dynamic", ["did you mean 'int8_dynamic'", *available_recipes(), ".toml"]),
         ("--recipe", "", [*available_recipes()]),
         ("-r", "absent.toml", ["absent.toml"]),
+        ("--points", "head", ["depth, world_points"]),
     ],
 )
 def test_values_are_checked_before_anything_is_read(cli, option: str, value: str, words: list[str]) -> None:

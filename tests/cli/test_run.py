@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from vggt_int8 import VGGTInt8, load_images
+from vggt_int8 import VGGTConfig, VGGTInt8, load_images
+from vggt_int8.cli import app
 
 
 def test_writes_all_outputs(cli, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -104,3 +106,93 @@ def test_a_broken_image_is_named(cli, tiny: Path, photos: list[Path], tmp_path: 
     broken.write_bytes(photos[0].read_bytes()[:500])
     assert "broken.png" in cli("run", tiny, photos[0], broken, "-o", tmp_path / "out", code=2)
     assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_points_are_chosen_as_in_python(cli, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    def points(*options: object) -> dict[str, int]:
+        cli("run", tiny, *photos, "-o", tmp_path / "out", "--overwrite", *options)
+        return json.loads((tmp_path / "out" / "report.json").read_text())["outputs"]["points"]
+
+    everything = points("--confidence-percentile", 0)
+    assert everything["low_confidence"] == 0
+    assert points("--confidence-percentile", 90)["low_confidence"] == pytest.approx(
+        0.9 * everything["written"], rel=0.05
+    )
+    fewer = points("--max-points", 7, "--points", "depth")
+    assert fewer["written"] == 7
+    assert (tmp_path / "out" / "points.ply").read_bytes().partition(b"end_header\n")[2] != b""
+    before = (tmp_path / "out" / "points.ply").read_bytes()
+    assert points("--max-points", 7, "--points", "world_points")["written"] == 7
+    assert (tmp_path / "out" / "points.ply").read_bytes() != before
+
+
+def test_bad_point_options_and_images_stop_before_a_model_is_loaded(
+    cli, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vggt_int8.cli.run.load_model", lambda *_, **__: pytest.fail("loaded"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    for extra, message in (
+        (["--confidence-percentile", "101"], "less than or"),
+        (["--confidence-percentile", "nan"], "'--confidence-percentile'"),
+        (["--max-points", "0"], "greater than or"),
+        (["--points", "head"], "head"),
+        (["--max-megapixels", "0.001"], "too large"),
+        ([broken], "broken.png is not an image"),
+    ):
+        assert message in cli("run", "model", *photos, *extra, "-o", tmp_path / "out", code=2)
+    monkeypatch.setattr("vggt_int8.cli.compare.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert "broken.png is not an image" in cli("compare", "a", "b", broken, code=2)
+
+
+def test_points_that_a_model_has_no_head_for_are_refused_before_it_runs(
+    cli, photos: list[Path], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    headless = tmp_path / "headless"
+    VGGTInt8(VGGTConfig(**{**config, "enable_point": False})).save_pretrained(headless)
+    monkeypatch.setattr("vggt_int8.cli.run.load_images_for", lambda *_, **__: pytest.fail("went on"))
+    error = cli("run", headless, *photos, "-o", tmp_path / "out", "--points", "world_points", code=2)
+    assert "--points world_points needs the point head" in error
+
+
+def test_transparent_pixels_make_no_points_and_are_grey_and_counted(cli, tiny: Path, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (96, 72), (10, 100, 200, 0))
+    image.paste((10, 100, 200, 255), (24, 18, 72, 54))
+    image.save(tmp_path / "cut.png")
+    out = tmp_path / "out"
+    said = cli("run", tiny, tmp_path / "cut.png", "-o", out, "--confidence-percentile", 0)
+    report = json.loads((out / "report.json").read_text())
+    height, width = report["inputs"][0]["model_size"]
+    transparent, points = report["inputs"][0]["transparent_pixels"], report["outputs"]["points"]
+    assert transparent == pytest.approx(height * width * 3 / 4, rel=0.1)
+    assert points["transparent"] == transparent
+    assert points["padding"] == 0
+    assert sum(points.values()) == height * width
+    assert f"{transparent:,}" in said
+    body = (out / "points.ply").read_bytes().partition(b"end_header\n")[2]
+    colors = np.frombuffer(body, [("xyz", "<f4", 3), ("rgb", "u1", 3)])["rgb"]
+    assert len(colors) == points["written"] > 0
+    assert colors.mean(axis=0) == pytest.approx([10, 100, 200], abs=20)
+    assert not (colors == 255).all(axis=1).any()
+    for kind in ("depth", "confidence"):
+        with Image.open(out / kind / "0000_cut.png") as picture:
+            grey = (np.asarray(picture) == 128).all(axis=-1)
+        assert grey.sum() >= transparent
+        assert not grey[height // 2, width // 2]
+
+
+def test_files_and_frames_that_are_not_used_are_told_once(cli, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    frames = [Image.new("RGB", (56, 42), (i * 90, 9, 9)) for i in range(3)]
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
+    (folder / "b.HEIC").write_bytes(b"x")
+    result = CliRunner().invoke(app, ["run", str(tiny), str(folder), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    lines = [line for line in result.stderr.splitlines() if "Warning" in line]
+    assert len(lines) == 2
+    assert "1 of 2 entries are not used: 1 .HEIC (b.HEIC; HEIC/HEIF needs" in lines[0]
+    assert "a.gif (3 in a GIF)" in lines[1]
+    # What was written is not read again.
+    assert "holds no images" in cli("run", tiny, tmp_path / "out" / "depth", "-o", tmp_path / "again", code=2)

@@ -46,6 +46,7 @@ def test_every_content_pixel_becomes_a_point_with_its_colour(scene: Scene) -> No
     assert cloud.counts == {
         "written": PIXELS - PADDING,
         "padding": PADDING,
+        "transparent": 0,
         "not_finite": 0,
         "low_confidence": 0,
         "over_max_points": 0,

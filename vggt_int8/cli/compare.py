@@ -6,7 +6,17 @@ import typer
 from rich.table import Table
 
 from vggt_int8.cli import console, options
-from vggt_int8.cli.loading import Backend, Device, Dtype, Images, Mode, load_images_for, load_model
+from vggt_int8.cli.loading import (
+    Backend,
+    Device,
+    Dtype,
+    Images,
+    MaxMegapixels,
+    Mode,
+    find_and_check,
+    load_images_for,
+    load_model,
+)
 
 METRICS = {
     "relative": "relative",
@@ -41,16 +51,16 @@ def compare(
     device: Device = None,
     dtype: Dtype = None,
     mode: Mode = "crop",
+    max_megapixels: MaxMegapixels = None,
     as_json: options.Json = False,
 ) -> None:
     """Run two models on the same images and table the differences of MODEL_B's outputs from MODEL_A's."""
     from vggt_int8 import compare_model_outputs
-    from vggt_int8.images import find_images
 
-    paths = find_images(images)
+    paths = find_and_check(images, max_megapixels)
     first = load_model(model_a, device=device, dtype=dtype)
     second = load_model(model_b, recipe=recipe, backend=backend, device=device, dtype=dtype)
-    pixels, _ = load_images_for(first, paths, mode)
+    pixels, _ = load_images_for(first, paths, mode, max_megapixels)
     with console.step(f"Comparing on {console.count_images(len(paths))}"):
         result = compare_model_outputs(first, second, pixels)
     outputs = {n: v for n, v in result.items() if isinstance(v, dict) and n not in ("overall", "geometry")}

@@ -52,6 +52,10 @@ Mode = Annotated[
         **options.choice("mode", *options.MODES),
     ),
 ]
+MaxMegapixels = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Largest image that is decoded, in millions of pixels; by default 250.", metavar="MP"),
+]
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHECKPOINT_FILES = ["*.json", "*.safetensors"]
@@ -145,16 +149,30 @@ def fetch(model: str) -> None:
             return
 
 
-def load_images_for(model: "VGGTInt8", paths: list[Path], mode: str) -> "tuple[torch.Tensor, list[ImageTransform]]":
+def find_and_check(images: list[str], max_megapixels: float | None = None) -> list[Path]:
+    """Image files that can be opened: cheap, so it stands before a model is loaded. Warns of what is not used."""
+    from vggt_int8.images import check_images, find_images
+
+    paths = find_images(images)
+    check_images(paths, max_pixels=_pixels(max_megapixels))
+    return paths
+
+
+def load_images_for(
+    model: "VGGTInt8", paths: list[Path], mode: str, max_megapixels: float | None = None
+) -> "tuple[torch.Tensor, list[ImageTransform]]":
     """Images [S, 3, H, W] at the size that `model` was made for, and the transforms to original pixels."""
-    from vggt_int8.images import load_images
+    from vggt_int8.images import read_images
 
     with console.step(f"Reading {console.count_images(len(paths))}") as progress:
-        return load_images(
+        return read_images(
             paths,
             cast("FitMode", mode),  # an unknown one raises ValueError there
-            size=model.config.img_size,
-            patch_size=model.config.patch_size,
-            return_transforms=True,
+            model=model,
+            max_pixels=_pixels(max_megapixels),
             on_image=progress,
         )
+
+
+def _pixels(megapixels: float | None) -> int | None:
+    return None if megapixels is None else round(megapixels * 1e6)

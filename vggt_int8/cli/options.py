@@ -20,6 +20,7 @@ from vggt_int8.recipe import available_recipes, load_recipe
 BACKENDS = ("auto", "native", "torchao", "bitsandbytes", "reference")
 DTYPES = ("fp32", "fp16", "bf16")
 MODES = ("crop", "pad")
+POINTS = ("depth", "world_points")
 BASELINES = (
     *("reference", "fp32", "bf16-autocast", "bf16", "fp16", "bf16-compiled-blocks", "bf16-compiled"),
     *("bf16-compiled-graph", "torchao", "torchao-compiled"),

@@ -3,17 +3,30 @@
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
 
 from vggt_int8.cli import console, options
-from vggt_int8.cli.loading import Backend, Device, Dtype, Images, Mode, Model, Recipe, load_images_for, load_model
+from vggt_int8.cli.loading import (
+    Backend,
+    Device,
+    Dtype,
+    Images,
+    MaxMegapixels,
+    Mode,
+    Model,
+    Recipe,
+    find_and_check,
+    load_images_for,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from vggt_int8 import VGGTInt8
     from vggt_int8.export import RunReport
+    from vggt_int8.export.points import PointSource
 
 
 def run(
@@ -28,6 +41,20 @@ def run(
     frames_chunk: Annotated[
         int, typer.Option(min=1, help="Images that the depth and point heads work on at a time: less is less memory.")
     ] = 8,
+    points: Annotated[
+        str | None,
+        typer.Option(
+            help="Points from depth and cameras, or from the point head (world_points); by default depth if there is.",
+            **options.choice("source of points", *options.POINTS),
+        ),
+    ] = None,
+    confidence_percentile: Annotated[
+        float, typer.Option(min=0, max=100, help="Leave out points whose confidence is below this percentile.")
+    ] = 25.0,
+    max_points: Annotated[
+        int | None, typer.Option(min=1, help="Write a random subset of at most so many points; by default all.")
+    ] = None,
+    max_megapixels: MaxMegapixels = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")
     ] = False,
@@ -46,18 +73,20 @@ def run(
         write_report,
         write_scene,
     )
+    from vggt_int8.export.points import check_point_options
     from vggt_int8.export.report import describe_inputs
-    from vggt_int8.images import find_images
 
-    paths = find_images(images)
+    check_point_options(points, confidence_percentile, max_points)
+    paths = find_and_check(images, max_megapixels)
     count = console.count_images(len(paths))
     clock = PhaseClock(resolve_device(device))
     owned = partial(owned_files, command="run")
     with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite, owned=owned) as folder:
         with clock.phase("load_model"):
             network = load_model(model, recipe=recipe, backend=backend, device=device, dtype=dtype)
+        _check_heads(network, points)
         with clock.phase("load_images"):
-            pixels, transforms = load_images_for(network, paths, mode)
+            pixels, transforms = load_images_for(network, paths, mode, max_megapixels)
         with (
             clock.phase("reconstruct"),
             console.step(f"Reconstructing {count}"),
@@ -65,8 +94,17 @@ def run(
         ):
             pred = network(pixels.to(network.device), frames_chunk_size=frames_chunk)
         console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
-        with clock.phase("write"), console.step(f"Writing {out}"):
-            written = write_scene(folder, pred, transforms, [str(path) for path in paths])
+        with clock.phase("write"), console.step(f"Writing {out}") as progress:
+            written = write_scene(
+                folder,
+                pred,
+                transforms,
+                [str(path) for path in paths],
+                point_source=cast("PointSource | None", points),
+                confidence_percentile=confidence_percentile,
+                max_points=max_points,
+                on_map=progress,
+            )
         report = RunReport(
             model=model,
             recipe=recipe_of(network),
@@ -83,6 +121,15 @@ def run(
         return
     console.say(f"{count} -> {out}")
     console.show(_summary(report))
+
+
+def _check_heads(network: "VGGTInt8", points: str | None) -> None:
+    """Raise ValueError if the model has no head that gives these points."""
+    config = network.config
+    there = config.enable_depth and config.enable_camera if points == "depth" else config.enable_point
+    if points is not None and not there:
+        needs = "the depth and camera heads" if points == "depth" else "the point head"
+        raise ValueError(f"--points {points} needs {needs}, which this model does not have")
 
 
 def recipe_of(network: "VGGTInt8") -> str | None:
@@ -108,4 +155,7 @@ def _summary(report: "RunReport") -> Table:
     points = report.outputs["points"]
     if points is not None:
         table.add_row("points", f"{points['written']:,}")
+    transparent = sum(entry["transparent_pixels"] for entry in report.inputs)
+    if transparent:
+        table.add_row("transparent pixels", f"{transparent:,}")
     return table

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vggt_int8.export.scene import Scene
 from vggt_int8.geometry import camera_center
+from vggt_int8.images import portable_name
 
 CONVENTION = {
     "axes": "OpenCV: x right, y down, z forward",
@@ -17,6 +18,7 @@ CONVENTION = {
     "intrinsic": "3x3 in pixels; the pixel of a depth is its array index (column, row), without half a pixel to the "
     "centre, as VGGT was trained and as points.ply is made; a focal length of null is infinite (field of view zero)",
     "depth": "along the camera's z axis",
+    "file": "as it was given; a name that is not UTF-8 stands as a file:// URI with its bytes in percent signs",
     "resolutions": "model: the tensor that the network read; original: the file after its EXIF orientation; "
     "model pixel = original pixel * scale + offset, both (x, y) from the image's top left corner",
 }
@@ -36,7 +38,7 @@ def _camera_entry(scene: Scene, index: int, extrinsic: Tensor, intrinsic: Tensor
     transform = scene.transforms[index]
     return {
         "index": index,
-        "file": scene.names[index],
+        "file": portable_name(scene.names[index]),
         "extrinsic": _json_values(extrinsic),
         "camera_center": _json_values(camera_center(extrinsic)),
         "model": {

@@ -1,8 +1,8 @@
-"""points.ply: the coloured point cloud, without padding, non-finite points and the least confident part."""
+"""points.ply: the coloured point cloud of what the images show, without non-finite and the least confident points."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,17 @@ class PointCloud:
 
     points: Array  # [N, 3] world coordinates
     colors: Colors  # [N, 3]
-    counts: dict[str, int]  # written, padding, not_finite, low_confidence, over_max_points
+    counts: dict[str, int]  # written, padding, transparent, not_finite, low_confidence, over_max_points
+
+
+def check_point_options(source: str | None, confidence_percentile: float, max_points: int | None) -> None:
+    """Raise ValueError, naming the value, for what `collect_points` does not take; needs no scene."""
+    if source is not None and source not in get_args(PointSource):
+        raise ValueError(f"source is {source!r}; it must be {' or '.join(map(repr, get_args(PointSource)))}, or None")
+    if not 0 <= confidence_percentile <= 100:
+        raise ValueError(f"confidence_percentile is {confidence_percentile}; it must be from 0 to 100")
+    if max_points is not None and max_points < 1:
+        raise ValueError(f"max_points is {max_points}; it must be at least 1, or None for all")
 
 
 def collect_points(
@@ -41,15 +51,13 @@ def collect_points(
     confidence_percentile: drop points whose confidence lies below this percentile of the finite ones, 0 to 100.
     max_points: keep a random subset of at most this many, the same for the same seed.
     """
-    if not 0 <= confidence_percentile <= 100:
-        raise ValueError(f"confidence_percentile is {confidence_percentile}; it must be from 0 to 100")
-    if max_points is not None and max_points < 1:
-        raise ValueError(f"max_points is {max_points}; it must be at least 1, or None for all")
+    check_point_options(source, confidence_percentile, max_points)
     points, confidence = _points_and_confidence(scene, source)
     if points is None:
         return None
     points = points.reshape(-1, 3)
-    counts = {"written": 0, "padding": int((~scene.content).sum())}
+    transparent = int(scene.transparent.sum())
+    counts = {"written": 0, "padding": int((~scene.content).sum()) - transparent, "transparent": transparent}
     keep = scene.content.reshape(-1)
 
     finite = keep & points.isfinite().all(dim=-1)
@@ -90,8 +98,6 @@ def write_ply(path: Path, points: Array, colors: Colors) -> None:
 
 def _points_and_confidence(scene: Scene, source: PointSource | None) -> tuple[Tensor | None, Tensor | None]:
     from_depth = scene.points_from_depth() if source != "world_points" else None
-    if source not in (None, "depth", "world_points"):
-        raise ValueError(f"source is {source!r}; it must be 'depth', 'world_points' or None")
     if source is not None and (from_depth if source == "depth" else scene.world_points) is None:
         needs = "the depth and camera heads" if source == "depth" else "the point head"
         raise ValueError(f"source {source!r} needs {needs}, which did not run")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vggt_int8.images import ImageTransform
+from vggt_int8.images import ImageTransform, portable_name
 
 PACKAGES = ("vggt-int8", "torch", "transformers", "torchao", "bitsandbytes", "triton", "numpy", "pillow")
 
@@ -69,10 +69,18 @@ class RunReport:
 
 
 def describe_inputs(paths: Sequence[Path], transforms: Sequence[ImageTransform]) -> list[dict[str, Any]]:
-    """One entry per image, in input order: the file and its (H, W) on disk and in the model."""
+    """One entry per image, in input order: the file and its (H, W) on disk and in the model.
+
+    A name that is not UTF-8 stands as a file:// URI. transparent_pixels: of the model's image.
+    """
     return [
-        {"file": str(path), "original_size": list(t.original_size), "model_size": list(t.model_size)}
-        for path, t in zip(paths, transforms, strict=True)
+        {
+            "file": portable_name(path),
+            "original_size": list(transform.original_size),
+            "model_size": list(transform.model_size),
+            "transparent_pixels": int(transform.transparent_mask().sum()),
+        }
+        for path, transform in zip(paths, transforms, strict=True)
     ]
 
 

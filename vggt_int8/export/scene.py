@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vggt_int8.geometry import unproject_depth
-from vggt_int8.images import ImageTransform
+from vggt_int8.images import ImageTransform, portable_stem
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,8 @@ class Scene:
     names: list[str]
     transforms: list[ImageTransform]
     colors: Tensor  # [S, H, W, 3] uint8
-    content: Tensor  # [S, H, W] bool: False on the padding around an image
+    content: Tensor  # [S, H, W] bool: False on the padding around an image and where it is transparent
+    transparent: Tensor  # [S, H, W] bool: True where an image is transparent; its padding is not
     extrinsic: Tensor | None  # [S, 3, 4] camera from world
     intrinsic: Tensor | None  # [S, 3, 3] pixels at model resolution
     depth: Tensor | None  # [S, H, W]
@@ -48,6 +48,7 @@ class Scene:
             transforms=list(transforms),
             colors=(images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8),
             content=torch.stack([transform.content_mask() for transform in transforms]),
+            transparent=torch.stack([transform.transparent_mask() for transform in transforms]),
             extrinsic=part("extrinsic"),
             intrinsic=part("intrinsic"),
             depth=None if depth is None else depth.squeeze(-1),
@@ -58,7 +59,7 @@ class Scene:
 
     def file_stem(self, index: int) -> str:
         """`0003_IMG_2041`: unique and in input order, also when two folders hold the same file name."""
-        return f"{index:04d}_{Path(self.names[index]).stem[:50]}"
+        return f"{index:04d}_{portable_stem(self.names[index])}"
 
     def points_from_depth(self) -> Tensor | None:
         """World points [S, H, W, 3] from depth and cameras; None without either."""
