@@ -1,6 +1,8 @@
 """`vggt-int8 inspect` reads headers, and what it says agrees with the model that they describe."""
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import safetensors
 from safetensors.torch import load_file
 
 from vggt_int8 import VGGTInt8
+from vggt_int8.cli import console
 from vggt_int8.cli.inspect import layer_table, read_checkpoint
 
 
@@ -16,7 +19,8 @@ def size_of(folder: Path) -> int:
 
 
 def test_sizes_are_those_of_the_file(cli, tiny_int8: Path) -> None:
-    text = cli("inspect", "--brief", tiny_int8)
+    text = cli("inspect", tiny_int8)
+    assert text == cli("inspect", "--brief", tiny_int8)
     assert "recipe int8_dynamic" in text
     assert f"{size_of(tiny_int8) / 1e6:,.1f} MB" in text
     shares = [float(line.split()[-1][:-1]) for line in text.splitlines() if line.endswith("%")]
@@ -25,10 +29,50 @@ def test_sizes_are_those_of_the_file(cli, tiny_int8: Path) -> None:
 
 
 def test_every_layer_has_a_line(cli, tiny_int8: Path) -> None:
-    lines = {line.split()[0]: line for line in cli("inspect", tiny_int8).splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in cli("inspect", tiny_int8, "--all").splitlines() if line.strip()}
     assert "W8A8 dynamic" in lines["aggregator.frame_blocks.0.attn.qkv"]
     assert "LayerNorm is not quantized" in lines["aggregator.frame_blocks.0.norm1"]
     assert "W8A16" in lines["depth_head.projects.0"]
+
+
+def test_containers_show_what_is_their_own(cli, tiny_int8: Path) -> None:
+    table = cli("inspect", tiny_int8).partition("\npart ")[0]
+    lines = {line.split()[0]: line for line in table.splitlines() if line.strip()}
+    assert "its own camera_token, register_token" in lines["aggregator"]
+    assert "camera_head.trunk" not in lines
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_terminal_gets_lines_that_fit_and_whole_names(
+    cli, tiny_int8: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    layers = [layer for layer in layer_table(*read_checkpoint(str(tiny_int8)), every=False) if layer.holds_anything]
+    monkeypatch.setattr(console.out, "_force_terminal", True)
+    monkeypatch.setattr(console.out, "_width", width)
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", cli("inspect", tiny_int8))
+    lines = text.splitlines()
+    titles = {layer.title for layer in layers}
+    # Longer are only a name that is whole, and the last line, which names the model's folder.
+    assert {line for line in lines[:-1] if len(line) > width} <= titles
+    assert "…" not in text
+    found = set()
+    for line, after in pairwise(lines):
+        name, rest = (line, after) if line in titles else (line.partition("  ")[0], line)
+        if match := re.search(r"  (\S.*?) +\d+\.\d{3}  (\[\d+\])$", rest):
+            found |= {(name, match[1].rpartition("  ")[2])} if name else set()  # "": seen with the line before
+            assert sum(line.startswith(f"{match[2]} ") for line in lines) == 1
+    assert found == {(layer.title, layer.scheme) for layer in layers}
+
+
+def test_as_json(cli, tiny_int8: Path) -> None:
+    found = json.loads(cli("inspect", tiny_int8, "--json"))
+    assert found["bytes"] == sum(layer["bytes"] for layer in found["layers"]) == size_of(tiny_int8)
+    assert found["bytes"] == sum(found["parts"].values()) == sum(found["dtypes"].values())
+    assert (found["recipe"], found["model"]) == ("int8_dynamic", str(tiny_int8))
+    assert {"aggregator.frame_blocks.0.attn.qkv", "aggregator.frame_blocks.1.attn.qkv"} <= {
+        layer["name"] for layer in found["layers"] if layer["scheme"] == "W8A8 dynamic"
+    }
 
 
 def test_layers_agree_with_the_loaded_model(tiny_int8: Path) -> None:

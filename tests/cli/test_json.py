@@ -49,7 +49,7 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found["rows"]) == 1
 
 
-@pytest.mark.parametrize("command", ["run", "compare", "quantize"])
+@pytest.mark.parametrize("command", ["run", "compare", "inspect", "quantize"])
 def test_errors_leave_stdout_empty(command: str, tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
     more = {"run": [absent, "-o", absent], "compare": [absent, absent], "inspect": [], "quantize": ["-o", absent]}

@@ -4,6 +4,7 @@ The layers come from the same code that loads a model, run on the meta device; t
 """
 
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Model
 
 if TYPE_CHECKING:
@@ -56,10 +57,27 @@ class Layer:
     count: int = 0
     size: int = 0
 
+    @property
+    def title(self) -> str:
+        return self.name if self.count == 1 else f"{self.name} x {self.count}"
+
+    @property
+    def holds_anything(self) -> bool:
+        """False for what has no tensors and is not quantized either, such as attention in floating point."""
+        return self.size > 0 or self.scheme != "float"
+
+    def to_document(self) -> dict[str, Any]:
+        """For one layer, not for several alike."""
+        words = {"name": self.name, "scheme": self.scheme, "bytes": self.size}
+        return {**words, "runs_on": self.runs_on, "reason": self.reason}
+
 
 def inspect_model(
     model: Model,
-    brief: Annotated[bool, typer.Option("--brief", help="One line for all layers that are alike.")] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief/--all", help="One line for all layers that are alike, or one for each layer.")
+    ] = True,
+    as_json: options.Json = False,
 ) -> None:
     """Show what every layer of a checkpoint is, and its size per part and dtype. Loads no weights."""
     from vggt_int8.pretrained.source import stored_quantization
@@ -67,16 +85,23 @@ def inspect_model(
     with console.step(f"Reading the headers of {model}"):
         config, tensors = read_checkpoint(model)
         quantization = stored_quantization(config, model)
-        grouped = layer_table(config, tensors, every=not brief)
-    for line in _columns(grouped):
-        console.say(line)
-    what = "not quantized"
+        layers = layer_table(config, tensors, every=as_json or not brief)
+    recipe, checkpoint_format = None, None
     if quantization is not None:
-        what = f"recipe {quantization.parsed().name}, format {quantization.format_version}"
+        recipe, checkpoint_format = quantization.parsed().name, quantization.format_version
     total = sum(tensor.size for tensor in tensors.values())
-    by_dtype = ((DTYPES.get(t.dtype, (t.dtype, 0))[0], t.size) for t in tensors.values())
-    by_part = ((part_of(name), t.size) for name, t in tensors.items())
-    console.out.print(_size_table("part", by_part, total), _size_table("dtype", by_dtype, total))
+    dtypes = _summed((DTYPES.get(t.dtype, (t.dtype, 0))[0], t.size) for t in tensors.values())
+    parts = _summed((part_of(name), t.size) for name, t in tensors.items())
+    if as_json:
+        facts = {"model": model, "recipe": recipe, "checkpoint_format": checkpoint_format}
+        sizes = {"tensors": len(tensors), "bytes": total, "parts": parts, "dtypes": dtypes}
+        console.document("inspect", {**facts, **sizes, "layers": [layer.to_document() for layer in layers]})
+        return
+    shown = [layer for layer in layers if layer.holds_anything]
+    for line in _fitted(shown, console.out.width) if console.out.is_terminal else _columns(shown):
+        console.say(line)
+    console.show(_size_table("part", parts, total), _size_table("dtype", dtypes, total))
+    what = "not quantized" if recipe is None else f"recipe {recipe}, format {checkpoint_format}"
     console.say(f"\n{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
 
 
@@ -146,26 +171,31 @@ def layer_table(config: "VGGTConfig", tensors: Mapping[str, Stored], *, every: b
     report = {row.name: row for row in quantization_report(skeleton, plan, device)}
     groups: dict[tuple[str, ...], Layer] = {}
     modules = _by_module(tensors)
+    containers = {".".join(parts[:n]) for parts in (name.split(".") for name in modules) for n in range(1, len(parts))}
     in_order = [name for name, row in report.items() if name in modules or not row.bytes]
     for name in [*in_order, *(name for name in modules if name not in report)]:
-        row, owned = report.get(name), modules.get(name, [])
-        kept = "/".join(sorted({DTYPES.get(t.dtype, (t.dtype, 0))[0] for t in owned}))
+        row, owned = report.get(name), modules.get(name, {})
+        kept = "/".join(sorted({DTYPES.get(t.dtype, (t.dtype, 0))[0] for t in owned.values()}))
         scheme, runs_on, reason = kept, "?", "not part of this model"
         if row is not None:
             scheme = kept if row.backend == "pytorch" and owned else row.scheme
             runs_on = row.kernel if row.backend == "pytorch" else f"{row.backend}: {row.kernel}"
             reason = row.reason
+            if row.backend == "pytorch" and name in containers:
+                reason = f"its own {', '.join(sorted(owned))}"  # the rest of it is in the layers inside
         shown = name if every else re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
         layer = groups.setdefault((shown, scheme, runs_on, reason), Layer(shown, scheme, runs_on, reason))
         layer.count += 1
-        layer.size += sum(tensor.size for tensor in owned)
+        layer.size += sum(tensor.size for tensor in owned.values())
     return list(groups.values())
 
 
-def _by_module(tensors: Mapping[str, Stored]) -> dict[str, list[Stored]]:
-    modules = defaultdict(list)
+def _by_module(tensors: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
+    """Name of a module -> its own tensors by their last names."""
+    modules: dict[str, dict[str, Stored]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        modules[name.rpartition(".")[0]].append(tensor)
+        module, _, last = name.rpartition(".")
+        modules[module][last] = tensor
     return modules
 
 
@@ -173,8 +203,7 @@ def _columns(layers: list[Layer]) -> Iterator[str]:
     """Aligned lines, as long as they are: names must be whole to be searched for."""
     cells = [("layer", "scheme", "MB", "runs on", "why")]
     for layer in layers:
-        name = layer.name if layer.count == 1 else f"{layer.name} x {layer.count}"
-        cells.append((name, layer.scheme, f"{layer.size / 1e6:.3f}", layer.runs_on, layer.reason))
+        cells.append((layer.title, layer.scheme, f"{layer.size / 1e6:.3f}", layer.runs_on, layer.reason))
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
     for name, scheme, size, runs_on, reason in cells:
         yield (
@@ -182,17 +211,45 @@ def _columns(layers: list[Layer]) -> Iterator[str]:
         )
 
 
+def _fitted(layers: list[Layer], width: int) -> Iterator[str]:
+    """The same within `width` characters: what runs a layer, and why, is a note below, which many layers share.
+
+    A name that leaves no room for the rest has a line of its own, and is whole.
+    """
+    notes: dict[str, int] = {}
+    rows = []
+    for layer in layers:
+        how = layer.reason if layer.runs_on in layer.reason else f"{layer.runs_on}: {layer.reason}"
+        note = f"[{notes.setdefault(how, len(notes) + 1)}]"
+        rows.append((layer.title, f"{layer.scheme:12s}  {layer.size / 1e6:8.3f}  {note}"))
+    room = max(width - max(len(rest) for _, rest in rows) - 2, len("layer"))
+    column = max(len(title) for title, _ in [("layer", ""), *rows] if len(title) <= room)
+    for title, rest in [("layer", f"{'scheme':12s}  {'MB':>8s}  how"), *rows]:
+        if len(title) > column:
+            yield title
+            title = ""
+        yield f"{title:{column}}  {rest}"
+    yield ""
+    for how, number in notes.items():
+        yield from textwrap.wrap(f"[{number}] {how}", width, subsequent_indent="    ")
+
+
 def part_of(name: str) -> str:
     """The part of the network that owns a tensor."""
     return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "other")
 
 
-def _size_table(title: str, sizes: Iterable[tuple[str, int]], total: int) -> Table:
+def _summed(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Bytes per key, the largest first."""
     summed: dict[str, int] = defaultdict(int)
     for key, size in sizes:
         summed[key] += size
+    return dict(sorted(summed.items(), key=lambda item: -item[1]))
+
+
+def _size_table(title: str, sizes: Mapping[str, int], total: int) -> Table:
     table = Table(f"\n{title}", "\nMB", "\nshare", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
-    for key, size in sorted(summed.items(), key=lambda item: -item[1]):
+    for key, size in sizes.items():
         table.add_row(key, f"{size / 1e6:,.2f}", f"{size / max(total, 1):.1%}")
     return table
