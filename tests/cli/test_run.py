@@ -1,5 +1,6 @@
 """`vggt-int8 run` writes every output, the whole of it or nothing."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vggt_int8 import VGGTConfig, VGGTInt8, load_images
+from vggt_int8 import VGGTConfig, VGGTInt8, load_images, load_recipe
 from vggt_int8.cli import app
 
 
@@ -34,6 +35,36 @@ def test_writes_all_outputs(cli, tiny: Path, photos: list[Path], tmp_path: Path)
     assert set(report["seconds"]) == {"load_model", "load_images", "reconstruct", "write"}
     assert report["peak_memory_bytes"]["rss"] > 0
     assert report["versions"]["torch"] == torch.__version__
+
+
+def test_the_report_says_how_to_repeat_the_run(cli, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    chosen = ("--mode", "pad", "--frames-chunk", "1", "--confidence-percentile", "40", "--max-points", "50")
+    cli("run", tiny, *photos, "-o", out, "--device", "cpu", *chosen, "-r", "int8_weight_only")
+    report = json.loads((out / "report.json").read_text())
+    assert report["format_version"] == 2
+    assert report["settings"] == {
+        "backend": "auto",
+        "mode": "pad",
+        "frames_chunk": 1,
+        "points": "depth",
+        "confidence_percentile": 40,
+        "max_points": 50,
+        "seed": 0,
+        "max_megapixels": None,
+    }
+    assert report["quantization"] == load_recipe("int8_weight_only").to_dict()
+    assert report["model_identity"]["value"]
+    assert report["runtime"]["mode"] in ("fused", "plain")
+    assert report["inputs"][0]["sha256"] == hashlib.sha256(photos[0].read_bytes()).hexdigest()
+    assert report["command_line"].startswith("vggt-int8 ")
+    assert report["folder"] == str(Path.cwd())
+    plain = tmp_path / "plain"
+    cli("run", tiny, photos[0], "-o", plain, "--device", "cpu")
+    report = json.loads((plain / "report.json").read_text())
+    assert report["quantization"] is None
+    assert report["runtime"]["mode"] == "plain"
+    assert report["runtime"]["reason"]
 
 
 def test_a_saved_model_needs_no_recipe(cli, tiny_int8: Path, photos: list[Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`vggt-int8 run`: photographs in; cameras, depth, points and a report of the run out."""
 
 from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -73,7 +74,8 @@ def run(
         write_report,
         write_scene,
     )
-    from vggt_int8.export.points import check_point_options
+    from vggt_int8.export.points import SEED, check_point_options
+    from vggt_int8.export.repeat import identify_file, identify_model
     from vggt_int8.export.report import describe_inputs
 
     check_point_options(points, confidence_percentile, max_points)
@@ -84,9 +86,12 @@ def run(
     with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite, owned=owned) as folder:
         with clock.phase("load_model"):
             network = load_model(model, recipe=recipe, backend=backend, device=device, dtype=dtype)
+            identity = identify_model(model)
         _check_heads(network, points)
         with clock.phase("load_images"):
             pixels, transforms = load_images_for(network, paths, mode, max_megapixels)
+            described = zip(describe_inputs(paths, transforms), paths, strict=True)
+            inputs = [{**entry, **identify_file(path)} for entry, path in described]  # now: later one may be gone
         with (
             clock.phase("reconstruct"),
             console.step(f"Reconstructing {count}"),
@@ -111,9 +116,22 @@ def run(
             backend=kernels_of(network),
             device=network.device,
             dtype=str(network.dtype).removeprefix("torch."),
-            inputs=describe_inputs(paths, transforms),
+            inputs=inputs,
             seconds=clock.seconds,
             outputs=written,
+            model_identity=identity,
+            quantization=recipe_content(network),
+            settings={
+                "backend": backend,
+                "mode": mode,
+                "frames_chunk": frames_chunk,
+                "points": points or default_points(network),
+                "confidence_percentile": confidence_percentile,
+                "max_points": max_points,
+                "seed": SEED,
+                "max_megapixels": max_megapixels,
+            },
+            runtime=runtime_of(network),
         )
         content = write_report(folder, "run", report.to_document())
     if as_json:
@@ -130,6 +148,27 @@ def _check_heads(network: "VGGTInt8", points: str | None) -> None:
     if points is not None and not there:
         needs = "the depth and camera heads" if points == "depth" else "the point head"
         raise ValueError(f"--points {points} needs {needs}, which this model does not have")
+
+
+def default_points(network: "VGGTInt8") -> str | None:
+    """Where points come from unless it is said: as `collect_points` decides."""
+    config = network.config
+    if config.enable_depth and config.enable_camera:
+        return "depth"
+    return "world_points" if config.enable_point else None
+
+
+def runtime_of(network: "VGGTInt8") -> dict[str, Any]:
+    """How the last call ran: "fused" or "plain", why not otherwise, and how much it worked on at a time."""
+    report = network.runtime_report()
+    plan = None if report.plan is None else asdict(report.plan)
+    return {"mode": report.mode, "reason": report.reason or None, "plan": plan}
+
+
+def recipe_content(network: "VGGTInt8") -> dict[str, Any] | None:
+    """The whole recipe a model was quantized by, as its config.json holds it."""
+    quantization: Any = getattr(network.config, "quantization_config", None)
+    return None if quantization is None else dict(quantization.recipe)
 
 
 def recipe_of(network: "VGGTInt8") -> str | None:

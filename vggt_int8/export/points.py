@@ -12,6 +12,7 @@ from vggt_int8.export.color import Array, Colors
 from vggt_int8.export.scene import Scene
 
 PointSource = Literal["depth", "world_points"]
+SEED = 0  # of the random subset under `max_points`
 
 _VERTEX = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")])
 _PLY_NAMES = {"f": "float", "u": "uchar"}
@@ -42,7 +43,7 @@ def collect_points(
     source: PointSource | None = None,
     confidence_percentile: float = 25.0,
     max_points: int | None = None,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> PointCloud | None:
     """One point per pixel, then the filters in the order of `PointCloud.counts`; None if the scene has no points.
 

@@ -1,5 +1,6 @@
 """report.json: what ran, on what, with which versions, how long each phase took, and how much memory it needed."""
 
+import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vggt_int8.export.repeat import command_line, readable
 from vggt_int8.images import ImageTransform, portable_name
 
 PACKAGES = ("vggt-int8", "torch", "transformers", "torchao", "bitsandbytes", "triton", "numpy", "pillow")
@@ -49,16 +51,27 @@ class RunReport:
     inputs: list[dict[str, Any]]
     seconds: dict[str, float]
     outputs: dict[str, Any] = field(default_factory=dict)
+    model_identity: dict[str, str | None] = field(default_factory=dict)  # of `identify_model`
+    quantization: dict[str, Any] | None = None  # the whole recipe
+    settings: dict[str, Any] = field(default_factory=dict)  # options by name, as they were used
+    runtime: dict[str, Any] = field(default_factory=dict)  # how the network ran: mode, reason, plan
 
     def to_document(self) -> dict[str, Any]:
         return {
-            "format_version": 1,
+            "format_version": 2,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": self.model,
+            "command_line": command_line(),
+            "folder": portable_name(Path.cwd()),
+            "environment": {k: readable(v) for k, v in sorted(os.environ.items()) if k.startswith("VGGT_INT8_")},
+            "model": portable_name(self.model),
+            "model_identity": self.model_identity,
             "recipe": self.recipe,
+            "quantization": self.quantization,
+            "settings": self.settings,
             "backend": self.backend,
             "dtype": self.dtype,
             "device": str(self.device),
+            "runtime": self.runtime,
             "versions": installed_versions(),
             "machine": describe_machine(self.device),
             "inputs": self.inputs,
