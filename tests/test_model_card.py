@@ -60,3 +60,12 @@ def test_differences_are_tabled(metrics: dict[str, float]) -> None:
     text = model_card(CONFIG, SIZES, differences={"mae": 9.0, "depth": metrics})
     row = next(line for line in text.splitlines() if line.startswith("| depth"))
     assert [float(cell) for cell in row.split("|")[2:-1]] == list(metrics.values())
+
+
+def test_the_embedded_model_is_named_with_its_own_licence() -> None:
+    text = model_card(CONFIG, SIZES, name="me/small.w8a8", base_model="embedded")
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == "apache-2.0"
+    assert "base_model" not in data
+    assert "the small model inside the package vggt-int8" in text
+    assert "huggingface.co/embedded" not in text

@@ -8,6 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from vggt_int8.embedded import EMBEDDED
+
 VGGT_1B = "facebook/VGGT-1B"
 METRICS = {
     "relative": "relative error",
@@ -31,7 +33,7 @@ def model_card(
     config: what `config.json` holds; its `quantization_config`, if any, gives recipe and format.
     sizes: dtype name -> bytes of stored tensors.
     name: title, and what the example loads: a Hub id or a folder.
-    base_model: Hub id of the checkpoint that was quantized; None when it is not known.
+    base_model: Hub id of the checkpoint that was quantized, or "embedded"; None when it is not known.
     differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value, as in the result of
         `compare_model_outputs`, whose other entries are ignored.
     """
@@ -52,9 +54,12 @@ def model_card(
 
 
 def _metadata(quantized: bool, base_model: str | None) -> str:
+    embedded = base_model == EMBEDDED
+    if embedded:
+        base_model = None  # it is no repository of the Hub
     data = ModelCardData(
-        license="other",
-        license_name="licence-of-the-base-model",
+        license="apache-2.0" if embedded else "other",
+        license_name=None if embedded else "licence-of-the-base-model",
         license_link=None if base_model is None else f"https://huggingface.co/{base_model}",
         library_name="vggt-int8",
         pipeline_tag="image-to-3d",
@@ -67,6 +72,8 @@ def _metadata(quantized: bool, base_model: str | None) -> str:
 
 def _introduction(recipe: Mapping[str, Any], base_model: str | None) -> str:
     source = "a VGGT checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
+    if base_model == EMBEDDED:
+        source = "the small model inside the package vggt-int8"
     if not recipe:
         return f"The weights of {source}, stored by vggt-int8 without quantization."
     what = str(recipe.get("description") or "").rstrip(".")
@@ -131,6 +138,8 @@ def _licence(base_model: str | None) -> str:
         "The code of vggt-int8 is under Apache-2.0. Quantizing does not change the licence of weights: these "
         "keep that of the checkpoint they were made from"
     )
+    if base_model == EMBEDDED:
+        return "The code of vggt-int8 and the weights of the small model inside it are under Apache-2.0."
     if base_model is None:
         return f"{text}. The VGGT checkpoints that Meta published are under Meta's own licence terms."
     if base_model == VGGT_1B:

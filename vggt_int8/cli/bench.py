@@ -29,7 +29,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A floating-point checkpoint (folder or Hub model), random:vggt-1b, random:small or "
+            help="A floating-point checkpoint (folder, Hub model or embedded), random:vggt-1b, random:small or "
             "random:<config.json>; by default random:vggt-1b on cuda, random:small on cpu.",
             show_default=False,
         ),

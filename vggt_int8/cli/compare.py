@@ -7,6 +7,7 @@ from rich.table import Table
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import (
+    EMBEDDED,
     Backend,
     Device,
     Dtype,
@@ -38,7 +39,9 @@ WORDS = {"mean": "mean", "max": "maximum over frames", "median": "median", "p90"
 
 
 def compare(
-    model_a: Annotated[str, typer.Argument(help="The reference: a folder or a Hub model.", show_default=False)],
+    model_a: Annotated[
+        str, typer.Argument(help=f"The reference: a folder, a Hub model, or {EMBEDDED}.", show_default=False)
+    ],
     model_b: Annotated[str, typer.Argument(help="The model that is measured.", show_default=False)],
     images: Images,
     recipe: Annotated[

@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 
 from vggt_int8.cli import console, options
+from vggt_int8.embedded import EMBEDDED_FOLDER as MINI
 from vggt_int8.files import sweep
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from vggt_int8 import VGGTInt8, VGGTOutput
     from vggt_int8.scenes import StoredScene
 
-MINI = Path(__file__).parent.parent / "assets" / "mini"
 PLAIN, TRUTH = "fp32", "ground_truth"
 PICTURED = "int8_dynamic"  # the recipe whose depth stands beside fp32's
 TIMED_RUNS, TIMED_SECONDS = 5, 15.0  # of all models; whichever comes first

@@ -107,17 +107,22 @@ def inspect_model(
 
 def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
     """Configuration and tensor headers of a folder, a single safetensors file or a Hub model."""
+    from vggt_int8.embedded import resolve_source
     from vggt_int8.model.config import VGGTConfig
     from vggt_int8.pretrained import CheckpointError
     from vggt_int8.pretrained.checkpoint import read_headers
-    from vggt_int8.pretrained.source import load_config
+    from vggt_int8.pretrained.source import check_source, load_config
 
+    model = resolve_source(model)
+    check_source(model)
     path = Path(model)
     if path.is_file():
         if not model.endswith(".safetensors"):
             raise CheckpointError(f"{model} is no .safetensors file: only those have headers to read")
         headers: Mapping[str, Any] = read_headers([model])
-        return VGGTConfig(), {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
+        beside = (path.parent / "config.json").is_file()
+        config = load_config(str(path.parent), {}) if beside else VGGTConfig()
+        return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
     if path.is_dir():
         files = sorted(str(file) for file in path.glob("*.safetensors"))
         if not files:

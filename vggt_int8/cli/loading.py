@@ -1,12 +1,14 @@
 """Options that several commands share, and loading a model with progress on the console."""
 
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from vggt_int8.cli import console, options
+from vggt_int8.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from vggt_int8.images import ImageTransform
     from vggt_int8.images import Mode as FitMode
 
-Model = Annotated[str, typer.Argument(help="A folder, or a model on the Hugging Face Hub.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help=f"A folder, a file, a model on the Hugging Face Hub, or {EMBEDDED}.", show_default=False)
+]
 Images = Annotated[
     list[str],
     typer.Argument(help="Image files, folders or patterns; a folder is read in natural order.", show_default=False),
@@ -103,9 +107,12 @@ def load_model(
     """`VGGTInt8.from_pretrained` in evaluation mode, with a bar for the download and a spinner for the rest."""
     target, compute = resolve_device(device), resolve_dtype(dtype)
     from vggt_int8 import VGGTInt8, load_recipe
+    from vggt_int8.pretrained.source import check_source
 
     if recipe is not None:
         recipe = load_recipe(recipe)
+    if model != EMBEDDED:  # before the Hub is asked
+        check_source(os.path.expanduser(model))  # a Path would lose "./"
     fetch(model)
     how = "" if recipe is None else f" with recipe {recipe.name}"
     with console.step(f"Loading {model}{how}"):

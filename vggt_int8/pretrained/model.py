@@ -281,7 +281,8 @@ class VGGTInt8(VGGT):
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
             source = self.config.name_or_path
-            base_model = source if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+            known = source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists())
+            base_model = source if known else None
             card = model_card(self.config.to_dict(), sizes, name=repo_id, base_model=base_model)
             (folder / "README.md").write_text(card, encoding="utf-8")
             commit = api.upload_folder(

@@ -182,7 +182,7 @@ def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8Quantization
     method = stored.get("quant_method")
     if method != QUANT_METHOD:
         raise CheckpointError(
-            f"{source} is quantized by {str(getattr(method, 'value', method))!r:.60}, which is not supported: start "
+            f"{source} is quantized by {getattr(method, 'value', method)!r:.60}, which is not supported: start "
             "from the floating-point checkpoint, with recipe="
         )
     return VGGTInt8QuantizationConfig.from_dict(stored)
