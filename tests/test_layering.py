@@ -28,6 +28,7 @@ TIERS = [
         "files",
         "interrupts",
         "embedded",
+        "encoding",
         "patterns",
     },
     {"quant"},
@@ -38,9 +39,9 @@ TIERS = [
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Shared by the whole lowest tier: camera conventions, whole files, patterns, the embedded model's name. Nothing else is
-# between its units.
-SHARED = {"geometry", "quiet", "files", "embedded", "interrupts", "patterns"}
+# Shared by the whole lowest tier: camera conventions, whole files, patterns, consoles, the embedded model's name.
+# Nothing else is between its units.
+SHARED = {"geometry", "quiet", "files", "embedded", "interrupts", "patterns", "encoding"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

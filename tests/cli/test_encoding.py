@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
 
-from vggt_int8.cli.encoding import accept_any_character
+from vggt_int8.encoding import accept_any_character
 from vggt_int8.images import find_images
 
 ROOT = Path(__file__).parent.parent.parent

@@ -93,6 +93,19 @@ def declared(path: Path, width: int, height: int) -> Path:
     return path
 
 
+def test_strips_change_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = scene(120, 90).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    path = save(image, tmp_path / "a.png")
+    whole = decode_image(path).pixels
+    monkeypatch.setattr(decode, "_STRIP_PIXELS", 1000)
+    strips = decode_image(path).pixels
+    assert whole.rgb.tobytes() == strips.rgb.tobytes()
+    assert whole.alpha is not None
+    assert strips.alpha is not None
+    assert whole.alpha.tobytes() == strips.alpha.tobytes()
+
+
 def test_the_pixels_that_a_file_declares_are_bounded(tmp_path: Path) -> None:
     path = declared(tmp_path / "claims.png", 20000, 20000)
     with pytest.raises(ValueError, match=r"claims\.png is too large: 400000000 pixels.*max_pixels=, --max-megapixels"):
@@ -187,6 +200,14 @@ def test_a_text_behind_the_pixels_is_no_damage_either(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole[:33] + text + whole[33:-60])
     with pytest.raises(ValueError, match=r"cut\.png cannot be decoded, it may be truncated"):
         open_image(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0" + b"junk" * 20, b"Exif\0\0II*\0\x08\0\0\0\xff\xff"])
+def test_exif_that_cannot_be_read_is_told_and_is_no_damage(tmp_path: Path, exif: bytes) -> None:
+    path = save(scene(16, 12), tmp_path / "a.png", exif=exif)
+    with pytest.warns(UserWarning, match=r"EXIF data cannot be read, .* as they are stored: a\.png") as caught:
+        load_images(path, size=14)
+    assert len(caught) == 1
 
 
 # ---- files that are no images, by what they are ----

@@ -152,6 +152,7 @@ def read_images(
     fitted: list[tuple[Tensor, ImageTransform]] = []
     narrow: dict[int, list[str]] = {}
     invisible: list[str] = []
+    unturned: list[str] = []
     highest = 0
     for path in paths:
         decoded = decode_image(path, max_pixels=max_pixels, at_least=2 * size)
@@ -166,6 +167,8 @@ def read_images(
             highest = max(highest, pixels.largest or 0)
         if not fitted[-1][1].content_mask().any():
             invisible.append(path.name)
+        if not decoded.exif_readable:
+            unturned.append(path.name)
         if on_image is not None:
             on_image(len(fitted), len(paths))
     if narrow:
@@ -178,6 +181,11 @@ def read_images(
         )
     if invisible:
         warnings.warn(f"images are transparent everywhere: {_some(invisible)}", stacklevel=stacklevel + 1)
+    if unturned:
+        warnings.warn(
+            f"EXIF data cannot be read, so the images are taken as they are stored: {_some(unturned)}",
+            stacklevel=stacklevel + 1,
+        )
     transforms = [transform for _, transform in fitted]
     model_size, remark = _largest_size([transform.model_size for transform in transforms], paths)
     if remark:

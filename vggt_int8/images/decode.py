@@ -1,12 +1,13 @@
 """One image file -> upright 8-bit RGB and its alpha, in bounded memory, with errors that say what the file is.
 
 Up to Pillow's own limit of 89 megapixels a file is decoded as it is. Larger photographs are read, too, up to
-`MAX_PIXELS`: JPEG decodes at 1/2, 1/4 or 1/8 (Pillow's draft mode), other formats are converted in strips and
-reduced by a whole factor, so that beside the decoded pixels (4 bytes each) nothing large is held.
+`MAX_PIXELS`: JPEG decodes at 1/2, 1/4 or 1/8 (Pillow's draft mode), other formats are reduced by a whole
+factor. Pixels are converted in strips, so that beside the decoded pixels (4 bytes each) nothing large is held.
 """
 
 import re
 import stat
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+from xml.etree import ElementTree
 
 from PIL import Image, UnidentifiedImageError
 
@@ -35,6 +37,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 _limit_lock = threading.Lock()
 
 
@@ -53,6 +56,7 @@ class Decoded:
 
     pixels: Pixels
     size: tuple[int, int]
+    exif_readable: bool  # if not, the image is as it was stored
 
 
 def open_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
@@ -91,18 +95,31 @@ def _decode(path: Path, source: Path | BytesIO, max_pixels: int | None, at_least
             factor = _reduction(image.size, at_least)
         drafted = image.size != full
         image.load()
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = _orientation(image)
         size = full if drafted else image.size  # a TIFF turns itself while it loads
     try:
         pixels = _in_strips(image, stored, factor)
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
-    turn = _UPRIGHT.get(orientation)
+    turn = _UPRIGHT.get(orientation)  # type: ignore[arg-type]
     if turn is not None:
         alpha = pixels.alpha and pixels.alpha.transpose(turn)
         pixels = Pixels(pixels.rgb.transpose(turn), alpha, pixels.largest)
-        size = size[::-1] if orientation >= 5 else size
-    return Decoded(pixels, (size[1], size[0]))
+        size = size[::-1] if turn in _SIDEWAYS else size
+    return Decoded(pixels, (size[1], size[0]), orientation is not None)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """What EXIF (or XMP) says, 1 to 8; None if it cannot be read. That is no damage of the picture."""
+    with warnings.catch_warnings(record=True) as cut_off:
+        warnings.simplefilter("always")
+        try:
+            found = image.getexif().get(_ORIENTATION)
+        except (SyntaxError, ValueError, TypeError, KeyError, OverflowError, struct.error, ElementTree.ParseError):
+            return None
+    if isinstance(found, int) and 1 <= found <= 8:
+        return found
+    return None if cut_off or isinstance(found, str | bytes) else 1
 
 
 def _reduction(size: tuple[int, int], at_least: int) -> int:
@@ -112,7 +129,7 @@ def _reduction(size: tuple[int, int], at_least: int) -> int:
 
 def _in_strips(image: Image.Image, stored: Stored, factor: int) -> Pixels:
     """`to_pixels`, reduced by `factor`; large images strip by strip."""
-    if factor == 1 and image.width * image.height <= _REDUCED_ABOVE:
+    if factor == 1 and image.width * image.height <= _STRIP_PIXELS:
         return to_pixels(image, stored)
     rows = max(_STRIP_PIXELS // image.width // factor, 1) * factor
     size = (-(-image.width // factor), -(-image.height // factor))

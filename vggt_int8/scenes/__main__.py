@@ -9,11 +9,13 @@ python -m vggt_int8.scenes render --split free --index 7 --views 8 --size 112 11
 import argparse
 from pathlib import Path
 
+from vggt_int8.encoding import accept_any_character
 from vggt_int8.scenes.seeds import SPLITS
 from vggt_int8.scenes.stored import BUNDLED_FOLDER, store_bundled, store_rendered
 
 
 def main(arguments: list[str] | None = None) -> None:
+    accept_any_character()
     args = _parser().parse_args(arguments)
     if args.command == "bundle":
         for name in store_bundled(args.to):

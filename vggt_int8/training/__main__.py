@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from vggt_int8.encoding import accept_any_character
 from vggt_int8.model import VGGT
 from vggt_int8.pretrained.saving import saved_whole
 from vggt_int8.training.checkpoint import load_checkpoint, read_facts
@@ -28,6 +29,7 @@ from vggt_int8.training.plot import write_curves
 
 
 def main(arguments: list[str] | None = None) -> None:
+    accept_any_character()
     args = _parser().parse_args(arguments)
     match args.command:
         case "run":
