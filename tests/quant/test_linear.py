@@ -59,10 +59,18 @@ def test_codes_and_scales_by_definition(dtype: torch.dtype) -> None:
     assert (error <= scale * (0.5 + 1e-4)).all()
 
 
+def test_halves_are_rounded_to_even() -> None:
+    source = linear(255, 3)
+    source.weight.data[:] = torch.arange(-127, 128) * 0.5 + torch.tensor([[0.0], [2.0**-22], [-(2.0**-22)]])
+    source.weight.data[:, 0] = -127  # so the scale is 1
+    layer = Int8Linear.from_linear(source)
+    assert torch.equal(layer.weight.float(), source.weight.detach().round())
+
+
 def test_a_large_weight_is_encoded_in_slices_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     source = linear(130, 77)
     whole = Int8Linear.from_linear(source)
-    monkeypatch.setattr("vggt_int8.quant.storage._ENCODE_ELEMENTS", 1000)
+    monkeypatch.setattr("vggt_int8.quant.storage.PIECE", 1000)
     sliced = Int8Linear.from_linear(source)
     assert torch.equal(whole.weight, sliced.weight)
     assert torch.equal(whole.weight_scale, sliced.weight_scale)

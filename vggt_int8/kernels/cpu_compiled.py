@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.kernels import cpu_cache
+from vggt_int8.kernels.cpu_threads import threads
 
 SETTING = "VGGT_INT8_CPU_KERNELS"
 _SOURCES = Path(__file__).with_name("csrc")
@@ -44,12 +45,12 @@ class Library(NamedTuple):
     name: str
 
     def call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """The function `name` on the threads that PyTorch uses. Tensors are passed as their address, None as null.
+        """The function `name` on `threads()` threads. Tensors are passed as their address, None as null.
 
         Raises MemoryError, naming the function and its operands.
         """
         values = [convert(a) for convert, a in zip(_CONVERTERS[name], arguments, strict=True)]
-        if getattr(self.functions, name)(*values, torch.get_num_threads()) == _OUT_OF_MEMORY:
+        if getattr(self.functions, name)(*values, threads()) == _OUT_OF_MEMORY:
             shapes = ", ".join(str(list(a.shape)) for a in arguments if isinstance(a, Tensor))
             raise MemoryError(f"{name} found no memory for what it works on: operands {shapes}")
 

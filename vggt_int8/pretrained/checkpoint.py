@@ -16,11 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vggt_int8.kernels.cpu_threads import map_in_threads, pieces
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.pretrained.plain_files import check_plain_file
-from vggt_int8.quant.storage import Int8Storage
+from vggt_int8.quant.storage import Int8Storage, all_finite
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _SAFETENSORS_NAMES = {
@@ -70,13 +71,21 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
     slots = model.state_dict()
     damaged: dict[str, list[str]] = {}
     beyond_fp16 = []
-    for name, tensor in tensors:
+
+    def look(item: tuple[str, Tensor]) -> tuple[str, str | None, bool]:
+        """Name, damage, and whether a value is beyond fp16."""
+        name, tensor = item
         slot = slots.get(name)
         if slot is None:  # of a head that is switched off
-            continue
-        if damage := _damage(name, tensor):
+            return name, None, False
+        damage = next((found for part in pieces(tensor) if (found := _damage(name, part))), None)
+        narrower = slot.dtype == torch.float16 != tensor.dtype
+        return name, damage, narrower and not all(all_finite(part.to(slot.dtype)) for part in pieces(tensor))
+
+    for name, damage, beyond in map_in_threads(look, tensors):
+        if damage is not None:
             damaged.setdefault(damage, []).append(name)
-        elif slot.dtype == torch.float16 != tensor.dtype and not bool(tensor.to(slot.dtype).isfinite().all()):
+        elif beyond:
             beyond_fp16.append(name)
     if damaged:
         problems = "; ".join(f"{damage} {_listed(names)}" for damage, names in damaged.items())

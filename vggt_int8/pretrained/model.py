@@ -4,6 +4,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -147,7 +148,10 @@ class VGGTInt8(VGGT):
                 "load with device_map='cpu', save_pretrained() it, then load that with offloading"
             )
         validate_checkpoint(model, state_dict, checkpoint_files, quantizing=quantizing)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        with quantizer.encoding() if quantizing else nullcontext():
+            return PreTrainedModel._load_pretrained_model(
+                model, state_dict, checkpoint_files, load_config, *args, **kwargs
+            )
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype | None]:
         return {**super()._get_dtype_plan(dtype), **getattr(self, "load_dtypes", {})}

@@ -4,6 +4,9 @@ It does two things: put unfilled INT8 layers into the model before its weights a
 floating point, encode each tensor as it streams by, so that the floating-point model never exists as a whole.
 """
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +17,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from vggt_int8.kernels.cpu_threads import Workers
 from vggt_int8.pretrained.checkpoint import CheckpointError
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
-from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
+from vggt_int8.quant.storage import Int8Storage, copy_pieces, empty_encoding, encode_into, to_fp16
 from vggt_int8.recipe import Recipe, RecipeError
 
 QUANT_METHOD = "vggt_int8"
@@ -77,6 +81,8 @@ class VGGTInt8Quantizer(HfQuantizer):
 
     def __init__(self, quantization_config: VGGTInt8QuantizationConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self.workers: Workers | None = None
+        self.made: list[tuple[str, Future[None]]] = []  # by name; those on a CPU, which threads of our own make
         self.errors: list[str] = []
 
     def _process_model_before_weight_loading(
@@ -95,6 +101,33 @@ class VGGTInt8Quantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> ConversionOps:
         return EncodeTensor(self)
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """While tensors are encoded: the threads that do it are there, and when the block ends all is encoded."""
+        with Workers() as self.workers:
+            yield
+        self.workers = None
+        for name, future in self.made:
+            self.note(name, future.exception())
+        self.made.clear()
+
+    def make(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
+        """Call `work` to fill the tensor of that name: at once, or in another thread if it is on a CPU."""
+        if self.workers is not None and all(a.device.type == "cpu" for a in arguments if isinstance(a, Tensor)):
+            self.made.append((name, self.workers.submit(work, *arguments)))
+            return
+        try:
+            work(*arguments)
+        except ValueError as error:
+            self.note(name, error)
+
+    def note(self, name: str, error: BaseException | None) -> None:
+        """Keep what is wrong with a tensor until after loading: transformers would make a page of its own of it."""
+        if isinstance(error, ValueError):
+            self.errors.append(f"{name}: {error}")
+        elif error is not None:
+            raise error
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.errors:
@@ -144,17 +177,20 @@ class EncodeTensor(ConversionOps):
         module_name, _, parameter = full_layer_name.rpartition(".")
         module = model.get_submodule(module_name)
         slot = getattr(module, parameter)
-        try:
-            if isinstance(module, Int8Storage) and parameter == "weight":
-                scale_name = f"{module_name}.weight_scale"
-                missing_keys.discard(scale_name)
-                codes, scale = encode(tensor, getattr(module, "channel_axis", 0))
-                return {full_layer_name: codes, scale_name: scale}
-            return {full_layer_name: to_fp16(tensor, parameter).to(slot.dtype)}
-        except ValueError as error:
-            # Raised after loading: transformers would turn an exception here into a page of its own report.
-            self.quantizer.errors.append(f"{full_layer_name}: {error}")
-            return {full_layer_name: torch.zeros(slot.shape, dtype=slot.dtype)}
+        if isinstance(module, Int8Storage) and parameter == "weight":
+            scale_name = f"{module_name}.weight_scale"
+            missing_keys.discard(scale_name)
+            axis = getattr(module, "channel_axis", 0)
+            codes, scale = empty_encoding(tensor, axis)
+            self.quantizer.make(full_layer_name, encode_into, codes, scale, tensor, axis)
+            return {full_layer_name: codes, scale_name: scale}
+        kept = torch.empty_like(tensor, dtype=slot.dtype)
+        self.quantizer.make(full_layer_name, _round_into, kept, tensor, parameter)
+        return {full_layer_name: kept}
+
+
+def _round_into(kept: Tensor, tensor: Tensor, what: str) -> None:
+    copy_pieces(kept, to_fp16(tensor, what))
 
 
 def check_kept_parameters(model: nn.Module, plan: dict[str, LayerPlan]) -> None:

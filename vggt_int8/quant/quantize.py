@@ -1,19 +1,23 @@
 """Quantize a module in place: every layer that the recipe names becomes an INT8 layer; nothing else is touched."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from vggt_int8.kernels.cpu_threads import map_in_threads
 from vggt_int8.quant.attention import Int8Attention, check_attention_backend
 from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name, resolve
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.replaceable import carry_over, check_model
-from vggt_int8.quant.storage import Int8Storage, to_fp16
+from vggt_int8.quant.storage import Int8Storage, all_finite, to_fp16
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
 
+Result = TypeVar("Result")
 _NAMED = 3  # layers in a warning; the plan has all of them
 
 
@@ -46,9 +50,8 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
     plan = make_plan(model, recipe)
     for device_type in {device_type_of(model.get_submodule(name)) for name in plan} or {"cpu"}:
         check_backend(plan, recipe, backend, device_type)
-    for name, layer in plan.items():
-        if layer.scheme is not None:
-            _check_layer(name, model.get_submodule(name), layer.scheme)
+    layers = [(name, model.get_submodule(name), layer.scheme) for name, layer in plan.items() if layer.scheme]
+    _for_layers(_check_layer, layers)
     if kept := [layer for layer in plan.values() if layer.unable]:
         reasons = "; ".join(f"{layer.name} ({layer.reason})" for layer in kept[:_NAMED])
         more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
@@ -58,12 +61,13 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
 
 def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str = "auto") -> None:
     """Replace the layers of a plan made by `plan_module`, all or none: none if memory runs out, or on Ctrl-C."""
-    converted: dict[nn.Module, nn.Module] = {}
-    for name, layer in plan.items():
-        module = model.get_submodule(name)
-        if layer.scheme is not None and module not in converted:
-            converted[module] = _convert(module, layer.scheme, layer_backend(layer.scheme, recipe, backend))
-    _replace(model, plan, converted)
+    layers = {
+        model.get_submodule(name): (layer.scheme, layer_backend(layer.scheme, recipe, backend))
+        for name, layer in reversed(plan.items())  # a module under several names is what the first says
+        if layer.scheme is not None
+    }
+    converted = _for_layers(_convert, [(module, *choice) for module, choice in layers.items()])
+    _replace(model, plan, dict(zip(layers, converted, strict=True)))
 
 
 def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
@@ -83,6 +87,14 @@ def _replace(model: nn.Module, plan: dict[str, LayerPlan], new: dict[nn.Module, 
     places = [(name, module) for name in plan if (module := model.get_submodule(name)) in new]
     for name, module in places:
         replace_module(model, name, carry_over(module, new[module]))
+
+
+def _for_layers(work: Callable[..., Result], layers: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """`work` of the arguments for each layer: on a CPU several at a time, else one by one on the current stream."""
+    modules = [argument for arguments in layers for argument in arguments if isinstance(argument, nn.Module)]
+    if all(parameter.device.type == "cpu" for module in modules for parameter in module.parameters()):
+        return map_in_threads(lambda arguments: work(*arguments), layers)
+    return [work(*arguments) for arguments in layers]
 
 
 def layer_backend(scheme: Scheme | AttentionScheme, recipe: Recipe, backend: str) -> str:
@@ -133,7 +145,7 @@ def _check_layer(name: str, layer: nn.Module, scheme: Scheme | AttentionScheme) 
     try:
         _skeleton(layer, scheme, "auto")
         for key, parameter in layer.named_parameters(recurse=False):
-            if not bool(parameter.isfinite().all()):
+            if not all_finite(parameter.detach()):
                 raise ValueError(f"the {key} holds NaN or inf")
             if key == "bias":
                 to_fp16(parameter.detach(), key)
