@@ -1,6 +1,8 @@
 """With --json stdout is one document, which says what the text says; errors leave it empty."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from vggt_int8.bench import cost
-from vggt_int8.cli import app
+from vggt_int8.cli import app, console
 
-CONFIG = Path(__file__).parent.parent / "data" / "parity" / "tiny_vggt_config.json"
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = ROOT / "tests" / "data" / "parity" / "tiny_vggt_config.json"
 
 
 def document(*args: object) -> dict[str, Any]:
@@ -57,3 +60,20 @@ def test_errors_leave_stdout_empty(command: str, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "absent" in result.stderr
+
+
+def test_what_libraries_print_is_kept_off_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.documents_only():
+        print("a library talks")
+        console.document("x", {})
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"format_version": 1, "command": "x"}
+    assert printed.err == "a library talks\n"
+
+
+def test_a_document_that_cannot_be_written_is_an_error() -> None:
+    process = [sys.executable, "-m", "vggt_int8", "recipes", "--json"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(process, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
+    assert run.returncode == 1
+    assert "No space left on device" in run.stderr.splitlines()[0]

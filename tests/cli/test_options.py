@@ -74,6 +74,8 @@ def test_a_recipe_file_is_read_early(cli, tmp_path: Path) -> None:
         ("vggt-int8 run --device c", ["cpu", "cuda"]),
         ("vggt-int8 bench --variants fp32,llm_int8:ref", ["fp32,llm_int8:reference"]),
         ("vggt-int8 insp", ["inspect"]),
+        ("vggt-int8 run emb", ["embedded"]),
+        ("vggt-int8 compare a ", []),
     ],
 )
 def test_the_shell_completes(typed: str, expected: list[str]) -> None:

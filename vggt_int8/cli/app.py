@@ -17,19 +17,21 @@ from vggt_int8.cli.run import run
 HELP = """VGGT in INT8: reconstruct scenes from photographs, quantize, compare and inspect models.
 
 Results go to stdout, progress, warnings and errors to stderr.
-Exit codes: 0 done, 1 failed, 2 bad input or options, 130 interrupted."""
+Exit codes: 0 done, 1 failed, 2 bad input or options; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
 # After the options, one line each.
 EXAMPLES = {
     "": (
         "Start with:",
         "vggt-int8 demo [dim]# bundled scenes, no network, no GPU[/]",
+        "vggt-int8 run embedded photos/ -o scene [dim]# ships with it, no download[/]",
         "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic",
         "vggt-int8 COMMAND --help [dim]# options and examples[/]",
     ),
     "run": (
         "Examples:",
-        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic [dim]# quantized while it loads[/]",
-        "vggt-int8 run vggt-1b-int8 a.jpg b.jpg -o scene --overwrite [dim]# a folder that `quantize` made[/]",
+        "vggt-int8 run embedded photos/ -o scene [dim]# ships with it, no download[/]",
+        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic",
+        "vggt-int8 run vggt-1b-int8 a.jpg b.jpg -o scene --overwrite",
         "vggt-int8 run vggt-1b-int8 'photos/*.png' -o scene --json | jq .report.seconds",
     ),
     "quantize": (

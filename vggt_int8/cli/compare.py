@@ -40,9 +40,17 @@ WORDS = {"mean": "mean", "max": "maximum over frames", "median": "median", "p90"
 
 def compare(
     model_a: Annotated[
-        str, typer.Argument(help=f"The reference: a folder, a Hub model, or {EMBEDDED}.", show_default=False)
+        str,
+        typer.Argument(
+            help=f"The reference: a folder, a Hub model, or {EMBEDDED}.",
+            show_default=False,
+            autocompletion=options.offer_embedded,
+        ),
     ],
-    model_b: Annotated[str, typer.Argument(help="The model that is measured.", show_default=False)],
+    model_b: Annotated[
+        str,
+        typer.Argument(help="The model that is measured.", show_default=False, autocompletion=options.offer_embedded),
+    ],
     images: Images,
     recipe: Annotated[
         str | None,

@@ -15,10 +15,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TextIO
 
 import typer
 from rich.console import Console
@@ -53,6 +53,7 @@ class Settings:
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    stdout: TextIO | None = None  # the true one under --json, while sys.stdout leads to stderr
 
 
 settings = Settings()
@@ -76,7 +77,20 @@ def document(command: str, content: dict[str, Any]) -> None:
     "-Infinity" and "NaN", which `float()` reads.
     """
     whole = {"format_version": DOCUMENT_FORMAT, "command": command, **content}
-    out.file.write(json.dumps(_strict(whole), indent=2, allow_nan=False) + "\n")
+    stream = settings.stdout or out.file
+    stream.write(json.dumps(_strict(whole), indent=2, allow_nan=False) + "\n")
+    stream.flush()  # now: a full disk or a reader that has gone is an error of this command
+
+
+@contextmanager
+def documents_only() -> Iterator[None]:
+    """Within the block nothing but `document` reaches stdout: what libraries print there goes to stderr."""
+    settings.stdout = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        settings.stdout = None
 
 
 def _strict(value: Any) -> Any:
@@ -170,7 +184,7 @@ def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P
             raise typer.Exit(interrupts.exit_code(error)) from None
         except BrokenPipeError:
             # The reader (`head`) has gone; keep Python from complaining again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (settings.stdout or sys.stdout).fileno())
             raise typer.Exit(1) from None
         except Exception as error:  # the outermost frame: everything becomes a message and an exit code
             message, code = _explain(error)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from vggt_int8.images import Mode as FitMode
 
 Model = Annotated[
-    str, typer.Argument(help=f"A folder, a file, a model on the Hugging Face Hub, or {EMBEDDED}.", show_default=False)
+    str,
+    typer.Argument(
+        help=f"A folder, a file, a model on the Hugging Face Hub, or {EMBEDDED}: the small one that ships.",
+        show_default=False,
+        autocompletion=options.offer_embedded,
+    ),
 ]
 Images = Annotated[
     list[str],

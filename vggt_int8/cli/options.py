@@ -9,11 +9,13 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 
 from vggt_int8.cli import console
+from vggt_int8.embedded import EMBEDDED
 from vggt_int8.recipe import available_recipes, load_recipe
 
 # Written out here, since the modules that own them load PyTorch; a test compares.
@@ -103,6 +105,11 @@ def variants_option() -> dict[str, Any]:
     return {**checked(check, ()), "autocompletion": offer}
 
 
+def offer_embedded(incomplete: str) -> list[str]:
+    """Completes the embedded model's name once it is begun; otherwise the shell offers files."""
+    return [EMBEDDED] if incomplete and EMBEDDED.startswith(incomplete) else []
+
+
 def checked(check: Callable[[str], None], values: Iterable[str] | Callable[[], Iterable[str]]) -> dict[str, Any]:
     """Keyword arguments of `typer.Option` whose value `check` may refuse by raising ValueError."""
 
@@ -149,7 +156,8 @@ def with_globals(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, quiet: bool, verbose: bool, debug: bool, **kwargs: Any) -> None:
         before = console.settings
         set_globals(quiet or before.quiet, verbose or before.verbose, debug or before.debug)
-        command(*args, **kwargs)
+        with console.documents_only() if kwargs.get("as_json") else nullcontext():
+            command(*args, **kwargs)
 
     signature = inspect.signature(command, eval_str=True)
     added = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
