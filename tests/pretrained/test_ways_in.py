@@ -346,6 +346,7 @@ FILES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("a deep index", lambda f: (f / INDEX).write_text("[" * 100_000), "nested too deep|not a valid JSON"),
     ("an index that is a pipe", lambda f: ((f / INDEX).unlink(), os.mkfifo(f / INDEX)), r"index\.json is a pipe"),
     ("weights that are a folder", lambda f: (f / "model.safetensors").mkdir(), r"model\.safetensors is a folder, not"),
+    ("an adapter beside", lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter.*merge_and_unload"),
     ("weights that are a pipe", lambda f: os.mkfifo(f / "model.safetensors"), r"model\.safetensors is a pipe, not a"),
 ]
 

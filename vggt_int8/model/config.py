@@ -117,6 +117,14 @@ class VGGTConfig(PreTrainedConfig):
             )
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """What a `config.json` holds, as transformers reads it; ValueError if it is nested too deep."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError:
+            raise ValueError(f"the config.json of {str(pretrained_model_name_or_path)!r} is nested too deep") from None
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a config from what a `config.json` holds: its sizes and what it says of dtype and quantization.
 
@@ -195,6 +203,9 @@ def _readable(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     kind = data.get("model_type", VGGTConfig.model_type)
     if kind != VGGTConfig.model_type:
         raise ValueError(f"its model_type is {_short(kind)}, not {VGGTConfig.model_type!r}")
+    quantization = data.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, Mapping):
+        raise ValueError(f"its quantization_config is {_short(quantization)}, not an object")
     for name in ("dtype", "torch_dtype"):
         value = data.get(name)
         dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value

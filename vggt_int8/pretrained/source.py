@@ -150,6 +150,11 @@ def check_folder(source: str, config: VGGTConfig, kwargs: dict[str, Any]) -> Non
     folder = Path(source) / (kwargs.get("subfolder") or "")
     if not folder.is_dir():
         return
+    if (folder / "adapter_config.json").is_file():  # with peft, transformers would load the base that it names instead
+        raise CheckpointError(
+            f"{source} holds an adapter, which is not loaded with the network: merge it into the weights "
+            "(peft's merge_and_unload) and save those"
+        )
     check_weight_files(folder, kwargs.get("variant"))
     weights = [path for path in folder.iterdir() if path.suffix in _SINGLE_FILES and path.is_file()]
     check_size(config, weights, source)
