@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vggt_int8 import files
-from vggt_int8.files import naming, staged_folder, staging_folder, sweep, write_json, write_whole
+from vggt_int8.files import staged_folder, staging_folder, sweep, write_json, write_whole
 
 ENTRIES = ("data", "a.json")  # a.json is the last to come
 
@@ -273,16 +273,13 @@ def test_a_killed_writer_is_swept_by_the_next_and_a_living_one_is_not(tmp_path: 
     if exists:
         out.mkdir()
     code = """import sys, time
-sys.path.insert(0, sys.argv[2])  # the module alone: the package imports much
-from files import staged_folder
+from vggt_int8.files import staged_folder
 with staged_folder(sys.argv[1], entries=["a.json"]) as folder:
     (folder / "a.json").write_text("half")
     print("there", flush=True)
     time.sleep(60)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(out), str(Path(files.__file__).parent)], stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"there\n"
     sweep(out)
@@ -373,7 +370,7 @@ def test_a_folder_that_is_made_meanwhile_is_not_touched(tmp_path: Path) -> None:
 
 def test_a_link_to_nowhere_is_no_place_for_results(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "gone")
-    with pytest.raises(FileExistsError, match="out is a link to nowhere"):
+    with pytest.raises(FileExistsError, match=r"is a link to nowhere \(.*gone\): choose another"):
         fill(tmp_path / "out", "a.json")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -403,16 +400,3 @@ def test_a_file_is_whole_keeps_its_mode_and_stays_behind_its_link(tmp_path: Path
     assert listing(tmp_path) == ["deep/a.txt", "link.txt"]
     with pytest.raises(IsADirectoryError, match="a file is needed"):
         write_whole(tmp_path, "text")
-
-
-def test_an_error_without_a_name_gets_one(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OSError, match="No space left on device") as caught,
-        naming(tmp_path / "out"),
-        open("/dev/full", "w") as full,
-    ):
-        full.write("x")
-    assert caught.value.filename == str(tmp_path / "out")
-    with pytest.raises(FileNotFoundError) as missing, naming(tmp_path / "out"):
-        (tmp_path / "gone").read_text()
-    assert missing.value.filename == str(tmp_path / "gone")

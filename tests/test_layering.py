@@ -25,6 +25,7 @@ TIERS = [
         "model_card",
         "quiet",
         "chart",
+        "disk",
         "files",
         "interrupts",
         "embedded",
@@ -41,7 +42,7 @@ TIERS = [
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Shared by the whole lowest tier: camera conventions, whole files, patterns, consoles, the embedded model's name.
 # Nothing else is between its units.
-SHARED = {"geometry", "quiet", "files", "embedded", "interrupts", "patterns", "encoding"}
+SHARED = {"geometry", "quiet", "disk", "files", "embedded", "interrupts", "patterns", "encoding"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

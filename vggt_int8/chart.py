@@ -6,17 +6,21 @@ write_svg(Path("time.svg"), [panel], columns=1)
 ```
 """
 
+import errno
 import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from vggt_int8.disk import check_place
+from vggt_int8.files import write_whole
+
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")  # after Okabe and Ito
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 40, 46  # around the axes, pixels
 LEGEND_LINE = 18
+FONT = 'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="#333"'
 LETTER = 6.3  # pixels, about the mean width at this font size
 
 Point = tuple[float, float]
@@ -58,6 +62,8 @@ class Panel:
 def write_svg(path: Path, panels: Sequence[Panel], *, columns: int, size: tuple[int, int] = (440, 270)) -> None:
     """Panels of `size` (width, height) row by row in one file, which appears when it is complete.
 
+    Raises OSError as `check_chart`.
+
     A name has one colour in all panels. Names are written below the last row once if all panels have the same ones,
     else below each panel.
     """
@@ -80,15 +86,20 @@ def write_svg(path: Path, panels: Sequence[Panel], *, columns: int, size: tuple[
     area = f'width="{width}" height="{height}"'
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" {area} viewBox="0 0 {width} {height}" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="#333">\n<rect {area} fill="white"/>\n'
+        f'{FONT}>\n<rect {area} fill="white"/>\n'
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(text + "\n".join(parts) + "\n</svg>\n", encoding="utf-8")
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    check_chart(path)
+    write_whole(path, text + "\n".join(parts) + "\n</svg>\n")
+
+
+def check_chart(path: Path) -> None:
+    """Raise OSError, naming it, if a chart cannot be written at `path`, or would replace what is no chart of ours."""
+    check_place(path)
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(1024)
+        if not (start.startswith(b"<svg ") and f"{FONT}>".encode() in start):
+            raise FileExistsError(errno.EEXIST, "is there and was not drawn here: choose another name", str(path))
 
 
 def _panel(panel: Panel, colors: dict[str, str], size: tuple[int, int]) -> str:

@@ -21,6 +21,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vggt_int8.disk import check_place, naming
 from vggt_int8.interrupts import uninterrupted
 
 OLD_SECONDS = 7 * 86400.0  # without locks: what nobody has touched for so long is dead
@@ -35,6 +36,7 @@ def staged_folder(
     entries: Collection[str],
     overwrite: bool | None = False,
     owned: Callable[[Path], Collection[str]] | None = None,
+    needed: float = 0,
 ) -> Iterator[Path]:
     """Give an empty folder to write into; on success its content becomes `out`, on any error nothing stays.
 
@@ -43,20 +45,25 @@ def staged_folder(
     overwrite: True replaces these in an existing folder, old ones that the new run lacks included, and leaves all
     other files alone. None: the caller offers no overwriting, so the message does not either.
     owned: of an existing folder, the files (relative, with `/`) that may be replaced, since this program wrote them.
+    needed: roughly the bytes to come.
 
     A kill leaves the old content or the new one; or, between two renames, one without its last entry, which the next
     call for this `out` puts back to the old content.
 
     Raises FileExistsError if `out` is a file, or holds anything and `overwrite` is False, or has in one of the entries
-    a file that is not owned. The check comes first, so enter this before any long computation.
+    a file that is not owned; other OSErrors that name it where it cannot be written. The checks come first, so enter
+    this before any long computation.
     """
     out = Path(out).expanduser()
+    check_place(out)
     sweep(out)
+    check_place(out, needed)  # once what a kill has left is gone
     _check_replaceable(out, entries, overwrite, owned)
     with staging_folder(out) as staging:
         new = staging / "new"
         new.mkdir()
-        yield new
+        with naming(out):
+            yield new
         unexpected = {path.name for path in new.iterdir()} - set(entries)
         if unexpected:
             raise ValueError(f"{sorted(unexpected)} must be listed in entries {sorted(entries)}")
@@ -149,17 +156,6 @@ def write_json(path: str | PathLike[str], document: Any) -> None:
     write_whole(path, text)
 
 
-@contextmanager
-def naming(path: str | PathLike[str]) -> Iterator[None]:
-    """Give the name of `path` to an OSError of the block that names none: `write` of a full disk says only that."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = os.fspath(path)
-        raise
-
-
 def _real(path: str | PathLike[str]) -> Path:
     """Absolute, with `~` and links resolved: one spelling per target."""
     return Path(os.path.realpath(Path(path).expanduser()))
@@ -241,9 +237,8 @@ def _check_replaceable(
     but: Path | None = None,
 ) -> None:
     """Raise FileExistsError unless `staged_folder` may put `entries` into `out`, whose entry `but` does not count."""
-    if os.path.lexists(out) and not out.is_dir():
-        what = "a file" if out.exists() else "a link to nowhere"
-        raise FileExistsError(f"output {out} is {what}, a folder is needed: choose another name")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"output {out} is a file, a folder is needed: choose another name")
     if not out.exists() or not (found := {path.name for path in out.iterdir()} - {but and but.name}):
         return
     if not overwrite:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from vggt_int8.disk import naming
+
 FORMAT = 1
 Row = dict[str, Any]
 NUMBER = (int, float)
@@ -104,7 +106,7 @@ def append_row(path: Path, row: Row) -> None:
     row = _finite(row)
     check_row(row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as handle:
+    with naming(path), path.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -23,6 +23,7 @@ from vggt_int8.bench.source import Source
 from vggt_int8.bench.timing import PeakMemory, inputs_that_fill_the_cache, kernel_table, release, time_calls
 from vggt_int8.bench.variants import Variant
 from vggt_int8.export.report import describe_machine, installed_versions
+from vggt_int8.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,7 @@ def _file_name(variant: Variant, frames: int) -> str:
 
 
 def _write_profile(file: Path, network: Callable[[Tensor], object], images: Tensor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(kernel_table(network, images), encoding="utf-8")
+    write_whole(file, kernel_table(network, images))
 
 
 def _explain(error: Exception) -> str:

@@ -1,13 +1,14 @@
 """Rows of results -> Markdown for the README, between two marker comments, made anew each time."""
 
 import math
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from vggt_int8.bench.records import Row, device_name
 from vggt_int8.bench.source import describe_source
 from vggt_int8.bench.variants import BASELINES
+from vggt_int8.disk import check_place
+from vggt_int8.files import write_whole
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OURS = "int8_dynamic:native"
@@ -67,26 +68,32 @@ def markdown(rows: Sequence[Row], plot: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def update_readme(path: Path, text: str) -> bool:
-    """Put `text` between the markers of a file, by renaming a complete new one into its place.
+def with_table(path: Path, text: str) -> str | None:
+    """Content of a file with `text` between its markers, line ends as they are there; None if that changes nothing.
 
-    Returns whether that changed anything. Raises ValueError unless each marker is there once, in order.
+    Raises OSError if the file cannot be written, and ValueError unless each marker is there once, in order.
     """
-    before = path.read_text(encoding="utf-8")
+    check_place(path)
+    before = path.read_bytes().decode("utf-8")
     if before.count(BEGIN) != 1 or before.count(END) != 1 or before.index(BEGIN) > before.index(END):
         raise ValueError(f"{path} must hold the lines {BEGIN} and {END}, once each and in this order")
     head, tail = before.split(BEGIN)[0], before.split(END)[1]
-    after = f"{head}{BEGIN}\n{text}{END}{tail}"
-    if after == before:
-        return False
-    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(after, encoding="utf-8")
-        temporary.chmod(path.stat().st_mode)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
+    middle = f"{BEGIN}\n{text}{END}"
+    if "\r\n" in before:
+        middle = middle.replace("\n", "\r\n")
+    after = f"{head}{middle}{tail}"
+    return None if after == before else after
+
+
+def update_readme(path: Path, text: str) -> bool:
+    """Put `text` between the markers of a file, whole or not at all; whether that changed anything.
+
+    Raises OSError and ValueError as `with_table`.
+    """
+    after = with_table(path, text)
+    if after is not None:
+        write_whole(path, after.encode())
+    return after is not None
 
 
 def speed_up(table: Rows, variants: Sequence[str], frames: int) -> float | None:

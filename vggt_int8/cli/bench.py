@@ -9,6 +9,7 @@ import typer
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Device, resolve_device
+from vggt_int8.disk import check_place
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +75,16 @@ def bench(
     target = _indexed(resolve_device(device))
     chosen = model or default_source(target)
     settings = _settings(target.type, frames, variants, size, seconds, memory_gb, compile_limit, profile)
+    for place in (out, profile):  # before minutes of loading and measuring
+        if place is not None:
+            check_place(place)
+    if profile is not None and profile.exists() and not profile.is_dir():
+        raise NotADirectoryError(f"--profile {profile} is a file, a folder is needed")
     earlier = read_rows([out]) if out.exists() else []  # a file that rows cannot be added to is refused first
     done = {identity(row) for row in earlier if resume and row["status"] == "ok"}
     with console.step(f"Preparing {chosen} on {target}"):
         source = load_source(chosen, target)
         _check_size(settings.size, source.config.patch_size)
-        _check_writable(out, profile)
         sweep = Sweep(source, target, settings)
     say = console.note if as_json else console.say
     for line in sweep.card():
@@ -112,13 +117,17 @@ def bench_report(
 
     from vggt_int8.bench.plot import write_plot
     from vggt_int8.bench.records import read_rows
-    from vggt_int8.bench.table import markdown, update_readme
+    from vggt_int8.bench.table import markdown, update_readme, with_table
+    from vggt_int8.chart import check_chart
 
     rows = read_rows(results)
     base = Path() if readme is None else readme.parent
     link = None if plot is None else Path(os.path.relpath(plot, base)).as_posix()
     text = markdown(rows, link)  # which may refuse the rows, before anything is written
+    if readme is not None:
+        with_table(readme, text)  # and so may this
     if plot is not None:
+        check_chart(plot)
         write_plot(rows, plot)
         console.say(f"{plot}: drawn")
     if readme is None:
@@ -162,14 +171,6 @@ def _settings(
         everything=variants is not None,
         command=shlex.join(["vggt-int8", *sys.argv[1:]]),
     )
-
-
-def _check_writable(out: Path, profile: Path | None) -> None:
-    """Before minutes of measuring: the file can be appended to, and the folder is one. Raises OSError."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.open("a").close()
-    if profile is not None:
-        profile.mkdir(parents=True, exist_ok=True)
 
 
 def _numbers(option: str, text: str, separator: str) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ warnings through. With `--debug` it changes nothing, so that everything is visib
 Results go to stdout: text by `say` and `show`, or one JSON document by `document`. All else goes to stderr.
 """
 
+import contextlib
+import errno
 import functools
 import json
 import logging
@@ -183,15 +185,23 @@ def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P
             interrupts.tell(error)
             raise typer.Exit(interrupts.exit_code(error)) from None
         except BrokenPipeError:
-            # The reader (`head`) has gone; keep Python from complaining again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), (settings.stdout or sys.stdout).fileno())
+            _let_go_of_stdout()  # the reader (`head`) has gone
             raise typer.Exit(1) from None
         except Exception as error:  # the outermost frame: everything becomes a message and an exit code
+            if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
+                _let_go_of_stdout()  # all other files have names
+                error.filename = "standard output"
             message, code = _explain(error)
             complain(message)
             raise typer.Exit(code) from None
 
     return run
+
+
+def _let_go_of_stdout() -> None:
+    """Keeps Python from complaining again when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (settings.stdout or sys.stdout).fileno())
 
 
 def _explain(error: Exception) -> tuple[str, int]:

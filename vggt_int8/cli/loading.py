@@ -1,6 +1,7 @@
 """Options that several commands share, and loading a model with progress on the console."""
 
 import io
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from vggt_int8.cli import console, options
+from vggt_int8.disk import naming
 from vggt_int8.embedded import EMBEDDED
 
 if TYPE_CHECKING:
@@ -125,6 +127,22 @@ def load_model(
     return loaded.eval()
 
 
+def local_bytes(model: str) -> int:
+    """Bytes of the weights of a folder or a file; 0 for a model that is somewhere else."""
+    path = Path(model).expanduser()
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def local_image_size(model: str) -> int:
+    """The side of the images of a model in a folder, in pixels; 0 where that is not easily said."""
+    try:
+        size = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))["img_size"]
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with it is said when it is loaded
+        return 0
+    return size if isinstance(size, int) and 0 < size < 2**16 else 0
+
+
 def fetch(model: str) -> None:
     """Download a Hub model's files into the cache, with bars. Does nothing for a folder.
 
@@ -133,6 +151,7 @@ def fetch(model: str) -> None:
     if Path(model).exists() or model.count("/") != 1:
         return
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from tqdm import tqdm
 
@@ -156,7 +175,8 @@ def fetch(model: str) -> None:
                 super().close()
 
         try:
-            snapshot_download(model, allow_patterns=CHECKPOINT_FILES, tqdm_class=Bar)
+            with naming(HF_HUB_CACHE):
+                snapshot_download(model, allow_patterns=CHECKPOINT_FILES, tqdm_class=Bar)
         except (HfHubHTTPError, LocalEntryNotFoundError):
             return
 

@@ -81,6 +81,17 @@ def device_option() -> dict[str, Any]:
     return {"metavar": "cpu|cuda|cuda:N", **checked(check, ("cpu", "cuda"))}
 
 
+def size_option() -> dict[str, Any]:
+    """The same for the size of a file."""
+
+    def check(value: str) -> None:
+        number = re.fullmatch(r"(\d+(?:\.\d+)?) *[KMGT]B", value.strip(), flags=re.IGNORECASE)
+        if number is None or float(number[1]) == 0:
+            raise ValueError(f"{value!r} is no size: give a number above 0 and KB, MB, GB or TB, such as 5GB")
+
+    return {"metavar": "SIZE", **checked(check, ("5GB", "2GB", "500MB"))}
+
+
 def variants_option() -> dict[str, Any]:
     """The same for the variants of `bench`, separated by commas."""
     backends = BACKENDS[1:]

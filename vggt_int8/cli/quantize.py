@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggt_int8.cli import console, options
-from vggt_int8.cli.loading import Backend, Device, Model, load_model
+from vggt_int8.cli.loading import Backend, Device, Model, load_model, local_bytes
 
 if TYPE_CHECKING:
     from vggt_int8 import VGGTInt8
@@ -22,14 +22,17 @@ def quantize(
     ] = "int8_dynamic",
     backend: Backend = "auto",
     device: Device = None,
-    max_shard_size: Annotated[str, typer.Option(help="Split the weights into files of at most this size.")] = "5GB",
+    max_shard_size: Annotated[
+        str,
+        typer.Option(help="Split the weights into files of at most this size.", **options.size_option()),
+    ] = "5GB",
     as_json: options.Json = False,
 ) -> None:
     """Quantize a checkpoint by a recipe and save it; the result runs under every backend that fits the recipe."""
     from vggt_int8.export import staged_folder
 
     entries: list[str] = []  # known once the weights are written: their files may be numbered
-    with staged_folder(out, entries=entries, overwrite=None) as folder:
+    with staged_folder(out, entries=entries, overwrite=None, needed=local_bytes(model) / 4) as folder:  # of fp32
         loaded = load_model(model, recipe=recipe, backend=backend, device=device, dtype="fp16")  # as it is stored
         with console.step(f"Saving {out}"):
             loaded.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -22,12 +22,15 @@ from vggt_int8.cli.loading import (
     find_and_check,
     load_images_for,
     load_model,
+    local_image_size,
 )
 
 if TYPE_CHECKING:
     from vggt_int8 import VGGTInt8
     from vggt_int8.export import RunReport
     from vggt_int8.export.points import PointSource
+
+LEAST_BYTES = 4.0  # written per pixel of a square: 8 of two maps, if an image is no wider than 2:1
 
 
 def run(
@@ -83,7 +86,8 @@ def run(
     count = console.count_images(len(paths))
     clock = PhaseClock(resolve_device(device))
     owned = partial(owned_files, command="run")
-    with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite, owned=owned) as folder:
+    needed = len(paths) * local_image_size(model) ** 2 * LEAST_BYTES
+    with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite, owned=owned, needed=needed) as folder:
         with clock.phase("load_model"):
             network = load_model(model, recipe=recipe, backend=backend, device=device, dtype=dtype)
             identity = identify_model(model)

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vggt_int8.files import write_whole
+
 SHIPPED = Path(__file__).with_name("tiles.json")
 ENVIRONMENT = "VGGT_INT8_TILES"
 _FP32_BLOCK = 128 * 128  # results; 64 KiB of the 227 that a Hopper program may have
@@ -140,10 +142,7 @@ def write(path: Path, entries: dict[int, dict[Size, Tile]]) -> None:
         kept = {Size(*(e[key] for key in Size._fields)): e["tile"] for e in table["int8_gemm"].get(str(arch), [])}
         merged = kept | {size: asdict(tile) for size, tile in rows.items()}
         table["int8_gemm"][str(arch)] = [size._asdict() | {"tile": merged[size]} for size in sorted(merged)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(_format(table), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, _format(table))
     _table.cache_clear()
     _nearest.cache_clear()
 

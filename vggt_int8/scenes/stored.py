@@ -11,8 +11,6 @@ values. `python -m vggt_int8.scenes bundle` writes the shipped ones, `... render
 """
 
 import json
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -24,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vggt_int8.files import staged_folder
 from vggt_int8.scenes.render import GENERATOR_VERSION, SceneBatch, render_scenes
 from vggt_int8.scenes.seeds import scene_seeds
 
@@ -115,20 +114,25 @@ def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[s
         raise ValueError(f"the batch holds {len(batch.images)} scenes; store them one by one")
     if folder.exists() and not (folder / "scene.json").is_file():
         raise FileExistsError(f"{folder} exists and is no stored scene: choose another name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    suffix = secrets.token_hex(4)
-    partial, retired = (folder.with_name(f".{folder.name}.{what}-{suffix}") for what in ("partial", "old"))
-    partial.mkdir()
+    old = _files_of(folder) if folder.exists() else []
+    views = [name for index in range(batch.images.shape[1]) for name in _names(index).values()]
+    entries = [*dict.fromkeys([*old, *views, "scene.json"]).keys() - {"scene.json"}, "scene.json"]
+    with staged_folder(folder, entries=entries, overwrite=True, owned=_files_of) as staging:
+        _write(staging, batch.to("cpu"), origin)
+
+
+def _names(index: int) -> dict[str, str]:
+    """The files of a view."""
+    return {"image": f"image_{index}.png", "depth": f"depth_{index}.png"}
+
+
+def _files_of(folder: Path) -> list[str]:
+    """What a stored scene consists of. Raises ValueError if its scene.json is damaged."""
     try:
-        _write(partial, batch.to("cpu"), origin)
-        if folder.exists():
-            folder.rename(retired)
-        partial.rename(folder)
-    finally:
-        if retired.exists() and not folder.exists():
-            retired.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)  # already gone after a rename
-        shutil.rmtree(retired, ignore_errors=True)
+        views = json.loads((folder / "scene.json").read_text(encoding="utf-8"))["views"]
+        return [*(Path(view[key]).name for view in views for key in ("image", "depth")), "scene.json"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'scene.json'} is damaged, so that nothing is replaced: {error!r}") from error
 
 
 def render_scene(split: str, index: int, views: int, size: Sequence[int], *, supersample: int = 2) -> SceneBatch:
@@ -161,7 +165,7 @@ def _write(folder: Path, batch: SceneBatch, origin: Mapping[str, Any]) -> None:
     pixels = (batch.images[0].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
     views = []
     for index, (picture, code) in enumerate(zip(pixels, codes, strict=True)):
-        view = {"image": f"image_{index}.png", "depth": f"depth_{index}.png"}
+        view = _names(index)
         Image.fromarray(picture).save(folder / view["image"], optimize=True)
         Image.fromarray(code).save(folder / view["depth"], optimize=True)
         cameras = {"extrinsic": batch.extrinsic[0, index].tolist(), "intrinsic": batch.intrinsic[0, index].tolist()}

@@ -18,12 +18,15 @@ from pathlib import Path
 
 import torch
 
+from vggt_int8.chart import check_chart
+from vggt_int8.disk import check_place
 from vggt_int8.encoding import accept_any_character
+from vggt_int8.interrupts import heeded
 from vggt_int8.model import VGGT
 from vggt_int8.pretrained.saving import saved_whole
 from vggt_int8.training.checkpoint import load_checkpoint, read_facts
 from vggt_int8.training.config import TrainingConfig, config_from_table, end_run_at, first_difference, load_run
-from vggt_int8.training.loop import train_run
+from vggt_int8.training.loop import check_run_folder, train_run
 from vggt_int8.training.measure import measure
 from vggt_int8.training.plot import write_curves
 
@@ -33,17 +36,21 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     match args.command:
         case "run":
+            check_run_folder(args.out)
             parts = _parts(args)
             if args.init is not None and (args.out / "checkpoint").exists():
                 raise ValueError(f"{args.out} holds a run already: leave --init out to go on, or name another --out")
             model = None if args.init is None else trained_model(args.init, parts[0])
             train_run(parts, args.out, args.max_minutes, args.save_minutes, model)
         case "measure":
+            check_run_folder(args.out / "measure")
             measure(_parts(args)[0], args.out, args.max_minutes)
         case "export":
+            check_place(args.to)
             export(args.out, args.to)
             print(f"wrote {args.to}")
         case "plot":
+            check_chart(args.output)
             write_curves(args.logs, args.output)
             print(f"wrote {args.output}")
 
@@ -106,4 +113,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    with heeded():
+        main()

@@ -6,12 +6,11 @@ row: the first forgets its past within twenty steps, the root of the second sets
 matter to. 6 bytes a parameter instead of 12 under AdamW, 5 instead of 8 under Muon. A root that would round to zero
 keeps the smallest float8 instead, for a zero would make the next step huge.
 
-Writing is atomic: a new folder is completed under a temporary name, then takes the old one's place.
+A kill while it is written leaves the older checkpoint, if need be after `finish_interrupted`.
 """
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Muon, Optimizer
+
+from vggt_int8.files import staged_folder, sweep
 
 SHARD_BYTES = 15 * 2**20
 FORMAT_VERSION = 1
@@ -32,7 +33,8 @@ FLOAT8_LEAST = 2.0**-9
 def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], facts: dict[str, Any]) -> None:
     """Write `folder` anew. `facts` must be JSON: the step, the configuration, whatever else the run remembers.
 
-    Raises ValueError if a weight is not finite: a good checkpoint is never replaced by a broken one.
+    Raises ValueError if a weight is not finite: a good checkpoint is never replaced by a broken one, nor are files
+    that belong to no checkpoint.
     """
     tensors: dict[str, Tensor] = {}
     states = _states(optimizers)
@@ -46,26 +48,32 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
         if "exp_avg_sq" in state:
             _pack(tensors, f"root_second.{name}", state["exp_avg_sq"].sqrt(), keep_positive=True)
     shards = _in_shards(tensors)
-    temporary = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for index, shard in enumerate(shards, start=1):
-        save_file(shard, temporary / f"state-{index:02}-of-{len(shards):02}.safetensors")
+    names = _shard_names(len(shards))
     facts = {"format_version": FORMAT_VERSION, "shards": len(shards), **facts}
-    (temporary / "trainer.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    previous = folder.with_name(f".{folder.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, previous)
-    os.rename(temporary, folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    finish_interrupted(folder)
+    old = owned_files(folder) if folder.exists() else []
+    entries = [*sorted({*old, *names} - {"trainer.json"}), "trainer.json"]
+    with staged_folder(folder, entries=entries, overwrite=True, owned=owned_files) as staging:
+        for name, shard in zip(names, shards, strict=True):
+            save_file(shard, staging / name)
+        (staging / "trainer.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def finish_interrupted(folder: Path) -> None:
-    """Puts the older checkpoint back where a run was killed between the two renames of `save_checkpoint`."""
+    """Puts the older checkpoint back where a save was killed; `.checkpoint.previous` is where it lay before."""
+    sweep(folder)
     previous = folder.with_name(f".{folder.name}.previous")
     if previous.exists() and not folder.exists():
         os.rename(previous, folder)
+
+
+def owned_files(folder: Path) -> list[str]:
+    """The files of a checkpoint. Raises as `read_facts`."""
+    return [*_shard_names(read_facts(folder)["shards"]), "trainer.json"]
+
+
+def _shard_names(count: int) -> list[str]:
+    return [f"state-{index:02}-of-{count:02}.safetensors" for index in range(1, count + 1)]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -168,8 +176,8 @@ def _in_shards(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 def _read_shards(folder: Path, count: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for index in range(1, count + 1):
-        path = folder / f"state-{index:02}-of-{count:02}.safetensors"
+    for name in _shard_names(count):
+        path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is incomplete: {path.name} is missing")
         try:

@@ -5,6 +5,7 @@ run may be stopped at any moment and goes on from its last checkpoint, on anothe
 (The step's scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
 """
 
+import errno
 import gc
 import json
 import math
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from vggt_int8.disk import check_place, naming
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.captured import CapturedBackward, average_gradients
@@ -196,7 +198,8 @@ class Trainer:
         """One JSON line in `log.jsonl`, on the main process."""
         if self.accelerator.is_main_process:
             line = json.dumps({**entry, "minutes": round(self.seconds / 60, 3)}) + "\n"
-            with (self.out / "log.jsonl").open("ab+") as file:
+            path = self.out / "log.jsonl"
+            with naming(path), path.open("ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     line = line if file.read(1) == b"\n" else "\n" + line  # a kill may have cut the last one off
@@ -288,6 +291,18 @@ def train_run(
         torch._dynamo.reset()
         gc.collect()
     accelerator.end_training()
+
+
+def check_run_folder(folder: Path) -> None:
+    """Raise OSError, naming it, if a run cannot be written to `folder`, or would add to a log that is no run's."""
+    check_place(folder)
+    log = folder / "log.jsonl"
+    if log.exists():
+        check_place(log)
+        with log.open("rb") as file:
+            start = file.readline(2**20)
+        if start and not start.startswith(b'{"kind": "'):
+            raise FileExistsError(errno.EEXIST, "is there and is no training's log: name another --out", str(log))
 
 
 def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:

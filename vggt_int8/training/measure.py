@@ -9,8 +9,9 @@ import torch
 
 from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
 from vggt_int8.training.captured import EAGER_STEPS
+from vggt_int8.training.checkpoint import owned_files
 from vggt_int8.training.config import TrainingConfig
-from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.loop import RunLimits, Trainer, check_run_folder
 
 REPEATS = 10
 HEADER = "views  first render s  first step s  draw ms  render ms  forward+backward ms  update ms  frames/s"
@@ -20,7 +21,7 @@ def measure(config: TrainingConfig, out: Path, max_minutes: float) -> None:
     """Print a row per number of views, then train from scratch in `out`/measure (removed first)
     until `max_minutes` after the call."""
     folder = out / "measure"
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_earlier(folder)
     trainer = Trainer(config, folder)
     parameters = sum(p.numel() for p in trainer.network.parameters())
     fp16_mb = 2 * parameters / 1e6
@@ -32,6 +33,20 @@ def measure(config: TrainingConfig, out: Path, max_minutes: float) -> None:
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     reason = trainer.train(RunLimits(max_minutes=max_minutes))
     print(f"stopped at step {trainer.step}: {reason}; log in {folder / 'log.jsonl'}")
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Raises FileExistsError if there is anything but what `measure` writes."""
+    if not folder.exists():
+        return
+    check_run_folder(folder)
+    checkpoint = folder / "checkpoint"
+    ours = set(owned_files(checkpoint)) if checkpoint.exists() else set()
+    found = {path.name for path in folder.iterdir()} - {"checkpoint", "log.jsonl"}
+    found |= {path.name for path in checkpoint.iterdir()} - ours if checkpoint.exists() else set()
+    if found:
+        raise FileExistsError(f"{folder} holds {', '.join(sorted(found)[:3])}, which is no measurement's: move it away")
+    shutil.rmtree(folder)
 
 
 def _row(trainer: Trainer, config: TrainingConfig, views: int) -> str:

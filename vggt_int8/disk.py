@@ -1,0 +1,69 @@
+"""Full, failing and forbidden disks: asked before long work where that is cheap, and named where it is too late."""
+
+import errno
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+@contextmanager
+def naming(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn what the block raises for a full or failing disk into an OSError that names `path`.
+
+    `write` says only "No space left on device"; safetensors and NumPy raise other errors, which say as little.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or (number := _disk_error(error, path)) is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+    except Exception as error:
+        if (number := _disk_error(error, path)) is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def check_place(path: str | PathLike[str], needed: float = 0) -> None:
+    """Raise OSError, naming it, if nothing can be written at `path`: the cheap check before long work.
+
+    Looks at what is there, or at the nearest folder above, and changes nothing. needed: roughly the bytes to come.
+    """
+    path = Path(path).expanduser()
+    if path.is_symlink() and not path.exists():
+        raise FileExistsError(
+            errno.EEXIST, f"is a link to nowhere ({os.readlink(path)}): choose another name", str(path)
+        )
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if place != path and not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"cannot be made, since {place} is a file", str(path))
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise PermissionError(errno.EACCES, f"cannot be written: {place} is not for you to write", str(path))
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        need = f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: about {need}", str(path))
+
+
+def _disk_error(error: Exception, path: str | PathLike[str]) -> int | None:
+    """The number of a disk's error; None for any other."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _DISK_ERRORS else None
+    text = str(error)
+    if (numbered := re.search(r"\(os error (\d+)\)", text)) and int(numbered[1]) in _DISK_ERRORS:  # safetensors
+        return int(numbered[1])
+    if os.strerror(errno.ENOSPC) in text:
+        return errno.ENOSPC
+    if (short := re.fullmatch(r"(\d+) requested and \d+ written", text)) is None:  # NumPy, in items
+        return None
+    place = next(place for place in (Path(path), *Path(path).absolute().parents) if place.exists())
+    if shutil.disk_usage(place).free < int(short[1]):
+        return errno.ENOSPC
+    return errno.EIO if resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY else errno.EFBIG
