@@ -61,3 +61,15 @@ def test_an_empty_panel_has_its_title_alone(tmp_path: Path) -> None:
     root = drawn(tmp_path, Panel("nothing yet", {}), Panel("one", {"a": [(0, 0), (5, 0)]}))
     assert "nothing yet" in [text.text for text in root.iter(f"{SVG}text")]
     assert len(points_of(root)) == 1
+
+
+@pytest.mark.parametrize("content", ["mine", "<svg xmlns='http://www.w3.org/2000/svg'>mine</svg>", ""])
+def test_a_file_that_was_not_drawn_here_is_not_replaced(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.svg"
+    path.write_text(content)
+    with pytest.raises(FileExistsError, match=r"was not drawn here.*a\.svg"):
+        write_svg(path, [Panel("a", {"x": [(1.0, 2.0)]})], columns=1)
+    assert path.read_text() == content
+    path.unlink()
+    for value in (2.0, 3.0):
+        write_svg(path, [Panel("a", {"x": [(1.0, value)]})], columns=1)

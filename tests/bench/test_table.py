@@ -141,3 +141,11 @@ def test_a_readme_without_markers_is_left_alone(tmp_path: Path, text: str) -> No
     with pytest.raises(ValueError, match="must hold the lines"):
         update_readme(readme, "table\n")
     assert readme.read_text() == text
+
+
+def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_bytes(f"a\r\n{BEGIN}\r\nold\r\n{END}\r\nb\r\n".encode())
+    assert update_readme(readme, "| 1 |\n")
+    assert readme.read_bytes() == f"a\r\n{BEGIN}\r\n| 1 |\r\n{END}\r\nb\r\n".encode()
+    assert not update_readme(readme, "| 1 |\n")

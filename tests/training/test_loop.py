@@ -17,8 +17,9 @@ from vggt_int8.training.captured import average_gradients
 from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import StepScenes
-from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.loop import RunLimits, Trainer, check_run_folder
 from vggt_int8.training.losses import scene_losses
+from vggt_int8.training.measure import measure
 from vggt_int8.training.plot import write_curves
 from vggt_int8.training.start import build_optimizers, fresh_model
 
@@ -381,3 +382,20 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     assert read_facts(tmp_path / "out" / "checkpoint")["step"] == 6
     assert len(entries(tmp_path / "out", "train")) == 3
+
+
+def test_what_no_training_wrote_is_neither_replaced_nor_added_to(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+    Trainer(tiny_config, tmp_path).train(dataclasses.replace(ONLY, max_steps=1))
+    check_run_folder(tmp_path)
+    trainer = Trainer(tiny_config, tmp_path)
+    (tmp_path / "checkpoint" / "notes.txt").write_text("mine")
+    trainer.save()
+    assert (tmp_path / "checkpoint" / "notes.txt").read_text() == "mine"
+    (tmp_path / "log.jsonl").write_text("mine\n")
+    with pytest.raises(FileExistsError, match=r"is no training's log.*log\.jsonl"):
+        check_run_folder(tmp_path)
+    (tmp_path / "measure").mkdir()
+    (tmp_path / "measure" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"measure holds thesis\.txt"):
+        measure(tiny_config, tmp_path, 1.0)
+    assert (tmp_path / "measure" / "thesis.txt").read_text() == "mine"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PLAIN, TRUTH = "fp32", "ground_truth"
 PICTURED = "int8_dynamic"  # the recipe whose depth stands beside fp32's
 TIMED_RUNS, TIMED_SECONDS = 5, 15.0  # of all models; whichever comes first
+LEAST_BYTES = 20e6  # written in the end; the models lie beside it meanwhile
 
 # Result of one recipe: scene -> what the network gave.
 Outputs = dict[str, "VGGTOutput"]
@@ -67,7 +68,9 @@ def demo(
     owned = functools.partial(owned_files, command="demo")
     sweep(out)  # before looking for an earlier demo, which a kill may have left in pieces
     overwrite = overwrite or bool(owned(out.expanduser()))
-    with staged_folder(out, entries=[*scenes, "report.json"], overwrite=overwrite, owned=owned) as folder:
+    with staged_folder(
+        out, entries=[*scenes, "report.json"], overwrite=overwrite, owned=owned, needed=LEAST_BYTES
+    ) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # there, since what a kill leaves there is swept
             source = embedded_model()
             models: dict[str, VGGTInt8] = {}
