@@ -383,15 +383,54 @@ def test_unreadable_files_are_said_to_be_unreadable(
         VGGTInt8.from_pretrained(tmp_path / "secret")
 
 
-def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path, shards: Path) -> None:
-    snapshot = tmp_path / "models--me--vggt" / "snapshots" / "0123abc"
-    blobs = tmp_path / "models--me--vggt" / "blobs"
+@pytest.fixture
+def cached(tmp_path: Path, shards: Path) -> Path:
+    """A snapshot in a cache of the Hub at `tmp_path`, of the model "me/vggt" in several files."""
+    repository = tmp_path / "models--me--vggt"
+    snapshot = repository / "snapshots" / ("0123abcd" * 5)
     snapshot.mkdir(parents=True)
-    blobs.mkdir()
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
     for number, file in enumerate(sorted(shards.iterdir())):
-        shutil.copy(file, blobs / f"blob{number}")
+        shutil.copy(file, repository / "blobs" / f"blob{number}")
         (snapshot / file.name).symlink_to(f"../../blobs/blob{number}")
-    assert_same_weights(VGGTInt8.from_pretrained(snapshot), VGGTInt8.from_pretrained(shards))
+    return snapshot
+
+
+def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path, cached: Path, shards: Path) -> None:
+    want = VGGTInt8.from_pretrained(shards)
+    assert_same_weights(VGGTInt8.from_pretrained(cached), want)
+    assert_same_weights(VGGTInt8.from_pretrained("me/vggt", cache_dir=tmp_path, local_files_only=True), want)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("metadata"), "has no metadata"),
+        (lambda data: data.pop("weight_map"), "has no weight_map"),
+        (lambda data: data["weight_map"].update(a="../../../x"), "which is no file of its folder"),
+    ],
+)
+def test_a_bad_index_from_the_hub(
+    tmp_path: Path, cached: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    data = json.loads((cached / INDEX).read_text())
+    change(data)
+    (cached / INDEX).write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=message):
+        VGGTInt8.from_pretrained("me/vggt", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_a_model_that_is_not_cached_is_said_to_be_so_at_once(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    with pytest.raises(
+        CheckpointError, match=r"the Hub is not asked \(HF_HUB_OFFLINE or local_files_only\).*embedded"
+    ) as e:
+        VGGTInt8.from_pretrained("me/nothing", cache_dir=tmp_path, local_files_only=True)
+    assert time.perf_counter() - start < 5
+    assert "'embedded' names the small model" in str(e.value)
+    assert "\n" not in str(e.value)
 
 
 def test_a_linked_file_of_weights_is_read(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -33,6 +33,7 @@ from vggt_int8.pretrained.quantizer import (
 )
 from vggt_int8.pretrained.saving import saved_whole
 from vggt_int8.pretrained.source import (
+    check_cached_index,
     check_device,
     check_folder,
     check_source,
@@ -124,6 +125,10 @@ class VGGTInt8(VGGT):
                 model = load(folder, **options)
             except (OSError, JSONDecodeError) as error:
                 raise CheckpointError(f"cannot load {source!r}: {error}") from error
+            except (KeyError, TypeError, AttributeError, ValueError):
+                if not Path(folder).is_dir():
+                    check_cached_index(folder, options)
+                raise
         if source == str(EMBEDDED_FOLDER):
             loaded = model[0] if isinstance(model, tuple) else model  # with output_loading_info
             loaded.config.name_or_path = EMBEDDED

@@ -46,7 +46,8 @@ def check_weight_files(folder: Path, variant: str | None = None) -> None:
         if os.path.lexists(path):
             check_plain_file(path)
             if path.suffix == ".json":
-                _check_index(path)
+                for name in check_index(path):
+                    _check_inside(path, name)
             return
 
 
@@ -57,21 +58,23 @@ def _with_variant(name: str, variant: str | None) -> str:
     return f"{stem}.{variant}{dot}{suffix}"
 
 
-def _check_index(index: Path) -> None:
+def check_index(index: Path) -> list[str]:
+    """The files that an index names, in order. Raises `CheckpointError` if it is no index or leaves its folder."""
     content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()) or not shards:
         raise CheckpointError(f"{index} has no weight_map from tensor to file: download or make the checkpoint again")
     if not isinstance(content.get("metadata"), dict):
         raise CheckpointError(f"{index} has no metadata: download or make the checkpoint again")
-    for name in sorted(set(shards.values())):
-        _check_inside(index, name)
+    names = sorted(set(shards.values()))
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise CheckpointError(f"{index} names {name!r:.120}, which is no file of its folder: that is not read")
+    return names
 
 
 def _check_inside(index: Path, name: str) -> None:
     """A shard is a file of the index's own folder; in the Hub's cache that is a link to a blob beside the snapshots."""
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise CheckpointError(f"{index} names {name!r:.120}, which is no file of its folder: that is not read")
     path = index.parent / name
     check_plain_file(path)
     home = index.parent.resolve()

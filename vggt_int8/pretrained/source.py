@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from vggt_int8.embedded import EMBEDDED, resolve_source
 from vggt_int8.model.config import VGGTConfig
@@ -22,7 +22,7 @@ from vggt_int8.model.size import least_parameters
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.names import load_tensors
-from vggt_int8.pretrained.plain_files import check_plain_file, check_weight_files, read_json
+from vggt_int8.pretrained.plain_files import check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe, load_recipe
@@ -94,12 +94,13 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
     try:
         path = cached_file(source, "config.json", **options)
     except OSError as error:
+        reason = " ".join(str(error).split())
         if is_offline_mode() or options.get("local_files_only"):
             why = "the Hub is not asked (HF_HUB_OFFLINE or local_files_only). Allow it"
         else:
             why = "the Hub did not give it. Check the name and the network"
         raise CheckpointError(
-            f"cannot get the config.json of {source!r}: {error}\nIt is neither a folder here nor in the cache, and "
+            f"cannot get the config.json of {source!r}: {reason} It is neither a folder here nor in the cache, and "
             f"{why}, or download the files and pass their folder. {NO_NETWORK}."
         ) from error
     return Path(str(path))
@@ -158,6 +159,14 @@ def check_folder(source: str, config: VGGTConfig, kwargs: dict[str, Any]) -> Non
     check_weight_files(folder, kwargs.get("variant"))
     weights = [path for path in folder.iterdir() if path.suffix in _SINGLE_FILES and path.is_file()]
     check_size(config, weights, source)
+
+
+def check_cached_index(source: str, kwargs: dict[str, Any]) -> None:
+    """Raise `CheckpointError` if the index that came from the Hub is none; transformers ends in errors of its own."""
+    name = "/".join([*filter(None, [kwargs.get("subfolder")]), SAFE_WEIGHTS_INDEX_NAME])
+    found = try_to_load_from_cache(source, name, kwargs.get("cache_dir"), kwargs.get("revision"))
+    if isinstance(found, str):
+        check_index(Path(found))
 
 
 def check_size(config: VGGTConfig, files: list[Path], source: str) -> None:
