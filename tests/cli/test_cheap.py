@@ -19,6 +19,8 @@ CHEAP: list[tuple[list[str], int]] = [
     (["run", "model", "photos", "-o", "out", "--backend", "natve"], 2),
     (["run", "model", "photos", "-o", "out", "--recipe", "int8"], 2),
     (["bench", "--variants", "fp23"], 2),
+    (["bench", "--size", "3x"], 2),
+    (["quantize", "model", "-o", "out", "--max-shard-size", "5XB"], 2),
     (["recipes"], 0),
     (["recipes", "--json"], 0),
 ]

@@ -36,7 +36,12 @@ def bench(
         ),
     ] = None,
     frames: Annotated[
-        str | None, typer.Option(help=f"Numbers of frames; by default {FRAMES['cuda']}, on cpu {FRAMES['cpu']}.")
+        str | None,
+        typer.Option(
+            help=f"Numbers of frames; by default {FRAMES['cuda']}, on cpu {FRAMES['cpu']}.",
+            metavar="N,N,…",
+            **options.checked(lambda text: _numbers("--frames", text, ",")),
+        ),
     ] = None,
     variants: Annotated[
         str | None,
@@ -46,7 +51,12 @@ def bench(
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help=f"Height x width, pixels; by default {SIZE['cuda']}, on cpu {SIZE['cpu']}.")
+        str | None,
+        typer.Option(
+            help=f"Height x width, pixels; by default {SIZE['cuda']}, on cpu {SIZE['cpu']}.",
+            metavar="HxW",
+            **options.checked(lambda text: _height_and_width(text)),
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Timed work per row; 0 times the first call alone.")] = 1.0,
     out: Annotated[Path, typer.Option("--out", "-o", help="File that rows are appended to, as JSON lines.")] = Path(

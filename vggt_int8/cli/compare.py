@@ -35,7 +35,7 @@ GEOMETRY = {
     "depth_percent": ("depth", " %"),
     "points_percent": ("points", " %"),
 }
-WORDS = {"mean": "mean", "max": "maximum over frames", "median": "median", "p90": "90th percentile over pixels"}
+WORDS = {"mean": "mean", "max": "largest of the frames", "median": "median", "p90": "90th percentile"}
 
 
 def compare(

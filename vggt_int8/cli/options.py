@@ -113,7 +113,7 @@ def variants_option() -> dict[str, Any]:
         names = [*BASELINES, *(f"{recipe}:{backend}" for recipe in available_recipes() for backend in backends)]
         return [before + comma + name for name in names if name.startswith(last)]
 
-    return {**checked(check, ()), "autocompletion": offer}
+    return {**checked(check), "autocompletion": offer}
 
 
 def offer_embedded(incomplete: str) -> list[str]:
@@ -121,7 +121,7 @@ def offer_embedded(incomplete: str) -> list[str]:
     return [EMBEDDED] if incomplete and EMBEDDED.startswith(incomplete) else []
 
 
-def checked(check: Callable[[str], None], values: Iterable[str] | Callable[[], Iterable[str]]) -> dict[str, Any]:
+def checked(check: Callable[[str], object], values: Iterable[str] | Callable[[], Iterable[str]] = ()) -> dict[str, Any]:
     """Keyword arguments of `typer.Option` whose value `check` may refuse by raising ValueError."""
 
     def callback(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
@@ -129,7 +129,8 @@ def checked(check: Callable[[str], None], values: Iterable[str] | Callable[[], I
             try:
                 check(value)
             except ValueError as error:
-                console.complain(f"{max(param.opts, key=len)}: {error}")
+                option, message = max(param.opts, key=len), str(error)
+                console.complain(message if message.startswith(option) else f"{option}: {message}")
                 raise typer.Exit(2) from None
         return value
 
