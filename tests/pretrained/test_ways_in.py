@@ -38,6 +38,7 @@ REFUSED_KEYWORDS = [
     ({"strict": False}, "must fit the model"),
     ({"key_mapping": {"^module.": ""}}, "key_mapping=.*taken off by themselves"),
     ({"state_dict": {}}, "state_dict=.*pass its path"),
+    ({"use_safetensors": False}, "read where there are any"),
     ({"weights_only": False}, "weights_only=False.*never opened"),
     ({"trust_remote_code": True}, "no code of a checkpoint is ever run"),
     ({"attn_implementation": "flash_attention_2"}, "attention is the network's own"),
@@ -129,6 +130,8 @@ NO_SOURCES = [
     ("owner name/model", "cannot be a Hub id"),
     ("owner/model--x..y", "cannot be a Hub id"),
     ("here/weights.safetensors", "there is no file"),
+    ("https://hub.example/facebook/VGGT-1B/tree/main", "is an address; pass the model's name, 'facebook/VGGT-1B'"),
+    ("around", "no config.json in 'around'.*; 'around/inner' has one"),
     ("dangling", "is a link to gone, which does not exist"),
 ]
 
@@ -139,6 +142,8 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
+    (tmp_path / "around" / "inner").mkdir(parents=True)
+    (tmp_path / "around" / "inner" / "config.json").write_text("{}")
     (tmp_path / "dangling").symlink_to("gone")
 
     def no_network(*_: Any, **__: Any) -> Any:
@@ -193,6 +198,33 @@ def test_a_single_file_of_a_quantized_folder(tmp_path: Path, int8_checkpoint: Pa
             VGGTInt8.from_pretrained(tmp_path / "mine.safetensors", **keywords)
     shutil.copy(int8_checkpoint / "config.json", tmp_path)
     assert_same_weights(VGGTInt8.from_pretrained(tmp_path / "mine.safetensors"), whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS .*git lfs pull"),
+        (b"PK\x03\x04" + b"\0" * 60, r"a zip archive, as torch\.save writes"),
+        (b"\x80\x02}q\0." + b"\0" * 60, r"a pickle: give it a name that ends in \.pt"),
+        (b"\x1f\x8b\x08" + b"\0" * 60, "compressed by gzip"),
+        (b"<!doctype html><html></html>", "a web page"),
+        (b"\0" * 100, "truncated or damaged"),
+    ],
+    ids=["lfs", "zip", "pickle", "gzip", "page", "damaged"],
+)
+def test_whole_files_of_other_kinds_are_not_said_to_be_damaged(
+    tmp_path: Path, tiny_checkpoint: Path, content: bytes, message: str
+) -> None:
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        VGGTInt8.from_pretrained(tmp_path)
+
+
+def test_a_single_file_has_no_variants(tiny_checkpoint: Path) -> None:
+    for name in ("variant", "subfolder"):
+        with pytest.raises(TypeError, match=f"{name}='fp16' chooses among files"):
+            VGGTInt8.from_pretrained(tiny_checkpoint / "model.safetensors", **{name: "fp16"})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ They are drawn so that errors show: every branch contributes, and depth and poin
 nearly constant, as an untrained head's are.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.pretrained.plain_files import read_json
 from vggt_int8.scenes import render_scenes, scene_seeds
 
 RANDOM = "random:"
@@ -100,7 +100,7 @@ def _config(name: str) -> VGGTConfig:
         choices = ", ".join(RANDOM + size for size in SIZES)
         raise ValueError(f"there are no random weights {RANDOM + name!r}: choose {choices} or {RANDOM}<config.json>")
     try:
-        fields = SIZES[name] if name in SIZES else json.loads(Path(name).read_text(encoding="utf-8"))
+        fields = SIZES[name] if name in SIZES else read_json(Path(name))
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {fields!r:.80}, not an object of a config's fields")
         if unknown := sorted(fields.keys() - VGGTConfig().to_dict().keys()):

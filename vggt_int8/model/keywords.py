@@ -17,7 +17,7 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "rev
 _PASSED = {
     *HUB_KEYWORDS,
     *("config", "dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "offload_buffers"),
-    *("variant", "use_safetensors", "output_loading_info", "disable_mmap", "tqdm_class"),
+    *("variant", "output_loading_info", "disable_mmap", "tqdm_class"),
     *("_from_auto", "_from_pipeline", "_commit_hash"),  # AutoModel's own marks
 }
 
@@ -40,6 +40,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "key_mapping": ((None,), _CHECKED + ". Prefixes such as 'module.' are taken off by themselves"),
     "state_dict": ((None,), "save the tensors to a .safetensors file and pass its path, or use load_state_dict()"),
     "weights_only": ((None, True), "pickles that hold more than tensors can run code, so they are never opened"),
+    "use_safetensors": ((None, True), "safetensors are read where there are any, and else pickles of tensors alone"),
     "trust_remote_code": ((None, False), _ONLY_SAFE),
     "code_revision": ((None,), _ONLY_SAFE),
     "attn_implementation": ((None,), _OWN_ATTENTION),

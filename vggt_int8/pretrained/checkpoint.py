@@ -20,7 +20,7 @@ from vggt_int8.kernels.cpu_threads import map_in_threads, pieces
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.pickles import load_pickle
-from vggt_int8.pretrained.plain_files import check_plain_file
+from vggt_int8.pretrained.plain_files import check_plain_file, what_it_is
 from vggt_int8.quant.storage import Int8Storage, all_finite
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -129,8 +129,8 @@ def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
             raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
         except SafetensorError as error:
             raise CheckpointError(
-                f"{file} ({Path(file).stat().st_size} bytes) is no readable safetensors file: {error}. It is truncated "
-                "or damaged; download or make it again"
+                f"{file} ({Path(file).stat().st_size} bytes) is no readable safetensors file: {error}. "
+                f"{what_it_is(file)}"
             ) from error
     return stored
 

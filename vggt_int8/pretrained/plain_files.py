@@ -36,6 +36,23 @@ def check_plain_file(path: str | Path) -> None:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
+def what_it_is(path: str | Path) -> str:
+    """What a file that is no safetensors seems to be, and the way out, as the end of a sentence."""
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        return "It is a pointer of Git LFS to the file: fetch that with `git lfs pull`"
+    if start.startswith(b"PK\x03\x04"):
+        return "It is a zip archive, as torch.save writes: give it a name that ends in .pt"
+    if start.startswith((b"\x80\x02", b"\x80\x04")):
+        return "It is a pickle: give it a name that ends in .pt"
+    if start.startswith(b"\x1f\x8b"):
+        return "It is compressed by gzip: unpack it first"
+    if start.lstrip()[:1] == b"<":
+        return "It is a web page, saved in the place of the file: download the file itself"
+    return "It is truncated or damaged; download or make it again"
+
+
 def check_weight_files(folder: Path, variant: str | None = None) -> None:
     """Look at the weights of a folder as transformers will find them, and at the index if they are in several files.
 

@@ -53,6 +53,8 @@ def check_source(source: str) -> None:
         raise CheckpointError(f"{source} is a link to {os.readlink(source)}, which does not exist")
     if source.endswith((*_SINGLE_FILES, ".json", ".gguf", ".onnx")):
         raise CheckpointError(f"there is no file {source!r}")
+    if address := re.match(r"https?://[^/]+/([^/]+/[^/]+)", source):
+        raise CheckpointError(f"{source!r} is an address; pass the model's name, {address[1]!r}")
     parts = re.split(r"[/\\]", source)
     is_path = source.startswith((".", "/", "~")) or "\\" in source or re.match(r"[A-Za-z]:", source)
     if is_path or len(parts) != 2 or not all(parts):
@@ -84,10 +86,17 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
         if not os.path.lexists(path):
             raise CheckpointError(
                 f"there is no config.json in {str(path.parent)!r}: a checkpoint needs one beside its weights"
+                f"{_config_below(path.parent)}"
             )
     else:
         path = _from_hub(source, {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs})
     return make_config(read_json(path), source, changed)
+
+
+def _config_below(folder: Path) -> str:
+    """A hint for who named the folder around a checkpoint, or the whole cache of a model of the Hub."""
+    found = [path.parent for pattern in ("*", "snapshots/*") for path in sorted(folder.glob(f"{pattern}/config.json"))]
+    return "".join(f"; {str(below)!r} has one" for below in found[:3])
 
 
 def _from_hub(source: str, options: dict[str, Any]) -> Path:
@@ -262,6 +271,9 @@ def open_file(source: str, config: VGGTConfig | None, kwargs: dict[str, Any]) ->
     """
     path = Path(source)
     check_plain_file(path)
+    for name in ("variant", "subfolder"):
+        if kwargs.get(name):
+            raise TypeError(f"{name}={kwargs[name]!r:.60} chooses among files, but {source!r} is one file")
     if not source.endswith(_SINGLE_FILES):
         hint = f", such as {str(path.parent)!r}" if path.suffix == ".json" else ""
         raise CheckpointError(
