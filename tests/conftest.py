@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -113,3 +114,11 @@ def int8_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: P
     folder = tmp_path_factory.mktemp("tiny") / "int8"
     VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_image_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow without the plugins that may be installed here, and that our code uses where they are."""
+    for name in ("HEIF", "JXL"):
+        monkeypatch.delitem(Image.OPEN, name, raising=False)
+    monkeypatch.setattr("vggt_int8.images.formats._PLUGINS", {})

@@ -221,6 +221,7 @@ def test_a_decompression_bomb_is_refused_with_the_way_out(
     assert load_images(path, size=56).shape == (1, 3, 56, 56)
 
 
+@pytest.mark.usefixtures("no_image_plugins")
 def test_missing_paths_patterns_and_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such image file or folder: .*gone\.jpg"):
         load_images([save(noise(8, 8), tmp_path / "here.png"), tmp_path / "gone.jpg"])

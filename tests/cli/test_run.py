@@ -213,6 +213,7 @@ def test_transparent_pixels_make_no_points_and_are_grey_and_counted(cli, tiny: P
         assert not grey[height // 2, width // 2]
 
 
+@pytest.mark.usefixtures("no_image_plugins")
 def test_files_and_frames_that_are_not_used_are_told_once(cli, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

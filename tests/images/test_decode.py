@@ -213,6 +213,7 @@ def test_exif_that_cannot_be_read_is_told_and_is_no_damage(tmp_path: Path, exif:
 # ---- files that are no images, by what they are ----
 
 
+@pytest.mark.usefixtures("no_image_plugins")
 def test_only_damaged_files_are_called_damaged(tmp_path: Path) -> None:
     jpeg = save(scene(16, 12), tmp_path / "whole.jpg").read_bytes()
     at = jpeg.index(b"\xff\xc0")

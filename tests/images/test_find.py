@@ -29,6 +29,7 @@ def remarks(source: object) -> tuple[list[str], list[str]]:
     return [path.name for path in found], [str(warning.message) for warning in caught]
 
 
+@pytest.mark.usefixtures("no_image_plugins")
 def test_whatever_a_folder_holds_and_is_not_used_is_counted_with_its_reason(tmp_path: Path) -> None:
     for name in ("1.JPG", "2.jpeg"):
         picture(tmp_path / name, format="JPEG")
@@ -54,6 +55,12 @@ def test_whatever_a_folder_holds_and_is_not_used_is_counted_with_its_reason(tmp_
         "1 pipe, socket or device (9.jpg)",
     ):
         assert part in said[0]
+
+
+def test_odd_names_stay_on_their_line(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    (tmp_path / "a\nb\x1b[31m.txt").write_text("")
+    assert r"1 .txt (a\nb\x1b[31m.txt)" in remarks(tmp_path)[1][0]
 
 
 def test_a_whole_folder_and_a_list_of_files_say_nothing(tmp_path: Path) -> None:

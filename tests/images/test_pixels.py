@@ -2,6 +2,7 @@
 
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from vggt_int8.images import ImageTransform, load_images, open_image
+from vggt_int8.images.decode import decode_image
 
 RAMP = np.array([[0, 128, 129, 257, 32896, 65535]], dtype=np.uint16)
 CODES = [0, 0, 1, 1, 128, 255]  # RAMP / 257, to the nearest
@@ -173,14 +175,73 @@ def test_white_and_black_stay_so_in_every_mode_that_a_container_has(tmp_path: Pa
         image = stripes.convert(mode)
     try:
         image.save(tmp_path / f"a.{suffix}")
-    except (OSError, KeyError):
+    except (OSError, KeyError, ValueError):
         return  # this container has no such mode
     pixels = np.asarray(open_image(tmp_path / f"a.{suffix}")).astype(int)
     assert pixels[:, :12].min() >= 245
     assert pixels[:, 20:].max() <= 10
 
 
+def png(path: Path, bits: int, color: int, row: bytes, width: int, key: bytes = b"", palette: bytes = b"") -> Path:
+    """One row, of any bit depth and colour type: Pillow writes few of them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, 1, bits, color, 0, 0, 0)
+    chunks = [chunk(b"IHDR", header), *([chunk(b"PLTE", palette)] if palette else [])]
+    chunks += [*([chunk(b"tRNS", key)] if key else []), chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bit_colours_of_a_png_keep_their_upper_bits_and_narrow_ones_are_told(
+    tmp_path: Path, color: int, channels: int
+) -> None:
+    samples = np.full((4, channels), 4095, dtype=">u2")
+    samples[0, 0] = 300
+    if color > 2:
+        samples[:, -1] = 65535  # alpha
+    path = png(tmp_path / "a.png", 16, color, samples.tobytes(), 4)
+    assert np.asarray(open_image(path))[0, :, 0].tolist() == [1, 15, 15, 15]
+    with pytest.warns(UserWarning, match=r"12 bits: a\.png"):
+        load_images(path, size=14)
+
+
 # ---- alpha ----
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "codes"),
+    [(1, 0b0110_0000, [0, 255, 255, 0]), (2, 0b0001_1011, [0, 85, 170, 255]), (4, None, [0, 85, 170, 255])],
+)
+def test_few_bits_of_gray_spread_over_the_range_and_their_colour_key_too(
+    tmp_path: Path, bits: int, row: int | None, codes: list[int]
+) -> None:
+    data = bytes([0x05, 0xAF]) if row is None else bytes([row])
+    assert np.asarray(open_image(png(tmp_path / "a.png", bits, 0, data, 4)))[0, :, 0].tolist() == codes
+    for code in set(codes):
+        key = struct.pack(">H", code * (2**bits - 1) // 255)
+        alpha = decode_image(png(tmp_path / "a.png", bits, 0, data, 4, key=key)).pixels.alpha
+        assert alpha is not None
+        assert np.asarray(alpha)[0].tolist() == [0 if one == code else 255 for one in codes]
+
+
+def test_palette_entries_of_few_bits_may_be_transparent(tmp_path: Path) -> None:
+    path = png(tmp_path / "a.png", 2, 3, bytes([0b0001_1011]), 4, key=bytes([255, 0, 128]), palette=bytes(range(12)))
+    pixels = decode_image(path).pixels
+    assert pixels.alpha is not None
+    assert np.asarray(pixels.alpha)[0].tolist() == [255, 0, 128, 255]
+    assert np.asarray(pixels.rgb)[0, [0, 1, 3]].tolist() == [[0, 1, 2], [255, 255, 255], [9, 10, 11]]
+
+
+def test_a_colour_key_of_sixteen_bits_is_found(tmp_path: Path) -> None:
+    samples = [0, 10000, 40950, 20000, 40950, 17]
+    row, key = struct.pack(">6H", *samples), struct.pack(">3H", *samples[:3])
+    alpha = decode_image(png(tmp_path / "a.png", 16, 2, row, 2, key=key)).pixels.alpha
+    assert alpha is not None
+    assert np.asarray(alpha)[0].tolist() == [0, 255]
 
 
 def cut_out(path: Path, mode: str = "RGBA") -> Path:

@@ -65,7 +65,9 @@ Mode = Annotated[
 ]
 MaxMegapixels = Annotated[
     float | None,
-    typer.Option(min=0.001, help="Largest image that is decoded, in millions of pixels; by default 250.", metavar="MP"),
+    typer.Option(
+        min=0.001, max=1e6, help="Largest image that is decoded, in millions of pixels; by default 250.", metavar="MP"
+    ),
 ]
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

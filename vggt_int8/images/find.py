@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes, words_for
-from vggt_int8.images.names import natural_key, order_warning
+from vggt_int8.images.names import natural_key, one_line, order_warning
 from vggt_int8.images.outputs import OwnPictures
 
 Source = str | PathLike[str]
@@ -148,7 +148,7 @@ def _reason(path: Path, suffixes: frozenset[str], own: OwnPictures) -> str | Non
 def _detail(reason: str, paths: list[Path]) -> str:
     """`2 .HEIC (a.HEIC, b.HEIC; HEIC/HEIF needs …)`."""
     describe = {_FOLDER: _describe_folder, _BROKEN: _describe_link}.get(reason, lambda path: path.name)
-    names = ", ".join(describe(path) for path in paths[:_NAMES_SHOWN])
+    names = one_line(", ".join(describe(path) for path in paths[:_NAMES_SHOWN]))
     more = f" and {len(paths) - _NAMES_SHOWN} more" if len(paths) > _NAMES_SHOWN else ""
     words = words_for(reason)
     what = reason if len(paths) == 1 else _PLURALS.get(reason, reason)

@@ -53,6 +53,11 @@ def _values(stem: str) -> tuple[str, tuple[float, ...]]:
     return text, tuple(values)
 
 
+def one_line(text: str) -> str:
+    """Line feeds, escape sequences and the like, which names of files may hold, spelt out."""
+    return re.sub("[\0-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def portable_name(name: str | PathLike[str]) -> str:
     """A file's name as valid Unicode: itself, or where it is not UTF-8 a `file://` URI, which `find_images` reads.
 

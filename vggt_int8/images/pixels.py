@@ -33,6 +33,7 @@ class Stored:
     wide_color: bool  # 16 bits a sample, of which Pillow keeps the upper 8
     min_is_white: bool
     signed: bool
+    gray_bits: int | None  # 2 or 4 of a gray PNG, whose colour key Pillow leaves in the file's range
 
     @classmethod
     def of(cls, image: Image.Image) -> "Stored":
@@ -40,12 +41,14 @@ class Stored:
         kinds = tags.get(_SAMPLE_FORMAT, 1)
         kinds = kinds if isinstance(kinds, tuple) else (kinds,)
         # The raw mode ("RGB;16B") stands in the tiles, which decoding empties.
-        wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
+        raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
+        wide = any(";16" in mode for mode in raw_modes)
         return cls(
             format=str(image.format),
             wide_color=wide and not image.mode.startswith("I"),
             min_is_white=tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE,
             signed=any(kind not in _UNSIGNED for kind in kinds) and image.mode not in ("I", "F"),
+            gray_bits=next((bits for bits in (2, 4) if image.format == "PNG" and f"L;{bits}" in raw_modes), None),
         )
 
 
@@ -74,6 +77,10 @@ def to_pixels(image: Image.Image, stored: Stored) -> Pixels:
     if stored.wide_color and "transparency" in image.info and image.mode == "RGB":
         image = image.copy()  # the colour key has all 16 bits of each sample, the pixels only the upper 8
         image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
+    key = image.info.get("transparency")
+    if stored.gray_bits and isinstance(key, int) and key < 2**stored.gray_bits:
+        image = image.copy()
+        image.info["transparency"] = key * 255 // (2**stored.gray_bits - 1)
     largest = None
     if stored.wide_color and image.mode in ("L", "LA", "RGB", "RGBA"):
         colors = image.split()[: 3 if image.mode.startswith("RGB") else 1]  # alpha is full in narrow files, too
