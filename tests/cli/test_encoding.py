@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,9 @@ def test_a_name_that_is_not_utf8_works_from_end_to_end(tiny: Path, photos: list[
         uri = json.loads((out / name).read_bytes().decode("utf-8"))[key][0]["file"]
         assert os.fsdecode(unquote_to_bytes(urlsplit(uri).path)) == str(folder / f"{LATIN}.png")
         assert find_images(uri) == [folder / f"{LATIN}.png"]
+
+
+def test_a_model_whose_path_safetensors_cannot_open_is_not_called_damaged(cli, tiny_int8: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_int8, tmp_path / LATIN)
+    error = cli("inspect", tmp_path / LATIN, code=2)
+    assert "is not UTF-8, which safetensors cannot open: rename the file or its folder" in error

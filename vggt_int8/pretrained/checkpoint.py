@@ -128,6 +128,10 @@ def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
         except OSError as error:
             raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
         except SafetensorError as error:
+            if any("\udc80" <= character <= "\udcff" for character in str(file)):
+                raise CheckpointError(
+                    f"{file} has a path that is not UTF-8, which safetensors cannot open: rename the file or its folder"
+                ) from error
             raise CheckpointError(
                 f"{file} ({Path(file).stat().st_size} bytes) is no readable safetensors file: {error}. "
                 f"{what_it_is(file)}"
