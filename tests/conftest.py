@@ -31,12 +31,16 @@ torch.set_num_threads(THREADS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out `gpu` tests without CUDA: they are for another machine, not skipped here."""
-    if torch.cuda.is_available():
-        return
-    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
-    config.hook.pytest_deselected(items=for_gpu)
+    """Leave out `gpu` tests without CUDA, which are for another machine, and `slow` ones unless `-m` speaks of them.
+
+    They are counted as deselected, not as skipped.
+    """
+    without = [] if torch.cuda.is_available() else ["gpu"]
+    if "slow" not in config.getoption("markexpr"):
+        without.append("slow")
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in without)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

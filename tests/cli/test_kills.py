@@ -1,0 +1,154 @@
+"""Commands that are killed at their renames, removals and new folders, one after the other: slow, and complete.
+
+A kill leaves the old results or the new ones whole, or a folder that lacks its last file (report.json, config.json).
+What others have put there stays, and the same command afterwards does what it does without a kill, leaving nothing
+hidden. By default some moments of one command are tried; `pytest -m slow` tries all of all.
+"""
+
+import itertools
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vggt_int8 import VGGTInt8
+from vggt_int8.cli import app, demo
+
+CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "link", "symlink")
+
+
+def killed(moment: int, arguments: list[object], below: Path) -> bool:
+    """Run a command in a child that ends by SIGKILL right before its change of that number in `below`.
+
+    Returns whether it came so far. The child is a fork: it has imported everything already.
+    """
+    child = os.fork()
+    if child == 0:
+        left = moment
+
+        def ends(real: Callable[..., None]) -> Callable[..., None]:
+            def counted(path: object, *args: object, **kwargs: object) -> None:
+                nonlocal left
+                # Names relative to a descriptor are those of `rmtree`, which has begun with a whole one.
+                if kwargs.get("dir_fd") is not None or str(below) in str(path):
+                    if left == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    left -= 1
+                real(path, *args, **kwargs)
+
+            return counted
+
+        try:
+            for name in CHANGES:
+                setattr(os, name, ends(getattr(os, name)))
+            CliRunner().invoke(app, [str(argument) for argument in arguments])
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files below that are not hidden; of a report and a checkpoint's header, that they are there."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            found[name] = b"" if path.name in ("report.json", "config.json", "model.safetensors") else path.read_bytes()
+    return found
+
+
+def hidden(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(".*")]
+
+
+def check(
+    arguments: list[object], numbers: Iterable[int], prepare: Callable[[Path], None], out: Path, last: str
+) -> set[str]:
+    """Kill at each moment; the states seen."""
+    seen = set()
+    for number in numbers:
+        shutil.rmtree(out.parent, ignore_errors=True)
+        out.parent.mkdir()
+        prepare(out)
+        before = contents(out.parent)
+        came = killed(number, arguments, out.parent)
+        state = contents(out.parent)
+        assert state.get("out/mine.txt") == before.get("out/mine.txt")
+        changed = {name: content for name, content in state.items() if before.get(name) != content}
+        complete = f"out/{last}" in state
+        kind = "old" if state == before else "new" if complete else "incomplete"
+        if came:
+            seen.add(kind)
+        again = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        # Where the new results were complete, a command that does not overwrite says that they are there.
+        assert again.exit_code == 0 or "not empty" in again.output, (number, kind, again.output)
+        after = contents(out.parent)
+        if kind == "new":  # it was whole: what came again is the same, to the byte
+            assert {name: after[name] for name in changed} == changed, number
+            assert after.keys() == state.keys(), number
+        assert hidden(out.parent) == [], number
+        assert after.get("out/mine.txt") == before.get("out/mine.txt")
+        if not came:
+            break
+    return seen
+
+
+@pytest.fixture(params=["a sample", pytest.param("all", marks=pytest.mark.slow)])
+def every(request: pytest.FixtureRequest) -> bool:
+    return request.param == "all"
+
+
+def test_run_over_the_results_of_another(every: bool, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    out, earlier = tmp_path / "place" / "out", tmp_path / "earlier"
+    assert CliRunner().invoke(app, ["run", str(tiny), str(photos[0]), "-o", str(earlier)]).exit_code == 0
+
+    def prepare(out: Path) -> None:
+        shutil.copytree(earlier, out)
+        (out / "mine.txt").write_text("mine")
+
+    arguments = ["run", tiny, *photos, "-o", out, "--overwrite", "--max-points", 50]
+    seen = check(arguments, itertools.count(step=1 if every else 9), prepare, out, "report.json")
+    assert seen == {"old", "incomplete", "new"} if every else "old" in seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_run(exists: bool, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "place" / "out"
+    seen = check(
+        ["run", tiny, photos[0], "-o", out],
+        itertools.count(),
+        lambda out: out.mkdir() if exists else None,
+        out,
+        "report.json",
+    )
+    assert "old" in seen
+    assert exists or "incomplete" not in seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exists", [False, True])
+def test_quantize(exists: bool, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "place" / "out"
+    arguments = ["quantize", tiny, "-o", out]
+    seen = check(arguments, itertools.count(), lambda out: out.mkdir() if exists else None, out, "config.json")
+    assert "old" in seen
+    assert exists or "incomplete" not in seen
+    VGGTInt8.from_pretrained(out)
+
+
+@pytest.mark.slow
+def test_a_demo_over_an_earlier_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "TIMED_RUNS", 1)
+    out, earlier = tmp_path / "place" / "out", tmp_path / "earlier"
+    assert CliRunner().invoke(app, ["demo", "-o", str(earlier)]).exit_code == 0
+
+    def prepare(out: Path) -> None:
+        shutil.copytree(earlier, out)
+        (out / "mine.txt").write_text("mine")
+
+    assert "old" in check(["demo", "-o", out], itertools.count(step=12), prepare, out, "report.json")
