@@ -1,13 +1,13 @@
 """What can be said without the model is said before it is loaded, and leaves nothing behind."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from vggt_int8.cli import console, loading
+from vggt_int8.cli import console, loading, main
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_a_full_standard_output_is_named(capsys: pytest.CaptureFixture[str]) -> 
         with open("/dev/full", "w") as full:
             full.write("results")
 
-    with pytest.raises(typer.Exit) as ended:
+    with pytest.raises(SystemExit) as ended:
         console.guarded(command)()
-    assert ended.value.exit_code == 1
+    assert ended.value.code == 1
     assert "standard output: No space left on device" in capsys.readouterr().err
 
 
@@ -93,3 +93,18 @@ def test_sizes_of_models_that_are_here(tiny: Path, tmp_path: Path) -> None:
     assert 0 < loading.local_image_size(str(tiny)) < 518
     (tmp_path / "config.json").write_text('{"img_size": 1e99}')
     assert loading.local_image_size(str(tmp_path)) == 0
+
+
+def test_what_needs_no_command_into_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vggt-int8", "--version"])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(console.out, "_file", full)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert ended.value.code == 1
+    assert "standard output: No space left on device" in capsys.readouterr().err

@@ -9,12 +9,13 @@ from vggt_int8.interrupts import heeded
 
 with heeded():
     from vggt_int8.cli.app import app
+    from vggt_int8.cli.console import unread_output_ends
     from vggt_int8.encoding import accept_any_character
 
 
 def main() -> None:
     """Entry point of the `vggt-int8` command."""
-    with heeded():
+    with heeded(), unread_output_ends():
         accept_any_character()
         app()
 

@@ -177,20 +177,14 @@ def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P
                 raise typer.Exit(interrupts.exit_code(error)) from None
             return
         try:
-            with quiet_libraries() if libraries else nullcontext():
+            with unread_output_ends(), quiet_libraries() if libraries else nullcontext():
                 command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as error:
             interrupts.tell(error)
             raise typer.Exit(interrupts.exit_code(error)) from None
-        except BrokenPipeError:
-            _let_go_of_stdout()  # the reader (`head`) has gone
-            raise typer.Exit(1) from None
         except Exception as error:  # the outermost frame: everything becomes a message and an exit code
-            if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
-                _let_go_of_stdout()  # all other files have names
-                error.filename = "standard output"
             message, code = _explain(error)
             complain(message)
             raise typer.Exit(code) from None
@@ -198,10 +192,20 @@ def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P
     return run
 
 
-def _let_go_of_stdout() -> None:
-    """Keeps Python from complaining again when it flushes at exit."""
-    with contextlib.suppress(OSError, ValueError):  # no descriptor, as in tests
-        os.dup2(os.open(os.devnull, os.O_WRONLY), (settings.stdout or sys.stdout).fileno())
+@contextmanager
+def unread_output_ends() -> Iterator[None]:
+    """Exit code 1 where the reader of stdout (`head`) has gone or its disk is full; the latter is said."""
+    try:
+        yield
+    except OSError as error:
+        # All other files of the package have names.
+        if not isinstance(error, BrokenPipeError) and (error.errno != errno.ENOSPC or error.filename is not None):
+            raise
+        with contextlib.suppress(OSError, ValueError):  # else Python complains again when it flushes at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (settings.stdout or sys.stdout).fileno())
+        if not isinstance(error, BrokenPipeError):
+            complain(f"standard output: {error.strerror}")
+        sys.exit(1)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
