@@ -39,7 +39,7 @@ def bench(
         str | None,
         typer.Option(
             help=f"Numbers of frames; by default {FRAMES['cuda']}, on cpu {FRAMES['cpu']}.",
-            metavar="N,N,…",
+            metavar="N,N",
             **options.checked(lambda text: _numbers("--frames", text, ",")),
         ),
     ] = None,
