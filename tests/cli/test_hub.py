@@ -1,5 +1,6 @@
 """Commands on a model that lies on the Hub: what they download, and what they show while they do."""
 
+import json
 import os
 import re
 import subprocess
@@ -67,6 +68,10 @@ def test_run_downloads_once_and_then_works_offline(client: Client, photos: list[
     assert 200 in client.downloaded()
     second = client(*command, tmp_path / "second", env={"HF_HUB_OFFLINE": "1"})
     assert second.returncode == 0, second.stderr
+    reports = [json.loads((tmp_path / run / "report.json").read_text()) for run in ("first", "second")]
+    assert reports[0]["model_identity"] == reports[1]["model_identity"]
+    assert reports[0]["model_identity"]["kind"] == "commit"
+    assert re.fullmatch("[0-9a-f]{40}", reports[0]["model_identity"]["value"])
     maps = [next((tmp_path / run / "depth").glob("*.npy")).read_bytes() for run in ("first", "second")]
     assert maps[0] == maps[1]
 
