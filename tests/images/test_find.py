@@ -57,6 +57,18 @@ def test_whatever_a_folder_holds_and_is_not_used_is_counted_with_its_reason(tmp_
         assert part in said[0]
 
 
+def test_many_kinds_stay_one_line_and_all_are_counted(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    for i in range(20):
+        for name in range(i // 10 + 1):
+            (tmp_path / f"{name}.k{i:02d}").write_text("")
+    said = remarks(tmp_path)[1][0]
+    assert "30 of 31 entries are not used" in said
+    counts = [int(part.split()[0]) for part in said.partition("not used: ")[2].split("; ")]
+    assert sum(counts) == 30
+    assert said.endswith("8 of 8 other kinds")
+
+
 def test_odd_names_stay_on_their_line(tmp_path: Path) -> None:
     picture(tmp_path / "1.jpg")
     (tmp_path / "a\nb\x1b[31m.txt").write_text("")

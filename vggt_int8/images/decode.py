@@ -160,9 +160,13 @@ def _opened(path: Path, source: Path | BytesIO, max_pixels: int | None) -> Itera
     if path.suffix.lower() in RAW_SUFFIXES:  # many are TIFFs: Pillow would read the small preview in them
         raise _RefusedError(f"{path} cannot be read: {words_for(path.suffix)}")
     limit = _limit(max_pixels)
-    with _open_up_to(limit, source) as image:
+    try:
+        image = _open_up_to(limit, source)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error), limit) from error
+    with image:
         if limit is not None and image.width * image.height > limit:
-            raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
+            raise _too_large(path, f"{image.width * image.height} pixels", limit)
         if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", {}):
             raise _RefusedError(f"{path} cannot be read: {words_for('.dng')}")
         yield image
@@ -200,11 +204,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        found = re.search(r"\d+ pixels", str(error))
-        raise ValueError(
-            f"{path} is too large: {found[0] if found else error}. If you trust the file, make it smaller, or raise "
-            f"the limit (max_pixels=, --max-megapixels; or `PIL.Image.MAX_IMAGE_PIXELS`, now {Image.MAX_IMAGE_PIXELS})"
-        ) from error
+        raise _too_large(path, str(error), Image.MAX_IMAGE_PIXELS) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} {why_unreadable(path)}") from error
     except MemoryError as error:
@@ -219,6 +219,15 @@ def _named_errors(path: Path) -> Iterator[None]:
         if "MAX_TEXT" in str(error):
             raise
         raise _damaged(path, error) from error
+
+
+def _too_large(path: Path, what: str, limit: int | None) -> _RefusedError:
+    found = re.search(r"\d+ pixels", what)
+    pillow = f", or `PIL.Image.MAX_IMAGE_PIXELS`, now {limit}" if limit == Image.MAX_IMAGE_PIXELS else ""
+    return _RefusedError(
+        f"{path} is too large: {found[0] if found else what}, where {limit} are the limit. Make it smaller, or if you "
+        f"trust it raise the limit (max_pixels=, --max-megapixels{pillow})"
+    )
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

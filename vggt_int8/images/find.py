@@ -7,7 +7,7 @@ import re
 import stat
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -30,7 +30,7 @@ _PLURALS = {
     _FORBIDDEN: "files without permission",
     _BARE: "files without a suffix",
 }
-_NAMES_SHOWN, _FOLDERS_LOOKED_INTO = 3, 50
+_REASONS_SHOWN, _NAMES_SHOWN, _FOLDERS_LOOKED_INTO = 12, 3, 50
 
 
 def find_images(images: Source | Sequence[Source], *, stacklevel: int = 1) -> list[Path]:
@@ -110,10 +110,10 @@ def _only_images(candidates: Sequence[Path], where: str) -> tuple[list[Path], li
             found.append(path)
         else:
             unused[reason].append(path)
-    details = "; ".join(_detail(reason, paths) for reason, paths in sorted(unused.items()))
+    details = _details(unused)
     if not found:
         what = (
-            f"only {', '.join(_PLURALS.get(reason, reason) for reason in sorted(unused))}" if unused else "it is empty"
+            f"only {', '.join(_PLURALS.get(reason, reason) for reason in _first(unused))}" if unused else "it is empty"
         )
         raise ValueError(
             f"{where} holds no images ({what}){f': {details}' if details else ''}; names must end in "
@@ -143,6 +143,18 @@ def _reason(path: Path, suffixes: frozenset[str], own: OwnPictures) -> str | Non
     if path.suffix.lower() not in suffixes:
         return path.suffix or _BARE
     return _OWN if path in own else None
+
+
+def _first(unused: Mapping[str, list[Path]]) -> list[str]:
+    """The reasons that are named: those of most files, in alphabetical order."""
+    return sorted(sorted(unused, key=lambda reason: -len(unused[reason]))[:_REASONS_SHOWN])
+
+
+def _details(unused: Mapping[str, list[Path]]) -> str:
+    shown = _first(unused)
+    rest = sum(len(paths) for reason, paths in unused.items() if reason not in shown)
+    more = [f"{rest} of {len(unused) - len(shown)} other kinds"] if rest else []
+    return "; ".join([*(_detail(reason, unused[reason]) for reason in shown), *more])
 
 
 def _detail(reason: str, paths: list[Path]) -> str:
