@@ -120,7 +120,7 @@ def model_variants() -> Variants:
 def check_product(layer: Int8Linear) -> None:
     """INT8 must equal the reference exactly before it is timed."""
     codes = torch.randint(-127, 128, (1041, layer.in_features), dtype=torch.int8)
-    if not torch.equal(cpu.int8_matmul(codes, layer.weight), reference.int8_matmul(codes, layer.weight)):
+    if not torch.equal(cpu.int8_matmul(codes, layer.codes), reference.int8_matmul(codes, layer.codes)):
         raise SystemExit(f"{cpu.cpu_int8_kernel()} differs from the reference: no timing")
 
 

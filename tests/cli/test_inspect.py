@@ -134,8 +134,8 @@ def test_folder_without_weights(cli, tmp_path: Path) -> None:
         ({"quantization_config": {}}, "is quantized by None, which is not supported"),
         ({"quantization_config": {"quant_method": "vggt_int8"}}, "must hold the whole recipe"),
         (
-            {"quantization_config": {"quant_method": "vggt_int8", "format_version": 2, "recipe": {}}},
-            "format_version 2; this vggt-int8 reads 1",
+            {"quantization_config": {"quant_method": "vggt_int8", "format_version": 3, "recipe": {}}},
+            "format_version 3; this vggt-int8 reads 1 and 2",
         ),
     ],
 )

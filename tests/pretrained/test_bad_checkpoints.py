@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,13 +26,19 @@ Weights = dict[str, torch.Tensor]
 Change = Callable[[Path], None]
 
 
+def header(file: Path) -> dict[str, str]:
+    """Format and id of the save."""
+    with safe_open(file, framework="pt") as handle:
+        return handle.metadata()
+
+
 def weights(change: Callable[[Weights], Any]) -> Change:
     """A change of the tensors in model.safetensors."""
 
     def apply(folder: Path) -> None:
-        tensors = load_file(folder / "model.safetensors")
+        tensors, metadata = load_file(folder / "model.safetensors"), header(folder / "model.safetensors")
         change(tensors)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / "model.safetensors", metadata=metadata)
 
     return apply
 
@@ -78,21 +86,22 @@ def pickled(content: Any) -> Change:
     def apply(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
         torch.save(content, folder / "pytorch_model.bin")
+        config(lambda data: data.pop("save"))(folder)
 
     return apply
 
 
 def shard(folder: Path) -> None:
     """Split model.safetensors into three files with an index."""
-    tensors = load_file(folder / "model.safetensors")
+    tensors, metadata = load_file(folder / "model.safetensors"), header(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
     where = {}
     for i in range(3):
         file = f"model-0000{i + 1}-of-00003.safetensors"
-        save_file({name: tensors[name] for name in names[i::3]}, folder / file, metadata={"format": "pt"})
+        save_file({name: tensors[name] for name in names[i::3]}, folder / file, metadata=metadata)
         where.update(dict.fromkeys(names[i::3], file))
-    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    index = {"metadata": {"total_size": 1, "save_id": metadata["save_id"]}, "weight_map": where}
     (folder / INDEX).write_text(json.dumps(index))
 
 
@@ -111,7 +120,8 @@ def second(folder: Path) -> Path:
 def repeat(folder: Path) -> None:
     """Put a tensor of the first file into the second as well, with other values."""
     name, tensor = next(iter(load_file(folder / "model-00001-of-00003.safetensors").items()))
-    save_file({**load_file(second(folder)), name: torch.zeros_like(tensor)}, second(folder), metadata={"format": "pt"})
+    tensors, metadata = {**load_file(second(folder)), name: torch.zeros_like(tensor)}, header(second(folder))
+    save_file(tensors, second(folder), metadata=metadata)
 
 
 # Damage that is found alike in a float checkpoint, loaded as it is or quantized, and in an INT8 one.
@@ -134,8 +144,8 @@ ANY = [
     ),
     (
         "a transposed weight",
-        weights(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"].t().contiguous()})),
-        rf"{QKV}\.weight has shape \[32, 96\], the model needs \[96, 32\]",
+        weights(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"].mT.contiguous()})),
+        rf"{QKV}\.weight has shape \[(1, )?32, 96\], the model needs \[(1, )?96, 32\]",
     ),
     ("NaN in a norm", put(NORM, 3, NAN), f"{NORM}|NaN"),
     ("inf in a bias", put(f"{QKV}.bias", 3, INF), rf"{QKV}\.bias"),
@@ -206,8 +216,43 @@ INT8 = [
     ),
     (
         "a newer format",
-        config(lambda c: c["quantization_config"].update(format_version=2)),
-        "format_version 2; this vggt-int8 reads 1. Update",
+        config(lambda c: c["quantization_config"].update(format_version=3)),
+        "format_version 3; this vggt-int8 reads 1 and 2. Update",
+    ),
+    *(
+        (
+            f"a format of {version!r}",
+            config(lambda c, version=version: c["quantization_config"].update(format_version=version)),
+            rf"format_version {re.escape(repr(version))}; this vggt-int8 reads 1 and 2",
+        )
+        for version in (0, True, "2", 2.0, None, [2])
+    ),
+    (
+        "codes of format 1 under format 2",
+        weights(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"][0]})),
+        rf"{QKV}\.weight has shape \[96, 32\], the model needs \[1, 96, 32\]",
+    ),
+    (
+        "format 1 over codes of format 2",
+        config(lambda c: c["quantization_config"].update(format_version=1)),
+        r"has shape \[1, .*\], the model needs \[",
+    ),
+    ("a huge scale", put(f"{QKV}.weight_scale", 5, 1e9), rf"scales of up to 1e\+09, .* in {QKV}\.weight_scale"),
+    (
+        "a hole in the codes",
+        weights(lambda t: t[f"{QKV}.weight"][0, 3:5].zero_()),
+        rf"2 channels of zeros .* in {QKV}\.",
+    ),
+    (
+        "a hole in a convolution",
+        weights(lambda t: t["depth_head.resize_layers.0.weight"].zero_()),
+        r"channels of zeros whose scale is not 1 in depth_head\.resize_layers\.0\.weight",
+    ),
+    ("a denormal scale", put(f"{QKV}.weight_scale", 5, 1e-39), rf"denormal scales, .* in {QKV}\.weight_scale"),
+    (
+        "something of a newer release",
+        config(lambda c: c["quantization_config"].update(rotation={"group": 64})),
+        "unknown keys in quantization_config: rotation. A newer vggt-int8 may know",
     ),
     (
         "an unknown key",

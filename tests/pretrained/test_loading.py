@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 
 import vggt_int8
 from tests.codes import FACTOR, relative
+from tests.other_weights import copy_config
 from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
 from vggt_int8.kernels import cpu, cpu_compiled
 from vggt_int8.quant import Int8Linear
@@ -41,7 +42,7 @@ def loaded(tiny_checkpoint: Path) -> Load:
 
 def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "model.safetensors") -> Path:
     folder.mkdir()
-    shutil.copy(source / "config.json", folder)
+    copy_config(source, folder)
     save_file(weights, folder / file, metadata={"format": "pt"})
     return folder
 
@@ -139,7 +140,7 @@ def test_a_single_file(
 def test_a_folder_with_a_pickle_of_tensors(
     tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_weights: dict[str, Tensor]
 ) -> None:
-    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    copy_config(tiny_checkpoint, tmp_path)
     torch.save(tiny_weights, tmp_path / "pytorch_model.bin")
     assert_same_state(
         VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"),
@@ -313,7 +314,7 @@ def test_the_backend_is_not_stored_and_the_recipe_is_whole(tmp_path: Path, tiny_
     stored = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
     assert stored == {
         "quant_method": "vggt_int8",
-        "format_version": 1,
+        "format_version": 2,
         "recipe": load_recipe("int8_dynamic").to_dict(),
         "calibration": None,
     }

@@ -91,7 +91,8 @@ def test_the_files_hold_the_plain_format(int8_checkpoint: Path) -> None:
                 weight = file.get_slice(name.removesuffix("_scale"))
                 assert weight.get_dtype() == "I8"
                 ones = [n for n in part.get_shape() if n != 1]
-                assert len(part.get_shape()) == len(weight.get_shape())
+                assert weight.get_shape()[0] == 1
+                assert len(part.get_shape()) == len(weight.get_shape()) - 1
                 assert len(ones) <= 1
     assert set(kinds) == {"I8", "F32", "F16"}
     assert all(name.endswith(".weight_scale") for name in kinds["F32"])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, BitsAndBytesConfig
 
+from tests.other_weights import copy_config
 from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8
 from vggt_int8.embedded import EMBEDDED_FOLDER, resolve_source
 from vggt_int8.model.keywords import check_keywords
@@ -262,13 +263,13 @@ WRAPPED: list[tuple[str, Callable[[State], dict[str, Any]]]] = [
 def test_wrappers_around_a_state_dict_are_taken_off(
     tmp_path: Path, tiny_checkpoint: Path, tiny_weights: State, what: str, wrap: Callable[[State], dict[str, Any]]
 ) -> None:
-    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    copy_config(tiny_checkpoint, tmp_path)
     content = wrap(tiny_weights)
     torch.save(content, tmp_path / "pytorch_model.bin")
     sources = [tmp_path / "pytorch_model.bin", tmp_path]  # by itself; as the weights of a folder
     if all(isinstance(value, Tensor) for value in content.values()):
         (tmp_path / "safe").mkdir()
-        shutil.copy(tiny_checkpoint / "config.json", tmp_path / "safe")
+        copy_config(tiny_checkpoint, tmp_path / "safe")
         save_file(content, tmp_path / "safe" / "model.safetensors", metadata={"format": "pt"})
         sources.append(tmp_path / "safe")
     want = {name: tensor for name, tensor in tiny_weights.items() if not name.startswith(("track_head", "point_head"))}
@@ -281,7 +282,7 @@ def test_wrappers_around_a_state_dict_are_taken_off(
 def test_a_prefixed_checkpoint_is_quantized_like_any_other(
     tmp_path: Path, tiny_weights: State, tiny_checkpoint: Path
 ) -> None:
-    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    copy_config(tiny_checkpoint, tmp_path)
     save_file(prefixed("module.")(tiny_weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
     want = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic")
     assert_same_weights(VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
@@ -316,7 +317,7 @@ def test_what_cannot_be_decided_is_said(
     make: Callable[[State], Any],
     message: str,
 ) -> None:
-    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    copy_config(tiny_checkpoint, tmp_path)
     torch.save(make(tiny_weights), tmp_path / "pytorch_model.bin")
     for source in (tmp_path, tmp_path / "pytorch_model.bin"):
         with pytest.raises(CheckpointError, match=message):

@@ -73,13 +73,13 @@ def test_gradients_reach_the_input_as_through_the_float_layer(scheme: str, backe
     with torch.no_grad():
         assert torch.equal(y, layer(x))
     (got,) = torch.autograd.grad(y, x, randn(7, 24, seed=1).to(device))
-    want = randn(7, 24, seed=1).to(device) @ (layer.weight.float() * layer.weight_scale)
+    want = randn(7, 24, seed=1).to(device) @ (layer.codes.float() * layer.weight_scale)
     torch.testing.assert_close(got, want)
 
 
 def definition(scheme: str, layer: Int8Linear, x: Tensor) -> Tensor:
     """The reference on the CPU in fp32."""
-    weight, scale = layer.weight.cpu(), layer.weight_scale.cpu()
+    weight, scale = layer.codes.cpu(), layer.weight_scale.cpu()
     bias = None if layer.bias is None else layer.bias.cpu()
     x = x.cpu().float()
     if scheme == "none":
@@ -195,7 +195,7 @@ def test_results_that_fit_do_not_overflow(scheme: str, backend: str, dtype: torc
     x[small] *= 1e-3 / 40
     x = x.to(dtype)
     layer = make(scheme, backend, source.to(device), absmax=x.abs().max().item())
-    want = x.double() @ (layer.weight.cpu().double() * layer.weight_scale.cpu().double()).t()
+    want = x.double() @ (layer.codes.cpu().double() * layer.weight_scale.cpu().double()).t()
     assert 90 < want.abs().max() < 120
     before_the_weight_scale = want.abs() / layer.weight_scale.cpu().view(1, -1)
     assert before_the_weight_scale.max() > 65504, "the case must overflow an fp16 epilogue in the wrong order"

@@ -46,7 +46,8 @@ def test_storage_and_codes(kind: Any, int8_kind: Any, options: dict[str, Any]) -
     state = layer.state_dict()
     channels = conv.weight.shape[axis]
     scale_shape = (channels, 1, 1, 1) if axis == 0 else (1, channels, 1, 1)
-    assert (state["weight"].dtype, state["weight"].shape) == (torch.int8, conv.weight.shape)
+    assert (state["weight"].dtype, state["weight"].shape) == (torch.int8, (1, *conv.weight.shape))
+    assert layer.codes.data_ptr() == state["weight"].data_ptr()
     assert (state["weight_scale"].dtype, tuple(state["weight_scale"].shape)) == (torch.float32, scale_shape)
     assert set(state) == {"weight", "weight_scale", *(["bias"] if conv.bias is not None else [])}
     if conv.bias is not None:
@@ -55,8 +56,9 @@ def test_storage_and_codes(kind: Any, int8_kind: Any, options: dict[str, Any]) -
     absmax = conv.weight.detach().abs().amax(others, keepdim=True)
     assert torch.equal(state["weight_scale"], torch.where(absmax == 0, 1, absmax / 127))
     assert state["weight"].min() >= -127
-    assert torch.equal(state["weight"].float(), (conv.weight.detach() / state["weight_scale"]).round().clamp(-127, 127))
-    error = (state["weight"].float() * state["weight_scale"] - conv.weight).abs()
+    codes = (conv.weight.detach() / state["weight_scale"]).round().clamp(-127, 127)
+    assert torch.equal(layer.codes.float(), codes)
+    error = (layer.codes.float() * state["weight_scale"] - conv.weight).abs()
     assert (error <= state["weight_scale"] * (0.5 + 1e-4)).all()
 
 
@@ -67,7 +69,7 @@ def test_result(kind: Any, int8_kind: Any, options: dict[str, Any], dtype: torch
     layer = int8_kind.from_conv(conv).to(dtype)
     x = torch.randn(2, 8, 13, 11, generator=torch.Generator().manual_seed(1)).to(dtype)
     dequantized = copy.deepcopy(conv)
-    dequantized.weight.data = layer.weight.float() * layer.weight_scale
+    dequantized.weight.data = layer.codes.float() * layer.weight_scale
     if conv.bias is not None:
         dequantized.bias.data = layer.bias.float()
     want = dequantized(x.float())

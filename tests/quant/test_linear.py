@@ -31,7 +31,7 @@ def test_storage_is_the_plain_format() -> None:
     state = static_layer().state_dict()
     described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
     assert described == {
-        "weight": (torch.int8, (24, 64)),
+        "weight": (torch.int8, (1, 24, 64)),
         "weight_scale": (torch.float32, (24, 1)),
         "bias": (torch.float16, (24,)),
         "input_scale": (torch.float32, (1,)),
@@ -52,10 +52,10 @@ def test_codes_and_scales_by_definition(dtype: torch.dtype) -> None:
     scale = weight.abs().amax(1, keepdim=True) / 127
     scale[3] = 1
     assert torch.equal(layer.weight_scale, scale)
-    assert torch.equal(layer.weight.float(), (weight / scale).round().clamp(-127, 127))
-    assert layer.weight.min() == -127
-    assert not layer.weight[3].any()
-    error = (layer.weight.float() * layer.weight_scale - weight).abs()
+    assert torch.equal(layer.codes.float(), (weight / scale).round().clamp(-127, 127))
+    assert layer.codes.min() == -127
+    assert not layer.codes[3].any()
+    error = (layer.codes.float() * layer.weight_scale - weight).abs()
     assert (error <= scale * (0.5 + 1e-4)).all()
 
 
@@ -81,7 +81,7 @@ def test_the_source_is_not_changed() -> None:
     before = copy.deepcopy(source.state_dict())
     layer = Int8Linear.from_linear(source.eval())
     assert not layer.training
-    layer.weight.zero_()
+    layer.codes.zero_()
     for name, tensor in source.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -187,7 +187,7 @@ def test_outlier_columns_stay_in_floating_point() -> None:
     plain = Int8Linear.from_linear(source)
     with_outliers = Int8Linear.from_linear(source, outlier_threshold=6.0)
     assert with_outliers.scheme.label == "LLM.int8()"
-    dequantized = x @ (with_outliers.weight.float() * with_outliers.weight_scale).t() + source.bias
+    dequantized = x @ (with_outliers.codes.float() * with_outliers.weight_scale).t() + source.bias
     assert relative(with_outliers(x), dequantized) < 0.002 < 0.05 < relative(plain(x), dequantized)
     everything = torch.full((3, 512), 7.0)
     assert relative(with_outliers(everything), source(everything)) < 0.02

@@ -44,8 +44,8 @@ _MOST = {
     "track_corr_radius": 64,
 }
 _ALSO_READ = ("model_type", "quantization_config", "dtype", "torch_dtype")
-# Of every config that transformers writes, and without meaning for this network.
-_UNREAD = {"architectures", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash"}
+# Of every config that transformers writes, and without meaning for this network; `save` is about the files beside it.
+_UNREAD = {"architectures", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "save"}
 
 
 @strict

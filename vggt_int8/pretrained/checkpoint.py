@@ -6,6 +6,7 @@ floating-point values must be finite; otherwise nothing is loaded and the error 
 """
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu_threads import map_in_threads, pieces
-from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.pretrained.plain_files import check_plain_file, what_it_is
+from vggt_int8.quant.soundness import (
+    LARGEST_FP16_SCALE,
+    codes_problem,
+    largest_codes,
+    scale_problem,
+    unused_range,
+)
 from vggt_int8.quant.storage import Int8Storage, all_finite
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -32,6 +39,7 @@ _SAFETENSORS_NAMES = {
     torch.int8: "I8",
 }
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+_SCALES = (".weight_scale", ".input_scale")
 _SHOWN = 5  # tensor names, or problems, in a message
 
 
@@ -72,13 +80,21 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
     damaged: dict[str, list[str]] = {}
     beyond_fp16 = []
 
+    kept: dict[str, Tensor] = {}  # scales, and of codes the largest of each channel
+
     def look(item: tuple[str, Tensor]) -> tuple[str, str | None, bool]:
         """Name, damage, and whether a value is beyond fp16."""
         name, tensor = item
         slot = slots.get(name)
         if slot is None:  # of a head that is switched off
             return name, None, False
-        damage = next((found for part in pieces(tensor) if (found := _damage(name, part))), None)
+        if tensor.dtype == torch.int8:
+            kept[name] = largest_codes(tensor, slots[f"{name}_scale"].shape)
+            return name, None, False
+        if name.endswith(_SCALES):
+            kept[name] = tensor.clone()
+            return name, scale_problem(tensor, LARGEST_FP16_SCALE), False
+        damage = None if all_finite(tensor) else "NaN or inf"
         narrower = slot.dtype == torch.float16 != tensor.dtype
         return name, damage, narrower and not all(all_finite(part.to(slot.dtype)) for part in pieces(tensor))
 
@@ -87,23 +103,30 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
             damaged.setdefault(damage, []).append(name)
         elif beyond:
             beyond_fp16.append(name)
+    largest = {name: codes for name, codes in kept.items() if not name.endswith(_SCALES)}
+    for name, codes in largest.items():
+        if found := codes_problem(codes, kept[f"{name}_scale"]):
+            damaged.setdefault(found, []).append(name)
     if damaged:
-        problems = "; ".join(f"{damage} {_listed(names)}" for damage, names in damaged.items())
+        problems = "; ".join(f"{damage} in {_listed(names)}" for damage, names in damaged.items())
         raise CheckpointError(f"{problems}: the checkpoint is damaged, download or make it again")
     if beyond_fp16:
         raise CheckpointError(
             f"values in {_listed(beyond_fp16)} are beyond fp16 (at most 65504): load with another dtype, such as "
             "torch.bfloat16 or torch.float32"
         )
+    _warn_of_small_codes(largest)
 
 
-def _damage(name: str, tensor: Tensor) -> str | None:
-    if tensor.dtype == torch.int8:
-        return "codes of -128, which no scale makes, in" if tensor.min() < -CODE_MAX else None
-    if not bool(tensor.isfinite().all()):
-        return "NaN or inf in"
-    is_scale = name.endswith((".weight_scale", ".input_scale"))
-    return "scales that are not positive in" if is_scale and not bool((tensor > 0).all()) else None
+def _warn_of_small_codes(largest: Mapping[str, Tensor]) -> None:
+    unused = {name: count for name, codes in largest.items() if (count := unused_range(codes))}
+    if unused:
+        warnings.warn(
+            f"{sum(unused.values())} channels, in {_listed(list(unused))}, have no code of 127 or -127, as channels "
+            "quantized here do: another tool made them, or they are damaged (verify=True tells, where there are "
+            "digests)",
+            stacklevel=2,
+        )
 
 
 def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
@@ -152,12 +175,13 @@ def _describe(tensor: Tensor) -> StoredTensor:
 
 
 def _expected(model: nn.Module, quantizing: bool) -> dict[str, Tensor]:
-    """The model's tensors by name; without the scales that quantizing will make."""
+    """The model's tensors by name; if it is to be quantized, in the shapes of floats and without scales."""
     expected = dict(model.state_dict())
     if quantizing:
         for name, module in model.named_modules():
             if isinstance(module, Int8Storage):
                 expected.pop(f"{name}.weight_scale")
+                expected[f"{name}.weight"] = module.codes
     return expected
 
 

@@ -3,8 +3,9 @@
 import os
 import re
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,11 +28,12 @@ from vggt_int8.pretrained.names import with_plain_names
 from vggt_int8.pretrained.quantizer import (
     VGGTInt8QuantizationConfig,
     VGGTInt8Quantizer,
-    check_kept_parameters,
+    check_parameters,
     execution_device_type,
     round_kept_parameters,
 )
-from vggt_int8.pretrained.saving import saved_whole
+from vggt_int8.pretrained.save_id import check_one_save
+from vggt_int8.pretrained.saving import headers_with_id, saved_whole
 from vggt_int8.pretrained.source import (
     check_cached_index,
     check_device,
@@ -54,6 +56,9 @@ from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# Of the call of `from_pretrained` that is at work: transformers hands no argument through to where files are known.
+_VERIFY: ContextVar[bool] = ContextVar("verify", default=False)
 
 RuntimeMode = Literal["auto", "on", "off"]
 
@@ -79,6 +84,7 @@ class VGGTInt8(VGGT):
         device_map: Any = None,
         dtype: torch.dtype | str | None = None,
         config: VGGTConfig | None = None,
+        verify: bool = False,
         **kwargs: Any,
     ) -> "VGGTInt8":
         """Load a model from the Hub or from disk, quantizing it on the way if `recipe` is given.
@@ -92,6 +98,7 @@ class VGGTInt8(VGGT):
         backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
         device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.
         dtype: the dtype to compute in; by default fp16 on CUDA and fp32 on the CPU.
+        verify: compare the contents of the files with the digests in config.json; that reads them once more.
         kwargs: fields of the config to change, such as `enable_track=False` (that head's weights stay unread), and
             what transformers does as it says (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
             See `vggt_int8.model.keywords` for what is refused, and why.
@@ -118,11 +125,14 @@ class VGGTInt8(VGGT):
         options |= {"config": config, "device_map": device_map, "dtype": dtype}
         load = super(VGGT, cls).from_pretrained  # of transformers: VGGT's own is for the plain network
         if not folder:
-            model = load(None, state_dict=load_file(source, config), **options)
+            tensors = load_file(source, config)
+            check_one_save([source], verify=verify)
+            model = load(None, state_dict=tensors, **options)
         else:
             check_folder(folder, config, options)
             try:
-                model = load(folder, **options)
+                with _verifying(verify):
+                    model = load(folder, **options)
             except (OSError, JSONDecodeError) as error:
                 raise CheckpointError(f"cannot load {source!r}: {error}") from error
             except (KeyError, TypeError, AttributeError, ValueError):
@@ -146,6 +156,8 @@ class VGGTInt8(VGGT):
                 "the model does not fit the memory given, and layers cannot go to disk while they are quantized: load "
                 "with device_map='cpu', save_pretrained() the INT8 model, then load that with offloading"
             )
+        if checkpoint_files:
+            check_one_save(checkpoint_files, verify=_VERIFY.get())
         state_dict, checkpoint_files = with_plain_names(state_dict, checkpoint_files)
         if checkpoint_files is None and "disk" in (load_config.device_map or {}).values():
             raise CheckpointError(
@@ -256,8 +268,9 @@ class VGGTInt8(VGGT):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
 
-        Everything is written to a temporary folder inside it first and then renamed, so an interrupted save leaves
-        what was there before.
+        Everything is written to a hidden folder first and then renamed: an interrupted save leaves what was there
+        before. All files carry one id, so that files of two saves are never loaded together, and config.json holds
+        digests for `from_pretrained(…, verify=True)`.
         """
         if not kwargs.get("is_main_process", True):
             return
@@ -266,7 +279,11 @@ class VGGTInt8(VGGT):
             raise CheckpointError(f"{target} is a file; save_pretrained needs a folder")
         push = kwargs.pop("push_to_hub", False)
         repo_id = kwargs.pop("repo_id", target.name)
-        with saved_whole(target) as temporary:
+        if variant := kwargs.get("variant"):
+            raise CheckpointError(
+                f"variant={variant!r} would share one config.json with other weights: save to a folder of its own"
+            )
+        with saved_whole(target) as temporary, headers_with_id(self, kwargs.get("state_dict")):
             super().save_pretrained(temporary, **kwargs)
         if push:
             self.push_to_hub(repo_id, token=kwargs.get("token"))
@@ -304,6 +321,15 @@ class VGGTInt8(VGGT):
         return str(commit.commit_url)
 
 
+@contextmanager
+def _verifying(verify: bool) -> Iterator[None]:
+    token = _VERIFY.set(verify)
+    try:
+        yield
+    finally:
+        _VERIFY.reset(token)
+
+
 def quantize(model: nn.Module, recipe: str | Path | Recipe = "int8_dynamic", backend: str = "auto") -> nn.Module:
     """Quantize a model in place and return it.
 
@@ -320,7 +346,7 @@ def quantize(model: nn.Module, recipe: str | Path | Recipe = "int8_dynamic", bac
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
     if isinstance(model, VGGT):
-        check_kept_parameters(model, plan)
+        check_parameters(model, plan)
     apply_plan(model, plan, recipe, backend)
     model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
     if isinstance(model, VGGT):

@@ -18,14 +18,18 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vggt_int8.kernels.cpu_threads import Workers
+from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.pretrained.checkpoint import CheckpointError
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
+from vggt_int8.quant.soundness import LARGEST_FP16_SCALE
 from vggt_int8.quant.storage import Int8Storage, copy_pieces, empty_encoding, encode_into, to_fp16
 from vggt_int8.recipe import Recipe, RecipeError
 
 QUANT_METHOD = "vggt_int8"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# The same tensors, but codes in the shape of the floats, [N, K], which other loaders take for weights. Saved as 2.
+_READ_VERSIONS = (1, FORMAT_VERSION)
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -45,13 +49,16 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
     ) -> None:
-        if format_version != FORMAT_VERSION:
+        if type(format_version) is not int or format_version not in _READ_VERSIONS:  # True equals 1, and is not it
             raise CheckpointError(
-                f"the checkpoint has format_version {format_version!r}; this vggt-int8 reads {FORMAT_VERSION}. "
-                "Update the package: pip install -U vggt-int8"
+                f"the checkpoint has format_version {format_version!r}; this vggt-int8 reads "
+                f"{' and '.join(map(str, _READ_VERSIONS))}. Update the package: pip install -U vggt-int8"
             )
         if unknown:
-            raise CheckpointError(f"unknown keys in quantization_config: {', '.join(sorted(unknown))}")
+            raise CheckpointError(
+                f"unknown keys in quantization_config: {', '.join(sorted(unknown))}. A newer vggt-int8 may know them: "
+                "pip install -U vggt-int8"
+            )
         if not isinstance(recipe, dict):
             raise CheckpointError(f"quantization_config must hold the whole recipe, not {recipe!r}")
         self.quant_method = quant_method
@@ -69,8 +76,9 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
             raise CheckpointError(str(error)) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `config.json`."""
+        """Plain data for `config.json`, which is always written in the current format."""
         data = super().to_dict()
+        data["format_version"] = FORMAT_VERSION
         del data["backend"]
         return data
 
@@ -90,6 +98,9 @@ class VGGTInt8Quantizer(HfQuantizer):
     ) -> PreTrainedModel:
         recipe, backend = self.quantization_config.parsed(), self.quantization_config.backend
         plan = prepare_module(model, recipe, backend)
+        if self.quantization_config.format_version == 1:
+            for layer in int8_layers(model):
+                layer.weight = nn.Parameter(layer.codes, requires_grad=False)
         check_backend(plan, recipe, backend, execution_device_type(device_map))
         model.quantization_plan = plan
         # Tensors to be encoded arrive as the file has them: a cast to the compute dtype first would change the codes.
@@ -132,6 +143,9 @@ class VGGTInt8Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.errors:
             raise CheckpointError("; ".join(self.errors))
+        for layer in int8_layers(model):
+            if not layer.weight.is_meta:  # offloaded codes of format 1 keep the shape of the file they are read from
+                layer.weight = nn.Parameter(as_stored(layer.weight, layer), requires_grad=False)
         return model.requires_grad_(False)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -142,7 +156,11 @@ class VGGTInt8Quantizer(HfQuantizer):
             state = get_state_dict_offloaded_model(model)
         else:
             state = model.state_dict()
-        return {name: tensor.to(stored_dtype(name, tensor)) for name, tensor in state.items()}, {}
+        stored = {name: tensor.to(stored_dtype(name, tensor)) for name, tensor in state.items()}
+        for name, module in model.named_modules():
+            if isinstance(module, Int8Storage):
+                stored[f"{name}.weight"] = as_stored(stored[f"{name}.weight"], module)
+        return stored, {}
 
     def is_serializable(self) -> bool:
         return True
@@ -154,6 +172,15 @@ class VGGTInt8Quantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def int8_layers(model: nn.Module) -> Iterator[Int8Storage]:
+    return (module for module in model.modules() if isinstance(module, Int8Storage))
+
+
+def as_stored(weight: Tensor, layer: Int8Storage) -> Tensor:
+    """Codes in the shape of the format, [1, N, K]; those of format 1 are [N, K]."""
+    return weight.unsqueeze(0) if weight.ndim == layer.code_axes else weight
 
 
 class EncodeTensor(ConversionOps):
@@ -182,26 +209,39 @@ class EncodeTensor(ConversionOps):
             missing_keys.discard(scale_name)
             axis = getattr(module, "channel_axis", 0)
             codes, scale = empty_encoding(tensor, axis)
-            self.quantizer.make(full_layer_name, encode_into, codes, scale, tensor, axis)
-            return {full_layer_name: codes, scale_name: scale}
+            self.quantizer.make(full_layer_name, _encode_into, codes, scale, tensor, axis)
+            return {full_layer_name: codes.unsqueeze(0), scale_name: scale}
         kept = torch.empty_like(tensor, dtype=slot.dtype)
         self.quantizer.make(full_layer_name, _round_into, kept, tensor, parameter)
         return {full_layer_name: kept}
+
+
+def _encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int) -> None:
+    encode_into(codes, scale, weight, channel_axis)
+    check_magnitude(scale)
 
 
 def _round_into(kept: Tensor, tensor: Tensor, what: str) -> None:
     copy_pieces(kept, to_fp16(tensor, what))
 
 
-def check_kept_parameters(model: nn.Module, plan: dict[str, LayerPlan]) -> None:
-    """Raise `ValueError`, naming it, for a parameter outside the plan's INT8 layers that fp16 cannot store."""
+def check_magnitude(scale: Tensor) -> None:
+    """Raise `ValueError` for scales of weights beyond fp16, which no checkpoint holds: as kept floats are refused."""
+    if bool((scale > LARGEST_FP16_SCALE).any()):
+        raise ValueError(f"the weight holds {scale.max().item() * CODE_MAX:g}, beyond fp16 (at most 65504)")
+
+
+def check_parameters(model: nn.Module, plan: dict[str, LayerPlan]) -> None:
+    """Raise `ValueError`, naming it, for a parameter that is beyond fp16: no checkpoint could store it."""
     for name, module in model.named_modules():
-        if name not in plan or plan[name].scheme is None:
-            for key, parameter in module.named_parameters(recurse=False):
-                try:
+        for key, parameter in module.named_parameters(recurse=False):
+            try:
+                if name not in plan or plan[name].scheme is None:
                     to_fp16(parameter.detach(), key)
-                except ValueError as error:
-                    raise ValueError(f"{name}.{key}: {error}") from error
+                elif key == "weight":
+                    check_magnitude(parameter.detach().abs().max().float() / CODE_MAX)
+            except ValueError as error:
+                raise ValueError(f"{name}.{key}: {error}") from error
 
 
 def round_kept_parameters(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from vggt_int8.embedded import EMBEDDED, resolve_source
+from vggt_int8.files import sweep
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import HUB_KEYWORDS
 from vggt_int8.model.size import least_parameters
@@ -83,6 +84,8 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
     changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
     if Path(source).is_dir():
         path = Path(source) / subfolder / "config.json"
+        if not os.path.lexists(path):
+            sweep(path.parent)  # puts a folder back whose save was killed between two renames
         if not os.path.lexists(path):
             raise CheckpointError(
                 f"there is no config.json in {str(path.parent)!r}: a checkpoint needs one beside its weights"
@@ -222,7 +225,7 @@ def set_quantization(
                 f"{source} is quantized already, by recipe {stored.parsed().name!r}: load it without recipe=, or start "
                 "from the floating-point checkpoint to use another"
             )
-        config.quantization_config = {**stored.to_dict(), "backend": backend}
+        config.quantization_config = {**stored.to_dict(), "format_version": stored.format_version, "backend": backend}
     elif recipe is not None:
         parsed = load_recipe(recipe)
         kwargs["quantization_config"] = VGGTInt8QuantizationConfig(recipe=parsed.to_dict(), backend=backend)

@@ -16,6 +16,7 @@ class _Int8Conv(Int8Storage):
     """What both convolutions share: the stored tensors, and the geometry of the float layer they replace."""
 
     channel_axis: int
+    code_axes = 4
     scheme = Scheme("none")
     backend = PORTABLE
 
@@ -36,15 +37,14 @@ class _Int8Conv(Int8Storage):
             self.bias = self._parameter(torch.empty(conv.bias.shape, dtype=torch.float16, device=device))
 
     def _fill(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
-        weight, scale = encode(conv.weight.detach(), self.channel_axis)
-        self.weight, self.weight_scale = self._parameter(weight), self._parameter(scale)
+        self._store(*encode(conv.weight.detach(), self.channel_axis))
         if conv.bias is not None:
             self.bias = self._parameter(to_fp16(conv.bias.detach(), "bias"))
         self.train(conv.training)
 
     def _floats(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return dequantize(self.weight, self.weight_scale, x.dtype), bias
+        return dequantize(self.codes, self.weight_scale, x.dtype), bias
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"

@@ -14,12 +14,14 @@ from vggt_int8.recipe import Scheme
 class Int8Linear(Int8Storage):
     """INT8 linear layer: `y = x W^T + b` for x [..., K] of any float dtype -> [..., N] in x's dtype.
 
-    State: `weight` int8 [N, K], `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent, `input_scale` fp32 [1] for
-    static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the like: the dtype of the
-    computation is that of x. `backend` is a name or "auto", looked up for the device of x at each call. Gradients
-    reach x as through the float layer with the same weights (straight-through); the layer itself is not trained.
+    State: `weight` int8 [1, N, K] (`codes` is its [N, K] view), `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent,
+    `input_scale` fp32 [1] for static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the
+    like: the dtype of the computation is that of x. `backend` is a name or "auto", looked up for the device of x at
+    each call. Gradients reach x as through the float layer with the same weights (straight-through); the layer itself
+    is not trained.
     """
 
+    code_axes = 2
     input_scale: Tensor | None
 
     def __init__(
@@ -60,8 +62,7 @@ class Int8Linear(Int8Storage):
         scheme = Scheme(activations, outlier_threshold)
         bias = linear.bias is not None
         self = cls(linear.in_features, linear.out_features, bias, scheme=scheme, backend=backend, device="meta")
-        weight, scale = encode(linear.weight.detach(), channel_axis=0)
-        self.weight, self.weight_scale = self._parameter(weight), self._parameter(scale)
+        self._store(*encode(linear.weight.detach(), channel_axis=0))
         if bias:
             self.bias = self._parameter(to_fp16(linear.bias.detach(), "bias"))
         if (activations == "static") != (input_scale is not None):
@@ -69,7 +70,7 @@ class Int8Linear(Int8Storage):
                 f"activations {activations!r} with input_scale {input_scale}: static needs one, others none"
             )
         if input_scale is not None:
-            value = torch.as_tensor(input_scale, dtype=torch.float32, device=weight.device).reshape(1)
+            value = torch.as_tensor(input_scale, dtype=torch.float32, device=self.weight.device).reshape(1)
             if not (value.isfinite() & (value > 0)).item():
                 raise ValueError(f"input_scale is {value.item()}; it must be a positive number")
             self.input_scale = self._parameter(value)
@@ -106,10 +107,10 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Int8Linear, backend: Backend) -> Tensor:
-        ctx.save_for_backward(layer.weight, layer.weight_scale)
+        ctx.save_for_backward(layer.codes, layer.weight_scale)
         return backend.linear(x, layer)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        weight, scale = ctx.saved_tensors
-        return grad @ dequantize(weight, scale, grad.dtype), None, None
+        codes, scale = ctx.saved_tensors
+        return grad @ dequantize(codes, scale, grad.dtype), None, None

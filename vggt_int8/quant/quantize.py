@@ -14,7 +14,7 @@ from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.replaceable import carry_over, check_model
-from vggt_int8.quant.storage import Int8Storage, all_finite, to_fp16
+from vggt_int8.quant.storage import Int8Storage, all_finite, check_incoming, to_fp16
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
 
 Result = TypeVar("Result")
@@ -68,6 +68,7 @@ def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, bac
     }
     converted = _for_layers(_convert, [(module, *choice) for module, choice in layers.items()])
     _replace(model, plan, dict(zip(layers, converted, strict=True)))
+    model.register_load_state_dict_pre_hook(check_incoming)
 
 
 def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
@@ -79,6 +80,7 @@ def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> d
         if layer.scheme is not None and module not in skeletons:
             skeletons[module] = _skeleton(module, layer.scheme, layer_backend(layer.scheme, recipe, backend))
     _replace(model, plan, skeletons)
+    model.register_load_state_dict_pre_hook(check_incoming)
     return plan
 
 

@@ -1,12 +1,18 @@
-"""How a quantized layer holds its tensors: int8 codes, fp32 scales, fp16 bias, whatever the model's dtype is."""
+"""How a quantized layer holds its tensors: int8 codes, fp32 scales, fp16 bias, whatever the model's dtype is.
 
-from collections.abc import Callable
+The codes lie under the name of the weight, but in a shape of their own: with an axis of size 1 in front. So a network
+of floats refuses them when a checkpoint or a state dict is loaded into it, instead of taking codes for weights.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu_threads import PIECE, pieces
 from vggt_int8.kernels.reference import CODE_MAX, quantize, scale_from_absmax
+from vggt_int8.quant.soundness import SMALLEST_ABSMAX, codes_problem, largest_codes, scale_problem
 
 # Elements of a weight that are floats at once while it is encoded: bounds the memory of quantizing a large layer. On a
 # CPU as many as one thread does by itself: several weights are encoded at once.
@@ -15,23 +21,38 @@ _ONES_ARE_LAST = 1.5 * 2**23  # of an fp32 number of this size
 
 
 class Int8Storage(nn.Module):
-    """Base of the INT8 layers: `weight` int8, `weight_scale` fp32, `bias` fp16 or None, none of them trainable."""
+    """Base of the INT8 layers: `weight` int8, `weight_scale` fp32, `bias` fp16 or None, none of them trainable.
 
+    `weight` is [1, N, K] or [1, O, I, kh, kw], as it is stored; what computes reads `codes`.
+    """
+
+    code_axes: int
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
 
     def _allocate(
         self,
-        shape: tuple[int, ...],
+        codes_shape: tuple[int, ...],
         scale_shape: tuple[int, ...],
         bias: bool,
         device: torch.device | str | None,
     ) -> None:
-        self.weight = self._parameter(torch.empty(shape, dtype=torch.int8, device=device))
+        self.weight = self._parameter(torch.empty((1, *codes_shape), dtype=torch.int8, device=device))
         self.weight_scale = self._parameter(torch.empty(scale_shape, dtype=torch.float32, device=device))
         bias_shape = (self.weight_scale.numel(),)
         self.bias = self._parameter(torch.empty(bias_shape, dtype=torch.float16, device=device)) if bias else None
+
+    def _store(self, codes: Tensor, scale: Tensor) -> None:
+        """Take over what `encode` returns."""
+        self.weight, self.weight_scale = self._parameter(codes.unsqueeze(0)), self._parameter(scale)
+
+    @property
+    def codes(self) -> Tensor:
+        """The int8 codes in the shape of the layer's floats, [N, K] or [O, I, kh, kw]: the memory of `weight`."""
+        weight = self.weight
+        # Weights of format 1 have that shape already; they keep it where accelerate reads them from their file.
+        return weight if weight.ndim == self.code_axes else weight.select(0, 0)
 
     @staticmethod
     def _parameter(tensor: Tensor) -> nn.Parameter:
@@ -41,17 +62,81 @@ class Int8Storage(nn.Module):
         # .half(), .bfloat16() and .to(dtype) reach modules through here. A scale rounded to fp16 would be another
         # model, so only the device is followed.
         def device_only(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
+            # A memory format for convolutions is one of four axes.
+            moved = fn(tensor) if tensor.ndim <= 4 else fn(tensor.select(0, 0)).unsqueeze(0)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(device_only, recurse)
+
+    def incoming_problem(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """What speaks against loading the tensors of a state dict whose names begin with `prefix`; None if nothing."""
+        names = [name for name, own in self._parameters.items() if own is not None]
+        found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        weight = found.get("weight")
+        if weight is not None and weight.dtype != torch.int8:
+            return (
+                f"{prefix}weight is {_dtype(weight)} where INT8 codes belong: the state dict is not of a quantized "
+                "model. Load it into the floating-point model and quantize that"
+            )
+        codes_and_scales = [name for name in names if name != "bias"]
+        given = [name for name in codes_and_scales if name in found]
+        for name in codes_and_scales:
+            if given and name not in found:
+                return f"{prefix}{name} is missing beside {prefix}{given[0]}: codes and their scales belong together"
+        for name, tensor in found.items():
+            if problem := _value_problem(name, tensor):
+                return f"{prefix}{name} {problem}"
+        if weight is not None and weight.shape in (self.weight.shape, self.codes.shape) and not weight.is_meta:
+            largest = largest_codes(weight, self.weight_scale.shape)
+            if problem := codes_problem(largest.cpu(), found["weight_scale"].cpu().view(largest.shape)):
+                return f"{prefix}weight holds {problem.removesuffix(',')}: the state dict is damaged"
+        return None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Raised at once: PyTorch would copy all that fits, and then list every layer.
+        if problem := self.incoming_problem(state_dict, prefix):
+            raise RuntimeError(problem)
+        weight = state_dict.get(f"{prefix}weight")
+        if isinstance(weight, Tensor) and weight.ndim == self.code_axes:  # of format 1
+            state_dict[f"{prefix}weight"] = weight.unsqueeze(0)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def check_incoming(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    """Before any tensor of a state dict is copied into `model`: raise RuntimeError for what its INT8 layers refuse.
+
+    A load_state_dict hook of the model that holds them, so that nothing is half loaded.
+    """
+    for name, module in model.named_modules(prefix=prefix.removesuffix(".")):
+        if isinstance(module, Int8Storage) and (problem := module.incoming_problem(state_dict, f"{name}.")):
+            raise RuntimeError(problem)
+
+
+def _value_problem(name: str, tensor: Tensor) -> str | None:
+    """What is wrong with the dtype or values of a layer's tensor that is to be loaded; None if nothing."""
+    if name.endswith("_scale") and tensor.dtype != torch.float32:
+        return f"is {_dtype(tensor)}, but scales must be float32"
+    if tensor.is_meta:
+        return None
+    if name == "bias":
+        try:
+            to_fp16(tensor, "bias")
+        except ValueError as error:
+            return str(error).removeprefix("the bias ")
+        return None
+    problem = scale_problem(tensor) if name.endswith("_scale") else None
+    return f"holds {problem.removesuffix(',')}: the state dict is damaged" if problem else None
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def encode(weight: Tensor, channel_axis: int) -> tuple[Tensor, Tensor]:
     """Quantize a float weight of any shape, one scale per index of `channel_axis`.
 
-    Returns int8 codes in the weight's shape and an fp32 scale that broadcasts over it. Raises `ValueError` for NaN or
-    inf.
+    Returns int8 codes in the weight's shape and an fp32 scale that broadcasts over it. Channels whose scale would be
+    denormal, which some devices take for zero, become zeros. Raises `ValueError` for NaN or inf.
     """
     codes, scale = empty_encoding(weight, channel_axis)
     encode_into(codes, scale, weight, channel_axis)
@@ -73,7 +158,8 @@ def encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int)
     at_once = PIECE if weight.device.type == "cpu" else _ENCODE_ELEMENTS
     rows = max(1, at_once // max(1, weight[0].numel()))
     parts = [part.abs().amax(others, keepdim=True) for part in weight.split(rows)]
-    scale.copy_(scale_from_absmax(torch.cat(parts) if channel_axis == 0 else torch.stack(parts).amax(0)))
+    absmax = (torch.cat(parts) if channel_axis == 0 else torch.stack(parts).amax(0)).float()
+    scale.copy_(scale_from_absmax(torch.where(absmax < SMALLEST_ABSMAX, 0, absmax)))
     if not bool(scale.isfinite().all()):
         raise ValueError("the weight holds NaN or inf, so it has no INT8 scale")
     for start in range(0, weight.shape[0], rows):

@@ -89,7 +89,7 @@ def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
     on_cpu = layer.weight.device.type == "cpu" and dtype == torch.float32
     if isinstance(layer, Int8Conv2d) and on_cpu and int8_conv_is_there():
         _check(layer)
-        return IntegerConv(layer.weight, layer.weight_scale, layer.bias, _pair(layer.stride), _pair(layer.padding))
+        return IntegerConv(layer.codes, layer.weight_scale, layer.bias, _pair(layer.stride), _pair(layer.padding))
     return float_conv(layer, dtype)
 
 
@@ -97,11 +97,11 @@ def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
     """The layer's weight as floats. Layers that hold floats in `dtype` and this layout already are not copied."""
     _check(layer)
     assert isinstance(layer, CONVOLUTIONS)
-    taps = layer.weight.shape[2:]
     bias = None if layer.bias is None else layer.bias.to(dtype)
     if isinstance(layer, Int8Storage):
-        weight = ops.dequantize(layer.weight.flatten(2), layer.weight_scale.flatten(2), dtype)
-        weight = pixels_to_map(weight.unflatten(1, taps))
+        codes = layer.codes
+        weight = ops.dequantize(codes.flatten(2), layer.weight_scale.flatten(2), dtype)
+        weight = pixels_to_map(weight.unflatten(1, codes.shape[2:]))
     else:
         weight = layer.weight.to(dtype).contiguous(memory_format=torch.channels_last)
     transposed = isinstance(layer, nn.ConvTranspose2d | Int8ConvTranspose2d)

@@ -20,7 +20,7 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
         codes, scale = ops.quantize_rows(x, layer.input_scale)
         return _gemm(codes, scale, layer, x.dtype)
     if isinstance(layer, Int8Linear):
-        y: Tensor = ops.w8a16_linear(x, layer.weight, layer.weight_scale, layer.bias)
+        y: Tensor = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
         return y
     assert isinstance(layer, nn.Linear)
     return F.linear(x, layer.weight, layer.bias)
@@ -55,7 +55,7 @@ def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module,
         return
     codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, fc1.input_scale)
     if fc2.input_scale is None:
-        operands = (codes, scale, fc1.weight, fc1.weight_scale, fc1.bias)
+        operands = (codes, scale, fc1.codes, fc1.weight_scale, fc1.bias)
         hidden, hidden_scale = ops.int8_gemm_quantize(*operands, x.dtype, True)
     else:
         hidden = _gemm(codes, scale, fc1, x.dtype, gelu=True, out_scale=fc2.input_scale)
@@ -78,10 +78,10 @@ def _gemm(
     gelu: bool = False,
     out_scale: Tensor | None = None,
 ) -> Tensor:
-    operands = (codes, scale, layer.weight, layer.weight_scale, layer.bias)
+    operands = (codes, scale, layer.codes, layer.weight_scale, layer.bias)
     result: Tensor = ops.int8_gemm(*operands, dtype, gelu, None, None, out_scale)
     return result
 
 
 def _gemm_into(out: Tensor, codes: Tensor, scale: Tensor, layer: Int8Linear, gamma: Tensor, residual: Tensor) -> None:
-    ops.int8_gemm_into_(out, codes, scale, layer.weight, layer.weight_scale, layer.bias, False, gamma, residual)
+    ops.int8_gemm_into_(out, codes, scale, layer.codes, layer.weight_scale, layer.bias, False, gamma, residual)

@@ -47,10 +47,12 @@ class QuantizedLinear(Protocol):
     in_features: int
     out_features: int
     scheme: Scheme
-    weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
     input_scale: Tensor | None
+
+    @property
+    def codes(self) -> Tensor: ...
 
 
 class Backend(ABC):

@@ -43,16 +43,16 @@ class BitsandbytesBackend(Backend):
         if layer.scheme.outlier_threshold:
             threshold = layer.scheme.outlier_threshold
             return reference.llm_int8_linear(
-                x, layer.weight, layer.weight_scale, layer.bias, threshold, matmul=_int8_matmul
+                x, layer.codes, layer.weight_scale, layer.bias, threshold, matmul=_int8_matmul
             )
         codes, x_scale = reference.quantize_per_token(x)
-        acc = _int8_matmul(codes, layer.weight)
+        acc = _int8_matmul(codes, layer.codes)
         return reference.scaled_epilogue(acc, x_scale, layer.weight_scale, layer.bias, x.dtype)
 
     @staticmethod
     def _fused(x: Tensor, layer: QuantizedLinear) -> Tensor:
         extra = -layer.in_features % _MULTIPLE
-        weight = F.pad(layer.weight, (0, extra)) if extra else layer.weight
+        weight = F.pad(layer.codes, (0, extra)) if extra else layer.codes
         x = F.pad(x, (0, extra)) if extra else x.contiguous()
         codes, row_absmax, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(x)
         row_absmax = row_absmax + 0 * x.amax(dim=-1).float()  # its maximum skips NaN, which must reach the result

@@ -34,7 +34,7 @@ class NativeBackend(Backend):
         return slices if compiled is None else f"{compiled.name} for few rows of fp32, else {slices}"
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        stored = (layer.weight, layer.weight_scale, layer.bias)
+        stored = (layer.codes, layer.weight_scale, layer.bias)
         y: Tensor
         if layer.scheme.activations == "none":
             y = ops.w8a16_linear(x, *stored)

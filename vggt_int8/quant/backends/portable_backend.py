@@ -19,7 +19,7 @@ class PortableBackend(Backend):
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        return F.linear(x, dequantize(layer.weight, layer.weight_scale, x.dtype), bias)
+        return F.linear(x, dequantize(layer.codes, layer.weight_scale, x.dtype), bias)
 
 
 BACKEND = PortableBackend()

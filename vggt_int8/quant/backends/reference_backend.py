@@ -20,7 +20,7 @@ class ReferenceBackend(Backend):
         return f"{product} + outlier columns in fp32" if layer.scheme.outlier_threshold else product
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        weight, scale, bias = layer.weight, layer.weight_scale, layer.bias
+        weight, scale, bias = layer.codes, layer.weight_scale, layer.bias
         if layer.scheme.activations == "none":
             return reference.w8a16_linear(x, weight, scale, bias)
         if layer.scheme.outlier_threshold:

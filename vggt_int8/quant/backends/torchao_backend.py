@@ -46,13 +46,13 @@ class TorchaoBackend(Backend):
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
         if layer.scheme.activations == "none":
-            weight = Int8Tensor(layer.weight, layer.weight_scale, [1, layer.in_features], x.dtype)
+            weight = Int8Tensor(layer.codes, layer.weight_scale, [1, layer.in_features], x.dtype)
             bias = None if layer.bias is None else layer.bias.to(x.dtype)
             return F.linear(x, weight.dequantize(), bias)
         rows = x.shape[0]
         extra_k, extra_n = -layer.in_features % _MULTIPLE, -layer.out_features % _MULTIPLE
         extra_rows = max(0, _MIN_ROWS - rows) if x.is_cuda else 0
-        codes, scale = layer.weight, layer.weight_scale
+        codes, scale = layer.codes, layer.weight_scale
         inputs = x.float()
         if extra_k or extra_n:
             codes = F.pad(codes, (0, extra_k, 0, extra_n))

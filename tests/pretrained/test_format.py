@@ -1,0 +1,203 @@
+"""The checkpoint format: other people's loaders refuse INT8 codes, and format 1 still loads, exactly."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8, quantize
+
+INDEX = "model.safetensors.index.json"
+MIXED = {
+    "aggregator.patch_embed": "cpu",
+    "aggregator.camera_token": "cpu",
+    "aggregator.register_token": "cpu",
+    "aggregator.frame_blocks": "disk",
+    "aggregator.global_blocks": "cpu",
+    "camera_head": "disk",
+    "depth_head": "cpu",
+    "point_head": "disk",
+    "track_head": "disk",
+}
+
+
+def network(sizes: dict[str, Any]) -> dict[str, nn.Module]:
+    """The parts of a float network with the reference names and shapes."""
+    return dict(VGGT(VGGTConfig(**sizes)).named_children())
+
+
+class HubNetwork(nn.Module, PyTorchModelHubMixin):
+    """As the reference repository's own class is loaded."""
+
+    sizes: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, part in network(self.sizes).items():
+            setattr(self, name, part)
+
+
+class PlainConfig(PreTrainedConfig):
+    model_type = "plain"
+
+
+class PlainNetwork(PreTrainedModel):
+    """A model of transformers for which this package does not exist."""
+
+    config_class = PlainConfig
+    sizes: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: PlainConfig) -> None:
+        super().__init__(config)
+        for name, part in network(self.sizes).items():
+            setattr(self, name, part)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        pass
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_class_of_the_hub_refuses_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_sizes: dict[str, Any],
+    tiny_checkpoint: Path,
+    int8_checkpoint: Path,
+    strict: bool,
+) -> None:
+    monkeypatch.setattr(HubNetwork, "sizes", tiny_sizes)
+    assert HubNetwork.from_pretrained(tiny_checkpoint, strict=strict) is not None, "floats do load"
+    with pytest.raises(RuntimeError, match="size mismatch for aggregator"):
+        HubNetwork.from_pretrained(int8_checkpoint, strict=strict)
+
+
+def test_transformers_without_this_package_refuses_codes(
+    monkeypatch: pytest.MonkeyPatch, tiny_sizes: dict[str, Any], tiny_checkpoint: Path, int8_checkpoint: Path
+) -> None:
+    monkeypatch.setattr(PlainNetwork, "sizes", tiny_sizes)
+    for registry in (AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING):
+        monkeypatch.delitem(registry, "vggt_int8")
+    assert PlainNetwork.from_pretrained(tiny_checkpoint) is not None, "floats do load"
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        PlainNetwork.from_pretrained(int8_checkpoint)
+
+
+def format_1(source: Path, folder: Path) -> Path:
+    """A checkpoint as format 1 had it: codes in the shape of the floats."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["format_version"] = 1
+    config.pop("save", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in folder.glob("*.safetensors"):
+        tensors = {name: t[0] if t.dtype == torch.int8 else t for name, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text())
+        index["metadata"] = {"total_size": index["metadata"]["total_size"]}
+        (folder / INDEX).write_text(json.dumps(index))
+    return folder
+
+
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """Of all codes in a folder."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found.update({name: part.get_shape() for name, part in parts.items() if part.get_dtype() == "I8"})
+    return found
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    want, got = a.state_dict(), b.state_dict()
+    assert want.keys() == got.keys()
+    for name, tensor in want.items():
+        assert tensor.shape == got[name].shape, name
+        assert torch.equal(tensor, got[name]), name
+
+
+@pytest.mark.parametrize("shards", ["5GB", "300KB"])
+def test_format_1_loads_and_is_saved_as_2(
+    tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, shards: str
+) -> None:
+    model = VGGTInt8.from_pretrained(int8_checkpoint)
+    model.save_pretrained(tmp_path / "two", max_shard_size=shards)
+    one = format_1(tmp_path / "two", tmp_path / "one")
+    assert {len(shape) for shape in shapes(one).values()} == {2, 4}
+    for load in (VGGTInt8.from_pretrained, AutoModel.from_pretrained):
+        again = load(one)
+        assert_same(again, model)
+    assert torch.equal(again(tiny_images).depth, model(tiny_images).depth)
+    again.save_pretrained(tmp_path / "again", max_shard_size=shards)
+    assert shapes(tmp_path / "again") == shapes(tmp_path / "two")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()
+    }
+
+
+def test_format_1_as_a_state_dict(tmp_path: Path, int8_checkpoint: Path) -> None:
+    model = VGGTInt8.from_pretrained(int8_checkpoint)
+    one = load_file(format_1(int8_checkpoint, tmp_path / "one") / "model.safetensors")
+    other = VGGTInt8.from_pretrained(int8_checkpoint)
+    for parameter in other.parameters():
+        parameter.data = torch.zeros_like(parameter)
+    other.load_state_dict(one)
+    assert_same(other, model)
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")  # two parameters
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+@pytest.mark.parametrize("device_map", [{"": "disk"}, MIXED], ids=["disk", "mixed"])
+def test_format_1_offloaded(
+    tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, device_map: dict[str, str]
+) -> None:
+    one = format_1(int8_checkpoint, tmp_path / "one")
+    model = VGGTInt8.from_pretrained(one, device_map=device_map, offload_folder=tmp_path / "offload")
+    whole = VGGTInt8.from_pretrained(int8_checkpoint)
+    whole.set_runtime("off")
+    assert torch.equal(model(tiny_images).depth, whole(tiny_images).depth)
+    model.save_pretrained(tmp_path / "again")
+    assert shapes(tmp_path / "again") == shapes(int8_checkpoint)
+    assert_same(VGGTInt8.from_pretrained(tmp_path / "again"), whole)
+
+
+def test_codes_that_do_not_use_their_range_are_told(tmp_path: Path, int8_checkpoint: Path) -> None:
+    name = "aggregator.frame_blocks.1.attn.qkv.weight"
+    shutil.copytree(int8_checkpoint, tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name][0, 2:5].clamp_(-100, 100)
+    with safe_open(file, framework="pt") as old:
+        metadata = old.metadata()
+    save_file(tensors, file, metadata=metadata)
+    with pytest.warns(UserWarning, match=rf"3 channels, in {name}, have no code of 127 or -127.*verify=True"):
+        VGGTInt8.from_pretrained(tmp_path / "other")
+
+
+def test_weights_beyond_fp16_are_not_quantized(tmp_path: Path, tiny_sizes: dict[str, Any]) -> None:
+    model = VGGTInt8(VGGTConfig(**tiny_sizes))
+    model.aggregator.frame_blocks[0].attn.qkv.weight.data[3, 2] = 1e6
+    model.save_pretrained(tmp_path / "fp32")
+    message = r"aggregator\.frame_blocks\.0\.attn\.qkv\.weight: the weight holds 1e\+06, beyond fp16"
+    with pytest.raises(CheckpointError, match=message):
+        VGGTInt8.from_pretrained(tmp_path / "fp32", recipe="int8_dynamic")
+    with pytest.raises(ValueError, match=message):
+        quantize(model, "int8_dynamic")
+
+
+def test_a_weight_of_zeros_is_sound(tmp_path: Path, tiny_sizes: dict[str, Any]) -> None:
+    model = VGGTInt8(VGGTConfig(**tiny_sizes))
+    model.camera_head.pose_branch.fc2.weight.data.zero_()
+    model.aggregator.frame_blocks[0].attn.qkv.weight.data[3] = 1e-42
+    quantize(model, "int8_dynamic").save_pretrained(tmp_path / "int8")
+    assert_same(VGGTInt8.from_pretrained(tmp_path / "int8", verify=True), model)

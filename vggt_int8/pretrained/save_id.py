@@ -1,0 +1,160 @@
+"""The id that ties the files of one save together, and the digests of their contents.
+
+An id stands in `config.json` (`"save": {"id": …, "sha256": {file: digest}}`), in the header of every safetensors file
+and in the index of shards, and is compared whenever a checkpoint is loaded: files of two saves are never loaded as one
+model. It is made from the contents, so that saving the same model again writes the same bytes. Checkpoints without any
+id (format 1, other people's) are not compared. Digests are compared when it is asked for (`verify=True`): that reads
+every byte.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from vggt_int8.pretrained.checkpoint import read_headers
+from vggt_int8.pretrained.errors import CheckpointError
+from vggt_int8.pretrained.plain_files import read_json
+
+KEY = "save_id"
+NO_ID = "0" * 32  # its place in a header until the id is known; digests are of files that hold this
+_ID = rf'"{KEY}":"([0-9a-f]{{32}})"'.encode()
+# safetensors writes these two in either order.
+_METADATA = re.compile(rb'"__metadata__":\{(?:"format":"pt",' + _ID + rb"|" + _ID + rb',"format":"pt")\}')
+_CHUNK = 1 << 20
+
+
+def stamp(folder: Path) -> None:
+    """Write id and digests into the files of a finished save, whose safetensors headers hold `NO_ID`.
+
+    Reads every tensor file once, and leaves all of it on the disk rather than in its cache.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        _write_id(file, NO_ID)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("save", None)  # of the checkpoint that the model was loaded from
+    digests = {file.name: digest(file) for file in files}
+    content = json.dumps([config, digests], sort_keys=True)
+    save_id = hashlib.sha256(content.encode()).hexdigest()[: len(NO_ID)]
+    for file in files:
+        _write_id(file, save_id)
+    config["save"] = {"id": save_id, "sha256": digests}
+    _write_json(folder / "config.json", config)
+    if (index := folder / SAFE_WEIGHTS_INDEX_NAME).exists():
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        listed["metadata"][KEY] = save_id
+        _write_json(index, listed)
+    for path in folder.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def digest(file: str | Path) -> str:
+    """sha256 of a safetensors file with the id in its header as `NO_ID`: the id is made from this."""
+    with open(file, "rb") as handle:
+        length = handle.read(8)
+        header = handle.read(int.from_bytes(length, "little"))
+        total = hashlib.sha256(length + re.sub(_ID, f'"{KEY}":"{NO_ID}"'.encode(), header, count=1))
+        buffer = bytearray(_CHUNK)
+        while count := handle.readinto(buffer):
+            total.update(memoryview(buffer)[:count])
+    return total.hexdigest()
+
+
+def check_one_save(files: Sequence[str | Path], *, verify: bool = False) -> None:
+    """Raise `CheckpointError` unless these tensor files, their index and the config.json beside them are of one save.
+
+    verify: compare the contents with their digests as well; a checkpoint that has none is refused then.
+    """
+    folder = Path(files[0]).parent
+    ids = {Path(file).name: _stored_id(file) for file in files}
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file() and SAFE_WEIGHTS_NAME not in ids:
+        listed = read_json(index)
+        metadata = listed.get("metadata") if isinstance(listed, dict) else None
+        ids[index.name] = metadata.get(KEY) if isinstance(metadata, dict) else None
+    save = described_save(folder)
+    if (folder / "config.json").is_file():
+        ids["config.json"] = None if save is None else save["id"]
+    if len(set(ids.values())) > 1:
+        own = all(save_id is None for name, save_id in ids.items() if name != "config.json")
+        way_out = '. If the tensors are of your own making, take "save" out of config.json' if own else ""
+        raise CheckpointError(
+            f"{folder} holds files of different saves ({_grouped(ids)}): some were copied or changed one by one. "
+            f"Save, copy or download all of it again{way_out}"
+        )
+    if verify:
+        _check_digests(files, save, folder)
+
+
+def described_save(folder: Path) -> dict[str, Any] | None:
+    """What the config.json of a folder says of its save; None if it says nothing. Raises `CheckpointError`."""
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else None
+    save = config.get("save") if isinstance(config, dict) else None
+    if save is None:
+        return None
+    digests = save.get("sha256") if isinstance(save, dict) else None
+    if not isinstance(digests, dict) or not isinstance(save.get("id"), str) or save.keys() != {"id", "sha256"}:
+        raise CheckpointError(f"{path}: its save is no id with sha256 digests: {str(save)!r:.120}")
+    return save
+
+
+def _check_digests(files: Sequence[str | Path], save: dict[str, Any] | None, folder: Path) -> None:
+    if save is None:
+        raise CheckpointError(
+            f"{folder} cannot be verified: its config.json holds no digests, since another tool or an older version "
+            "wrote it. Load it without verify=True"
+        )
+    for file in files:
+        expected = save["sha256"].get(Path(file).name)
+        if expected is None:
+            raise CheckpointError(f"{file} cannot be verified: the config.json beside it holds no digest of it")
+        if (found := digest(file)) != expected:
+            raise CheckpointError(
+                f"{file} has been changed or damaged since it was saved: its sha256 is {found}, and {expected} was "
+                "written. Download or make the checkpoint again"
+            )
+
+
+def _stored_id(file: str | Path) -> str | None:
+    if not str(file).endswith(".safetensors"):
+        return None
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return (handle.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError):
+        read_headers([str(file)])  # says what is wrong with it
+        raise
+
+
+def _grouped(ids: dict[str, str | None]) -> str:
+    """Files by id, in words, a few names each."""
+    words = []
+    for save_id in dict.fromkeys(ids.values()):
+        names = [name for name, other in ids.items() if other == save_id]
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        words.append(f"{', '.join(names[:2])}{more}: {'no id' if save_id is None else f'id {save_id!s:.32}'}")
+    return "; ".join(words)
+
+
+def _write_id(file: Path, save_id: str) -> None:
+    """Replace the id in a header by another, its length unchanged, with the keys beside it in alphabetical order."""
+    with file.open("r+b") as handle:
+        header = handle.read(8 + int.from_bytes(handle.read(8), "little"))
+        if (found := _METADATA.search(header)) is None:
+            raise ValueError(f"{file} has no place for an id of its save in its header")
+        handle.seek(8 + found.start())
+        handle.write(f'"__metadata__":{{"format":"pt","{KEY}":"{save_id}"}}'.encode())
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """As transformers writes them."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""What the tensors of an INT8 layer cannot hold if they are whole: cheap looks at the values, when they are loaded.
+
+Symmetric quantization gives every channel the scale `absmax / 127`, so that its largest code is 127 or -127; a channel
+of zeros has the scale 1 and codes of 0; codes never are -128. A hole in a file reads as zeros under another scale.
+"""
+
+import torch
+from torch import Tensor
+
+from vggt_int8.kernels.cpu_threads import PIECE
+from vggt_int8.kernels.reference import CODE_MAX
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+SMALLEST_ABSMAX = CODE_MAX * SMALLEST_SCALE
+LARGEST_SCALE = 1.001 * torch.finfo(torch.float32).max / CODE_MAX
+# In a checkpoint of a VGGT, whose floats all are fp16.
+LARGEST_FP16_SCALE = 1.001 * torch.finfo(torch.float16).max / CODE_MAX
+
+
+def largest_codes(codes: Tensor, scale_shape: torch.Size) -> Tensor:
+    """Of each channel the largest magnitude: codes int8 [N, K] or [O, I, kh, kw] -> int16 in the shape of the scale.
+
+    An axis of size 1 in front of the codes, as they are stored, makes no difference.
+    """
+    if codes.ndim > len(scale_shape):
+        codes = codes.select(0, 0)
+    others = [axis for axis, size in enumerate(scale_shape) if size == 1]
+    if not codes.numel() or not others:
+        return codes.short().abs()
+    rows = max(1, PIECE // codes[0].numel()) if codes.device.type == "cpu" else len(codes)
+    parts = [
+        torch.maximum(part.amax(others, keepdim=True).short(), -part.amin(others, keepdim=True).short())
+        for part in codes.split(rows)
+    ]
+    return torch.stack(parts).amax(0) if 0 in others else torch.cat(parts)
+
+
+def codes_problem(largest: Tensor, scale: Tensor) -> str | None:
+    """What of codes no quantizer makes, by the `largest_codes` of each channel and its scale; None if nothing."""
+    if bool((largest > CODE_MAX).any()):
+        return "codes of -128, which no scale makes,"
+    holes = int(((largest == 0) & (scale != 1)).sum())
+    return f"{holes} channels of zeros whose scale is not 1" if holes else None
+
+
+def scale_problem(scale: Tensor, largest: float = LARGEST_SCALE) -> str | None:
+    """What of fp32 scales no weight has; None if nothing."""
+    if not bool(scale.isfinite().all()):
+        return "NaN or inf"
+    if not bool((scale > 0).all()):
+        return "scales that are not positive"
+    if bool((scale < SMALLEST_SCALE).any()):
+        return "denormal scales, which no weight has,"
+    return f"scales of up to {scale.max():g}, which no such weight has," if bool((scale > largest).any()) else None
+
+
+def unused_range(largest: Tensor) -> int:
+    """Channels whose codes use less than the format's range: of another tool, or damaged."""
+    return int(((largest > 0) & (largest < CODE_MAX)).sum())
