@@ -47,6 +47,9 @@ def test_rows_are_appended_resumed_and_reported(cli, tmp_path: Path) -> None:
     assert "updated" in cli(*report)
     assert "](figures/bench.svg)" in readme.read_text()
     assert "up to date" in cli(*report)
+    rows = out.read_text()
+    assert f"{out}: is there and was not drawn here" in cli("bench-report", out, "--plot", out, code=2)
+    assert out.read_text() == rows
 
 
 def test_default_sweep_names_what_it_leaves_out(cli, tmp_path: Path) -> None:
@@ -87,7 +90,8 @@ def test_wrong_arguments_are_named(cli, tmp_path: Path, arguments: tuple[str, ..
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reports_of_nothing(cli, tmp_path: Path) -> None:
-    assert "absent.jsonl" in cli("bench-report", tmp_path / "absent.jsonl", code=2)
+def test_reports_of_nothing(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/absent.jsonl" in cli("bench-report", "~/absent.jsonl", code=2)
     (tmp_path / "empty.jsonl").touch()
     assert "no rows" in cli("bench-report", tmp_path / "empty.jsonl", code=2)

@@ -85,6 +85,7 @@ def bench(
     target = _indexed(resolve_device(device))
     chosen = model or default_source(target)
     settings = _settings(target.type, frames, variants, size, seconds, memory_gb, compile_limit, profile)
+    out, profile = out.expanduser(), None if profile is None else profile.expanduser()
     for place in (out, profile):  # before minutes of loading and measuring
         if place is not None:
             check_place(place)
@@ -130,7 +131,8 @@ def bench_report(
     from vggt_int8.bench.table import markdown, update_readme, with_table
     from vggt_int8.chart import check_chart
 
-    rows = read_rows(results)
+    readme, plot = (None if path is None else path.expanduser() for path in (readme, plot))
+    rows = read_rows(path.expanduser() for path in results)
     base = Path() if readme is None else readme.parent
     link = None if plot is None else Path(os.path.relpath(plot, base)).as_posix()
     text = markdown(rows, link)  # which may refuse the rows, before anything is written
