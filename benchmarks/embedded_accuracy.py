@@ -42,6 +42,8 @@ COLUMNS = (
     ("AUC@3", "auc_3", "{:.2f}"),
     ("AbsRel", "abs_rel", "{:.4f}"),
     ("d<1.25 %", "delta_125", "{:.2f}"),
+    ("fx/fy", "focal_ratio", "{:.4f}"),
+    ("in 5 % %", "focal_ratio_105", "{:.2f}"),
     ("rel. pose", "pose_enc", "{:.2e}"),
     ("rel. depth", "depth", "{:.2e}"),
     ("rel. points", "world_points", "{:.2e}"),
@@ -53,7 +55,7 @@ def main(command_line: list[str] | None = None) -> None:
     device = torch.device(arguments.device)
     torch.backends.cudnn.allow_tf32 = False  # convolutions would run in TF32 and still be called fp32
     plain = VGGTInt8.from_pretrained(arguments.model, dtype=torch.float32).eval().to(device)
-    size = (plain.config.img_size, plain.config.img_size)
+    size = tuple(arguments.size or [plain.config.img_size] * 2)
     kinds = {"plain": plain}
     if arguments.outliers is not None:
         kinds["hard"] = with_outliers(plain, arguments.outliers)
@@ -70,6 +72,7 @@ def main(command_line: list[str] | None = None) -> None:
             scenes=arguments.scenes,
             views=views,
             size=size,
+            pixel_aspect=tuple(arguments.pixel_aspect),
             frames_per_batch=arguments.frames_per_batch,
             device=device,
             on_batch=progress(views),
@@ -106,6 +109,12 @@ def parse(command_line: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--outliers", type=int, metavar="SEED", help="also the hard variant of the model")
     parser.add_argument("--scenes", type=int, default=128)
     parser.add_argument("--views", type=int, nargs="+", default=[4, 8])
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="pixels; unless given, the model's square"
+    )
+    parser.add_argument(
+        "--pixel-aspect", type=float, nargs=2, default=[1.0, 1.0], metavar=("LOW", "HIGH"), help="fx / fy"
+    )
     parser.add_argument("--calibration-scenes", type=int, default=16, help="for int8_static, with 8 views each")
     parser.add_argument("--frames-per-batch", type=int, default=64)
     parser.add_argument("--device", default=default)

@@ -1,5 +1,6 @@
 """Scores on cameras and depths whose errors are known beforehand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from vggt_int8.geometry import quaternion_to_rotation
 from vggt_int8.scenes import ScoreKeeper, depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
+from vggt_int8.scenes.metrics import focal_ratios, focal_scores
 
 
 def turned(extrinsic: torch.Tensor, view: int, degrees: float) -> torch.Tensor:
@@ -90,3 +92,16 @@ def test_bad_shapes_are_named() -> None:
         pose_errors(torch.eye(3, 4)[None, None], torch.eye(3, 4)[None, None])
     with pytest.raises(ValueError, match="differ"):
         depth_scores(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), torch.ones(1, 2, 4, 4, dtype=torch.bool))
+
+
+def test_focal_ratios_are_of_pixels_and_not_of_focal_lengths() -> None:
+    truth = torch.eye(3).expand(2, 4, 3, 3).clone()
+    predicted = 3 * truth
+    assert focal_ratios(predicted, truth).tolist() == [[1.0] * 4] * 2
+    predicted[0, :, 1, 1] /= 1.1  # fx / fy a tenth too large in half of the views
+    predicted[1, 0, 0, 0] *= 1.04
+    scores = focal_scores(focal_ratios(predicted, truth))
+    assert scores.focal_ratio_105 == 50
+    keeper = ScoreKeeper()
+    keeper.add(None, None, truth, truth, truth, predicted, truth)
+    assert keeper.scores() == dataclasses.asdict(scores)

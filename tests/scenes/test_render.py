@@ -2,15 +2,17 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from vggt_int8.geometry import project_points, transform_points
-from vggt_int8.scenes import SceneBatch, describe_scenes, render_scenes, scene_batches, scene_seeds
+from vggt_int8.scenes import SceneBatch, describe_scenes, render, render_scenes, scene_batches, scene_seeds
 from vggt_int8.scenes.raycast import CYLINDER, SLOT_KINDS, SPHERE
 from vggt_int8.scenes.render import RAYS_PER_PASS
+from vggt_int8.scenes.shading import trace_color, trace_depth
 
 SIZE = (56, 70)
 
@@ -66,6 +68,53 @@ def test_points_return_to_their_pixels(batch: SceneBatch) -> None:
     pixel = image[..., :2] / image[..., 2:]
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     assert (pixel - torch.stack([u, v], dim=-1)).abs().max() < 5e-3
+
+
+def test_pixels_that_are_not_square_see_along_the_same_rays() -> None:
+    """40 rows with fx / fy = 1.5 are every three halves of a row of 60 rows of square pixels."""
+    seeds = scene_seeds("free", range(6))
+    square = render_scenes(seeds, 2, (60, 72), supersample=1)
+    flat = render_scenes(seeds, 2, (40, 72), supersample=1, pixel_aspect=(1.5, 1.5))
+    metres = [b.depth * b.metres_per_unit[:, None, None, None] for b in (flat, square)]
+    torch.testing.assert_close(metres[0][:, :, ::2], metres[1][:, :, ::3], atol=1e-5, rtol=1e-4)
+    assert torch.equal(flat.intrinsic[..., 0, 0], square.intrinsic[..., 0, 0])
+    torch.testing.assert_close(flat.intrinsic[..., 0, 0] / flat.intrinsic[..., 1, 1], torch.full((6, 2), 1.5))
+    assert (flat.intrinsic[..., :2, 2] == torch.tensor([36.0, 20.0])).all()
+    v, u = torch.meshgrid(torch.arange(40.0), torch.arange(72.0), indexing="ij")
+    pixels, _ = project_points(flat.world_points.flatten(2, 3), flat.extrinsic, flat.intrinsic)
+    torch.testing.assert_close(pixels, torch.stack([u, v], -1).flatten(0, 1).expand_as(pixels), atol=5e-3, rtol=0)
+
+
+def test_a_scenes_pixels_are_drawn_between_two_aspects() -> None:
+    scenes = describe_scenes(scene_seeds("free", range(200)), 3, (16, 32), (0.9, 1.2))
+    ratio = scenes.intrinsic[..., 0, 0] / scenes.intrinsic[..., 1, 1]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    assert 0.9 <= ratio.min() < 0.92 < 1.18 < ratio.max() <= 1.2
+    for wrong in [(1.2, 0.9), (0.0, 1.0), (1.0, float("inf"))]:
+        with pytest.raises(ValueError, match="pixel_aspect must be two positive numbers"):
+            describe_scenes(scene_seeds("free", [0]), 3, (16, 32), wrong)
+
+
+def test_compiled_passes_are_of_one_size_for_frames_of_several_heights(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = set()
+
+    def counted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*tensors: Tensor) -> Tensor:
+            passes.add((function.__name__, *((tuple(t.shape), t.stride()) for t in tensors)))
+            return function(*tensors)
+
+        return call
+
+    monkeypatch.setattr(render, "_kernels", lambda compiled: (counted(trace_depth), counted(trace_color)))
+    seeds = scene_seeds("free", range(2))
+    for height in (16, 24):
+        strips = render_scenes(seeds, 2, (height, 32), compiled=True)
+        assert len(passes) == 2
+        monkeypatch.undo()
+        whole = render_scenes(seeds, 2, (height, 32))
+        torch.testing.assert_close(strips.images, whole.images, atol=1e-5, rtol=0)
+        torch.testing.assert_close(strips.depth, whole.depth)
+        monkeypatch.setattr(render, "_kernels", lambda compiled: (counted(trace_depth), counted(trace_color)))
 
 
 def test_views_agree_on_one_world(batch: SceneBatch) -> None:

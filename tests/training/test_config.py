@@ -11,6 +11,7 @@ import torch
 
 from vggt_int8.model import VGGT
 from vggt_int8.training.config import (
+    FrameShape,
     LossConfig,
     OptimizerConfig,
     TrainingConfig,
@@ -50,6 +51,14 @@ def test_the_embedded_model_fits_its_limits() -> None:
         ({"optimizer": {"decay_share": 2}}, "decay_share must be at least 0 and at most 1, got 2"),
         ({"data": {"size": [32]}}, r"size must be .*, got \(32,\)"),
         ({"data": {"size": [112, 60]}}, r"data.size \[112, 60\] must be multiples of the patch size 14"),
+        ({"data": {"shapes": [{"size": [112, 60]}]}}, r"data.shapes\[0\].size \[112, 60\] must be multiples"),
+        ({"data": {"shapes": [{"size": [28, 28]}] * 2}}, r"data.shapes has \[28, 28\] more than once"),
+        ({"data": {"shapes": [{"size": [28, 28], "weight": 0}]}}, "weight must be above 0, got 0"),
+        ({"data": {"shapes": [{"size": [28, 28], "pixel_aspect": [2, 1]}]}}, r"the smaller first, got \[2, 1\]"),
+        ({"data": {"shapes": [{"weight": 2}]}}, r"\[data\] shapes\[0\] needs a size"),
+        ({"data": {"shapes": [{"size": [28, 28], "wieght": 2}]}}, r"shapes\[0\] has unknown keys wieght"),
+        ({"data": {"shapes": [[28, 28]]}}, r"shapes\[0\] must be a table, got \[28, 28\]"),
+        ({"data": {"shapes": 3}}, "shapes must be .*, got 3"),
         ({"model": {"mlp_ratoi": 2.0}}, "unknown keys mlp_ratoi"),
     ],
 )
@@ -59,8 +68,10 @@ def test_values_out_of_range_are_named(change: dict[str, Any], message: str) -> 
 
 
 def test_a_configuration_survives_json(tiny_config: TrainingConfig) -> None:
-    table = json.loads(json.dumps(dataclasses.asdict(tiny_config)))
-    assert config_from_table(table) == tiny_config
+    shapes = (FrameShape((32, 32)), FrameShape((16, 32), 2.0, (0.9, 1.1)))
+    for data in (tiny_config.data, dataclasses.replace(tiny_config.data, shapes=shapes)):
+        config = dataclasses.replace(tiny_config, data=data)
+        assert config_from_table(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from vggt_int8.scenes import depth_scores, pose_errors, render_scenes, scene_see
 from vggt_int8.training.__main__ import export, main, trained_model
 from vggt_int8.training.captured import average_gradients
 from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_facts, save_checkpoint
-from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.config import FrameShape, TrainingConfig
 from vggt_int8.training.data import StepScenes
 from vggt_int8.training.loop import RunLimits, Trainer, check_run_folder
 from vggt_int8.training.losses import scene_losses
@@ -214,8 +214,70 @@ def test_a_run_starts_from_the_weights_of_a_model(tiny_config: TrainingConfig, t
         trained_model(tmp_path / "model", other)
 
 
+SHAPES = (FrameShape((32, 32)), FrameShape((16, 32), weight=2.0, pixel_aspect=(0.9, 1.1)))
+
+
+def with_shapes(config: TrainingConfig) -> TrainingConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shapes=SHAPES))
+
+
+def test_the_shape_of_a_step_follows_from_seed_and_step(tiny_config: TrainingConfig) -> None:
+    data = with_shapes(tiny_config).data
+    steps = 30
+    scenes = StepScenes(data, seed=3, first_step=0, last_step=steps, rank=0, world=2)
+    drawn = [scenes[step] for step in range(steps)]
+    wide = [d for d in drawn if d.size == (16, 32)]
+    assert {d.size for d in drawn} == {(32, 32), (16, 32)}
+    assert 0.45 < len(wide) / steps < 0.9, "two of three, give or take 2.5 standard deviations"
+    later = StepScenes(data, seed=3, first_step=20, last_step=steps, rank=1, world=2)
+    assert [later[i].size for i in range(10)] == [d.size for d in drawn[20:]], "resumed, and on another process"
+    other = StepScenes(data, seed=4, first_step=0, last_step=steps, rank=0, world=2)
+    assert [other[i].size for i in range(10)] != [d.size for d in drawn[:10]]
+    plain = StepScenes(tiny_config.data, seed=3, first_step=0, last_step=steps, rank=0, world=2)
+    assert [plain[i].camera.shape for i in range(10)] == [d.camera.shape for d in drawn[:10]], "as without shapes"
+    ratios = torch.cat([(d.intrinsic[..., 0, 0] / d.intrinsic[..., 1, 1])[:, 0] for d in wide])
+    assert 0.9 <= ratios.min() < 0.93 < 1.07 < ratios.max() <= 1.1
+
+
+def test_a_run_over_several_shapes_is_resumed_and_validated_on_each(
+    tiny_config: TrainingConfig, tmp_path: Path
+) -> None:
+    config = with_shapes(tiny_config)
+    Trainer(config, tmp_path / "whole").train(RunLimits())
+    Trainer(config, tmp_path / "parts").train(dataclasses.replace(ONLY, max_steps=5))
+    Trainer(config, tmp_path / "parts").train(ONLY)
+    whole, parts = (entries(tmp_path / name, "train") for name in ("whole", "parts"))
+    assert [e["total"] for e in whole] == pytest.approx([e["total"] for e in parts], rel=0.02)
+    (scores,) = entries(tmp_path / "whole", "validation")
+    rows = {name: row for name, row in scores.items() if isinstance(row, dict)}
+    assert list(rows) == ["2 views", "2 views of 16 x 32"]
+    assert all({"auc_30", "abs_rel", "focal_ratio", "focal_ratio_105"} <= row.keys() for row in rows.values())
+    write_curves([tmp_path / "whole" / "log.jsonl"], tmp_path / "curves.svg")
+    svg = (tmp_path / "curves.svg").read_text()
+    assert "focal_ratio_105 2 views of 16 x 32" in svg
+    assert "auc_30 2 views of 16 x 32" not in svg
+
+
+def test_a_run_starts_within_its_parts_from_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["run", "--config", str(Path(__file__).parent / "tiny.toml"), "--out"]
+    main([*run, str(tmp_path / "first"), "--total-steps", "4"])
+    main(["export", "--out", str(tmp_path / "first"), "--to", str(tmp_path / "model")])
+    given = ["--init", str(tmp_path / "model"), "--first-step", "4"]
+    capsys.readouterr()
+    main([*run, str(tmp_path / "second"), *given])
+    assert "from step 4 to 6" in capsys.readouterr().out
+    assert [entry["step"] for entry in entries(tmp_path / "second", "train")] == [6]
+    with pytest.raises(ValueError, match=r"--first-step 6 must lie in the run: 0 \.\.\. 5"):
+        main([*run, str(tmp_path / "third"), "--init", str(tmp_path / "model"), "--first-step", "6"])
+    with pytest.raises(ValueError, match="given with --init"):
+        main([*run, str(tmp_path / "third"), "--first-step", "4"])
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.gpu
-def test_recorded_steps_learn_what_eager_steps_do(tiny_config: TrainingConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shapes", [False, True])
+def test_recorded_steps_learn_what_eager_steps_do(tiny_config: TrainingConfig, tmp_path: Path, shapes: bool) -> None:
+    tiny_config = with_shapes(tiny_config) if shapes else tiny_config
     totals = []
     for graph in (False, True):
         config = dataclasses.replace(tiny_config, cuda_graph=graph)
@@ -321,7 +383,7 @@ def test_export_and_curves(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     svg = (tmp_path / "curves.svg").read_text()
     assert svg.startswith("<svg")
     assert "held-out pose AUC" in svg
-    assert svg.count("<polyline") == 1 + 3 + 2 + 1
+    assert svg.count("<polyline") == 1 + 3 + 2 + 1 + 1
 
 
 def test_the_command_line_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ def score_models(
     scenes: int,
     views: int,
     size: tuple[int, int],
+    pixel_aspect: tuple[float, float] = (1.0, 1.0),
     split: str = "held_out",
     frames_per_batch: int = 64,
     device: torch.device | str = "cpu",
@@ -29,19 +30,30 @@ def score_models(
     """Scores of each model on scenes 0 ... scenes - 1 of `split`, `views` views each, of size (H, W).
 
     models: name -> a VGGT on `device`, in evaluation mode, of any precision. on_batch: called with (scenes done, all
-    scenes). Returns name -> the fields of `PoseScores` and `DepthScores`, and "relative": for each output that the
-    model has, error norm / norm of the first model's output, over all scenes.
+    scenes). pixel_aspect: see `describe_scenes`. Returns name -> the fields of `PoseScores`, `DepthScores` and
+    `FocalScores`, and "relative": for each output that the model has, error norm / norm of the first model's output,
+    over all scenes.
     """
     keepers = {name: ScoreKeeper() for name in models}
     squares: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in models}
     done = 0
-    batches = scene_batches(split, scenes, views, size, frames_per_batch=frames_per_batch, device=device)
+    batches = scene_batches(
+        split, scenes, views, size, frames_per_batch=frames_per_batch, device=device, pixel_aspect=pixel_aspect
+    )
     for batch in batches:
         reference: Any = None
         for name, model in models.items():
             output = model(batch.images)
             reference = output if reference is None else reference
-            keepers[name].add(output.extrinsic, output.depth, batch.extrinsic, batch.depth, batch.valid)
+            keepers[name].add(
+                output.extrinsic,
+                output.depth,
+                batch.extrinsic,
+                batch.depth,
+                batch.valid,
+                output.intrinsic,
+                batch.intrinsic,
+            )
             for key in COMPARED:
                 if key in output:
                     error, signal = squares[name].get(key, (0.0, 0.0))

@@ -18,12 +18,14 @@ from vggt_int8.scenes.seeds import Uniforms
 from vggt_int8.scenes.surfaces import draw_lights, draw_surfaces
 
 LAYOUT_STREAM, PATH_STREAM, SURFACE_STREAM, LIGHT_STREAM = range(4)
+ASPECT_STREAM = 5  # `render` has 4
 
 
 @dataclass
 class SceneDescription:
     """All that B scenes of S views are made of: small tensors, drawn on the CPU, in metres and the scene frame."""
 
+    size: tuple[int, int]  # (H, W) of every view, pixels
     seeds: Tensor  # [B] int64
     slots: Tensor  # [B, S, K, 12] from `rays_in_unit_space`
     placement: Tensor  # [B, K, 12] normal map 3x3 (scene from unit), half extents
@@ -41,12 +43,22 @@ class SceneDescription:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "SceneDescription":
-        return SceneDescription(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "size"}
+        return SceneDescription(self.size, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 @torch.no_grad()
-def describe_scenes(seeds: Sequence[int] | Tensor, frames: int, size: tuple[int, int]) -> SceneDescription:
-    """The first half of `render_scenes`, always on the CPU: so it can run in a data loader's workers."""
+def describe_scenes(
+    seeds: Sequence[int] | Tensor,
+    frames: int,
+    size: tuple[int, int],
+    pixel_aspect: tuple[float, float] = (1.0, 1.0),
+) -> SceneDescription:
+    """The first half of `render_scenes`, always on the CPU: so it can run in a data loader's workers.
+
+    pixel_aspect: fx / fy of a scene's views is drawn between these two. It is 1 for square pixels. A photograph has
+    others once its height is rounded to whole patches: 112 x 84 in 112 x 80 pixels has 84 / 80.
+    """
     if not isinstance(seeds, Tensor):
         if bad := [seed for seed in seeds if not hasattr(seed, "__index__") or not -(2**63) <= seed < 2**63]:
             raise ValueError(f"seeds must be integers of 64 bits, got {bad[0]!r}")
@@ -57,6 +69,8 @@ def describe_scenes(seeds: Sequence[int] | Tensor, frames: int, size: tuple[int,
         raise ValueError(f"seeds must be a list of at least one integer, got shape {tuple(seeds.shape)}")
     if frames < 1 or min(size) < 1:
         raise ValueError(f"a scene needs views and pixels, got frames={frames} of size {tuple(size)}")
+    if not 0 < pixel_aspect[0] <= pixel_aspect[1] < float("inf"):
+        raise ValueError(f"pixel_aspect must be two positive numbers, the smaller first, got {tuple(pixel_aspect)}")
     layout = draw_layout(Uniforms(seeds, LAYOUT_STREAM))
     cameras = draw_cameras(Uniforms(seeds, PATH_STREAM), layout, frames)
     clear_camera_space(layout, cameras.whole_path)
@@ -68,8 +82,10 @@ def describe_scenes(seeds: Sequence[int] | Tensor, frames: int, size: tuple[int,
     scene_from_camera = cameras.rotation.mT
     camera = torch.cat([scene_from_camera.flatten(2), cameras.center], dim=-1)
     focal = cameras.focal * max(size)
+    low, high = pixel_aspect
     intrinsic = torch.zeros(*focal.shape, 3, 3)
-    intrinsic[..., 0, 0] = intrinsic[..., 1, 1] = focal
+    intrinsic[..., 0, 0] = focal
+    intrinsic[..., 1, 1] = focal / Uniforms(seeds, ASPECT_STREAM)(1, low=low, high=high)
     intrinsic[..., 0, 2], intrinsic[..., 1, 2], intrinsic[..., 2, 2] = size[1] / 2, size[0] / 2, 1.0
 
     camera_from_scene = invert_extrinsic(torch.cat([scene_from_camera, cameras.center[..., None]], dim=-1).double())
@@ -77,6 +93,7 @@ def describe_scenes(seeds: Sequence[int] | Tensor, frames: int, size: tuple[int,
     extrinsic = compose_extrinsics(camera_from_scene, scene_from_world).float()
     extrinsic[:, 0] = torch.eye(3, 4)
     return SceneDescription(
+        size=(int(size[0]), int(size[1])),
         seeds=seeds,
         slots=rays_in_unit_space(p, cameras.center),
         placement=placement,

@@ -7,6 +7,8 @@ that points the wrong way is wrong here: the sign is not forgiven.
 
 Depth: one scale per scene, the median of truth / prediction over its valid pixels, then AbsRel and the share
 of pixels within a factor of 1.25. Every scene counts alike.
+
+Pixels: fx / fy over its true value, 1 where the shape of a pixel is known. Every view counts alike.
 """
 
 from dataclasses import asdict, dataclass
@@ -36,6 +38,15 @@ class DepthScores:
 
     abs_rel: float
     delta_125: float
+
+
+@dataclass(frozen=True)
+class FocalScores:
+    """focal_ratio: median over views of predicted fx / fy over the true one; focal_ratio_105: percentage of views
+    where that is within a factor of 1.05."""
+
+    focal_ratio: float
+    focal_ratio_105: float
 
 
 def pose_errors(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,12 +97,25 @@ def depth_errors(predicted: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tenso
     return torch.stack(abs_rel), torch.stack(delta)
 
 
+def focal_ratios(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Two intrinsics [..., 3, 3] -> predicted fx / fy over the true one [...]."""
+    ratio = [k[..., 0, 0].float() / k[..., 1, 1].float() for k in (predicted, truth)]
+    return ratio[0] / ratio[1]
+
+
+def focal_scores(ratios: Tensor) -> FocalScores:
+    """What `focal_ratios` gave, of any shape -> scores."""
+    within = torch.maximum(ratios, 1 / ratios) < 1.05
+    return FocalScores(ratios.median().item(), 100 * within.float().mean().item())
+
+
 class ScoreKeeper:
     """Scores of one model over any number of batches, of which only the errors are kept."""
 
     def __init__(self) -> None:
         self._poses: list[tuple[Tensor, Tensor]] = []
         self._depths: list[tuple[Tensor, Tensor]] = []
+        self._focals: list[Tensor] = []
 
     def add(
         self,
@@ -100,17 +124,23 @@ class ScoreKeeper:
         true_extrinsic: Tensor,
         true_depth: Tensor,
         valid: Tensor,
+        intrinsic: Tensor | None = None,
+        true_intrinsic: Tensor | None = None,
     ) -> None:
         """Predicted extrinsic [B, S, 3, 4] and depth [B, S, H, W] or [B, S, H, W, 1], None where a head is off; the
-        truth in the same shapes, and where its depth is known [B, S, H, W] bool."""
+        truth in the same shapes, and where its depth is known [B, S, H, W] bool. Intrinsics [B, S, 3, 3]: both, or
+        None where pixels are not to be scored."""
         if extrinsic is not None:
             self._poses.append(pose_errors(extrinsic, true_extrinsic))
         if depth is not None:
             depth = depth.squeeze(-1) if depth.dim() == 5 else depth
             self._depths.append(depth_errors(depth, true_depth, valid))
 
+        if intrinsic is not None and true_intrinsic is not None:
+            self._focals.append(focal_ratios(intrinsic, true_intrinsic).flatten())
+
     def scores(self) -> dict[str, float]:
-        """The fields of `PoseScores` and `DepthScores` of all scenes so far, those that were predicted."""
+        """Of all scenes so far: the fields of `PoseScores`, `DepthScores`, `FocalScores`, those that were predicted."""
         result: dict[str, float] = {}
         if self._poses:
             rotation, translation = (torch.cat(parts) for parts in zip(*self._poses, strict=True))
@@ -118,6 +148,8 @@ class ScoreKeeper:
         if self._depths:
             abs_rel, inlier = (torch.cat(parts) for parts in zip(*self._depths, strict=True))
             result |= asdict(DepthScores(abs_rel.mean().item(), 100 * inlier.mean().item()))
+        if self._focals:
+            result |= asdict(focal_scores(torch.cat(self._focals)))
         return result
 
 

@@ -27,6 +27,9 @@ GENERATOR_VERSION = 1  # to be raised with every change after which a seed gives
 TRACK_STREAM = 4  # of random numbers; `describe` uses 0 ... 3
 
 # Rays traced at once: bounds the memory to about a kilobyte a ray in eager mode.
+# What is compiled is specialised to the size of a pass: whole strips of this height make it the same for frames of
+# several heights.
+COMPILED_ROWS = 8
 RAYS_PER_PASS = {"cpu": 1 << 17, "cuda": 1 << 22}
 
 
@@ -60,15 +63,17 @@ def render_scenes(
     supersample: int = 2,
     tracks: int = 0,
     compiled: bool = False,
+    pixel_aspect: tuple[float, float] = (1.0, 1.0),
 ) -> SceneBatch:
     """Render one scene per seed (see `seeds.scene_seeds`), `frames` views each, of size (H, W).
 
     The scene's parameters are drawn on the CPU, so all devices render the same scene. The same batch on the same device
     and as many threads gives the same bits. `tracks` points of the first view are followed through all views.
+    pixel_aspect: see `describe_scenes`; fx = fy unless told otherwise.
     `compiled` fuses the per-ray work with torch.compile: worth its start-up time for many batches of one size on a GPU.
     """
-    description = describe_scenes(seeds, frames, size)
-    return render_description(description.to(device), size, supersample=supersample, tracks=tracks, compiled=compiled)
+    description = describe_scenes(seeds, frames, size, pixel_aspect)
+    return render_description(description.to(device), supersample=supersample, tracks=tracks, compiled=compiled)
 
 
 def scene_batches(
@@ -80,6 +85,7 @@ def scene_batches(
     frames_per_batch: int = 64,
     device: torch.device | str = "cpu",
     supersample: int = 2,
+    pixel_aspect: tuple[float, float] = (1.0, 1.0),
 ) -> Iterator[SceneBatch]:
     """Scenes 0 ... scenes - 1 of a split, `frames` views each, rendered batch by batch as they are asked for.
 
@@ -88,23 +94,22 @@ def scene_batches(
     per_batch = max(1, frames_per_batch // frames)
     for first in range(0, scenes, per_batch):
         seeds = scene_seeds(split, range(first, min(first + per_batch, scenes)))
-        yield render_scenes(seeds, frames, size, device=device, supersample=supersample)
+        yield render_scenes(seeds, frames, size, device=device, supersample=supersample, pixel_aspect=pixel_aspect)
 
 
 @torch.no_grad()
 def render_description(
     description: SceneDescription,
-    size: tuple[int, int],
     *,
     supersample: int = 2,
     tracks: int = 0,
     compiled: bool = False,
 ) -> SceneBatch:
-    """The second half of `render_scenes`, on the description's device. `size` is that of `describe_scenes`."""
+    """The second half of `render_scenes`, on the description's device."""
     if supersample < 1 or tracks < 0:
         raise ValueError(f"supersample must be at least 1 and tracks at least 0, got {supersample} and {tracks}")
     extrinsic, intrinsic = description.extrinsic, description.intrinsic
-    depth, images = _render_frames(description, size, supersample, compiled)
+    depth, images = _render_frames(description, supersample, compiled)
     points = unproject_depth(depth, extrinsic, intrinsic)
     valid = depth.isfinite() & (depth > 0)
     distance = torch.where(valid, points.norm(dim=-1), 0.0)
@@ -126,13 +131,11 @@ def render_description(
     return batch
 
 
-def _render_frames(
-    scene: SceneDescription, size: tuple[int, int], supersample: int, compiled: bool
-) -> tuple[Tensor, Tensor]:
+def _render_frames(scene: SceneDescription, supersample: int, compiled: bool) -> tuple[Tensor, Tensor]:
     """Depth [B, S, H, W] in metres and images [B, S, 3, H, W], in passes of bounded memory."""
     batch, views = scene.camera.shape[:2]
     device = scene.camera.device
-    height, width = size
+    height, width = scene.size
     rows = torch.arange(height, device=device, dtype=torch.float32)
     columns = torch.arange(width, device=device, dtype=torch.float32)
     sub = (torch.arange(supersample, device=device, dtype=torch.float32) + 0.5) / supersample - 0.5
@@ -144,6 +147,8 @@ def _render_frames(
     depth_of, color_of = _kernels(compiled)
     budget = RAYS_PER_PASS["cuda" if device.type == "cuda" else "cpu"]
     rows_per_pass = max(1, min(height, budget // (width * supersample**2)))
+    if compiled and height % COMPILED_ROWS == 0:
+        rows_per_pass = min(rows_per_pass, COMPILED_ROWS)
     most_frames = max(1, budget // (rows_per_pass * width * supersample**2))
     frames_per_pass = _equal_passes(batch * views, most_frames)
 
@@ -156,9 +161,10 @@ def _render_frames(
         placement, surfaces, lights = (table[scene_of] for table in per_scene)
         for row in range(0, height, rows_per_pass):
             strip = slice(row, min(row + rows_per_pass, height))
-            centers = pixels[:, strip, :, 0].flatten(1)
+            # Contiguous: compiled kernels are specialised to strides, too, and a view has those of the whole frame.
+            centers = pixels[:, strip, :, 0].flatten(1).contiguous()
             depth[part, strip] = depth_of(slots, camera, intrinsic, centers).unflatten(1, (-1, width))
-            spread = (pixels + offsets)[:, strip].flatten(1)
+            spread = (pixels + offsets)[:, strip].flatten(1).contiguous()
             color = color_of(slots, camera, intrinsic, placement, surfaces, lights, spread)
             images[part, :, strip] = color.unflatten(2, (-1, width, supersample**2)).mean(-1)
     return depth.unflatten(0, (batch, views)), images.unflatten(0, (batch, views))

@@ -1,7 +1,9 @@
 """Commands of training:
 
-python -m vggt_int8.training run --config FILE --out DIR [--init FOLDER] [--max-minutes M] [--total-steps N]
-    Train, or go on where DIR/checkpoint stands; with --init a new run starts from a model folder's weights.
+python -m vggt_int8.training run --config FILE --out DIR [--init FOLDER [--first-step N]] [--max-minutes M]
+                                      [--total-steps N]
+    Train, or go on where DIR/checkpoint stands; with --init a new run starts from a model folder's weights, at step
+    --first-step as if the parts before it had made them.
     FILE may have several parts ([[then]]), one schedule after the other.
     Several GPUs: `accelerate launch -m vggt_int8.training run ...`.
 python -m vggt_int8.training measure --config FILE --out DIR [--max-minutes M]
@@ -14,6 +16,7 @@ python -m vggt_int8.training plot LOG.jsonl... -o CURVES.svg
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +27,7 @@ from vggt_int8.encoding import accept_any_character
 from vggt_int8.interrupts import heeded
 from vggt_int8.model import VGGT
 from vggt_int8.pretrained.saving import saved_whole
-from vggt_int8.training.checkpoint import load_checkpoint, read_facts
+from vggt_int8.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig, config_from_table, end_run_at, first_difference, load_run
 from vggt_int8.training.loop import check_run_folder, train_run
 from vggt_int8.training.measure import measure
@@ -40,7 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
             parts = _parts(args)
             if args.init is not None and (args.out / "checkpoint").exists():
                 raise ValueError(f"{args.out} holds a run already: leave --init out to go on, or name another --out")
+            if args.init is None and args.first_step:
+                raise ValueError("--first-step is for weights that are given with --init")
             model = None if args.init is None else trained_model(args.init, parts[0])
+            if model is not None and args.first_step:
+                start_at(args.first_step, parts, args.out, model)
+                model = None
             train_run(parts, args.out, args.max_minutes, args.save_minutes, model)
         case "measure":
             check_run_folder(args.out / "measure")
@@ -64,6 +72,15 @@ def trained_model(folder: Path, config: TrainingConfig) -> VGGT:
         key, found, wanted = difference
         raise ValueError(f"{folder} is another network than [model]: {key} is {found}, not {wanted}")
     return model
+
+
+def start_at(step: int, parts: Sequence[TrainingConfig], out: Path, model: VGGT) -> None:
+    """A checkpoint in `out` with the model's weights at a step within the run, and without moments of optimizers."""
+    part = next((part for part in parts if part.optimizer.total_steps > step), None)
+    if step < 0 or part is None:
+        raise ValueError(f"--first-step {step} must lie in the run: 0 ... {parts[-1].optimizer.total_steps - 1}")
+    facts = {"step": step, "seconds": 0.0, "config": dataclasses.asdict(part)}
+    save_checkpoint(out / "checkpoint", model, [], facts)
 
 
 def export(out: Path, folder: Path) -> None:
@@ -100,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--total-steps", type=int, help="instead of the file's: when to be done, decay included")
         command.add_argument("--compile", help="instead of the file's: render,blocks,heads or none")
     run.add_argument("--init", type=Path, help="model folder whose weights a new run starts from")
+    run.add_argument("--first-step", type=int, default=0, help="with --init: where in the run these weights stand")
     run.add_argument("--max-minutes", type=float, help="stop cleanly within this time, validation included")
     run.add_argument("--save-minutes", type=float, default=4.0, help="time between checkpoints")
     measured.add_argument("--max-minutes", type=float, default=4.0, help="time for all of it")

@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,10 +15,31 @@ COMPILABLE = ("render", "blocks", "heads")
 
 
 @dataclass(frozen=True)
+class FrameShape:
+    """What the frames of some steps look like, and how often."""
+
+    size: tuple[int, int]  # (H, W) pixels
+    weight: float = 1.0  # share of the steps, relative to the other shapes' weights
+    pixel_aspect: tuple[float, float] = (1.0, 1.0)  # least and largest fx / fy of a scene; see `describe_scenes`
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight must be above 0, got {self.weight}")
+        low, high = self.pixel_aspect
+        if not 0 < low <= high:
+            raise ValueError(f"pixel_aspect must be two positive numbers, the smaller first, got {[low, high]}")
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """frames_per_step: images of one process in one step; a step's scenes all have one of `views` views."""
+    """frames_per_step: images of one process in one step; a step's scenes all have one of `views` views and one shape.
+
+    shapes: what that shape is drawn from; where there are none, every frame is of `size`. `size` itself is always
+    validated on, with square pixels, and so is every shape.
+    """
 
     size: tuple[int, int] = (112, 112)  # (H, W) pixels
+    shapes: tuple[FrameShape, ...] = ()
     views: tuple[int, ...] = (2, 4, 8)
     frames_per_step: int = 192
     supersample: int = 2
@@ -111,8 +133,14 @@ class TrainingConfig:
         if unknown:
             raise ValueError(f"compile has {sorted(unknown)}; it can name {', '.join(COMPILABLE)}")
         model = self.vggt()
-        if any(side < 1 or side % model.patch_size for side in self.data.size):
-            raise ValueError(f"data.size {list(self.data.size)} must be multiples of the patch size {model.patch_size}")
+        sizes = {"data.size": self.data.size}
+        sizes |= {f"data.shapes[{index}].size": shape.size for index, shape in enumerate(self.data.shapes)}
+        for name, size in sizes.items():
+            if any(side < 1 or side % model.patch_size for side in size):
+                raise ValueError(f"{name} {list(size)} must be multiples of the patch size {model.patch_size}")
+        counts = Counter(shape.size for shape in self.data.shapes)
+        if repeated := [list(size) for size, count in counts.items() if count > 1]:
+            raise ValueError(f"data.shapes has {repeated[0]} more than once")
         if self.data.tracks and not model.enable_track:
             raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
 
@@ -192,8 +220,20 @@ def config_from_table(table: dict[str, Any]) -> TrainingConfig:
     values = dict(table)
     for name, section in sections.items():
         if name in values:
-            values[name] = section(**_known(values[name], section, f"[{name}]"))
+            values[name] = section(**_known(_with_shapes(values[name]), section, f"[{name}]"))
     return TrainingConfig(**_known(values, TrainingConfig, "the file"))
+
+
+def _with_shapes(section: Any) -> Any:
+    """The table of a section, its "shapes", if there is a list of them, as `FrameShape`s."""
+    if not isinstance(section, dict) or not isinstance(section.get("shapes"), list | tuple):
+        return section
+    where = "[data] shapes[{}]"
+    shapes = [_known(shape, FrameShape, where.format(i)) for i, shape in enumerate(section["shapes"])]
+    for index, shape in enumerate(shapes):
+        if "size" not in shape:
+            raise ValueError(f"{where.format(index)} needs a size, [H, W]")
+    return {**section, "shapes": tuple(FrameShape(**shape) for shape in shapes)}
 
 
 def _known(table: Any, section: type, where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
-from vggt_int8.training.config import DataConfig
+from vggt_int8.training.config import DataConfig, FrameShape
 
 
 class StepScenes(Dataset[SceneDescription]):
@@ -23,12 +23,16 @@ class StepScenes(Dataset[SceneDescription]):
 
     def __getitem__(self, item: int) -> SceneDescription:
         step = self.first_step + item
-        # The same number of views in all processes keeps their steps equally long.
-        views = random.Random(f"{self.seed}/{step}").choice(self.config.views)
+        # The same number of views and pixels in all processes keeps their steps equally long.
+        draw = random.Random(f"{self.seed}/{step}")
+        views = draw.choice(self.config.views)
+        shape = FrameShape(self.config.size)
+        if self.config.shapes:
+            (shape,) = draw.choices(self.config.shapes, [shape.weight for shape in self.config.shapes])
         block = self.config.frames_per_step  # room for the scenes of one process in one step
         first = (step * self.world + self.rank) * block + self.seed * (1 << 40)
         seeds = scene_seeds("train", range(first, first + self.config.frames_per_step // views))
-        return describe_scenes(seeds, views, self.config.size)
+        return describe_scenes(seeds, views, shape.size, shape.pixel_aspect)
 
 
 def training_descriptions(

@@ -169,7 +169,6 @@ class Trainer:
         data = self.config.data
         return render_description(
             description.to(self.device),
-            data.size,
             supersample=data.supersample,
             tracks=data.tracks,
             compiled="render" in self.config.compile,
@@ -328,8 +327,9 @@ def _prepare_network(network: VGGT, config: TrainingConfig) -> None:
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     if "blocks" in config.compile:
         aggregator = network.aggregator
+        # Frames of several shapes have several numbers of tokens.
         for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
-            block.compile(dynamic=False)
+            block.compile(dynamic=bool(config.data.shapes))
         # The number of scenes and tokens changes with the number of views: one kernel for all.
         for block in aggregator.global_blocks:
             block.compile(dynamic=True)

@@ -10,15 +10,15 @@ import torch
 from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
 from vggt_int8.training.captured import EAGER_STEPS
 from vggt_int8.training.checkpoint import owned_files
-from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.config import FrameShape, TrainingConfig
 from vggt_int8.training.loop import RunLimits, Trainer, check_run_folder
 
 REPEATS = 10
-HEADER = "views  first render s  first step s  draw ms  render ms  forward+backward ms  update ms  frames/s"
+HEADER = "   size  views  first render s  first step s  draw ms  render ms  forward+backward ms  update ms  frames/s"
 
 
 def measure(config: TrainingConfig, out: Path, max_minutes: float) -> None:
-    """Print a row per number of views, then train from scratch in `out`/measure (removed first)
+    """Print a row per shape and number of views, then train from scratch in `out`/measure (removed first)
     until `max_minutes` after the call."""
     folder = out / "measure"
     _remove_earlier(folder)
@@ -27,8 +27,9 @@ def measure(config: TrainingConfig, out: Path, max_minutes: float) -> None:
     fp16_mb = 2 * parameters / 1e6
     print(f"{parameters / 1e6:.2f} M parameters ({fp16_mb:.1f} MB in fp16), compiled: {config.compile or 'nothing'}")
     print(HEADER)
-    for views in config.data.views:
-        print(_row(trainer, config, views), flush=True)
+    for shape in config.data.shapes or (FrameShape(config.data.size),):
+        for views in config.data.views:
+            print(_row(trainer, config, shape.size, views), flush=True)
     if torch.cuda.is_available():
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     reason = trainer.train(RunLimits(max_minutes=max_minutes))
@@ -49,13 +50,13 @@ def _remove_earlier(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _row(trainer: Trainer, config: TrainingConfig, views: int) -> str:
+def _row(trainer: Trainer, config: TrainingConfig, size: tuple[int, int], views: int) -> str:
     data = config.data
     seeds = scene_seeds("free", range(data.frames_per_step // views))
-    first_render = _seconds(lambda: trainer.render(describe_scenes(seeds, views, data.size)))
-    first_step = _seconds(lambda: trainer.train_step(describe_scenes(seeds, views, data.size)))
-    draw = _milliseconds(lambda: describe_scenes(seeds, views, data.size))
-    description: SceneDescription = describe_scenes(seeds, views, data.size)
+    first_render = _seconds(lambda: trainer.render(describe_scenes(seeds, views, size)))
+    first_step = _seconds(lambda: trainer.train_step(describe_scenes(seeds, views, size)))
+    draw = _milliseconds(lambda: describe_scenes(seeds, views, size))
+    description: SceneDescription = describe_scenes(seeds, views, size)
     render = _milliseconds(lambda: trainer.render(description))
     batch = trainer.render(description)
 
@@ -69,6 +70,7 @@ def _row(trainer: Trainer, config: TrainingConfig, views: int) -> str:
     frames = data.frames_per_step / whole * 1e3
     update = whole - both - render
     cells = (
+        f"{size[0]:>3}x{size[1]:<3}",
         f"{views:>5}",
         f"{first_render:>14.1f}",
         f"{first_step:>12.1f}",

@@ -12,6 +12,7 @@ PANELS = {
     "camera, depth and point loss": ("train", ("camera", "depth", "point")),
     "held-out pose AUC, %": ("validation", ("auc_30", "auc_5")),
     "held-out depth AbsRel": ("validation", ("abs_rel",)),
+    "held-out views with fx / fy within 5%, %": ("validation", ("focal_ratio_105",)),
 }
 
 
@@ -43,9 +44,19 @@ def _series(entries: list[dict[str, Any]], kind: str, names: Sequence[str]) -> S
     for entry in entries:
         if entry["kind"] != kind:
             continue
-        groups = {"": entry} if kind == "train" else {k: v for k, v in entry.items() if k.endswith("views")}
+        groups = {"": entry} if kind == "train" else _groups(entry, of_every_shape="focal_ratio_105" in names)
         for group, values in groups.items():
             for name in names:
                 if name in values:
                     found.setdefault(f"{name} {group}".strip(), {})[entry["step"]] = values[name]
     return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _groups(entry: dict[str, Any], of_every_shape: bool) -> dict[str, Any]:
+    """Rows of a validation: those of square frames, or those of every shape with the largest number of views (all
+    together would be too many lines)."""
+    rows = {name: row for name, row in entry.items() if " views" in name}
+    if not of_every_shape:
+        return {name: row for name, row in rows.items() if name.endswith(" views")}
+    most = max((int(name.split()[0]) for name in rows), default=0)
+    return {name: row for name, row in rows.items() if name.startswith(f"{most} views")}
