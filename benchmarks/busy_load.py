@@ -24,6 +24,7 @@ from threading import Event, Thread
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8
 from vggt_int8.export.report import installed_versions
@@ -89,6 +90,7 @@ def load(source: Path, recipe: str) -> dict[str, Any]:
 
     watcher, start, load_before = Thread(target=watch), time.perf_counter(), os.getloadavg()[0]
     watcher.start()
+    disable_progress_bar()
     model = VGGTInt8.from_pretrained(source, recipe=recipe)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     stop.set()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vggt_int8 import VGGTConfig, VGGTInt8, quantize
 from vggt_int8.export.report import installed_versions
-from vggt_int8.kernels import cpu, cpu_compiled, reference
+from vggt_int8.kernels import cpu, cpu_compiled, cpu_memory, reference
 from vggt_int8.model.layers import Block
 from vggt_int8.model.tables import rope_table
 from vggt_int8.quant import Int8Linear
@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    kept = cpu.keep_freed_memory()  # as any fused call does; it serves all variants
+    kept = cpu_memory.keep_freed_memory()  # as any fused call does; it serves all variants
     machine = {
         "cpu": cpu_name(),
         "threads": arguments.threads,

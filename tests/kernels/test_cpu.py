@@ -199,9 +199,9 @@ def test_the_reported_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAULTS = """
 import resource, sys, torch
-from vggt_int8.kernels import cpu
+from vggt_int8.kernels import cpu_memory
 torch.set_num_threads(1)
-kept = cpu.keep_freed_memory()
+kept = cpu_memory.keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -224,6 +224,38 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(variable: st
     assert kept == str(variable is None)
     pages = 10 * 4 * (31 << 20) // resource.getpagesize()
     assert int(faults) < pages / 100 if variable is None else int(faults) > 10  # huge pages count once
+
+
+SURPLUS = """
+import torch
+from vggt_int8.kernels import cpu_memory
+torch.set_num_threads(1)
+cpu_memory.keep_freed_memory()
+MB = 1 << 20
+def calls(megabytes):  # of 20 MB blocks, with a larger one that stays in use above them
+    blocks = [torch.ones(20 * MB, dtype=torch.uint8) for _ in range(megabytes // 20)]
+    stays = torch.ones(25 * MB, dtype=torch.uint8)
+    del blocks
+    return stays
+before, stay = cpu_memory.unused_bytes(), []
+for megabytes in (200, 400, 200):
+    stay.append(calls(megabytes))
+    freed = cpu_memory.unused_bytes() - before
+    gave = cpu_memory.give_back_surplus()
+    print(freed // MB, gave, (cpu_memory.unused_bytes() - before) // MB)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+def test_no_more_freed_memory_is_kept_than_said() -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    run = subprocess.run([sys.executable, "-c", SURPLUS], env=env, capture_output=True, text=True, check=True)
+    rows = [(int(freed), gave == "True", int(kept)) for freed, gave, kept in map(str.split, run.stdout.splitlines())]
+    for (freed, gave, kept), megabytes in zip(rows, (200, 400, 200), strict=True):
+        assert freed > megabytes - 30, "so much was freed, and lies below a block in use"
+        assert gave == (megabytes == 400)
+        assert kept < 256
+        assert kept < 30 if gave else kept > megabytes - 30
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets named here are x86's")

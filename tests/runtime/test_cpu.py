@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.codes import FACTOR, relative
 from tests.runtime.conftest import Make
 from vggt_int8.kernels import cpu_conv
-from vggt_int8.runtime import Runtime, convolution
+from vggt_int8.runtime import Runtime, convolution, runtime
 
 OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 # Relative. A convolution rounds its input to 1.6e-5 of the largest value, uniformly, so by 1e-5 of it on average; some
@@ -96,3 +96,13 @@ def test_training_and_other_backends_keep_the_networks_own_modules(make_quantize
     model(images).depth.sum().backward()
     assert "gradients" in model.runtime_report().reason
     assert images.grad is not None
+
+
+def test_surplus_memory_is_given_back_after_a_call(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    network = runtime.Runtime._run_within_memory
+    monkeypatch.setattr(runtime.Runtime, "_run_within_memory", lambda *a: calls.append("network") or network(*a))
+    monkeypatch.setattr(runtime, "give_back_surplus", lambda: calls.append("memory"))
+    model = make_quantized("int8_dynamic")
+    Runtime(model)(images_of(1, 14, 14))
+    assert calls == ["network", "memory"]

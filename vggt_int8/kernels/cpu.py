@@ -12,10 +12,7 @@ holds every sum of 1024 products of codes exactly.
 Notation: M rows (tokens), N outputs, K reduction.
 """
 
-import ctypes
 import functools
-import os
-import platform
 import time
 from collections.abc import Iterator
 
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.kernels import cpu_compiled
+from vggt_int8.kernels.cpu_memory import LARGEST_BLOCK
 
 U8S8 = "torch._int_mm u8·s8"
 S8S8 = "torch._int_mm s8·s8"
@@ -30,11 +28,8 @@ FLOAT32 = "float32 matmul of codes in slices of K (exact)"
 
 _U8_OFFSET = 128
 _EXACT_K = 1024  # 1024 * 127 * 127 < 2^24: float32 holds every partial sum, in any order
-_LARGEST_BLOCK = 32 << 20  # bytes; larger ones the GNU C library always maps anew
-_KEPT_BYTES = 256 << 20  # freed, and not given back to the system
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 # 32-bit sums of one product: just below the largest block that is kept. The weight is packed anew for each product.
-SUMS_AT_ONCE = (_LARGEST_BLOCK >> 2) - (1 << 14)
+SUMS_AT_ONCE = (LARGEST_BLOCK >> 2) - (1 << 14)
 VALUES_AT_ONCE = 1 << 20  # fp32 numbers that a chain of passes works on: 4 MB, which stay in the caches
 _MIN_ROWS = 64  # of a slice, per thread: with fewer, packing the weight anew for each slice costs more than it saves
 
@@ -90,24 +85,6 @@ def int_mm_is_exact() -> bool:
     """Whether `torch._int_mm` on s8·s8 is exact on this CPU. Libraries call it without looking."""
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
         return _is_exact(S8S8)
-
-
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Let this process keep up to 256 MB of memory that it frees; whether it does. A setting of the whole process.
-
-    The GNU C library gives a freed block back to the system, which clears its pages when the next layer asks for them:
-    30,000 page faults and 5 to 12 % of the time of a call of the embedded model (8 frames). It is told to map only
-    blocks of 32 MB and more (its own upper limit) and to give memory back from 256 MB on, which the process may then
-    hold between calls. Nothing else changes.
-    Other C libraries are left alone, and so is one that was configured by the environment (`MALLOC_TRIM_THRESHOLD_`,
-    `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`), which is the way to say no.
-    """
-    configured = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
-    if configured or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all((mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK), mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)))
 
 
 def slices_of_rows(rows: int, width: int) -> list[slice]:

@@ -21,7 +21,7 @@ from torch import Tensor
 # Elements that PyTorch leaves to the thread that asks (`at::internal::GRAIN_SIZE` is one more). They fit in a cache.
 PIECE = (1 << 15) - 1
 _AT_MOST = 16  # threads: more wait for Python's lock
-_WAITING = 2  # jobs a thread that are given out before they are begun
+_WAITING = 1  # jobs a thread that are given out before they are begun
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

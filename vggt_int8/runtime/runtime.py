@@ -3,7 +3,7 @@
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
 run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
 plan does not depend on the free memory. The first call on a CPU changes one setting of the process: the GNU C library
-keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prevent it).
+keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prevent it; `give_back_surplus`).
 """
 
 import traceback
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import keep_freed_memory
+from vggt_int8.kernels.cpu_memory import give_back_surplus, keep_freed_memory
 from vggt_int8.kernels.launch import compiling
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
@@ -174,6 +174,8 @@ class Runtime:
             keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(images):
             outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
+        if not images.is_cuda:
+            give_back_surplus()
         return _output(inputs, outputs), ""
 
     def note_plain(self, reason: str) -> None:
