@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -148,3 +149,12 @@ def test_a_bad_config_is_explained(cli, tiny_int8: Path, tmp_path: Path, change:
 
 def test_only_safetensors_files_have_headers(cli, tiny: Path) -> None:
     assert "is no .safetensors file" in cli("inspect", tiny / "config.json", code=2)
+
+
+def test_files_of_two_saves_are_told(cli, tiny_int8: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_int8, tmp_path / "mixed")
+    assert "format 2" in cli("inspect", tmp_path / "mixed")
+    config = json.loads((tiny_int8 / "config.json").read_text())
+    config["save"]["id"] = config["save"]["id"][::-1]
+    (tmp_path / "mixed" / "config.json").write_text(json.dumps(config))
+    assert "holds files of different saves" in cli("inspect", tmp_path / "mixed", code=2)

@@ -111,6 +111,7 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
     from vggt_int8.model.config import VGGTConfig
     from vggt_int8.pretrained import CheckpointError
     from vggt_int8.pretrained.checkpoint import read_headers
+    from vggt_int8.pretrained.save_id import check_one_save
     from vggt_int8.pretrained.source import check_source, load_config
 
     model = resolve_source(model)
@@ -129,6 +130,7 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
             raise CheckpointError(f"{model} holds no .safetensors file")
         headers = read_headers(files)
         config = load_config(model, {})
+        check_one_save([file for file in files if Path(file).name.startswith("model")] or files)
         return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
     return _read_hub(model)
 
