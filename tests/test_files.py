@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -265,6 +266,37 @@ def test_what_took_the_place_of_old_content_stays_as_well(tmp_path: Path) -> Non
         sweep(tmp_path)
     assert (tmp_path / "a.json").read_text() == "mine"
     assert [path.read_text() for path in tmp_path.glob(".*/old/a.json")] == ["new a.json"]
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        '{"new": {"../../thesis.txt": 1, "a.json": 1}}',
+        '{"new": {"a.json": "1"}}',
+        '{"new": ["a.json"]}',
+        "{",
+        "[1]",
+        "1",
+    ],
+)
+@pytest.mark.parametrize("link", [None, "old", "new"])
+def test_a_folder_that_only_looks_like_ours_moves_nothing(tmp_path: Path, journal: str, link: str | None) -> None:
+    """It may have come with a checkpoint from anywhere."""
+    staging, private = tmp_path / "out" / ".out.partial-0123abcd", tmp_path / "private"
+    for folder in (staging / "new", staging / "old", private):
+        folder.mkdir(parents=True)
+    (tmp_path / "thesis.txt").write_text("mine")
+    (private / "key").write_text("mine")
+    (staging / "new" / "a.json").write_text("planted")
+    if link is not None:
+        journal = '{"new": {"a.json": 1}}'
+        shutil.rmtree(staging / link)
+        (staging / link).symlink_to(private)
+        (private / "a.json").write_text("mine")
+    (staging / "exchange.json").write_text(journal)
+    before = listing(tmp_path)
+    sweep(tmp_path / "out")
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -297,15 +297,21 @@ def _remove(staging: Path) -> None:
 
 
 def _roll_back(staging: Path) -> bool:
-    """Undo an exchange that was cut short. False: something else has taken the old content's place since.
+    """Undo an exchange that was cut short. False: it is none of ours, or something has taken the old content's place.
 
     The state of the folders says how far it got, so this may be cut short as well.
     """
     out, new, old = staging.parent, staging / "new", staging / "old"
     try:
-        moved: dict[str, int] = json.loads((staging / _JOURNAL).read_text(encoding="utf-8"))["new"]
+        moved = json.loads((staging / _JOURNAL).read_text(encoding="utf-8"))["new"]
+        # The folder may come from anywhere, as downloaded checkpoints do: nothing outside of it is moved.
+        plain = all(name == Path(name).name not in ("", "..") and isinstance(moved[name], int) for name in moved)
     except FileNotFoundError:
         return True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    if not plain or not isinstance(moved, dict) or new.is_symlink() or old.is_symlink():
+        return False
     if not moved or not os.path.lexists(new / list(moved)[-1]):
         return True  # it was complete
     for name, number in moved.items():
