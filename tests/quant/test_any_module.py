@@ -109,7 +109,7 @@ KEPT = {
     "float8": (changed(lambda layer: layer.to(torch.float8_e4m3fn)), "its weight is torch.float8_e4m3fn"),
     "complex": (lambda: beside(nn.Linear(8, 8, dtype=torch.complex64)), "its weight is torch.complex64"),
     "no rows": (lambda: beside(nn.Linear(8, 0)), r"its weight \[0, 8\] is empty"),
-    "an attention": (lambda: beside(nn.MultiheadAttention(8, 2)), "MultiheadAttention reads its weight"),
+    "an attention": (lambda: beside(nn.MultiheadAttention(8, 2)), r"layer \(MultiheadAttention\) reads its weight"),
 }
 
 
@@ -134,7 +134,7 @@ def test_a_layer_that_is_more_is_kept_with_a_reason(case: str) -> None:
 def test_weights_that_others_read_are_found_in_their_source() -> None:
     model = nn.Sequential(Reads())
     x = torch.rand(3, 8)
-    with pytest.warns(UserWarning, match="Reads reads its weight itself"):
+    with pytest.warns(UserWarning, match=r"0 \(Reads\) reads its weight itself"):
         plan = quantize_module(model, ALL)
     kept = {entry.name for entry in plan.values() if entry.unable}
     assert kept == {"0.layer", "0.listed.0", "0.listed.1", "0.deep.0"}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.eval.geometric import geometric_differences
+from vggt_int8.model.inputs import check_is_tensor
 
 _NOT_COMPARED = ("images", "pose_enc_list")
 
@@ -26,8 +27,12 @@ def compare_model_outputs(
     of zero) are left out. "geometry", where there are cameras, depth or points, says the same in degrees and per cent:
     see `vggt_int8.eval.geometric.geometric_differences`.
 
-    Raises `ValueError` if the two do not give the same outputs.
+    Raises `ValueError` if the two do not give the same outputs, `TypeError` for what is no model or no tensor.
     """
+    for what, model in (("reference", reference), ("other", other)):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{what} must be a torch.nn.Module, not a {type(model).__name__}")
+    check_is_tensor(images)
     first, second = _run(reference, images, query_points), _run(other, images, query_points)
     if first.keys() != second.keys():
         raise ValueError(f"the models give different outputs: {sorted(first)} and {sorted(second)}")

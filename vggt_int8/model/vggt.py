@@ -11,7 +11,7 @@ it compiles into one graph and can be captured in a CUDA graph (after one call, 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.model.encoder import Encoder
+from vggt_int8.model.inputs import checked_images, checked_query_points
 from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
 from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
@@ -109,6 +110,16 @@ class VGGT(PreTrainedModel):
             raise ValueError(f"{source} does not fit the network: {sorted(map(str, wrong))[:5]} ({len(wrong)} in all)")
         return (model, info) if wants_info else model
 
+    if TYPE_CHECKING:  # nn.Module's own says Any
+
+        def __call__(
+            self,
+            images: Tensor,
+            query_points: Tensor | None = None,
+            heads: Sequence[str] | None = None,
+            frames_chunk_size: int | None = 8,
+        ) -> VGGTOutput: ...
+
     def forward(
         self,
         images: Tensor,
@@ -119,12 +130,12 @@ class VGGT(PreTrainedModel):
         """Run the network.
 
         images: [S, 3, H, W] or [B, S, 3, H, W], RGB in [0, 1]; H and W multiples of the patch size.
-        query_points: [N, 2] or [B, N, 2], pixels (x, y) in the first frame, to be tracked.
+        query_points: [N, 2] or [B, N, 2], pixels (x, y) inside of the first frame, to be tracked; floats or integers.
         heads: which heads run, of "camera", "depth", "point", "track"; None: all that the model has, the track head
             only when there are query points.
         frames_chunk_size: frames that a dense head works on at a time (None: all). Less memory, same result.
 
-        Raises ValueError or TypeError, naming the value, on inputs that do not fit.
+        Raises ValueError or TypeError, naming the value, on inputs that do not fit. Values are not read.
         """
         images = self._checked_images(images)
         heads = self._checked_heads(heads, query_points)
@@ -155,21 +166,8 @@ class VGGT(PreTrainedModel):
 
     def _checked_images(self, images: Tensor) -> Tensor:
         """-> [B, S, 3, H, W]."""
-        shape = tuple(images.shape)
-        if len(shape) not in (4, 5) or shape[-3] != 3:
-            raise ValueError(f"images must be [S, 3, H, W] or [B, S, 3, H, W] with 3 color channels, got {shape}")
-        if 0 in shape:
-            raise ValueError(f"images are empty: {shape}")
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floats in [0, 1], got {images.dtype}; divide 8-bit images by 255")
-        patch, (height, width) = self.config.patch_size, shape[-2:]
-        if height % patch or width % patch:
-            near = [max(patch, patch * round(side / patch)) for side in (height, width)]
-            raise ValueError(
-                f"images are {height} x {width} pixels (height x width), but both must be multiples of the patch "
-                f"size {patch}: resize or crop them, for example to {near[0]} x {near[1]}"
-            )
-        return images if len(shape) == 5 else images[None]
+        moved = "_hf_hook" in vars(self)  # by accelerate, where the model lies on several devices
+        return checked_images(images, self.config.patch_size, None if moved else self.aggregator.camera_token.device)
 
     def _checked_heads(self, heads: Sequence[str] | None, query_points: Tensor | None) -> tuple[str, ...]:
         enabled = tuple(head for head in HEADS if getattr(self, f"{head}_head") is not None)
@@ -193,18 +191,7 @@ class VGGT(PreTrainedModel):
 
     def _checked_query_points(self, query_points: Tensor, images: Tensor) -> Tensor:
         """-> [B, N, 2] fp32."""
-        batch, (height, width) = images.shape[0], images.shape[-2:]
-        shape = tuple(query_points.shape)
-        points = query_points[None] if len(shape) == 2 else query_points
-        if points.dim() != 3 or points.shape[0] != batch or points.shape[2] != 2 or points.shape[1] == 0:
-            raise ValueError(f"query_points must be [N, 2] or [B, N, 2] with B = {batch} and N > 0, got {shape}")
-        smallest = 2**self.config.track_corr_levels
-        if min(height, width) < smallest:
-            raise ValueError(
-                f"images of {height} x {width} pixels are too small to track points: "
-                f"{self.config.track_corr_levels} correlation levels need at least {smallest} pixels a side"
-            )
-        return points.float()
+        return checked_query_points(query_points, images, self.config.track_corr_levels)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,5 +1,6 @@
-"""Results that leave the model are finite, or the call raises: one check per call, and a search only when it fails."""
+"""Inputs are in their range and results finite, or the call raises: one look per call, a search only when it fails."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.model.inputs import describe_outside, describe_range, points_inside
 from vggt_int8.model.vggt import VGGTOutput
 
 # images are the input; a field of view of zero makes the intrinsic alone infinite, which is a warning, not an error.
@@ -24,22 +26,49 @@ def is_capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def check_finite(model: nn.Module, output: VGGTOutput, rerun: Callable[[], Any]) -> None:
+def check_values(images: Tensor, points: Tensor | None) -> None:
+    """Raise ValueError if images are not in [0, 1], as far as that can be told, or query points [B, N, 2] not inside of
+    them; `NonFiniteOutput` for NaN and inf in images.
+    """
+    _check_range(*(bound.item() for bound in images.detach().aminmax()))
+    if points is not None and not bool(points_inside(points, *images.shape[-2:])):
+        raise ValueError(describe_outside(points, *images.shape[-2:]))
+
+
+def _check_range(low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise NonFiniteOutput("the input images hold NaN or inf")
+    if (wrong := describe_range(low, high)) is not None:
+        raise ValueError(wrong)
+
+
+def check_finite(model: nn.Module, output: VGGTOutput, query_points: Tensor | None, rerun: Callable[[], Any]) -> None:
     """Raise `NonFiniteOutput` if an output is not finite; warn about a field of view of zero.
 
-    One transfer from the device if all is well. `rerun` repeats the forward, to find the layer at fault.
+    On a GPU also raise ValueError for images not in [0, 1] and for query points [..., N, 2] outside of them, which on a
+    CPU was asked before. One transfer from the device if all is well. `rerun` repeats the forward, to find the layer at
+    fault.
     """
+    images, pose = output.images, output.pose_enc
     names = [name for name, value in output.items() if name not in _UNCHECKED and value is not None]
-    tensors = [output[name] for name in names]
-    flags = [tensor.isfinite().all() for tensor in tensors]
-    if output.pose_enc is not None:
-        flags.append((output.pose_enc[..., 7:] == 0).any())
-    values = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
-    if not all(values[: len(names)]):
-        bad = [name for name, finite in zip(names, values, strict=False) if not finite]
+    asked = {name: output[name].isfinite().all() for name in names}
+    if pose is not None:
+        asked["no view"] = (pose[..., 7:] == 0).any()
+    if images is not None and images.device.type != "cpu":
+        asked["low"], asked["high"] = images.detach().aminmax()
+        if query_points is not None:
+            asked["inside"] = points_inside(query_points, *images.shape[-2:])
+    device = next(iter(asked.values())).device
+    answers = torch.stack([answer.to(device, torch.float32) for answer in asked.values()]).tolist()
+    found = dict(zip(asked, answers, strict=True))
+    if "low" in found:
+        _check_range(found["low"], found["high"])
+    if images is not None and query_points is not None and not found.get("inside", True):
+        raise ValueError(describe_outside(query_points, *images.shape[-2:]))
+    if bad := [name for name in names if not found[name]]:
         raise NonFiniteOutput(_describe(model, output, bad, rerun))
-    if output.pose_enc is not None and values[-1]:
-        frames = (output.pose_enc[..., 7:] == 0).any(dim=-1).nonzero()[:, 1].unique().tolist()
+    if pose is not None and found["no view"]:
+        frames = (pose[..., 7:] == 0).any(dim=-1).nonzero()[:, 1].unique().tolist()
         warnings.warn(
             f"frames {frames} have a field of view of 0: their intrinsic is infinite, all else is valid",
             RuntimeWarning,
@@ -48,8 +77,6 @@ def check_finite(model: nn.Module, output: VGGTOutput, rerun: Callable[[], Any])
 
 
 def _describe(model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Callable[[], Any]) -> str:
-    if output.images is not None and not bool(output.images.isfinite().all()):
-        return "the input images hold NaN or inf"
     frames = sorted({f for name in bad for f in _bad_frames(output[name])})
     layer = first_non_finite_layer(model, rerun)
     return (

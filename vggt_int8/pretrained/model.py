@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from huggingface_hub import HfApi
@@ -23,7 +23,7 @@ from vggt_int8.model_card import model_card
 from vggt_int8.pretrained.checkpoint import stored_bytes, validate_checkpoint
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.finite import check_finite as check_outputs
-from vggt_int8.pretrained.finite import is_capturing
+from vggt_int8.pretrained.finite import check_values, is_capturing
 from vggt_int8.pretrained.names import with_plain_names
 from vggt_int8.pretrained.quantizer import (
     VGGTInt8QuantizationConfig,
@@ -173,6 +173,17 @@ class VGGTInt8(VGGT):
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype | None]:
         return {**super()._get_dtype_plan(dtype), **getattr(self, "load_dtypes", {})}
 
+    if TYPE_CHECKING:  # nn.Module's own says Any
+
+        def __call__(
+            self,
+            images: Tensor,
+            query_points: Tensor | None = None,
+            heads: Sequence[str] | None = None,
+            frames_chunk_size: int | None = 8,
+            check_finite: bool = True,
+        ) -> VGGTOutput: ...
+
     def forward(
         self,
         images: Tensor,
@@ -184,13 +195,21 @@ class VGGTInt8(VGGT):
         """Run the network: see `VGGT.forward` for inputs and outputs.
 
         check_finite: raise `NonFiniteOutput`, naming the layer, if an output holds NaN or inf, and warn about a field
-            of view of zero. It waits for the device once; skipped while compiling or capturing a CUDA graph.
+            of view of zero. Raise ValueError for images that go far beyond [0, 1] (0 to 255, or normalised) and for
+            query points outside of them: on a CPU before the network runs, on a GPU afterwards, for it waits for the
+            device once. Skipped while compiling or capturing a CUDA graph.
         """
+        checked = check_finite and isinstance(images, Tensor) and not is_capturing(images)
+        if checked and images.device.type == "cpu":
+            pixels = self._checked_images(images)
+            check_values(pixels, None if query_points is None else self._checked_query_points(query_points, pixels))
         output = self._run_fused(images, query_points, heads, frames_chunk_size)
         if output is None:
             output = super().forward(images, query_points, heads, frames_chunk_size)
-        if check_finite and not is_capturing(images):
-            check_outputs(self, output, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size))
+        if checked:
+            check_outputs(
+                self, output, query_points, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size)
+            )
         return output
 
     @property
@@ -330,15 +349,18 @@ def _verifying(verify: bool) -> Iterator[None]:
         _VERIFY.reset(token)
 
 
-def quantize(model: nn.Module, recipe: str | Path | Recipe = "int8_dynamic", backend: str = "auto") -> nn.Module:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backend: str = "auto") -> Module:
     """Quantize a model in place and return it.
 
     A `VGGTInt8`, or this package's `VGGT`, can be saved afterwards and loaded as `VGGTInt8`; its kept parameters are
     rounded to fp16 values, in which they are stored. On any other module, the reference repository's `VGGT` included,
     only the layers that the recipe names change, and an error leaves it as it was. Layers that must stay as they are
     (`vggt_int8.quant.quantize_module` says which) are warned of; `model.quantization_plan` has all, with the reasons.
-    Adapters (peft's LoRA) come first: quantized afterwards, the layers that they wrap are INT8, and the adapters stay
-    floats if the recipe excludes them (`exclude = [".*lora_.*"]`); peft cannot wrap a layer that is INT8 already.
+    Adapters (peft's LoRA) come first, for peft wraps no layer that is INT8 already: merge them, or quantize with them
+    in place, which turns the layers that they wrap into INT8 and leaves the adapters, still trainable, as floats.
 
     Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit, `BackendError` if the backend
     cannot run it, `ValueError` naming the layer for weights with NaN or inf.

@@ -32,6 +32,8 @@ class Int8Attention(SoftmaxAttention):
         return "int8 scores in fp32, exact"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if v.dtype == torch.float64:  # which no kernel knows: fp32 inside, under every backend
+            return self.forward(*(x.float() for x in (q, k, v))).double()
         q, k = q.to(v.dtype), k.to(v.dtype)  # a norm under autocast gives fp32
         defined = self.backend == "reference" or exports_onnx()
         attend = reference_attention.int8_attention if defined else ops.int8_attention

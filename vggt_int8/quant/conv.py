@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.backends import PORTABLE
-from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
+from vggt_int8.quant.storage import NO_FLOATS, Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
 
@@ -43,6 +43,8 @@ class _Int8Conv(Int8Storage):
         self.train(conv.training)
 
     def _floats(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not x.is_floating_point():
+            raise TypeError(NO_FLOATS.format(dtype=x.dtype, layer=self))
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return dequantize(self.codes, self.weight_scale, x.dtype), bias
 

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.backends import Backend, backend_in_call, resolve
-from vggt_int8.quant.storage import Int8Storage, encode, to_fp16
+from vggt_int8.quant.storage import NO_FLOATS, Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
 
 class Int8Linear(Int8Storage):
     """INT8 linear layer: `y = x W^T + b` for x [..., K] of any float dtype -> [..., N] in x's dtype.
+
+    float64 is computed in fp32 inside. Raises TypeError for an x that holds no floats: who cast it to the dtype of this
+    layer's weight, int8, read what is not meant to be read.
 
     State: `weight` int8 [1, N, K] (`codes` is its [N, K] view), `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent,
     `input_scale` fp32 [1] for static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the
@@ -86,10 +89,14 @@ class Int8Linear(Int8Storage):
 
     def forward(self, x: Tensor) -> Tensor:
         device_type = x.device.type
+        if not x.is_floating_point():
+            raise TypeError(NO_FLOATS.format(dtype=x.dtype, layer=self))
         if torch.is_autocast_enabled(device_type):
             # As nn.Linear, in autocast's dtype; but inside, what is written as fp32 stays fp32.
             with torch.autocast(device_type, enabled=False):
                 return self.forward(x.to(torch.get_autocast_dtype(device_type)))
+        if x.dtype == torch.float64:  # which no kernel knows: fp32 inside, alike on all backends
+            return self.forward(x.float()).double()
         rows = x.reshape(-1, self.in_features)
         if rows.shape[0] == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)

@@ -21,10 +21,10 @@ _HARMLESS = ("device", "is_cuda", "requires_grad")  # the same of codes
 
 
 def weight_readers(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules inside of `model` whose weight another one reads, with the class that does, such as "Block"."""
+    """The modules inside of `model` whose weight another one reads, with the one that does: "encoder (Block)"."""
     return {
-        layer: type(module).__name__
-        for module in model.modules()
+        layer: f"{name or 'the model'} ({type(module).__name__})"
+        for name, module in model.named_modules()
         for path in _weights_read_by(type(module))  # type: ignore[arg-type]  # a class is hashable
         for layer in _modules_at(module, path)
     }

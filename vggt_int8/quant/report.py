@@ -155,8 +155,10 @@ def estimate_model_size(model: nn.Module) -> dict[str, float]:
     """Size of a model's tensors in MB (1e6 bytes), each tensor counted once.
 
     Returns `{"total_mb", "params_mb", "buffers_mb"}` and one `"<dtype>_mb"` per dtype, such as `"int8_mb"`. Counts
-    by shape and dtype, so it also works on the meta device.
+    by shape and dtype, so it also works on the meta device. Raises `TypeError` for what is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"estimate_model_size() takes a torch.nn.Module, not a {type(model).__name__}")
     seen: set[int] = set()
     sizes = {"params_mb": 0.0, "buffers_mb": 0.0}
     dtypes: Counter[str] = Counter()

@@ -18,6 +18,10 @@ from vggt_int8.quant.soundness import SMALLEST_ABSMAX, codes_problem, largest_co
 # CPU as many as one thread does by itself: several weights are encoded at once.
 _ENCODE_ELEMENTS = 1 << 18
 _ONES_ARE_LAST = 1.5 * 2**23  # of an fp32 number of this size
+NO_FLOATS = (
+    "the input of an INT8 layer must be floats, got {dtype}: if a module casts its input to the dtype of this layer's "
+    "weight, keep the layer in the recipe ({layer})"
+)
 
 
 class Int8Storage(nn.Module):

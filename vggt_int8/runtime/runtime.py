@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vggt_int8.kernels.cpu_memory import give_back_surplus, keep_freed_memory
 from vggt_int8.kernels.launch import compiling
+from vggt_int8.kernels.ops import FLOATS
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime.graphs import GraphCache
@@ -109,6 +110,8 @@ class Runtime:
         """Why this call must run on the network's own modules; None if it can run fused."""
         if self.model.training:
             return "the model is in training mode: call model.eval()"
+        if (dtype := self.model.aggregator.camera_token.dtype) not in FLOATS:
+            return f"its kernels compute in fp16, bf16 and fp32, not in {dtype}"
         if torch.jit.is_tracing():
             return "a tracer records the network's own modules"
         if images.device.type not in ("cpu", "cuda"):
@@ -164,6 +167,9 @@ class Runtime:
         was a replay, is replayed first and `why_not` asked while the GPU works; a reason then discards the replay.
         Arguments, results and what is raised are those of a call of this object.
         """
+        pixels = self.model._checked_images(images)
+        if query_points is not None:
+            self.model._checked_query_points(query_points, pixels)
         ahead = self._replay_ahead(images, query_points, heads, frames_chunk_size)
         if (reason := why_not(images, query_points)) is not None:
             return None, reason

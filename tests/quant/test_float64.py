@@ -1,0 +1,71 @@
+"""float64 is computed in fp32 inside of INT8 layers, on every backend alike, and comes out as float64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vggt_int8 import Recipe, VGGTInt8, quantize
+from vggt_int8.quant import Int8Attention, Int8Linear
+from vggt_int8.quant.backends import BackendError
+
+BACKENDS = ["native", "reference", "torchao", "bitsandbytes"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activations", ["dynamic", "none", "static"])
+def test_an_int8_linear(backend: str, activations: str) -> None:
+    scale = 0.01 if activations == "static" else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = Int8Linear.from_linear(nn.Linear(64, 24).double(), activations, backend, input_scale=scale)
+        x = torch.rand(5, 64, dtype=torch.float64, requires_grad=True)
+    if backend == "bitsandbytes" and activations != "dynamic":
+        with pytest.raises(BackendError, match="'bitsandbytes' cannot run"):
+            layer(x)
+        return
+    y = layer(x)
+    assert y.dtype == torch.float64
+    assert torch.equal(y.float(), layer(x.float()))
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_int8_attention(backend: str) -> None:
+    q, k, v = torch.rand(3, 1, 2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = Int8Attention(backend)(q, k, v)
+    assert y.dtype == torch.float64
+    assert torch.equal(y.float(), Int8Attention(backend)(q.float(), k.float(), v.float()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_foreign_module(backend: str) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 4, 2)).double()
+    quantize(model, Recipe(weights="int8", activations="dynamic", include=[".*"]), backend)
+    assert model(torch.rand(3, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_vggt(int8_checkpoint: Path, tiny_images: Tensor) -> None:
+    model = VGGTInt8.from_pretrained(int8_checkpoint, dtype=torch.float64)
+    model.set_runtime("off")
+    want = model.float()(tiny_images, heads=("camera", "depth"))
+    model.set_runtime("auto")
+    for backend in BACKENDS:
+        model.double().set_backend(backend)
+        assert model.dtype == torch.float64
+        output = model(tiny_images, heads=("camera", "depth"))
+        assert {value.dtype for value in output.values()} == {torch.float32}
+        assert (output.depth - want.depth).norm() < 0.02 * want.depth.norm(), "codes at their borders differ"
+        assert model.runtime_report().mode == "plain"
+        assert backend != "native" or "not in torch.float64" in model.runtime_report().reason
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d])
+def test_an_input_that_was_cast_to_the_weights_dtype_is_told(kind: type[nn.Module]) -> None:
+    model = nn.Sequential(kind(*((4, 4) if kind is nn.Linear else (4, 4, 1))))
+    quantize(model, Recipe(include=".*"))
+    with pytest.raises(TypeError, match=r"must be floats, got torch.int8: .* keep the layer in the recipe \(Int8"):
+        model(torch.rand(1, 4, 4, 4).to(model[0].weight.dtype))
