@@ -64,7 +64,7 @@ def test_halves_are_rounded_to_even() -> None:
     source.weight.data[:] = torch.arange(-127, 128) * 0.5 + torch.tensor([[0.0], [2.0**-22], [-(2.0**-22)]])
     source.weight.data[:, 0] = -127  # so the scale is 1
     layer = Int8Linear.from_linear(source)
-    assert torch.equal(layer.weight.float(), source.weight.detach().round())
+    assert torch.equal(layer.codes.float(), source.weight.detach().round())
 
 
 def test_a_large_weight_is_encoded_in_slices_alike(monkeypatch: pytest.MonkeyPatch) -> None:
