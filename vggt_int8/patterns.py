@@ -13,7 +13,7 @@ from functools import lru_cache
 
 MOST_CHARACTERS = 1000  # of a pattern
 MOST_STATES = 2000  # of a pattern's automaton: `x{500}` makes 500
-_KEPT_STEPS = 10_000  # steps that are remembered from name to name
+_KEPT_STATES = 50_000  # in the steps that a pattern remembers from name to name: some 3 MB
 _QUANTIFIER = re.compile(r"[*+?]|\{\d*(?:,\d*)?\}")
 _ANCHORS = {"^": "start", r"\A": "start", "$": "end", r"\Z": "end", r"\z": "end"}
 _NO_SINGLE_CHARACTER = re.compile(r"\\[1-9bB]")
@@ -55,6 +55,7 @@ class Pattern:
         except RecursionError:
             raise PatternError("it is nested too deep") from None
         self._steps: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+        self._kept = 0
 
     @property
     def states(self) -> int:
@@ -73,8 +74,10 @@ class Pattern:
             following = self._steps.get(key)
             if following is None:
                 following = self._after(states, character, at_end=index == last)
-                if len(self._steps) >= _KEPT_STEPS:
+                self._kept += len(following) + 1
+                if self._kept > _KEPT_STATES:
                     self._steps.clear()
+                    self._kept = len(following) + 1
                 self._steps[key] = following
             states = following
         return self._last in states
@@ -213,7 +216,7 @@ def _counts(quantifier: str) -> tuple[int, int | None]:
     return least, (int(high) if high else None) if comma else least
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def compile_pattern(text: str) -> Pattern:
     """A pattern, compiled once. Raises `PatternError`."""
     return Pattern(text)
