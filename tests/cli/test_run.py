@@ -225,6 +225,6 @@ def test_files_and_frames_that_are_not_used_are_told_once(cli, tiny: Path, photo
     lines = [line for line in result.stderr.splitlines() if "Warning" in line]
     assert len(lines) == 2
     assert "1 of 2 entries are not used: 1 .HEIC (b.HEIC; HEIC/HEIF needs" in lines[0]
-    assert "a.gif (3 in a GIF)" in lines[1]
+    assert "a.gif (GIF, 3 frames)" in lines[1]
     # What was written is not read again.
     assert "holds no images" in cli("run", tiny, tmp_path / "out" / "depth", "-o", tmp_path / "again", code=2)

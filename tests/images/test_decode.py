@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,13 @@ def test_the_pixels_that_a_file_declares_are_bounded(tmp_path: Path) -> None:
         load_images(small, max_pixels=0)
 
 
+@pytest.mark.parametrize("size", [(1, 200_000_000), (200_000_000, 1)])
+def test_the_sides_that_a_file_declares_are_bounded(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = declared(tmp_path / "claims.png", *size)
+    with pytest.raises(ValueError, match=rf"claims\.png is {size[0]} x {size[1]} pixels .* longer than 1000000"):
+        load_images(path)
+
+
 def test_more_pixels_are_read_on_request_and_pillows_own_limit_stays(tmp_path: Path) -> None:
     before = Image.MAX_IMAGE_PIXELS
     path = declared(tmp_path / "claims.png", 20000, 20000)
@@ -163,7 +171,7 @@ def test_a_tall_image_is_cropped_where_it_would_have_been(monkeypatch: pytest.Mo
 def test_several_frames_in_a_file_are_told(tmp_path: Path, name: str, words: str) -> None:
     frames = [Image.new("RGB", (16, 12), (40 * i, 0, 0)) for i in range(5)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    with pytest.warns(UserWarning, match=rf"the first alone is used: {name} \(5 in a {words}") as caught:
+    with pytest.warns(UserWarning, match=rf"the first alone is used: {name} \({words}, 5 frames") as caught:
         images = load_images(tmp_path / name, size=14)
     assert caught[0].filename == __file__
     assert images.max() < 0.05
@@ -172,7 +180,7 @@ def test_several_frames_in_a_file_are_told(tmp_path: Path, name: str, words: str
 def test_the_second_picture_of_an_mpo_is_named_for_what_it_is(tmp_path: Path) -> None:
     for name in ("a.mpo", "b.mpo"):
         scene(16, 12).save(tmp_path / name, save_all=True, append_images=[scene(8, 6)])
-    with pytest.warns(UserWarning, match=r"a\.mpo, b\.mpo \(2 in each MPO: .*preview.*stereo camera\)"):
+    with pytest.warns(UserWarning, match=r"a\.mpo, b\.mpo \(MPO, 2 frames each: .*preview.*stereo camera\)"):
         load_images(tmp_path, size=14)
 
 
@@ -190,6 +198,7 @@ def test_large_texts_and_profiles_are_no_damage(tmp_path: Path) -> None:
     for path in paths:
         pixels = np.asarray(open_image(path)).astype(int)
         assert np.abs(pixels - np.asarray(image)).max() < 25
+    load_images(paths, size=14)  # which looks at the headers first
 
 
 def test_a_text_behind_the_pixels_is_no_damage_either(tmp_path: Path) -> None:
@@ -210,6 +219,21 @@ def test_exif_that_cannot_be_read_is_told_and_is_no_damage(tmp_path: Path, exif:
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("exif", [b"junk" * 20, b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x05\0\x12\x01"])
+def test_the_exif_of_a_jpeg_is_told_in_our_words_and_once(tmp_path: Path, exif: bytes) -> None:
+    path = save(scene(16, 12), tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
+    with pytest.warns(UserWarning, match=r"EXIF data cannot be read, .* as they are stored: a\.jpg") as caught:
+        load_images(path, size=14)
+    assert len(caught) == 1
+
+
+def test_warnings_of_pillow_are_no_damage_where_warnings_are_errors(tmp_path: Path) -> None:
+    path = save(scene(16, 12), tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(path).size == (16, 12)
+
+
 # ---- files that are no images, by what they are ----
 
 
@@ -226,6 +250,7 @@ def test_only_damaged_files_are_called_damaged(tmp_path: Path) -> None:
         "a.mov": (b"\0\0\0\x14ftypqt  ", "a video"),
         "a.pdf": (b"%PDF-1.4", "a document"),
         "twelve.jpg": (jpeg[: at + 4] + b"\x0c" + jpeg[at + 5 :], "is a JPEG of 12 bits"),
+        "drawing.png": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "is a drawing"),
         "page.jpg": (b"\n<!DOCTYPE html><html>", "is a web page"),
         "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     }

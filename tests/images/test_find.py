@@ -88,6 +88,45 @@ def test_folders_that_a_pattern_searches_are_not_left_out(tmp_path: Path) -> Non
     assert remarks(tmp_path / "**") == (["1.png"], [])
 
 
+def test_brackets_in_the_folder_of_a_pattern_are_its_name(tmp_path: Path) -> None:
+    picture(tmp_path / "photos[1]" / "deep" / "1.png")
+    picture(tmp_path / "photos1" / "2.png")
+    folder = tmp_path / "photos[1]"
+    assert remarks(f"{folder}/deep/*.png") == (["1.png"], [])
+    assert remarks(f"{folder}/**/*.png") == (["1.png"], [])
+    assert remarks(f"{tmp_path}/photos[12]/*.png") == (["2.png"], [])
+    with pytest.raises(FileNotFoundError, match=r"no such image file or folder: .*photos\[1\]/9\.png"):
+        find_images(folder / "9.png")
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*.png", "*/**/**/*.png"])
+def test_a_pattern_enters_each_folder_once(tmp_path: Path, pattern: str) -> None:
+    picture(tmp_path / "scene" / "a" / "1.png")
+    for number in range(4):  # each way around the loop has four to go on: 4^40 paths
+        (tmp_path / "scene" / "a" / f"loop{number}").symlink_to("..")
+    (tmp_path / "scene" / "z").symlink_to(picture(tmp_path / "elsewhere" / "2.png").parent)
+    assert remarks(f"{tmp_path}/scene/{pattern}") == (["1.png", "2.png"], [])
+
+
+def test_files_that_are_given_twice_are_told(tmp_path: Path) -> None:
+    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    found, said = remarks([tmp_path, first])
+    assert found == ["a.png", "b.png", "a.png"]
+    assert said == [f"files are given more than once, and used as often: {first}"]
+    assert remarks([second, first])[1] == []
+
+
+@pytest.mark.usefixtures("no_image_plugins")
+def test_a_jpeg_that_is_named_heic_is_a_jpeg(tmp_path: Path) -> None:
+    picture(tmp_path / "1.HEIC", format="JPEG")
+    picture(tmp_path / "2.jxl", format="PNG")
+    (tmp_path / "3.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    found, said = remarks(tmp_path)
+    assert found == ["1.HEIC", "2.jxl"]
+    assert "1 of 3 entries are not used: 1 .heic (3.heic; HEIC/HEIF needs" in said[0]
+    assert load_images([tmp_path / "1.HEIC", tmp_path / "2.jxl"], size=14).shape == (2, 3, 14, 14)
+
+
 def test_every_format_that_pillow_opens_counts_and_nothing_that_starts_a_program() -> None:
     suffixes = image_suffixes()
     assert {".jpg", ".jfif", ".jp2", ".mpo", ".apng", ".tga", ".qoi", ".psd", ".ico", ".pnm", ".webp"} <= suffixes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vggt_int8.images import ImageTransform, load_images, open_image
+from vggt_int8.images import ImageTransform, check_images, load_images, open_image
 from vggt_int8.images.decode import decode_image
 
 RAMP = np.array([[0, 128, 129, 257, 32896, 65535]], dtype=np.uint16)
@@ -112,6 +112,15 @@ def test_fewer_bits_in_sixteen_are_told_with_the_range_found(tmp_path: Path, lar
             load_images(path, size=14)
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_fewer_bits_are_found_in_sgi_files_too(tmp_path: Path, depth: int) -> None:
+    samples = np.full((depth, 12, 16), 4095, ">u2").tobytes()
+    header = struct.pack(">hbbHHHHii", 474, 0, 2, 3 if depth > 1 else 2, 16, 12, depth, 0, 4095).ljust(512, b"\0")
+    (tmp_path / "a.sgi").write_bytes(header + samples)
+    with pytest.warns(UserWarning, match=r"12 bits: a\.sgi"):
+        load_images(tmp_path / "a.sgi", size=14)
+
+
 def test_one_line_tells_of_all_files_with_fewer_bits(tmp_path: Path) -> None:
     for i in range(9):
         saved(tmp_path / f"{i}.png", np.full((4, 4), 4000 + i, dtype=np.uint16))
@@ -146,6 +155,8 @@ def test_samples_without_a_known_white_are_refused_with_their_range(tmp_path: Pa
     with pytest.raises(ValueError, match=rf"{name} .*{message}") as raised:
         open_image(tiff(tmp_path / name, samples, kind=kind))
     assert "damaged" not in str(raised.value)
+    with pytest.raises(ValueError, match=rf"{name} .*{message}"):  # before a model is loaded
+        check_images([tmp_path / name])
 
 
 def test_sixteen_bits_that_pillow_does_not_read_are_named(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def check_images(paths: Sequence[Path], *, max_pixels: int | None = None, stackl
             frames.setdefault((header.format, header.frames), []).append(path.name)
     if frames:
         groups = "; ".join(
-            f"{_some(names)} ({count} in {'a' if len(names) == 1 else 'each'} {kind}"
+            f"{_some(names)} ({kind}, {count} frames{'' if len(names) == 1 else ' each'}"
             f"{f': {_FRAMES[kind]}' if kind in _FRAMES else ''})"
             for (kind, count), names in frames.items()
         )

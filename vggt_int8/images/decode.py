@@ -10,20 +10,23 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 from xml.etree import ElementTree
 
 from PIL import Image, UnidentifiedImageError
 
-from vggt_int8.images.formats import RAW_SUFFIXES, readable_formats, why_unreadable, words_for
+from vggt_int8.images.formats import RAW_SUFFIXES, about_tiff, readable_formats, why_unreadable, words_for
 from vggt_int8.images.pixels import Pixels, Stored, to_pixels
+from vggt_int8.images.planes import name_planes
 
 MAX_PIXELS = 250_000_000  # 200-megapixel cameras of phones, with room
+MAX_SIDE = 1_000_000  # a row of one pixel costs as much memory and time as a row of many
 _PILLOW_LIMIT = 89_478_485  # Image.MAX_IMAGE_PIXELS as Pillow ships it
 _REDUCED_ABOVE = _PILLOW_LIMIT
 _STRIP_PIXELS = 1 << 24
@@ -39,6 +42,7 @@ _UPRIGHT = {
 }
 _SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 _limit_lock = threading.Lock()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,19 +74,32 @@ def open_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> I
 
 def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
     """Open a file as an image without decoding it. Raises as `open_image`, but for damage behind the header."""
-    with _named_errors(path), _opened(path, path, max_pixels) as image:
-        return Header(str(image.format), (image.height, image.width), getattr(image, "n_frames", 1))
+    header, has_white = _without_texts_if_too_large(path, lambda source: _read_header(path, source, max_pixels))
+    if not has_white:
+        decode_image(path, max_pixels=max_pixels)  # raises, with the range that it finds
+    return header
 
 
 def decode_image(path: Path, *, max_pixels: int | None = None, at_least: int | None = None) -> Decoded:
     """at_least: pixels that the shorter side needs; photographs above Pillow's limit are reduced towards it."""
+    return _without_texts_if_too_large(path, lambda source: _decode(path, source, max_pixels, at_least))
+
+
+def _without_texts_if_too_large(path: Path, use: Callable[[Path | BytesIO], T]) -> T:
+    """Pillow bounds what text and colour profiles of a PNG unpack to; neither is needed here."""
     try:
-        return _decode(path, path, max_pixels, at_least)
+        return use(path)
     except ValueError as error:
-        # Pillow bounds what text and colour profiles of a PNG unpack to; neither is needed here.
         if "MAX_TEXT" not in str(error):
             raise
-        return _decode(path, BytesIO(_png_without_texts(path)), max_pixels, at_least)
+        return use(BytesIO(_png_without_texts(path)))
+
+
+def _read_header(path: Path, source: Path | BytesIO, max_pixels: int | None) -> tuple[Header, bool]:
+    """And whether it is known which value is white."""
+    with _named_errors(path), _opened(path, source, max_pixels) as image:
+        header = Header(str(image.format), (image.height, image.width), getattr(image, "n_frames", 1))
+        return header, Stored.of(image).has_white(image.mode)
 
 
 def _decode(path: Path, source: Path | BytesIO, max_pixels: int | None, at_least: int | None) -> Decoded:
@@ -115,6 +132,8 @@ def _orientation(image: Image.Image) -> int | None:
         warnings.simplefilter("always")
         try:
             found = image.getexif().get(_ORIENTATION)
+            if isinstance(stored := image.info.get("exif"), bytes):
+                Image.Exif().load(stored)  # again: a JPEG's was read while it was opened, and errors were dropped
         except (SyntaxError, ValueError, TypeError, KeyError, OverflowError, struct.error, ElementTree.ParseError):
             return None
     if isinstance(found, int) and 1 <= found <= 8:
@@ -149,7 +168,10 @@ def _in_strips(image: Image.Image, stored: Stored, factor: int) -> Pixels:
 
 @contextmanager
 def _opened(path: Path, source: Path | BytesIO, max_pixels: int | None) -> Iterator[Image.Image]:
-    """The image at its first frame, its kind and declared size checked."""
+    """The image at its first frame, its kind and declared size checked.
+
+    Pillow's own warnings, of metadata mostly, are neither shown nor, as errors, taken for damage.
+    """
     mode = path.stat().st_mode
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     if not stat.S_ISREG(mode):
@@ -164,11 +186,19 @@ def _opened(path: Path, source: Path | BytesIO, max_pixels: int | None) -> Itera
         image = _open_up_to(limit, source)
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error), limit) from error
-    with image:
+    with image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if max(image.size) > MAX_SIDE:
+            raise _RefusedError(
+                f"{path} is {image.width} x {image.height} pixels (width x height), but no side may be longer than "
+                f"{MAX_SIDE}: cut it into pictures"
+            )
         if limit is not None and image.width * image.height > limit:
             raise _too_large(path, f"{image.width * image.height} pixels", limit)
         if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", {}):
             raise _RefusedError(f"{path} cannot be read: {words_for('.dng')}")
+        if not name_planes(image):
+            raise _RefusedError(f"{path} {about_tiff(path)}")
         yield image
 
 
@@ -176,7 +206,7 @@ def _open_up_to(limit: int | None, source: Path | BytesIO) -> Image.Image:
     # Pillow knows one limit for the whole process, warns above it and refuses twice of it. It is ours while the
     # header is read: some formats check more than the image's size against it (tiles, frames).
     with _limit_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None if limit is None else (limit + 1) // 2
         try:

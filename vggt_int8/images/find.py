@@ -6,13 +6,13 @@ import os
 import re
 import stat
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes, words_for
+from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes, is_misnamed, words_for
 from vggt_int8.images.names import natural_key, one_line, order_warning
 from vggt_int8.images.outputs import OwnPictures
 
@@ -36,12 +36,14 @@ _REASONS_SHOWN, _NAMES_SHOWN, _FOLDERS_LOOKED_INTO = 12, 3, 50
 def find_images(images: Source | Sequence[Source], *, stacklevel: int = 1) -> list[Path]:
     """Files, folders and glob patterns (one, or a list of them) -> image files. `~` and `file://` are understood.
 
-    A list keeps its order. The files of a folder or pattern come in natural order (`2.jpg` before `10.jpg`);
-    among them those count whose suffix belongs to a format that Pillow can read, hidden files and pictures that
-    this program wrote do not, and subfolders are not searched (a pattern with `**` searches them).
+    A list keeps its order. The files of a folder or pattern come in natural order (`2.jpg` before `10.jpg`); among
+    them those count whose suffix belongs to a format that Pillow can read, hidden files and pictures that this
+    program wrote do not, and subfolders are not searched (a pattern with `**` searches them, each once). A name that
+    exists is taken as it is, brackets and all, also as the folder in front of a pattern.
 
-    Warns with counts and reasons of all that a folder or pattern holds and that is not used, and of names whose
-    natural order is not that of their values. stacklevel: as in `warnings.warn`, 1 for the caller.
+    Warns with counts and reasons of all that a folder or pattern holds and that is not used, of names whose natural
+    order is not that of their values, and of files that are given twice. stacklevel: as in `warnings.warn`, 1 for
+    the caller.
 
     Raises FileNotFoundError for a path or pattern without a file, ValueError for other URLs, folders without images
     and files that are no photographs, and TypeError for anything but paths.
@@ -58,6 +60,10 @@ def find_images(images: Source | Sequence[Source], *, stacklevel: int = 1) -> li
         found += paths
         for remark in remarks:
             warnings.warn(remark, stacklevel=stacklevel + 1)
+    if twice := [path for path, count in Counter(found).items() if count > 1]:
+        more = f" and {len(twice) - _NAMES_SHOWN} more" if len(twice) > _NAMES_SHOWN else ""
+        names = one_line(", ".join(map(str, twice[:_NAMES_SHOWN])))
+        warnings.warn(f"files are given more than once, and used as often: {names}{more}", stacklevel=stacklevel + 1)
     return found
 
 
@@ -68,14 +74,42 @@ def _expand(source: Source) -> tuple[list[Path], list[str]]:
         return _only_images(list(path.iterdir()), f"folder {path}")
     if os.path.lexists(path):
         return [_one_file(path)], []
-    if not glob.has_magic(str(path)):
+    there = next(folder for folder in path.parents if folder.is_dir() or folder == folder.parent)
+    rest = path.relative_to(there)
+    if not glob.has_magic(str(rest)):
         raise FileNotFoundError(f"no such image file or folder: {path}")
-    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    matches = _matches(there, rest.parts)
     if not matches:
         raise FileNotFoundError(f"no file matches the pattern {path}")
     if "**" in path.parts:
         matches = [match for match in matches if not match.is_dir()] or matches  # their files are among the matches
     return _only_images(matches, f"pattern {path}")
+
+
+def _matches(folder: Path, pattern: Sequence[str]) -> list[Path]:
+    """Files and folders below an existing folder, whose own name may hold brackets. `**` enters each folder once."""
+    if "**" not in pattern:
+        return [Path(match) for match in glob.glob(str(Path(glob.escape(str(folder)), *pattern)))]
+    at = list(pattern).index("**")
+    roots = _matches(folder, pattern[:at]) if at else [folder]
+    found = (_matches(inside, pattern[at + 1 :] or ["*"]) for root in roots for inside in _folders(root))
+    by_place: dict[tuple[str, str], Path] = {}
+    for path in (path for paths in found for path in paths):
+        by_place.setdefault((os.path.realpath(path.parent), path.name), path)
+    return list(by_place.values())
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """A folder and all inside of it but hidden ones, through links as well, which may lead back to where they are."""
+    seen: set[tuple[int, int]] = set()
+    for folder, inside, _ in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            inside.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        yield Path(folder)
 
 
 def _without_scheme(source: Source) -> str:
@@ -94,7 +128,7 @@ def _without_scheme(source: Source) -> str:
 def _one_file(path: Path) -> Path:
     """A file that the caller named itself."""
     if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(f"{path} is a broken link: it points to {os.readlink(path)}, which is not there")
+        raise FileNotFoundError(f"{path} is a broken link: it points to {os.readlink(path)}, which leads to no file")
     if path in OwnPictures():
         raise ValueError(f"{path} is no photograph: vggt-int8 wrote it (a map of depth or confidence)")
     return path
@@ -140,7 +174,7 @@ def _reason(path: Path, suffixes: frozenset[str], own: OwnPictures) -> str | Non
         return _FOLDER
     if not stat.S_ISREG(mode):
         return _SPECIAL
-    if path.suffix.lower() not in suffixes:
+    if path.suffix.lower() not in suffixes and not is_misnamed(path):
         return path.suffix or _BARE
     return _OWN if path in own else None
 

@@ -71,6 +71,17 @@ def words_for(suffix: str) -> str | None:
     return None if kind is None else _WORDS[kind]
 
 
+def is_misnamed(path: Path) -> bool:
+    """Whether a file named for a plugin's format (.heic, .jxl) is a JPEG or PNG: some programs rename alone."""
+    if _KINDS.get(path.suffix.lower()) not in ("heif", "jxl"):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(8).startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+    except OSError:  # such a file is named by its suffix
+        return False
+
+
 def why_unreadable(path: Path) -> str:
     """What a file is that Pillow could not identify, judged by its first bytes and its name; follows its path."""
     with path.open("rb") as file:
@@ -80,11 +91,13 @@ def why_unreadable(path: Path) -> str:
     if start.startswith(b"\xff\xd8") and (bits := _jpeg_bits(start)) not in (None, 8):
         return f"is a JPEG of {bits} bits, which Pillow's libjpeg does not read: convert it to PNG or TIFF of 16 bits"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _about_tiff(path)
+        return about_tiff(path)
     if start.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the picture itself: `git lfs pull` fetches it"
     if start.lstrip()[:1] == b"<" and re.search(rb"<(!doctype html|html)", start[:1024], re.IGNORECASE):
         return "is a web page, not a picture: download the picture itself"
+    if b"<svg" in start[:4096]:
+        return "is a drawing (SVG), not a picture of pixels: convert it to PNG"
     return (
         "is not an image that Pillow can read (other format, or a damaged header): "
         "remove it, or convert it to JPEG or PNG"
@@ -111,9 +124,9 @@ def _kind_of(start: bytes) -> str | None:
     return next((kind for prefix, kind in magic.items() if start.startswith(prefix)), None)
 
 
-def _about_tiff(path: Path) -> str:
-    """The tags that decide whether Pillow can read it."""
-    shown = (258, 277, 339, 262, 259)
+def about_tiff(path: Path) -> str:
+    """The tags that decide whether Pillow can read it; follows its path."""
+    shown = (258, 277, 284, 339, 262, 259)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("error")  # Pillow warns of what it finds cut off
@@ -128,7 +141,7 @@ def _about_tiff(path: Path) -> str:
     values = (
         f"{name} {'/'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in tags.items()
     )
-    return f"is a TIFF that Pillow does not read ({', '.join(values)}): save it with 8 or 16 unsigned bits"
+    return f"is a TIFF that Pillow does not read ({', '.join(values)}): convert it to PNG of 8 or 16 bits"
 
 
 def _jpeg_bits(start: bytes) -> int | None:

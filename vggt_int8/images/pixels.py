@@ -6,7 +6,7 @@
 | the same with alpha, a colour key or transparent palette entries | LA, PA, RGBA, P… | composed on white, alpha kept |
 | 16 bits gray, either byte order: PNG, TIFF, JPEG 2000; PGM of any maxval | I;16, I;16B; PGM: I | v / 257 |
 | the same in a TIFF that counts from white (MinIsWhite), which Pillow inverts up to 8 bits | I;16 | (65535 - v) / 257 |
-| 16 bits RGB, gray with alpha, CMYK: PNG, TIFF | RGB, LA, CMYK… | the upper 8 bits: all that Pillow reads |
+| 16 bits RGB, gray with alpha, CMYK: PNG, TIFF; SGI | RGB, LA, CMYK… | the upper 8 bits: all that Pillow reads |
 | 16 bits RGB: PPM of any maxval; 10 and 12 bits: AVIF | RGB | 8 bits, rounded by Pillow |
 | signed 8 or 16 bits, 32 bits, floats: TIFF, PFM, FITS | L, I, F | refused: no known white |
 
@@ -42,7 +42,7 @@ class Stored:
         kinds = kinds if isinstance(kinds, tuple) else (kinds,)
         # The raw mode ("RGB;16B") stands in the tiles, which decoding empties.
         raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
-        wide = any(";16" in mode for mode in raw_modes)
+        wide = any(";16" in mode for mode in raw_modes) or _is_wide_sgi(image)
         return cls(
             format=str(image.format),
             wide_color=wide and not image.mode.startswith("I"),
@@ -50,6 +50,16 @@ class Stored:
             signed=any(kind not in _UNSIGNED for kind in kinds) and image.mode not in ("I", "F"),
             gray_bits=next((bits for bits in (2, 4) if image.format == "PNG" and f"L;{bits}" in raw_modes), None),
         )
+
+    def has_white(self, mode: str) -> bool:
+        """False where no number is known to be white: floats, 32 bits, signed samples."""
+        return not self.signed and (mode not in ("I", "F") or (mode == "I" and self.format in ("PNG", "PPM")))
+
+
+def _is_wide_sgi(image: Image.Image) -> bool:
+    """The decoders of SGI files are told of 16 bits by their name, or by the last argument."""
+    tiles: Any = getattr(image, "tile", [])
+    return any(tile.codec_name == "SGI16" or (tile.codec_name == "sgi_rle" and tile.args[-1] == 2) for tile in tiles)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Pixels:
 
 def to_pixels(image: Image.Image, stored: Stored) -> Pixels:
     """Raises ValueError, to follow the file's name, for pixels without a known white."""
-    if image.mode in ("I", "F") and not (image.mode == "I" and stored.format in ("PNG", "PPM")):
+    if not stored.has_white(image.mode) and not stored.signed:
         values = np.asarray(image)
         low, high = values.min(), values.max()
         raise ValueError(
