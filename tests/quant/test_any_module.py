@@ -1,6 +1,8 @@
 """`quantize()` on somebody else's modules: nothing that hangs on a layer is lost, and an error changes nothing."""
 
+import signal
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from vggt_int8 import Recipe, quantize
+from vggt_int8 import Recipe, VGGTInt8, quantize
 from vggt_int8.quant import Int8Conv2d, Int8Linear, quantization_report, quantize_module
 from vggt_int8.quant import quantize as quantize_file
 from vggt_int8.recipe import RecipeError
@@ -186,6 +188,12 @@ def not_a_number() -> nn.Module:
     return model
 
 
+def beyond_fp32() -> nn.Module:
+    model = beside(nn.Linear(8, 8)).double()
+    model["plain"].weight.data[0, 0] = 1e300
+    return model
+
+
 def sharded() -> nn.Module:
     kind = type("FSDPModule", (nn.Sequential,), {"__module__": "torch.distributed.fsdp.wrapper"})
     return nn.Sequential(kind(nn.Linear(8, 8)))
@@ -196,8 +204,8 @@ def sharded() -> nn.Module:
     [
         (on_meta, ValueError, "layer: its weight is on the meta device"),
         (not_a_number, ValueError, "plain: the weight holds NaN or inf"),
+        (beyond_fp32, ValueError, "plain: the weight holds 1e.300, which an fp32 scale cannot hold"),
         (sharded, RecipeError, "0, a FSDPModule, holds shards"),
-        (lambda: beside(nn.Conv2d(3, 3, 3, padding_mode="circular")), ValueError, "layer: padding_mode 'circular'"),
         (lambda: nn.Sequential(Masked(8, 8)), RecipeError, "'0' cannot be replaced: Masked is more than a Linear"),
     ],
 )
@@ -212,26 +220,87 @@ def test_what_cannot_be_is_refused_by_name_and_nothing_changes(
     assert not hasattr(model, "quantization_plan")
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-def test_an_interruption_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
-    model, convert = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), quantize_file._convert
-    last = model[1]
+def watched(monkeypatch: pytest.MonkeyPatch, before: Callable[[nn.Module], None]) -> None:
+    """Call `before` with each layer that is about to be converted, by one thread."""
+    convert = quantize_file._convert
 
-    def interrupted(layer: nn.Module, *args: Any) -> nn.Module:
-        if layer is last:
-            raise error
+    def watching(layer: nn.Module, *args: Any) -> nn.Module:
+        before(layer)
         return convert(layer, *args)
 
-    monkeypatch.setattr(quantize_file, "_convert", interrupted)
-    with pytest.raises(error):
+    monkeypatch.setattr(quantize_file, "_convert", watching)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+def test_no_second_model_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)))
+    floats, alive = [weakref.ref(layer.weight) for layer in model], []
+    watched(monkeypatch, lambda _: alive.append(sum(weight() is not None for weight in floats)))
+    quantize(model, ALL)
+    assert alive == [5, 4, 3, 2, 1]
+    assert not any(weight() is not None for weight in floats)
+
+
+def refuse_size(size: int, error: type[BaseException]) -> Callable[[nn.Module], None]:
+    def refuse(layer: nn.Module) -> None:
+        if layer.weight.shape[0] == size:
+            raise error
+
+    return refuse
+
+
+def test_memory_that_does_not_suffice_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 9), nn.Linear(9, 10), nn.Linear(10, 2))
+    watched(monkeypatch, refuse_size(10, MemoryError))  # for the largest
+    with pytest.raises(MemoryError) as caught:
         quantize(model, ALL)
-    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+    assert [type(layer) for layer in model] == [nn.Linear] * 4
+    assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_model_that_is_half_converted_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Which takes more than a signal, or less memory than there was a moment ago."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 9), nn.Linear(9, 10), nn.Linear(10, 2))
+    watched(monkeypatch, refuse_size(2, error))
+    with pytest.raises(error) as caught:
+        quantize(model, ALL)
+    assert caught.value.__notes__ == ["3 of 4 layers are INT8 now: load the model anew before it is used"]
+    with pytest.raises(RecipeError, match="the model is quantized already"):
+        quantize(model, ALL)
+
+
+def test_ctrl_c_waits_until_all_layers_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, make_tiny: Callable[[], VGGTInt8]
+) -> None:
+    model, calls = make_tiny(), []
+    watched(monkeypatch, lambda layer: calls.append(layer.in_features) or signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, Recipe(include=r".*\.mlp\.fc[12]"))
+    assert len(calls) > 3
+    assert sum(isinstance(module, Int8Linear) for module in model.modules()) == len(calls)
+    assert model.config.quantization_config.parsed().include == (r".*\.mlp\.fc[12]",)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # is heard as before
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3), None, "model", nn.Linear])
 def test_what_is_no_module_is_named(value: Any) -> None:
     with pytest.raises(TypeError, match=r"quantize\(\) takes a torch.nn.Module, not (a|the class) \w+"):
         quantize(value, ALL)
+
+
+def test_paddings_that_others_use() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=(1, 2), padding_mode="circular")
+    )
+    x = torch.rand(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    want = model(x)
+    quantize(model, ALL)
+    assert [type(layer) for layer in model] == [Int8Conv2d] * 2
+    assert (model(x) - want).norm() < 0.02 * want.norm()
 
 
 def test_output_size_of_a_transposed_convolution() -> None:

@@ -16,6 +16,11 @@ CONVOLUTIONS: list[dict[str, Any]] = [
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": (3, 1), "stride": (1, 2), "padding": (2, 0), "dilation": (2, 1), "groups": 2},
     {"kernel_size": 3, "groups": 4},
+    {"kernel_size": (3, 5), "padding": "same", "dilation": (2, 1)},
+    {"kernel_size": 3, "padding": "valid"},
+    {"kernel_size": 3, "padding": (1, 2), "stride": 2, "padding_mode": "reflect"},
+    {"kernel_size": (4, 3), "padding": "same", "padding_mode": "circular"},
+    {"kernel_size": 3, "padding": "valid", "padding_mode": "replicate"},
 ]
 TRANSPOSED: list[dict[str, Any]] = [
     {"kernel_size": 4, "stride": 4},
@@ -104,10 +109,3 @@ def test_nan(kind: Any, int8_kind: Any) -> None:
     conv.weight.data[0, 0, 0, 0] = float("inf")
     with pytest.raises(ValueError, match="weight holds NaN or inf"):
         int8_kind.from_conv(conv)
-
-
-def test_geometry_that_is_not_supported() -> None:
-    with pytest.raises(ValueError, match="padding_mode 'reflect' is not supported: keep this layer"):
-        Int8Conv2d.from_conv(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
-    with pytest.raises(ValueError, match="padding 'same' is not supported"):
-        Int8Conv2d.from_conv(nn.Conv2d(4, 4, 3, padding="same"))

@@ -254,10 +254,6 @@ def spoil(path: str, value: float) -> Callable[[nn.Module], None]:
     return change
 
 
-def reflect(model: nn.Module) -> None:
-    model.get_submodule("point_head.projects.0").padding_mode = "reflect"
-
-
 # What is wrong with the model or the request -> the message. Nothing may have changed then.
 LAST_LINEAR = "track_head.tracker.ffeat_updater.0"
 WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
@@ -270,7 +266,6 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ValueError,
         "point_head.projects.0: the weight holds NaN",
     ),
-    (reflect, {}, ValueError, "point_head.projects.0: padding_mode 'reflect'"),
     (
         None,
         {"recipe": replace(load_recipe("int8_dynamic"), activations="static")},

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
+from vggt_int8.interrupts import uninterrupted
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
@@ -357,7 +358,9 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
 
     A `VGGTInt8`, or this package's `VGGT`, can be saved afterwards and loaded as `VGGTInt8`; its kept parameters are
     rounded to fp16 values, in which they are stored. On any other module, the reference repository's `VGGT` included,
-    only the layers that the recipe names change, and an error leaves it as it was. Layers that must stay as they are
+    only the layers that the recipe names change. All is checked first, so an error leaves the model as it was; then
+    layer after layer gives its floats back as its codes take their place (a layer a thread on a CPU), so that no second
+    model exists, and Ctrl-C waits until that is done. Layers that must stay as they are
     (`vggt_int8.quant.quantize_module` says which) are warned of; `model.quantization_plan` has all, with the reasons.
     Adapters (peft's LoRA) come first, for peft wraps no layer that is INT8 already: merge them, or quantize with them
     in place, which turns the layers that they wrap into INT8 and leaves the adapters, still trainable, as floats.
@@ -369,14 +372,15 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
     plan = plan_module(model, recipe, backend)
     if isinstance(model, VGGT):
         check_parameters(model, plan)
-    apply_plan(model, plan, recipe, backend)
-    model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
-    if isinstance(model, VGGT):
-        round_kept_parameters(model)
-        quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
-        model.config.quantization_config = quantization
-        model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
-        model.requires_grad_(False)
+    with uninterrupted():
+        apply_plan(model, plan, recipe, backend)
+        model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
+        if isinstance(model, VGGT):
+            round_kept_parameters(model)
+            quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
+            model.config.quantization_config = quantization
+            model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
+            model.requires_grad_(False)
     return model
 
 

@@ -16,6 +16,7 @@ class _Int8Conv(Int8Storage):
     """What both convolutions share: the stored tensors, and the geometry of the float layer they replace."""
 
     channel_axis: int
+    padding: str | tuple[int, ...]
     code_axes = 4
     scheme = Scheme("none")
     backend = PORTABLE
@@ -23,12 +24,9 @@ class _Int8Conv(Int8Storage):
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, device: torch.device | str | None = None) -> None:
         """Take over the geometry of `conv`, with tensors that are not filled; `from_conv` quantizes."""
         super().__init__()
-        if conv.padding_mode != "zeros":
-            raise ValueError(f"padding_mode {conv.padding_mode!r} is not supported: keep this layer in the recipe")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        if isinstance(conv.padding, str):
-            raise ValueError(f"padding {conv.padding!r} is not supported: give it in pixels, or keep this layer")
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+        self.padding_mode = conv.padding_mode
         self.output_padding, self.dilation, self.groups = conv.output_padding, conv.dilation, conv.groups
         scale_shape = [1] * conv.weight.ndim
         scale_shape[self.channel_axis] = conv.weight.shape[self.channel_axis]
@@ -69,13 +67,26 @@ class Int8Conv2d(_Int8Conv):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._floats(x)
+        if self.padding_mode != "zeros":
+            padded = F.pad(x, self._pad_widths(), mode=self.padding_mode)
+            return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _pad_widths(self) -> list[int]:
+        """Left, right, top, bottom, as `F.pad` takes them."""
+        if isinstance(self.padding, str):  # "same", or "valid", which is none
+            both = [
+                d * (k - 1) * (self.padding == "same") for d, k in zip(self.dilation, self.kernel_size, strict=True)
+            ]
+            return [width for total in reversed(both) for width in (total // 2, total - total // 2)]
+        return [width for width in reversed(self.padding) for _ in range(2)]
 
 
 class Int8ConvTranspose2d(_Int8Conv):
     """`nn.ConvTranspose2d` with int8 weights, one fp32 scale per output channel: `weight_scale` [1, O, 1, 1]."""
 
     channel_axis = 1
+    padding: tuple[int, ...]
 
     @classmethod
     def from_conv(cls, conv: nn.ConvTranspose2d) -> "Int8ConvTranspose2d":

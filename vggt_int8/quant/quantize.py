@@ -1,13 +1,14 @@
 """Quantize a module in place: every layer that the recipe names becomes an INT8 layer; nothing else is touched."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from vggt_int8.kernels.cpu_threads import map_in_threads
+from vggt_int8.interrupts import uninterrupted
+from vggt_int8.kernels.cpu_threads import map_in_threads, threads
 from vggt_int8.quant.attention import Int8Attention, check_attention_backend
 from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name, resolve
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
@@ -17,7 +18,9 @@ from vggt_int8.quant.replaceable import carry_over, check_model
 from vggt_int8.quant.storage import Int8Storage, all_finite, check_incoming, to_fp16
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+_LARGEST_FP32 = torch.finfo(torch.float32).max
 _NAMED = 3  # layers in a warning; the plan has all of them
 
 
@@ -25,7 +28,9 @@ def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "au
     """Replace the layers of `model` that `recipe` quantizes by INT8 layers.
 
     Only those layers change; the dtype of the rest stays as it is. Works on the reference repository's own module as
-    well, since the names agree. An error leaves the model as it was. A module under two names stays one; hooks and
+    well, since the names agree. Everything is checked before the first layer changes, so an error leaves the model as
+    it was; layers are replaced one after the other, each giving its floats back, and Ctrl-C waits until all are
+    (VGGT-1B on two cores: 5 s). A module under two names stays one; hooks and
     attributes go over to the INT8 layer. A layer is kept, with a warning and a reason in the plan, if an INT8 layer
     cannot stand in for it: subclasses, weights that are computed (weight_norm, pruning), shared with other modules
     (tied) or read by them (`nn.TransformerEncoderLayer`, `nn.MultiheadAttention`).
@@ -51,7 +56,7 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
     for device_type in {device_type_of(model.get_submodule(name)) for name in plan} or {"cpu"}:
         check_backend(plan, recipe, backend, device_type)
     layers = [(name, model.get_submodule(name), layer.scheme) for name, layer in plan.items() if layer.scheme]
-    _for_layers(_check_layer, layers)
+    _for_each(lambda layer: _check_layer(*layer), layers, _on_cpu(layer for _, layer, _ in layers))
     if kept := [layer for layer in plan.values() if layer.unable]:
         reasons = "; ".join(f"{layer.name} ({layer.reason})" for layer in kept[:_NAMED])
         more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
@@ -60,43 +65,80 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
 
 
 def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str = "auto") -> None:
-    """Replace the layers of a plan made by `plan_module`, all or none: none if memory runs out, or on Ctrl-C."""
-    layers = {
-        model.get_submodule(name): (layer.scheme, layer_backend(layer.scheme, recipe, backend))
-        for name, layer in reversed(plan.items())  # a module under several names is what the first says
-        if layer.scheme is not None
-    }
-    converted = _for_layers(_convert, [(module, *choice) for module, choice in layers.items()])
-    _replace(model, plan, dict(zip(layers, converted, strict=True)))
-    model.register_load_state_dict_pre_hook(check_incoming)
+    """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists.
+
+    Each layer's floats are freed as its INT8 layer takes its place. The largest come first, as many as are at work at
+    once, and are replaced when all of them are there: memory that suffices for them suffices for the rest, since their
+    floats took more. So what there is no memory for fails while the model is as it was. Signals wait until all is done.
+    """
+    jobs = _conversions(model, plan, recipe, backend)
+    on_cpu = _on_cpu([model.get_submodule(job.names[0]) for job in jobs])
+    first, rest = (jobs[: threads()], jobs[threads() :]) if on_cpu else (jobs[:1], jobs[1:])
+    done: list[_Conversion] = []
+
+    def convert(job: _Conversion) -> nn.Module:
+        return _convert(model.get_submodule(job.names[0]), job.scheme, job.backend)
+
+    def replace(job: _Conversion, new: nn.Module) -> None:
+        _replace(model, job.names, new)
+        done.append(job)
+
+    with uninterrupted():
+        try:
+            for job, new in zip(first, _for_each(convert, first, on_cpu), strict=True):
+                replace(job, new)
+            _for_each(lambda job: replace(job, convert(job)), rest, on_cpu)
+        except BaseException as error:
+            if done:
+                error.add_note(f"{len(done)} of {len(jobs)} layers are INT8 now: load the model anew before it is used")
+            raise
+        model.register_load_state_dict_pre_hook(check_incoming)
 
 
 def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
     """Replace the layers by unfilled INT8 layers on the meta device, ready to be loaded. Returns the plan."""
     plan = make_plan(model, recipe)
-    skeletons: dict[nn.Module, nn.Module] = {}
-    for name, layer in plan.items():
-        module = model.get_submodule(name)
-        if layer.scheme is not None and module not in skeletons:
-            skeletons[module] = _skeleton(module, layer.scheme, layer_backend(layer.scheme, recipe, backend))
-    _replace(model, plan, skeletons)
+    for job in _conversions(model, plan, recipe, backend):
+        _replace(model, job.names, _skeleton(model.get_submodule(job.names[0]), job.scheme, job.backend))
     model.register_load_state_dict_pre_hook(check_incoming)
     return plan
 
 
-def _replace(model: nn.Module, plan: dict[str, LayerPlan], new: dict[nn.Module, nn.Module]) -> None:
-    """Put each new module in all the places of the one that it replaces."""
-    places = [(name, module) for name in plan if (module := model.get_submodule(name)) in new]
-    for name, module in places:
-        replace_module(model, name, carry_over(module, new[module]))
+class _Conversion(NamedTuple):
+    """One layer that is to become INT8, under all its names. Holds no module: what is replaced is freed."""
+
+    names: list[str]
+    scheme: Scheme | AttentionScheme
+    backend: str
+    size: int
 
 
-def _for_layers(work: Callable[..., Result], layers: Sequence[tuple[Any, ...]]) -> list[Result]:
-    """`work` of the arguments for each layer: on a CPU several at a time, else one by one on the current stream."""
-    modules = [argument for arguments in layers for argument in arguments if isinstance(argument, nn.Module)]
-    if all(parameter.device.type == "cpu" for module in modules for parameter in module.parameters()):
-        return map_in_threads(lambda arguments: work(*arguments), layers)
-    return [work(*arguments) for arguments in layers]
+def _conversions(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str) -> list[_Conversion]:
+    """What the plan asks for, the largest layers first."""
+    found: dict[nn.Module, _Conversion] = {}
+    for name, layer in plan.items():
+        if layer.scheme is not None:
+            module = model.get_submodule(name)
+            size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            choice = _Conversion([], layer.scheme, layer_backend(layer.scheme, recipe, backend), size)
+            found.setdefault(module, choice).names.append(name)
+    return sorted(found.values(), key=lambda job: job.size, reverse=True)
+
+
+def _replace(model: nn.Module, names: Sequence[str], new: nn.Module) -> None:
+    """Put `new` in all the places of one module, whose hooks and attributes go over to it."""
+    carry_over(model.get_submodule(names[0]), new)
+    for name in names:
+        replace_module(model, name, new)
+
+
+def _on_cpu(layers: Iterable[nn.Module]) -> bool:
+    return all(parameter.device.type == "cpu" for layer in layers for parameter in layer.parameters())
+
+
+def _for_each(work: Callable[[Item], Result], items: Sequence[Item], on_cpu: bool) -> list[Result]:
+    """`work` of each: on a CPU several at a time, else one by one on the current stream."""
+    return map_in_threads(work, items) if on_cpu else [work(item) for item in items]
 
 
 def layer_backend(scheme: Scheme | AttentionScheme, recipe: Recipe, backend: str) -> str:
@@ -151,6 +193,8 @@ def _check_layer(name: str, layer: nn.Module, scheme: Scheme | AttentionScheme) 
                 raise ValueError(f"the {key} holds NaN or inf")
             if key == "bias":
                 to_fp16(parameter.detach(), key)
+            elif parameter.dtype == torch.float64 and (largest := parameter.abs().max().item()) > _LARGEST_FP32:
+                raise ValueError(f"the {key} holds {largest:g}, which an fp32 scale cannot hold")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

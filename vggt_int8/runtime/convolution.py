@@ -110,8 +110,9 @@ def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
 
 def _check(layer: nn.Module) -> None:
     assert isinstance(layer, CONVOLUTIONS)
-    if any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
-        raise ValueError(f"{layer} has dilation, groups or output padding, which no VGGT head has")
+    plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if not plain or any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
+        raise ValueError(f"{layer} has dilation, groups or a padding of its own, which no VGGT head has")
 
 
 def _pair(sizes: object) -> tuple[int, int]:
