@@ -1,6 +1,6 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> bench -> {eval, export, hub, training} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
+    cli -> bench -> {eval, export, training} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -28,6 +28,7 @@ TIERS = [
         "disk",
         "files",
         "interrupts",
+        "listing",
         "embedded",
         "encoding",
         "patterns",
@@ -35,14 +36,14 @@ TIERS = [
     {"quant"},
     {"runtime"},
     {"pretrained"},
-    {"eval", "export", "hub", "training", "auto_classes"},
+    {"eval", "export", "training", "auto_classes"},
     {"bench"},
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Shared by the whole lowest tier: camera conventions, whole files, patterns, consoles, the embedded model's name.
-# Nothing else is between its units.
-SHARED = {"geometry", "quiet", "disk", "files", "embedded", "interrupts", "patterns", "encoding"}
+# Shared by the whole lowest tier: camera conventions, whole files, lists in messages, patterns, consoles, the embedded
+# model's name. Nothing else is between its units.
+SHARED = {"geometry", "quiet", "disk", "files", "embedded", "interrupts", "listing", "patterns", "encoding"}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),
@@ -123,7 +124,7 @@ def test_imports_point_down() -> None:
         ("model/vggt.py", "vggt_int8.quant.linear", False),
         ("model/vggt.py", "vggt_int8.images", False),
         ("quant/plan.py", "vggt_int8.VGGT", False),
-        ("pretrained.py", "vggt_int8.hub", False),
+        ("pretrained/model.py", "vggt_int8.export", False),
         ("runtime/graph.py", "vggt_int8.pretrained", False),
         ("pretrained/model.py", "vggt_int8.runtime", True),
         ("quant/linear.py", "vggt_int8.runtime", False),

@@ -23,6 +23,7 @@ from typing import Any
 
 from vggt_int8.disk import check_place, naming
 from vggt_int8.interrupts import uninterrupted
+from vggt_int8.listing import first_few
 
 OLD_SECONDS = 7 * 86400.0  # without locks: what nobody has touched for so long is dead
 _JOURNAL = "exchange.json"
@@ -250,10 +251,9 @@ def _check_replaceable(
 
 
 def _not_ours(out: Path, foreign: list[str]) -> FileExistsError:
-    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
     return FileExistsError(
         f"output folder {out} holds what the report of no earlier run lists as its own: "
-        f"{', '.join(foreign[:3])}{more}. Nothing was replaced: move it away, or choose another folder"
+        f"{first_few(foreign)}. Nothing was replaced: move it away, or choose another folder"
     )
 
 

@@ -27,6 +27,7 @@ from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
 from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes
 from vggt_int8.images.names import one_line, portable_name, portable_stem
 from vggt_int8.images.pixels import narrow_bits
+from vggt_int8.listing import first_few
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -231,5 +232,4 @@ def _largest_size(sizes: Sequence[tuple[int, int]], paths: Sequence[Path]) -> tu
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return one_line(f"{', '.join(names[:_NAMES_SHOWN])}{more}")
+    return one_line(first_few(names, _NAMES_SHOWN))

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes, is_misnamed, words_for
 from vggt_int8.images.names import natural_key, one_line, order_warning
 from vggt_int8.images.outputs import OwnPictures
+from vggt_int8.listing import first_few
 
 Source = str | PathLike[str]
 
@@ -194,11 +195,10 @@ def _details(unused: Mapping[str, list[Path]]) -> str:
 def _detail(reason: str, paths: list[Path]) -> str:
     """`2 .HEIC (a.HEIC, b.HEIC; HEIC/HEIF needs …)`."""
     describe = {_FOLDER: _describe_folder, _BROKEN: _describe_link}.get(reason, lambda path: path.name)
-    names = one_line(", ".join(describe(path) for path in paths[:_NAMES_SHOWN]))
-    more = f" and {len(paths) - _NAMES_SHOWN} more" if len(paths) > _NAMES_SHOWN else ""
+    names = one_line(first_few(paths, _NAMES_SHOWN, spell=describe))
     words = words_for(reason)
     what = reason if len(paths) == 1 else _PLURALS.get(reason, reason)
-    return f"{len(paths)} {what} ({names}{more}{f'; {words}' if words else ''})"
+    return f"{len(paths)} {what} ({names}{f'; {words}' if words else ''})"
 
 
 def _describe_folder(path: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from vggt_int8.listing import first_few
 from vggt_int8.model.size import least_parameters
 
 VGGT_1B_DIM = 1024
@@ -217,7 +218,7 @@ def _readable(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
         if close := difflib.get_close_matches(name, list(fields), n=1, cutoff=0.8):
             raise ValueError(f"it has a field {_short(name)}, which no VGGT has; {close[0]!r} is one")
     if left_out:
-        shown = ", ".join(_short(name) for name in left_out[:8])
+        shown = first_few(left_out, 8, spell=_short)
         warnings.warn(f"fields of config.json that no VGGT reads are ignored: {shown}", stacklevel=4)
     return {name: value for name, value in data.items() if name in fields or name in _ALSO_READ}
 

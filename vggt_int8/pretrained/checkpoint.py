@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu_threads import map_in_threads, pieces
+from vggt_int8.listing import first_few
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.pretrained.plain_files import check_plain_file, what_it_is
@@ -235,5 +236,4 @@ def _tensors(state_dict: Mapping[str, Any] | None, files: Iterable[str] | None) 
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return first_few(names, _SHOWN)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.listing import first_few
 from vggt_int8.model.inputs import describe_outside, describe_range, points_inside
 from vggt_int8.model.vggt import VGGTOutput
 
@@ -80,7 +81,7 @@ def _describe(model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Calla
     frames = sorted({f for name in bad for f in _bad_frames(output[name])})
     layer = first_non_finite_layer(model, rerun)
     return (
-        f"NaN or inf in {', '.join(bad)} (frames {frames[:8]}); first seen after {layer}. With fp16, "
+        f"NaN or inf in {', '.join(bad)} (frames [{first_few(frames, 8)}]); first seen after {layer}. With fp16, "
         "dtype=torch.bfloat16 or torch.float32 reaches further"
     )
 

@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from vggt_int8.listing import first_few
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.plain_files import read_json
@@ -140,8 +141,7 @@ def _grouped(ids: dict[str, str | None]) -> str:
     words = []
     for save_id in dict.fromkeys(ids.values()):
         names = [name for name, other in ids.items() if other == save_id]
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        words.append(f"{', '.join(names[:2])}{more}: {'no id' if save_id is None else f'id {save_id!s:.32}'}")
+        words.append(f"{first_few(names, 2)}: {'no id' if save_id is None else f'id {save_id!s:.32}'}")
     return "; ".join(words)
 
 

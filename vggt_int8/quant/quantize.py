@@ -9,6 +9,7 @@ from torch import nn
 
 from vggt_int8.interrupts import uninterrupted
 from vggt_int8.kernels.cpu_threads import map_in_threads, threads
+from vggt_int8.listing import first_few
 from vggt_int8.quant.attention import Int8Attention, check_attention_backend
 from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name, resolve
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
@@ -21,7 +22,6 @@ from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _LARGEST_FP32 = torch.finfo(torch.float32).max
-_NAMED = 3  # layers in a warning; the plan has all of them
 
 
 def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "auto") -> dict[str, LayerPlan]:
@@ -58,9 +58,8 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
     layers = [(name, model.get_submodule(name), layer.scheme) for name, layer in plan.items() if layer.scheme]
     _for_each(lambda layer: _check_layer(*layer), layers, _on_cpu(layer for _, layer, _ in layers))
     if kept := [layer for layer in plan.values() if layer.unable]:
-        reasons = "; ".join(f"{layer.name} ({layer.reason})" for layer in kept[:_NAMED])
-        more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
-        warnings.warn(f"recipe {recipe.name!r}: kept as they are: {reasons}{more}", UserWarning, stacklevel=3)
+        reasons = first_few(kept, spell=lambda layer: f"{layer.name} ({layer.reason})", between="; ")
+        warnings.warn(f"recipe {recipe.name!r}: kept as they are: {reasons}", UserWarning, stacklevel=3)
     return plan
 
 

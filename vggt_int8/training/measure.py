@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vggt_int8.listing import first_few
 from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
 from vggt_int8.training.captured import EAGER_STEPS
 from vggt_int8.training.checkpoint import owned_files
@@ -46,7 +47,7 @@ def _remove_earlier(folder: Path) -> None:
     found = {path.name for path in folder.iterdir()} - {"checkpoint", "log.jsonl"}
     found |= {path.name for path in checkpoint.iterdir()} - ours if checkpoint.exists() else set()
     if found:
-        raise FileExistsError(f"{folder} holds {', '.join(sorted(found)[:3])}, which is no measurement's: move it away")
+        raise FileExistsError(f"{folder} holds {first_few(sorted(found))}, which is no measurement's: move it away")
     shutil.rmtree(folder)
 
 
