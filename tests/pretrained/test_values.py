@@ -45,6 +45,17 @@ def test_images_that_are_not_in_range(
     int8(change(tiny_images).clamp(-1e3, 1e3), heads=("camera",), check_finite=False)
 
 
+@pytest.mark.parametrize("runtime", ["auto", "off"])
+def test_query_points_without_a_track_head(int8_checkpoint: Path, tiny_images: Tensor, runtime: Any) -> None:
+    # Its config says how many levels a track head would need, and small images have too few pixels for those.
+    model = VGGTInt8.from_pretrained(int8_checkpoint, enable_track=False, track_corr_levels=7)
+    model.set_runtime(runtime)
+    with pytest.raises(ValueError, match=r"this model has none \(enable_track is False"):
+        model(tiny_images, query_points=torch.tensor([[3.0, 4.0]]))
+    with pytest.raises(ValueError, match="unknown head 'tracks'"):
+        model(tiny_images, heads=("tracks",))
+
+
 def test_what_resizing_makes_of_images_passes(int8: VGGTInt8) -> None:
     stripes = (torch.arange(30) % 2).float().expand(2, 3, 30, 30)
     images = F.interpolate(stripes * stripes.mT, (42, 56), mode="bicubic")

@@ -91,6 +91,9 @@ def test_training_and_other_backends_keep_the_networks_own_modules(make_quantize
     model, images = make_quantized("int8_dynamic"), images_of(1, 14, 14)
     model(images)
     assert model.runtime_report().reason == "the INT8 layers do not run on the native backend"
+    plain = make_quantized("none")
+    plain(images)
+    assert plain.runtime_report().reason == "the model has no INT8 linears"
     model.set_backend("native")
     images.requires_grad_()
     model(images).depth.sum().backward()

@@ -203,6 +203,7 @@ class VGGTInt8(VGGT):
         checked = check_finite and isinstance(images, Tensor) and not is_capturing(images)
         if checked and images.device.type == "cpu":
             pixels = self._checked_images(images)
+            self._checked_heads(heads, query_points)
             check_values(pixels, None if query_points is None else self._checked_query_points(query_points, pixels))
         output = self._run_fused(images, query_points, heads, frames_chunk_size)
         if output is None:

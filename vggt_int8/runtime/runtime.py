@@ -134,7 +134,10 @@ class Runtime:
         if (reason := self.why_not(images, query_points)) is not None:
             return reason
         assert self._watch is not None
-        return None if self._watch.native else "the INT8 layers do not run on the native backend"
+        if self._watch.native:
+            return None
+        quantized = self._watch.quantized
+        return "the INT8 layers do not run on the native backend" if quantized else "the model has no INT8 linears"
 
     def __call__(
         self,

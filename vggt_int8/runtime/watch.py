@@ -63,6 +63,11 @@ class Watch:
             return None
         return self._names[next(i for i, hooks in enumerate(self._hooks) if hooks) // 2]
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the model has INT8 linears."""
+        return bool(self._int8)
+
     @functools.cached_property
     def native(self) -> bool:
         """Whether the model has INT8 linears and all of them run on our own kernels, or on any backend."""
