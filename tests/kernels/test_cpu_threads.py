@@ -122,13 +122,13 @@ def test_an_error_cancels_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) ->
     begun, jobs = [], []
 
     def hold() -> None:
-        while not (len(jobs) == 2 and all(job.cancelled() for job in jobs)):
+        while not (jobs and jobs[0].cancelled()):
             time.sleep(0.001)
 
     def give() -> None:
         with Workers() as workers:
             workers.submit(hold)
-            jobs.extend(workers.submit(begun.append, i) for i in range(2))
+            jobs.append(workers.submit(begun.append, 0))  # a second would wait for the one at work
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
