@@ -71,7 +71,6 @@ def run(
     from vggt_int8.export import (
         SCENE_ENTRIES,
         PhaseClock,
-        RunReport,
         owned_files,
         staged_folder,
         write_report,
@@ -114,35 +113,51 @@ def run(
                 max_points=max_points,
                 on_map=progress,
             )
-        report = RunReport(
-            model=model,
-            recipe=recipe_of(network),
-            backend=kernels_of(network),
-            device=network.device,
-            dtype=str(network.dtype).removeprefix("torch."),
-            inputs=inputs,
-            seconds=clock.seconds,
-            outputs=written,
-            model_identity=identity,
-            quantization=recipe_content(network),
-            settings={
-                "backend": backend,
-                "mode": mode,
-                "frames_chunk": frames_chunk,
-                "points": points or default_points(network),
-                "confidence_percentile": confidence_percentile,
-                "max_points": max_points,
-                "seed": SEED,
-                "max_megapixels": max_megapixels,
-            },
-            runtime=runtime_of(network),
-        )
+        settings = {
+            "backend": backend,
+            "mode": mode,
+            "frames_chunk": frames_chunk,
+            "points": points or default_points(network),
+            "confidence_percentile": confidence_percentile,
+            "max_points": max_points,
+            "seed": SEED,
+            "max_megapixels": max_megapixels,
+        }
+        report = report_of(network, model, identity, inputs, settings, clock.seconds, written)
         content = write_report(folder, "run", report.to_document())
     if as_json:
         console.document("run", {"out": out, "report": content})
         return
     console.say(f"{count} -> {out}")
     console.show(_summary(report))
+
+
+def report_of(
+    network: "VGGTInt8",
+    model: str,
+    identity: dict[str, str | None],
+    inputs: list[dict[str, Any]],
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+    outputs: dict[str, Any],
+) -> "RunReport":
+    """What a run says of itself; `network` is the model of that name and identity after it ran."""
+    from vggt_int8.export import RunReport
+
+    return RunReport(
+        model=model,
+        recipe=recipe_of(network),
+        backend=kernels_of(network),
+        device=network.device,
+        dtype=str(network.dtype).removeprefix("torch."),
+        inputs=inputs,
+        seconds=seconds,
+        outputs=outputs,
+        model_identity=identity,
+        quantization=recipe_content(network),
+        settings=settings,
+        runtime=runtime_of(network),
+    )
 
 
 def _check_heads(network: "VGGTInt8", points: str | None) -> None:
