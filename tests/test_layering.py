@@ -32,6 +32,7 @@ TIERS = [
         "embedded",
         "encoding",
         "patterns",
+        "plain_data",
     },
     {"quant"},
     {"runtime"},
@@ -41,9 +42,20 @@ TIERS = [
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Shared by the whole lowest tier: camera conventions, whole files, lists in messages, patterns, consoles, the embedded
-# model's name. Nothing else is between its units.
-SHARED = {"geometry", "quiet", "disk", "files", "embedded", "interrupts", "listing", "patterns", "encoding"}
+# Shared by the whole lowest tier: camera conventions, whole files, lists and values in messages, patterns, consoles,
+# the embedded model's name. Nothing else is between its units.
+SHARED = {
+    "geometry",
+    "quiet",
+    "disk",
+    "files",
+    "embedded",
+    "interrupts",
+    "listing",
+    "patterns",
+    "plain_data",
+    "encoding",
+}
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
     "triton": ("kernels/",),

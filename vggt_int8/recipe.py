@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vggt_int8.patterns import PatternError, compile_pattern
+from vggt_int8.plain_data import shown
 
 RECIPE_FORMAT = 1
 MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500. Matching takes seconds at most
 _MOST_BYTES = 1_000_000  # of a recipe's file
+_LONGEST_NAME = 200
 _WORDS = {"name", "description", "format"}  # keys that say nothing of layers
 _PATTERNS = ("include", "exclude", "attention_layers")  # keys that hold regular expressions
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -62,9 +64,11 @@ class Scheme:
         _one_of("activations", self.activations, ACTIVATIONS)
         threshold = self.outlier_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-            raise RecipeError(f"outlier_threshold is {threshold!r}; it must be a number", "outlier_threshold")
+            raise RecipeError(f"outlier_threshold is {shown(threshold)}; it must be a number", "outlier_threshold")
         if not 0 <= threshold < float("inf"):
-            raise RecipeError(f"outlier_threshold is {threshold}; it must be 0 (off) or positive", "outlier_threshold")
+            raise RecipeError(
+                f"outlier_threshold is {shown(threshold)}; it must be 0 (off) or positive", "outlier_threshold"
+            )
         if threshold and self.activations != "dynamic":
             raise RecipeError(
                 f"outlier_threshold {threshold} needs activations = 'dynamic', not {self.activations!r}",
@@ -110,7 +114,7 @@ class Rule:
         for name in ("match", "part", "weights", "activations", "reason"):
             _text(name, getattr(self, name))
         if self.layers is not None and type(self.layers) is not int:
-            raise RecipeError(f"layers is {self.layers!r}; it must be an integer", "layers")
+            raise RecipeError(f"layers is {shown(self.layers)}; it must be an integer", "layers")
         _regular_expression("match", self.match)
         _one_of("weights", self.weights, ("", *WEIGHTS))
         _one_of("activations", self.activations, ("", *ACTIVATIONS))
@@ -118,7 +122,7 @@ class Rule:
     @property
     def where(self) -> str:
         """The place to look at, for messages."""
-        return f"line {self.line}: match = {self.match!r}" if self.line else f"match = {self.match!r}"
+        return f"line {self.line}: match = {shown(self.match)}" if self.line else f"match = {shown(self.match)}"
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ class Recipe:
         for name in (*_PATTERNS, "rules"):
             value = getattr(self, name)
             if not isinstance(value, Iterable):
-                raise RecipeError(f"{name} is {value!r}; it must be a list", name)
+                raise RecipeError(f"{name} is {shown(value)}; it must be a list", name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.rules and not self.include and self.weights == "int8":
             object.__setattr__(self, "include", (".*",))
@@ -163,22 +167,28 @@ class Recipe:
     def _validate(self) -> None:
         _text("name", self.name)
         _text("description", self.description)
+        if len(self.name) > _LONGEST_NAME or not self.name.isprintable():
+            raise RecipeError(
+                f"name is {shown(self.name)}; it must have at most {_LONGEST_NAME} printable characters", "name"
+            )
         _one_of("weights", self.weights, WEIGHTS)
         _one_of("observer", self.observer, OBSERVERS)
         _one_of("keep", self.keep, KEEP_DTYPES)
         _one_of("attention", self.attention, ATTENTIONS)
         samples = self.calibration_samples
         if type(samples) is not int or samples < 1:
-            raise RecipeError(f"calibration_samples is {samples!r}; it must be an integer >= 1", "calibration_samples")
+            raise RecipeError(
+                f"calibration_samples is {shown(samples)}; it must be an integer >= 1", "calibration_samples"
+            )
         if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
-            raise RecipeError(f"vggt_1b is {self.vggt_1b!r}; it must be a table of module = number", "vggt_1b")
+            raise RecipeError(f"vggt_1b is {shown(self.vggt_1b)}; it must be a table of module = number", "vggt_1b")
         _ = self.scheme
         for name in _PATTERNS:
             for pattern in getattr(self, name):
                 _regular_expression(name, pattern)
         for rule in self.rules:
             if not isinstance(rule, Rule):
-                raise RecipeError(f"rules holds {rule!r}, which is no Rule", "rules")
+                raise RecipeError(f"rules holds {shown(rule)}, which is no Rule", "rules")
         patterns = [rule.match for rule in self.rules] + [p for name in _PATTERNS for p in getattr(self, name)]
         if (states := sum(compile_pattern(pattern).states for pattern in patterns)) > MOST_STATES:
             raise RecipeError(
@@ -224,7 +234,7 @@ class Recipe:
         version = data.get("format", RECIPE_FORMAT)
         if type(version) is not int or version != RECIPE_FORMAT:
             raise RecipeError(
-                f"{source}: recipe format {version!r}; this package reads {RECIPE_FORMAT}. Update vggt-int8."
+                f"{source}: recipe format {shown(version)}; this package reads {RECIPE_FORMAT}. Update vggt-int8."
             )
         rules = data.get("rules", [])
         if not isinstance(rules, list):
@@ -312,7 +322,7 @@ def _rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:
     line = lines.get("", 0)
     where = _at(source, line)
     if not isinstance(data, Mapping):
-        raise RecipeError(f"{where}: a rule must be a table, not {data!r}")
+        raise RecipeError(f"{where}: a rule must be a table, not {shown(data)}")
     _no_unknown_keys(data, {f.name for f in fields(Rule)} - {"line"}, source, lines)
     if not isinstance(data.get("match"), str):
         raise RecipeError(f"{where}: a rule needs match = '<regular expression>'")
@@ -320,7 +330,7 @@ def _rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:
         return Rule(**data, line=line)
     except RecipeError as error:
         where = _at(source, lines.get(error.key, line))
-        raise RecipeError(f"{where}: {error} (in the rule with match = {data['match']!r})") from error
+        raise RecipeError(f"{where}: {error} (in the rule with match = {shown(data['match'])})") from error
 
 
 def _at(source: str, line: int | None) -> str:
@@ -331,26 +341,21 @@ def _no_unknown_keys(data: Mapping[str, Any], known: set[str], source: str, line
     for key in data:
         if key not in known:
             where = _at(source, lines.get(key, lines.get("")))
-            raise RecipeError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}")
+            raise RecipeError(f"{where}: unknown key {shown(key)}; known are {', '.join(sorted(known))}")
 
 
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise RecipeError(f"{name} is {value!r}; it must be text", name)
+        raise RecipeError(f"{name} is {shown(value)}; it must be text", name)
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise RecipeError(f"{name} is {value!r}; choose one of {', '.join(repr(a) for a in allowed if a)}", name)
+        raise RecipeError(f"{name} is {shown(value)}; choose one of {', '.join(repr(a) for a in allowed if a)}", name)
 
 
 def _regular_expression(name: str, pattern: Any) -> None:
     try:
         compile_pattern(pattern)
     except (PatternError, TypeError) as error:  # the latter: a list or table, which no cache takes
-        raise RecipeError(f"{name}: {_short(pattern)} is no regular expression here: {error}", name) from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise RecipeError(f"{name}: {shown(pattern)} is no regular expression here: {error}", name) from error

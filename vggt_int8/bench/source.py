@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT
+from vggt_int8.plain_data import shown
 from vggt_int8.pretrained import VGGTInt8
 from vggt_int8.pretrained.plain_files import read_json
 from vggt_int8.scenes import render_scenes, scene_seeds
@@ -102,11 +102,12 @@ def _config(name: str) -> VGGTConfig:
     try:
         fields = SIZES[name] if name in SIZES else read_json(Path(name))
         if not isinstance(fields, dict):
-            raise ValueError(f"it holds {fields!r:.80}, not an object of a config's fields")
+            raise ValueError(f"it holds {shown(fields)}, not an object of a config's fields")
+        fields = {key: value for key, value in fields.items() if key != "save"}  # of the files beside it
         if unknown := sorted(fields.keys() - VGGTConfig().to_dict().keys()):
-            raise ValueError(f"a VGGT's config has no {', '.join(unknown)}")
+            raise ValueError(f"a VGGT's config has no {', '.join(f'{key:.60}' for key in unknown[:8])}")
         return VGGTConfig(**fields | {"enable_track": False})
-    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:  # AttributeError: no such dtype
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{name} describes no VGGT: {error}") from error
 
 

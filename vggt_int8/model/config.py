@@ -7,17 +7,22 @@ is built of them.
 """
 
 import difflib
+import json
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from vggt_int8.listing import first_few
 from vggt_int8.model.size import least_parameters
+from vggt_int8.plain_data import shown, too_deep
 
 VGGT_1B_DIM = 1024
 TRACK_HEADS = 8  # attention heads of the track head's transformer: a constant of the architecture
@@ -49,9 +54,39 @@ _ALSO_READ = ("model_type", "quantization_config", "dtype", "torch_dtype")
 _UNREAD = {"architectures", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "save"}
 
 
+Config = TypeVar("Config")
+
+
+def _one_line(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of a strict dataclass that raises ValueError, in one line, where that raises errors of its own kind."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            words, cause = [], error.__cause__
+            while cause is not None:
+                words.append(f"{' '.join(str(cause).split()):.300}")
+                cause = cause.__cause__
+            raise ValueError(": ".join(words)) from error
+        except RecursionError:
+            raise ValueError("a value of the config is nested too deep") from None
+
+    return call
+
+
+def _with_plain_errors(cls: type[Config]) -> type[Config]:
+    """A strict dataclass whose errors are ValueErrors; `StrictDataclassError` is none."""
+    for name in ("__init__", "__setattr__", "validate"):
+        setattr(cls, name, _one_line(getattr(cls, name)))
+    return cls
+
+
+@_with_plain_errors
 @strict
 class VGGTConfig(PreTrainedConfig):
-    """Sizes and switches of a VGGT network. Impossible values raise, naming the field and the value.
+    """Sizes and switches of a VGGT network. Impossible values raise ValueError, naming the field and the value.
 
     img_size: side in pixels of the square image whose patch grid the stored position embedding covers; other
         sizes, not only square ones, work too, since the embedding is resized.
@@ -100,6 +135,16 @@ class VGGTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.track_uv_embedding is None:
             self.track_uv_embedding = self.embed_dim != VGGT_1B_DIM
+        for name in kwargs:
+            if name not in _ALSO_READ and name not in _UNREAD and callable(getattr(PreTrainedConfig, name, callable)):
+                fields = [field for field in self.__annotations__ if field != "model_type"]
+                close = difflib.get_close_matches(name, fields, n=1)
+                hint = f"; did you mean {close[0]}=?" if close else f"; it has {', '.join(fields)}"
+                raise TypeError(f"a VGGT's config has no field {shown(name)}{hint}")
+        for name, value in {"dtype": self.dtype, "torch_dtype": kwargs.get("torch_dtype")}.items():
+            dtype = getattr(torch, value, None) if isinstance(value, str) else value
+            if value is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+                raise ValueError(f"its {name} is {shown(value)}, which is no floating-point dtype of PyTorch")
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
@@ -119,11 +164,20 @@ class VGGTConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """What a `config.json` holds, as transformers reads it; ValueError if it is nested too deep."""
+        """What a `config.json` holds, as transformers reads it. ValueError if it is no JSON or nested too deep."""
+        where = f"the config.json of {str(pretrained_model_name_or_path)!r}"
+        path = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError(f"{where} is no file")
         try:
             return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except RecursionError:
-            raise ValueError(f"the config.json of {str(pretrained_model_name_or_path)!r} is nested too deep") from None
+            raise ValueError(f"{where} is nested too deep") from None
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, ValueError) else error.__context__
+            if isinstance(error, OSError) and not isinstance(cause, json.JSONDecodeError | UnicodeDecodeError):
+                raise
+            raise ValueError(f"{where} is not a valid JSON file: {cause}") from error
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -149,13 +203,13 @@ class VGGTConfig(PreTrainedConfig):
             *("track_iterations", "track_corr_levels", "track_corr_radius", "track_hidden_size"),
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {_short(getattr(self, name))}")
+                raise ValueError(f"{name} must be at least 1, got {shown(getattr(self, name))}")
         for name in ("mlp_ratio", "rope_freq"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {_short(getattr(self, name))}")
+                raise ValueError(f"{name} must be above 0, got {shown(getattr(self, name))}")
         for name, most in _MOST.items():
             if getattr(self, name) > most:
-                raise ValueError(f"{name} must be at most {most:g}, got {_short(getattr(self, name))}")
+                raise ValueError(f"{name} must be at most {most:g}, got {shown(getattr(self, name))}")
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens must not be negative, got {self.num_register_tokens}")
 
@@ -174,64 +228,50 @@ class VGGTConfig(PreTrainedConfig):
     def _check_dpt(self) -> None:
         for name in ("dpt_layers", "dpt_out_channels"):
             if len(getattr(self, name)) != 4:
-                raise ValueError(
-                    f"{name} must have 4 entries, one per feature level, got {_short(getattr(self, name))}"
-                )
+                raise ValueError(f"{name} must have 4 entries, one per feature level, got {shown(getattr(self, name))}")
         if not all(0 <= layer < self.depth for layer in self.dpt_layers):
             raise ValueError(
                 f"dpt_layers must lie in 0 … {self.depth - 1}, since depth is {self.depth}; "
-                f"got {_short(self.dpt_layers)}"
+                f"got {shown(self.dpt_layers)}"
             )
         if any(channels < 1 or channels % 4 for channels in self.dpt_out_channels):
             raise ValueError(
-                f"dpt_out_channels must be multiples of 4 (position embedding), got {_short(self.dpt_out_channels)}"
+                f"dpt_out_channels must be multiples of 4 (position embedding), got {shown(self.dpt_out_channels)}"
             )
         if max(self.dpt_out_channels) > _MOST["dpt_features"]:
             raise ValueError(
-                f"dpt_out_channels must be at most {_MOST['dpt_features']}, got {_short(self.dpt_out_channels)}"
+                f"dpt_out_channels must be at most {_MOST['dpt_features']}, got {shown(self.dpt_out_channels)}"
             )
         self._check_multiple("dpt_features", 8, "for the position embedding of its half")
 
     def _check_multiple(self, name: str, divisor: int, meaning: str) -> None:
         if getattr(self, name) % divisor:
-            raise ValueError(f"{name} must be a multiple of {divisor} ({meaning}), got {_short(getattr(self, name))}")
+            raise ValueError(f"{name} must be a multiple of {divisor} ({meaning}), got {shown(getattr(self, name))}")
 
 
 def _readable(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What of a `config.json` is read; see `VGGTConfig.from_dict`."""
     if not isinstance(data, Mapping):
-        raise TypeError(f"it holds {_short(data)}, not an object of a config's fields")
+        raise TypeError(f"it holds {shown(data)}, not an object of a config's fields")
+    if too_deep(data):
+        raise ValueError("it is nested too deep for a description of a checkpoint")
     kind = data.get("model_type", VGGTConfig.model_type)
     if kind != VGGTConfig.model_type:
-        raise ValueError(f"its model_type is {_short(kind)}, not {VGGTConfig.model_type!r}")
+        raise ValueError(f"its model_type is {shown(kind)}, not {VGGTConfig.model_type!r}")
     quantization = data.get("quantization_config")
     if quantization is not None and not isinstance(quantization, Mapping):
-        raise ValueError(f"its quantization_config is {_short(quantization)}, not an object")
-    for name in ("dtype", "torch_dtype"):
-        value = data.get(name)
-        dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-        if value is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"its {name} is {_short(value)}, which is no floating-point dtype of PyTorch")
+        raise ValueError(f"its quantization_config is {shown(quantization)}, not an object")
     left_out = [name for name in data if name not in fields and name not in _ALSO_READ and name not in _UNREAD]
     left_out = [name for name in left_out if name not in _transformers_fields()]
     for name in left_out:
         if close := difflib.get_close_matches(name, list(fields), n=1, cutoff=0.8):
-            raise ValueError(f"it has a field {_short(name)}, which no VGGT has; {close[0]!r} is one")
+            raise ValueError(f"it has a field {shown(name)}, which no VGGT has; {close[0]!r} is one")
     if left_out:
-        shown = first_few(left_out, 8, spell=_short)
-        warnings.warn(f"fields of config.json that no VGGT reads are ignored: {shown}", stacklevel=4)
+        names = first_few(left_out, 8, spell=shown)
+        warnings.warn(f"fields of config.json that no VGGT reads are ignored: {names}", stacklevel=4)
     return {name: value for name, value in data.items() if name in fields or name in _ALSO_READ}
 
 
 def _transformers_fields() -> frozenset[str]:
     """Names that transformers writes into every model's config."""
     return frozenset(PreTrainedConfig().to_dict())
-
-
-def _short(value: Any) -> str:
-    """A value for a message: its first 60 characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4300 digits
-        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vggt_int8.model.config import VGGTConfig
 
+# Parameters for each byte of the files, beyond which a config belongs to other weights; below, the comparison of names
+# and shapes says better what does not fit.
+FAR_LARGER = 8
 _TRACK_BLOCKS = 24  # of the track head's transformer: four lists of `track_former.DEPTH`
 
 

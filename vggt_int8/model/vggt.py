@@ -11,6 +11,7 @@ it compiles into one graph and can be captured in a CUDA graph (after one call, 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,10 +30,25 @@ from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.inputs import checked_images, checked_query_points
 from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
 from vggt_int8.model.layers import LayerScale
+from vggt_int8.model.size import FAR_LARGER, least_parameters
 from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
 from vggt_int8.model.track_head import Tracker, TrackHead
 
 HEADS = ("camera", "depth", "point", "track")
+
+
+def _check_weights(source: str, options: dict[str, Any]) -> None:
+    """Raise ValueError if the weights of a folder are no files, or the sizes in its config far more than they hold."""
+    folder = Path(source) / (options.get("subfolder") or "")
+    files = [path for path in folder.glob("*") if path.name.startswith(("model", "pytorch_model"))]
+    if odd := [path for path in files if not path.is_file()]:  # a pipe would be waited for
+        raise ValueError(f"{odd[0]} is no file")
+    size, count = sum(path.stat().st_size for path in files), least_parameters(options["config"])
+    if files and count > FAR_LARGER * size:
+        raise ValueError(
+            f"the sizes in the config of {source!r} make {count:.3g} parameters, but its files have {size:.3g} bytes: "
+            "the config belongs to other weights"
+        )
 
 
 @dataclass
@@ -105,7 +121,10 @@ class VGGT(PreTrainedModel):
             options["config"] = VGGTConfig.from_pretrained(source, **hub, **fields)
         if getattr(options["config"], "quantization_config", None) is not None:
             raise ValueError(f"{source} is quantized: load it with VGGTInt8.from_pretrained")
-        model, info = super().from_pretrained(source, **options, output_loading_info=True)
+        _check_weights(source, options)
+        # Tensors of other shapes are told of below, by name.
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(source, **options, **told)
         if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]:
             raise ValueError(f"{source} does not fit the network: {sorted(map(str, wrong))[:5]} ({len(wrong)} in all)")
         return (model, info) if wants_info else model

@@ -6,9 +6,11 @@ What is missing, what may not be read and what is no file are three things, and 
 import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from vggt_int8.plain_data import shown, too_deep
 from vggt_int8.pretrained.errors import CheckpointError
 
 # What transformers looks for in a folder, in its order.
@@ -111,11 +113,25 @@ def read_json(path: Path) -> Any:
     if (size := path.stat().st_size) > _MOST_JSON:
         raise CheckpointError(f"cannot read {where}: it has {size} bytes, and none needs more than {_MOST_JSON}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_without_duplicates)
+        deep = too_deep(content)
     except RecursionError:
-        raise CheckpointError(f"cannot read {where}: it is nested too deep for a description of a checkpoint") from None
+        deep = True
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits
         raise CheckpointError(f"cannot read {where}: it is not a valid JSON file: {error}") from error
+    if deep:
+        raise CheckpointError(f"cannot read {where}: it is nested too deep for a description of a checkpoint")
+    return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which every reader sees the same: where a key is there twice, some take the first, some the last."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {shown(twice)} is in one object twice")
+    return table
 
 
 def _no_constant(name: str) -> None:

@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vggt_int8.kernels.cpu_threads import Workers
 from vggt_int8.kernels.reference import CODE_MAX
+from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
@@ -51,16 +52,16 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
     ) -> None:
         if type(format_version) is not int or format_version not in _READ_VERSIONS:  # True equals 1, and is not it
             raise CheckpointError(
-                f"the checkpoint has format_version {format_version!r}; this vggt-int8 reads "
+                f"the checkpoint has format_version {shown(format_version)}; this vggt-int8 reads "
                 f"{' and '.join(map(str, _READ_VERSIONS))}. Update the package: pip install -U vggt-int8"
             )
         if unknown:
             raise CheckpointError(
-                f"unknown keys in quantization_config: {', '.join(sorted(unknown))}. A newer vggt-int8 may know them: "
-                "pip install -U vggt-int8"
+                f"unknown keys in quantization_config: {shown(sorted(unknown))[1:-1]}. A newer vggt-int8 may know "
+                "them: pip install -U vggt-int8"
             )
         if not isinstance(recipe, dict):
-            raise CheckpointError(f"quantization_config must hold the whole recipe, not {recipe!r}")
+            raise CheckpointError(f"quantization_config must hold the whole recipe, not {shown(recipe)}")
         self.quant_method = quant_method
         self.format_version = format_version
         self.recipe = recipe

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -19,7 +19,7 @@ from vggt_int8.embedded import EMBEDDED, resolve_source
 from vggt_int8.files import sweep
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import HUB_KEYWORDS
-from vggt_int8.model.size import least_parameters
+from vggt_int8.model.size import FAR_LARGER, least_parameters
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.names import load_tensors
@@ -42,7 +42,6 @@ _DTYPES = {
     "float": torch.float32,
     "half": torch.float16,
 }
-_FAR_LARGER = 8  # below it, the comparison of names and shapes says better what does not fit
 NO_NETWORK = f"No network? {EMBEDDED!r} names the small model inside this package"
 
 
@@ -125,7 +124,7 @@ def make_config(data: Any, source: str, changed: dict[str, Any]) -> VGGTConfig:
         for name, value in changed.items():
             setattr(config, name, value)
         config.validate()  # once more: the fields are set after the first time
-    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {reason:.600}") from error
     return config
@@ -150,7 +149,7 @@ def given_config(config: Any, kwargs: dict[str, Any]) -> VGGTConfig:
         setattr(copied, name, data[name])
     try:
         copied.validate()
-    except StrictDataclassError as error:
+    except ValueError as error:
         raise CheckpointError(f"config= describes no VGGT: {error}") from error
     copied.quantization_config = getattr(config, "quantization_config", None)
     if copied.quantization_config is None:
@@ -184,7 +183,7 @@ def check_cached_index(source: str, kwargs: dict[str, Any]) -> None:
 def check_size(config: VGGTConfig, files: list[Path], source: str) -> None:
     """Raise `CheckpointError` if the network is far larger than its files: a weight takes a byte or more."""
     size, count = sum(path.stat().st_size for path in files), least_parameters(config)
-    if not files or count <= _FAR_LARGER * size:
+    if not files or count <= FAR_LARGER * size:
         return
     read_headers(str(path) for path in files)  # says so if they are damaged
     raise CheckpointError(

@@ -9,6 +9,7 @@ from torch import nn
 
 from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.patterns import fits
+from vggt_int8.plain_data import shown
 from vggt_int8.quant.replaceable import QUANTIZABLE, Keeping, every_name
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme
 
@@ -52,7 +53,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     for option in ("include", "exclude"):
         for pattern in getattr(recipe, option):
             if pattern != ".*" and not any(fits(pattern, name) for name in plan):
-                raise RecipeError(f"recipe {recipe.name!r}: {option} {pattern!r} matches no layer of this model")
+                raise RecipeError(f"recipe {recipe.name!r}: {option} {shown(pattern)} matches no layer of this model")
     _check_not_idle(recipe, plan)
     return plan
 
@@ -81,7 +82,7 @@ def _plan_attention(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     for pattern in recipe.attention_layers:
         if not any(fits(pattern, name) for name in names):
             raise RecipeError(
-                f"recipe {recipe.name!r}: attention_layers {pattern!r} matches no attention of this model, whose "
+                f"recipe {recipe.name!r}: attention_layers {shown(pattern)} matches no attention of this model, whose "
                 f"names are such as {names[0]!r}"
             )
 
@@ -109,7 +110,7 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
             if count:
                 raise RecipeError(
                     f"recipe {recipe.name!r}, {rule.where}: decides {count} layers of this model, but its part "
-                    f"{rule.part!r} is no module of it. Correct the part."
+                    f"{shown(rule.part)} is no module of it. Correct the part."
                 )
             continue
         if count == 0 and not excluded:

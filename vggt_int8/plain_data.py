@@ -1,0 +1,36 @@
+"""Plain data from outside (JSON, TOML, keyword arguments): how deep it is, and how it is shown in a message.
+
+A value that is at fault may have megabytes or thousands of levels, and then `repr` and `copy.deepcopy` are errors of
+their own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+DEEPEST = 32  # levels of lists and tables; a config.json of ours has five
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value for a message: `repr` on one line, cut off after `most` characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and tables stand in each other more than `DEEPEST` times."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> list[Any]:
+    """The lists and tables in a list or table."""
+    entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [entry for entry in entries if isinstance(entry, Mapping | list | tuple)]
