@@ -45,15 +45,7 @@ def score_models(
         for name, model in models.items():
             output = model(batch.images)
             reference = output if reference is None else reference
-            keepers[name].add(
-                output.extrinsic,
-                output.depth,
-                batch.extrinsic,
-                batch.depth,
-                batch.valid,
-                output.intrinsic,
-                batch.intrinsic,
-            )
+            keepers[name].add_output(output, batch)
             for key in COMPARED:
                 if key in output:
                     error, signal = squares[name].get(key, (0.0, 0.0))

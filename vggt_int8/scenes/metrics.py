@@ -12,11 +12,13 @@ Pixels: fx / fy over its true value, 1 where the shape of a pixel is known. Ever
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vggt_int8.geometry import direction_error_degrees, relative_pose, rotation_error_degrees
+from vggt_int8.scenes.render import SceneBatch
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,20 @@ class ScoreKeeper:
         if depth is not None:
             depth = depth.squeeze(-1) if depth.dim() == 5 else depth
             self._depths.append(depth_errors(depth, true_depth, valid))
-
         if intrinsic is not None and true_intrinsic is not None:
             self._focals.append(focal_ratios(intrinsic, true_intrinsic).flatten())
+
+    def add_output(self, output: Any, truth: SceneBatch) -> None:
+        """A network's cameras and depth for the images of rendered scenes, beside the truth."""
+        self.add(
+            output.extrinsic,
+            output.depth,
+            truth.extrinsic,
+            truth.depth,
+            truth.valid,
+            output.intrinsic,
+            truth.intrinsic,
+        )
 
     def scores(self) -> dict[str, float]:
         """Of all scenes so far: the fields of `PoseScores`, `DepthScores`, `FocalScores`, those that were predicted."""

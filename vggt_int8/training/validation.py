@@ -54,13 +54,5 @@ def _score(
         # Eager: compiling for these shapes and for fp32 would take longer than it saves.
         with torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
             output = model(batch.images, frames_chunk_size=None)
-        kept.add(
-            output.extrinsic,
-            output.depth,
-            batch.extrinsic,
-            batch.depth,
-            batch.valid,
-            output.intrinsic,
-            batch.intrinsic,
-        )
+        kept.add_output(output, batch)
     return kept.scores()
