@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,11 @@ def test_writes_all_outputs(cli, tiny: Path, photos: list[Path], tmp_path: Path)
     assert report["versions"]["torch"] == torch.__version__
 
 
-def test_the_report_says_how_to_repeat_the_run(cli, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_the_report_says_how_to_repeat_the_run(
+    cli, tiny: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["/anywhere/vggt-int8", "run", "a model", "photo.jpg"])
     chosen = ("--mode", "pad", "--frames-chunk", "1", "--confidence-percentile", "40", "--max-points", "50")
     cli("run", tiny, *photos, "-o", out, "--device", "cpu", *chosen, "-r", "int8_weight_only")
     report = json.loads((out / "report.json").read_text())
@@ -57,7 +61,7 @@ def test_the_report_says_how_to_repeat_the_run(cli, tiny: Path, photos: list[Pat
     assert report["model_identity"]["value"]
     assert report["runtime"]["mode"] in ("fused", "plain")
     assert report["inputs"][0]["sha256"] == hashlib.sha256(photos[0].read_bytes()).hexdigest()
-    assert report["command_line"].startswith("vggt-int8 ")
+    assert report["command_line"] == "vggt-int8 run 'a model' photo.jpg"
     assert report["folder"] == str(Path.cwd())
     plain = tmp_path / "plain"
     cli("run", tiny, photos[0], "-o", plain, "--device", "cpu")
