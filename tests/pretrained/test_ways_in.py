@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,16 @@ def test_a_prefixed_checkpoint_is_quantized_like_any_other(
     assert_same_weights(AutoModel.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
 
 
+SPARSE = "aggregator.camera_token"
+
+
+class Harmless:
+    """What a pickle with code in it holds; this code would do nothing."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
 UNDECIDED: list[tuple[str, Callable[[State], Any], str]] = [
     (
         "two networks",
@@ -305,6 +316,10 @@ UNDECIDED: list[tuple[str, Callable[[State], Any], str]] = [
     ("two state dicts", lambda s: {"state_dict": s, "model": s}, "state dicts under 'state_dict' and 'model'"),
     ("two levels", lambda s: {"checkpoint": {"state_dict": s}}, r"no state dict \(has a dict under 'checkpoint'\)"),
     ("nothing", lambda s: {}, r"no state dict \(is empty\)"),
+    ("a number for a name", lambda s: {1: torch.ones(1)}, r"no state dict \(has a Tensor under 1\)"),
+    ("a sparse tensor", lambda s: s | {SPARSE: s[SPARSE].to_sparse()}, r"token is stored as F16 \(torch.sparse_coo\)"),
+    ("no data", lambda s: s | {SPARSE: s[SPARSE].to("meta")}, r"token is stored as F16 \(no data\)"),
+    ("code that is blocked", lambda s: s | {"x": Harmless()}, "it holds other objects"),
 ]
 
 
@@ -322,6 +337,34 @@ def test_what_cannot_be_decided_is_said(
     for source in (tmp_path, tmp_path / "pytorch_model.bin"):
         with pytest.raises(CheckpointError, match=message):
             VGGTInt8.from_pretrained(source)
+
+
+def test_averaged_weights_beside_the_others_are_told(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_weights: State
+) -> None:
+    copy_config(tiny_checkpoint, tmp_path)
+    torch.save({"model": tiny_weights, "ema": tiny_weights, "optimizer": {"a": torch.ones(1)}}, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match="under 'model' is loaded; under 'ema' there is"):
+        VGGTInt8.from_pretrained(tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"no file named model.safetensors; it holds w\.pt: pass the path"):
+        VGGTInt8.from_pretrained(tmp_path)
+
+
+def test_archives_that_hold_no_tensors_are_not_said_to_be_damaged(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    copy_config(tiny_checkpoint, tmp_path)
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("code.py", "raise SystemExit")
+    torch.jit.trace(torch.nn.Identity(), torch.ones(1)).save(tmp_path / "script.pt")
+    for name, message in {"zip": "a zip archive, but none that torch.save wrote", "script": "TorchScript"}.items():
+        with pytest.raises(CheckpointError, match=message):
+            VGGTInt8.from_pretrained(tmp_path / f"{name}.pt")
+
+
+def test_a_pipe_beside_a_single_file_is_no_config(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    shutil.copy(tiny_checkpoint / "model.safetensors", tmp_path)
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is a pipe"):
+        VGGTInt8.from_pretrained(tmp_path / "model.safetensors")
 
 
 def test_names_without_a_network_stay() -> None:

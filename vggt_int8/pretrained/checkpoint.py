@@ -172,7 +172,10 @@ def stored_bytes(files: Iterable[str]) -> dict[str, int]:
 
 
 def _describe(tensor: Tensor) -> StoredTensor:
-    return StoredTensor(_SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), "state dict")
+    dtype = _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype))
+    if tensor.layout != torch.strided or tensor.is_meta:
+        dtype = f"{dtype} ({'no data' if tensor.is_meta else tensor.layout})"  # which no slot takes
+    return StoredTensor(dtype, tuple(tensor.shape), "state dict")
 
 
 def _expected(model: nn.Module, quantizing: bool) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ Objects in a pickle can run code when they are opened, so PyTorch's reader for w
 """
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vggt_int8.listing import first_few
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.plain_files import check_plain_file
 
 # Where training programs put the state dict beside other things: Lightning, scripts, DeepSpeed.
 _WRAPS = ("state_dict", "model_state_dict", "model", "module")
+# What PyTorch's reader says of objects that it does not make; "Unsupported operand" alone is damage.
+_OTHER_OBJECTS = re.compile(r"GLOBAL|unrecognized function|Can only|unsupported (?:class|persistent)", re.IGNORECASE)
 
 
 def load_pickle(file: str) -> dict[str, Tensor]:
@@ -32,12 +37,19 @@ def load_pickle(file: str) -> dict[str, Tensor]:
         return dict(content)
     found = [key for key in _WRAPS if key in content and _is_state_dict(content[key])]
     if len(found) == 1:
-        return dict(content[found[0]])
+        state = content[found[0]]
+        if alike := [key for key, value in content.items() if key != found[0] and _same_names(value, state)]:
+            warnings.warn(
+                f"{file}: the state dict under {found[0]!r} is loaded; under {first_few(alike, spell=repr)} there "
+                "is another of the same tensors, such as averaged weights: save that by itself to load it",
+                stacklevel=2,
+            )
+        return dict(state)
     if found:
         listed = " and ".join(repr(key) for key in found)
         raise CheckpointError(f"{file} holds state dicts under {listed}: save the one that is meant by itself")
-    odd = next((key for key, value in content.items() if not isinstance(value, Tensor)), None)
-    what = "is empty" if odd is None else f"has a {type(content[odd]).__name__} under {odd!r:.60}"
+    odd = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    what = f"has a {type(content[odd[0]]).__name__} under {odd[0]!r:.60}" if odd else "is empty"
     raise CheckpointError(
         f"{file} holds no state dict ({what}): a dict from name to tensor is expected, by itself or under "
         f"{', '.join(repr(key) for key in _WRAPS)}"
@@ -58,15 +70,37 @@ def _is_state_dict(content: Any) -> bool:
     )
 
 
+def _same_names(content: Any, state: Mapping[str, Tensor]) -> bool:
+    return _is_state_dict(content) and content.keys() == state.keys()
+
+
+def _is_other_zip(file: str) -> bool:
+    """Whether a file is a sound zip archive without what torch.save puts into one."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return not any(name.endswith("data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
 def _open(file: str) -> Any:
     check_plain_file(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # zip, pickle and torch's reader raise errors of many kinds on a damaged file
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        if isinstance(error, pickle.UnpicklingError) and _OTHER_OBJECTS.search(str(error)):
             raise CheckpointError(
                 f"{file} cannot be read as plain tensors (it holds other objects). Pickled models can run code when "
                 "opened, so they are refused: save `model.state_dict()` instead, best as safetensors"
+            ) from error
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{file} is a program of TorchScript, which is not run: save `model.state_dict()` instead, best as "
+                "safetensors"
+            ) from error
+        if _is_other_zip(file):
+            raise CheckpointError(
+                f"{file} is a zip archive, but none that torch.save wrote: unpack it and pass the file of tensors"
             ) from error
         raise CheckpointError(
             f"{file} cannot be read as plain tensors ({type(error).__name__}): it is truncated, damaged or no file of "

@@ -10,11 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown, too_deep
 from vggt_int8.pretrained.errors import CheckpointError
 
 # What transformers looks for in a folder, in its order.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SINGLE_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _MOST_JSON = 16 * 1024 * 1024  # bytes; the index of VGGT-1B takes 0.15 MB
 
 
@@ -58,7 +60,8 @@ def what_it_is(path: str | Path) -> str:
 def check_weight_files(folder: Path, variant: str | None = None) -> None:
     """Look at the weights of a folder as transformers will find them, and at the index if they are in several files.
 
-    Raises `CheckpointError` as `check_plain_file`, and for an index that is none or that points elsewhere.
+    Raises `CheckpointError` as `check_plain_file`, for a folder without weights, and for an index that is none
+    or that points elsewhere.
     """
     for name in _WEIGHTS:
         path = folder / _with_variant(name, variant)
@@ -68,6 +71,11 @@ def check_weight_files(folder: Path, variant: str | None = None) -> None:
                 for name in check_index(path):
                     _check_inside(path, name)
             return
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in SINGLE_FILES)
+    hint = f"; it holds {first_few(found)}: pass the path of the file that is meant" if found else ""
+    raise CheckpointError(
+        f"cannot load {str(folder)!r}: there is no file named {_with_variant(_WEIGHTS[0], variant)}{hint}"
+    )
 
 
 def _with_variant(name: str, variant: str | None) -> str:

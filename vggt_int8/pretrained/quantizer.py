@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vggt_int8.kernels.cpu_threads import Workers
 from vggt_int8.kernels.reference import CODE_MAX
+from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError
 from vggt_int8.quant.plan import LayerPlan
@@ -56,8 +57,9 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
                 f"{' and '.join(map(str, _READ_VERSIONS))}. Update the package: pip install -U vggt-int8"
             )
         if unknown:
+            keys = first_few(sorted(unknown), 5, spell="{:.60}".format)
             raise CheckpointError(
-                f"unknown keys in quantization_config: {shown(sorted(unknown))[1:-1]}. A newer vggt-int8 may know "
+                f"unknown keys in quantization_config: {keys}. A newer vggt-int8 may know "
                 "them: pip install -U vggt-int8"
             )
         if not isinstance(recipe, dict):

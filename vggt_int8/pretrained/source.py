@@ -23,12 +23,11 @@ from vggt_int8.model.size import FAR_LARGER, least_parameters
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.names import load_tensors
-from vggt_int8.pretrained.plain_files import check_index, check_plain_file, check_weight_files, read_json
+from vggt_int8.pretrained.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe, load_recipe
 
-_SINGLE_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _DTYPES = {
     "fp64": torch.float64,
     "fp32": torch.float32,
@@ -51,7 +50,7 @@ def check_source(source: str) -> None:
         return
     if os.path.islink(source):
         raise CheckpointError(f"{source} is a link to {os.readlink(source)}, which does not exist")
-    if source.endswith((*_SINGLE_FILES, ".json", ".gguf", ".onnx")):
+    if source.endswith((*SINGLE_FILES, ".json", ".gguf", ".onnx")):
         raise CheckpointError(f"there is no file {source!r}")
     if address := re.match(r"https?://[^/]+/([^/]+/[^/]+)", source):
         raise CheckpointError(f"{source!r} is an address; pass the model's name, {address[1]!r}")
@@ -168,7 +167,7 @@ def check_folder(source: str, config: VGGTConfig, kwargs: dict[str, Any]) -> Non
             "(peft's merge_and_unload) and save those"
         )
     check_weight_files(folder, kwargs.get("variant"))
-    weights = [path for path in folder.iterdir() if path.suffix in _SINGLE_FILES and path.is_file()]
+    weights = [path for path in folder.iterdir() if path.suffix in SINGLE_FILES and path.is_file()]
     check_size(config, weights, source)
 
 
@@ -276,16 +275,16 @@ def open_file(source: str, config: VGGTConfig | None, kwargs: dict[str, Any]) ->
     for name in ("variant", "subfolder"):
         if kwargs.get(name):
             raise TypeError(f"{name}={kwargs[name]!r:.60} chooses among files, but {source!r} is one file")
-    if not source.endswith(_SINGLE_FILES):
+    if not source.endswith(SINGLE_FILES):
         hint = f", such as {str(path.parent)!r}" if path.suffix == ".json" else ""
         raise CheckpointError(
-            f"{source} is a file of unknown kind; known are {', '.join(_SINGLE_FILES)}, or a folder{hint}"
+            f"{source} is a file of unknown kind; known are {', '.join(SINGLE_FILES)}, or a folder{hint}"
         )
     if re.fullmatch(r".*-\d+-of-0*(?!1\.)\d+\.\w+", path.name):
         raise CheckpointError(
             f"{source} is one of several files of a checkpoint: pass their folder, {str(path.parent)!r}"
         )
-    beside = (path.parent / "config.json").is_file()
+    beside = os.path.lexists(path.parent / "config.json")  # and if it is no file, reading it says so
     if config is None:
         changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
         data = read_json(path.parent / "config.json") if beside else {}
