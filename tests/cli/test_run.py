@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +37,26 @@ def test_writes_all_outputs(cli, tiny: Path, photos: list[Path], tmp_path: Path)
     assert set(report["seconds"]) == {"load_model", "load_images", "reconstruct", "write"}
     assert report["peak_memory_bytes"]["rss"] > 0
     assert report["versions"]["torch"] == torch.__version__
+
+
+IMPORTED_WHEN_A_PHASE_BEGINS = """
+import sys
+from vggt_int8.cli import app
+from vggt_int8.export import PhaseClock
+phase = PhaseClock.phase
+def told(clock, name):
+    print(name, "vggt_int8.pretrained" in sys.modules, file=sys.stderr)
+    return phase(clock, name)
+PhaseClock.phase = told
+app()
+"""
+
+
+def test_the_seconds_of_loading_are_not_those_of_imports(tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    run = [sys.executable, "-c", IMPORTED_WHEN_A_PHASE_BEGINS, "run", tiny, photos[0], "-o", tmp_path / "out"]
+    done = subprocess.run([*map(str, run), "--device", "cpu"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "load_model True" in done.stderr
 
 
 def test_the_report_says_how_to_repeat_the_run(
