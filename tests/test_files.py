@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from vggt_int8 import files
-from vggt_int8.files import staged_folder, staging_folder, sweep, write_json, write_whole
+from vggt_int8.exchange import exchange
+from vggt_int8.files import staged_folder, staging_folder, sweep, undo_exchange, write_json, write_whole
 
 ENTRIES = ("data", "a.json")  # a.json is the last to come
 
@@ -240,7 +242,7 @@ def test_putting_back_may_be_killed_as_well(tmp_path: Path) -> None:
                 real(*names)
 
             os.rename = rename
-            files._exchange(staging, list(ENTRIES), OURS)
+            exchange(staging, list(ENTRIES), OURS)
 
     fill(tmp_path, "a.json", "data/old.npy")
     old = contents(tmp_path)
@@ -271,9 +273,12 @@ def test_what_took_the_place_of_old_content_stays_as_well(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "journal",
     [
-        '{"new": {"../../thesis.txt": 1, "a.json": 1}}',
-        '{"new": {"a.json": "1"}}',
-        '{"new": ["a.json"]}',
+        '{"folder": INODE, "new": {"../../thesis.txt": 1, "a.json": 1}}',
+        '{"folder": INODE, "new": {"a.json": "1"}}',
+        '{"folder": INODE, "new": ["a.json"]}',
+        '{"folder": 1, "new": {"a.json": 1}}',
+        '{"new": {"a.json": 1}}',
+        '{"folder": INODE, "new": {"a.json": 1}}' + " " * 2**20,
         "{",
         "[1]",
         "1",
@@ -289,14 +294,79 @@ def test_a_folder_that_only_looks_like_ours_moves_nothing(tmp_path: Path, journa
     (private / "key").write_text("mine")
     (staging / "new" / "a.json").write_text("planted")
     if link is not None:
-        journal = '{"new": {"a.json": 1}}'
+        journal = '{"folder": INODE, "new": {"a.json": 1}}'
         shutil.rmtree(staging / link)
         (staging / link).symlink_to(private)
         (private / "a.json").write_text("mine")
-    (staging / "exchange.json").write_text(journal)
+    (staging / "exchange.json").write_text(journal.replace("INODE", str(staging.stat().st_ino)))
     before = listing(tmp_path)
-    sweep(tmp_path / "out")
+    with pytest.warns(UserWarning, match="is left as it is"):
+        sweep(tmp_path / "out")
+    with pytest.warns(UserWarning, match="is left as it is"):
+        assert undo_exchange(tmp_path / "out") == [staging]
     assert listing(tmp_path) == before
+
+
+def test_a_copy_of_a_folder_that_was_cut_short_moves_nothing(tmp_path: Path) -> None:
+    """Its journal tells of the files of the original, which is still put back, under another name as well."""
+    cut, copy, renamed = tmp_path / "cut", tmp_path / "copy", tmp_path / "renamed"
+    fill(cut, "a.json", "data/old.npy")
+    old = contents(cut)
+    for number in range(100):
+        killed_at(number, lambda: fill(cut, "data/new.npy", "a.json", overwrite=True))
+        if not (cut / "a.json").exists():
+            break
+    shutil.copytree(cut, copy)
+    before = listing(copy)
+    with pytest.warns(UserWarning, match="is left as it is"):
+        assert len(undo_exchange(copy)) == 1
+    assert listing(copy) == before
+    cut.rename(renamed)
+    assert undo_exchange(renamed) == []
+    assert contents(renamed) == old
+
+
+def test_two_writers_of_one_folder_take_turns(tmp_path: Path) -> None:
+    """What is there at any time after is of one of them; neither fails, and nothing hidden stays."""
+
+    def write(name: str) -> None:
+        for _ in range(40):
+            fill(tmp_path, f"data/{name}.npy", "a.json", overwrite=True)
+
+    fill(tmp_path, "a.json")
+    children = []
+    for name in ("old", "new"):
+        if (child := os.fork()) == 0:
+            try:
+                write(name)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert listing(tmp_path) in (["a.json", "data/old.npy"], ["a.json", "data/new.npy"])
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_writer_of_a_folder_that_another_left_in_pieces_meanwhile(tmp_path: Path) -> None:
+    fill(tmp_path, "a.json", "data/old.npy")
+    with staged_folder(tmp_path, entries=ENTRIES, overwrite=True, owned=lambda _: OURS) as folder:
+        (folder / "a.json").write_text("mine")
+        for number in range(100):
+            killed_at(number, lambda: fill(tmp_path, "data/new.npy", "a.json", overwrite=True))
+            if not (tmp_path / "a.json").exists():
+                break
+    assert contents(tmp_path) == {"a.json": "mine"}
+    assert listing(tmp_path) == ["a.json"]
+
+
+def test_a_reader_moves_nothing_while_a_writer_lives(tmp_path: Path) -> None:
+    fill(tmp_path, "a.json")
+    with staging_folder(tmp_path) as staging:
+        assert undo_exchange(tmp_path) == [staging]
+        (tmp_path / "a.json").unlink()
+        assert undo_exchange(tmp_path) == [staging]
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -26,6 +26,7 @@ TIERS = [
         "quiet",
         "chart",
         "disk",
+        "exchange",
         "files",
         "interrupts",
         "listing",
@@ -33,6 +34,7 @@ TIERS = [
         "encoding",
         "patterns",
         "plain_data",
+        "saves",
     },
     {"quant"},
     {"runtime"},
@@ -42,12 +44,13 @@ TIERS = [
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Shared by the whole lowest tier: camera conventions, whole files, lists and values in messages, patterns, consoles,
-# the embedded model's name. Nothing else is between its units.
+# Shared by the whole lowest tier: camera conventions, whole files and checkpoints, lists and values in messages,
+# patterns, consoles, the embedded model's name. Nothing else is between its units.
 SHARED = {
     "geometry",
     "quiet",
     "disk",
+    "exchange",
     "files",
     "embedded",
     "interrupts",
@@ -55,6 +58,7 @@ SHARED = {
     "patterns",
     "plain_data",
     "encoding",
+    "saves",
 }
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {

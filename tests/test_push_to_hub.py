@@ -133,3 +133,30 @@ def test_push_without_a_valid_token_uploads_nothing(tiny: Path, tmp_path: Path) 
     assert "401" in push.stderr
     assert hub.repos == {}
     assert hub.objects == {}
+
+
+SAVE_AND_PUSH = """
+import os, sys, torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from vggt_int8 import VGGT, VGGTInt8
+for kind, name in ((VGGT, "plain"), (VGGTInt8, "other")):
+    model = kind.from_pretrained(sys.argv[1])
+    model.save_pretrained(f"{sys.argv[2]}/{name}", push_to_hub=True, max_shard_size="2MB", commit_message="Saved whole")
+    again = kind.from_pretrained(f"me/{name}", verify=True).state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
+hidden = [name for _, folders, files in os.walk(HF_HUB_CACHE) for name in (*folders, *files) if ".partial-" in name]
+assert hidden == [], hidden
+"""
+
+
+def test_a_save_that_is_pushed_as_well(tiny: Path, tmp_path: Path) -> None:
+    """Both classes: what arrives is one save, in the same shards, and is verified from the cache."""
+    with HubServer() as hub:
+        run = python(hub, tmp_path / "home", SAVE_AND_PUSH, str(tiny), str(tmp_path))
+        assert run.returncode == 0, run.stderr
+        assert hub.failures == []
+        for name in ("plain", "other"):
+            sent = hub.repos[f"me/{name}"].commits
+            tree = list(sent.values())[-1]
+            local = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+            assert {file: hub.content(tree[file]) for file in local} == local

@@ -14,19 +14,18 @@ import secrets
 import shutil
 import stat
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from vggt_int8.disk import check_place, naming
+from vggt_int8.exchange import JOURNAL, exchange, foreign_below, not_ours, roll_back
 from vggt_int8.interrupts import uninterrupted
-from vggt_int8.listing import first_few
 
 OLD_SECONDS = 7 * 86400.0  # without locks: what nobody has touched for so long is dead
-_JOURNAL = "exchange.json"
+_ANY = r"(?s:\..+\.partial-[0-9a-f]{8})"  # of any target: the folder may have been renamed since
 _SAVING = r"\.saving-[a-z0-9_]{8}"  # inside a target: what saves were called before
 
 
@@ -34,7 +33,7 @@ _SAVING = r"\.saving-[a-z0-9_]{8}"  # inside a target: what saves were called be
 def staged_folder(
     out: str | PathLike[str],
     *,
-    entries: Collection[str],
+    entries: Collection[str] | Callable[[], Collection[str]],
     overwrite: bool | None = False,
     owned: Callable[[Path], Collection[str]] | None = None,
     needed: float = 0,
@@ -42,7 +41,8 @@ def staged_folder(
     """Give an empty folder to write into; on success its content becomes `out`, on any error nothing stays.
 
     entries: the names that this kind of output may have at its top level. The last of them tells that the output is
-    complete: it is the first to go and the last to come.
+    complete: it is the first to go and the last to come. A function, if they depend on what is there, is asked
+        when no other exchange is at work.
     overwrite: True replaces these in an existing folder, old ones that the new run lacks included, and leaves all
     other files alone. None: the caller offers no overwriting, so the message does not either.
     owned: of an existing folder, the files (relative, with `/`) that may be replaced, since this program wrote them.
@@ -59,19 +59,22 @@ def staged_folder(
     check_place(out)
     sweep(out)
     check_place(out, needed)  # once what a kill has left is gone
-    _check_replaceable(out, entries, overwrite, owned)
+    known = entries if callable(entries) else lambda: entries
+    _check_replaceable(out, known(), overwrite, owned)
     with staging_folder(out) as staging:
         new = staging / "new"
         new.mkdir()
         with naming(out):
             yield new
-        unexpected = {path.name for path in new.iterdir()} - set(entries)
+        unexpected = {path.name for path in new.iterdir()} - set(known())
         if unexpected:
-            raise ValueError(f"{sorted(unexpected)} must be listed in entries {sorted(entries)}")
+            raise ValueError(f"{sorted(unexpected)} must be listed in entries {sorted(known())}")
         # An existing folder may be a mount point or someone's working directory: it is filled, never replaced.
         if staging.parent == _real(out):
-            _check_replaceable(out, entries, overwrite, owned, but=staging)  # it may have been filled meanwhile
-            _exchange(staging, list(entries), set(owned(out)) if owned is not None else set())
+            with _exchanging(staging.parent):
+                _sweep_below(staging.parent, _left_by(staging.parent))  # another may have been killed meanwhile
+                _check_replaceable(out, known(), overwrite, owned, but=staging)  # or have filled it
+                exchange(staging, list(known()), set(owned(out)) if owned is not None else set())
             return
         try:
             new.rename(out)
@@ -112,14 +115,29 @@ def sweep(target: str | PathLike[str]) -> None:
     Nothing of another user, nothing behind a link, and nothing that a living process holds is touched.
     """
     target = _real(target)
-    partial = _partial_name(target.name, "[0-9a-f]{8}", re.escape)
-    for folder, pattern in ((target.parent, partial), (target, f"{partial}|{_SAVING}")):
-        try:
-            found = sorted(entry.name for entry in os.scandir(folder) if re.fullmatch(pattern, entry.name))
-        except OSError:  # no folder, or none that may be listed: nothing to sweep here
-            continue
-        for name in found:
-            _remove_dead(folder / name)
+    _sweep_below(target.parent, _left_by(target))
+    inside = f"{_left_by(target)}|{_SAVING}"
+    if _left_below(target, inside):
+        with _exchanging(target):
+            _sweep_below(target, inside)
+
+
+def undo_exchange(folder: str | PathLike[str]) -> list[Path]:
+    """Undo an exchange in a folder that was cut short there, for a reader: nothing is removed, nothing else is moved.
+
+    Returns hidden folders of writers that stay as they are, since a process holds them, another user wrote them, or
+    they came with the folder from elsewhere. Raises OSError where the folder cannot be changed.
+    """
+    folder = _real(folder)
+    others: list[Path] = []
+    if not _left_below(folder):
+        return others
+    with _exchanging(folder):
+        for path in _left_below(folder):
+            with _if_dead(path) as dead:
+                if not dead or not path.is_dir() or not roll_back(path):
+                    others.append(path)
+    return others
 
 
 def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
@@ -133,10 +151,16 @@ def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file is needed", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
-    temporary = path.with_name(_partial_name(path.name, secrets.token_hex(4)))
+    while True:
+        temporary = path.with_name(_partial_name(path.name, secrets.token_hex(4)))
+        with naming(path):
+            file = temporary.open("xb")
+        _lock(file.fileno(), wait=True)
+        if _is_at(temporary, file.fileno()):
+            break
+        file.close()  # somebody swept it before it was locked
     try:
-        with naming(path), temporary.open("xb") as file:
-            _lock(file.fileno())
+        with naming(path), file:
             file.write(content.encode() if isinstance(content, str) else content)
             if path.exists():
                 os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
@@ -162,6 +186,34 @@ def _real(path: str | PathLike[str]) -> Path:
     return Path(os.path.realpath(Path(path).expanduser()))
 
 
+@contextmanager
+def _exchanging(folder: Path) -> Iterator[None]:
+    """One at a time: exchanges in a folder, and what undoes them. They are renames, so nobody waits for long."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _left_below(folder: Path, pattern: str = _ANY) -> list[Path]:
+    try:
+        return sorted(folder / entry.name for entry in os.scandir(folder) if re.fullmatch(pattern, entry.name))
+    except OSError:  # no folder, or none that may be listed: nothing to sweep here
+        return []
+
+
+def _sweep_below(folder: Path, pattern: str) -> None:
+    for path in _left_below(folder, pattern):
+        _remove_dead(path)
+
+
+def _left_by(target: Path) -> str:
+    """Pattern of the hidden names that writers of a target use."""
+    return _partial_name(target.name, "[0-9a-f]{8}", re.escape)
+
+
 def _partial_name(name: str, suffix: str, spell: Callable[[str], str] = str) -> str:
     """`.NAME.partial-SUFFIX`, NAME cut so that it fits into the 255 bytes of a name."""
     while len(os.fsencode(name)) > 200:
@@ -170,15 +222,18 @@ def _partial_name(name: str, suffix: str, spell: Callable[[str], str] = str) -> 
 
 
 def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
-    """A new hidden folder and its locked descriptor."""
+    """A new hidden folder and its locked descriptor; another one if somebody swept it before it was locked."""
     while True:
         staging = parent / _partial_name(name, secrets.token_hex(4))
         staging.mkdir(mode=0o700)
-        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
         _lock(descriptor, wait=True)
         if _is_at(staging, descriptor):
             return staging, descriptor
-        os.close(descriptor)  # somebody swept it between mkdir and lock
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, *, wait: bool = False) -> bool | None:
@@ -205,24 +260,36 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _remove_dead(path: Path) -> None:
     """Remove a hidden folder or file if nobody holds it."""
-    try:
-        found = path.lstat()
-        if found.st_uid != os.geteuid() or not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
-            return
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # gone meanwhile, or made unreadable by its owner: not ours to judge
+    with _if_dead(path) as dead:
+        if dead and path.is_dir():
+            _remove(path)
+        elif dead:
+            path.unlink()
+
+
+@contextmanager
+def _if_dead(path: Path) -> Iterator[bool]:
+    """Whether a hidden folder or file is the user's own and nobody holds it; if so, it is held while the block runs."""
+    descriptor = _open_own(path)
+    if descriptor is None:
+        yield False
         return
     try:
         locked = _lock(descriptor)
         dead = time.time() - _last_change(path) > OLD_SECONDS if locked is None else locked
-        if not dead or not _is_at(path, descriptor):
-            return
-        if stat.S_ISREG(found.st_mode):
-            path.unlink()
-        else:
-            _remove(path)
+        yield dead and _is_at(path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open_own(path: Path) -> int | None:
+    try:
+        found = path.lstat()
+        if found.st_uid != os.geteuid() or not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
+            return None
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone meanwhile, or made unreadable by its owner: not ours to judge
+        return None
 
 
 def _last_change(path: Path) -> float:
@@ -245,83 +312,13 @@ def _check_replaceable(
     if not overwrite:
         way_out = "" if overwrite is None else ", or overwrite it (--overwrite, overwrite=True)"
         raise FileExistsError(f"output folder {out} is not empty: choose another one{way_out}")
-    foreign = _foreign(out, sorted(found & set(entries)), set() if owned is None else set(owned(out)))
+    foreign = foreign_below(out, sorted(found & set(entries)), set() if owned is None else set(owned(out)))
     if foreign:
-        raise _not_ours(out, foreign)
-
-
-def _not_ours(out: Path, foreign: list[str]) -> FileExistsError:
-    return FileExistsError(
-        f"output folder {out} holds what the report of no earlier run lists as its own: "
-        f"{first_few(foreign)}. Nothing was replaced: move it away, or choose another folder"
-    )
-
-
-def _foreign(folder: Path, entries: Iterable[str], ours: set[str]) -> list[str]:
-    """What lies at or below `entries` of a folder and is no file of ours; links are not followed, and not ours."""
-    foreign: list[str] = []
-    for entry in entries:
-        path = folder / entry
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            foreign += _foreign(folder, (f"{entry}/{name}" for name in sorted(os.listdir(path))), ours)
-        elif not stat.S_ISREG(mode) or entry not in ours:
-            foreign.append(entry)
-    return foreign
-
-
-def _exchange(staging: Path, entries: list[str], ours: set[str]) -> None:
-    """Swap `staging/new` and the entries of the folder that `staging` is in, by renames; the old go to `staging/old`.
-
-    The last entry goes first and comes last. The journal says what was to come, for `_roll_back`.
-    Raises FileExistsError, to be rolled back, if a file that is not ours has come between.
-    """
-    out, new, old = staging.parent, staging / "new", staging / "old"
-    names = [name for name in entries if os.path.lexists(new / name)]
-    write_json(staging / _JOURNAL, {"new": {name: (new / name).lstat().st_ino for name in names}})
-    old.mkdir()
-    for name in reversed(entries):
-        if os.path.lexists(out / name):
-            (out / name).rename(old / name)
-    if foreign := _foreign(old, os.listdir(old), ours):
-        raise _not_ours(out, foreign)
-    for name in names:
-        (new / name).rename(out / name)
+        raise not_ours(out, foreign)
 
 
 def _remove(staging: Path) -> None:
     """A hidden folder, unless it holds old content that cannot go back. What cannot be removed is the next sweep's."""
-    if _roll_back(staging):
-        (staging / _JOURNAL).unlink(missing_ok=True)
+    if roll_back(staging):
+        (staging / JOURNAL).unlink(missing_ok=True)  # first: what is left of `new` must not look like an exchange
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _roll_back(staging: Path) -> bool:
-    """Undo an exchange that was cut short. False: it is none of ours, or something has taken the old content's place.
-
-    The state of the folders says how far it got, so this may be cut short as well.
-    """
-    out, new, old = staging.parent, staging / "new", staging / "old"
-    try:
-        moved = json.loads((staging / _JOURNAL).read_text(encoding="utf-8"))["new"]
-        # The folder may come from anywhere, as downloaded checkpoints do: nothing outside of it is moved.
-        plain = all(name == Path(name).name not in ("", "..") and isinstance(moved[name], int) for name in moved)
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-    if not plain or not isinstance(moved, dict) or new.is_symlink() or old.is_symlink():
-        return False
-    if not moved or not os.path.lexists(new / list(moved)[-1]):
-        return True  # it was complete
-    for name, number in moved.items():
-        if not os.path.lexists(new / name) and os.path.lexists(out / name) and (out / name).lstat().st_ino == number:
-            (out / name).rename(new / name)
-    if not old.is_dir():
-        return True
-    for name in sorted((path.name for path in old.iterdir()), key=lambda name: name == list(moved)[-1]):
-        if os.path.lexists(out / name):
-            warnings.warn(f"{out / name} is in the way of an earlier one, kept as {old / name}", stacklevel=2)
-            return False
-        (old / name).rename(out / name)
-    return True

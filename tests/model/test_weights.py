@@ -50,14 +50,19 @@ def test_random_initialisation(tiny_config: VGGTConfig) -> None:
     assert all(value.isfinite().all() for name, value in output.items() if name != "intrinsic")
 
 
-def test_weights_missing_from_a_checkpoint_are_initialised(
+def test_weights_missing_from_a_checkpoint_are_refused_and_only_they_initialised(
     tiny_config: VGGTConfig, make_model: Callable[..., VGGT], tmp_path: Path
 ) -> None:
     make_model().save_pretrained(tmp_path)
     weights = make_model().state_dict()
     absent = [name for name in weights if name.startswith("camera_head.")]
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["save"]  # of the whole one
+    (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({name: value for name, value in weights.items() if name not in absent}, tmp_path / "model.safetensors")
-    loaded = VGGT.from_pretrained(tmp_path, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"does not fit the network: \['camera_head"):
+        VGGT.from_pretrained(tmp_path, dtype=torch.float32)
+    loaded = super(VGGT, VGGT).from_pretrained(tmp_path, dtype=torch.float32)  # as transformers would have it
     assert torch.equal(loaded.aggregator.camera_token, weights["aggregator.camera_token"])
     assert (loaded.camera_head.trunk[0].ls1.gamma == 0.01).all()
     assert 0 < loaded.camera_head.trunk[0].mlp.fc1.weight.std() < 0.03

@@ -117,6 +117,9 @@ def test_the_plain_network_tells_of_weights_that_do_not_fit(tmp_path: Path, tiny
     tensors = load_file(tmp_path / "bad" / "model.safetensors")
     del tensors["aggregator.camera_token"]
     save_file(tensors, tmp_path / "bad" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "bad" / "config.json").read_text())
+    del config["save"]  # of the tensors that were there
+    (tmp_path / "bad" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"does not fit the network: \['aggregator\.camera_token'\]"):
         VGGT.from_pretrained(tmp_path / "bad")
 

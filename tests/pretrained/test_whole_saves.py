@@ -1,9 +1,7 @@
 """A save over a checkpoint that is killed leaves the old one, the new one, or what is refused; digests tell damage."""
 
 import json
-import os
 import shutil
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,47 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from tests.kills import killed_before
 from vggt_int8 import CheckpointError, VGGTConfig, VGGTInt8
 from vggt_int8.files import sweep
-from vggt_int8.pretrained.save_id import digest
+from vggt_int8.saves.save_id import digest
 
 INDEX = "model.safetensors.index.json"
 State = dict[str, Tensor]
-
-
-STEPS = ("rename", "replace", "unlink", "remove", "mkdir", "rmdir")
-
-
-def killed_before(moment: int, work: Callable[[], object]) -> bool:
-    """Do the work in a process that is ended before its step `moment`, counted from 0, that changes a folder.
-
-    False: it came to its end before. Steps are calls of the `STEPS` of os, which all of pathlib and shutil go through.
-    """
-    process = os.fork()
-    if process == 0:
-        made = 0
-
-        def watched(step: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                nonlocal made
-                if made == moment:
-                    os._exit(9)
-                made += 1
-                return step(*args, **kwargs)
-
-            return run
-
-        for name in STEPS:
-            setattr(os, name, watched(getattr(os, name)))
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    assert code in (0, 9)
-    return code == 9
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +222,24 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path, saves: dict[str, Path], kind
     VGGTInt8.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=rf"{file.name} has been changed or damaged since it was saved"):
         VGGTInt8.from_pretrained(folder, verify=True)
+
+
+@pytest.mark.parametrize("kind", ["int8_dynamic", "fp32-shards"])
+def test_verify_finds_a_changed_config(tmp_path: Path, saves: dict[str, Path], kind: str) -> None:
+    """Also where the change makes another valid model, or says nothing that is read."""
+    for number, change in enumerate(
+        (
+            lambda c: c.update(dtype="float16" if c["dtype"] != "float16" else "float32"),
+            lambda c: c.update(note="mine"),
+            lambda c: c.pop("architectures"),
+            lambda c: c["save"].update(sha256={**c["save"]["sha256"], "x.safetensors": "0"}),
+        )
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(saves[kind], folder)
+        edit(change)(folder, None)
+        with pytest.raises(CheckpointError, match=r"config\.json has been changed or damaged since it was saved"):
+            VGGTInt8.from_pretrained(folder, verify=True)
 
 
 def test_verify_needs_digests(tmp_path: Path, saves: dict[str, Path]) -> None:

@@ -16,7 +16,7 @@ from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained import VGGTInt8
-from vggt_int8.pretrained.plain_files import read_json
+from vggt_int8.saves.plain_files import read_json
 from vggt_int8.scenes import render_scenes, scene_seeds
 
 RANDOM = "random:"

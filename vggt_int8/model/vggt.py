@@ -33,6 +33,8 @@ from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.size import FAR_LARGER, least_parameters
 from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
 from vggt_int8.model.track_head import Tracker, TrackHead
+from vggt_int8.saves.save_id import check_loaded, verifying
+from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
 
 HEADS = ("camera", "depth", "point", "track")
 
@@ -103,12 +105,16 @@ class VGGT(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, verify: bool = False, **kwargs: Any
+    ) -> Any:
         """Load the plain network from the Hub or a folder in floating point, or "embedded", as transformers does.
 
+        verify: compare the contents of the files with the digests in config.json; that reads them once more.
+
         `VGGTInt8.from_pretrained` loads the same without a recipe, reads more kinds of files and checks them before
-        it loads; here a checkpoint that does not fit, or is quantized, raises ValueError afterwards. TypeError for a
-        keyword that would have no effect.
+        it loads; here a checkpoint that does not fit, or is quantized, raises ValueError afterwards, and files of
+        two saves `CheckpointError` before. TypeError for a keyword that would have no effect.
         """
         source = resolve_source(pretrained_model_name_or_path)
         if args or not {"recipe", "backend"}.isdisjoint(kwargs):
@@ -116,6 +122,7 @@ class VGGT(PreTrainedModel):
         options = check_keywords(kwargs)
         wants_info = bool(options.pop("output_loading_info", False))
         if options.get("config") is None:
+            restore(Path(source) / (options.get("subfolder") or ""))
             hub = {key: options[key] for key in HUB_KEYWORDS if key in options}
             fields = {key: options.pop(key) for key in VGGTConfig.__annotations__ if key in options}
             options["config"] = VGGTConfig.from_pretrained(source, **hub, **fields)
@@ -124,10 +131,40 @@ class VGGT(PreTrainedModel):
         _check_weights(source, options)
         # Tensors of other shapes are told of below, by name.
         told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(source, **options, **told)
+        with verifying(verify):
+            model, info = super().from_pretrained(source, **options, **told)
         if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]:
             raise ValueError(f"{source} does not fit the network: {sorted(map(str, wrong))[:5]} ({len(wrong)} in all)")
         return (model, info) if wants_info else model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # transformers comes by here with the files resolved, before any weight is read.
+        check_loaded(checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
+
+        Everything is written to a hidden folder first and then renamed: an interrupted save leaves what was there
+        before. All files carry one id, so that files of two saves are never loaded together, and config.json holds
+        digests for `from_pretrained(…, verify=True)`. Where an adapter is loaded, it alone is written, by transformers.
+
+        Raises `CheckpointError` if the folder cannot take the save, TypeError for an option without effect; OSError.
+        """
+        if not kwargs.get("is_main_process", True):
+            return
+        if getattr(self, "_hf_peft_config_loaded", False):
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        target = Path(save_directory).expanduser()
+        options, push = check_saving(self, target, kwargs)
+        with saved_whole(target) as temporary, headers_with_id(self, options.get("state_dict")):
+            super().save_pretrained(temporary, **options)
+        if push is not None:
+            self.push_to_hub(**push)
 
     if TYPE_CHECKING:  # nn.Module's own says Any
 

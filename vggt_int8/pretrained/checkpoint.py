@@ -10,18 +10,15 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu_threads import map_in_threads, pieces
 from vggt_int8.listing import first_few
-from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.pickles import load_pickle
-from vggt_int8.pretrained.plain_files import check_plain_file, what_it_is
 from vggt_int8.quant.soundness import (
     LARGEST_FP16_SCALE,
     codes_problem,
@@ -30,6 +27,8 @@ from vggt_int8.quant.soundness import (
     unused_range,
 )
 from vggt_int8.quant.storage import Int8Storage, all_finite
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.plain_files import opened
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _SAFETENSORS_NAMES = {
@@ -141,25 +140,12 @@ def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
         if not file.endswith(".safetensors"):
             stored.update({name: _describe(tensor) for name, tensor in load_pickle(file).items()})
             continue
-        check_plain_file(file)
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118  (not a mapping)
-                    if name in stored:
-                        raise CheckpointError(f"{name} is in two files, {stored[name].file} and {file}: remove one")
-                    part = handle.get_slice(name)
-                    stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
-        except SafetensorError as error:
-            if any("\udc80" <= character <= "\udcff" for character in str(file)):
-                raise CheckpointError(
-                    f"{file} has a path that is not UTF-8, which safetensors cannot open: rename the file or its folder"
-                ) from error
-            raise CheckpointError(
-                f"{file} ({Path(file).stat().st_size} bytes) is no readable safetensors file: {error}. "
-                f"{what_it_is(file)}"
-            ) from error
+        with opened(file) as handle:
+            for name in handle.keys():  # noqa: SIM118  (not a mapping)
+                if name in stored:
+                    raise CheckpointError(f"{name} is in two files, {stored[name].file} and {file}: remove one")
+                part = handle.get_slice(name)
+                stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
     return stored
 
 

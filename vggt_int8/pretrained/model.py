@@ -3,9 +3,8 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import nullcontext
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -22,7 +21,6 @@ from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.model_card import model_card
 from vggt_int8.pretrained.checkpoint import stored_bytes, validate_checkpoint
-from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import check_values, is_capturing
 from vggt_int8.pretrained.names import with_plain_names
@@ -33,8 +31,6 @@ from vggt_int8.pretrained.quantizer import (
     execution_device_type,
     round_kept_parameters,
 )
-from vggt_int8.pretrained.save_id import check_one_save
-from vggt_int8.pretrained.saving import headers_with_id, saved_whole
 from vggt_int8.pretrained.source import (
     check_cached_index,
     check_device,
@@ -55,11 +51,10 @@ from vggt_int8.quant.quantize import apply_plan, check_backend, plan_module
 from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.save_id import check_loaded, check_one_save, verifying
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-# Of the call of `from_pretrained` that is at work: transformers hands no argument through to where files are known.
-_VERIFY: ContextVar[bool] = ContextVar("verify", default=False)
 
 RuntimeMode = Literal["auto", "on", "off"]
 
@@ -132,7 +127,7 @@ class VGGTInt8(VGGT):
         else:
             check_folder(folder, config, options)
             try:
-                with _verifying(verify):
+                with verifying(verify):
                     model = load(folder, **options)
             except (OSError, JSONDecodeError) as error:
                 raise CheckpointError(f"cannot load {source!r}: {error}") from error
@@ -157,8 +152,7 @@ class VGGTInt8(VGGT):
                 "the model does not fit the memory given, and layers cannot go to disk while they are quantized: load "
                 "with device_map='cpu', save_pretrained() the INT8 model, then load that with offloading"
             )
-        if checkpoint_files:
-            check_one_save(checkpoint_files, verify=_VERIFY.get())
+        check_loaded(checkpoint_files)
         state_dict, checkpoint_files = with_plain_names(state_dict, checkpoint_files)
         if checkpoint_files is None and "disk" in (load_config.device_map or {}).values():
             raise CheckpointError(
@@ -286,29 +280,6 @@ class VGGTInt8(VGGT):
                 module.backend = backend
         quantization.backend = backend
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
-
-        Everything is written to a hidden folder first and then renamed: an interrupted save leaves what was there
-        before. All files carry one id, so that files of two saves are never loaded together, and config.json holds
-        digests for `from_pretrained(…, verify=True)`.
-        """
-        if not kwargs.get("is_main_process", True):
-            return
-        target = Path(save_directory)
-        if target.exists() and not target.is_dir():
-            raise CheckpointError(f"{target} is a file; save_pretrained needs a folder")
-        push = kwargs.pop("push_to_hub", False)
-        repo_id = kwargs.pop("repo_id", target.name)
-        if variant := kwargs.get("variant"):
-            raise CheckpointError(
-                f"variant={variant!r} would share one config.json with other weights: save to a folder of its own"
-            )
-        with saved_whole(target) as temporary, headers_with_id(self, kwargs.get("state_dict")):
-            super().save_pretrained(temporary, **kwargs)
-        if push:
-            self.push_to_hub(repo_id, token=kwargs.get("token"))
-
     def push_to_hub(
         self,
         repo_id: str,
@@ -340,15 +311,6 @@ class VGGTInt8(VGGT):
                 create_pr=create_pr,
             )
         return str(commit.commit_url)
-
-
-@contextmanager
-def _verifying(verify: bool) -> Iterator[None]:
-    token = _VERIFY.set(verify)
-    try:
-        yield
-    finally:
-        _VERIFY.reset(token)
 
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vggt_int8.listing import first_few
-from vggt_int8.pretrained.errors import CheckpointError
-from vggt_int8.pretrained.plain_files import check_plain_file
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.plain_files import check_plain_file
 
 # Where training programs put the state dict beside other things: Lightning, scripts, DeepSpeed.
 _WRAPS = ("state_dict", "model_state_dict", "model", "module")

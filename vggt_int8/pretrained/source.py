@@ -16,17 +16,17 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from vggt_int8.embedded import EMBEDDED, resolve_source
-from vggt_int8.files import sweep
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import HUB_KEYWORDS
 from vggt_int8.model.size import FAR_LARGER, least_parameters
 from vggt_int8.pretrained.checkpoint import read_headers
-from vggt_int8.pretrained.errors import CheckpointError
 from vggt_int8.pretrained.names import load_tensors
-from vggt_int8.pretrained.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe, load_recipe
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
+from vggt_int8.saves.writing import restore
 
 _DTYPES = {
     "fp64": torch.float64,
@@ -83,7 +83,7 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
     if Path(source).is_dir():
         path = Path(source) / subfolder / "config.json"
         if not os.path.lexists(path):
-            sweep(path.parent)  # puts a folder back whose save was killed between two renames
+            restore(path.parent)
         if not os.path.lexists(path):
             raise CheckpointError(
                 f"there is no config.json in {str(path.parent)!r}: a checkpoint needs one beside its weights"

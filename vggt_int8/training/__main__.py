@@ -26,7 +26,6 @@ from vggt_int8.disk import check_place
 from vggt_int8.encoding import accept_any_character
 from vggt_int8.interrupts import heeded
 from vggt_int8.model import VGGT
-from vggt_int8.pretrained.saving import headers_with_id, saved_whole
 from vggt_int8.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig, config_from_table, end_run_at, first_difference, load_run
 from vggt_int8.training.loop import check_run_folder, train_run
@@ -91,8 +90,7 @@ def export(out: Path, folder: Path) -> None:
     largest = max(parameter.abs().max().item() for parameter in model.parameters())
     if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"a weight of {largest:g} does not fit into fp16")
-    with saved_whole(folder) as temporary, headers_with_id(model, None):
-        model.half().save_pretrained(temporary)
+    model.half().save_pretrained(folder)
 
 
 def _parts(args: argparse.Namespace) -> list[TrainingConfig]:

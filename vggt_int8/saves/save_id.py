@@ -11,17 +11,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from vggt_int8.listing import first_few
-from vggt_int8.pretrained.checkpoint import read_headers
-from vggt_int8.pretrained.errors import CheckpointError
-from vggt_int8.pretrained.plain_files import read_json
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.plain_files import opened, read_json
 
 KEY = "save_id"
 NO_ID = "0" * 32  # its place in a header until the id is known; digests are of files that hold this
@@ -29,6 +29,8 @@ _ID = rf'"{KEY}":"([0-9a-f]{{32}})"'.encode()
 # safetensors writes these two in either order.
 _METADATA = re.compile(rb'"__metadata__":\{(?:"format":"pt",' + _ID + rb"|" + _ID + rb',"format":"pt")\}')
 _CHUNK = 1 << 20
+# Of the call of `from_pretrained` that is at work: transformers hands no argument through to where files are known.
+_VERIFY: ContextVar[bool] = ContextVar("verify", default=False)
 
 
 def stamp(folder: Path) -> None:
@@ -42,8 +44,7 @@ def stamp(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("save", None)  # of the checkpoint that the model was loaded from
     digests = {file.name: digest(file) for file in files}
-    content = json.dumps([config, digests], sort_keys=True)
-    save_id = hashlib.sha256(content.encode()).hexdigest()[: len(NO_ID)]
+    save_id = _id_of(config, digests)
     for file in files:
         _write_id(file, save_id)
     config["save"] = {"id": save_id, "sha256": digests}
@@ -57,6 +58,11 @@ def stamp(folder: Path) -> None:
             os.fsync(handle.fileno())
 
 
+def _id_of(config: dict[str, Any], digests: dict[str, str]) -> str:
+    """The id of a save; config: without what it says of the save."""
+    return hashlib.sha256(json.dumps([config, digests], sort_keys=True).encode()).hexdigest()[: len(NO_ID)]
+
+
 def digest(file: str | Path) -> str:
     """sha256 of a safetensors file with the id in its header as `NO_ID`: the id is made from this."""
     with open(file, "rb") as handle:
@@ -67,6 +73,22 @@ def digest(file: str | Path) -> str:
         while count := handle.readinto(buffer):
             total.update(memoryview(buffer)[:count])
     return total.hexdigest()
+
+
+@contextmanager
+def verifying(verify: bool) -> Iterator[None]:
+    """While the block runs, `check_loaded` compares digests as well."""
+    token = _VERIFY.set(verify)
+    try:
+        yield
+    finally:
+        _VERIFY.reset(token)
+
+
+def check_loaded(files: Sequence[str | Path] | None) -> None:
+    """`check_one_save` of the files that transformers is about to load, if it loads any."""
+    if files:
+        check_one_save(files, verify=_VERIFY.get())
 
 
 def check_one_save(files: Sequence[str | Path], *, verify: bool = False) -> None:
@@ -114,6 +136,12 @@ def _check_digests(files: Sequence[str | Path], save: dict[str, Any] | None, fol
             f"{folder} cannot be verified: its config.json holds no digests, since another tool or an older version "
             "wrote it. Load it without verify=True"
         )
+    config = read_json(folder / "config.json")
+    if _id_of({key: value for key, value in config.items() if key != "save"}, save["sha256"]) != save["id"]:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has been changed or damaged since it was saved: its id is of another content. "
+            "Download or make the checkpoint again, or load it without verify=True"
+        )
     for file in files:
         expected = save["sha256"].get(Path(file).name)
         if expected is None:
@@ -128,12 +156,8 @@ def _check_digests(files: Sequence[str | Path], save: dict[str, Any] | None, fol
 def _stored_id(file: str | Path) -> str | None:
     if not str(file).endswith(".safetensors"):
         return None
-    try:
-        with safe_open(file, framework="pt") as handle:
-            return (handle.metadata() or {}).get(KEY)
-    except (SafetensorError, OSError):
-        read_headers([str(file)])  # says what is wrong with it
-        raise
+    with opened(file) as handle:
+        return (handle.metadata() or {}).get(KEY)
 
 
 def _grouped(ids: dict[str, str | None]) -> str:

@@ -7,12 +7,16 @@ import json
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown, too_deep
-from vggt_int8.pretrained.errors import CheckpointError
+from vggt_int8.saves.errors import CheckpointError
 
 # What transformers looks for in a folder, in its order.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -40,7 +44,26 @@ def check_plain_file(path: str | Path) -> None:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
-def what_it_is(path: str | Path) -> str:
+@contextmanager
+def opened(file: str | Path) -> Iterator[Any]:
+    """A safetensors file, as `safe_open` gives it. Raises `CheckpointError`, naming it, whatever is wrong with it."""
+    check_plain_file(file)
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        if any("\udc80" <= character <= "\udcff" for character in str(file)):
+            raise CheckpointError(
+                f"{file} has a path that is not UTF-8, which safetensors cannot open: rename the file or its folder"
+            ) from error
+        raise CheckpointError(
+            f"{file} ({Path(file).stat().st_size} bytes) is no readable safetensors file: {error}. {_what_it_is(file)}"
+        ) from error
+
+
+def _what_it_is(path: str | Path) -> str:
     """What a file that is no safetensors seems to be, and the way out, as the end of a sentence."""
     with Path(path).open("rb") as file:
         start = file.read(64)
