@@ -161,6 +161,31 @@ def test_pytorchs_transformer_runs() -> None:
     assert (model["decoder"](x, model["encoder"](x)) - want).abs().max() < 0.05
 
 
+class BaseTunerLayer:
+    """As peft calls the base of its adapters."""
+
+
+class Adapter(nn.Module, BaseTunerLayer):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(8, 8)
+        vars(self).update(attributes)
+
+
+def test_a_layer_whose_adapter_hands_it_to_other_code_is_kept() -> None:
+    a = nn.ModuleDict({"default": nn.Linear(8, 2)})
+    model = nn.ModuleDict(
+        {
+            "lora": Adapter(lora_A=a, lora_variant={}),
+            "dora": Adapter(lora_A=a, lora_variant={"default": "DoRA"}),
+            "other": Adapter(),
+        }
+    )
+    with pytest.warns(UserWarning, match=r"dora.base_layer \(Linear: dora \(Adapter\) reads its weight itself"):
+        quantize(model, ALL)
+    assert [type(one.base_layer) for one in model.values()] == [Int8Linear, nn.Linear, nn.Linear]
+
+
 def test_hooks_and_attributes_go_over() -> None:
     model, calls = nn.Sequential(nn.Linear(8, 8)), []
     layer = model[0]

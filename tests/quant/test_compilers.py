@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8 import Recipe, VGGTConfig, VGGTInt8, VGGTOutput, quantize
+from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.backends import BackendError
 
@@ -135,7 +136,21 @@ def test_a_graph_for_onnx_has_standard_operators_alone(
     traced = torch.jit.trace(model, (rows(),))
     kinds = {node.kind().partition("::")[0] for node in traced.inlined_graph.nodes()}
     assert kinds <= {"aten", "prim"}
+    assert "ones_like" not in str(traced.inlined_graph), "which the exporter makes a constant of this many rows"
     assert error(traced(rows(9)), quantize(Small(), recipe, "reference")(rows(9))) <= BOUND
+
+
+def test_points_for_onnx_need_no_operator_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """expm1, whose stand-in keeps the digits of small values."""
+    head = DPTHead.__new__(DPTHead)
+    nn.Module.__init__(head)
+    head.activation = "inv_log"
+    x = torch.cat([10.0 ** torch.arange(-30, 2), -(10.0 ** torch.arange(-30, 2)), torch.zeros(2)]).view(-1, 2)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    traced = torch.jit.trace(lambda x: head.activate(x), (x,))
+    assert "expm1" not in str(traced.graph)
+    want = x[:, :1].double()
+    torch.testing.assert_close(traced(x)[0].double(), want.sign() * want.abs().expm1(), rtol=1e-6, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -246,3 +247,10 @@ def test_the_definition_itself() -> None:
     y = reference.w8a8_linear(x, weight, scale, torch.tensor([1.0, -1.0]))
     want = torch.tensor([[127 * 127 + 127 * 64, 64 * 127], [0, 0]]) * 0.01 * scale.t() + torch.tensor([1.0, -1.0])
     torch.testing.assert_close(y, want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (16,), (3, 9), ()])
+def test_another_number_of_inputs_is_named(shape: tuple[int, ...]) -> None:
+    layer = Int8Linear.from_linear(nn.Linear(8, 8))
+    with pytest.raises(ValueError, match=rf"x {re.escape(str(list(shape)))} must end in 8, the inputs of Int8Linear"):
+        layer(torch.rand(shape))

@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.codes import FACTOR, relative
 from tests.runtime.conftest import Make
 from vggt_int8.kernels import cpu_conv
+from vggt_int8.pretrained import model as pretrained_model
 from vggt_int8.runtime import Runtime, convolution, runtime
 
 OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
@@ -109,3 +110,14 @@ def test_surplus_memory_is_given_back_after_a_call(make_quantized: Make, monkeyp
     model = make_quantized("int8_dynamic")
     Runtime(model)(images_of(1, 14, 14))
     assert calls == ["network", "memory"]
+
+
+def test_surplus_memory_is_given_back_after_plain_calls(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(pretrained_model, "give_back_surplus", lambda: calls.append("memory"))
+    model, images = make_quantized("int8_dynamic"), images_of(1, 14, 14)
+    model.set_runtime("off")
+    model(images)
+    assert calls == ["memory"]
+    torch.jit.trace(lambda x: model(x).depth, (images,), check_trace=False)
+    assert calls == ["memory"], "what is recorded is not this process's call"

@@ -20,7 +20,7 @@ CODE_MAX = 127
 def scale_from_absmax(absmax: Tensor) -> Tensor:
     """fp32 `absmax / 127`. Zero becomes 1, so that zeros get codes of 0; NaN and inf stay, and reach the result."""
     scale = absmax.float() / CODE_MAX
-    return torch.where(scale == 0, torch.ones_like(scale), scale)
+    return torch.where(scale == 0, 1.0, scale)
 
 
 def absmax_scale(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:

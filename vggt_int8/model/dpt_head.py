@@ -191,5 +191,12 @@ class DPTHead(DPT):
     def activate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[..., num_values + 1] -> [..., num_values], [...]. An fp32 island: exponentials leave fp16's range."""
         value, confidence = x[..., :-1].float(), x[..., -1].float()
-        value = value.exp() if self.activation == "exp" else value.sign() * value.abs().expm1()
+        value = value.exp() if self.activation == "exp" else _inverse_log(value)
         return value, 1 + confidence.exp()
+
+
+def _inverse_log(x: Tensor) -> Tensor:
+    """sign(x) (exp(|x|) - 1), without a difference that loses the digits of a small x."""
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # ONNX has no expm1
+        return (x / 2).tanh() * (x.abs().exp() + 1)
+    return x.sign() * x.abs().expm1()

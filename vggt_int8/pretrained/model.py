@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
 from vggt_int8.interrupts import uninterrupted
+from vggt_int8.kernels.cpu_memory import give_back_surplus
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
@@ -202,6 +203,8 @@ class VGGTInt8(VGGT):
         output = self._run_fused(images, query_points, heads, frames_chunk_size)
         if output is None:
             output = super().forward(images, query_points, heads, frames_chunk_size)
+            if images.device.type == "cpu" and not _is_recorded():
+                give_back_surplus()
         if checked:
             check_outputs(
                 self, output, query_points, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size)
@@ -241,7 +244,7 @@ class VGGTInt8(VGGT):
         frames_chunk_size: int | None,
     ) -> VGGTOutput | None:
         """`forward` by the fused network; None where the modules have to do it."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
+        if _is_recorded():  # what they record are the network's modules
             return None
         runtime, wanted = self.runtime, self._runtime_mode == "on"
         if self._runtime_mode == "off":
@@ -313,6 +316,11 @@ class VGGTInt8(VGGT):
         return str(commit.commit_url)
 
 
+def _is_recorded() -> bool:
+    """Whether a compiler or a tracer makes a graph of the call."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -326,7 +334,8 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
     model exists, and Ctrl-C waits until that is done. Layers that must stay as they are
     (`vggt_int8.quant.quantize_module` says which) are warned of; `model.quantization_plan` has all, with the reasons.
     Adapters (peft's LoRA) come first, for peft wraps no layer that is INT8 already: merge them, or quantize with them
-    in place, which turns the layers that they wrap into INT8 and leaves the adapters, still trainable, as floats.
+    in place, which turns the layers that they wrap into INT8; `exclude=[".*lora.*"]` leaves LoRA's own layers, still
+    trainable, as floats. Layers under other adapters (DoRA, which reads their weights) are kept.
 
     Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit, `BackendError` if the backend
     cannot run it, `ValueError` naming the layer for weights with NaN or inf.

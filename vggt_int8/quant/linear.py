@@ -14,8 +14,8 @@ from vggt_int8.recipe import Scheme
 class Int8Linear(Int8Storage):
     """INT8 linear layer: `y = x W^T + b` for x [..., K] of any float dtype -> [..., N] in x's dtype.
 
-    float64 is computed in fp32 inside. Raises TypeError for an x that holds no floats: who cast it to the dtype of this
-    layer's weight, int8, read what is not meant to be read.
+    float64 is computed in fp32 inside. Raises ValueError for another K and TypeError for an x that holds no floats: who
+    cast it to the dtype of this layer's weight, int8, read what is not meant to be read.
 
     State: `weight` int8 [1, N, K] (`codes` is its [N, K] view), `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent,
     `input_scale` fp32 [1] for static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the
@@ -91,6 +91,8 @@ class Int8Linear(Int8Storage):
         device_type = x.device.type
         if not x.is_floating_point():
             raise TypeError(NO_FLOATS.format(dtype=x.dtype, layer=self))
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(f"x {list(x.shape)} must end in {self.in_features}, the inputs of {self}")
         if torch.is_autocast_enabled(device_type):
             # As nn.Linear, in autocast's dtype; but inside, what is written as fp32 stays fp32.
             with torch.autocast(device_type, enabled=False):

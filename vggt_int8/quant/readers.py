@@ -3,7 +3,7 @@
 `nn.TransformerEncoderLayer` gives `self.linear1.weight` to a fused kernel, `nn.MultiheadAttention` never calls its
 `out_proj`, a vision transformer casts its input to `self.projection.weight.dtype`. No list of such classes is ever
 complete, so the source of each module's `forward`, and of the methods that it reaches, is searched for such reads.
-What a class without source does is not seen.
+What a class without source does is not seen, nor what functions do to which a layer is handed; adapters do that.
 """
 
 import ast
@@ -25,9 +25,19 @@ def weight_readers(model: nn.Module) -> dict[nn.Module, str]:
     return {
         layer: f"{name or 'the model'} ({type(module).__name__})"
         for name, module in model.named_modules()
-        for path in _weights_read_by(type(module))  # type: ignore[arg-type]  # a class is hashable
+        for path in (*_weights_read_by(type(module)), *_weights_adapted_by(module))  # type: ignore[arg-type]
         for layer in _modules_at(module, path)
     }
+
+
+def _weights_adapted_by(module: nn.Module) -> tuple[Path, ...]:
+    """The path of the layer that one of peft's adapters wraps, if it does more than to call that layer.
+
+    They hand it to code elsewhere, whose reads are not seen: DoRA takes the norm of its weight. Plain LoRA calls it.
+    """
+    adapter = any(base.__name__ == "BaseTunerLayer" for base in type(module).__mro__)
+    calls_it = bool(getattr(module, "lora_A", ())) and not getattr(module, "lora_variant", ())
+    return (("base_layer",),) if adapter and not calls_it else ()
 
 
 def _modules_at(module: nn.Module, path: Path) -> Iterator[nn.Module]:

@@ -3,7 +3,8 @@
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
 run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
 plan does not depend on the free memory. The first call on a CPU changes one setting of the process: the GNU C library
-keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prevent it; `give_back_surplus`).
+keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prevent it; `give_back_surplus`, which
+`VGGTInt8` calls after its own modules as well).
 """
 
 import traceback
