@@ -5,6 +5,7 @@ Names of files need not be UTF-8 (Python holds such bytes as lone surrogates), a
 """
 
 import codecs
+import re
 import sys
 from io import TextIOWrapper
 
@@ -18,6 +19,11 @@ def accept_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)
+
+
+def one_line(text: str) -> str:
+    """Line feeds, escape sequences and the like, which names of files may hold, spelt out."""
+    return re.sub("[\0-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _spell_out(error: UnicodeError) -> tuple[str, int]:

@@ -25,6 +25,13 @@ CHEAP: list[tuple[list[str], int]] = [
     (["recipes", "--json"], 0),
 ]
 
+# Images are looked for with Pillow, and without what loads a model.
+IMAGES: list[tuple[list[str], int]] = [
+    (["run", "embedded", "no-such.jpg", "-o", "out"], 2),
+    (["run", "embedded", __file__, "-o", "out"], 2),
+    (["compare", "embedded", "embedded", "no-such-folder"], 2),
+]
+
 # Each call's exit code, and which of the modules have been imported by then: in one process that list only grows.
 PROGRAM = """
 import json, sys
@@ -38,14 +45,21 @@ print(json.dumps(seen))
 """
 
 
-def test_what_needs_no_model_imports_nothing_heavy() -> None:
-    calls = [arguments for arguments, _ in CHEAP]
+def imported(calls: list[tuple[list[str], int]], modules: tuple[str, ...]) -> list[list[object]]:
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(calls), json.dumps(HEAVY)],
+        [sys.executable, "-c", PROGRAM, json.dumps([arguments for arguments, _ in calls]), json.dumps(modules)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == [[arguments, code, []] for arguments, code in CHEAP]
+    return json.loads(process.stdout)
+
+
+def test_what_needs_no_model_imports_nothing_heavy() -> None:
+    assert imported(CHEAP, HEAVY) == [[arguments, code, []] for arguments, code in CHEAP]
+
+
+def test_images_that_are_not_there_do_not_wait_for_what_loads_a_model() -> None:
+    assert imported(IMAGES, ("torch", "transformers")) == [[arguments, code, []] for arguments, code in IMAGES]

@@ -37,6 +37,11 @@ def test_the_names_written_out_are_those_of_the_package() -> None:
         ("--recipe", "", [*available_recipes()]),
         ("-r", "absent.toml", ["absent.toml"]),
         ("--points", "head", ["depth, world_points"]),
+        ("--confidence-percentile", "120", ["120 is out of range", "from 0 to 100"]),
+        ("--confidence-percentile", "nan", ["nan is out of range"]),
+        ("--max-points", "0", ["0 is out of range", "at least 1"]),
+        ("--frames-chunk", "-1", ["-1 is out of range", "at least 1"]),
+        ("--max-megapixels", "0", ["0 is out of range", "from 0.001 to 1e+06"]),
     ],
 )
 def test_values_are_checked_before_anything_is_read(cli, option: str, value: str, words: list[str]) -> None:

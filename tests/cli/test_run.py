@@ -189,9 +189,9 @@ def test_bad_point_options_and_images_stop_before_a_model_is_loaded(
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     for extra, message in (
-        (["--confidence-percentile", "101"], "less than or"),
-        (["--confidence-percentile", "nan"], "'--confidence-percentile'"),
-        (["--max-points", "0"], "greater than or"),
+        (["--confidence-percentile", "101"], "--confidence-percentile: 101 is out of range"),
+        (["--confidence-percentile", "nan"], "--confidence-percentile: nan is out of range"),
+        (["--max-points", "0"], "--max-points: 0 is out of range"),
         (["--points", "head"], "head"),
         (["--max-megapixels", "0.001"], "too large"),
         ([broken], "broken.png is not an image"),

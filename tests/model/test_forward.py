@@ -151,8 +151,10 @@ POINTS = torch.zeros(4, 2)
 @pytest.mark.parametrize(
     ("images", "kwargs", "error", "message"),
     [
-        (torch.zeros(3, 28, 42), {}, ValueError, r"\[S, 3, H, W\].*got \(3, 28, 42\)"),
-        (torch.zeros(2, 28, 42, 3), {}, ValueError, r"got \(2, 28, 42, 3\)"),
+        (torch.zeros(3, 28, 42), {}, ValueError, r"\[S, 3, H, W\].*got \(3, 28, 42\): .*images\[None\]"),
+        (torch.zeros(2, 28, 42, 3), {}, ValueError, r"got \(2, 28, 42, 3\): .*permute\(0, 3, 1, 2\)"),
+        (torch.zeros(28, 42, 3), {}, ValueError, r"got \(28, 42, 3\): .*permute\(2, 0, 1\)\[None\]"),
+        (torch.zeros(2, 3, 28, 42, dtype=torch.bool), {}, TypeError, r"torch.bool; convert them with \.float\(\)"),
         (torch.zeros(2, 4, 28, 42), {}, ValueError, r"3 color channels.*got \(2, 4, 28, 42\)"),
         (torch.zeros(0, 3, 28, 42), {}, ValueError, r"empty: \(0, 3, 28, 42\)"),
         (IMAGES.to(torch.uint8), {}, TypeError, "torch.uint8; divide 8-bit images by 255"),

@@ -134,3 +134,9 @@ def test_an_fp16_overflow_is_found(tiny_checkpoint: Path, tiny_images: Tensor) -
     model.get_parameter("aggregator.frame_blocks.0.attn.proj.weight_scale").data.mul_(1e4)
     with pytest.raises(NonFiniteOutput, match=r"aggregator\.frame_blocks\.0\.(attn\.proj|ls1).*dtype=torch\.bfloat16"):
         model(tiny_images)
+
+
+def test_points_for_a_model_without_a_tracker_are_answered_by_that_alone(int8: VGGTInt8, tiny_images: Tensor) -> None:
+    int8.track_head = None
+    with pytest.raises(ValueError, match="this model has none"):
+        int8(tiny_images, query_points=torch.full((1, 2), -1e6))

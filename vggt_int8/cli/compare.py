@@ -66,9 +66,9 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Run two models on the same images and table the differences of MODEL_B's outputs from MODEL_A's."""
+    paths = find_and_check(images, max_megapixels)
     from vggt_int8 import compare_model_outputs
 
-    paths = find_and_check(images, max_megapixels)
     first = load_model(model_a, device=device, dtype=dtype)
     second = load_model(model_b, recipe=recipe, backend=backend, device=device, dtype=dtype)
     pixels, _ = load_images_for(first, paths, mode, max_megapixels)

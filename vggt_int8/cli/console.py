@@ -36,6 +36,7 @@ from rich.progress import (
 from rich.table import Table
 
 from vggt_int8 import interrupts
+from vggt_int8.encoding import one_line
 
 PACKAGE = str(Path(__file__).parent.parent)
 P = ParamSpec("P")
@@ -113,7 +114,7 @@ def note(text: str) -> None:
 
 def complain(message: str) -> None:
     """An error as one line on stderr."""
-    err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]Error:[/] {escape(one_line(message))}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -266,19 +267,24 @@ def _log_lines() -> Iterator[None]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
+    """Of huggingface_hub and of transformers, which is slow to import, and begins as it finds huggingface_hub."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging as transformers_logging
 
-    hub_was_on, transformers_was_on = not are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
+    def of_transformers() -> Any:
+        return sys.modules.get("transformers.utils.logging")
+
+    hub_was_on, transformers_was_there = not are_progress_bars_disabled(), of_transformers() is not None
+    transformers_was_on = of_transformers().is_progress_bar_enabled() if transformers_was_there else hub_was_on
     disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+    if transformers_was_there:
+        of_transformers().disable_progress_bar()
     try:
         yield
     finally:
+        if transformers_was_on and of_transformers() is not None:
+            of_transformers().enable_progress_bar()
         if hub_was_on:
             enable_progress_bars()
-        if transformers_was_on:
-            transformers_logging.enable_progress_bar()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:

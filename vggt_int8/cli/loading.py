@@ -66,7 +66,9 @@ Mode = Annotated[
 MaxMegapixels = Annotated[
     float | None,
     typer.Option(
-        min=0.001, max=1e6, help="Largest image that is decoded, in millions of pixels; by default 250.", metavar="MP"
+        help="Largest image that is decoded, in millions of pixels; by default 250.",
+        metavar="MP",
+        **options.between(0.001, 1e6),
     ),
 ]
 

@@ -7,6 +7,7 @@ option, the value, what it may have meant and what there is to choose from.
 import difflib
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -92,6 +93,17 @@ def size_option() -> dict[str, Any]:
     return {"metavar": "SIZE", **checked(check, ("5GB", "2GB", "500MB"))}
 
 
+def between(low: float, high: float = math.inf) -> dict[str, Any]:
+    """Keyword arguments of `typer.Option` for a number from `low` to `high`."""
+    numbers = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+
+    def check(value: float) -> None:
+        if not low <= value <= high:  # which NaN is not either
+            raise ValueError(f"{value:g} is out of range, it must be {numbers}")
+
+    return checked(check)
+
+
 def variants_option() -> dict[str, Any]:
     """The same for the variants of `bench`, separated by commas."""
     backends = BACKENDS[1:]
@@ -121,10 +133,10 @@ def offer_embedded(incomplete: str) -> list[str]:
     return [EMBEDDED] if incomplete and EMBEDDED.startswith(incomplete) else []
 
 
-def checked(check: Callable[[str], object], values: Iterable[str] | Callable[[], Iterable[str]] = ()) -> dict[str, Any]:
+def checked(check: Callable[[Any], object], values: Iterable[str] | Callable[[], Iterable[str]] = ()) -> dict[str, Any]:
     """Keyword arguments of `typer.Option` whose value `check` may refuse by raising ValueError."""
 
-    def callback(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    def callback(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
         if value is not None and not ctx.resilient_parsing:  # which is how the shell's completion parses
             try:
                 check(value)

@@ -2,7 +2,7 @@
 
 import importlib
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -25,11 +25,13 @@ from vggt_int8.cli.loading import (
     load_model,
     local_image_size,
 )
+from vggt_int8.disk import check_place
 
 if TYPE_CHECKING:
-    from vggt_int8 import VGGTInt8
+    from vggt_int8 import VGGTInt8, VGGTOutput
     from vggt_int8.export import RunReport
     from vggt_int8.export.points import PointSource
+    from vggt_int8.images import ImageTransform
 
 LEAST_BYTES = 4.0  # written per pixel of a square: 8 of two maps, if an image is no wider than 2:1
 
@@ -44,7 +46,10 @@ def run(
     dtype: Dtype = None,
     mode: Mode = "crop",
     frames_chunk: Annotated[
-        int, typer.Option(min=1, help="Images that the depth and point heads work on at a time: less is less memory.")
+        int,
+        typer.Option(
+            help="Images that the depth and point heads work on at a time: less is less memory.", **options.between(1)
+        ),
     ] = 8,
     points: Annotated[
         str | None,
@@ -54,10 +59,14 @@ def run(
         ),
     ] = None,
     confidence_percentile: Annotated[
-        float, typer.Option(min=0, max=100, help="Leave out points whose confidence is below this percentile.")
+        float,
+        typer.Option(
+            help="Leave out points whose confidence is below this percentile, 0 to 100.", **options.between(0, 100)
+        ),
     ] = 25.0,
     max_points: Annotated[
-        int | None, typer.Option(min=1, help="Write a random subset of at most so many points; by default all.")
+        int | None,
+        typer.Option(help="Write a random subset of at most so many points; by default all.", **options.between(1)),
     ] = None,
     max_megapixels: MaxMegapixels = None,
     overwrite: Annotated[
@@ -66,72 +75,106 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Reconstruct a scene: write cameras.json, depth and confidence maps, points.ply and report.json."""
-    import torch
-
-    from vggt_int8.cli.loading import resolve_device
-    from vggt_int8.export import (
-        SCENE_ENTRIES,
-        PhaseClock,
-        owned_files,
-        staged_folder,
-        write_report,
-        write_scene,
-    )
-    from vggt_int8.export.points import SEED, check_point_options
-    from vggt_int8.export.repeat import identify_file, identify_model
-    from vggt_int8.export.report import describe_inputs
-
-    check_point_options(points, confidence_percentile, max_points)
     paths = find_and_check(images, max_megapixels)
-    count = console.count_images(len(paths))
-    clock = PhaseClock(resolve_device(device))
-    owned = partial(owned_files, command="run")
-    needed = len(paths) * local_image_size(model) ** 2 * LEAST_BYTES
-    with staged_folder(out, entries=SCENE_ENTRIES, overwrite=overwrite, owned=owned, needed=needed) as folder:
-        importlib.import_module("vggt_int8.pretrained")  # seconds that are not the model's
-        with clock.phase("load_model"):
-            network = load_model(model, recipe=recipe, backend=backend, device=device, dtype=dtype)
-            identity = identify_model(model)
-        _check_heads(network, points)
-        with clock.phase("load_images"):
-            pixels, transforms = load_images_for(network, paths, mode, max_megapixels)
-            described = zip(describe_inputs(paths, transforms), paths, strict=True)
-            inputs = [{**entry, **identify_file(path)} for entry, path in described]  # now: later one may be gone
-        with (
-            clock.phase("reconstruct"),
-            console.step(f"Reconstructing {count}"),
-            torch.inference_mode(),
-        ):
-            pred = network(pixels.to(network.device), frames_chunk_size=frames_chunk)
-        console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
-        with clock.phase("write"), console.step(f"Writing {out}") as progress:
-            written = write_scene(
-                folder,
-                pred,
-                transforms,
-                [str(path) for path in paths],
-                point_source=cast("PointSource | None", points),
-                confidence_percentile=confidence_percentile,
-                max_points=max_points,
-                on_map=progress,
-            )
-        settings = {
-            "backend": backend,
-            "mode": mode,
-            "frames_chunk": frames_chunk,
-            "points": points or default_points(network),
-            "confidence_percentile": confidence_percentile,
-            "max_points": max_points,
-            "seed": SEED,
-            "max_megapixels": max_megapixels,
-        }
-        report = report_of(network, model, identity, inputs, settings, clock.seconds, written)
-        content = write_report(folder, "run", report.to_document())
+    check_place(out.expanduser())
+    wanted = Wanted(
+        model=model, paths=paths, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
+        frames_chunk=frames_chunk, points=points, confidence_percentile=confidence_percentile, max_points=max_points,
+        max_megapixels=max_megapixels, overwrite=overwrite,
+    )  # fmt: skip
+    report, content = reconstruct(wanted)
     if as_json:
         console.document("run", {"out": out, "report": content})
         return
-    console.say(f"{count} -> {out}")
+    console.say(f"{console.count_images(len(paths))} -> {out}")
     console.show(_summary(report))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options of `run` ask for; the images are found and can be opened."""
+
+    model: str
+    paths: list[Path]
+    out: Path
+    recipe: str | None
+    backend: str
+    device: str | None
+    dtype: str | None
+    mode: str
+    frames_chunk: int
+    points: str | None
+    confidence_percentile: float
+    max_points: int | None
+    max_megapixels: float | None
+    overwrite: bool
+
+    def settings(self, network: "VGGTInt8") -> dict[str, Any]:
+        """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
+        from vggt_int8.export.points import SEED
+
+        names = ("backend", "mode", "frames_chunk", "confidence_percentile", "max_points", "max_megapixels")
+        points = self.points or default_points(network)
+        return {**{name: getattr(self, name) for name in names}, "points": points, "seed": SEED}
+
+
+def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
+    """Load, run and write; returns the report, and report.json's content. The folder appears when it is complete."""
+    import torch
+
+    from vggt_int8.cli.loading import resolve_device
+    from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report
+    from vggt_int8.export.repeat import identify_model
+
+    count, clock = console.count_images(len(wanted.paths)), PhaseClock(resolve_device(wanted.device))
+    owned = partial(owned_files, command="run")
+    needed = len(wanted.paths) * local_image_size(wanted.model) ** 2 * LEAST_BYTES
+    with staged_folder(
+        wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned, needed=needed
+    ) as folder:
+        importlib.import_module("vggt_int8.pretrained")  # seconds that are not the model's
+        with clock.phase("load_model"):
+            network = load_model(
+                wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
+            )
+            identity = identify_model(wanted.model)
+        _check_heads(network, wanted.points)
+        with clock.phase("load_images"):
+            pixels, transforms = load_images_for(network, wanted.paths, wanted.mode, wanted.max_megapixels)
+            inputs = _describe_inputs(wanted.paths, transforms)
+        with clock.phase("reconstruct"), console.step(f"Reconstructing {count}"), torch.inference_mode():
+            pred = network(pixels.to(network.device), frames_chunk_size=wanted.frames_chunk)
+        console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
+        with clock.phase("write"):
+            outputs = _write(folder, pred, transforms, wanted)
+        settings = wanted.settings(network)
+        report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)
+        return report, write_report(folder, "run", report.to_document())
+
+
+def _describe_inputs(paths: "list[Path]", transforms: "list[ImageTransform]") -> list[dict[str, Any]]:
+    """Read now: later one of the files may be gone."""
+    from vggt_int8.export.repeat import identify_file
+    from vggt_int8.export.report import describe_inputs
+
+    described = zip(describe_inputs(paths, transforms), paths, strict=True)
+    return [{**entry, **identify_file(path)} for entry, path in described]
+
+
+def _write(folder: Path, pred: "VGGTOutput", transforms: "list[ImageTransform]", wanted: Wanted) -> dict[str, Any]:
+    from vggt_int8.export import write_scene
+
+    with console.step(f"Writing {wanted.out}") as progress:
+        return write_scene(
+            folder,
+            pred,
+            transforms,
+            [str(path) for path in wanted.paths],
+            point_source=cast("PointSource | None", wanted.points),
+            confidence_percentile=wanted.confidence_percentile,
+            max_points=wanted.max_points,
+            on_map=progress,
+        )
 
 
 def report_of(

@@ -12,8 +12,9 @@ from os import PathLike
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from vggt_int8.encoding import one_line
 from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes, is_misnamed, words_for
-from vggt_int8.images.names import natural_key, one_line, order_warning
+from vggt_int8.images.names import natural_key, order_warning, some_names
 from vggt_int8.images.outputs import OwnPictures
 from vggt_int8.listing import first_few
 
@@ -62,9 +63,8 @@ def find_images(images: Source | Sequence[Source], *, stacklevel: int = 1) -> li
         for remark in remarks:
             warnings.warn(remark, stacklevel=stacklevel + 1)
     if twice := [path for path, count in Counter(found).items() if count > 1]:
-        more = f" and {len(twice) - _NAMES_SHOWN} more" if len(twice) > _NAMES_SHOWN else ""
-        names = one_line(", ".join(map(str, twice[:_NAMES_SHOWN])))
-        warnings.warn(f"files are given more than once, and used as often: {names}{more}", stacklevel=stacklevel + 1)
+        names = some_names(list(map(str, twice)), _NAMES_SHOWN)
+        warnings.warn(f"files are given more than once, and used as often: {names}", stacklevel=stacklevel + 1)
     return found
 
 

@@ -7,6 +7,9 @@ from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
+from vggt_int8.encoding import one_line
+from vggt_int8.listing import first_few
+
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?(e[-+]?\d+)?")  # a whole stem
 _DECIMAL = re.compile(r"(?<![\d.,])(\d+)[.,](\d+)(?![\d.,])")  # inside a stem; 2021.3.5 is none
 
@@ -53,9 +56,9 @@ def _values(stem: str) -> tuple[str, tuple[float, ...]]:
     return text, tuple(values)
 
 
-def one_line(text: str) -> str:
-    """Line feeds, escape sequences and the like, which names of files may hold, spelt out."""
-    return re.sub("[\0-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
+def some_names(names: Sequence[str], shown: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return one_line(first_few(names, shown))
 
 
 def portable_name(name: str | PathLike[str]) -> str:

@@ -25,11 +25,13 @@ def checked_images(images: Any, patch: int, device: torch.device | None) -> Tens
     check_is_tensor(images)
     shape = tuple(images.shape)
     if len(shape) not in (4, 5) or shape[-3] != 3:
-        raise ValueError(f"images must be [S, 3, H, W] or [B, S, 3, H, W] with 3 color channels, got {shape}")
+        raise ValueError(
+            f"images must be [S, 3, H, W] or [B, S, 3, H, W] with 3 color channels, got {shape}{_way_out(shape)}"
+        )
     if 0 in shape:
         raise ValueError(f"images are empty: {shape}")
     if images.dtype not in FLOATS:
-        integers = not (images.is_floating_point() or images.is_complex())
+        integers = not (images.is_floating_point() or images.is_complex() or images.dtype == torch.bool)
         way_out = "divide 8-bit images by 255" if integers else "convert them with .float()"
         raise TypeError(f"images must be floats in [0, 1], got {images.dtype}; {way_out}")
     height, width = shape[-2:]
@@ -44,6 +46,16 @@ def checked_images(images: Any, patch: int, device: torch.device | None) -> Tens
             f"images are on {images.device}, but the model is on {device}: call model(images.to(model.device))"
         )
     return images if len(shape) == 5 else images[None]
+
+
+def _way_out(shape: tuple[int, ...]) -> str:
+    """For the usual mistakes in shapes."""
+    if len(shape) == 3 and shape[0] == 3:
+        return ": one image is images[None]"
+    if len(shape) in (3, 4, 5) and shape[-1] == 3:
+        order = {3: "(2, 0, 1)[None]", 4: "(0, 3, 1, 2)", 5: "(0, 1, 4, 2, 3)"}[len(shape)]
+        return f": channels come before rows, use images.permute{order}"
+    return ""
 
 
 def check_is_tensor(images: Any) -> None:

@@ -227,8 +227,8 @@ class VGGT(PreTrainedModel):
 
     def _checked_heads(self, heads: Sequence[str] | None, query_points: Tensor | None) -> tuple[str, ...]:
         enabled = tuple(head for head in HEADS if getattr(self, f"{head}_head") is not None)
-        if query_points is not None and "track" not in enabled:
-            raise ValueError("query_points need the track head, but this model has none (enable_track is False)")
+        if query_points is not None:
+            self._check_track_head()
         if heads is None:
             return tuple(head for head in enabled if head != "track" or query_points is not None)
         if isinstance(heads, str) or not heads:
@@ -245,8 +245,13 @@ class VGGT(PreTrainedModel):
             )
         return tuple(heads)
 
+    def _check_track_head(self) -> None:
+        if self.track_head is None:
+            raise ValueError("query_points need the track head, but this model has none (enable_track is False)")
+
     def _checked_query_points(self, query_points: Tensor, images: Tensor) -> Tensor:
         """-> [B, N, 2] fp32."""
+        self._check_track_head()  # first: nothing that is said of the points would help
         return checked_query_points(query_points, images, self.config.track_corr_levels)
 
     @torch.no_grad()

@@ -1,0 +1,175 @@
+"""Image files -> one tensor: `load_images`, which finds, checks and reads them, and its last step by itself."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from vggt_int8.images.check import check_images
+from vggt_int8.images.decode import decode_image
+from vggt_int8.images.find import Source, find_images
+from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
+from vggt_int8.images.names import some_names
+from vggt_int8.images.pixels import narrow_bits
+
+
+@overload
+def load_images(
+    images: Source | Sequence[Source],
+    mode: Mode = "crop",
+    *,
+    model: Any = None,
+    size: int | None = None,
+    patch_size: int | None = None,
+    max_pixels: int | None = None,
+    return_transforms: Literal[False] = False,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Tensor: ...
+
+
+@overload
+def load_images(
+    images: Source | Sequence[Source],
+    mode: Mode = "crop",
+    *,
+    model: Any = None,
+    size: int | None = None,
+    patch_size: int | None = None,
+    max_pixels: int | None = None,
+    return_transforms: Literal[True],
+    on_image: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, list[ImageTransform]]: ...
+
+
+def load_images(
+    images: Source | Sequence[Source],
+    mode: Mode = "crop",
+    *,
+    model: Any = None,
+    size: int | None = None,
+    patch_size: int | None = None,
+    max_pixels: int | None = None,
+    return_transforms: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Tensor | tuple[Tensor, list[ImageTransform]]:
+    """Image files -> fp32 [S, 3, H, W] in [0, 1], and on request one `ImageTransform` per image.
+
+    images: what `find_images` takes: files, folders, glob patterns, one or a list.
+    mode: `crop` or `pad`, see the module's docstring.
+    model: the model that will read them, or its config: gives size and patch size. Without it they are VGGT-1B's.
+    size, patch_size: instead of a model: `config.img_size` and `config.patch_size`.
+    max_pixels: the largest image that is decoded; by default 250 megapixels (`MAX_PIXELS`).
+    on_image: called with (images done, all images) after each, for a progress bar.
+
+    Transparent pixels are white, and False in `ImageTransform.content_mask()`. Images that come out in different
+    sizes are padded with white to the largest. Warns of that, of all files and frames that are not used, and of
+    16-bit images that use fewer bits.
+
+    Raises FileNotFoundError for a path or pattern without a file, and ValueError, which names the file or folder,
+    for one that is empty, truncated, not an image, of an unknown range, or too large. Errors of the file system
+    (permission) stay what they are.
+    """
+    size, patch_size = _checked_sizes(mode, model, size, patch_size)
+    paths = find_images(images, stacklevel=2)
+    check_images(paths, max_pixels=max_pixels, stacklevel=2)
+    batch, transforms = read_images(
+        paths, mode, size=size, patch_size=patch_size, max_pixels=max_pixels, on_image=on_image, stacklevel=2
+    )
+    return (batch, transforms) if return_transforms else batch
+
+
+def read_images(
+    paths: Sequence[Path],
+    mode: Mode = "crop",
+    *,
+    model: Any = None,
+    size: int | None = None,
+    patch_size: int | None = None,
+    max_pixels: int | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+    stacklevel: int = 1,
+) -> tuple[Tensor, list[ImageTransform]]:
+    """The pixels of image files, one or more, as `load_images` gives them with their transforms."""
+    size, patch_size = _checked_sizes(mode, model, size, patch_size)
+    fitted: list[tuple[Tensor, ImageTransform]] = []
+    narrow: dict[int, list[str]] = {}
+    invisible: list[str] = []
+    unturned: list[str] = []
+    highest = 0
+    for path in paths:
+        decoded = decode_image(path, max_pixels=max_pixels, at_least=2 * size)
+        pixels = decoded.pixels
+        fitted.append(
+            fit_image(
+                pixels.rgb, mode, size=size, patch_size=patch_size, alpha=pixels.alpha, original_size=decoded.size
+            )
+        )
+        if bits := narrow_bits(pixels.largest):
+            narrow.setdefault(bits, []).append(path.name)
+            highest = max(highest, pixels.largest or 0)
+        if not fitted[-1][1].content_mask().any():
+            invisible.append(path.name)
+        if not decoded.exif_readable:
+            unturned.append(path.name)
+        if on_image is not None:
+            on_image(len(fitted), len(paths))
+    if narrow:
+        groups = "; ".join(f"{bits} bits: {some_names(names)}" for bits, names in sorted(narrow.items()))
+        warnings.warn(
+            f"16-bit images use fewer bits ({groups}): their values end at {highest}, of 65535, and are read "
+            f"as that, nearly without contrast; where white is less, scale to 16 bits (from {max(narrow)}: "
+            f"times {65535 / (2 ** max(narrow) - 1):.2f})",
+            stacklevel=stacklevel + 1,
+        )
+    if invisible:
+        warnings.warn(f"images are transparent everywhere: {some_names(invisible)}", stacklevel=stacklevel + 1)
+    if unturned:
+        warnings.warn(
+            f"EXIF data cannot be read, so the images are taken as they are stored: {some_names(unturned)}",
+            stacklevel=stacklevel + 1,
+        )
+    transforms = [transform for _, transform in fitted]
+    model_size, remark = _largest_size([transform.model_size for transform in transforms], paths)
+    if remark:
+        warnings.warn(remark, stacklevel=stacklevel + 1)
+    batch = torch.stack([pad_white(image, model_size) for image, _ in fitted])
+    return batch, [transform.padded_to(model_size) for transform in transforms]
+
+
+def _checked_sizes(mode: str, model: Any, size: int | None, patch_size: int | None) -> tuple[int, int]:
+    if mode not in ("crop", "pad"):
+        raise ValueError(f"mode is {mode!r}; it must be 'crop' or 'pad'")
+    if model is not None:
+        if size is not None or patch_size is not None:
+            raise ValueError(
+                f"size {size} and patch_size {patch_size} beside model=: the model says both, leave them out"
+            )
+        config = getattr(model, "config", model)
+        size, patch_size = getattr(config, "img_size", None), getattr(config, "patch_size", None)
+        if not isinstance(size, int) or not isinstance(patch_size, int):
+            raise TypeError(
+                f"model is a {type(model).__name__} without img_size and patch_size in its config: pass a VGGTInt8, a "
+                "VGGT or a VGGTConfig, or size= and patch_size="
+            )
+    size, patch_size = 518 if size is None else size, 14 if patch_size is None else patch_size
+    if patch_size < 1 or size < patch_size or size % patch_size:
+        raise ValueError(f"size {size} must be a positive multiple of patch_size {patch_size}")
+    return size, patch_size
+
+
+def _largest_size(sizes: Sequence[tuple[int, int]], paths: Sequence[Path]) -> tuple[tuple[int, int], str | None]:
+    """(H, W) that holds all images, and a sentence if they differ."""
+    largest = (max(height for height, _ in sizes), max(width for _, width in sizes))
+    if len(set(sizes)) == 1:
+        return largest, None
+    groups = []
+    for height, width in sorted(set(sizes)):
+        names = [path.name for path, size in zip(paths, sizes, strict=True) if size == (height, width)]
+        groups.append(f"{height}x{width}: {some_names(names)}")
+    return largest, (
+        f"images differ in size (height x width; {'; '.join(groups)}); all are padded with white to "
+        f"{largest[0]}x{largest[1]}"
+    )
