@@ -96,6 +96,21 @@ def test_results_come_in_order_and_the_first_error_is_raised(monkeypatch: pytest
         map_in_threads(work, range(5))
 
 
+def test_a_failure_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    begun = []
+
+    def work(i: int) -> None:
+        begun.append(i)
+        if i == 1:
+            raise MemoryError
+        time.sleep(0.01)
+
+    with pytest.raises(MemoryError):
+        map_in_threads(work, range(100))
+    assert len(begun) < 10
+
+
 def test_few_jobs_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     go, given = threading.Event(), []

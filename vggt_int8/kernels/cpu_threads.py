@@ -82,19 +82,29 @@ class Workers:
     """Runs jobs on `threads()` threads, without gradients, in a `with` block that ends when all are done.
 
     `submit` waits while many jobs wait, so that what they read is not all in memory. An error in the block cancels the
-    jobs that have not begun.
+    jobs that have not begun. `failed`: whether a job has raised.
     """
 
     def __init__(self) -> None:
         count = min(threads(), _AT_MOST)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="vggt-int8")
         self._room = BoundedSemaphore((1 + _WAITING) * count)
+        self.failed = False
 
     def submit(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
         self._room.acquire()
-        future = self._pool.submit(torch.no_grad()(work), *arguments)
-        future.add_done_callback(lambda _: self._room.release())
+        try:
+            future = self._pool.submit(torch.no_grad()(work), *arguments)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(self._ended)
         return future
+
+    def _ended(self, future: "Future[Any]") -> None:
+        if not future.cancelled() and future.exception() is not None:
+            self.failed = True
+        self._room.release()
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +116,14 @@ class Workers:
 
 
 def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`[work(item) for item in items]` on `Workers`. Raises what the first of the items that fail raises."""
+    """`[work(item) for item in items]` on `Workers`. Raises what the first of the items that fail raises.
+
+    After a failure no more items are given out.
+    """
+    futures: list[Future[Result]] = []
     with Workers() as workers:
-        futures = [workers.submit(work, item) for item in items]
-        return [future.result() for future in futures]
+        for item in items:
+            futures.append(workers.submit(work, item))
+            if workers.failed:
+                break
+        return [future.result() for future in futures]  # those before the one that failed were begun before it
