@@ -9,32 +9,35 @@ import itertools
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from vggt_int8 import VGGTInt8
+from vggt_int8 import VGGTInt8, recipe, scenes
 from vggt_int8.cli import app, demo
 
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "link", "symlink")
 
 
-def killed(moment: int, arguments: list[object], below: Path) -> bool:
+def killed(moment: int, arguments: list[object], below: Path, begin: str = "") -> bool:
     """Run a command in a child that ends by SIGKILL right before its change of that number in `below`.
 
-    Returns whether it came so far. The child is a fork: it has imported everything already.
+    begin: count from the first change of a path that holds this. Returns whether it came so far. The child is a fork:
+    it has imported everything already.
     """
     child = os.fork()
     if child == 0:
-        left = moment
+        left, begun = moment, False
 
         def ends(real: Callable[..., None]) -> Callable[..., None]:
             def counted(path: object, *args: object, **kwargs: object) -> None:
-                nonlocal left
+                nonlocal left, begun
+                begun = begun or begin in str(path)
                 # Names relative to a descriptor are those of `rmtree`, which has begun with a whole one.
-                if kwargs.get("dir_fd") is not None or str(below) in str(path):
+                if begun and (kwargs.get("dir_fd") is not None or str(below) in str(path)):
                     if left == 0:
                         os.kill(os.getpid(), signal.SIGKILL)
                     left -= 1
@@ -66,7 +69,12 @@ def hidden(folder: Path) -> list[str]:
 
 
 def check(
-    arguments: list[object], numbers: Iterable[int], prepare: Callable[[Path], None], out: Path, last: str
+    arguments: list[object],
+    numbers: Iterable[int],
+    prepare: Callable[[Path], None],
+    out: Path,
+    last: str,
+    begin: str = "",
 ) -> set[str]:
     """Kill at each moment; the states seen."""
     seen = set()
@@ -75,7 +83,7 @@ def check(
         out.parent.mkdir()
         prepare(out)
         before = contents(out.parent)
-        came = killed(number, arguments, out.parent)
+        came = killed(number, arguments, out.parent, begin)
         state = contents(out.parent)
         assert state.get("out/mine.txt") == before.get("out/mine.txt")
         changed = {name: content for name, content in state.items() if before.get(name) != content}
@@ -141,14 +149,64 @@ def test_quantize(exists: bool, tiny: Path, tmp_path: Path) -> None:
     VGGTInt8.from_pretrained(out)
 
 
-@pytest.mark.slow
-def test_a_demo_over_an_earlier_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "TIMED_RUNS", 1)
-    out, earlier = tmp_path / "place" / "out", tmp_path / "earlier"
-    assert CliRunner().invoke(app, ["demo", "-o", str(earlier)]).exit_code == 0
+@pytest.fixture
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A demo of one scene and one recipe; those that follow, in forks as well, have its models and what they gave."""
+    folder = tmp_path_factory.mktemp("demos") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "available_recipes", lambda: [demo.PICTURED])
+        scene = scenes.available_scenes()[:1]
+        patch.setattr(scenes, "available_scenes", lambda: scene)
+        prepared, given = {}, {}
+        prepare, reconstruct = demo.prepare, demo.reconstruct
 
+        def prepare_once(source: Path, name: str, scratch: Path) -> object:
+            if name not in prepared:
+                prepared[name] = prepare(source, name, scratch)
+            return prepared[name]
+
+        def reconstruct_once(model: VGGTInt8, scenes: dict[str, Any]) -> object:
+            if id(model) not in given:
+                given[id(model)] = reconstruct(model, scenes)
+            return given[id(model)]
+
+        patch.setattr(demo, "prepare", prepare_once)
+        patch.setattr(demo, "reconstruct", reconstruct_once)
+        patch.setattr(demo, "time_in_turns", lambda models, images: dict.fromkeys(models, 0.1))
+        result = CliRunner().invoke(app, ["demo", "-o", str(folder)])
+        assert result.exit_code == 0, result.output
+        yield folder
+
+
+def over(earlier: Path) -> Callable[[Path], None]:
     def prepare(out: Path) -> None:
         shutil.copytree(earlier, out)
         (out / "mine.txt").write_text("mine")
+        for picture in out.glob("*/depth.png"):  # else old and new were the same
+            picture.write_bytes(b"earlier")
 
-    assert "old" in check(["demo", "-o", out], itertools.count(step=12), prepare, out, "report.json")
+    return prepare
+
+
+def test_a_demo_over_an_earlier_one_in_its_exchange(every: bool, demos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "place" / "out"
+    numbers = range(0, 8, 1 if every else 3)  # one scene and report.json; then the old files are removed, one by one
+    seen = check(["demo", "-o", out], numbers, over(demos), out, "report.json", begin="exchange.json")
+    assert {"old", "new"} <= seen
+    assert "incomplete" in seen or not every
+
+
+@pytest.mark.slow
+def test_a_demo_that_is_killed_while_its_models_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kill, when the second model is about to be saved in the staging folder."""
+    monkeypatch.setattr(recipe, "available_recipes", lambda: [demo.PICTURED])
+    monkeypatch.setattr(demo, "TIMED_RUNS", 1)
+    out = tmp_path / "place" / "out"
+    out.mkdir(parents=True)
+    assert killed(0, ["demo", "-o", out], out.parent, begin=f".{demo.PICTURED}.partial-")
+    assert hidden(out) != []
+    assert contents(out) == {}
+    result = CliRunner().invoke(app, ["demo", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert hidden(out) == []
+    assert (out / "report.json").is_file()
