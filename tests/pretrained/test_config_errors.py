@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from vggt_int8.model.vggt import VGGT
 PLAIN: list[tuple[bytes, str]] = [
     (b"[" * 200_000, "nested too deep"),
     (b'{"depth": ' + b"[" * 450 + b"]" * 450 + b"}", "nested too deep"),
-    (b'{"depth": 1' + b"0" * 10_000 + b"}", "config.json of .* is not a valid JSON file: Exceeds the limit"),
-    (b'{"depth": 1', "config.json of .* is not a valid JSON file"),
+    (b'{"depth": 1' + b"0" * 10_000 + b"}", "config.json in .* is not a valid JSON file: Exceeds the limit"),
+    (b'{"depth": 1', "config.json in .* is not a valid JSON file"),
     (b'{"depth": "2"}', r"^Field 'depth' expected int, got str \(value: '2'\)$"),
     (b'{"dpt_layers": [1, 2, "x", 3]}', "Invalid item at index 2 in list 'dpt_layers': .* 'x'"),
     (b'{"depth": 0}', "^depth must be at least 1, got 0$"),
@@ -44,8 +45,42 @@ def test_the_plain_network_waits_for_no_pipe(tmp_path: Path, tiny_checkpoint: Pa
     shutil.copytree(tiny_checkpoint, tmp_path / "plain")
     (tmp_path / "plain" / name).unlink()
     os.mkfifo(tmp_path / "plain" / name)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is a pipe, not a file"):
         VGGT.from_pretrained(tmp_path / "plain")
+
+
+INDICES: list[tuple[dict[str, Any], str]] = [
+    ({"metadata": {}, "weight_map": {"a": "/dev/zero"}}, "names '/dev/zero', which is no file of its folder"),
+    ({"metadata": {}, "weight_map": {"a": "../x.safetensors"}}, "which is no file of its folder"),
+    ({"metadata": {}, "weight_map": {"a": "gone.safetensors"}}, "there is no file .*gone"),
+    ({"metadata": {}, "weight_map": {"a": "pipe.safetensors"}}, "is a pipe, not a file"),
+    ({"metadata": {}, "weight_map": {}}, "has no weight_map"),
+    ({"weight_map": {"a": "b"}}, "has no metadata"),
+]
+
+
+@pytest.mark.parametrize(("index", "message"), INDICES, ids=[str(row[0])[-40:] for row in INDICES])
+def test_the_plain_network_reads_no_files_of_others(
+    tmp_path: Path, tiny_checkpoint: Path, index: dict[str, Any], message: str
+) -> None:
+    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ValueError, match=message):
+        VGGT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "model.safetensors", "a/b/c", "~/nowhere"])
+def test_the_plain_network_asks_the_hub_for_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    def no_network(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the network is asked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    with pytest.raises(ValueError, match=r"there is no (folder|file)"):
+        VGGT.from_pretrained(source)
 
 
 def nested(depth: int) -> list[Any]:

@@ -111,7 +111,8 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
     from vggt_int8.model.config import VGGTConfig
     from vggt_int8.pretrained import CheckpointError
     from vggt_int8.pretrained.checkpoint import read_headers
-    from vggt_int8.pretrained.source import check_source, load_config
+    from vggt_int8.pretrained.source import load_config
+    from vggt_int8.saves.names import check_source
     from vggt_int8.saves.save_id import check_one_save
 
     model = resolve_source(model)

@@ -118,7 +118,7 @@ def load_model(
     """`VGGTInt8.from_pretrained` in evaluation mode, with a bar for the download and a spinner for the rest."""
     target, compute = resolve_device(device), resolve_dtype(dtype)
     from vggt_int8 import VGGTInt8, load_recipe
-    from vggt_int8.pretrained.source import check_source
+    from vggt_int8.saves.names import check_source
 
     if recipe is not None:
         recipe = load_recipe(recipe)

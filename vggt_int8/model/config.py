@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from functools import wraps
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from transformers import PreTrainedConfig
 from vggt_int8.listing import first_few
 from vggt_int8.model.size import least_parameters
 from vggt_int8.plain_data import shown, too_deep
+from vggt_int8.saves.plain_files import read_json
 
 VGGT_1B_DIM = 1024
 TRACK_HEADS = 8  # attention heads of the track head's transformer: a constant of the architecture
@@ -165,19 +167,18 @@ class VGGTConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """What a `config.json` holds, as transformers reads it. ValueError if it is no JSON or nested too deep."""
-        where = f"the config.json of {str(pretrained_model_name_or_path)!r}"
-        path = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-            raise ValueError(f"{where} is no file")
+        source = os.fspath(pretrained_model_name_or_path)
+        if os.path.isdir(source):  # transformers would wait for a pipe, and take a missing file for VGGT-1B's
+            read_json(Path(source) / (kwargs.get("subfolder") or "") / "config.json")
         try:
-            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            return super().get_config_dict(source, **kwargs)
         except RecursionError:
-            raise ValueError(f"{where} is nested too deep") from None
+            raise ValueError(f"the config.json of {source!r} is nested too deep") from None
         except (OSError, ValueError) as error:
             cause = error if isinstance(error, ValueError) else error.__context__
             if isinstance(error, OSError) and not isinstance(cause, json.JSONDecodeError | UnicodeDecodeError):
                 raise
-            raise ValueError(f"{where} is not a valid JSON file: {cause}") from error
+            raise ValueError(f"the config.json of {source!r} is not a valid JSON file: {cause}") from error
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

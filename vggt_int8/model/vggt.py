@@ -33,6 +33,9 @@ from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.size import FAR_LARGER, least_parameters
 from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
 from vggt_int8.model.track_head import Tracker, TrackHead
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.names import check_source
+from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
 from vggt_int8.saves.save_id import check_loaded, verifying
 from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
 
@@ -40,14 +43,15 @@ HEADS = ("camera", "depth", "point", "track")
 
 
 def _check_weights(source: str, options: dict[str, Any]) -> None:
-    """Raise ValueError if the weights of a folder are no files, or the sizes in its config far more than they hold."""
+    """Raise `CheckpointError` for weights of a folder that are none, and for sizes far beyond what its files hold."""
     folder = Path(source) / (options.get("subfolder") or "")
-    files = [path for path in folder.glob("*") if path.name.startswith(("model", "pytorch_model"))]
-    if odd := [path for path in files if not path.is_file()]:  # a pipe would be waited for
-        raise ValueError(f"{odd[0]} is no file")
+    if not folder.is_dir():
+        return
+    check_weight_files(folder, options.get("variant"))
+    files = [path for path in folder.iterdir() if path.suffix in SINGLE_FILES and path.is_file()]
     size, count = sum(path.stat().st_size for path in files), least_parameters(options["config"])
     if files and count > FAR_LARGER * size:
-        raise ValueError(
+        raise CheckpointError(
             f"the sizes in the config of {source!r} make {count:.3g} parameters, but its files have {size:.3g} bytes: "
             "the config belongs to other weights"
         )
@@ -120,6 +124,7 @@ class VGGT(PreTrainedModel):
         if args or not {"recipe", "backend"}.isdisjoint(kwargs):
             raise TypeError("VGGT is the plain network: VGGTInt8.from_pretrained takes recipe= and backend=")
         options = check_keywords(kwargs)
+        check_source(source)
         wants_info = bool(options.pop("output_loading_info", False))
         if options.get("config") is None:
             restore(Path(source) / (options.get("subfolder") or ""))

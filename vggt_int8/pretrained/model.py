@@ -36,7 +36,6 @@ from vggt_int8.pretrained.source import (
     check_cached_index,
     check_device,
     check_folder,
-    check_source,
     compute_dtype,
     given_config,
     load_config,
@@ -53,6 +52,7 @@ from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
 from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.names import check_source
 from vggt_int8.saves.save_id import check_loaded, check_one_save, verifying
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

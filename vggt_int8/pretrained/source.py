@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from vggt_int8.embedded import EMBEDDED, resolve_source
+from vggt_int8.embedded import resolve_source
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import HUB_KEYWORDS
 from vggt_int8.model.size import FAR_LARGER, least_parameters
@@ -25,6 +23,7 @@ from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationCon
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.names import NO_NETWORK, check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.saves.writing import restore
 
@@ -41,34 +40,6 @@ _DTYPES = {
     "float": torch.float32,
     "half": torch.float16,
 }
-NO_NETWORK = f"No network? {EMBEDDED!r} names the small model inside this package"
-
-
-def check_source(source: str) -> None:
-    """Raise `CheckpointError` for a name that is neither there nor one that the Hub could know; asks nobody."""
-    if os.path.exists(source):
-        return
-    if os.path.islink(source):
-        raise CheckpointError(f"{source} is a link to {os.readlink(source)}, which does not exist")
-    if source.endswith((*SINGLE_FILES, ".json", ".gguf", ".onnx")):
-        raise CheckpointError(f"there is no file {source!r}")
-    if address := re.match(r"https?://[^/]+/([^/]+/[^/]+)", source):
-        raise CheckpointError(f"{source!r} is an address; pass the model's name, {address[1]!r}")
-    parts = re.split(r"[/\\]", source)
-    is_path = source.startswith((".", "/", "~")) or "\\" in source or re.match(r"[A-Za-z]:", source)
-    if is_path or len(parts) != 2 or not all(parts):
-        raise CheckpointError(
-            f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'. {NO_NETWORK}"
-        )
-    if Path(parts[0]).is_dir():
-        raise CheckpointError(
-            f"there is no folder {source!r}, though {parts[0]!r} is one; the Hub is not asked for it. If a model of "
-            "the Hub is meant, work in another folder"
-        )
-    try:
-        validate_repo_id(source)
-    except HFValidationError as error:
-        raise CheckpointError(f"{source!r} is no folder here and cannot be a Hub id: {error}") from error
 
 
 def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:

@@ -1,0 +1,41 @@
+"""Names of models, looked at before the Hub is asked: a path that is not there costs no half a minute of tries."""
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from vggt_int8.embedded import EMBEDDED
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.plain_files import SINGLE_FILES
+
+NO_NETWORK = f"No network? {EMBEDDED!r} names the small model inside this package"
+
+
+def check_source(source: str) -> None:
+    """Raise `CheckpointError` for a name that is neither there nor one that the Hub could know; asks nobody."""
+    if os.path.exists(source):
+        return
+    if os.path.islink(source):
+        raise CheckpointError(f"{source} is a link to {os.readlink(source)}, which does not exist")
+    if source.endswith((*SINGLE_FILES, ".json", ".gguf", ".onnx")):
+        raise CheckpointError(f"there is no file {source!r}")
+    if address := re.match(r"https?://[^/]+/([^/]+/[^/]+)", source):
+        raise CheckpointError(f"{source!r} is an address; pass the model's name, {address[1]!r}")
+    parts = re.split(r"[/\\]", source)
+    is_path = source.startswith((".", "/", "~")) or "\\" in source or re.match(r"[A-Za-z]:", source)
+    if is_path or len(parts) != 2 or not all(parts):
+        raise CheckpointError(
+            f"there is no folder {source!r}; pass an existing folder or a Hub id such as 'owner/name'. {NO_NETWORK}"
+        )
+    if Path(parts[0]).is_dir():
+        raise CheckpointError(
+            f"there is no folder {source!r}, though {parts[0]!r} is one; the Hub is not asked for it. If a model of "
+            "the Hub is meant, work in another folder"
+        )
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise CheckpointError(f"{source!r} is no folder here and cannot be a Hub id: {error}") from error
