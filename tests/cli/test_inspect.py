@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import safetensors
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from vggt_int8 import VGGTInt8
-from vggt_int8.cli import console
+from vggt_int8.cli import app, console
 from vggt_int8.cli.inspect import layer_table, read_checkpoint
 
 
@@ -158,3 +159,21 @@ def test_files_of_two_saves_are_told(cli, tiny_int8: Path, tmp_path: Path) -> No
     config["save"]["id"] = config["save"]["id"][::-1]
     (tmp_path / "mixed" / "config.json").write_text(json.dumps(config))
     assert "holds files of different saves" in cli("inspect", tmp_path / "mixed", code=2)
+
+
+def test_verify_reads_what_the_headers_do_not_tell(tmp_path: Path, tiny_int8: Path) -> None:
+    shutil.copytree(tiny_int8, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    for source in (tmp_path / "model", weights):
+        assert CliRunner().invoke(app, ["inspect", str(source), "--verify"]).exit_code == 0
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    for source in (tmp_path / "model", weights):
+        assert CliRunner().invoke(app, ["inspect", str(source)]).exit_code == 0
+        result = CliRunner().invoke(app, ["inspect", str(source), "--verify"])
+        assert result.exit_code == 2
+        assert "has been changed or damaged since it was saved" in " ".join(result.output.split())
+    result = CliRunner().invoke(app, ["inspect", "owner/name", "--verify"])
+    assert result.exit_code == 2
+    assert "download it" in " ".join(result.output.split())

@@ -77,13 +77,16 @@ def inspect_model(
     brief: Annotated[
         bool, typer.Option("--brief/--all", help="One line for all layers that are alike, or one for each layer.")
     ] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all of a folder or file, too, and compare it with its digests.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what every layer of a checkpoint is, and its size per part and dtype. Loads no weights."""
     from vggt_int8.pretrained.source import stored_quantization
 
     with console.step(f"Reading the headers of {model}"):
-        config, tensors = read_checkpoint(model)
+        config, tensors = read_checkpoint(model, verify=verify)
         quantization = stored_quantization(config, model)
         layers = layer_table(config, tensors, every=as_json or not brief)
     recipe, checkpoint_format = None, None
@@ -105,8 +108,11 @@ def inspect_model(
     console.say(f"\n{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
 
 
-def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
-    """Configuration and tensor headers of a folder, a single safetensors file or a Hub model."""
+def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[VGGTConfig, dict[str, Stored]]":
+    """Configuration and tensor headers of a folder, a single safetensors file or a Hub model.
+
+    verify: compare the contents with the digests in config.json; raises `CheckpointError` if they differ.
+    """
     from vggt_int8.embedded import resolve_source
     from vggt_int8.model.config import VGGTConfig
     from vggt_int8.pretrained import CheckpointError
@@ -124,6 +130,8 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
         headers: Mapping[str, Any] = read_headers([model])
         beside = (path.parent / "config.json").is_file()
         config = load_config(str(path.parent), {}) if beside else VGGTConfig()
+        if verify:
+            check_one_save([model], verify=True)
         return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
     if path.is_dir():
         files = sorted(str(file) for file in path.glob("*.safetensors"))
@@ -131,8 +139,10 @@ def read_checkpoint(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
             raise CheckpointError(f"{model} holds no .safetensors file")
         headers = read_headers(files)
         config = load_config(model, {})
-        check_one_save([file for file in files if Path(file).name.startswith("model")] or files)
+        check_one_save([file for file in files if Path(file).name.startswith("model")] or files, verify=verify)
         return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
+    if verify:
+        raise CheckpointError(f"{model} is not here: download it, and pass its folder to have it verified")
     return _read_hub(model)
 
 
