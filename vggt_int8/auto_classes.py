@@ -5,8 +5,8 @@ neither. So the registration follows the Auto classes: it runs at once where tra
 right after it does, by a finder that Python asks for every module (as PEP 369 proposed it). Either order works.
 
 `AutoConfig` and `AutoModel` read config.json themselves before they know that it is a VGGT's. So what is wrong with the
-file or its name is told there in transformers' words (RecursionError for deep nesting, OSError for no JSON), and the name
-"embedded" is known to `VGGTInt8.from_pretrained` and `VGGT.from_pretrained` alone.
+file or its name is told there in transformers' words (RecursionError for deep nesting, OSError for no JSON), and the
+name "embedded" is known to `VGGTInt8.from_pretrained` and `VGGT.from_pretrained` alone.
 """
 
 import sys
