@@ -171,16 +171,22 @@ def test_format_1_offloaded(
     assert_same(VGGTInt8.from_pretrained(tmp_path / "again"), whole)
 
 
-def test_codes_that_do_not_use_their_range_are_told(tmp_path: Path, int8_checkpoint: Path) -> None:
+@pytest.mark.parametrize("damage", ["narrow", "alike"])
+def test_codes_that_no_trained_layer_has_are_told(tmp_path: Path, int8_checkpoint: Path, damage: str) -> None:
     name = "aggregator.frame_blocks.1.attn.qkv.weight"
     shutil.copytree(int8_checkpoint, tmp_path / "other")
     file = tmp_path / "other" / "model.safetensors"
     tensors = load_file(file)
-    tensors[name][0, 2:5].clamp_(-100, 100)
+    if damage == "narrow":
+        tensors[name][0, 2:5].clamp_(-100, 100)
+        what = f"3 channels, in {name}, have no code of 127 or -127.*verify=True"
+    else:
+        tensors[name].fill_(127)
+        what = f"all codes of a layer are the same number in {name}.*verify=True"
     with safe_open(file, framework="pt") as old:
         metadata = old.metadata()
     save_file(tensors, file, metadata=metadata)
-    with pytest.warns(UserWarning, match=rf"3 channels, in {name}, have no code of 127 or -127.*verify=True"):
+    with pytest.warns(UserWarning, match=what):
         VGGTInt8.from_pretrained(tmp_path / "other")
 
 

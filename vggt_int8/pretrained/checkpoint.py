@@ -21,6 +21,8 @@ from vggt_int8.listing import first_few
 from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.quant.soundness import (
     LARGEST_FP16_SCALE,
+    all_alike,
+    code_range,
     codes_problem,
     largest_codes,
     scale_problem,
@@ -81,6 +83,7 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
     beyond_fp16 = []
 
     kept: dict[str, Tensor] = {}  # scales, and of codes the largest of each channel
+    alike: list[str] = []
 
     def look(item: tuple[str, Tensor]) -> tuple[str, str | None, bool]:
         """Name, damage, and whether a value is beyond fp16."""
@@ -89,7 +92,10 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
         if slot is None:  # of a head that is switched off
             return name, None, False
         if tensor.dtype == torch.int8:
-            kept[name] = largest_codes(tensor, slots[f"{name}_scale"].shape)
+            low, high = code_range(tensor, slots[f"{name}_scale"].shape)
+            kept[name] = largest_codes(low, high)
+            if all_alike(low, high, tensor.numel()):
+                alike.append(name)
             return name, None, False
         if name.endswith(_SCALES):
             kept[name] = tensor.clone()
@@ -115,10 +121,16 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
             f"values in {_listed(beyond_fp16)} are beyond fp16 (at most 65504): load with another dtype, such as "
             "torch.bfloat16 or torch.float32"
         )
-    _warn_of_small_codes(largest)
+    _warn_of_odd_codes(largest, sorted(alike))
 
 
-def _warn_of_small_codes(largest: Mapping[str, Tensor]) -> None:
+def _warn_of_odd_codes(largest: Mapping[str, Tensor], alike: list[str]) -> None:
+    if alike:
+        warnings.warn(
+            f"all codes of a layer are the same number in {_listed(alike)}: nobody has trained these, or they are "
+            "damaged (verify=True tells, where there are digests)",
+            stacklevel=2,
+        )
     unused = {name: count for name, codes in largest.items() if (count := unused_range(codes))}
     if unused:
         warnings.warn(

@@ -17,8 +17,8 @@ LARGEST_SCALE = 1.001 * torch.finfo(torch.float32).max / CODE_MAX
 LARGEST_FP16_SCALE = 1.001 * torch.finfo(torch.float16).max / CODE_MAX
 
 
-def largest_codes(codes: Tensor, scale_shape: torch.Size) -> Tensor:
-    """Of each channel the largest magnitude: codes int8 [N, K] or [O, I, kh, kw] -> int16 in the shape of the scale.
+def code_range(codes: Tensor, scale_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Of each channel the lowest and the highest code: int8 [N, K] or [O, I, kh, kw] -> int16 in the scale's shape.
 
     An axis of size 1 in front of the codes, as they are stored, makes no difference.
     """
@@ -26,13 +26,23 @@ def largest_codes(codes: Tensor, scale_shape: torch.Size) -> Tensor:
         codes = codes.select(0, 0)
     others = [axis for axis, size in enumerate(scale_shape) if size == 1]
     if not codes.numel() or not others:
-        return codes.short().abs()
+        return codes.short(), codes.short()
     rows = max(1, PIECE // codes[0].numel()) if codes.device.type == "cpu" else len(codes)
-    parts = [
-        torch.maximum(part.amax(others, keepdim=True).short(), -part.amin(others, keepdim=True).short())
-        for part in codes.split(rows)
-    ]
-    return torch.stack(parts).amax(0) if 0 in others else torch.cat(parts)
+    parts = codes.split(rows)
+    low, high = [part.amin(others, keepdim=True) for part in parts], [part.amax(others, keepdim=True) for part in parts]
+    if 0 in others:
+        return torch.stack(low).amin(0).short(), torch.stack(high).amax(0).short()
+    return torch.cat(low).short(), torch.cat(high).short()
+
+
+def largest_codes(low: Tensor, high: Tensor) -> Tensor:
+    """The largest magnitude in a `code_range`."""
+    return torch.maximum(high, -low)
+
+
+def all_alike(low: Tensor, high: Tensor, count: int) -> bool:
+    """Whether `count` codes with this `code_range` are one number, not 0, as no trained layer has them."""
+    return count > low.numel() and bool(low.min() == high.max()) and bool(low.min() != 0)
 
 
 def codes_problem(largest: Tensor, scale: Tensor) -> str | None:

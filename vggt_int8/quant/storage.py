@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu_threads import PIECE, pieces
 from vggt_int8.kernels.reference import CODE_MAX, quantize, scale_from_absmax
-from vggt_int8.quant.soundness import SMALLEST_ABSMAX, codes_problem, largest_codes, scale_problem
+from vggt_int8.quant.soundness import SMALLEST_ABSMAX, code_range, codes_problem, largest_codes, scale_problem
 
 # Elements of a weight that are floats at once while it is encoded: bounds the memory of quantizing a large layer. On a
 # CPU as many as one thread does by itself: several weights are encoded at once.
@@ -91,7 +91,7 @@ class Int8Storage(nn.Module):
             if problem := _value_problem(name, tensor):
                 return f"{prefix}{name} {problem}"
         if weight is not None and weight.shape in (self.weight.shape, self.codes.shape) and not weight.is_meta:
-            largest = largest_codes(weight, self.weight_scale.shape)
+            largest = largest_codes(*code_range(weight, self.weight_scale.shape))
             if problem := codes_problem(largest.cpu(), found["weight_scale"].cpu().view(largest.shape)):
                 return f"{prefix}weight holds {problem.removesuffix(',')}: the state dict is damaged"
         return None
