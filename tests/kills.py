@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 STEPS = ("rename", "replace", "unlink", "remove", "mkdir", "rmdir")
 
 
@@ -15,6 +17,7 @@ def killed_before(moment: int, work: Callable[[], object]) -> bool:
     """
     process = os.fork()
     if process == 0:
+        torch.set_num_threads(1)  # the parent's threads are not here
         made = 0
 
         def watched(step: Callable[..., Any]) -> Callable[..., Any]:

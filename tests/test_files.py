@@ -195,7 +195,9 @@ def killed_at(number: int, work: Callable[[], None]) -> bool:
             work()
         finally:
             os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9), code
+    return code == 9
 
 
 def contents(folder: Path) -> dict[str, str]:
