@@ -27,9 +27,9 @@ import triton
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from vggt_int8.kernels import triton_attention
-from vggt_int8.kernels.attention_variants import Variant, candidates
-from vggt_int8.kernels.launch import architecture, compiling
+from vggt_int8.kernels.cuda import triton_attention
+from vggt_int8.kernels.cuda.attention_variants import Variant, candidates
+from vggt_int8.kernels.cuda.launch import architecture, compiling
 from vggt_int8.runtime.attention import CUDNN, FLASH
 
 TOKENS, HEADS, DIM = 1041, 16, 64

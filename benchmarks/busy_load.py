@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8
 from vggt_int8.export.report import installed_versions
-from vggt_int8.kernels import cpu_threads
+from vggt_int8.kernels.cpu import threads as cpu_threads
 
 LONGEST = 600  # seconds of a load, and of a neighbour
 COUNT_UP = f"import time; end = time.time() + {LONGEST}\nwhile time.time() < end: pass"

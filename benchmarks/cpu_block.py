@@ -27,7 +27,8 @@ from torch import Tensor
 
 from vggt_int8 import VGGTConfig, VGGTInt8, quantize
 from vggt_int8.export.report import installed_versions
-from vggt_int8.kernels import cpu, cpu_compiled, cpu_memory, reference
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cpu import compiled, matmul, memory
 from vggt_int8.model.layers import Block
 from vggt_int8.model.tables import rope_table
 from vggt_int8.quant import Int8Linear
@@ -50,12 +51,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    kept = cpu_memory.keep_freed_memory()  # as any fused call does; it serves all variants
+    kept = memory.keep_freed_memory()  # as any fused call does; it serves all variants
     machine = {
         "cpu": cpu_name(),
         "threads": arguments.threads,
-        "product": cpu.cpu_int8_kernel(),
-        "no_compiled_kernels": cpu_compiled.unavailable(),
+        "product": matmul.cpu_int8_kernel(),
+        "no_compiled_kernels": compiled.unavailable(),
         "freed_memory_kept": kept,
         "load": os.getloadavg()[0],
         "versions": installed_versions(),
@@ -120,8 +121,8 @@ def model_variants() -> Variants:
 def check_product(layer: Int8Linear) -> None:
     """INT8 must equal the reference exactly before it is timed."""
     codes = torch.randint(-127, 128, (1041, layer.in_features), dtype=torch.int8)
-    if not torch.equal(cpu.int8_matmul(codes, layer.codes), reference.int8_matmul(codes, layer.codes)):
-        raise SystemExit(f"{cpu.cpu_int8_kernel()} differs from the reference: no timing")
+    if not torch.equal(matmul.int8_matmul(codes, layer.codes), reference.int8_matmul(codes, layer.codes)):
+        raise SystemExit(f"{matmul.cpu_int8_kernel()} differs from the reference: no timing")
 
 
 def check_error(name: str, got: Tensor, want: Tensor) -> None:

@@ -5,7 +5,7 @@
 Writes `kernels.jsonl` (one measurement per line) and `tiles.json` (the best tile per size, for
 VGGT_INT8_TILES) under --out. Ceilings are measured first, on the same card: a large copy in bytes read plus
 written, and a bf16 product. All kernels are timed as the network meets them (see
-`vggt_int8/kernels/tune.py`), cuBLAS too; its time is that of the plain linear with bias, while the INT8 times
+`vggt_int8/kernels/cuda/tune.py`), cuBLAS too; its time is that of the plain linear with bias, while the INT8 times
 include scales, GELU, LayerScale and residual. No ratio is printed for what failed its check.
 """
 
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from vggt_int8.kernels import (
+from vggt_int8.kernels.cuda import (
     tiles,
     triton_norm,
     triton_predict,
@@ -34,8 +34,8 @@ from vggt_int8.kernels import (
     triton_weight_only,
     tune,
 )
-from vggt_int8.kernels.launch import compiling, processors
-from vggt_int8.kernels.tiles import Size, Tile
+from vggt_int8.kernels.cuda.launch import compiling, processors
+from vggt_int8.kernels.cuda.tiles import Size, Tile
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 C, HEADS = 1024, 16

@@ -62,7 +62,7 @@ SHARED = {
 }
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {
-    "triton": ("kernels/",),
+    "triton": ("kernels/cuda/",),
     "torchao": ("quant/backends/", "bench/baselines.py"),
     "bitsandbytes": ("quant/backends/",),
 }
@@ -147,7 +147,8 @@ def test_imports_point_down() -> None:
         ("eval/metrics.py", "vggt_int8.export", False),
         ("__init__.py", "vggt_int8.cli", False),
         ("model/vggt.py", "triton", False),
-        ("kernels/linear.py", "triton.language", True),
+        ("kernels/cuda/linear.py", "triton.language", True),
+        ("kernels/cpu/linear.py", "triton.language", False),
         ("cli/run.py", "torchao.quantization", False),
         ("cli/bench.py", "vggt_int8.bench.sweep", True),
         ("bench/sweep.py", "vggt_int8.export.report", True),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels import cpu, cpu_compiled
+from vggt_int8.kernels.cpu import compiled, matmul
 
 LIBRARIES = ["own", "own without AMX", "own, small parts on 4 threads", "emulated VNNI", "emulated AMX"]
 _EMULATED = Path(__file__).with_name("emulated_tiles.h")
@@ -17,14 +17,14 @@ _EMULATION = [f'-DEMULATED_TILES="{_EMULATED}"', f"-DVERSION_{hashlib.sha256(_EM
 _SMALL_PARTS = ["-DHEADS_BYTES=40000", "-DFRAMES_CODES=2000"]
 
 
-def use(name: str, monkeypatch: pytest.MonkeyPatch) -> cpu_compiled.Library:
+def use(name: str, monkeypatch: pytest.MonkeyPatch) -> compiled.Library:
     """Let the operators run on a library for the length of a test, which is skipped where there is none."""
     found = _load(name)
     if isinstance(found, str):
         pytest.skip(found)
     # Two names share a file, whose choice of instructions is one setting.
     found.functions.vi_init(int("AMX" in found.name))
-    monkeypatch.setattr(cpu_compiled, "_load", lambda: found)
+    monkeypatch.setattr(compiled, "_load", lambda: found)
     if "threads" in name:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     return found
@@ -40,17 +40,17 @@ def walled(x: Tensor) -> Tensor:
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the operators run on PyTorch's functions for the length of a test."""
-    monkeypatch.setattr(cpu_compiled, "_load", lambda: "not in this test")
-    monkeypatch.setattr(cpu, "cpu_int8_kernel", functools.cache(cpu.cpu_int8_kernel.__wrapped__))
+    monkeypatch.setattr(compiled, "_load", lambda: "not in this test")
+    monkeypatch.setattr(matmul, "cpu_int8_kernel", functools.cache(matmul.cpu_int8_kernel.__wrapped__))
 
 
 @functools.cache
-def _load(name: str) -> cpu_compiled.Library | str:
-    if (reason := cpu_compiled.unavailable()) is not None:
+def _load(name: str) -> compiled.Library | str:
+    if (reason := compiled.unavailable()) is not None:
         return reason
     flags = _EMULATION if name.startswith("emulated") else _SMALL_PARTS if "parts" in name else []
     amx = name not in ("own without AMX", "emulated VNNI")
-    found = cpu_compiled.load(cpu_compiled.build(flags), amx)
-    if name == "own without AMX" and cpu_compiled.load(cpu_compiled.build(), True).name == found.name:
+    found = compiled.load(compiled.build(flags), amx)
+    if name == "own without AMX" and compiled.load(compiled.build(), True).name == found.name:
         return "this CPU has no AMX"
     return found

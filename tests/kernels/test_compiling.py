@@ -18,10 +18,10 @@ import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from vggt_int8.kernels import launch, triton_attention
-from vggt_int8.kernels import triton_gemm, triton_norm, triton_predict, triton_resize, triton_rope, triton_weight_only
-from vggt_int8.kernels.attention_variants import RULES, SMALL, candidates
-from vggt_int8.kernels.tiles import Tile
+from vggt_int8.kernels.cuda import launch, triton_attention, triton_gemm, triton_norm
+from vggt_int8.kernels.cuda import triton_predict, triton_resize, triton_rope, triton_weight_only
+from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, candidates
+from vggt_int8.kernels.cuda.tiles import Tile
 
 arch = int(sys.argv[1])
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from tests.kernels.compiled import without
-from vggt_int8.kernels import cpu, cpu_compiled, cpu_ops, reference
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.kernels.cpu import ops as cpu_ops
 
-KERNELS = [cpu.U8S8, cpu.S8S8, cpu.FLOAT32]
+KERNELS = [matmul.U8S8, matmul.S8S8, matmul.FLOAT32]
 SHAPES = [(1, 64, 8), (37, 37, 9), (16, 4096, 1), (130, 1037, 65), (1041, 64, 33), (0, 16, 8)]  # M, K, N
 
 
@@ -22,7 +24,7 @@ def _without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def usable(kernel: str) -> None:
-    if not cpu._is_exact(kernel):
+    if not matmul._is_exact(kernel):
         pytest.skip(f"{kernel} is not exact on this CPU")
 
 
@@ -47,7 +49,7 @@ def test_integer_product_is_exact(kernel: str, m: int, k: int, n: int) -> None:
     x, weight = codes(m, k), codes(n, k, seed=2)
     x[: m // 2] = 127
     weight[: n // 2] = -127
-    assert torch.equal(cpu.int8_matmul(x, weight, kernel=kernel), reference.int8_matmul(x, weight))
+    assert torch.equal(matmul.int8_matmul(x, weight, kernel=kernel), reference.int8_matmul(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -68,10 +70,10 @@ def test_gemm_equals_the_reference(
     kernel: str, dtype: torch.dtype, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usable(kernel)
-    monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: kernel)
-    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 11)  # several slices, the last one short
-    monkeypatch.setattr(cpu, "SUMS_AT_ONCE", 1 << 12)  # several products of several slices
-    monkeypatch.setattr(cpu, "_MIN_ROWS", 16)
+    monkeypatch.setattr(matmul, "cpu_int8_kernel", lambda: kernel)
+    monkeypatch.setattr(matmul, "VALUES_AT_ONCE", 1 << 11)  # several slices, the last one short
+    monkeypatch.setattr(matmul, "SUMS_AT_ONCE", 1 << 12)  # several products of several slices
+    monkeypatch.setattr(matmul, "_MIN_ROWS", 16)
     for m, k, n in SHAPES:
         generator = torch.Generator().manual_seed(m)
         operands = (*reference.quantize_rows(hard_rows(m, k).to(dtype)), codes(n, k, seed=3))
@@ -107,10 +109,10 @@ def test_a_changed_weight_is_noticed() -> None:
     )
     for change in changes:
         change()
-        assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+        assert torch.equal(matmul.int8_matmul(x, weight), reference.int8_matmul(x, weight))
     with torch.inference_mode():
         weight = codes(8, 64, seed=4)
-        assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+        assert torch.equal(matmul.int8_matmul(x, weight), reference.int8_matmul(x, weight))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 63])
@@ -118,7 +120,7 @@ def test_one_row_of_a_column(stride: int) -> None:
     """A single row is contiguous with any stride, which `torch._int_mm` takes for the length of a row."""
     x, weight = torch.as_strided(codes(64, 64), (1, 64), (stride, 1)), codes(8, 64, seed=2)
     assert x.is_contiguous()
-    assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+    assert torch.equal(matmul.int8_matmul(x, weight), reference.int8_matmul(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -126,7 +128,7 @@ def test_one_row_of_a_column(stride: int) -> None:
 def test_qk_norm_rope_equals_the_reference(
     dtype: torch.dtype, frames: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "VALUES_AT_ONCE", 1 << 12)  # several frames at a time, or parts of one
+    monkeypatch.setattr(matmul, "VALUES_AT_ONCE", 1 << 12)  # several frames at a time, or parts of one
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(frames * tokens, 3, 2, 16, generator=generator).to(dtype)
     norms = torch.randn(4, 16, generator=generator).to(dtype)
@@ -186,22 +188,22 @@ def test_w8a16_linear(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.
 
 
 def test_the_reported_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    if cpu.cpu_int8_kernel() == cpu.FLOAT32:
+    if matmul.cpu_int8_kernel() == matmul.FLOAT32:
         pytest.skip("this CPU has no exact integer kernel")
     called = []
     real = torch._int_mm
     weight = codes(8, 64)
-    cpu.int8_matmul(codes(1, 64), weight)
+    matmul.int8_matmul(codes(1, 64), weight)
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: called.append(a.dtype) or real(a, b, out=out))
     w8a8_linear(torch.randn(5, 64), weight, torch.ones(8, 1))
-    assert called == [torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8]
+    assert called == [torch.uint8 if matmul.cpu_int8_kernel() == matmul.U8S8 else torch.int8]
 
 
 FAULTS = """
 import resource, sys, torch
-from vggt_int8.kernels import cpu_memory
+from vggt_int8.kernels.cpu import memory
 torch.set_num_threads(1)
-kept = cpu_memory.keep_freed_memory()
+kept = memory.keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -228,21 +230,21 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(variable: st
 
 SURPLUS = """
 import torch
-from vggt_int8.kernels import cpu_memory
+from vggt_int8.kernels.cpu import memory
 torch.set_num_threads(1)
-cpu_memory.keep_freed_memory()
+memory.keep_freed_memory()
 MB = 1 << 20
 def calls(megabytes):  # of 20 MB blocks, with a larger one that stays in use above them
     blocks = [torch.ones(20 * MB, dtype=torch.uint8) for _ in range(megabytes // 20)]
     stays = torch.ones(25 * MB, dtype=torch.uint8)
     del blocks
     return stays
-before, stay = cpu_memory.unused_bytes(), []
+before, stay = memory.unused_bytes(), []
 for megabytes in (200, 400, 200):
     stay.append(calls(megabytes))
-    freed = cpu_memory.unused_bytes() - before
-    gave = cpu_memory.give_back_surplus()
-    print(freed // MB, gave, (cpu_memory.unused_bytes() - before) // MB)
+    freed = memory.unused_bytes() - before
+    gave = memory.give_back_surplus()
+    print(freed // MB, gave, (memory.unused_bytes() - before) // MB)
 """
 
 
@@ -267,14 +269,14 @@ def test_probe_rejects_a_cpu_that_saturates() -> None:
     """
     code = """
 import torch
-from vggt_int8.kernels import cpu
+from vggt_int8.kernels.cpu import matmul
 weight = torch.full((64, 4096), 127, dtype=torch.int8)
 for most, dtype in ((255, torch.uint8), (127, torch.int8)):
     sums = torch._int_mm(torch.full((64, 4096), most, dtype=dtype), weight.T)
     print((sums == most * 127 * 4096).all().item())
-print(cpu._is_exact(cpu.U8S8), cpu._is_exact(cpu.S8S8), cpu.cpu_int8_kernel() == cpu.FLOAT32)
+print(matmul._is_exact(matmul.U8S8), matmul._is_exact(matmul.S8S8), matmul.cpu_int8_kernel() == matmul.FLOAT32)
 """
-    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", cpu_compiled.SETTING: "off"}
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", compiled.SETTING: "off"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     u8s8, s8s8, *found = run.stdout.split()
     assert found == [u8s8, s8s8, "True"]

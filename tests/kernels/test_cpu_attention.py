@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels.compiled import LIBRARIES, use, walled
-from vggt_int8.kernels import cpu_compiled
-from vggt_int8.kernels.cpu_attention import attention_cpu
+from vggt_int8.kernels.cpu import compiled
+from vggt_int8.kernels.cpu.attention import attention_cpu
 
 
 def qkv_of(batch: int, heads: int, tokens: int, dim: int, spread: float = 1.5) -> list[Tensor]:
@@ -48,8 +48,8 @@ def test_integers_are_as_good_as_fp16(
     library: str, shape: tuple[int, ...], spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(library, monkeypatch)
-    called, call = [], cpu_compiled.call
-    monkeypatch.setattr(cpu_compiled, "call", lambda name, *rest: called.append(name) or call(name, *rest))
+    called, call = [], compiled.call
+    monkeypatch.setattr(compiled, "call", lambda name, *rest: called.append(name) or call(name, *rest))
     q, k, v = qkv_of(*shape, spread)
     got, want = attention_in_integers(q, k, v), exact(q, k, v)
     assert called == ["vi_attention"]

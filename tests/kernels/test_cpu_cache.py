@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vggt_int8.kernels import cpu_cache, cpu_compiled
-from vggt_int8.kernels.cpu_cache import _sealed, kept_or_made, open_checked
+from vggt_int8.kernels.cpu import cache as cpu_cache
+from vggt_int8.kernels.cpu import compiled
+from vggt_int8.kernels.cpu.cache import _sealed, kept_or_made, open_checked
 
 NAME = "cpu-0123.so"
 
@@ -168,7 +169,7 @@ def test_no_place_for_a_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     assert kept_or_made(NAME, make) == tmp_path / ".cache" / "vggt-int8" / NAME
 
 
-@pytest.mark.skipif(cpu_compiled.unavailable() is not None, reason=str(cpu_compiled.unavailable()))
+@pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_code_that_was_planted_does_not_run(cache: Path, tmp_path: Path) -> None:
     """It writes a file when it is loaded, as it is from a folder of one's own."""
     source = tmp_path / "planted.c"
@@ -178,11 +179,11 @@ def test_code_that_was_planted_does_not_run(cache: Path, tmp_path: Path) -> None
         + '", "w"));}\n'
     )
     cache.mkdir(parents=True)
-    subprocess.run([*cpu_compiled._compiler(), "-shared", "-fPIC", source, "-o", cache / NAME], check=True)
+    subprocess.run([*compiled._compiler(), "-shared", "-fPIC", source, "-o", cache / NAME], check=True)
     (cache / NAME).write_bytes(_sealed((cache / NAME).read_bytes()))
     cache.chmod(0o777)
-    with pytest.raises(cpu_compiled.NoCompiler, match="may hold code of others"):
-        cpu_compiled.load(cache / NAME, amx=False)
+    with pytest.raises(compiled.NoCompiler, match="may hold code of others"):
+        compiled.load(cache / NAME, amx=False)
     assert not (tmp_path / "ran").exists()
     cache.chmod(0o700)
     (cache / NAME).chmod(0o700)
@@ -210,7 +211,7 @@ def test_a_compiler_ends_with_us(tmp_path: Path) -> None:
         patch.setattr(subprocess.Popen, "communicate", communicate)
         patch.setattr(subprocess, "Popen", lambda *a, **k: _popen(*a, **k, pass_fds=[write]))
         with pytest.raises(Alarm):
-            cpu_compiled._run([str(compiler)])
+            compiled._run([str(compiler)])
     assert subprocess.Popen.communicate is real
     os.close(write)
     assert os.read(read, 1) == b""

@@ -10,13 +10,15 @@ import torch
 
 from tests.kernels.compiled import LIBRARIES, _load, use, walled
 from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows
-from vggt_int8.kernels import cpu, cpu_compiled, cpu_ops, reference
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.kernels.cpu import ops as cpu_ops
 
 
 @pytest.fixture
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> cpu_compiled.Library:
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> compiled.Library:
     found = use(request.param, monkeypatch)
-    monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: found.name)
+    monkeypatch.setattr(matmul, "cpu_int8_kernel", lambda: found.name)
     return found
 
 
@@ -31,21 +33,21 @@ def close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-6) -> None:
 @every_library
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("m", "k", "n"), MORE_SHAPES)
-def test_integer_product_is_exact(library: cpu_compiled.Library, m: int, k: int, n: int, threads: int) -> None:
+def test_integer_product_is_exact(library: compiled.Library, m: int, k: int, n: int, threads: int) -> None:
     x, weight = codes(m, k), codes(n, k, seed=2)
     x[: m // 2] = 127
     weight[: n // 2] = -127
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert torch.equal(cpu.int8_matmul(x, weight), reference.int8_matmul(x, weight))
+        assert torch.equal(matmul.int8_matmul(x, weight), reference.int8_matmul(x, weight))
     finally:
         torch.set_num_threads(before)
 
 
 @every_library
 @pytest.mark.parametrize("ending", ["plain", "bias", "gelu", "residual", "gelu, residual", "static"])
-def test_gemm_is_the_reference(library: cpu_compiled.Library, ending: str) -> None:
+def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
     """Bit for bit but for GELU, whose erf is another one."""
     for m, k, n in MORE_SHAPES:
         generator = torch.Generator().manual_seed(m)
@@ -74,7 +76,7 @@ def test_gemm_is_the_reference(library: cpu_compiled.Library, ending: str) -> No
 
 @every_library
 @pytest.mark.parametrize("static", [False, True])
-def test_codes(library: cpu_compiled.Library, static: bool) -> None:
+def test_codes(library: compiled.Library, static: bool) -> None:
     input_scale = torch.tensor([0.02]) if static else None
     for m, k, _ in SHAPES:
         x, (weight, bias) = walled(hard_rows(m, k)), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
@@ -87,7 +89,7 @@ def test_codes(library: cpu_compiled.Library, static: bool) -> None:
 
 
 @every_library
-def test_division_by_any_scale_rounds_as_division(library: cpu_compiled.Library) -> None:
+def test_division_by_any_scale_rounds_as_division(library: compiled.Library) -> None:
     """Scales with fractions of all ones, tiny and huge ones; quotients at the border between two codes."""
     generator = torch.Generator().manual_seed(4)
     scales = torch.rand(4000, 1, generator=generator) + 0.5
@@ -105,7 +107,7 @@ def test_division_by_any_scale_rounds_as_division(library: cpu_compiled.Library)
 
 
 @every_library
-def test_passes_over_floats(library: cpu_compiled.Library) -> None:
+def test_passes_over_floats(library: compiled.Library) -> None:
     generator = torch.Generator().manual_seed(0)
     for frames, tokens, dim in ((3, 37, 16), (1, 9, 64), (2, 5, 12)):
         qkv = torch.randn(frames * tokens, 3, 2, dim, generator=generator)
@@ -131,7 +133,7 @@ def test_passes_over_floats(library: cpu_compiled.Library) -> None:
 @every_library
 @pytest.mark.parametrize("inverse_log", [False, True])
 @pytest.mark.parametrize("outputs", [2, 4, 9])
-def test_predictions(library: cpu_compiled.Library, outputs: int, inverse_log: bool) -> None:
+def test_predictions(library: compiled.Library, outputs: int, inverse_log: bool) -> None:
     generator = torch.Generator().manual_seed(outputs)
     for channels in (32, 7, 40):
         x = walled(torch.randn(2, 9, 13, channels, generator=generator))
@@ -156,7 +158,7 @@ def test_predictions(library: cpu_compiled.Library, outputs: int, inverse_log: b
 
 
 @every_library
-def test_weight_only_layers_of_few_rows(library: cpu_compiled.Library) -> None:
+def test_weight_only_layers_of_few_rows(library: compiled.Library) -> None:
     for m, k, n in ((1, 64, 8), (32, 37, 9), (8, 1037, 65), (33, 64, 4)):
         x, weight, scale = hard_rows(m, k), codes(n, k, seed=7), torch.full((n, 1), 0.003)
         for bias in (None, torch.linspace(-1, 1, n).half()):
@@ -165,7 +167,7 @@ def test_weight_only_layers_of_few_rows(library: cpu_compiled.Library) -> None:
 
 @every_library
 @pytest.mark.parametrize("input_scale", [None, torch.tensor([0.02])])
-def test_nan_and_inf_stay_visible(library: cpu_compiled.Library, input_scale: torch.Tensor | None) -> None:
+def test_nan_and_inf_stay_visible(library: compiled.Library, input_scale: torch.Tensor | None) -> None:
     x = torch.ones(3, 64)
     x[0, 5], x[1, 5] = float("nan"), float("inf")
     y = cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x, input_scale), codes(8, 64), torch.ones(8, 1), None, x.dtype)
@@ -176,11 +178,11 @@ def test_nan_and_inf_stay_visible(library: cpu_compiled.Library, input_scale: to
 
 
 @every_library
-def test_fewer_threads_than_asked_for(library: cpu_compiled.Library) -> None:
+def test_fewer_threads_than_asked_for(library: compiled.Library) -> None:
     """OpenMP gives what its limit allows."""
     code = (
         "import torch; from tests.kernels.compiled import _load; from vggt_int8.kernels import reference\n"
-        "from vggt_int8.kernels.cpu_compiled import _multiply\n"
+        "from vggt_int8.kernels.cpu.compiled import _multiply\n"
         f"found = _load({library_name(library)!r}); torch.set_num_threads(7)\n"
         "x, w = torch.randint(-127, 128, (2, 300, 64), dtype=torch.int8)\n"
         "assert torch.equal(_multiply(found, x, w), reference.int8_matmul(x, w))"
@@ -189,11 +191,11 @@ def test_fewer_threads_than_asked_for(library: cpu_compiled.Library) -> None:
     subprocess.run([sys.executable, "-c", code], env=env, check=True, cwd=Path(__file__).parents[2])
 
 
-def library_name(library: cpu_compiled.Library) -> str:
+def library_name(library: compiled.Library) -> str:
     return next(name for name in LIBRARIES if _load(name) is library)
 
 
-PROBE = "import warnings; warnings.simplefilter('error'); from vggt_int8.kernels import cpu_compiled as c; "
+PROBE = "import warnings; warnings.simplefilter('error'); from vggt_int8.kernels.cpu import compiled as c; "
 
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -206,13 +208,13 @@ def test_settings() -> None:
     assert "must be on, off or no-amx, not 'fast'" in run("c.library()", VGGT_INT8_CPU_KERNELS="fast").stderr
 
 
-@pytest.mark.skipif(cpu_compiled.unavailable() is not None, reason=str(cpu_compiled.unavailable()))
+@pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_amx_can_be_switched_off() -> None:
     name = run("print(c.library().name)", VGGT_INT8_CPU_KERNELS="no-amx").stdout
     assert name.strip() in ("compiled kernels on AVX-512 VNNI", "compiled kernels on AVX2")
 
 
-@pytest.mark.skipif(cpu_compiled.unavailable() is not None, reason=str(cpu_compiled.unavailable()))
+@pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
@@ -233,7 +235,7 @@ def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(cpu_compiled.unavailable() is not None, reason=str(cpu_compiled.unavailable()))
+@pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path) -> None:
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     code = PROBE + "print(c.library().name)"
@@ -244,7 +246,7 @@ def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path) -> None:
     assert made.suffix == ".so"
 
 
-@pytest.mark.skipif(cpu_compiled.unavailable() is not None, reason=str(cpu_compiled.unavailable()))
+@pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
     """CC may hold flags, too."""
     env = {"XDG_CACHE_HOME": str(tmp_path), "CC": "gcc -g0"}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels.compiled import LIBRARIES, use, walled
-from vggt_int8.kernels.cpu_conv import int8_conv2d
+from vggt_int8.kernels.cpu.conv import int8_conv2d
 
 # frames, input and output channels, height, width, taps, stride, padding
 SHAPES = [

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vggt_int8.kernels import cpu_threads
-from vggt_int8.kernels.cpu_threads import PIECE, Workers, map_in_threads, pieces, quota, threads
+from vggt_int8.kernels.cpu import threads as cpu_threads
+from vggt_int8.kernels.cpu.threads import PIECE, Workers, map_in_threads, pieces, quota, threads
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_pytorch_starts_no_threads_for_it() -> None:
     code = """
 import os, torch
 from torch import nn
-from vggt_int8.kernels import cpu_threads
+from vggt_int8.kernels.cpu import threads as cpu_threads
 from vggt_int8 import Recipe, quantize
 from vggt_int8.pretrained.checkpoint import _check_values
 from vggt_int8.quant.storage import encode, to_fp16

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vggt_int8.kernels import tiles
-from vggt_int8.kernels.tiles import Size, Tile, gemm_tile
+from vggt_int8.kernels.cuda import tiles
+from vggt_int8.kernels.cuda.tiles import Size, Tile, gemm_tile
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227}  # KiB that one block may have
 
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_table_is_named(
 
 def test_tuning_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("triton")
-    from vggt_int8.kernels import tune
+    from vggt_int8.kernels.cuda import tune
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
@@ -102,7 +102,7 @@ def test_tuning_looks_at_its_output_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture, out: str
 ) -> None:
     pytest.importorskip("triton")
-    from vggt_int8.kernels import tune
+    from vggt_int8.kernels.cuda import tune
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tune, "tune", None)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tests.kernels.triton_cases import DEVICE, INTERPRETED, has_descriptors, on_gpu, rand, seed  # noqa: F401
 from vggt_int8.kernels import reference_attention as definition
-from vggt_int8.kernels import triton_attention
-from vggt_int8.kernels.attention_variants import RULES, SMALL, Variant
+from vggt_int8.kernels.cuda import triton_attention
+from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, Variant
 
 ROWS = 32 if INTERPRETED else 128
 VARIANTS = [

@@ -26,8 +26,8 @@ if INTERPRETED:
 
     interpreter._patch_lang_tensor = patch_index
 
-from vggt_int8.kernels import (  # noqa: E402
-    reference,
+from vggt_int8.kernels import reference  # noqa: E402
+from vggt_int8.kernels.cuda import (  # noqa: E402
     triton_gemm,
     triton_norm,
     triton_predict,
@@ -35,7 +35,7 @@ from vggt_int8.kernels import (  # noqa: E402
     triton_rope,
     triton_weight_only,
 )
-from vggt_int8.kernels.tiles import Tile  # noqa: E402
+from vggt_int8.kernels.cuda.tiles import Tile  # noqa: E402
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 BLOCK = 16 if INTERPRETED else 64

@@ -17,7 +17,7 @@ import vggt_int8
 from tests.codes import FACTOR, relative
 from tests.other_weights import copy_config
 from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
-from vggt_int8.kernels import cpu, cpu_compiled
+from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.storage import Int8Storage
 
@@ -232,7 +232,7 @@ RUNS_ON = {
 def test_a_checkpoint_runs_on_every_backend_of_the_table(
     tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_images: Tensor, recipe: str
 ) -> None:
-    if not cpu.int_mm_is_exact():
+    if not matmul.int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates, so that two backends are refused")
     written = {}
     for backend in RUNS_ON[recipe]:
@@ -282,7 +282,7 @@ def test_the_whole_forward_multiplies_integers(
     int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every W8A8 layer's stored codes go into the op that the report names, fused or not."""
-    if cpu.cpu_int8_kernel() == cpu.FLOAT32:
+    if matmul.cpu_int8_kernel() == matmul.FLOAT32:
         pytest.skip("this CPU has no exact integer kernel, and the report says so")
     model = VGGTInt8.from_pretrained(int8_checkpoint)
     model.set_runtime(runtime)
@@ -299,8 +299,8 @@ def test_the_whole_forward_multiplies_integers(
         real_call(name, *arguments)
 
     model(tiny_images, query_points=tiny_points)  # sums the rows of the weights
-    real_call = cpu_compiled.call
-    monkeypatch.setattr(cpu_compiled, "call", call)
+    real_call = compiled.call
+    monkeypatch.setattr(compiled, "call", call)
     monkeypatch.setattr(torch, "_int_mm", multiply)
     model(tiny_images, query_points=tiny_points)
     int8 = [name for name, row in report.items() if row.scheme == "W8A8 dynamic"]

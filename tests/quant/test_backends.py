@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vggt_int8.kernels import cpu, cpu_compiled, reference
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.quant import BACKENDS, BackendError, Int8Linear
 from vggt_int8.quant.backends import auto_reason, check_backend_name, get_backend, resolve
 from vggt_int8.recipe import Scheme
@@ -265,22 +266,22 @@ def test_integers_are_multiplied_by_the_op_that_the_report_names(
 @pytest.mark.parametrize("scheme", ["dynamic", "static"])
 def test_native_multiplies_integers_on_a_cpu(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its operators are whole kernels, into which `Ops` does not see."""
-    if cpu.cpu_int8_kernel() == cpu.FLOAT32:
+    if matmul.cpu_int8_kernel() == matmul.FLOAT32:
         pytest.skip("this CPU has no exact integer kernel, and the report says so")
     layer = make(scheme, "native", nn.Linear(64, 24))
     layer(randn(20, 64))  # probes and preparations happen once
     real, dtypes = torch._int_mm, []
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: dtypes.append((a.dtype, b.dtype)) or real(a, b, out=out))
-    called, call = [], cpu_compiled.call
-    monkeypatch.setattr(cpu_compiled, "call", lambda name, *rest: called.append(name) or call(name, *rest))
+    called, call = [], compiled.call
+    monkeypatch.setattr(compiled, "call", lambda name, *rest: called.append(name) or call(name, *rest))
     with torch.profiler.profile() as profile:
         layer(randn(20, 64))
-    assert layer.kernel("cpu") == cpu.cpu_int8_kernel()
-    if cpu_compiled.library() is not None:
+    assert layer.kernel("cpu") == matmul.cpu_int8_kernel()
+    if compiled.library() is not None:
         assert called == ["vi_quantize_rows", "vi_linear"]
         assert not dtypes
     else:
-        assert dtypes == [(torch.uint8 if cpu.cpu_int8_kernel() == cpu.U8S8 else torch.int8, torch.int8)]
+        assert dtypes == [(torch.uint8 if matmul.cpu_int8_kernel() == matmul.U8S8 else torch.int8, torch.int8)]
     assert not {event.name for event in profile.events()} & {"aten::mm", "aten::addmm", "aten::linear"}
 
 
@@ -303,7 +304,7 @@ def test_the_table_of_the_design(scheme: str, backend: str) -> None:
 def test_auto_takes_a_backend_and_says_which() -> None:
     names = {scheme: resolve("auto", SCHEMES[scheme], "cpu").name for scheme in SCHEMES}
     in_floats = torch.backends.cpu.get_cpu_capability() != "AVX512"  # bitsandbytes asks the same
-    llm = "bitsandbytes" if in_floats or cpu.int_mm_is_exact() else "reference"
+    llm = "bitsandbytes" if in_floats or matmul.int_mm_is_exact() else "reference"
     assert names == {"none": "native", "dynamic": "native", "static": "native", "llm_int8": llm}
     assert auto_reason(SCHEMES["dynamic"], "cpu") == "auto: native"
     with pytest.raises(BackendError, match="on 'cpu' and 'cuda', not on 'mps'"):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8 import Recipe, VGGTInt8, estimate_model_size, quantize
-from vggt_int8.kernels import cpu, cpu_compiled
+from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.quant import quantization_report, quantize_module
 
 
@@ -24,7 +24,7 @@ def test_rows_of_a_small_model() -> None:
     assert [row.name for row in report] == ["0", "1", "2", "3"]
     linear = rows["0"]
     assert (linear.type, linear.scheme, linear.backend) == ("Int8Linear", "W8A8 dynamic", "native")
-    assert (linear.kernel, linear.reason) == (cpu.cpu_int8_kernel(), "auto: native")
+    assert (linear.kernel, linear.reason) == (matmul.cpu_int8_kernel(), "auto: native")
     assert linear.bytes == 10 * 20 + 20 * 4 + 20 * 2
     assert (rows["1"].scheme, rows["1"].backend, rows["1"].kernel) == ("float32", "pytorch", "LayerNorm")
     assert rows["1"].bytes == 2 * 20 * 4
@@ -54,7 +54,7 @@ def test_rows_of_a_small_model() -> None:
 def test_every_layer_of_vggt(
     make_tiny: Callable[[], VGGTInt8], recipe: str, backend: str, name: str, kernel: str
 ) -> None:
-    if name in ("torchao", "bitsandbytes") and not cpu.int_mm_is_exact():
+    if name in ("torchao", "bitsandbytes") and not matmul.int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates")
     model = quantize(make_tiny(), recipe, backend)
     report = model.quantization_report()
@@ -80,25 +80,25 @@ def test_every_layer_of_vggt(
     assert kept["aggregator.patch_embed.patch_embed.proj"] == "patch embedding"
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("in_c", [True, False])
 def test_weight_only_kernels_are_those_of_a_call(
-    make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, in_c: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = cpu_compiled.library()
-    if compiled and library is None:
+    library = compiled.library()
+    if in_c and library is None:
         pytest.skip("there are no compiled kernels here")
-    if not compiled:
-        monkeypatch.setattr(cpu_compiled, "library", lambda: None)
-        monkeypatch.setattr(cpu, "cpu_int8_kernel", lambda: cpu.FLOAT32)
-    called, call = set(), cpu_compiled.call
-    monkeypatch.setattr(cpu_compiled, "call", lambda name, *rest: called.add(name) or call(name, *rest))
+    if not in_c:
+        monkeypatch.setattr(compiled, "library", lambda: None)
+        monkeypatch.setattr(matmul, "cpu_int8_kernel", lambda: matmul.FLOAT32)
+    called, call = set(), compiled.call
+    monkeypatch.setattr(compiled, "call", lambda name, *rest: called.add(name) or call(name, *rest))
     model = quantize(make_tiny(), "int8_dynamic", "native")
     with torch.no_grad():
         model(tiny_images)
     assert model.runtime_report().mode == "fused"
     linear, conv = weight_only_kernels(model)
-    assert ("vi_weight_only" in called) == ("vi_conv" in called) == compiled
-    if library is not None and compiled:
+    assert ("vi_weight_only" in called) == ("vi_conv" in called) == in_c
+    if library is not None and in_c:
         assert linear == f"{library.name} for few rows of fp32, else dequantize in slices + matmul"
         assert conv == f"conv2d of int8 and 16-bit integers, {library.name}"
     else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8 import VGGTInt8, quantize
-from vggt_int8.kernels.cpu_attention import attention_cpu
+from vggt_int8.kernels.cpu.attention import attention_cpu
 from vggt_int8.model.track_head import Tracker
 from vggt_int8.runtime import attention, convolution
 

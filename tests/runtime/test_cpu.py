@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.codes import FACTOR, relative
 from tests.runtime.conftest import Make
-from vggt_int8.kernels import cpu_conv
+from vggt_int8.kernels.cpu import conv
 from vggt_int8.pretrained import model as pretrained_model
 from vggt_int8.runtime import Runtime, convolution, runtime
 
@@ -75,7 +75,7 @@ def test_defaults_of_the_process_do_not_matter(make_quantized: Make, dtype: torc
 
 
 def test_convolutions_run_in_integers(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not cpu_conv.int8_conv_is_there():
+    if not conv.int8_conv_is_there():
         pytest.skip("there are no compiled kernels here")
     model, images = make_quantized("int8_weight_only"), images_of(2, 42, 56)
     got = Runtime(model)(images, heads=("depth",)).depth

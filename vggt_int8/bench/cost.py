@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggt_int8.bench.timing import time_calls
-from vggt_int8.kernels import cpu, ops
+from vggt_int8.kernels import ops
+from vggt_int8.kernels.cpu import matmul
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.backends import get_backend
@@ -135,7 +136,7 @@ def _int8_products(codes: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         scale = torch.ones(len(codes), 1, device=codes.device)
         yield lambda x: ops.int8_gemm(x, scale, codes, scale, None, torch.float16)
     if not codes.is_cuda:
-        yield lambda x: cpu.int8_matmul(x, codes)
+        yield lambda x: matmul.int8_matmul(x, codes)
 
 
 def _rate(amount: float, call: Callable[[Tensor], object], x: Tensor) -> float:

@@ -1,7 +1,7 @@
 """The fused kernels as PyTorch operators `vggt_int8::…`: what the runtime calls, and what torch.compile sees.
 
 Each is defined, and its arguments are described, in `reference.py` or `reference_attention.py`. On a CPU it is the
-function of the same name in `cpu_ops.py`, or the definition itself where there is none; on CUDA it is the Triton kernel
+function of the same name in `cpu/ops.py`, or the definition itself where there is none; on CUDA it is the Triton kernel
 of the same name. Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronises
 with the host or tunes itself, so all of them can be captured in a CUDA graph once they have run (which compiles them).
 They have no derivative.
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.library import CustomOpDef, custom_op, infer_schema
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from vggt_int8.kernels import cpu_ops, reference, reference_attention
+from vggt_int8.kernels import reference, reference_attention
+from vggt_int8.kernels.cpu import ops as cpu_ops
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -65,7 +66,7 @@ def _operator(
     def on_cuda(*args: Any, **kwargs: Any) -> Any:
         _check_devices(*args, *kwargs.values())
         check(*args, **kwargs)
-        launch = getattr(importlib.import_module(f"vggt_int8.kernels.{module}"), name)
+        launch = getattr(importlib.import_module(f"vggt_int8.kernels.cuda.{module}"), name)
         if not strided:
             args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
             kwargs = {key: a.contiguous() if isinstance(a, Tensor) else a for key, a in kwargs.items()}

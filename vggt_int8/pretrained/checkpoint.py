@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vggt_int8.kernels.cpu_threads import map_in_threads, pieces
+from vggt_int8.kernels.cpu.threads import map_in_threads, pieces
 from vggt_int8.listing import first_few
 from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.quant.soundness import (

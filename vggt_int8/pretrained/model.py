@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
 from vggt_int8.interrupts import uninterrupted
-from vggt_int8.kernels.cpu_memory import give_back_surplus
+from vggt_int8.kernels.cpu.memory import give_back_surplus
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput

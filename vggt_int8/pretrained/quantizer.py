@@ -17,7 +17,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from vggt_int8.kernels.cpu_threads import Workers
+from vggt_int8.kernels.cpu.threads import Workers
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown

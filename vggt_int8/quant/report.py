@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vggt_int8.kernels import cpu_compiled
+from vggt_int8.kernels.cpu import compiled
 from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import PORTABLE, auto_reason, get_backend
@@ -134,9 +134,9 @@ def _kernel(name: str, module: Int8Storage, device_type: str, fused: torch.dtype
     if fused is not None and not _NOT_FUSED.fullmatch(name):
         if isinstance(module, Int8Linear):
             return get_backend("native").kernel(module, device_type)
-        compiled = cpu_compiled.library() if device_type == "cpu" and fused == torch.float32 else None
-        if compiled is not None and isinstance(module, Int8Conv2d):
-            return f"conv2d of int8 and 16-bit integers, {compiled.name}"
+        library = compiled.library() if device_type == "cpu" and fused == torch.float32 else None
+        if library is not None and isinstance(module, Int8Conv2d):
+            return f"conv2d of int8 and 16-bit integers, {library.name}"
     kernel: str = module.kernel(device_type)  # type: ignore[operator]
     return kernel
 

@@ -7,7 +7,7 @@ of zeros has the scale 1 and codes of 0; codes never are -128. A hole in a file 
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels.cpu_threads import PIECE
+from vggt_int8.kernels.cpu.threads import PIECE
 from vggt_int8.kernels.reference import CODE_MAX
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.kernels.cpu_threads import PIECE, pieces
+from vggt_int8.kernels.cpu.threads import PIECE, pieces
 from vggt_int8.kernels.reference import CODE_MAX, quantize, scale_from_absmax
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX, code_range, codes_problem, largest_codes, scale_problem
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_int8.kernels import ops
-from vggt_int8.kernels.cpu_attention import attention_cpu
-from vggt_int8.kernels.launch import only_compiling
+from vggt_int8.kernels.cpu.attention import attention_cpu
+from vggt_int8.kernels.cuda.launch import only_compiling
 
 CUDNN, FLASH, EFFICIENT, MATH = (
     *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),

@@ -1,6 +1,6 @@
 """Convolutions of the dense heads: channels last, weights decoded once per call, bias and ReLU inside the kernel.
 
-On a CPU the codes are not decoded where `kernels/cpu_conv.py` can multiply integers.
+On a CPU the codes are not decoded where `kernels/cpu/conv.py` can multiply integers.
 
 The int8 codes become floats when a call starts and are dropped with it: 66 MB for a head of VGGT-1B in fp16, written
 in about 0.1 ms by a kernel that also puts the channels last. Keeping them would hold that memory for ever and go stale
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
-from vggt_int8.kernels.cpu_conv import int8_conv2d, int8_conv_is_there
+from vggt_int8.kernels.cpu.conv import int8_conv2d, int8_conv_is_there
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.storage import Int8Storage
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vggt_int8.kernels.cpu import SUMS_AT_ONCE
+from vggt_int8.kernels.cpu.matmul import SUMS_AT_ONCE
 from vggt_int8.model.config import VGGTConfig
 
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation

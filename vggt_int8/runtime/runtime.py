@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels.cpu_memory import give_back_surplus, keep_freed_memory
-from vggt_int8.kernels.launch import compiling
+from vggt_int8.kernels.cpu.memory import give_back_surplus, keep_freed_memory
+from vggt_int8.kernels.cuda.launch import compiling
 from vggt_int8.kernels.ops import FLOATS
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError

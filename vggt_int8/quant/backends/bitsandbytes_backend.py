@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels import cpu, reference
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cpu import matmul
 from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
@@ -25,7 +26,7 @@ class BitsandbytesBackend(Backend):
             return "it has no weight-only INT8"
         if scheme.activations == "static":
             return "it has no static activation scales"
-        return SATURATES if device_type == "cpu" and _uses_int_mm() and not cpu.int_mm_is_exact() else None
+        return SATURATES if device_type == "cpu" and _uses_int_mm() and not matmul.int_mm_is_exact() else None
 
     def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
         gemm = "bitsandbytes int8_linear_matmul"

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels import cpu, cpu_compiled, ops
+from vggt_int8.kernels import ops
+from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.quant.backends import Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
@@ -26,12 +27,12 @@ class NativeBackend(Backend):
 
     def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
         if layer.scheme.activations != "none":
-            return "Triton int8 GEMM" if device_type == "cuda" else cpu.cpu_int8_kernel()
+            return "Triton int8 GEMM" if device_type == "cuda" else matmul.cpu_int8_kernel()
         if device_type == "cuda":
             return "Triton int8 weight-only for few rows, else dequantize + linear"
         slices = "dequantize in slices + matmul"
-        compiled = cpu_compiled.library()
-        return slices if compiled is None else f"{compiled.name} for few rows of fp32, else {slices}"
+        library = compiled.library()
+        return slices if library is None else f"{library.name} for few rows of fp32, else {slices}"
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
         stored = (layer.codes, layer.weight_scale, layer.bias)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vggt_int8.kernels.launch import launch
+from vggt_int8.kernels.cuda.launch import launch
 
 _TOKENS = 2  # per program
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vggt_int8.kernels.launch import launch
-from vggt_int8.kernels.triton_gemm import int8_gemm, to_codes
+from vggt_int8.kernels.cuda.launch import launch
+from vggt_int8.kernels.cuda.triton_gemm import int8_gemm, to_codes
 
 _TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
 

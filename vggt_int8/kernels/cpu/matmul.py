@@ -1,6 +1,6 @@
 """The integer product on a CPU: int32 sums of `reference.py`, bit for bit, by the fastest exact kernel there is.
 
-That is our own (`cpu_compiled.py`) wherever it can be compiled. Elsewhere it is one of PyTorch's: CPUs with VNNI
+That is our own (`compiled.py`) wherever it can be compiled. Elsewhere it is one of PyTorch's: CPUs with VNNI
 multiply unsigned by signed bytes and add four products to an int32 in one instruction, which PyTorch
 reaches through `torch._int_mm`. Either oneDNN deals with the signs (s8·s8), or activation codes go in shifted by 128
 (u8·s8), and `128 * sum(weight row)` is taken off the int32 result, which is exact; the first saves two passes, but not
@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels import cpu_compiled
-from vggt_int8.kernels.cpu_memory import LARGEST_BLOCK
+from vggt_int8.kernels.cpu import compiled
+from vggt_int8.kernels.cpu.memory import LARGEST_BLOCK
 
 U8S8 = "torch._int_mm u8·s8"
 S8S8 = "torch._int_mm s8·s8"
@@ -58,7 +58,7 @@ def int8_sums(x_codes: Tensor, weight: Tensor, out: Tensor, kernel: str | None =
         torch._int_mm(x_codes, weight.t(), out=out)
         return None
     if kernel != FLOAT32:
-        cpu_compiled.int8_matmul_(out, x_codes, weight)
+        compiled.int8_matmul_(out, x_codes, weight)
         return None
     out.zero_()
     for part in row_slices(x_codes.shape[1], _EXACT_K):
@@ -72,8 +72,8 @@ def cpu_int8_kernel() -> str:
 
     `torch._int_mm` may be missing u8·s8 (torch 2.11), saturate (no VNNI) or be a plain loop (oneDNN switched off).
     """
-    if (compiled := cpu_compiled.library()) is not None:
-        return compiled.name
+    if (library := compiled.library()) is not None:
+        return library.name
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
         seconds = {kernel: _seconds(kernel) for kernel in (S8S8, U8S8) if _is_exact(kernel)}
         seconds[FLOAT32] = _seconds(FLOAT32)
@@ -116,7 +116,7 @@ def _correction(weight: Tensor) -> Tensor:
 
 def _is_exact(kernel: str) -> bool:
     try:
-        return cpu_compiled.multiplies_exactly(functools.partial(int8_matmul, kernel=kernel))
+        return compiled.multiplies_exactly(functools.partial(int8_matmul, kernel=kernel))
     except RuntimeError:  # this build of torch has no such kernel
         return False
 

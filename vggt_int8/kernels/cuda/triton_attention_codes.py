@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vggt_int8.kernels.launch import launch
+from vggt_int8.kernels.cuda.launch import launch
+from vggt_int8.kernels.cuda.triton_gemm import to_codes
 from vggt_int8.kernels.reference_attention import KEY_GROUP
-from vggt_int8.kernels.triton_gemm import to_codes
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The operators of `ops.py` on a CPU, in fp32 by the kernels of `cpu_compiled.py` where there are any.
+"""The operators of `ops.py` on a CPU, in fp32 by the kernels of `compiled.py` where there are any.
 
 Else by PyTorch, with less memory traffic than the definitions in `reference.py`: the passes around a product work in
 place on slices of rows, in the order in which the definition rounds, so these results are equal, not close. The
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels import cpu, cpu_compiled, reference
-from vggt_int8.kernels.cpu import int8_sums, row_slices, rows_of_a_product, slices_of_rows
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.kernels.cpu.matmul import int8_sums, row_slices, rows_of_a_product, slices_of_rows
 from vggt_int8.kernels.reference import CODE_MAX
 
 _FEW_ROWS = 32  # of a weight-only layer, which reads its weight rather than computes
@@ -22,8 +23,8 @@ _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at on
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows`."""
-    if cpu_compiled.usable(x, input_scale):
-        return cpu_compiled.quantize_rows(x, input_scale)
+    if compiled.usable(x, input_scale):
+        return compiled.quantize_rows(x, input_scale)
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1, dtype=torch.float32)
     for rows in slices_of_rows(*x.shape):
         _quantize_rows_into(codes[rows], scale[rows], x[rows].float(), input_scale)
@@ -34,8 +35,8 @@ def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize`."""
-    if cpu_compiled.usable(x, input_scale):
-        return cpu_compiled.layer_norm_quantize(x, weight, bias, eps, input_scale)
+    if compiled.usable(x, input_scale):
+        return compiled.layer_norm_quantize(x, weight, bias, eps, input_scale)
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1, dtype=torch.float32)
     weight, bias = weight.float(), bias.float()
     for rows in slices_of_rows(*x.shape):
@@ -75,9 +76,9 @@ def int8_gemm_into_(
     out_scale: Tensor | None = None,
 ) -> None:
     """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
-    if cpu_compiled.usable(out if out_scale is None else out_scale, residual) and out.is_contiguous():
+    if compiled.usable(out if out_scale is None else out_scale, residual) and out.is_contiguous():
         operands = (x_codes, x_scale, weight, weight_scale, bias, gelu, gamma, residual, out_scale)
-        cpu_compiled.int8_gemm_into_(out, *operands)
+        compiled.int8_gemm_into_(out, *operands)
         return
     gamma = None if gamma is None else gamma.float()
     buffer = out if out.dtype == torch.float32 and residual is None and out_scale is None else None
@@ -100,8 +101,8 @@ def int8_gemm_quantize(
     gelu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`reference.int8_gemm_quantize`. Floats become codes while they are in the cache."""
-    if dtype == torch.float32 and cpu_compiled.usable(x_scale):
-        return cpu_compiled.int8_gemm_quantize(x_codes, x_scale, weight, weight_scale, bias, gelu)
+    if dtype == torch.float32 and compiled.usable(x_scale):
+        return compiled.int8_gemm_quantize(x_codes, x_scale, weight, weight_scale, bias, gelu)
     codes, scale = x_codes.new_empty(len(x_codes), len(weight)), x_codes.new_empty(len(x_codes), 1, dtype=torch.float32)
     for rows, y in _product_slices(x_codes, x_scale, weight, weight_scale, bias, gelu):
         _quantize_rows_into(codes[rows], scale[rows], y.to(dtype).float(), None)
@@ -114,8 +115,8 @@ def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor |
     A slice of the weight's rows at a time becomes float (codes are exact in every float dtype). CPUs are slow at fp16,
     and the unscaled sum would overflow it, so it runs in fp32.
     """
-    if len(x) <= _FEW_ROWS and cpu_compiled.usable(x):
-        return cpu_compiled.w8a16_linear(x, weight, weight_scale, bias)
+    if len(x) <= _FEW_ROWS and compiled.usable(x):
+        return compiled.w8a16_linear(x, weight, weight_scale, bias)
     compute = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
     x_compute = x.to(compute)
     n, k = weight.shape
@@ -136,8 +137,8 @@ def qk_norm_rope_(
     eps: float,
 ) -> None:
     """`reference.qk_norm_rope` in place. Attention then takes `qkv.unbind(1)` as strided views."""
-    if cpu_compiled.usable(qkv):
-        cpu_compiled.qk_norm_rope_(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps)
+    if compiled.usable(qkv):
+        compiled.qk_norm_rope_(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps)
         return
     tokens, _, heads, dim = qkv.shape
     per_frame = rope.shape[1]
@@ -146,7 +147,7 @@ def qk_norm_rope_(
     # Of each pair of quarters of the head dim, the first turns towards the second negated.
     sin = (sin.unflatten(-1, (2, 2, -1)) * sin.new_tensor([[-1.0], [1.0]])).flatten(-3)
     norms = ((q_weight.float(), q_bias.float()), (k_weight.float(), k_bias.float()))
-    at_once = max(1, cpu.VALUES_AT_ONCE // (heads * dim))
+    at_once = max(1, matmul.VALUES_AT_ONCE // (heads * dim))
     for part in row_slices(len(frames), max(1, at_once // per_frame)):
         for place in row_slices(per_frame, at_once):
             for i, (weight, bias) in enumerate(norms):
@@ -159,8 +160,8 @@ def qk_norm_rope_(
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`reference.layer_norm_halves`."""
-    if cpu_compiled.usable(first, second):
-        return cpu_compiled.layer_norm_halves(first, second, skip, weight, bias, eps)
+    if compiled.usable(first, second):
+        return compiled.layer_norm_halves(first, second, skip, weight, bias, eps)
     return reference.layer_norm_halves(first, second, skip, weight, bias, eps)
 
 
@@ -174,8 +175,8 @@ def resize(
     addend: Tensor | None = None,
 ) -> Tensor:
     """`reference.resize`."""
-    if cpu_compiled.usable(x, addend):
-        return cpu_compiled.resize(x, height, width, columns, rows, bias, addend)
+    if compiled.usable(x, addend):
+        return compiled.resize(x, height, width, columns, rows, bias, addend)
     if x.shape[1:3] == (height, width):
         y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     else:
@@ -196,7 +197,7 @@ def predict_(
     x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
 ) -> None:
     """`reference.predict` into values [F, H, W, n - 1] and confidence [F, H, W]."""
-    if cpu_compiled.usable(x) and cpu_compiled.predict_(x, weight, bias, inverse_log, values, confidence):
+    if compiled.usable(x) and compiled.predict_(x, weight, bias, inverse_log, values, confidence):
         return
     value, certainty = reference.predict(x, weight, bias, inverse_log)
     values.copy_(value)

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels import cpu_cache
-from vggt_int8.kernels.cpu_threads import threads
+from vggt_int8.kernels.cpu import cache
+from vggt_int8.kernels.cpu.threads import threads
 
 SETTING = "VGGT_INT8_CPU_KERNELS"
 _SOURCES = Path(__file__).with_name("csrc")
@@ -95,8 +95,8 @@ def load(path: Path, amx: bool) -> Library:
     """The library at `path`, with AMX where asked and possible. Its products are tried before it is used."""
     try:
         # What was checked is what is loaded. The descriptor stays open: its number is the library's name from now on.
-        functions = ctypes.CDLL(f"/proc/self/fd/{cpu_cache.open_checked(path)}")
-    except (OSError, ValueError, cpu_cache.Untrusted) as error:
+        functions = ctypes.CDLL(f"/proc/self/fd/{cache.open_checked(path)}")
+    except (OSError, ValueError, cache.Untrusted) as error:
         raise NoCompiler(f"{path} cannot be loaded: {error}") from error
     for function, kinds in _SIGNATURES.items():
         getattr(functions, function).argtypes = [_KINDS[kind][0] for kind in (*kinds, "i")]
@@ -134,7 +134,7 @@ def _multiply(loaded: Library, codes: Tensor, weight: Tensor, out: Tensor | None
 
 
 def build(flags: Sequence[str] = ()) -> Path:
-    """The compiled library in the user's cache, made if it is not there yet or is damaged; see `cpu_cache`.
+    """The compiled library in the user's cache, made if it is not there yet or is damaged; see `cache.py`.
 
     Its name depends on all that it was made from: source, flags, compiler and CPU. It is written under another name
     first, so processes that compile at once do not meet.
@@ -159,8 +159,8 @@ def build(flags: Sequence[str] = ()) -> Path:
             raise
 
     try:
-        return cpu_cache.kept_or_made(f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so", make)
-    except (OSError, cpu_cache.Untrusted) as error:
+        return cache.kept_or_made(f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so", make)
+    except (OSError, cache.Untrusted) as error:
         raise NoCompiler(str(error)) from error
 
 

@@ -1,7 +1,7 @@
 """Measure INT8 GEMM tiles on this GPU and write the table that `tiles.py` reads. Offline: nothing calls it at
 run time.
 
-    python -m vggt_int8.kernels.tune --out tiles.json --seconds 180
+    python -m vggt_int8.kernels.cuda.tune --out tiles.json --seconds 180
 
 A size is timed as the network meets it: calls follow one another in a CUDA graph, each with weights of its
 own, more than the L2 cache holds, while the activations are the same. A tile counts only if its result equals
@@ -22,9 +22,10 @@ from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from vggt_int8.kernels import reference, tiles, triton_gemm
-from vggt_int8.kernels.launch import architecture, compiling
-from vggt_int8.kernels.tiles import Size, Tile
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cuda import tiles, triton_gemm
+from vggt_int8.kernels.cuda.launch import architecture, compiling
+from vggt_int8.kernels.cuda.tiles import Size, Tile
 
 TOKENS = 1041  # per frame, at 392 x 518 pixels
 FRAMES = (10, 1, 4, 32, 100)

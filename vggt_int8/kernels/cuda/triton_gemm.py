@@ -21,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vggt_int8.kernels.launch import architecture, launch, processors
-from vggt_int8.kernels.tiles import Size, Tile, gemm_tile
+from vggt_int8.kernels.cuda.launch import architecture, launch, processors
+from vggt_int8.kernels.cuda.tiles import Size, Tile, gemm_tile
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels import cpu_compiled
+from vggt_int8.kernels.cpu import compiled
 
 _MAX_HEAD_DIM = 512
 
@@ -21,7 +21,7 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Te
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     batch, heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, heads, dim)
-    cpu_compiled.call("vi_attention", q, k, v, out, batch, heads, tokens, dim, *q.stride()[:3])
+    compiled.call("vi_attention", q, k, v, out, batch, heads, tokens, dim, *q.stride()[:3])
     return out
 
 
@@ -29,4 +29,4 @@ def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernel can do it: fp32 views of one layout, not empty, the channels of a head next to one another."""
     alike = all(x.shape == q.shape and x.stride() == q.stride() and x.dtype == torch.float32 for x in (q, k, v))
     fits = q.device.type == "cpu" and q.numel() > 0 and q.stride(3) == 1 and q.shape[3] <= _MAX_HEAD_DIM
-    return alike and fits and cpu_compiled.library() is not None
+    return alike and fits and compiled.library() is not None

@@ -1,4 +1,4 @@
-"""Convolutions with INT8 weights on a CPU, where `cpu_compiled.py` has its kernels: integers times integers.
+"""Convolutions with INT8 weights on a CPU, where `compiled.py` has its kernels: integers times integers.
 
 The weights are integers already. The activations of a frame become integers of 15 to 16 bits with one scale, as many
 as leave the int32 sums exact. Rounding x costs at most 1.6e-5 of its largest value in the frame, 3.1e-5 for the widest
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels import cpu_compiled
+from vggt_int8.kernels.cpu import compiled
 
 
 def int8_conv2d(
@@ -34,9 +34,9 @@ def int8_conv2d(
     other = None if addend is None else addend.permute(0, 2, 3, 1).contiguous()
     (frames, *_, channels), (outputs, _, *taps) = pixels.shape, weight.shape
     y, finite = pixels.new_empty(frames, *size, outputs), ctypes.create_string_buffer(frames)
-    stored, floats = weight.contiguous(), cpu_compiled.as_floats(weight_scale, bias)
+    stored, floats = weight.contiguous(), compiled.as_floats(weight_scale, bias)
     geometry = (frames, channels, *x.shape[2:], outputs, *taps, *stride, *padding)
-    cpu_compiled.call("vi_conv", pixels, stored, *floats, other, int(relu), *geometry, y, ctypes.addressof(finite))
+    compiled.call("vi_conv", pixels, stored, *floats, other, int(relu), *geometry, y, ctypes.addressof(finite))
     y = y.permute(0, 3, 1, 2)
     for frame in (i for i, flag in enumerate(finite.raw) if not flag):  # holds NaN or inf, which integers cannot carry
         out = F.conv2d(x[frame], weight.float() * weight_scale, floats[1], stride, padding)
@@ -80,4 +80,4 @@ def _checked_size(
 
 def int8_conv_is_there() -> bool:
     """Whether this machine has the integer convolution."""
-    return cpu_compiled.library() is not None
+    return compiled.library() is not None

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vggt_int8.kernels.launch import launch
+from vggt_int8.kernels.cuda.launch import launch
 
 _TILE = 4096  # values per program: four 16-byte loads in flight for each of 128 threads, per corner
 

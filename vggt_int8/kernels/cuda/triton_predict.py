@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vggt_int8.kernels.launch import launch
+from vggt_int8.kernels.cuda.launch import launch
 
 _TILE = 8192  # values per program
 
