@@ -22,7 +22,7 @@ PORTABLE = "portable"
 # Why a library that calls `torch._int_mm` unchecked cannot be used on some CPUs.
 SATURATES = "its integer product saturates on this CPU, which has no VNNI instructions"
 
-# What "auto" tries, fastest first. On CUDA by measurement (README, "What is measured"): the native kernels need Triton
+# What "auto" tries, fastest first. On CUDA by measurement (`benchmarks/README.md`): the native kernels need Triton
 # and compute capability 8.0; bitsandbytes' INT8 GEMM is fused with its scales, torchao's eager path makes several
 # passes over the int32 result.
 _PREFERENCE = {
