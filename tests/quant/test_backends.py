@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.usable import skip_unless_usable
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.quant import BACKENDS, BackendError, Int8Linear
@@ -44,13 +46,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def usable(scheme: str, backend: str, device: str) -> None:
-    """Leave out what this machine cannot run and says so."""
-    try:
-        resolve(backend, SCHEMES[scheme], device)
-    except BackendError as error:
-        if "saturates on this CPU" in str(error) or device == "cuda":
-            pytest.skip(str(error))
-        raise
+    skip_unless_usable(backend, SCHEMES[scheme], device)
 
 
 def make(scheme: str, backend: str, source: nn.Linear, absmax: float = 1.0, threshold: float = 6.0) -> Int8Linear:
@@ -179,7 +175,10 @@ def test_nan_and_inf_reach_the_result(scheme: str, backend: str, value: float, d
     y = layer(x.to(device)).cpu()
     assert not y[3].isfinite().any()
     others = torch.cat([y[:3], y[4:]])
-    assert others.isfinite().all() or scheme == "llm_int8"
+    # LLM.int8() multiplies whole columns in floats. Weight-only layers use PyTorch's own product: in bf16 on a CPU
+    # with AMX it reads a few numbers of the next row, times zero, where K is no multiple of its tiles.
+    spread = scheme == "none" and not F.linear(x, source.weight.to(dtype).cpu())[2].isfinite().all()
+    assert others.isfinite().all() or scheme == "llm_int8" or spread
 
 
 @pytest.mark.parametrize("device", CPU_AND_GPU)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.usable import skip_unless_usable
 from vggt_int8 import Recipe, VGGTConfig, VGGTInt8, VGGTOutput, quantize
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.backends import BackendError
+from vggt_int8.recipe import Scheme
 
 BOUND = 1e-6  # of the error's norm, relative to the result's
 DYNAMIC = Recipe(weights="int8", activations="dynamic", include=[".*"])
@@ -61,6 +63,7 @@ def compiled(model: Callable[..., Any], backend: str = "eager") -> Callable[...,
 
 @pytest.mark.parametrize(("backend", "recipe"), WAYS)
 def test_torch_compile_sees_one_graph(backend: str, recipe: Recipe) -> None:
+    skip_unless_usable(backend, Scheme(recipe.activations, recipe.outlier_threshold))
     model = quantize(Small(), recipe, backend).eval()
     graph = compiled(model)
     with torch.no_grad():
@@ -70,6 +73,7 @@ def test_torch_compile_sees_one_graph(backend: str, recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("backend", ["native", "reference", "bitsandbytes", "torchao"])
 def test_gradients_pass_a_compiled_layer(backend: str) -> None:
+    skip_unless_usable(backend, Scheme())
     model = quantize(Small(), DYNAMIC, backend)
     gradients = []
     for call in (compiled(model, "aot_eager"), model):
@@ -106,6 +110,7 @@ def test_a_backend_that_cannot_run_is_named_by_the_compiler_too() -> None:
 
 @pytest.mark.parametrize(("backend", "recipe"), WAYS)
 def test_torch_export(backend: str, recipe: Recipe) -> None:
+    skip_unless_usable(backend, Scheme(recipe.activations, recipe.outlier_threshold))
     model = quantize(Small(), recipe, backend).eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(model, (rows(),), dynamic_shapes=({0: batch},))
@@ -115,6 +120,7 @@ def test_torch_export(backend: str, recipe: Recipe) -> None:
 
 @pytest.mark.parametrize(("backend", "recipe"), WAYS)
 def test_torch_jit_trace(backend: str, recipe: Recipe) -> None:
+    skip_unless_usable(backend, Scheme(recipe.activations, recipe.outlier_threshold))
     model = quantize(Small(), recipe, backend).eval()
     traced = torch.jit.trace(model, (rows(),))
     buffer = io.BytesIO()
@@ -131,6 +137,7 @@ def test_a_graph_for_onnx_has_standard_operators_alone(
     monkeypatch: pytest.MonkeyPatch, backend: str, recipe: Recipe
 ) -> None:
     """As `torch.onnx.export(dynamo=False)` traces it, which needs a package of its own to go on from there."""
+    skip_unless_usable(backend, Scheme(recipe.activations, recipe.outlier_threshold))
     model = quantize(Small(), recipe, backend).eval()
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     traced = torch.jit.trace(model, (rows(),))

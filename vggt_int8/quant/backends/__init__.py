@@ -131,7 +131,9 @@ def backend_in_call(requested: str, scheme: Scheme, device_type: str) -> Backend
     if exports_onnx():
         requested = "reference"
     if torch.compiler.is_compiling():
-        backend: Backend = getattr(_Loaded, _load(requested, scheme, device_type))
+        # In plain values: before torch 2.12 the compiler cannot hand a dataclass on.
+        name = _load(requested, scheme.activations, scheme.outlier_threshold, device_type)
+        backend: Backend = getattr(_Loaded, name)
         return backend
     return resolve(requested, scheme, device_type)
 
@@ -143,9 +145,9 @@ def exports_onnx() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _load(requested: str, scheme: Scheme, device_type: str) -> str:
+def _load(requested: str, activations: str, outlier_threshold: float, device_type: str) -> str:
     """The name of the backend, which is an attribute of `_Loaded` from then on."""
-    backend = resolve(requested, scheme, device_type)
+    backend = resolve(requested, Scheme(activations, outlier_threshold), device_type)
     setattr(_Loaded, backend.name, backend)
     return backend.name
 
