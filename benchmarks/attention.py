@@ -27,6 +27,7 @@ import triton
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
+from vggt_int8.difference import Difference
 from vggt_int8.kernels.cuda import triton_attention
 from vggt_int8.kernels.cuda.attention_variants import Variant, candidates
 from vggt_int8.kernels.cuda.launch import architecture, compiling
@@ -95,7 +96,8 @@ def errors(out: Tensor, exact: list[tuple[tuple[int, int], Tensor, Tensor]]) -> 
     out = out.unflatten(-1, (HEADS, DIM))
     got = torch.cat([out[b, rows, h].float() for (b, h), rows, _ in exact])
     want = torch.cat([values for _, _, values in exact])
-    return float((got - want).norm() / want.norm()), float((got - want).abs().max() / want.abs().max())
+    found = Difference().add(got, want)
+    return found.relative, found.relative_max
 
 
 def milliseconds(attend: Attend, inputs: list[Tensor], seconds: float) -> list[float]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8 import VGGTConfig, VGGTInt8, quantize
+from vggt_int8.difference import relative_error
 from vggt_int8.export.report import installed_versions
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul, memory
@@ -126,7 +127,7 @@ def check_product(layer: Int8Linear) -> None:
 
 
 def check_error(name: str, got: Tensor, want: Tensor) -> None:
-    error = float((got - want).norm() / want.norm())
+    error = relative_error(got, want)
     if not error < LIMIT:
         raise SystemExit(f"{name} is off from fp32 by {error:.3f}: no timing")
     print(f"{name}: relative error against fp32 {error:.4f}")

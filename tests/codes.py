@@ -10,16 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
+from vggt_int8.difference import relative_error
+
 # sqrt(2), and twice that for the scatter of a norm over few numbers: a pose has 9 a frame. The largest of four scenes
 # and this factor leave less than one case in a million.
 FACTOR = 3
 Results = Mapping[str, Tensor]
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    """||got - want|| / ||want||; NaN if either holds one."""
-    got, want = got.detach().double(), want.detach().double()
-    return float((got - want).norm() / want.norm())
 
 
 def apart_by_codes(
@@ -31,5 +27,5 @@ def apart_by_codes(
     lost: dict[str, float] = {}
     for images in scenes:
         want, got = exact(images), rounded(images)
-        lost = {name: max(relative(got[name], want[name]), lost.get(name, 0.0)) for name in want.keys()}  # noqa: SIM118
+        lost = {name: max(relative_error(got[name], want[name]), lost.get(name, 0.0)) for name in want.keys()}  # noqa: SIM118
     return {name: FACTOR * error for name, error in lost.items()}

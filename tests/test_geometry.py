@@ -9,13 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vggt_int8 import geometry as g
+from vggt_int8.difference import relative_error
 
 GOLDEN = load_file(Path(__file__).parent / "data/parity/golden_geometry.safetensors")
 IMAGE_SIZE = (392, 518)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def random_quaternions(n: int, dtype: torch.dtype = torch.float32) -> Tensor:

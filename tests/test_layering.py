@@ -1,6 +1,6 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> bench -> {eval, export, training} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
+    cli -> {bench, training} -> {eval, export} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -25,6 +25,7 @@ TIERS = [
         "model_card",
         "quiet",
         "chart",
+        "difference",
         "disk",
         "exchange",
         "files",
@@ -39,16 +40,17 @@ TIERS = [
     {"quant"},
     {"runtime"},
     {"pretrained"},
-    {"eval", "export", "training", "auto_classes"},
-    {"bench"},
+    {"eval", "export", "auto_classes"},
+    {"bench", "training"},  # both score what they make, so both stand above eval
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
-# Shared by the whole lowest tier: camera conventions, whole files and checkpoints, lists and values in messages,
-# patterns, consoles, the embedded model's name. Nothing else is between its units.
+# Shared by the whole lowest tier: camera conventions, measures of error, whole files and checkpoints, lists and values
+# in messages, patterns, consoles, the embedded model's name. Nothing else is between its units.
 SHARED = {
     "geometry",
     "quiet",
+    "difference",
     "disk",
     "exchange",
     "files",
@@ -152,6 +154,10 @@ def test_imports_point_down() -> None:
         ("cli/run.py", "torchao.quantization", False),
         ("cli/bench.py", "vggt_int8.bench.sweep", True),
         ("bench/sweep.py", "vggt_int8.export.report", True),
+        ("training/validation.py", "vggt_int8.eval.metrics", True),
+        ("training/loop.py", "vggt_int8.bench.records", False),
+        ("eval/metrics.py", "vggt_int8.training", False),
+        ("scenes/render.py", "vggt_int8.eval.metrics", False),
         ("bench/sweep.py", "torchao.quantization", False),
         ("export/report.py", "vggt_int8.bench.records", False),
     ],

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from vggt_int8 import VGGTConfig, VGGTInt8, available_recipes
 from vggt_int8.cli import app, console, demo
+from vggt_int8.eval.metrics import depth_scores, pose_errors, pose_scores
 from vggt_int8.export import owned_files
-from vggt_int8.scenes import available_scenes, depth_scores, load_scene, pose_errors, pose_scores
+from vggt_int8.scenes import available_scenes, load_scene
 
 NAMES = ["fp32", *available_recipes()]
 SMALL = {

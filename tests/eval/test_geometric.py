@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vggt_int8.eval.geometric import geometric_differences
+from vggt_int8.eval.metrics import geometric_differences
 from vggt_int8.geometry import camera_to_pose_encoding
 
 SIZE = (100, 200)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from vggt_int8 import quantize
-from vggt_int8.eval.compare import difference
+from vggt_int8.difference import relative_error
 from vggt_int8.eval.held_out import score_models
+from vggt_int8.eval.metrics import depth_scores, focal_ratios, focal_scores, pose_errors, pose_scores
 from vggt_int8.model import VGGT
-from vggt_int8.scenes import depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
-from vggt_int8.scenes.metrics import focal_ratios, focal_scores
+from vggt_int8.scenes import render_scenes, scene_seeds
 
 
 def test_scores_are_those_of_all_scenes_at_once(model: VGGT) -> None:
@@ -37,7 +37,7 @@ def test_scores_are_those_of_all_scenes_at_once(model: VGGT) -> None:
         scores = {**vars(pose), **vars(depth), **vars(focal)}
         assert results[name] == pytest.approx(scores, rel=2e-3, nan_ok=True)
         for key in ("pose_enc", "depth", "world_points"):
-            apart = difference(expected["fp32"][key], output[key])["relative"]
+            apart = relative_error(output[key], expected["fp32"][key])
             assert relative[key] == pytest.approx(apart, rel=0.05)
             assert (relative[key] == 0) is (name == "fp32")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8 import VGGTInt8, load_recipe
+from vggt_int8.difference import relative_error
 
 pytestmark = pytest.mark.gpu
 FIELDS = ("pose_enc", "depth", "world_points", "depth_conf", "world_points_conf")
@@ -29,13 +30,9 @@ def test_the_kernel_is_the_definition(tiny_checkpoint: Path, tiny_images: Tensor
         got, other = model(images), float_model(images)
         assert model.runtime_report().mode == mode
         for field in FIELDS:
-            error = relative(got[field], exact[field])
-            assert error < 1.3 * relative(other[field], plain[field]) + 5e-3, (mode, field)
-            assert relative(got[field], other[field]) > 1e-5, "codes must be in use"
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    return float((got.detach().cpu() - want.detach().cpu()).norm() / want.detach().cpu().norm())
+            error = relative_error(got[field], exact[field])
+            assert error < 1.3 * relative_error(other[field], plain[field]) + 5e-3, (mode, field)
+            assert relative_error(got[field], other[field]) > 1e-5, "codes must be in use"
 
 
 def test_backends_of_libraries_use_the_kernel_too(tiny_checkpoint: Path, tiny_images: Tensor) -> None:
@@ -44,5 +41,5 @@ def test_backends_of_libraries_use_the_kernel_too(tiny_checkpoint: Path, tiny_im
     for backend in ("native", "torchao", "bitsandbytes", "reference"):
         model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, backend=backend, device_map="cuda")
         results[backend] = model.set_runtime("off") or model(tiny_images.cuda()).depth
-    assert all(relative(depth, results["reference"]) < 0.02 for depth in results.values())
+    assert all(relative_error(depth, results["reference"]) < 0.02 for depth in results.values())
     assert all(depth.dtype == torch.float32 for depth in results.values())

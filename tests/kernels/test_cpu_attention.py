@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels.compiled import LIBRARIES, use, walled
+from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import compiled
 from vggt_int8.kernels.cpu.attention import attention_cpu
 
@@ -25,10 +26,6 @@ def attention_in_integers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention_cpu(q, k, v, integers=True)
 
 
-def error(got: Tensor, want: Tensor) -> float:
-    return float((got - want).norm() / want.norm())
-
-
 SHAPES = [
     *((1, 1, 1, 8), (2, 3, 37, 16), (1, 2, 300, 64), (3, 1, 65, 100), (1, 1, 257, 6), (1, 1, 20, 200)),
     *((1, 1, 321, 32), (1, 2, 600, 24), (2, 4, 40, 16)),  # more than one block of keys; heads that take turns
@@ -38,7 +35,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES)
 def test_floats(shape: tuple[int, ...]) -> None:
     q, k, v = qkv_of(*shape)
-    assert error(attention_cpu(q, k, v), exact(q, k, v)) < 2e-6
+    assert relative_error(attention_cpu(q, k, v), exact(q, k, v)) < 2e-6
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -55,7 +52,7 @@ def test_integers_are_as_good_as_fp16(
     assert called == ["vi_attention"]
     assert got.shape == want.shape
     assert got.is_contiguous()
-    assert error(got, want) < 1.5 * error(in_fp16(q, k, v), want)
+    assert relative_error(got, want) < 1.5 * relative_error(in_fp16(q, k, v), want)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -74,7 +71,7 @@ def test_integers_are_as_good_as_fp16_on_vectors_of_other_kinds(
     if kind == "values alike":
         v.mul_(0.01).add_(torch.arange(64.0))
     want = exact(q, k, v)
-    assert error(attention_in_integers(q, k, v), want) < 1.5 * error(in_fp16(q, k, v), want)
+    assert relative_error(attention_in_integers(q, k, v), want) < 1.5 * relative_error(in_fp16(q, k, v), want)
 
 
 def in_fp16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -96,18 +93,18 @@ def test_extreme_heads(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
         q, k, v = qkv_of(1, 2, 300, 64)
         q.mul_(scale)
         got, want = attention_in_integers(q, k, v), exact(q, k, v)
-        assert error(got, want) < (0.02 if scale >= 1e3 else 1e-3)  # one-hot: a near tie may fall either way
+        assert relative_error(got, want) < (0.02 if scale >= 1e3 else 1e-3)  # one-hot: a near tie may fall either way
     for scale in (1e-25, 1e30):  # queries and keys that make up for one another, and point the same way
         q, k, v = qkv_of(1, 2, 300, 64, 1.0)
         q.copy_(k).mul_(scale)
         k.div_(scale)
-        assert error(attention_in_integers(q, k, v), exact(q, k, v)) < 1e-3
+        assert relative_error(attention_in_integers(q, k, v), exact(q, k, v)) < 1e-3
     q, k, v = qkv_of(1, 2, 300, 64, 1.0)
     q.fill_(5e37)
     k.mul_(1e-31)
-    assert error(attention_in_integers(q, k, v), exact(q, k, v)) < 1e-3
+    assert relative_error(attention_in_integers(q, k, v), exact(q, k, v)) < 1e-3
     q, k, v = (torch.ones(1, 1, 520, 64) for _ in range(3))  # codes all at their largest
-    assert error(attention_in_integers(q, k, -v), exact(q, k, -v)) < 1e-5
+    assert relative_error(attention_in_integers(q, k, -v), exact(q, k, -v)) < 1e-5
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

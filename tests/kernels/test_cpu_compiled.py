@@ -10,6 +10,7 @@ import torch
 
 from tests.kernels.compiled import LIBRARIES, _load, use, walled
 from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows
+from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.kernels.cpu import ops as cpu_ops
@@ -27,7 +28,7 @@ MORE_SHAPES = [*SHAPES, (300, 68, 200), (97, 130, 129), (8, 192, 1153)]
 
 
 def close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-6) -> None:
-    assert (got.double() - want.double()).norm() <= limit * want.double().norm()
+    assert relative_error(got, want) <= limit
 
 
 @every_library

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference_attention
 from vggt_int8.kernels.reference_attention import float_attention, int8_attention, quantize_queries_and_keys
 
@@ -18,21 +19,17 @@ def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
-def error(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want).norm() / want.norm())
-
-
 @pytest.mark.parametrize("tokens", [1, 37, 128, 129, 1041])
 @pytest.mark.parametrize("dim", [24, 64, 128])
 def test_close_to_exact_attention(tokens: int, dim: int) -> None:
     q, k, v = tensors(tokens, dim)
     want = exact(q, k, v)
-    assert error(float_attention(q, k, v), want) < 1e-6
+    assert relative_error(float_attention(q, k, v), want) < 1e-6
     got = int8_attention(q, k, v)
-    assert error(got, want) < 0.02
+    assert relative_error(got, want) < 0.02
     assert (got - want).abs().max() < 0.06
-    assert tokens == 1 or error(got, want) > 1e-3, "codes cost something: they must be in use"
-    half = error(int8_attention(*(x.half() for x in (q, k, v))), want)
+    assert tokens == 1 or relative_error(got, want) > 1e-3, "codes cost something: they must be in use"
+    half = relative_error(int8_attention(*(x.half() for x in (q, k, v))), want)
     assert half < 0.02
 
 
@@ -49,7 +46,7 @@ def test_layout() -> None:
 def test_what_is_common_to_all_keys_costs_nothing() -> None:
     q, k, v = tensors()
     common = 50 * torch.randn(2, 3, 1, 64, generator=torch.Generator().manual_seed(1))
-    assert error(int8_attention(q, k + common, v), exact(q, k, v)) < 0.02
+    assert relative_error(int8_attention(q, k + common, v), exact(q, k, v)) < 0.02
     scale = quantize_queries_and_keys(q, k + common)[3]
     torch.testing.assert_close(scale, quantize_queries_and_keys(q, k)[3], rtol=1e-4, atol=0)
 
@@ -69,8 +66,8 @@ def test_an_outlier_stays_in_its_token_or_group() -> None:
     assert (changed_k[0, 0] > 2).tolist() == [False, True, False]
     assert (changed_k[0, 0, ::2] - 1).abs().max() < 0.1  # the mean moved
     got, want = int8_attention(q, k, v), exact(q, k, v)
-    assert error(got[1], want[1]) < 0.02
-    assert error(got[0], want[0]) < 0.2
+    assert relative_error(got[1], want[1]) < 0.02
+    assert relative_error(got[0], want[0]) < 0.2
 
 
 def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.codes import apart_by_codes, relative
+from tests.codes import apart_by_codes
 from tests.kernels.compiled import without
 from vggt_int8 import BackendError, Recipe, RecipeError, VGGTInt8, load_recipe, quantize
+from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import matmul
 from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.quant import Int8Attention, attention
@@ -53,9 +54,9 @@ def test_the_aggregator_computes_in_int8(make_tiny: Make, tiny_images: Tensor, n
     assert any(n.startswith("camera_head.") for n in attentions)
     got = model(tiny_images)
     for key in MAPS:
-        active, error = relative(got[key], plain[key]), relative(got[key], exact[key])
+        active, error = relative_error(got[key], plain[key]), relative_error(got[key], exact[key])
         assert 1e-5 < active < 0.05, (key, active)
-        assert error < relative(plain[key], exact[key]) + 0.03, (key, error)
+        assert error < relative_error(plain[key], exact[key]) + 0.03, (key, error)
         largest = (got[key] - plain[key]).abs().max() / plain[key].abs().max()
         assert largest < 0.1, (key, largest)
 
@@ -75,7 +76,7 @@ def test_every_backend_computes_the_same(
     got = model(tiny_images)
     assert len(calls) == (0 if backend == "reference" else len(int8_names(model)))
     apart = apart_by_codes(make_tiny(), quantize(make_tiny(), recipe(), "reference"), scenes(tiny_images))
-    assert all(relative(got[key], want[key]) < apart[key] for key in MAPS)
+    assert all(relative_error(got[key], want[key]) < apart[key] for key in MAPS)
 
 
 def test_the_fused_network_computes_it_too(
@@ -90,8 +91,8 @@ def test_the_fused_network_computes_it_too(
         exact = quantize(make_tiny(), "int8_weight_only" if name == "int8_weight_only" else "fp16", "auto")
         apart = apart_by_codes(exact, model, scenes(tiny_images))
         for key in MAPS:
-            assert relative(got[key], want[key]) < apart[key], (name, key)
-        assert relative(got["depth"], other["depth"]) > 1e-5
+            assert relative_error(got[key], want[key]) < apart[key], (name, key)
+        assert relative_error(got["depth"], other["depth"]) > 1e-5
 
 
 def test_the_report(make_tiny: Make) -> None:
@@ -177,13 +178,13 @@ def test_gradients_are_those_of_float_attention() -> None:
         results.append((y.detach(), [x.grad for x in qkv]))
     plain, int8, reference = results
     assert torch.equal(int8[0], reference[0])
-    assert 1e-4 < relative(int8[0], plain[0]) < 0.03
+    assert 1e-4 < relative_error(int8[0], plain[0]) < 0.03
     for got, want in zip(int8[1], plain[1], strict=True):
-        assert relative(got, want) < 0.1
+        assert relative_error(got, want) < 0.1
 
 
 def test_mixed_dtypes_under_autocast() -> None:
     qkv = torch.randn(3, 1, 2, 9, 16, generator=torch.Generator().manual_seed(0))
     got = Int8Attention()(qkv[0], qkv[1], qkv[2].bfloat16())
     assert got.dtype == torch.bfloat16
-    assert relative(got.float(), SoftmaxAttention()(*qkv)) < 0.03
+    assert relative_error(got.float(), SoftmaxAttention()(*qkv)) < 0.03

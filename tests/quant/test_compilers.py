@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.usable import skip_unless_usable
 from vggt_int8 import Recipe, VGGTConfig, VGGTInt8, VGGTOutput, quantize
+from vggt_int8.difference import relative_error
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.backends import BackendError
@@ -52,8 +53,7 @@ def rows(count: int = 5) -> Tensor:
 
 def error(got: Tensor, want: Tensor) -> float:
     assert got.dtype == want.dtype
-    assert got.shape == want.shape
-    return ((got - want).norm() / want.norm()).item()
+    return relative_error(got, want)
 
 
 def compiled(model: Callable[..., Any], backend: str = "eager") -> Callable[..., Any]:

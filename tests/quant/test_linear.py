@@ -7,8 +7,9 @@ import re
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.backends import get_backend
@@ -165,10 +166,6 @@ def test_leading_dimensions_and_empty_inputs(activations: str) -> None:
         assert layer(empty).dtype == empty.dtype
 
 
-def relative(got: Tensor, want: Tensor) -> float:
-    return ((got.double() - want.double()).norm() / want.double().norm()).item()
-
-
 @pytest.mark.parametrize(("activations", "bound"), [("none", 0.008), ("dynamic", 0.014), ("static", 0.02)])
 def test_close_to_float(activations: str, bound: float) -> None:
     source = linear(1024, 256)
@@ -176,7 +173,7 @@ def test_close_to_float(activations: str, bound: float) -> None:
     scale = (x.abs().max() / 127).item() if activations == "static" else None
     layer = Int8Linear.from_linear(source, activations, input_scale=scale)
     want = source(x)
-    error = relative(layer(x), want)
+    error = relative_error(layer(x), want)
     assert 1e-4 < error < bound
     assert (layer(x) - want).abs().max() < 0.05 * want.abs().max()
 
@@ -189,9 +186,9 @@ def test_outlier_columns_stay_in_floating_point() -> None:
     with_outliers = Int8Linear.from_linear(source, outlier_threshold=6.0)
     assert with_outliers.scheme.label == "LLM.int8()"
     dequantized = x @ (with_outliers.codes.float() * with_outliers.weight_scale).t() + source.bias
-    assert relative(with_outliers(x), dequantized) < 0.002 < 0.05 < relative(plain(x), dequantized)
+    assert relative_error(with_outliers(x), dequantized) < 0.002 < 0.05 < relative_error(plain(x), dequantized)
     everything = torch.full((3, 512), 7.0)
-    assert relative(with_outliers(everything), source(everything)) < 0.02
+    assert relative_error(with_outliers(everything), source(everything)) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.codes import apart_by_codes, relative
+from tests.codes import apart_by_codes
+from vggt_int8.difference import relative_error
 from vggt_int8.model.layers import Block
 from vggt_int8.model.tables import rope_table
 from vggt_int8.quant import Int8Linear
@@ -51,7 +52,7 @@ def test_a_fused_block_is_the_block(kinds: tuple[str, ...], rope: bool, sequence
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     scenes = [make_tokens(sequences, length, seed=seed) for seed in range(1 if kinds[0] in ("float", "none") else 8)]
     errors = [
-        relative(run_block(block, x.flatten(0, 1), sequences, table, ALL_ROWS).view_as(x), block(x, table))
+        relative_error(run_block(block, x.flatten(0, 1), sequences, table, ALL_ROWS).view_as(x), block(x, table))
         for x in scenes
     ]
     # Codes that lie on a border may round the other way: in up to one scene of three (20,000 codes, of which one in
@@ -74,7 +75,7 @@ def test_half_precision_loses_no_more_than_in_the_plain_block(kinds: tuple[str, 
     plain = block(x, table)
     got = run_block(block, x.flatten(0, 1), 3, table, ALL_ROWS)
     assert got.dtype == dtype
-    assert relative(got.view_as(exact), exact) < 1.2 * relative(plain, exact) + torch.finfo(dtype).eps
+    assert relative_error(got.view_as(exact), exact) < 1.2 * relative_error(plain, exact) + torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("kinds", [KINDS["dynamic"], KINDS["static"], KINDS["float"]])
@@ -113,4 +114,4 @@ def test_a_linear_without_bias() -> None:
     block.attn.proj = Int8Linear.from_linear(nn.Linear(DIM, DIM, bias=False))
     block.mlp.fc1 = Int8Linear.from_linear(nn.Linear(DIM, 4 * DIM, bias=False), "none")
     x = make_tokens(1, 9)
-    assert relative(run_block(block, x[0], 1, None, ALL_ROWS), block(x)[0]) < 5e-3
+    assert relative_error(run_block(block, x[0], 1, None, ALL_ROWS), block(x)[0]) < 5e-3

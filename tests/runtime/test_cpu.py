@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.codes import FACTOR, relative
+from tests.codes import FACTOR
 from tests.runtime.conftest import Make
+from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import conv
 from vggt_int8.pretrained import model as pretrained_model
 from vggt_int8.runtime import Runtime, convolution, runtime
@@ -33,7 +34,7 @@ def test_native_is_the_reference(make_quantized: Make, frames: int, height: int,
     want, got = reference(images), native(images)
     assert (reference.runtime_report().mode, native.runtime_report().mode) == ("plain", "fused")
     for name in OUTPUTS:
-        assert relative(got[name], want[name]) < INTEGER_CONVOLUTIONS, name
+        assert relative_error(got[name], want[name]) < INTEGER_CONVOLUTIONS, name
         assert (got[name] - want[name]).abs().max() < 2 * INTEGER_CONVOLUTIONS * want[name].abs().max(), name
 
 
@@ -48,8 +49,8 @@ def test_native_loses_no_more_than_the_reference(make_quantized: Make) -> None:
         want, plain, fused = exact(images), reference(images), native(images)
         assert native.runtime_report().mode == "fused"
         for name in OUTPUTS:
-            lost[name].append((relative(plain[name], want[name]), relative(fused[name], want[name])))
-            apart[name] = max(apart.get(name, 0.0), relative(fused[name], plain[name]))
+            lost[name].append((relative_error(plain[name], want[name]), relative_error(fused[name], want[name])))
+            apart[name] = max(apart.get(name, 0.0), relative_error(fused[name], plain[name]))
     for name, pairs in lost.items():
         assert apart[name] < FACTOR * max(error for error, _ in pairs) + INTEGER_CONVOLUTIONS, (name, pairs)
         # Two sums of squares of 180 numbers, 9 for the pose of each of 20 frames, scatter by a tenth; of maps by less.
@@ -81,7 +82,7 @@ def test_convolutions_run_in_integers(make_quantized: Make, monkeypatch: pytest.
     got = Runtime(model)(images, heads=("depth",)).depth
     monkeypatch.setattr(convolution, "int8_conv_is_there", lambda: False)
     floats = Runtime(model)(images, heads=("depth",)).depth
-    assert 1e-7 < relative(got, floats) < INTEGER_CONVOLUTIONS
+    assert 1e-7 < relative_error(got, floats) < INTEGER_CONVOLUTIONS
     half = make_quantized("int8_weight_only", torch.bfloat16)
     monkeypatch.setattr(convolution, "int8_conv_is_there", lambda: True)
     monkeypatch.setattr(convolution, "int8_conv2d", None)  # which is for fp32 alone

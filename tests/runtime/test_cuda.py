@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
-from tests.codes import relative
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, quantize
+from vggt_int8.difference import relative_error
 from vggt_int8.runtime import Runtime, branches, memory, runtime
 from vggt_int8.runtime.attention import CUDNN, FLASH, attention
 from vggt_int8.runtime.convolution import call_conv
@@ -94,7 +94,7 @@ def test_the_fused_network_loses_no_more_than_the_plain_one(weights: dict[str, T
             found, allowed, wanted = (
                 torch.stack([output[name] for output in outputs]) for outputs in (fused, plain, exact)
             )
-            error, limit = relative(found, wanted), 1.3 * relative(allowed, wanted) + 1e-3
+            error, limit = relative_error(found, wanted), 1.3 * relative_error(allowed, wanted) + 1e-3
             print(f"{recipe}, {frames} frames of {size}, {name}: {error:.2e}, allowed {limit:.2e}")
             if not error < limit:
                 worse.append(f"{frames} frames of {size}, {name}: {error:.2e}, not below {limit:.2e}")
@@ -116,9 +116,9 @@ def test_replays_equal_eager_and_are_not_overwritten(int8: VGGTInt8) -> None:
     for name in FIELDS:
         assert torch.equal(kept[0][name], kept[2][name])
         assert not torch.equal(kept[0][name], kept[1][name])
-        assert relative(kept[0][name], eager[0][name]) < 1e-5
+        assert relative_error(kept[0][name], eager[0][name]) < 1e-5
     int8.set_runtime("off")
-    assert relative(kept[1].depth, int8(second).depth) < 0.01
+    assert relative_error(kept[1].depth, int8(second).depth) < 0.01
 
 
 @pytest.mark.parametrize("frames", [1, 10])
@@ -135,7 +135,7 @@ def test_branches_change_no_result(int8: VGGTInt8, monkeypatch: pytest.MonkeyPat
     for i, output in enumerate(got):
         for name in FIELDS:
             assert torch.equal(output[name], got[i % 3][name]), f"replay {i}: {name}"
-            assert relative(output[name], want[i % 3][name]) < 1e-5, f"replay {i}: {name}"
+            assert relative_error(output[name], want[i % 3][name]) < 1e-5, f"replay {i}: {name}"
 
 
 def test_replays_from_other_streams_wait_their_turn(int8: VGGTInt8) -> None:
@@ -148,7 +148,7 @@ def test_replays_from_other_streams_wait_their_turn(int8: VGGTInt8) -> None:
         with torch.cuda.stream(streams[i % 3]):
             got.append(int8(x, check_finite=False).depth)
     torch.cuda.synchronize()
-    assert all(torch.equal(g, w) or relative(g, w) < 1e-5 for g, w in zip(got, want, strict=True))
+    assert all(torch.equal(g, w) or relative_error(g, w) < 1e-5 for g, w in zip(got, want, strict=True))
 
 
 def test_weights_changed_in_place_or_replaced_are_used(weights: dict[str, Tensor]) -> None:
@@ -230,7 +230,7 @@ def test_a_smaller_plan_is_chosen_by_free_memory(int8: VGGTInt8) -> None:
     limit(held + 1.2)
     got = int8(images, check_finite=False)
     assert int8.runtime_report().plan in PLANS[1:]
-    assert relative(got.depth.cuda(), want.depth) < 0.02
+    assert relative_error(got.depth.cuda(), want.depth) < 0.02
 
 
 def test_graphs_make_room_for_a_larger_call(int8: VGGTInt8) -> None:
@@ -296,7 +296,7 @@ def test_attention_beyond_31_bits() -> None:
     for head in (0, heads - 1):
         scores = (q[0, head, rows].float() @ k[0, head].float().T) * dim**-0.5
         want = scores.softmax(-1) @ v[0, head].float()
-        assert relative(y[0, rows, head], want) < 0.02
+        assert relative_error(y[0, rows, head], want) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -310,7 +310,7 @@ def test_convolutions_with_what_is_fused_to_them(dtype: torch.dtype) -> None:
             z = torch.randn_like(plain).to(dtype).contiguous(memory_format=torch.channels_last)
             for got, want in ((conv.relu(x), plain.relu()), (conv.add_relu(x, z), (plain + z.double()).relu())):
                 assert got.is_contiguous(memory_format=torch.channels_last)
-                assert relative(got, want) < (3e-3 if dtype != torch.bfloat16 else 1e-2)
+                assert relative_error(got, want) < (3e-3 if dtype != torch.bfloat16 else 1e-2)
 
 
 SCRIPT = """

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.codes import relative
 from tests.runtime.conftest import Make
 from vggt_int8 import VGGTInt8
+from vggt_int8.difference import relative_error
 from vggt_int8.model.dpt_head import DPT, add_uv_embedding
 from vggt_int8.model.resize import resize
 from vggt_int8.runtime import dense
@@ -39,9 +39,9 @@ def test_a_head_is_the_head(make_quantized: Make, recipe: str, size: tuple[int, 
             for g, w in zip(got, want, strict=True):
                 assert g.dtype == torch.float32
                 assert g.shape == w[0].shape
-                assert relative(g, w[0]) < 2e-6
+                assert relative_error(g, w[0]) < 2e-6
     want = model.track_head.feature_extractor(tokens, size, 8)[0]
-    assert relative(dense.features(model.track_head.feature_extractor, halves(tokens), size, 2), want) < 2e-6
+    assert relative_error(dense.features(model.track_head.feature_extractor, halves(tokens), size, 2), want) < 2e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -55,7 +55,7 @@ def test_half_precision_loses_no_more_than_in_the_plain_head(make_quantized: Mak
     got = dense.predict(model.depth_head, halves(tokens), size, 8, on_host=True)
     for g, p, e in zip(got, plain, exact, strict=True):
         assert g.device.type == "cpu"
-        assert relative(g, e[0]) < 1.3 * relative(p, e) + torch.finfo(dtype).eps
+        assert relative_error(g, e[0]) < 1.3 * relative_error(p, e) + torch.finfo(dtype).eps
 
 
 def test_the_maps_are_channels_last(make_quantized: Make) -> None:

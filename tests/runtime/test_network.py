@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.codes import apart_by_codes, relative
+from tests.codes import apart_by_codes
 from tests.runtime.conftest import RECIPES, Make, TrackerCalls
 from vggt_int8 import VGGTInt8
+from vggt_int8.difference import relative_error
 from vggt_int8.model.vggt import VGGTOutput
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime import Runtime
@@ -36,7 +37,7 @@ def errors(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> dict[str, f
     for name in want:
         assert got[name].dtype == torch.float32
         assert got[name].shape == want[name].shape
-    return {name: relative(got[name], want[name]) for name in want}
+    return {name: relative_error(got[name], want[name]) for name in want}
 
 
 def results(output: Mapping[str, Tensor], calls: TrackerCalls) -> dict[str, Tensor]:
@@ -88,7 +89,7 @@ def test_recipes_differ_from_fp32(make_quantized: Make) -> None:
     images = images_of(1, 2)
     want = make_quantized("none")(images).depth
     for recipe in ("int8_weight_only", "int8_dynamic"):
-        assert 1e-4 < relative(Runtime(make_quantized(recipe))(images).depth, want) < 0.05
+        assert 1e-4 < relative_error(Runtime(make_quantized(recipe))(images).depth, want) < 0.05
 
 
 @pytest.mark.parametrize("heads", [("camera",), ("depth",), ("point", "camera"), ("track",)])

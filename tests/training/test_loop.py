@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vggt_int8.eval.metrics import depth_scores, pose_errors
 from vggt_int8.model import VGGT
-from vggt_int8.scenes import depth_scores, pose_errors, render_scenes, scene_seeds
+from vggt_int8.scenes import render_scenes, scene_seeds
 from vggt_int8.training.__main__ import export, main, trained_model
 from vggt_int8.training.captured import average_gradients
 from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_facts, save_checkpoint

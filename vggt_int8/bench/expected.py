@@ -10,12 +10,12 @@ from vggt_int8.bench.baselines import COMPARED, Build, fp16, fp32
 from vggt_int8.bench.cost import fastest_attention
 from vggt_int8.bench.source import Source
 from vggt_int8.bench.timing import release
+from vggt_int8.difference import Difference
 
 # Above so many frames fp32 takes longer than all that is measured: the plain fp16 network takes its place there, and
 # nothing does where that takes minutes too.
 FP32_FRAMES, FP16_FRAMES = 32, 200
 LIMIT = 0.1  # relative error of an output above which a result counts as wrong
-CHUNK = 8  # frames compared at a time: the comparison is made in fp64
 
 Errors = dict[str, dict[str, float]]
 
@@ -76,7 +76,8 @@ def compare(expected: Expected, outputs: Mapping[str, Tensor]) -> tuple[Errors, 
         if name not in outputs or outputs[name].shape != tensor.shape:
             got = list(outputs[name].shape) if name in outputs else "missing"
             return errors, f"{name} is {got}, not {list(tensor.shape)}"
-        errors[name] = _error(tensor, outputs[name])
+        found = Difference().add(outputs[name], tensor)
+        errors[name] = {"relative": found.relative, "max_abs": found.max_abs}
     worst = max(errors, key=lambda name: _badness(errors[name]["relative"]))
     if _badness(errors[worst]["relative"]) > LIMIT:
         return errors, f"relative error of {worst} is {errors[worst]['relative']:.3g}, above {LIMIT}"
@@ -85,17 +86,3 @@ def compare(expected: Expected, outputs: Mapping[str, Tensor]) -> tuple[Errors, 
 
 def _badness(relative: float) -> float:
     return relative if relative >= 0 else float("inf")  # NaN compares as false
-
-
-def _error(expected: Tensor, got: Tensor) -> dict[str, float]:
-    """expected, got [B, S, ...]; the sums in fp64, on `got`'s device."""
-    signal = noise = 0.0
-    largest: list[float] = []
-    for a, b in zip(expected.split(CHUNK, dim=1), got.split(CHUNK, dim=1), strict=True):
-        reference = a.to(b.device).double()
-        error = b.double() - reference
-        signal += reference.square().sum().item()
-        noise += error.square().sum().item()
-        largest.append(error.abs().max().item())
-    relative = (noise / signal) ** 0.5 if signal else (float("inf") if noise else 0.0)
-    return {"relative": relative, "max_abs": float("nan") if any(x != x for x in largest) else max(largest)}

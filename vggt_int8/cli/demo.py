@@ -1,7 +1,7 @@
 """`vggt-int8 demo`: every recipe on the bundled scenes, without network or GPU, in one table and one folder of results.
 
 The scenes are rendered, so their geometry is known exactly, and the model is the one that ships with the package: it
-has seen neither these scenes nor their seeds. Errors are those of `vggt_int8.scenes.metrics`.
+has seen neither these scenes nor their seeds. Errors are those of `vggt_int8.eval.metrics`.
 """
 
 import functools
@@ -151,7 +151,7 @@ def measure(
 ) -> Row:
     """One row of the table."""
     from vggt_int8.cli.run import kernels_of
-    from vggt_int8.scenes import ScoreKeeper
+    from vggt_int8.eval.metrics import ScoreKeeper
 
     overall, each = ScoreKeeper(), {scene: ScoreKeeper() for scene in scenes}
     for scene, truth in scenes.items():
@@ -177,10 +177,10 @@ def relative_difference(outputs: dict[str, Outputs], name: str, key: str) -> flo
     """Of one output from that of fp32, over all scenes."""
     import torch
 
-    from vggt_int8.eval.compare import difference
+    from vggt_int8.difference import relative_error
 
     plain, other = (torch.cat([pred[key].flatten() for pred in outputs[n].values()]) for n in (PLAIN, name))
-    return difference(plain, other)["relative"]
+    return relative_error(other, plain)
 
 
 def write_scene_results(folder: Path, scene: "StoredScene", predictions: Outputs) -> None:

@@ -1,12 +1,12 @@
 """Compare two models' outputs on the same images: by error and by its largest value, never by cosine alone."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.eval.geometric import geometric_differences
+from vggt_int8.difference import Difference
+from vggt_int8.eval.metrics import geometric_differences
 from vggt_int8.model.inputs import check_is_tensor
 
 _NOT_COMPARED = ("images", "pose_enc_list")
@@ -25,7 +25,7 @@ def compare_model_outputs(
     are in the output's own unit; sqnr_db = 10 log10(signal power / error power), infinite for equal outputs;
     relative = error norm / reference norm. Values that are infinite in both alike (an intrinsic for a field of view
     of zero) are left out. "geometry", where there are cameras, depth or points, says the same in degrees and per cent:
-    see `vggt_int8.eval.geometric.geometric_differences`.
+    see `vggt_int8.eval.metrics.geometric_differences`.
 
     Raises `ValueError` if the two do not give the same outputs, `TypeError` for what is no model or no tensor.
     """
@@ -43,31 +43,21 @@ def compare_model_outputs(
         same = first[name].isinf() & (first[name] == second[name])
         pairs[name] = (first[name][~same], second[name][~same])
     everything = (torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
-    overall = difference(*everything)
-    result = {**overall, "overall": overall, **{name: difference(*pair) for name, pair in pairs.items()}}
+    overall = _measures(*everything)
+    result = {**overall, "overall": overall, **{name: _measures(*pair) for name, pair in pairs.items()}}
     geometry = geometric_differences(first, second, (images.shape[-2], images.shape[-1]))
     return {**result, "geometry": geometry} if geometry else result
 
 
-def difference(reference: Tensor, other: Tensor) -> dict[str, float]:
-    """Measures of `other - reference` over all values, in float64; see `compare_model_outputs`."""
-    a, b = reference.double().flatten(), other.double().flatten()
-    error = b - a
-    signal, noise = a.norm().item(), error.norm().item()
-    product = signal * b.norm().item()
+def _measures(reference: Tensor, other: Tensor) -> dict[str, float]:
+    found = Difference().add(other, reference)
     return {
-        "mae": error.abs().mean().item(),
-        "max_diff": error.abs().max().item(),
-        "cosine": (a @ b).item() / product if product else float(signal == noise == 0),
-        "sqnr_db": _decibel(signal, noise),
-        "relative": noise / signal if signal else (math.inf if noise else 0.0),
+        "mae": found.mean_abs,
+        "max_diff": found.max_abs,
+        "cosine": found.cosine,
+        "sqnr_db": found.sqnr_db,
+        "relative": found.relative,
     }
-
-
-def _decibel(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 20 * math.log10(signal / noise) if signal else -math.inf
 
 
 def _run(model: nn.Module, images: Tensor, query_points: Tensor | None) -> dict[str, Tensor]:

@@ -2,14 +2,15 @@
 model's outputs are from those of the first. Every scene is rendered once, and nothing but errors is kept.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vggt_int8.scenes import ScoreKeeper, scene_batches
+from vggt_int8.difference import Difference
+from vggt_int8.eval.metrics import ScoreKeeper
+from vggt_int8.scenes import scene_batches
 
 COMPARED = ("pose_enc", "depth", "world_points")
 
@@ -35,7 +36,7 @@ def score_models(
     over all scenes.
     """
     keepers = {name: ScoreKeeper() for name in models}
-    squares: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in models}
+    differences: dict[str, dict[str, Difference]] = {name: {} for name in models}
     done = 0
     batches = scene_batches(
         split, scenes, views, size, frames_per_batch=frames_per_batch, device=device, pixel_aspect=pixel_aspect
@@ -48,20 +49,9 @@ def score_models(
             keepers[name].add_output(output, batch)
             for key in COMPARED:
                 if key in output:
-                    error, signal = squares[name].get(key, (0.0, 0.0))
-                    squares[name][key] = (
-                        error + _square(output[key] - reference[key]),
-                        signal + _square(reference[key]),
-                    )
+                    differences[name].setdefault(key, Difference()).add(output[key], reference[key])
         done += len(batch.images)
         if on_batch is not None:
             on_batch(done, scenes)
-    return {name: {**keeper.scores(), "relative": _relative(squares[name])} for name, keeper in keepers.items()}
-
-
-def _square(values: Tensor) -> float:
-    return values.double().square().sum().item()
-
-
-def _relative(squares: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    return {key: math.sqrt(error / signal) for key, (error, signal) in squares.items()}
+    relative = {name: {key: found.relative for key, found in each.items()} for name, each in differences.items()}
+    return {name: {**keeper.scores(), "relative": relative[name]} for name, keeper in keepers.items()}

@@ -3,38 +3,22 @@
 `render_scenes(seeds, frames, size)` gives images, depth, world points, cameras and, on request, point tracks.
 Everything follows from a 64-bit seed per scene: `seeds` says how the splits stay apart, `layout` furnishes a
 scene, `paths` moves the camera, `raycast` and `textures` make the pixels, `render` ties them
-together; `metrics` scores a reconstruction against the truth; `stored` keeps scenes as files, some of which ship.
+together; `stored` keeps scenes as files, some of which ship. `vggt_int8.eval.metrics` scores a reconstruction.
 """
 
 from vggt_int8.scenes.describe import SceneDescription, describe_scenes
-from vggt_int8.scenes.metrics import (
-    DepthScores,
-    PoseScores,
-    ScoreKeeper,
-    depth_errors,
-    depth_scores,
-    pose_errors,
-    pose_scores,
-)
 from vggt_int8.scenes.render import SceneBatch, render_description, render_scenes, scene_batches
 from vggt_int8.scenes.seeds import SPLITS, scene_seeds
 from vggt_int8.scenes.stored import StoredScene, available_scenes, load_scene, save_scene
 
 __all__ = [
     "SPLITS",
-    "DepthScores",
-    "PoseScores",
     "SceneBatch",
     "SceneDescription",
-    "ScoreKeeper",
     "StoredScene",
     "available_scenes",
-    "depth_errors",
-    "depth_scores",
     "describe_scenes",
     "load_scene",
-    "pose_errors",
-    "pose_scores",
     "render_description",
     "render_scenes",
     "save_scene",

@@ -2,8 +2,9 @@
 
 import torch
 
+from vggt_int8.eval.metrics import ScoreKeeper
 from vggt_int8.model import VGGT
-from vggt_int8.scenes import ScoreKeeper, scene_batches
+from vggt_int8.scenes import scene_batches
 from vggt_int8.training.config import DataConfig, FrameShape, ValidationConfig
 
 

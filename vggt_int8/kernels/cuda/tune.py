@@ -10,6 +10,7 @@ the reference.
 
 import argparse
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from vggt_int8.difference import Difference
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cuda import tiles, triton_gemm
 from vggt_int8.kernels.cuda.launch import architecture, compiling
@@ -75,15 +77,15 @@ class Operands:
     def check(self, tile: Tile) -> float:
         """Largest error of the first and last rows, relative to the largest value there; NaN if it is not finite."""
         got = self.call(self.weights[0], tile)
-        worst = 0.0
+        worst: list[float] = []
         for rows in (slice(0, 256), slice(-256, None)):
             residual = None if self.residual is None else self.residual[rows]
             want = reference.int8_gemm(
                 *(self.x[rows], self.x_scale[rows], self.weights[0], self.weight_scale, self.bias),
                 *(torch.float32, self.gelu, self.gamma, residual),
             )
-            worst = max(worst, float((got[rows].float() - want).abs().max() / want.abs().max()))
-        return worst
+            worst.append(Difference().add(got[rows], want).relative_max)
+        return max(worst, key=lambda error: math.inf if math.isnan(error) else error)
 
 
 def operands(linear: Linear, m: int) -> Operands:

@@ -6,9 +6,16 @@ import math
 import pytest
 import torch
 
+from vggt_int8.eval.metrics import (
+    ScoreKeeper,
+    depth_scores,
+    focal_ratios,
+    focal_scores,
+    pose_errors,
+    pose_scores,
+)
 from vggt_int8.geometry import quaternion_to_rotation
-from vggt_int8.scenes import ScoreKeeper, depth_scores, pose_errors, pose_scores, render_scenes, scene_seeds
-from vggt_int8.scenes.metrics import focal_ratios, focal_scores
+from vggt_int8.scenes import render_scenes, scene_seeds
 
 
 def turned(extrinsic: torch.Tensor, view: int, degrees: float) -> torch.Tensor:

@@ -1,23 +1,38 @@
-"""Scores of a reconstruction against exact ground truth: pose AUC and depth errors, as in VGGT's evaluation.
+"""Scores of a reconstruction: against exact ground truth, and against another model's for the same images.
 
-Poses: every pair of views of a scene gives one error, the larger of the angle between true and predicted relative
-rotation and the angle between true and predicted direction of translation. AUC@k is the mean, over the whole
-thresholds 1 ... k degrees, of the share of pairs below the threshold. Pairs of all scenes count alike. A translation
-that points the wrong way is wrong here: the sign is not forgiven.
+Against the truth (`ScoreKeeper`; protocol of VGGT's evaluation, Wang et al., 2025):
 
-Depth: one scale per scene, the median of truth / prediction over its valid pixels, then AbsRel and the share
-of pixels within a factor of 1.25. Every scene counts alike.
+Poses, in degrees and per cent: every pair of views of a scene gives one error, the larger of the angle between true and
+predicted relative rotation and the angle between true and predicted direction of translation. AUC@k is the mean, over
+the whole thresholds 1 ... k degrees, of the percentage of pairs below the threshold (Jin et al., "Image Matching across
+Wide Baselines", 2021, there called mAA). Pairs of all scenes count alike. A translation that points the wrong way is
+wrong here: the sign is not forgiven.
 
-Pixels: fx / fy over its true value, 1 where the shape of a pixel is known. Every view counts alike.
+Depth, without a unit: one scale per scene, the median of truth / prediction over its valid pixels, then AbsRel, the
+mean of |prediction - truth| / truth, and the percentage of pixels within a factor of 1.25 (Eigen et al., "Depth Map
+Prediction from a Single Image", 2014). Every scene counts alike.
+
+Pixels, without a unit: fx / fy over its true value, 1 where the shape of a pixel is known. Every view counts alike.
+
+Against another model (`geometric_differences`), where nothing is aligned first: degrees and per cent, what a person can
+judge. How far the numbers themselves are apart says `vggt_int8.difference`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vggt_int8.geometry import direction_error_degrees, relative_pose, rotation_error_degrees
+from vggt_int8.geometry import (
+    direction_error_degrees,
+    pose_encoding_to_camera,
+    relative_center_distance,
+    relative_pose,
+    rotation_error_degrees,
+)
 from vggt_int8.scenes.render import SceneBatch
 
 
@@ -169,3 +184,54 @@ class ScoreKeeper:
 def _auc(errors: Tensor, limit: int) -> float:
     thresholds = torch.arange(1, limit + 1, device=errors.device)
     return 100 * (errors[:, None] < thresholds).float().mean().item()
+
+
+def geometric_differences(
+    reference: Mapping[str, Tensor], other: Mapping[str, Tensor], image_size: tuple[int, int]
+) -> dict[str, dict[str, float]]:
+    """Outputs of two models for the same images of size (H, W) -> `{"<what>_<unit>": {"<statistic>": value}}`.
+
+    Where both have `pose_enc` [..., S, 9] (its mean and maximum over frames):
+    rotation_degrees: angle between a frame's two rotations.
+    center_percent: distance between a frame's two camera centres, in per cent of the largest distance of a reference
+        camera from the first one; left out where the reference's cameras do not move.
+    field_of_view_degrees: difference of the two fields of view (all heights and widths).
+    Where both have `depth` [..., S, H, W, 1] or `world_points` [..., S, H, W, 3] (median and 90th percentile, p90, over
+    pixels):
+    depth_percent: |other - reference| / |reference|.
+    points_percent: distance between a pixel's two points over the reference point's distance from the first camera.
+
+    Nothing is aligned first: two models of one checkpoint share the first camera's frame and the scale. NaN shows.
+    """
+    found: dict[str, dict[str, float]] = {}
+    if _both(reference, other, "pose_enc", width=9):
+        found |= _cameras(reference["pose_enc"].double(), other["pose_enc"].double(), image_size)
+    for key, name, width in (("depth", "depth_percent", 1), ("world_points", "points_percent", 3)):
+        if _both(reference, other, key, width=width):
+            found[name] = _percent(reference[key].double(), other[key].double())
+    return found
+
+
+def _both(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], key: str, width: int) -> bool:
+    shapes = [output[key].shape for output in (reference, other) if key in output]
+    return len(shapes) == 2 and all(len(shape) > 1 and shape[-1] == width for shape in shapes)
+
+
+def _cameras(reference: Tensor, other: Tensor, image_size: tuple[int, int]) -> dict[str, dict[str, float]]:
+    first, second = (pose_encoding_to_camera(pose, image_size)[0] for pose in (reference, other))
+    errors = {
+        "rotation_degrees": rotation_error_degrees(first[..., :3], second[..., :3]),
+        "center_percent": 100 * relative_center_distance(first, second),
+        "field_of_view_degrees": torch.rad2deg((other[..., 7:] - reference[..., 7:]).abs()),
+    }
+    if errors["center_percent"].isinf().all() or first.shape[-3] == 1:
+        del errors["center_percent"]
+    return {name: {"mean": error.mean().item(), "max": error.max().item()} for name, error in errors.items()}
+
+
+def _percent(reference: Tensor, other: Tensor) -> dict[str, float]:
+    error, size = (other - reference).norm(dim=-1), reference.norm(dim=-1)
+    relative = torch.where(error == 0, 0.0, 100 * error / size)  # also where both are zero; NaN is not equal to 0
+    # numpy's percentile: torch.quantile refuses more than 2^24 values.
+    median, p90 = np.percentile(relative.flatten().numpy(), [50, 90])
+    return {"median": float(median), "p90": float(p90)}
