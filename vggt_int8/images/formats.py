@@ -6,12 +6,13 @@ whatever a file claims to be.
 """
 
 import importlib.util
-import re
 import struct
 import warnings
 from pathlib import Path
 
 from PIL import Image, TiffImagePlugin, TiffTags
+
+from vggt_int8.placeholders import LOOKED_AT, placeholder
 
 # The usual ones, named in errors; `image_suffixes` has all.
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -92,11 +93,9 @@ def why_unreadable(path: Path) -> str:
         return f"is a JPEG of {bits} bits, which Pillow's libjpeg does not read: convert it to PNG or TIFF of 16 bits"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return about_tiff(path)
-    if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the picture itself: `git lfs pull` fetches it"
-    if start.lstrip()[:1] == b"<" and re.search(rb"<(!doctype html|html)", start[:1024], re.IGNORECASE):
-        return "is a web page, not a picture: download the picture itself"
-    if b"<svg" in start[:4096]:
+    if instead := placeholder(start[:LOOKED_AT], "picture"):
+        return f"is {instead}"
+    if b"<svg" in start[:LOOKED_AT]:
         return "is a drawing (SVG), not a picture of pixels: convert it to PNG"
     return (
         "is not an image that Pillow can read (other format, or a damaged header): "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.listing import first_few
+from vggt_int8.placeholders import LOOKED_AT, placeholder
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.plain_files import check_plain_file
 
@@ -98,6 +99,10 @@ def _open(file: str) -> Any:
                 f"{file} is a program of TorchScript, which is not run: save `model.state_dict()` instead, best as "
                 "safetensors"
             ) from error
+        with open(file, "rb") as handle:
+            instead = placeholder(handle.read(LOOKED_AT), "file")
+        if instead:
+            raise CheckpointError(f"{file} is {instead}") from error
         if _is_other_zip(file):
             raise CheckpointError(
                 f"{file} is a zip archive, but none that torch.save wrote: unpack it and pass the file of tensors"

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vggt_int8.listing import first_few
+from vggt_int8.placeholders import LOOKED_AT, placeholder
 from vggt_int8.plain_data import shown, too_deep
 from vggt_int8.saves.errors import CheckpointError
 
@@ -64,19 +65,17 @@ def opened(file: str | Path) -> Iterator[Any]:
 
 
 def _what_it_is(path: str | Path) -> str:
-    """What a file that is no safetensors seems to be, and the way out, as the end of a sentence."""
+    """What a file that is no safetensors seems to be, and the way out, as a sentence without its point."""
     with Path(path).open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        return "It is a pointer of Git LFS to the file: fetch that with `git lfs pull`"
+        start = file.read(LOOKED_AT)
+    if instead := placeholder(start, "file"):
+        return f"It is {instead}"
     if start.startswith(b"PK\x03\x04"):
         return "It is a zip archive, as torch.save writes: give it a name that ends in .pt"
     if start.startswith((b"\x80\x02", b"\x80\x04")):
         return "It is a pickle: give it a name that ends in .pt"
     if start.startswith(b"\x1f\x8b"):
         return "It is compressed by gzip: unpack it first"
-    if start.lstrip()[:1] == b"<":
-        return "It is a web page, saved in the place of the file: download the file itself"
     return "It is truncated or damaged; download or make it again"
 
 
@@ -150,7 +149,10 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         deep = True
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits
-        raise CheckpointError(f"cannot read {where}: it is not a valid JSON file: {error}") from error
+        with path.open("rb") as file:
+            instead = placeholder(file.read(LOOKED_AT), "file")
+        found = f"it is {instead}" if instead else f"it is not a valid JSON file: {error}"
+        raise CheckpointError(f"cannot read {where}: {found}") from error
     if deep:
         raise CheckpointError(f"cannot read {where}: it is nested too deep for a description of a checkpoint")
     return content
