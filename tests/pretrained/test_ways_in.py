@@ -208,7 +208,7 @@ def test_a_single_file_of_a_quantized_folder(tmp_path: Path, int8_checkpoint: Pa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS .*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS, .*git lfs pull"),
         (b"PK\x03\x04" + b"\0" * 60, r"a zip archive, as torch\.save writes"),
         (b"\x80\x02}q\0." + b"\0" * 60, r"a pickle: give it a name that ends in \.pt"),
         (b"\x1f\x8b\x08" + b"\0" * 60, "compressed by gzip"),
