@@ -29,7 +29,14 @@ BASELINES = (
     *("bf16-compiled-graph", "torchao", "torchao-compiled"),
 )
 # What other programs call them.
-SYNONYMS = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "gpu": "cuda", "bnb": BACKENDS[3]}
+SYNONYMS = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "gpu": "cuda",
+    "bnb": "bitsandbytes",
+}
 
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Results, warnings and errors only: no progress.", show_default=False)
