@@ -1,4 +1,4 @@
-"""The operators on a CPU: schema, fake tensors, operand checks. Their CUDA side is in `triton_cases.py`."""
+"""The operators on a CPU: schema, fake tensors, operand checks. Their CUDA side is in `cuda/`."""
 
 import copy
 import subprocess

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.poison import poison_new_memory
 from vggt_int8 import VGGTInt8, quantize
 from vggt_int8.kernels.cpu.attention import attention_cpu
 from vggt_int8.model.track_head import Tracker
@@ -14,6 +15,12 @@ from vggt_int8.runtime import attention, convolution
 
 RECIPES = ("fp16", "int8_weight_only", "int8_dynamic")
 Make = Callable[[str, torch.dtype], VGGTInt8]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernels below leave unwritten reaches the network's results as NaN."""
+    poison_new_memory(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

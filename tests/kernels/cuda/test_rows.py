@@ -1,0 +1,50 @@
+"""Rows to codes and LayerNorm: Triton against the definition, with rows of zeros, of one outlier, of extreme scale."""
+
+import pytest
+import torch
+
+from tests.kernels.cuda.cases import DEVICE, INTERPRETED, assert_same, assert_same_codes, hard_rows, rand
+from vggt_int8.kernels import reference
+from vggt_int8.kernels.cuda import triton_norm
+
+FULL = [] if INTERPRETED else [(1041, 1024), (3 * 1374, 4096)]
+SHAPES = [(1, 64), (37, 37), (5, 1024), *FULL]  # M, K
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("m", "k"), SHAPES)
+@pytest.mark.parametrize("static", [False, True])
+def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: bool) -> None:
+    x, y = hard_rows(m, k, dtype), rand(m, k, dtype=dtype)
+    weight, bias, gamma = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype), rand(k, dtype=dtype)
+    scale = torch.tensor(0.03, device=DEVICE) if static else None
+    assert_same_codes(triton_norm.quantize_rows(x, scale), reference.quantize_rows(x, scale))
+    norm = (weight, bias, 1e-5, scale)
+    assert_same_codes(triton_norm.layer_norm_quantize(x, *norm), reference.layer_norm_quantize(x, *norm))
+    total, *got = triton_norm.add_layer_norm_quantize(x, y, gamma, *norm)
+    assert_same(total, reference.residual_add(x, y, gamma))
+    # From the kernel's own sum on, since one rounding of the sum more or less moves codes.
+    assert_same_codes(tuple(got), reference.layer_norm_quantize(total, *norm))
+
+
+def test_nan_and_inf_reach_the_scale() -> None:
+    x = torch.ones(4, 64, device=DEVICE)
+    x[1, 3], x[2, 5] = float("nan"), float("inf")
+    weight, bias = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
+    for scale in (None, torch.tensor(0.1, device=DEVICE)):
+        for result in (
+            triton_norm.quantize_rows(x, scale),
+            triton_norm.layer_norm_quantize(x, weight, bias, 1e-5, scale),
+        ):
+            assert result[1].isfinite().flatten().tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("frames", "tokens", "skip", "channels"), [(1, 1, 0, 64), (3, 9, 5, 37), (2, 7, 1, 1024), (1, 5, 5, 8)]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_layer_norm_of_two_halves(frames: int, tokens: int, skip: int, channels: int, dtype: torch.dtype) -> None:
+    rows = [hard_rows(frames * tokens, channels, dtype).view(frames, tokens, channels) for _ in range(2)]
+    norm = (rand(2 * channels, dtype=dtype) + 1, rand(2 * channels, dtype=dtype), 1e-5)
+    got = triton_norm.layer_norm_halves(*rows, skip, *norm)
+    assert_same(got, reference.layer_norm_halves(*rows, skip, *norm))
