@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from vggt_int8 import Recipe, RecipeError, available_recipes, load_recipe
-from vggt_int8.recipe import Rule, Scheme
+from vggt_int8.recipe import Family, Rule, Scheme, expand, families, find_family, known_words
+from vggt_int8.recipe.family import FAMILY_FOLDER
 
+(VGGT_MAP,) = families()
 SHIPPED = ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"]
 
 
@@ -27,8 +29,9 @@ def test_a_shipped_recipe_survives_dict_and_json(name: str) -> None:
     again = Recipe.from_dict(json.loads(json.dumps(data)))
     assert again == recipe
     assert again.to_dict() == data
-    assert all(rule.line for rule in recipe.rules)
-    assert all(rule.layers is not None for rule in recipe.rules), "a shipped rule states how many layers it decides"
+    written_out = expand(recipe, VGGT_MAP)
+    assert Recipe.from_dict(json.loads(json.dumps(written_out.to_dict()))) == written_out
+    assert all(rule.line and rule.layers for rule in written_out.rules), "a shipped rule states how many it decides"
 
 
 def test_schemes_of_the_shipped_recipes() -> None:
@@ -44,10 +47,10 @@ def test_schemes_of_the_shipped_recipes() -> None:
     ] == ["W8A16", "W8A8 dynamic", "W8A8 static", "LLM.int8()"]
 
 
-def test_one_shipped_rule_set_for_every_int8_recipe() -> None:
+def test_one_set_of_layers_for_every_int8_recipe() -> None:
     """The recipes differ in how layers compute, not in which layers are INT8."""
     rules = [
-        [(r.match, r.part, r.weights, r.layers) for r in load_recipe(name).rules]
+        [(r.match, r.part, r.weights == "keep", r.layers) for r in expand(load_recipe(name), VGGT_MAP).rules]
         for name in ("int8_dynamic", "int8_weight_only", "llm_int8")
     ]
     assert rules[0] == rules[1] == rules[2]
@@ -55,9 +58,16 @@ def test_one_shipped_rule_set_for_every_int8_recipe() -> None:
 
 def test_the_camera_head_is_weight_only() -> None:
     for name in ("int8_dynamic", "llm_int8"):
-        recipe = load_recipe(name)
+        recipe = expand(load_recipe(name), VGGT_MAP)
         (rule,) = [r for r in recipe.rules if "trunk" in r.match]
         assert recipe.rule_scheme(rule) == Scheme("none")
+
+
+def test_a_shipped_recipe_is_short() -> None:
+    for name in SHIPPED:
+        lines = (Path(__file__).parent.parent / "recipes" / f"{name}.toml").read_text().splitlines()
+        assert len([line for line in lines if line.strip()]) <= 15
+        assert not any("aggregator\\." in line for line in lines), "names of layers belong into the map"
 
 
 # Each row: what a user's file says -> what the message must say. The file is called mine.toml.
@@ -94,7 +104,18 @@ BAD_FILES = [
     ("rules = 3", ["rules must be a list"]),
     ("rules = ['a']", ["a rule must be a table, not 'a'"]),
     ("weights = 'keep'\ninclude = 'a'", ["include has no effect"]),
-    ("format = 2", ["recipe format 2", "Update vggt-int8"]),
+    ("format = 3", ["recipe format 3", "reads 1 and 2", "Update vggt-int8"]),
+    ("format = 1\ngroups = {outputs = 'keep'}", ["line 2: groups needs format = 2"]),
+    ("weights = 'int8'\ngroups = 3", ["line 2: groups is 3; it must be a table"]),
+    ("[groups]\nencoder = 'keep'\ncamera_haed = 'keep'", ["line 3: groups names 'camera_haed'", "camera_head"]),
+    (
+        "[groups]\nencoder = 'int4'",
+        [r"line 2: groups\.encoder is 'int4'", "'keep', 'weight_only', 'dynamic', 'static'"],
+    ),
+    ("groups.encoder = ['keep']", [r"line 1: groups\.encoder is \['keep'\]"]),
+    ("groups = {encoder = 'x'}", [r"line 1: groups\.encoder is 'x'"]),
+    ("weights = 'int8'\nencoder = 'keep'", ["line 2: encoder is a group: write it under"]),
+    ("[groups]\nencoder = 'keep'\nactivations = 'none'", ["line 3: activations is no group: write it above"]),
     ("weights = ", [r"mine\.toml is not valid TOML"]),
     ("include = [3]", ["3 is no regular expression"]),
 ]
@@ -154,7 +175,7 @@ def test_attention_is_float_unless_a_recipe_says_otherwise() -> None:
     assert Recipe().attention == "float"
     for name in available_recipes():
         shipped = load_recipe(name)
-        assert (shipped.attention, shipped.attention_layers) == ("float", (r"aggregator\..*",))
+        assert (shipped.attention, shipped.attention_layers) == ("float", ("encoder", "aggregator"))
     mine = Recipe(attention="int8", attention_layers="a")
     assert mine.attention_layers == ("a",)
     assert Recipe.from_dict(json.loads(json.dumps(mine.to_dict()))) == mine
@@ -162,10 +183,10 @@ def test_attention_is_float_unless_a_recipe_says_otherwise() -> None:
     assert Recipe.from_dict(older) == Recipe(), "checkpoints written before there was a choice"
 
 
-def test_replace_keeps_the_rules_of_a_shipped_recipe() -> None:
+def test_replace_keeps_the_choices_of_a_shipped_recipe() -> None:
     shipped = load_recipe("int8_dynamic")
     mine = replace(shipped, exclude=(r"camera_head\..*",))
-    assert mine.rules == shipped.rules
+    assert mine.groups == shipped.groups
     assert mine.include == ()
     assert Recipe.from_dict(mine.to_dict()) == mine
 
@@ -203,3 +224,113 @@ def test_a_recipe_that_is_no_file(tmp_path: Path) -> None:
         load_recipe(tmp_path / "folder.toml")
     with pytest.raises(RecipeError, match=r"pipe\.toml: it is no file"):
         load_recipe(tmp_path / "pipe.toml")
+
+
+def choices(**options: object) -> dict[str, str]:
+    """Group of the VGGT map -> what a recipe says of it, written out: a scheme's label or "keep"."""
+    recipe = expand(Recipe(**options), VGGT_MAP)  # type: ignore[arg-type]
+    names = {group.match: name for name, group in VGGT_MAP.groups.items()}
+    found: dict[str, str] = {}
+    for rule in recipe.rules:
+        scheme = recipe.rule_scheme(rule)
+        found.setdefault(names[rule.match], scheme.label if scheme else "keep")
+    return found
+
+
+def test_groups_take_the_choice_of_the_recipe_of_a_set_or_of_their_own() -> None:
+    found = choices(groups={"outputs": "keep", "track_outputs": "weight_only", "encoder": "static"})
+    assert set(found) == set(VGGT_MAP.groups)
+    assert {name for name, choice in found.items() if choice == "keep"} == {
+        "camera_pose_output",
+        "depth_output",
+        "point_output",
+    }
+    assert (found["track_outputs"], found["encoder"]) == ("W8A16", "W8A8 static")
+    assert found["global_blocks"] == "W8A8 dynamic"
+
+
+def test_weights_that_are_kept_leave_the_named_groups_alone_quantized() -> None:
+    assert choices(weights="keep", groups={"aggregator": "dynamic", "camera_head": "weight_only"}) == {
+        "frame_blocks": "W8A8 dynamic",
+        "global_blocks": "W8A8 dynamic",
+        "camera_head": "W8A16",
+    }
+
+
+def test_include_and_exclude_by_group() -> None:
+    assert choices(include="encoder") == {"encoder": "W8A8 dynamic"}
+    found = choices(include=["aggregator"], groups={"camera_head": "weight_only"})
+    assert found == {"frame_blocks": "W8A8 dynamic", "global_blocks": "W8A8 dynamic", "camera_head": "W8A16"}
+    found = choices(exclude=["encoder"], groups={"camera_head": "weight_only", "encoder": "dynamic"})
+    assert found["encoder"] == "keep"
+    assert expand(Recipe(exclude="encoder"), VGGT_MAP).include == (".*",)
+    mixed = expand(Recipe(include=["encoder", r"camera_head\.trunk\..*"], exclude=["outputs", "x"]), VGGT_MAP)
+    assert (mixed.include, mixed.exclude) == ((r"camera_head\.trunk\..*",), ("x",))
+
+
+def test_two_sets_that_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_family()
+    monkeypatch.setattr("vggt_int8.recipe.family.families", lambda: (other,))
+    with pytest.raises(RecipeError, match="camera_pose_output is in .* choose for camera_pose_output itself"):
+        expand(Recipe(groups={"outputs": "keep", "pose": "dynamic"}), other)
+    whole = {"outputs": "keep", "pose": "dynamic", "camera_pose_output": "keep"}
+    assert expand(Recipe(groups=whole), other).rules
+
+
+def other_family(**changes: str) -> Family:
+    """VGGT's map as another family's, with a set and a module more."""
+    text = (FAMILY_FOLDER / "vggt.toml").read_text()
+    for old, new in {
+        'name = "vggt"': 'name = "other"',
+        'model_types = ["vggt"]': 'model_types = ["other"]',
+        '"aggregator.global_blocks"]': '"aggregator.global_blocks", "more"]',
+        "[sets]": '[sets]\npose = ["camera_pose_input", "camera_pose_output"]',
+        **changes,
+    }.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    return Family.from_toml(text, "other.toml")
+
+
+def test_a_second_family_has_the_same_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_family()
+    monkeypatch.setattr("vggt_int8.recipe.family.families", lambda: (VGGT_MAP, other))
+    assert "pose" in known_words()
+    for name in SHIPPED:
+        shipped = load_recipe(name)
+        assert expand(shipped, other).rules == expand(shipped, VGGT_MAP).rules
+    mine = Recipe(groups={"pose": "keep", "encoder": "dynamic"})
+    assert len(expand(mine, VGGT_MAP).rules) == len(VGGT_MAP.groups), "a group of another family has no effect here"
+    with pytest.raises(RecipeError, match="include names 'pose', a group that the family vggt does not have"):
+        expand(Recipe(include="pose"), VGGT_MAP)
+
+
+def test_a_family_is_recognised_by_its_config_or_its_modules() -> None:
+    other = other_family()
+    both, modules = (VGGT_MAP, other), set(VGGT_MAP.modules)
+    assert find_family("vggt", set(), both) is VGGT_MAP
+    assert find_family("other", modules, both) is other
+    assert find_family(None, modules, both) is VGGT_MAP
+    assert find_family("somebody's", {*modules, "more"}, both) is other
+    assert find_family(None, modules - {"aggregator.frame_blocks"}, both) is None
+    assert find_family(None, modules) is VGGT_MAP
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers = 96": "layers = 'x'"}, r"other\.toml, line \d+: layers is 'x'"),
+        ({"match = 'camera_head\\.embed_pose'": "match = '('"}, r"other\.toml, line \d+: match: '\(' is no regular"),
+        ({'reason = "pose output"': 'raeson = "pose output"'}, r"other\.toml, line \d+: unknown key 'raeson'"),
+        ({'"depth_output", ': '"deep_output", '}, r"other\.toml, line \d+: 'deep_output' is no group"),
+        ({'aggregator = ["frame_blocks"': 'encoder = ["frame_blocks"'}, r"line \d+: 'encoder' is a group already"),
+    ],
+)
+def test_a_wrong_map_names_the_line(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as error:
+        other_family(**changes)
+    number = int(str(error.value).split("line ")[1].split(":")[0])
+    text = (FAMILY_FOLDER / "vggt.toml").read_text().splitlines()
+    (old,) = changes
+    lines = [i for i, line in enumerate(text, 1) if old in line]
+    assert number in (lines[0], lines[0] + 1), "the set that is added comes after all but the sets"

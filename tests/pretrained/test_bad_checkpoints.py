@@ -274,7 +274,7 @@ INT8 = [
         config(lambda c: c.update(quantization_config=[1])),
         r"config\.json of .* describes no VGGT",
     ),
-    ("a newer recipe", recipe_key("format", 2), "recipe format 2; this package reads 1"),
+    ("a newer recipe", recipe_key("format", 3), "recipe format 3; this package reads 1 and 2"),
     ("a recipe with an unknown key", recipe_key("rotation", True), "unknown key 'rotation'"),
     ("a recipe that fits another model", recipe_key("rules", [{"match": "nothing"}]), "decides no layer"),
     (

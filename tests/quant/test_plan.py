@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vggt_int8 import Recipe, RecipeError, VGGTConfig, VGGTInt8, load_recipe
 from vggt_int8.quant import make_plan
 from vggt_int8.recipe import Rule, Scheme
 
+FORMAT_1 = Path(__file__).parent.parent / "data" / "recipes_format_1"  # the shipped recipes as files of rules
 INT8_RECIPES = ["int8_dynamic", "int8_weight_only", "llm_int8"]
 
 
@@ -83,7 +85,7 @@ def test_fp16_quantizes_nothing(vggt_1b: VGGTInt8) -> None:
 
 
 def changed_rule(name: str, index: int, **changes: object) -> Recipe:
-    recipe = load_recipe(name)
+    recipe = load_recipe(FORMAT_1 / f"{name}.toml")
     rules = list(recipe.rules)
     rules[index] = replace(rules[index], **changes)
     return replace(recipe, rules=tuple(rules))
@@ -109,7 +111,7 @@ def test_a_rule_that_matches_nothing_names_the_line(vggt_1b: VGGTInt8) -> None:
 
 
 def test_a_rule_behind_one_that_takes_all_is_found(vggt_1b: VGGTInt8) -> None:
-    recipe = load_recipe("int8_dynamic")
+    recipe = load_recipe(FORMAT_1 / "int8_dynamic.toml")
     shadowing = replace(recipe, rules=(Rule(".*", weights="keep"), *recipe.rules))
     with pytest.raises(RecipeError, match=r"line \d+: .* decides no layer .* move the rule above"):
         make_plan(vggt_1b, shadowing)
@@ -194,8 +196,12 @@ def test_a_rule_whose_part_is_misspelt(vggt_1b: VGGTInt8) -> None:
 @pytest.mark.parametrize(
     ("model", "recipe", "message"),
     [
-        (Small(), "int8_dynamic", "'int8_dynamic' quantizes no layer of this model: .* such as 'stem'"),
-        (nn.ModuleDict({"module": Small()}), "llm_int8", "quantizes no layer .* such as 'module.stem'"),
+        (
+            Small(),
+            "int8_dynamic",
+            "'int8_dynamic' chooses for groups .* a Small has .* such as 'stem'.*: there are maps for vggt",
+        ),
+        (nn.ModuleDict({"module": Small()}), "llm_int8", "chooses for groups .* such as 'module.stem'"),
         (nn.Sequential(nn.ReLU()), Recipe(), "quantizes no layer of this model: it has no linear or convolution"),
         (Small(), Recipe(exclude=".*"), "quantizes no layer of this model"),
     ],

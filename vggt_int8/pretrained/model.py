@@ -46,7 +46,7 @@ from vggt_int8.pretrained.source import (
 from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.linear import Int8Linear
-from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import apply_plan, check_backend, plan_module
 from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
@@ -342,6 +342,7 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
     """
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
+    recipe = recipe_for(model, recipe)
     if isinstance(model, VGGT):
         check_parameters(model, plan)
     with uninterrupted():

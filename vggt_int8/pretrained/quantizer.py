@@ -22,7 +22,7 @@ from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError
-from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
 from vggt_int8.quant.soundness import LARGEST_FP16_SCALE
 from vggt_int8.quant.storage import Int8Storage, copy_pieces, empty_encoding, encode_into, to_fp16
@@ -99,7 +99,8 @@ class VGGTInt8Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, device_map: Any = None, **kwargs: Any
     ) -> PreTrainedModel:
-        recipe, backend = self.quantization_config.parsed(), self.quantization_config.backend
+        recipe, backend = recipe_for(model, self.quantization_config.parsed()), self.quantization_config.backend
+        self.quantization_config.recipe = recipe.to_dict()  # what is saved needs no map of the family any more
         plan = prepare_module(model, recipe, backend)
         if self.quantization_config.format_version == 1:
             for layer in int8_layers(model):

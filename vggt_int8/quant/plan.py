@@ -3,7 +3,7 @@
 Knows no names of its own. A recipe that does not fit the model is an error that names the rule, never a silence.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -11,7 +11,18 @@ from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.patterns import fits
 from vggt_int8.plain_data import shown
 from vggt_int8.quant.replaceable import QUANTIZABLE, Keeping, every_name
-from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme
+from vggt_int8.recipe import (
+    AttentionScheme,
+    Recipe,
+    RecipeError,
+    Rule,
+    Scheme,
+    expand,
+    families,
+    find_family,
+    known_words,
+    names_groups,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,40 @@ class LayerPlan:
     unable: bool = False
 
 
+def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
+    """The recipe with all groups of layers written out as patterns, by the map of the model's family.
+
+    What it decides on `model` needs no map any more. A recipe that names no groups holds for any module. Raises
+    `RecipeError` if it names groups and the model is of no family that has a map.
+    """
+    modules = {name for name, _ in every_name(model)}
+    family = find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
+    if family is not None:
+        expanded = expand(recipe, family)
+        return replace(expanded, rules=_without_covered(expanded.rules, model)) if recipe.rules else expanded
+    if names_groups(recipe):
+        layer = next((name for name, module in every_name(model) if isinstance(module, QUANTIZABLE)), "")
+        names = f" (its layers have names such as {layer!r})" if layer else ""
+        raise RecipeError(
+            f"recipe {recipe.name!r} chooses for groups of layers, and no map says which a {type(model).__name__} has"
+            f"{names}: there are maps for {', '.join(family.name for family in families())}. Write include, exclude or "
+            "rules with patterns on the names of its layers"
+        )
+    return recipe
+
+
+def _without_covered(rules: tuple[Rule, ...], model: nn.Module) -> tuple[Rule, ...]:
+    """The rules less those of groups all of whose layers are decided by the recipe's own rules above."""
+    layers = {name for name, module in every_name(model) if isinstance(module, QUANTIZABLE)}
+    left, kept = set(layers), []
+    for rule in rules:
+        fitting = {name for name in layers if fits(rule.match, name)}
+        if not (rule.source and fitting and fitting.isdisjoint(left)):
+            kept.append(rule)
+        left -= fitting
+    return tuple(kept)
+
+
 def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order, and then, where the
     recipe asks for INT8 attention, every attention module. A module under several names has an entry for each.
@@ -33,6 +78,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     of layers than it states for VGGT-1B, if one module is decided differently under two names, if a recipe for INT8
     quantizes nothing at all, or if INT8 attention is asked for and the model has none that could be replaced.
     """
+    recipe = recipe_for(model, recipe)
     layers = {name: module for name, module in every_name(model) if isinstance(module, QUANTIZABLE)}
     keeping = Keeping(model)
     hits = [0] * len(recipe.rules)
@@ -53,7 +99,10 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     for option in ("include", "exclude"):
         for pattern in getattr(recipe, option):
             if pattern != ".*" and not any(fits(pattern, name) for name in plan):
-                raise RecipeError(f"recipe {recipe.name!r}: {option} {shown(pattern)} matches no layer of this model")
+                group = " (the name of a group, but no map of groups holds here)" if pattern in known_words() else ""
+                raise RecipeError(
+                    f"recipe {recipe.name!r}: {option} {shown(pattern)} matches no layer of this model{group}"
+                )
     _check_not_idle(recipe, plan)
     return plan
 

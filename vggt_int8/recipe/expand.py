@@ -1,0 +1,104 @@
+"""From choices by groups to rules by patterns: a recipe written out for one family, which needs no map any more."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from vggt_int8.plain_data import shown
+from vggt_int8.recipe.checks import RecipeError
+from vggt_int8.recipe.family import Family, Group, known_words
+from vggt_int8.recipe.recipe import PATTERNS_ALONE, Recipe, Rule
+from vggt_int8.recipe.scheme import CHOICES
+
+
+def expand(recipe: Recipe, family: Family) -> Recipe:
+    """The recipe with every name of a group written out as patterns; it decides what `recipe` does on that family.
+
+    Such recipes are what checkpoints hold: a map that changes later does not change them. Raises `RecipeError` if two
+    sets choose differently for one group, and for groups in include and the like that are another family's alone.
+    """
+    if recipe.format == PATTERNS_ALONE:
+        return recipe
+    included, include = _parted(recipe, "include", family)
+    excluded, exclude = _parted(recipe, "exclude", family)
+    attention, attention_layers = _parted(recipe, "attention_layers", family)
+    choices = _choices(recipe, family)
+    if recipe.groups and not recipe.include and recipe.weights == "int8":
+        included = list(family.groups.values())
+    rules = [_rule(group, family, "keep", "excluded") for group in excluded]
+    rules += recipe.rules
+    for group in family.groups.values():
+        if group not in excluded and (group.name in choices or group in included):
+            rules.append(_rule(group, family, choices.get(group.name)))
+    if recipe.attention == "int8":
+        exclude += _attention(excluded)
+    if recipe.rules:  # which may take layers away from groups, so that counts no longer say anything
+        rules = [replace(rule, layers=None) if rule.source else rule for rule in rules]
+    return replace(
+        recipe,
+        groups={},
+        rules=tuple(rules),
+        include=tuple(include),
+        exclude=tuple(exclude),
+        attention_layers=(*_attention(attention), *attention_layers),
+        vggt_1b=recipe.vggt_1b or dict(family.full_size),
+        format=PATTERNS_ALONE,
+    )
+
+
+def names_groups(recipe: Recipe) -> bool:
+    """Whether the recipe cannot be read without a family's map."""
+    return recipe.format != PATTERNS_ALONE and bool(recipe.groups)
+
+
+def _parted(recipe: Recipe, key: str, family: Family) -> tuple[list[Group], list[str]]:
+    """The groups that an entry of the recipe names, and its patterns."""
+    words, patterns = [], []
+    for entry in getattr(recipe, key):
+        if entry in family.words:
+            words.append(entry)
+        elif entry in known_words():
+            raise RecipeError(
+                f"recipe {recipe.name!r}: {key} names {shown(entry)}, a group that the family {family.name} does not "
+                f"have; it has {', '.join(family.words)}"
+            )
+        else:
+            patterns.append(entry)
+    return family.members(words), patterns
+
+
+def _choices(recipe: Recipe, family: Family) -> dict[str, str]:
+    """Group -> choice, of those that the recipe names; a group itself goes before sets with it."""
+    by_set: dict[str, str] = {}
+    named: dict[str, str] = {}
+    for word in family.sets.keys() & recipe.groups.keys():
+        for name in family.sets[word]:
+            other = by_set.setdefault(name, word)
+            if recipe.groups[other] != recipe.groups[word] and name not in recipe.groups:
+                raise RecipeError(
+                    f"recipe {recipe.name!r}: {name} is in {other} = {recipe.groups[other]!r} and in {word} = "
+                    f"{recipe.groups[word]!r}: choose for {name} itself"
+                )
+            named[name] = recipe.groups[word]
+    return named | {name: choice for name, choice in recipe.groups.items() if name in family.groups}
+
+
+def _rule(group: Group, family: Family, choice: str | None, reason: str = "") -> Rule:
+    """`choice` None: the recipe's default."""
+    activations = CHOICES[choice] if choice else ""
+    weights = ("int8" if activations else "keep") if choice else ""
+    return Rule(
+        match=group.match,
+        part=group.part,
+        weights=weights,
+        activations=activations,
+        layers=group.layers,
+        reason=reason or group.reason,
+        line=group.line,
+        source=family.source,
+    )
+
+
+def _attention(groups: Iterable[Group]) -> list[str]:
+    """One pattern for the attention of all these groups, so that one that a model lacks is no error; or none."""
+    patterns = [group.attention for group in groups if group.attention]
+    return ["|".join(patterns)] if patterns else []

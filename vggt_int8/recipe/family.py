@@ -1,0 +1,128 @@
+"""Families of networks: which layers one has, in named groups, as data in `vggt_int8/families/*.toml`.
+
+A map says for each group:
+
+    match: regular expression on the whole names of its layers; no layer fits two groups.
+    part: module whose absence (a head that is switched off) means that the group is absent.
+    layers: how many layers it has on the family's full size, checked on every model of that size.
+    reason: what it is, for the report on a layer that is kept.
+    attention: regular expression on the names of its attention modules; absent if it has none that can be replaced.
+
+`sets` name several groups at once. `model_types` (of a model's config) and `modules` (names that a model must have)
+are how a family is recognised. `full_size` names modules and their numbers of children.
+"""
+
+import functools
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vggt_int8.plain_data import shown
+from vggt_int8.recipe.checks import RecipeError, at, integer, no_unknown_keys, regular_expression, text, texts
+from vggt_int8.recipe.lines import key_lines
+
+FAMILY_FOLDER = Path(__file__).parent.parent / "families"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that a recipe chooses together; the module's text says what each field is."""
+
+    name: str
+    match: str
+    part: str
+    layers: int
+    reason: str
+    attention: str = ""
+    line: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("match", "part", "reason", "attention"):
+            text(name, getattr(self, name))
+        integer("layers", self.layers, 1)
+        regular_expression("match", self.match)
+        regular_expression("attention", self.attention)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family's map. source: the file that it comes from."""
+
+    name: str
+    groups: Mapping[str, Group]
+    sets: Mapping[str, tuple[str, ...]]
+    modules: tuple[str, ...]
+    model_types: tuple[str, ...]
+    full_size: Mapping[str, int]
+    full_size_name: str
+    source: str
+
+    @classmethod
+    def from_toml(cls, content: str, source: str) -> "Family":
+        """Read a map. Raises `RecipeError` that names the line."""
+        data, lines = tomllib.loads(content), key_lines(content)[0]
+        no_unknown_keys(data, {f.name for f in fields(cls)} - {"source"}, source, lines)
+        groups = {}
+        for name, entries in data["groups"].items():
+            where = {key: line for key, line in lines.items() if key.startswith(f"groups.{name}.")}
+            own = {key.removeprefix(f"groups.{name}."): line for key, line in where.items()}
+            own[""] = lines.get(f"groups.{name}", 0)
+            no_unknown_keys(entries, {f.name for f in fields(Group)} - {"name", "line"}, source, own)
+            try:
+                groups[name] = Group(name, **entries, line=own[""])
+            except RecipeError as error:
+                raise RecipeError(f"{at(source, own.get(error.key, own['']))}: {error}") from error
+        sets = {name: texts(name, members) for name, members in data.get("sets", {}).items()}
+        for name, members in sets.items():
+            where = at(source, lines.get(f"sets.{name}"))
+            if name in groups:
+                raise RecipeError(f"{where}: {shown(name)} is a group already")
+            if unknown := [member for member in members if member not in groups]:
+                raise RecipeError(f"{where}: {shown(unknown[0])} is no group; known are {', '.join(groups)}")
+        return cls(
+            name=data["name"],
+            groups=groups,
+            sets=sets,
+            modules=texts("modules", data["modules"]),
+            model_types=texts("model_types", data["model_types"]),
+            full_size=data["full_size"],
+            full_size_name=data["full_size_name"],
+            source=source,
+        )
+
+    @property
+    def words(self) -> list[str]:
+        """The names that a recipe may use: groups, then sets."""
+        return [*self.groups, *self.sets]
+
+    def members(self, words: Iterable[str]) -> list[Group]:
+        """The groups that these words name, in the map's order; words that name none are passed over."""
+        named = {group for word in words for group in self.sets.get(word, (word,))}
+        return [group for name, group in self.groups.items() if name in named]
+
+
+@functools.cache
+def families() -> tuple[Family, ...]:
+    """All maps that are shipped, by name."""
+    return tuple(
+        Family.from_toml(path.read_text(encoding="utf-8"), path.name) for path in sorted(FAMILY_FOLDER.glob("*.toml"))
+    )
+
+
+def find_family(model_type: Any, modules: Collection[str], among: Iterable[Family] | None = None) -> Family | None:
+    """The family of a model: by the `model_type` of its config, else by its modules; None if it is of none.
+
+    Where the modules fit several, it is the one that asks for the most.
+    """
+    among = families() if among is None else among
+    if named := [family for family in among if model_type in family.model_types]:
+        return named[0]
+    fitting = [family for family in among if all(module in modules for module in family.modules)]
+    return max(fitting, key=lambda family: len(family.modules), default=None)
+
+
+def known_words() -> list[str]:
+    """The names of groups and sets in any family, each once."""
+    return list(dict.fromkeys(word for family in families() for word in family.words))

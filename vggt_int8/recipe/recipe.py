@@ -1,0 +1,235 @@
+"""`Recipe` and `Rule`: what they hold, what is checked, and how they become plain data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from vggt_int8.patterns import compile_pattern
+from vggt_int8.plain_data import shown
+from vggt_int8.recipe.checks import (
+    RecipeError,
+    at,
+    integer,
+    no_unknown_keys,
+    one_of,
+    regular_expression,
+    text,
+    texts,
+)
+from vggt_int8.recipe.family import known_words
+from vggt_int8.recipe.scheme import ACTIVATIONS, ATTENTIONS, CHOICES, KEEP_DTYPES, OBSERVERS, WEIGHTS, Scheme
+
+PATTERNS_ALONE, RECIPE_FORMAT = 1, 2
+MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500. Matching takes seconds at most
+_LONGEST_NAME = 200
+_WORDS = {"name", "description", "format"}  # keys that say nothing of layers
+_PATTERNS = ("include", "exclude", "attention_layers")  # keys that hold names of groups or regular expressions
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One choice for the layers whose names fit a pattern.
+
+    match: regular expression on the whole module name.
+    part: module whose presence means that the rule must match something ("" when that is unknown).
+    weights, activations: "" takes the recipe's default.
+    layers: how many layers the rule decides on VGGT-1B; checked whenever the model has that shape.
+    reason: why, shown by `quantization_report()`.
+    line, source: line in the TOML file, and which file if it is not the recipe's own, for error messages (0: made in
+        Python).
+    """
+
+    match: str
+    part: str = ""
+    weights: str = ""
+    activations: str = ""
+    layers: int | None = None
+    reason: str = ""
+    line: int = field(default=0, compare=False)
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("match", "part", "weights", "activations", "reason"):
+            text(name, getattr(self, name))
+        if self.layers is not None and type(self.layers) is not int:
+            raise RecipeError(f"layers is {shown(self.layers)}; it must be an integer", "layers")
+        regular_expression("match", self.match)
+        one_of("weights", self.weights, ("", *WEIGHTS))
+        one_of("activations", self.activations, ("", *ACTIVATIONS))
+
+    @property
+    def where(self) -> str:
+        """The place to look at, for messages."""
+        place = ", ".join(filter(None, [self.source, f"line {self.line}" if self.line else ""]))
+        return f"{place}: match = {shown(self.match)}" if place else f"match = {shown(self.match)}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe; see the package's text for the order in which layers are decided.
+
+    weights: "int8", or "keep" to quantize nothing unless a group or rule says so.
+    activations, outlier_threshold: the default `Scheme`.
+    keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
+    groups: name of a group or set of the model's family -> "keep", "weight_only", "dynamic" or "static".
+    rules: choices by patterns on names, the first that fits decides.
+    include, exclude: names of groups and sets, or regular expressions on module names; also a single string.
+    attention: "float", or "int8": products of queries and keys in INT8, of the attention modules that
+        `attention_layers` names, as include does, and `exclude` does not.
+    observer, calibration_samples: how static activation scales are found (used with activations = "static").
+    vggt_1b: module -> number of children that make a model VGGT-1B-shaped, so that `Rule.layers` applies.
+    format: 2, or 1, which has patterns alone: no groups, and all names are regular expressions.
+    """
+
+    name: str = "custom"
+    description: str = ""
+    weights: str = "int8"
+    activations: str = "dynamic"
+    outlier_threshold: float = 0.0
+    keep: str = "fp16"
+    groups: Mapping[str, str] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    attention: str = "float"
+    attention_layers: tuple[str, ...] = (".*",)
+    observer: str = "minmax"
+    calibration_samples: int = 32
+    vggt_1b: Mapping[str, int] = field(default_factory=dict)
+    format: int = RECIPE_FORMAT
+
+    def __post_init__(self) -> None:
+        for name in (*_PATTERNS, "rules"):
+            object.__setattr__(self, name, texts(name, getattr(self, name)))
+        if not self.rules and not self.groups and not self.include and self.weights == "int8":
+            object.__setattr__(self, "include", (".*",))
+        self._validate()
+
+    def _validate(self) -> None:
+        text("name", self.name)
+        text("description", self.description)
+        if len(self.name) > _LONGEST_NAME or not self.name.isprintable():
+            raise RecipeError(
+                f"name is {shown(self.name)}; it must have at most {_LONGEST_NAME} printable characters", "name"
+            )
+        one_of("weights", self.weights, WEIGHTS)
+        one_of("observer", self.observer, OBSERVERS)
+        one_of("keep", self.keep, KEEP_DTYPES)
+        one_of("attention", self.attention, ATTENTIONS)
+        integer("calibration_samples", self.calibration_samples, 1)
+        if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
+            raise RecipeError(f"vggt_1b is {shown(self.vggt_1b)}; it must be a table of module = number", "vggt_1b")
+        _ = self.scheme
+        self._validate_groups()
+        self._validate_patterns()
+        if self.include and self.weights == "keep":
+            raise RecipeError(
+                "weights = 'keep' quantizes by groups and rules alone, so include has no effect: use weights = 'int8'",
+                "include",
+            )
+
+    def _validate_groups(self) -> None:
+        if not isinstance(self.groups, Mapping):
+            raise RecipeError(f"groups is {shown(self.groups)}; it must be a table of group = choice", "groups")
+        if self.groups and self.format == PATTERNS_ALONE:
+            raise RecipeError(f"groups needs format = {RECIPE_FORMAT}", "groups")
+        for word, choice in self.groups.items():
+            key = f"groups.{word}"
+            if word in {f.name for f in fields(self)}:
+                raise RecipeError(f"{word} is no group: write it above [groups]", key)
+            if word not in (known := known_words()):
+                raise RecipeError(f"groups names {shown(word)}, which no map has; known are {', '.join(known)}", key)
+            one_of(key, choice, tuple(CHOICES))
+
+    def _validate_patterns(self) -> None:
+        for name in _PATTERNS:
+            for pattern in getattr(self, name):
+                regular_expression(name, pattern)
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise RecipeError(f"rules holds {shown(rule)}, which is no Rule", "rules")
+        patterns = [rule.match for rule in self.rules] + [p for name in _PATTERNS for p in getattr(self, name)]
+        if (states := sum(compile_pattern(pattern).states for pattern in patterns)) > MOST_STATES:
+            raise RecipeError(
+                f"its {len(patterns)} patterns are too large together ({states} states of {MOST_STATES}): shorten "
+                "repeats such as x{500}, or join rules",
+                "rules",
+            )
+
+    @property
+    def scheme(self) -> Scheme:
+        """The default scheme."""
+        return Scheme(self.activations, self.outlier_threshold)
+
+    def rule_scheme(self, rule: Rule) -> Scheme | None:
+        """The scheme a rule asks for; None when it keeps the layer."""
+        if (rule.weights or self.weights) == "keep":
+            return None
+        activations = rule.activations or self.activations
+        return Scheme(activations, self.outlier_threshold if activations == "dynamic" else 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (JSON-ready) from which `from_dict` makes an equal recipe; goes into `config.json`."""
+        data = {"format": self.format, **asdict(self)}
+        data["rules"] = [
+            {k: v for k, v in rule.items() if v not in ("", None) and k not in ("line", "source")}
+            for rule in data["rules"]
+        ]
+        data |= {name: list(getattr(self, name)) for name in _PATTERNS}
+        data["vggt_1b"] = dict(self.vggt_1b)
+        if self.format == PATTERNS_ALONE:
+            del data["groups"]
+        return data
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], *, lines: Sequence[Mapping[str, int]] = (), source: str = "recipe"
+    ) -> "Recipe":
+        """Build from plain data. `lines`: where its keys stand in `source`, see `key_lines`.
+
+        Raises `RecipeError` on an unknown key or value, and on a format newer than this package reads.
+        """
+        version = data.get("format", RECIPE_FORMAT)
+        if type(version) is not int or version not in (PATTERNS_ALONE, RECIPE_FORMAT):
+            raise RecipeError(
+                f"{source}: recipe format {shown(version)}; this package reads {PATTERNS_ALONE} and {RECIPE_FORMAT}. "
+                "Update vggt-int8."
+            )
+        rules = data.get("rules", [])
+        if not isinstance(rules, list):
+            raise RecipeError(f"{source}: rules must be a list of tables ([[rules]]), not {type(rules).__name__}")
+        top, *of_rules = lines if len(lines) == len(rules) + 1 else [{}] * (len(rules) + 1)
+        known = {f.name for f in fields(cls)}
+        if misplaced := [key for key in data if key not in known and key in known_words()]:
+            raise RecipeError(
+                f"{at(source, top.get(misplaced[0]))}: {misplaced[0]} is a group: write it under [groups]"
+            )
+        no_unknown_keys(data, known, source, top)
+        values = dict(data)
+        values["rules"] = tuple(_rule(r, where, source) for r, where in zip(rules, of_rules, strict=True))
+        try:
+            recipe = cls(**values)
+        except RecipeError as error:
+            place = top.get(error.key, top.get(error.key.partition(".")[0]))
+            raise RecipeError(f"{at(source, place)}: {error}") from error
+        if data.keys() <= _WORDS:
+            raise RecipeError(
+                f"{source} holds no recipe: it says nothing of layers. At least weights, activations, groups, include "
+                "or rules must be there"
+            )
+        return recipe
+
+
+def _rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:
+    line = lines.get("", 0)
+    where = at(source, line)
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: a rule must be a table, not {shown(data)}")
+    no_unknown_keys(data, {f.name for f in fields(Rule)} - {"line", "source"}, source, lines)
+    if not isinstance(data.get("match"), str):
+        raise RecipeError(f"{where}: a rule needs match = '<regular expression>'")
+    try:
+        return Rule(**data, line=line)
+    except RecipeError as error:
+        where = at(source, lines.get(error.key, line))
+        raise RecipeError(f"{where}: {error} (in the rule with match = {shown(data['match'])})") from error
