@@ -271,7 +271,7 @@ def test_include_and_exclude_by_group() -> None:
 def test_two_sets_that_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_family()
     monkeypatch.setattr("vggt_int8.recipe.family.families", lambda: (other,))
-    with pytest.raises(RecipeError, match="camera_pose_output is in .* choose for camera_pose_output itself"):
+    with pytest.raises(RecipeError, match=r"camera_pose_output is in .* choose for camera_pose_output itself"):
         expand(Recipe(groups={"outputs": "keep", "pose": "dynamic"}), other)
     whole = {"outputs": "keep", "pose": "dynamic", "camera_pose_output": "keep"}
     assert expand(Recipe(groups=whole), other).rules

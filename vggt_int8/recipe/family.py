@@ -66,8 +66,8 @@ class Family:
         no_unknown_keys(data, {f.name for f in fields(cls)} - {"source"}, source, lines)
         groups = {}
         for name, entries in data["groups"].items():
-            where = {key: line for key, line in lines.items() if key.startswith(f"groups.{name}.")}
-            own = {key.removeprefix(f"groups.{name}."): line for key, line in where.items()}
+            begin = f"groups.{name}."
+            own = {key.removeprefix(begin): line for key, line in lines.items() if key.startswith(begin)}
             own[""] = lines.get(f"groups.{name}", 0)
             no_unknown_keys(entries, {f.name for f in fields(Group)} - {"name", "line"}, source, own)
             try:

@@ -1,0 +1,42 @@
+"""docs/recipes.md: its examples work as they stand, and its table of groups is the map's."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vggt_int8 import VGGTConfig, VGGTInt8, load_recipe
+from vggt_int8.quant import make_plan
+from vggt_int8.recipe import families
+
+PAGE = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+(VGGT_MAP,) = families()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_the_file_quantizes_a_vggt_1b(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    (tmp_path / "my.toml").write_text(text, encoding="utf-8")
+    with torch.device("meta"):
+        plan = make_plan(VGGTInt8(VGGTConfig()), load_recipe(tmp_path / "my.toml"))
+    shipped = {name for name, layer in plan.items() if layer.reason != "excluded"}
+    assert len(plan) - len(shipped) == 8, "four linears of each of two blocks"
+    assert plan["aggregator.frame_blocks.2.attn.qkv"].scheme.label == "W8A8 dynamic"
+    assert plan["camera_head.pose_branch.fc1"].scheme.label == "W8A16"
+
+
+def test_the_lines_of_python_run() -> None:
+    names: dict[str, Any] = {}
+    for text in blocks("python"):
+        exec(compile(text, "recipes.md", "exec"), names)
+    assert names["model"].config.quantization_config.parsed().include == (r".*\.mlp\.fc[12]",)
+
+
+def test_the_table_of_groups_is_the_map() -> None:
+    sets = {member: name for name, members in VGGT_MAP.sets.items() for member in members}
+    rows = re.findall(r"\| `(\w+)` \| (\d+) \| (?:`(\w+)` )?\|", PAGE)
+    assert rows == [(name, str(group.layers), sets.get(name, "")) for name, group in VGGT_MAP.groups.items()]
