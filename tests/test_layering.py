@@ -90,7 +90,7 @@ def imports_of(path: Path, package: Path = PACKAGE) -> Iterator[Import]:
 
 
 def unit_of(file: str) -> str:
-    """The tier member a file belongs to: "quant/plan.py" -> "quant", "recipe.py" -> "recipe"."""
+    """The tier member a file belongs to: "quant/plan.py" -> "quant", "chart.py" -> "chart"."""
     return file.split("/")[0].removesuffix(".py")
 
 
