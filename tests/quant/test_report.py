@@ -76,7 +76,7 @@ def test_every_layer_of_vggt(
         else:
             assert (row.scheme, row.backend) == ("float32", "pytorch")
     kept = {row.name: row.reason for row in report if row.type in ("Linear", "Conv2d")}
-    assert kept["camera_head.embed_pose"] == "pose embedding and pose output"
+    assert kept["camera_head.embed_pose"] == "pose embedding"
     assert kept["aggregator.patch_embed.patch_embed.proj"] == "patch embedding"
 
 
