@@ -4,6 +4,7 @@ A value that is at fault may have megabytes or thousands of levels, and then `re
 their own.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ def too_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON lacks; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _inside(value: Any) -> list[Any]:

@@ -13,6 +13,12 @@ CHEAP: list[tuple[list[str], int]] = [
     (["--version"], 0),
     (["run", "--help"], 0),
     (["bench", "--help"], 0),
+    (["tune", "--help"], 0),
+    (["scenes", "render", "--help"], 0),
+    (["train", "--help"], 0),
+    (["train", "run", "--help"], 0),
+    (["train", "run", "--config", "no-such.toml", "--out", "run"], 2),
+    (["scenes", "render", "--split", "held-out", "--to", "scene"], 2),
     (["quantise"], 2),
     (["run", "model", "--frobnicate"], 2),
     (["run", "model"], 2),
@@ -25,11 +31,13 @@ CHEAP: list[tuple[list[str], int]] = [
     (["recipes", "--json"], 0),
 ]
 
-# Images are looked for with Pillow, and without what loads a model.
+# Images are looked for with Pillow, and without what loads a model; so are a run's options and its folder.
 IMAGES: list[tuple[list[str], int]] = [
     (["run", "embedded", "no-such.jpg", "-o", "out"], 2),
     (["run", "embedded", __file__, "-o", "out"], 2),
     (["compare", "embedded", "embedded", "no-such-folder"], 2),
+    (["train", "run", "--config", __file__, "--out", "run", "--first-step", "1"], 2),
+    (["train", "run", "--config", __file__, "--out", f"{__file__}/run"], 2),
 ]
 
 # Each call's exit code, and which of the modules have been imported by then: in one process that list only grows.

@@ -50,6 +50,12 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = document("bench", f"random:{CONFIG}", *small, "-o", tmp_path / "rows.jsonl")
     assert found["rows"] == [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(found["rows"]) == 1
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- bench:begin -->\n<!-- bench:end -->\n")
+    report = document("bench-report", tmp_path / "rows.jsonl", "--readme", readme)
+    assert report["rows"] == found["rows"]
+    assert report["table"] in readme.read_text()
+    assert (report["readme"], report["readme_changed"], report["plot"]) == (str(readme), True, None)
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "inspect", "quantize"])

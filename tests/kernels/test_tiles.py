@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from vggt_int8.kernels.cuda import tiles
 from vggt_int8.kernels.cuda.tiles import Size, Tile, gemm_tile
@@ -84,29 +83,3 @@ def test_a_file_that_is_no_table_is_named(
     monkeypatch.setenv(tiles.ENVIRONMENT, str(path))
     with pytest.raises(ValueError, match=rf"tiles\.json is no table of tiles: .*{reason}.* without VGGT_INT8_TILES"):
         gemm_tile(80, Size(1, 8, 8, False))
-
-
-def test_tuning_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    pytest.importorskip("triton")
-    from vggt_int8.kernels.cuda import tune
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="2"):
-        tune.main(["--out", str(tmp_path / "tiles.json")])
-    assert "sees no CUDA device here" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("out", [".", "file/tiles.json", "file"])
-def test_tuning_looks_at_its_output_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture, out: str
-) -> None:
-    pytest.importorskip("triton")
-    from vggt_int8.kernels.cuda import tune
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tune, "tune", None)
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="2"):
-        tune.main(["--out", str(tmp_path / out)])
-    assert f"--out {tmp_path / out} cannot be written: " in capsys.readouterr().err

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vggt_int8.scenes import StoredScene, available_scenes, load_scene, render_scenes, save_scene, scene_seeds
-from vggt_int8.scenes.__main__ import main
+from vggt_int8.scenes import available_scenes, load_scene, render_scenes, save_scene, scene_seeds
 from vggt_int8.scenes.render import GENERATOR_VERSION
 from vggt_int8.scenes.stored import BUNDLED_FOLDER
 
@@ -139,16 +138,3 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     facts.write_text(facts.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(ValueError, match=r"format_version 2; this version reads 1"):
         load_scene(tmp_path / "s")
-
-
-def test_the_commands_write_what_load_scene_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["bundle", "--to", str(tmp_path / "all")])
-    for name in NAMES:
-        rewritten, shipped = load_scene(tmp_path / "all" / name), load_scene(name)
-        assert isinstance(rewritten, StoredScene)
-        assert share_within(rewritten.depth - shipped.depth, 1e-4) > 0.999
-        assert rewritten.origin == shipped.origin
-    command = ["render", "--split", "held_out", "--index", "2", "--views", "3", "--size", "16", "24"]
-    main([*command, "--to", str(tmp_path / "one")])
-    assert load_scene(tmp_path / "one").images.shape == (3, 3, 16, 24)
-    assert "wrote" in capsys.readouterr().out

@@ -6,13 +6,13 @@ A row says what ran (`variant`, `frames`, `size`, `model`), where (`machine`, `v
 """
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from vggt_int8.disk import naming
+from vggt_int8.files import append_json_line
+from vggt_int8.plain_data import finite
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -103,11 +103,9 @@ def _is_error(error: Any) -> bool:
 
 def append_row(path: Path, row: Row) -> None:
     """Add one line to a file, which is made if need be."""
-    row = _finite(row)
+    row = finite(row)
     check_row(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    append_json_line(path, row)
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:
@@ -140,10 +138,3 @@ def device_name(row: Row) -> str:
     """The GPU, or the CPU where that ran it."""
     gpu = row["machine"]["gpu"]
     return str(gpu["name"] if gpu else row["machine"]["cpu"])
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON lacks, become None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

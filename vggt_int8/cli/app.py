@@ -1,5 +1,6 @@
 """The command line as a whole: global options, and the subcommands of the other files."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,11 +14,15 @@ from vggt_int8.cli.inspect import inspect_model
 from vggt_int8.cli.quantize import quantize
 from vggt_int8.cli.recipes import recipes
 from vggt_int8.cli.run import run
+from vggt_int8.cli.scenes import scenes_bundle, scenes_render
+from vggt_int8.cli.train import train_export, train_measure, train_plot, train_run
+from vggt_int8.cli.tune import tune
 
 HELP = """VGGT in INT8: reconstruct scenes from photographs, quantize, compare and inspect models.
 
 Results go to stdout, progress, warnings and errors to stderr.
 Exit codes: 0 done, 1 failed, 2 bad input or options; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
+Command = Callable[..., None]
 # After the options, one line each.
 EXAMPLES = {
     "": (
@@ -57,6 +62,22 @@ EXAMPLES = {
         "vggt-int8 bench --frames 1,10 --variants fp32,int8_dynamic:native",
         "vggt-int8 bench facebook/VGGT-1B -o rows.jsonl --resume",
     ),
+    "scenes": (
+        "Examples:",
+        "vggt-int8 scenes render --split free --index 7 --views 8 --to scene",
+        "vggt-int8 scenes bundle --to scenes [dim]# those that ship with the package[/]",
+    ),
+    "train": (
+        "Examples:",
+        "vggt-int8 train run --config run.toml --out runs/mini",
+        "accelerate launch -m vggt_int8 train run --config run.toml --out runs/mini [dim]# several GPUs[/]",
+        "vggt-int8 train export --out runs/mini --to mini",
+        "vggt-int8 train plot runs/mini/log.jsonl -o curves.svg",
+    ),
+    "tune": (
+        "Examples:",
+        "vggt-int8 tune -o tiles.json [dim]# then VGGT_INT8_TILES=tiles.json makes use of it[/]",
+    ),
 }
 
 
@@ -64,16 +85,21 @@ def _epilog(name: str) -> str | None:
     return "\n\n".join(EXAMPLES[name]) if name in EXAMPLES else None
 
 
-app = typer.Typer(
-    name="vggt-int8",
-    help=HELP,
-    epilog=_epilog(""),
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+def _tree(name: str, help: str) -> typer.Typer:
+    """Commands under one name, or all of them."""
+    return typer.Typer(
+        name=name or "vggt-int8",
+        help=help,
+        epilog=_epilog(name),
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        add_completion=not name,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _tree("", HELP)
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,8 +121,21 @@ def global_options(
     options.set_globals(quiet, verbose, debug)
 
 
-for command in (demo, run, quantize, compare, inspect_model, recipes, bench, bench_report):
-    name = command.__name__.removesuffix("_model").replace("_", "-")
-    app.command(name, epilog=_epilog(name))(
+def _add(tree: typer.Typer, name: str, command: Command) -> None:
+    tree.command(name, epilog=_epilog(name) if tree is app else None)(
         options.with_globals(console.guarded(command, libraries=command is not recipes))
     )
+
+
+COMMANDS: tuple[Command, ...] = (*(demo, run, quantize, compare, inspect_model, recipes, bench, bench_report, tune),)
+GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
+    "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),
+    "train": ("Train a network on procedural scenes.", (train_run, train_measure, train_export, train_plot)),
+}
+for command in COMMANDS:
+    _add(app, command.__name__.removesuffix("_model").replace("_", "-"), command)
+for name, (help, commands) in GROUPS.items():
+    tree = _tree(name, help)
+    for command in commands:
+        _add(tree, command.__name__.removeprefix(f"{name}_"), command)
+    app.add_typer(tree)

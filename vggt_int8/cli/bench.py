@@ -122,6 +122,7 @@ def bench_report(
         typer.Option(help="Put the table between the markers of this file instead of showing it.", show_default=False),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw this SVG file.", show_default=False)] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Turn results into a Markdown table, on the console or in a README, and a plot."""
     import os
@@ -141,12 +142,14 @@ def bench_report(
     if plot is not None:
         check_chart(plot)
         write_plot(rows, plot)
-        console.say(f"{plot}: drawn")
-    if readme is None:
-        console.say(text)
+    changed = False if readme is None else update_readme(readme, text)
+    if as_json:
+        files = {"plot": plot, "readme": readme, "readme_changed": changed}
+        console.document("bench-report", {"results": results, "table": text, "rows": rows, **files})
         return
-    changed = update_readme(readme, text)
-    console.say(f"{readme}: {'updated' if changed else 'up to date'}")
+    if plot is not None:
+        console.say(f"{plot}: drawn")
+    console.say(text if readme is None else f"{readme}: {'updated' if changed else 'up to date'}")
 
 
 def _settings(

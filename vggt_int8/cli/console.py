@@ -217,7 +217,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, (*bad_input, IsADirectoryError, PermissionError, _backend_error())) and text:
         return text, 2
-    if isinstance(error, OSError | RuntimeError) and text:
+    if isinstance(error, OSError | RuntimeError | FloatingPointError) and text:
         return text, 1
     return f"{type(error).__name__}: {text}. Run with `vggt-int8 --debug …` to see where.", 1
 

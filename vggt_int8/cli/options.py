@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,8 @@ BASELINES = (
     *("reference", "fp32", "bf16-autocast", "bf16", "fp16", "bf16-compiled-blocks", "bf16-compiled"),
     *("bf16-compiled-graph", "torchao", "torchao-compiled"),
 )
+SPLITS = ("free", "train", "held_out", "calibration", "demo")
+COMPILABLE = ("render", "blocks", "heads")
 # What other programs call them.
 SYNONYMS = {
     "float32": "fp32",
@@ -109,6 +112,39 @@ def between(low: float, high: float = math.inf) -> dict[str, Any]:
             raise ValueError(f"{value:g} is out of range, it must be {numbers}")
 
     return checked(check)
+
+
+def each_between(low: float) -> dict[str, Any]:
+    """The same for several numbers, each at least `low`."""
+
+    def check(values: Iterable[float]) -> None:
+        for value in values:
+            if not low <= value:
+                raise ValueError(f"{value:g} is out of range, it must be at least {low:g}")
+
+    return checked(check)
+
+
+def file_option() -> dict[str, Any]:
+    """The same for a file that must be there."""
+
+    def check(value: Path) -> None:
+        if not value.expanduser().is_file():
+            raise ValueError(f"{value} is {'a folder' if value.expanduser().is_dir() else 'not there'}: give a file")
+
+    return {"callback": checked(check)["callback"]}  # the shell completes names of files itself
+
+
+def compile_option() -> dict[str, Any]:
+    """The same for what training compiles, separated by commas, or "none"."""
+
+    def check(value: str) -> None:
+        for name in value.split(",") if value != "none" else ():
+            if name not in COMPILABLE:
+                known = (*COMPILABLE, "none")
+                raise ValueError(f"{_absent('part to compile', name, known)} choose of {', '.join(known)}")
+
+    return {"metavar": "NAME,NAME", **checked(check, (*COMPILABLE, "none"))}
 
 
 def variants_option() -> dict[str, Any]:

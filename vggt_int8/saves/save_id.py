@@ -9,7 +9,6 @@ every byte.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from vggt_int8.files import sync
 from vggt_int8.listing import first_few
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.plain_files import opened, read_json
@@ -54,8 +54,7 @@ def stamp(folder: Path) -> None:
         listed["metadata"][KEY] = save_id
         _write_json(index, listed)
     for path in folder.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
+        sync(path)
 
 
 def _id_of(config: dict[str, Any], digests: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from vggt_int8.files import staged_folder, undo_exchange
+from vggt_int8.files import staged_folder, sync, undo_exchange
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.save_id import KEY, NO_ID, stamp
 
@@ -44,7 +44,7 @@ def saved_whole(target: Path) -> Iterator[Path]:
         new |= {path.name for path in staging.iterdir()}
         for name in new:
             (staging / name).chmod(mode)
-    _sync(target)
+    sync(target)
 
 
 _PUSH = ("commit_message", "private", "revision", "create_pr")  # what `push_to_hub` takes as well
@@ -161,12 +161,3 @@ class _Headers(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
-
-
-def _sync(folder: Path) -> None:
-    """The renames in a folder, onto the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ A scene is a folder:
     depth_0.png ...    16-bit gray; depth = code x `depth_unit` of scene.json, 0 where it is unknown
 
 The deepest pixel has the largest code, so a depth is off by at most max / 131070. Cameras keep every bit of their fp32
-values. `python -m vggt_int8.scenes bundle` writes the shipped ones, `... render` any other.
+values. `vggt-int8 scenes bundle` writes the shipped ones, `vggt-int8 scenes render` any other.
 """
 
 import json

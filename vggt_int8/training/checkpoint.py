@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -65,6 +66,14 @@ def finish_interrupted(folder: Path) -> None:
     previous = folder.with_name(f".{folder.name}.previous")
     if previous.exists() and not folder.exists():
         os.rename(previous, folder)
+
+
+def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
+    """Whether there is one, once a save that a kill has interrupted is finished. All processes call this."""
+    if accelerator.is_main_process:
+        finish_interrupted(folder)
+    accelerator.wait_for_everyone()
+    return folder.exists()
 
 
 def owned_files(folder: Path) -> list[str]:

@@ -5,13 +5,9 @@ run may be stopped at any moment and goes on from its last checkpoint, on anothe
 (The step's scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
 """
 
-import errno
-import gc
-import json
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,18 +19,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from vggt_int8.disk import check_place, naming
+from vggt_int8.files import append_json_line
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.captured import CapturedBackward, average_gradients
-from vggt_int8.training.checkpoint import finish_interrupted, load_checkpoint, read_facts, save_checkpoint
+from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference
 from vggt_int8.training.data import training_descriptions
+from vggt_int8.training.log import LOG
 from vggt_int8.training.losses import scene_losses
-from vggt_int8.training.start import build_optimizers, build_schedule, fresh_model
+from vggt_int8.training.start import build_optimizers, build_schedule, fresh_model, prepare_network
 from vggt_int8.training.validation import validate
 
-RECOMPILE_LIMIT = 64  # shapes and module variants of one compiled function; the default of 8 is for servers
 VALIDATION_RESERVE = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
 
 
@@ -51,20 +47,21 @@ class RunLimits:
 class Trainer:
     """One run. `out` gets `checkpoint/` and `log.jsonl`; a checkpoint found there is resumed."""
 
-    def __init__(self, config: TrainingConfig, out: Path, model: VGGT | None = None) -> None:
-        """`model`: train this one (for example one prepared for QAT) instead of a fresh one."""
+    def __init__(self, config: TrainingConfig, out: Path, model: VGGT | None = None, *, quiet: bool = False) -> None:
+        """`model`: train this one (for example one prepared for QAT) instead of a fresh one. quiet: no progress on
+        stderr."""
         self.started = time.monotonic()
         self.config, self.out = config, out
         # Autocast is entered in `train_step`: accelerate's own would patch the model's forward for good, and
         # validation could no longer run in fp32.
         self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
-        self.console = Console(quiet=not self.accelerator.is_main_process, soft_wrap=True)
+        self.console = Console(stderr=True, quiet=quiet or not self.accelerator.is_main_process, soft_wrap=True)
         self.step, self.seconds_before = 0, 0.0
         model = fresh_model(config) if model is None else model
         # The model itself: without DDP's wrapper, and with the names of the checkpoint.
         self.network: VGGT = model.to(self.device)
-        _prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
+        prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
         self.optimizers = build_optimizers(self.network, config.optimizer)
         if find_checkpoint(self.accelerator, self.checkpoint):
             self._check_resumable()
@@ -194,15 +191,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def log(self, entry: dict[str, Any]) -> None:
-        """One JSON line in `log.jsonl`, on the main process."""
+        """One line in the log, on the main process."""
         if self.accelerator.is_main_process:
-            line = json.dumps({**entry, "minutes": round(self.seconds / 60, 3)}) + "\n"
-            path = self.out / "log.jsonl"
-            with naming(path), path.open("ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    line = line if file.read(1) == b"\n" else "\n" + line  # a kill may have cut the last one off
-                file.write(line.encode())
+            append_json_line(self.out / LOG, {**entry, "minutes": round(self.seconds / 60, 3)})
 
     def _descriptions(self, last: int) -> Iterator[SceneDescription]:
         accelerator = self.accelerator
@@ -259,95 +250,6 @@ class _Meter:
         seconds = time.monotonic() - self.since
         self.restart()
         return steps * self.frames_per_step / seconds
-
-
-def train_run(
-    parts: Sequence[TrainingConfig],
-    out: Path,
-    max_minutes: float | None,
-    save_minutes: float,
-    model: VGGT | None = None,
-) -> None:
-    """Train the parts of a run in order, from the one that the checkpoint in `out` is in.
-
-    A part goes on from the checkpoint of the one before it, as a resumed run does. max_minutes: wall clock, for all
-    parts together. save_minutes: between checkpoints. model: for a new run, see `Trainer`.
-    Raises ValueError if the checkpoint is damaged or of another network, FloatingPointError if the run diverges.
-    """
-    accelerator, started = Accelerator(mixed_precision="no"), time.monotonic()
-    step = read_facts(out / "checkpoint")["step"] if find_checkpoint(accelerator, out / "checkpoint") else 0
-    for part in [part for part in parts if part.optimizer.total_steps > step] or parts[-1:]:
-        left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
-        trainer = Trainer(part, out, model)
-        trainer.console.print(f"from step {trainer.step} to {part.optimizer.total_steps}, on {trainer.device}")
-        reason = trainer.train(RunLimits(left, save_minutes=save_minutes))
-        trainer.console.print(f"stopped at step {trainer.step}: {reason}. Checkpoint: {trainer.checkpoint}")
-        if trainer.step < part.optimizer.total_steps:
-            break
-        # What was compiled and recorded for this part holds its weights.
-        del trainer
-        model = None
-        torch._dynamo.reset()
-        gc.collect()
-    accelerator.end_training()
-
-
-def check_run_folder(folder: Path) -> None:
-    """Raise OSError, naming it, if a run cannot be written to `folder`, or would add to a log that is no run's."""
-    check_place(folder)
-    log = folder / "log.jsonl"
-    if log.exists():
-        check_place(log)
-        with log.open("rb") as file:
-            start = file.readline(2**20)
-        if start and not start.startswith(b'{"kind": "'):
-            raise FileExistsError(errno.EEXIST, "is there and is no training's log: name another --out", str(log))
-
-
-def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
-    """Whether there is one, once a save that a kill has interrupted is finished. All processes call this."""
-    if accelerator.is_main_process:
-        finish_interrupted(folder)
-    accelerator.wait_for_everyone()
-    return folder.exists()
-
-
-def _prepare_network(network: VGGT, config: TrainingConfig) -> None:
-    """fp32 for the camera head, channels-last convolutions, and what `config.compile` names, in place."""
-    if network.camera_head is not None:
-        _without_autocast(network.camera_head)
-    for head in (network.depth_head, network.point_head):
-        if head is not None:
-            head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if network.track_head is not None:
-        # No loss reads the tracks' confidence, and DDP waits for the gradient of whatever asks for one.
-        network.track_head.tracker.conf_predictor.requires_grad_(False)
-    if not config.compile:
-        return
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    if "blocks" in config.compile:
-        aggregator = network.aggregator
-        # Frames of several shapes have several numbers of tokens.
-        for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
-            block.compile(dynamic=bool(config.data.shapes))
-        # The number of scenes and tokens changes with the number of views: one kernel for all.
-        for block in aggregator.global_blocks:
-            block.compile(dynamic=True)
-    if "heads" in config.compile:
-        for head in (network.depth_head, network.point_head):
-            if head is not None:
-                head.scratch.compile(dynamic=False)
-
-
-def _without_autocast(head: nn.Module) -> None:
-    """The camera head is tiny and its output most sensitive: it runs in the parameters' own precision."""
-    forward = head.forward
-
-    def in_full_precision(tokens: Tensor) -> list[Tensor]:
-        with torch.autocast(tokens.device.type, enabled=False):
-            return forward(tokens.to(next(head.parameters()).dtype))
-
-    head.forward = in_full_precision
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

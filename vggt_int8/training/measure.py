@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,29 +13,66 @@ from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
 from vggt_int8.training.captured import EAGER_STEPS
 from vggt_int8.training.checkpoint import owned_files
 from vggt_int8.training.config import FrameShape, TrainingConfig
-from vggt_int8.training.loop import RunLimits, Trainer, check_run_folder
+from vggt_int8.training.log import LOG, check_run_folder
+from vggt_int8.training.loop import RunLimits, Trainer
 
 REPEATS = 10
-HEADER = "   size  views  first render s  first step s  draw ms  render ms  forward+backward ms  update ms  frames/s"
+# Fields of a row: title, and how a value is written.
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "size": ("   size", lambda size: f"{size[0]:>3}x{size[1]:<3}"),
+    "views": ("views", str),
+    "first_render_s": ("first render s", "{:.1f}".format),
+    "first_step_s": ("first step s", "{:.1f}".format),
+    "draw_ms": ("draw ms", "{:.1f}".format),
+    "render_ms": ("render ms", "{:.1f}".format),
+    "forward_backward_ms": ("forward+backward ms", "{:.1f}".format),
+    "update_ms": ("update ms", "{:.1f}".format),
+    "frames_per_second": ("frames/s", "{:.0f}".format),
+}
+HEADER = "  ".join(title for title, _ in COLUMNS.values())
+Row = dict[str, Any]
 
 
-def measure(config: TrainingConfig, out: Path, max_minutes: float) -> None:
-    """Print a row per shape and number of views, then train from scratch in `out`/measure (removed first)
-    until `max_minutes` after the call."""
+def measure(
+    config: TrainingConfig,
+    out: Path,
+    max_minutes: float,
+    say: Callable[[str], None] = print,
+    *,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """What a step costs, in a row per shape and number of views; then train from scratch in `out`/measure (removed
+    first) until `max_minutes` after the call.
+
+    say: called with lines for people, as soon as they are known. quiet: no progress of the training. Returns
+    "parameters", "compiled", "rows" (the keys of `COLUMNS`), "peak_gib" (GPU memory, None on a CPU), "step", "reason"
+    and the path of the "log".
+    """
+    check_run_folder(out / "measure")
     folder = out / "measure"
     _remove_earlier(folder)
-    trainer = Trainer(config, folder)
+    trainer = Trainer(config, folder, quiet=quiet)
     parameters = sum(p.numel() for p in trainer.network.parameters())
     fp16_mb = 2 * parameters / 1e6
-    print(f"{parameters / 1e6:.2f} M parameters ({fp16_mb:.1f} MB in fp16), compiled: {config.compile or 'nothing'}")
-    print(HEADER)
+    say(f"{parameters / 1e6:.2f} M parameters ({fp16_mb:.1f} MB in fp16), compiled: {config.compile or 'nothing'}")
+    say(HEADER)
+    rows = []
     for shape in config.data.shapes or (FrameShape(config.data.size),):
         for views in config.data.views:
-            print(_row(trainer, config, shape.size, views), flush=True)
-    if torch.cuda.is_available():
-        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+            rows.append(_row(trainer, config, shape.size, views))
+            say(line(rows[-1]))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    if peak is not None:
+        say(f"peak GPU memory {peak:.2f} GiB")
     reason = trainer.train(RunLimits(max_minutes=max_minutes))
-    print(f"stopped at step {trainer.step}: {reason}; log in {folder / 'log.jsonl'}")
+    say(f"stopped at step {trainer.step}: {reason}; log in {folder / LOG}")
+    found = {"parameters": parameters, "compiled": config.compile, "rows": rows, "peak_gib": peak}
+    return {**found, "step": trainer.step, "reason": reason, "log": folder / LOG}
+
+
+def line(row: Row) -> str:
+    """A row under `HEADER`."""
+    return "  ".join(write(row[name]).rjust(len(title)) for name, (title, write) in COLUMNS.items())
 
 
 def _remove_earlier(folder: Path) -> None:
@@ -44,14 +82,14 @@ def _remove_earlier(folder: Path) -> None:
     check_run_folder(folder)
     checkpoint = folder / "checkpoint"
     ours = set(owned_files(checkpoint)) if checkpoint.exists() else set()
-    found = {path.name for path in folder.iterdir()} - {"checkpoint", "log.jsonl"}
+    found = {path.name for path in folder.iterdir()} - {"checkpoint", LOG}
     found |= {path.name for path in checkpoint.iterdir()} - ours if checkpoint.exists() else set()
     if found:
         raise FileExistsError(f"{folder} holds {first_few(sorted(found))}, which is no measurement's: move it away")
     shutil.rmtree(folder)
 
 
-def _row(trainer: Trainer, config: TrainingConfig, size: tuple[int, int], views: int) -> str:
+def _row(trainer: Trainer, config: TrainingConfig, size: tuple[int, int], views: int) -> Row:
     data = config.data
     seeds = scene_seeds("free", range(data.frames_per_step // views))
     first_render = _seconds(lambda: trainer.render(describe_scenes(seeds, views, size)))
@@ -68,18 +106,17 @@ def _row(trainer: Trainer, config: TrainingConfig, size: tuple[int, int], views:
     trainer.model.train()
     both = _milliseconds(forward_backward)
     whole = _milliseconds(lambda: trainer.train_step(description))
-    frames = data.frames_per_step / whole * 1e3
-    update = whole - both - render
-    cells = (
-        f"{size[0]:>3}x{size[1]:<3}",
-        f"{views:>5}",
-        f"{first_render:>14.1f}",
-        f"{first_step:>12.1f}",
-        f"{draw:>7.1f}",
-        f"{render:>9.1f}",
-        f"{both:>19.1f}",
-    )
-    return "  ".join((*cells, f"{update:>9.1f}", f"{frames:>8.0f}"))
+    return {
+        "size": size,
+        "views": views,
+        "first_render_s": first_render,
+        "first_step_s": first_step,
+        "draw_ms": draw,
+        "render_ms": render,
+        "forward_backward_ms": both,
+        "update_ms": whole - both - render,
+        "frames_per_second": data.frames_per_step / whole * 1e3,
+    }
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -1,11 +1,11 @@
 """Draws a run's log as an SVG file: losses and held-out scores over the steps."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vggt_int8.chart import Axis, Panel, Series, write_svg
+from vggt_int8.training.log import read_log
 
 PANELS = {
     "training loss": ("train", ("total",)),
@@ -20,23 +20,13 @@ def write_curves(logs: Sequence[Path], output: Path) -> None:
     """Read `log.jsonl` files of one run, in order, and write one SVG with four panels.
 
     Where runs were resumed from before their end, the later entry of a step wins. Raises ValueError if nothing was
-    logged, or for a line that is not JSON.
+    logged, or for a line that is no entry. Numbers that were not finite are left out.
     """
-    entries = [entry for log in logs for entry in _entries(log)]
+    entries = [entry for log in logs for entry in read_log(log)]
     series = {title: _series(entries, kind, names) for title, (kind, names) in PANELS.items()}
     if not any(series.values()):
         raise ValueError(f"{', '.join(map(str, logs))}: no training step was logged")
     write_svg(output, [Panel(title, lines, x=Axis("step")) for title, lines in series.items()], columns=2)
-
-
-def _entries(log: Path) -> list[dict[str, Any]]:
-    entries = []
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            entries += [json.loads(line)] if line else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{log}, line {number}: {error}; a run that was killed may leave half a line") from error
-    return entries
 
 
 def _series(entries: list[dict[str, Any]], kind: str, names: Sequence[str]) -> Series:
@@ -47,7 +37,7 @@ def _series(entries: list[dict[str, Any]], kind: str, names: Sequence[str]) -> S
         groups = {"": entry} if kind == "train" else _groups(entry, of_every_shape="focal_ratio_105" in names)
         for group, values in groups.items():
             for name in names:
-                if name in values:
+                if values.get(name) is not None:
                     found.setdefault(f"{name} {group}".strip(), {})[entry["step"]] = values[name]
     return {name: sorted(points.items()) for name, points in found.items()}
 

@@ -1,4 +1,4 @@
-"""A model to train from scratch, and its optimizers and schedule.
+"""A model to train from scratch, what is done to any network before training, and its optimizers and schedule.
 
 The network's own initialisation follows the reference, which starts from a pretrained encoder and at 24 blocks of
 width 1024. A small network trained from nothing needs signals of order one instead: Xavier weights, residual branches
@@ -20,6 +20,7 @@ BRANCH_SCALE = 0.2  # LayerScale of aggregator and camera head
 START_FOV = 0.25  # radians that each refinement adds at the start
 START_QUATERNION_W = 0.25
 MUON_LEAST_WIDTH = 32
+RECOMPILE_LIMIT = 64  # shapes and module variants of one compiled function; the default of 8 is for servers
 
 
 def fresh_model(config: TrainingConfig) -> VGGT:
@@ -45,6 +46,44 @@ def _initialise(model: VGGT) -> None:
         last = model.camera_head.pose_branch.fc2
         last.weight.mul_(0.1)
         last.bias.copy_(torch.tensor([0.0] * 6 + [START_QUATERNION_W, START_FOV, START_FOV]))
+
+
+def prepare_network(network: VGGT, config: TrainingConfig) -> None:
+    """fp32 for the camera head, channels-last convolutions, and what `config.compile` names, in place."""
+    if network.camera_head is not None:
+        _without_autocast(network.camera_head)
+    for head in (network.depth_head, network.point_head):
+        if head is not None:
+            head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if network.track_head is not None:
+        # No loss reads the tracks' confidence, and DDP waits for the gradient of whatever asks for one.
+        network.track_head.tracker.conf_predictor.requires_grad_(False)
+    if not config.compile:
+        return
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    if "blocks" in config.compile:
+        aggregator = network.aggregator
+        # Frames of several shapes have several numbers of tokens.
+        for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
+            block.compile(dynamic=bool(config.data.shapes))
+        # The number of scenes and tokens changes with the number of views: one kernel for all.
+        for block in aggregator.global_blocks:
+            block.compile(dynamic=True)
+    if "heads" in config.compile:
+        for head in (network.depth_head, network.point_head):
+            if head is not None:
+                head.scratch.compile(dynamic=False)
+
+
+def _without_autocast(head: nn.Module) -> None:
+    """The camera head is tiny and its output most sensitive: it runs in the parameters' own precision."""
+    forward = head.forward
+
+    def in_full_precision(tokens: Tensor) -> list[Tensor]:
+        with torch.autocast(tokens.device.type, enabled=False):
+            return forward(tokens.to(next(head.parameters()).dtype))
+
+    head.forward = in_full_precision
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from vggt_int8.files import staging_folder
+from vggt_int8.files import whole_file
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -74,12 +74,10 @@ def _in_folder(folder: Path, name: str, make: Callable[[Path], None]) -> Path:
         try:
             os.close(open_checked(path))
         except (FileNotFoundError, ValueError):  # not there yet, or cut short by a full disk
-            with staging_folder(path) as staging:
-                made = staging / name
+            with whole_file(path) as made:
                 make(made)
                 made.write_bytes(_sealed(made.read_bytes()))
                 made.chmod(0o700)
-                made.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"{folder} cannot be used ({reason}): name another place in XDG_CACHE_HOME") from error

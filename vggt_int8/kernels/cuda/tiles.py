@@ -3,7 +3,7 @@ start-up.
 
 `tiles.json` maps an architecture ("90" is compute capability 9.0) to measured entries `{"m", "n", "k",
 "residual", "tile": {...}}`. A GEMM takes the entry nearest to its own size, among those of its kind: an
-epilogue that reads a residual needs more shared memory. `vggt_int8.kernels.cuda.tune` measures a GPU and writes
+epilogue that reads a residual needs more shared memory. `vggt-int8 tune` measures a GPU and writes
 such a file; `VGGT_INT8_TILES` names a file to use instead of the one shipped here.
 """
 
@@ -128,7 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _unusable(path: str | Path, reason: str) -> ValueError:
     return ValueError(
         f"{path} is no table of tiles: {reason}. Name another file, or make one with "
-        f"`python -m vggt_int8.kernels.cuda.tune --out FILE`; without {ENVIRONMENT} the one that is shipped is used"
+        f"`vggt-int8 tune --out FILE`; without {ENVIRONMENT} the one that is shipped is used"
     )
 
 

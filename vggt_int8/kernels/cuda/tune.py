@@ -1,21 +1,21 @@
 """Measure INT8 GEMM tiles on this GPU and write the table that `tiles.py` reads. Offline: nothing calls it at
 run time.
 
-    python -m vggt_int8.kernels.cuda.tune --out tiles.json --seconds 180
+    vggt-int8 tune --out tiles.json --seconds 180
 
 A size is timed as the network meets it: calls follow one another in a CUDA graph, each with weights of its
 own, more than the L2 cache holds, while the activations are the same. A tile counts only if its result equals
 the reference.
 """
 
-import argparse
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -209,30 +209,27 @@ def arch() -> int:
     return architecture(torch.device("cuda", torch.cuda.current_device()))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="table to write; see VGGT_INT8_TILES")
-    parser.add_argument("--seconds", type=float, default=180)
-    args = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error(f"tiles are measured on a GPU, and torch {torch.__version__} sees no CUDA device here")
-    try:
-        tiles.write(args.out, {})  # what stands against that shows before minutes of measuring
-    except (OSError, ValueError) as error:
-        parser.error(f"--out {args.out} cannot be written: {error}")
+def write_table(out: Path, seconds: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Measure every size for `seconds` in all and write the fastest tiles to `out`, which grows with each of them.
+
+    say: called with a line for each size, as soon as it is known. Returns those that were reached: "linear", "m"
+    (rows), "tile", "ms" of a call, and "tops" (1e12 operations a second). Raises OSError if `out` cannot be written,
+    ValueError if it holds something else than a table of tiles.
+    """
+    tiles.write(out, {})  # what stands against that shows before minutes of measuring
     torch.manual_seed(0)
-    deadline = time.monotonic() + args.seconds
+    deadline = time.monotonic() + seconds
     best: dict[Size, Tile] = {}
+    found = []
     for m, linear in work():
         rows = tune(linear, m, deadline)
         if not rows or rows[0][1] != rows[0][1]:
-            print(f"{linear.name} M {m}: not reached in {args.seconds:.0f} s")
+            say(f"{linear.name} M {m}: not reached in {seconds:.0f} s")
             continue
         tile, ms, _ = rows[0]
         best[Size(m, linear.n, linear.k, linear.residual)] = tile
-        print(f"{linear.name:17s} M {m:6d}: {2e-9 * m * linear.n * linear.k / ms:6.0f} TOPS  {tile}", flush=True)
-        tiles.write(args.out, {arch(): best})
-
-
-if __name__ == "__main__":
-    main()
+        tops = 2e-9 * m * linear.n * linear.k / ms
+        say(f"{linear.name:17s} M {m:6d}: {tops:6.0f} TOPS  {tile}")
+        found.append({"linear": linear.name, "m": m, "tile": asdict(tile), "ms": ms, "tops": tops})
+        tiles.write(out, {arch(): best})
+    return found

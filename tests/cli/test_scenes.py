@@ -1,0 +1,42 @@
+"""`vggt-int8 scenes`: what it writes is what `load_scene` reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from vggt_int8.scenes import StoredScene, available_scenes, load_scene
+
+
+def share_within(error: Tensor, limit: float) -> float:
+    return (error.abs() <= limit).double().mean().item()
+
+
+def test_the_commands_write_what_load_scene_reads(cli, tmp_path: Path) -> None:
+    said = cli("scenes", "bundle", "--to", tmp_path / "all")
+    for name in available_scenes():
+        rewritten, shipped = load_scene(tmp_path / "all" / name), load_scene(name)
+        assert isinstance(rewritten, StoredScene)
+        assert share_within(rewritten.depth - shipped.depth, 1e-4) > 0.999
+        assert rewritten.origin == shipped.origin
+        assert f"wrote {tmp_path / 'all' / name}" in said
+    command = ("scenes", "render", "--split", "held_out", "--index", 2, "--views", 3, "--size", 16, 24)
+    found = json.loads(cli(*command, "--to", tmp_path / "one", "--json"))
+    assert found["scenes"] == [str(tmp_path / "one")]
+    assert load_scene(tmp_path / "one").images.shape == (3, 3, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--split", "heldout"), ["there is no split 'heldout'", "did you mean 'held_out'"]),
+        (("--views", "0"), ["--views", "0 is out of range"]),
+        (("--size", "16", "0"), ["--size", "0 is out of range, it must be at least 1"]),
+        (("--index", "-1"), ["--index", "-1 is out of range"]),
+    ],
+)
+def test_mistakes_are_named(cli, tmp_path: Path, arguments: tuple[str, ...], words: list[str]) -> None:
+    error = cli("scenes", "render", "--to", tmp_path / "one", *arguments, code=2)
+    assert all(word in error for word in words)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,29 @@
+"""`vggt-int8 tune`: measure the tiles of INT8 products on this machine's GPU and write the table of the fastest."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggt_int8.cli import console, options
+from vggt_int8.disk import check_place
+
+
+def tune(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Table to write; VGGT_INT8_TILES names the one in use.")],
+    seconds: Annotated[float, typer.Option(help="Time for all of it.", **options.between(1))] = 180.0,
+    as_json: options.Json = False,
+) -> None:
+    """Measure tiles of the INT8 products of VGGT-1B on this GPU, and write a table of the fastest."""
+    check_place(out)
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"tiles are measured on a GPU, and torch {torch.__version__} sees no CUDA device here")
+    from vggt_int8.kernels.cuda.tune import write_table
+
+    rows = write_table(out.expanduser(), seconds, console.note if as_json else console.say)
+    if as_json:
+        console.document("tune", {"out": out, "rows": rows})
+        return
+    console.say(f"{out}: {len(rows)} sizes; VGGT_INT8_TILES={out} makes use of it")

@@ -1,0 +1,83 @@
+"""Whole files or none: text, bytes and JSON, written under a hidden name and renamed; and lines added to a log."""
+
+import errno
+import json
+import os
+import re
+import secrets
+import stat
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from vggt_int8.disk import naming
+from vggt_int8.files.hidden import is_at, lock, partial_name, real_path, sweep
+from vggt_int8.plain_data import finite
+
+
+def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
+    """Write a file (text as UTF-8) that appears, or takes the place of the one before, when it is complete.
+
+    A link stays a link, and an existing file keeps its mode. Raises OSError, naming the file; then what was there
+    before is whole.
+    """
+    path = real_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, a file is needed", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
+    while True:
+        temporary = path.with_name(partial_name(path.name, secrets.token_hex(4)))
+        with naming(path):
+            file = temporary.open("xb")
+        lock(file.fileno(), wait=True)
+        if is_at(temporary, file.fileno()):
+            break
+        file.close()  # somebody swept it before it was locked
+    try:
+        with naming(path), file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | PathLike[str], document: Any) -> None:
+    """`write_whole` of strict JSON (no NaN or Infinity), indented, a list of numbers on one line."""
+    text = _text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    # Strings hold no raw newline and the pattern no quote, so only lists of numbers and null can match.
+    text = re.sub(r'\[\n[^\[\]{}"]*\]', lambda match: re.sub(r"\n *", "", match[0]).replace(",", ", "), text)
+    write_whole(path, text)
+
+
+def append_json_line(path: str | PathLike[str], document: Any) -> None:
+    """Add a document to a file of JSON lines, which is made if need be: strict JSON, null for NaN and infinities.
+
+    A line that a kill has cut off before stays a line of its own. Raises OSError, naming the file.
+    """
+    path = Path(path)
+    line = _text(json.dumps(finite(document), ensure_ascii=False, allow_nan=False)) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
+
+
+def sync(path: str | PathLike[str]) -> None:
+    """Content of a file, or names in a folder, onto the disk: a power cut finds them there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _text(document: str) -> str:
+    """A file's name that is no UTF-8 holds lone surrogates. Escaped, they are JSON, and read back as they were."""
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", document)

@@ -1,0 +1,112 @@
+"""A run as a whole: where it begins, its parts one after the other, and its weights as a model when it is done."""
+
+import dataclasses
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from vggt_int8.model import VGGT
+from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
+from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference
+from vggt_int8.training.log import check_run_folder
+from vggt_int8.training.loop import RunLimits, Trainer
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """Where a run stopped, and why."""
+
+    step: int
+    total_steps: int
+    reason: str
+    checkpoint: Path
+
+
+def train_run(
+    parts: Sequence[TrainingConfig],
+    out: Path,
+    *,
+    init: Path | None = None,
+    first_step: int = 0,
+    max_minutes: float | None = None,
+    save_minutes: float = 4.0,
+    quiet: bool = False,
+) -> RunEnd | None:
+    """Train the parts of a run in order, or go on in the one that the checkpoint in `out` is in.
+
+    A part goes on from the checkpoint of the one before it, as a resumed run does. init: a model's folder, whose
+    weights a new run starts from, at `first_step` as if the parts before it had made them. max_minutes: wall clock, for
+    all parts together. save_minutes: between checkpoints. quiet: no progress on stderr.
+
+    Returns None on every process but the main one. Raises ValueError if the checkpoint is damaged or of another
+    network, if there is one beside `init`, or if `first_step` is no step of the run; FloatingPointError if the run
+    diverges; OSError if `out` cannot be written or is no run's.
+    """
+    check_run_folder(out)
+    model = None
+    if init is not None:
+        if (out / "checkpoint").exists():
+            raise ValueError(f"{out} holds a run already: leave --init out to go on, or name another --out")
+        model = trained_model(init, parts[0])
+    if first_step:
+        if model is None:
+            raise ValueError("--first-step is for weights that are given with --init")
+        start_at(first_step, parts, out, model)
+        model = None
+    accelerator, started = Accelerator(mixed_precision="no"), time.monotonic()
+    step = read_facts(out / "checkpoint")["step"] if find_checkpoint(accelerator, out / "checkpoint") else 0
+    for part in [part for part in parts if part.optimizer.total_steps > step] or parts[-1:]:
+        left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
+        trainer = Trainer(part, out, model, quiet=quiet)
+        trainer.console.print(f"from step {trainer.step} to {part.optimizer.total_steps}, on {trainer.device}")
+        reason = trainer.train(RunLimits(left, save_minutes=save_minutes))
+        end = RunEnd(trainer.step, parts[-1].optimizer.total_steps, reason, trainer.checkpoint)
+        if trainer.step < part.optimizer.total_steps:
+            break
+        # What was compiled and recorded for this part holds its weights.
+        del trainer
+        model = None
+        torch._dynamo.reset()
+        gc.collect()
+    is_main = accelerator.is_main_process
+    accelerator.end_training()
+    return end if is_main else None
+
+
+def trained_model(folder: Path, config: TrainingConfig) -> VGGT:
+    """The weights of a model folder in fp32, to be trained on. Raises ValueError if they are of another network."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: --init takes a model's, with config.json and weights")
+    model = VGGT.from_pretrained(folder, dtype=torch.float32)
+    if difference := first_difference(model.config, config.vggt()):
+        key, found, wanted = difference
+        raise ValueError(f"{folder} is another network than [model]: {key} is {found}, not {wanted}")
+    return model
+
+
+def start_at(step: int, parts: Sequence[TrainingConfig], out: Path, model: VGGT) -> None:
+    """A checkpoint in `out` with the model's weights at a step within the run, and without moments of optimizers."""
+    part = next((part for part in parts if part.optimizer.total_steps > step), None)
+    if step < 0 or part is None:
+        raise ValueError(f"--first-step {step} must lie in the run: 0 ... {parts[-1].optimizer.total_steps - 1}")
+    facts = {"step": step, "seconds": 0.0, "config": dataclasses.asdict(part)}
+    save_checkpoint(out / "checkpoint", model, [], facts)
+
+
+def export(out: Path, folder: Path) -> None:
+    """The weights of `out/checkpoint` as an fp16 model folder that `VGGT.from_pretrained` reads.
+
+    Raises ValueError if a weight does not fit into fp16, and what `load_checkpoint` raises.
+    """
+    config = config_from_table(read_facts(out / "checkpoint")["config"])
+    model = VGGT(config.vggt())
+    load_checkpoint(out / "checkpoint", model)
+    largest = max(parameter.abs().max().item() for parameter in model.parameters())
+    if largest > torch.finfo(torch.float16).max:
+        raise ValueError(f"a weight of {largest:g} does not fit into fp16")
+    model.half().save_pretrained(folder)
