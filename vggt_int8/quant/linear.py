@@ -103,8 +103,12 @@ class Int8Linear(Int8Storage):
         if rows.shape[0] == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
         backend = backend_in_call(self.backend, self.scheme, device_type)
-        needs_gradient = rows.requires_grad and torch.is_grad_enabled()
-        y = _StraightThrough.apply(rows, self, backend) if needs_gradient else backend.linear(rows, self)
+        if not (rows.requires_grad and torch.is_grad_enabled()):
+            y = backend.linear(rows, self)
+        else:
+            with torch.no_grad():
+                y = backend.linear(rows, self)
+            y = _StraightThrough.apply(rows, y, self.codes, self.weight_scale)
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -112,14 +116,18 @@ class Int8Linear(Int8Storage):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The product of any backend; rounding counts as the identity in the backward pass, whose slope would be zero."""
+    """y, the product of any backend, as a function of x: rounding counts as the identity, whose slope is not zero.
+
+    y is computed before: compiled by torch 2.11, a function whose forward ends in a cast to the dtype that is there
+    already, as products do, has gradients of zero.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Int8Linear, backend: Backend) -> Tensor:
-        ctx.save_for_backward(layer.codes, layer.weight_scale)
-        return backend.linear(x, layer)
+    def forward(ctx: Any, x: Tensor, y: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         codes, scale = ctx.saved_tensors
-        return grad @ dequantize(codes, scale, grad.dtype), None, None
+        return grad @ dequantize(codes, scale, grad.dtype), None, None, None
