@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from vggt_int8.cli import console
+from vggt_int8.cli import console, libraries
+from vggt_int8.cli.guard import guarded
 from vggt_int8.interrupts import Stopped
 
 ROOT = Path(__file__).parent.parent.parent
@@ -133,20 +134,20 @@ def test_exceptions_become_exit_codes(
         raise error
 
     with pytest.raises(typer.Exit) as stopped:
-        console.guarded(command)()
+        guarded(command)()
     assert stopped.value.exit_code == code
     assert text in capsys.readouterr().err
 
 
 def test_our_warnings_are_lines_and_others_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    ours = str(Path(console.PACKAGE) / "images.py")
+    ours = str(Path(libraries.PACKAGE) / "images.py")
 
     def command() -> None:
         warnings.warn_explicit("sizes differ", UserWarning, ours, 1)
         warnings.warn_explicit("old function", DeprecationWarning, ours, 1)
         warnings.warn_explicit("library talk", UserWarning, "/somewhere/torchao/x.py", 1)
 
-    console.guarded(command)()
+    guarded(command)()
     assert capsys.readouterr().err.splitlines() == ["Warning: sizes differ"]
 
 
@@ -162,7 +163,7 @@ def test_debug_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(console.settings, "debug", True)
     with pytest.raises(ValueError, match="as it is"):
-        console.guarded(command)()
+        guarded(command)()
 
 
 def test_progress_bars_of_libraries_are_restored() -> None:
@@ -170,7 +171,7 @@ def test_progress_bars_of_libraries_are_restored() -> None:
     from transformers.utils import logging as transformers_logging
 
     before = (are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled())
-    with console.quiet_libraries():
+    with libraries.quiet_libraries():
         seen = [are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()]
     assert seen == [True, False]
     assert (are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()) == before

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vggt_int8.cli import console, loading, main
+from vggt_int8.cli.guard import guarded
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_full_standard_output_is_named(capsys: pytest.CaptureFixture[str]) -> 
             full.write("results")
 
     with pytest.raises(SystemExit) as ended:
-        console.guarded(command)()
+        guarded(command)()
     assert ended.value.code == 1
     assert "standard output: No space left on device" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from vggt_int8.bench.variants import BASELINES
 from vggt_int8.cli import app, console, loading, options
+from vggt_int8.cli.guard import guarded
 from vggt_int8.export.points import PointSource
 from vggt_int8.images import Mode
 from vggt_int8.quant.backends import BACKENDS
@@ -113,10 +114,10 @@ def test_verbose_lets_libraries_speak(capsys: pytest.CaptureFixture[str], monkey
     def command() -> None:
         logging.getLogger("library").info("downloading")
 
-    console.guarded(command)()
+    guarded(command)()
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(console.settings, "verbose", True)
-    console.guarded(command)()
+    guarded(command)()
     assert "library: downloading" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from vggt_int8.interrupts import heeded
 
 with heeded():
     from vggt_int8.cli.app import app
-    from vggt_int8.cli.console import unread_output_ends
+    from vggt_int8.cli.guard import unread_output_ends
     from vggt_int8.encoding import accept_any_character
 
 

@@ -10,6 +10,7 @@ from vggt_int8.cli import console, options
 from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
 from vggt_int8.cli.demo import demo
+from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.inspect import inspect_model
 from vggt_int8.cli.quantize import quantize
 from vggt_int8.cli.recipes import recipes
@@ -123,7 +124,7 @@ def global_options(
 
 def _add(tree: typer.Typer, name: str, command: Command) -> None:
     tree.command(name, epilog=_epilog(name) if tree is app else None)(
-        options.with_globals(console.guarded(command, libraries=command is not recipes))
+        options.with_globals(guarded(command, libraries=command is not recipes))
     )
 
 

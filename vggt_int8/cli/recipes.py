@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from vggt_int8.cli import console, options
+from vggt_int8.cli.libraries import quiet_libraries
 from vggt_int8.recipe import load_recipe
 
 # Bytes of a VGGT-1B checkpoint, and the backends that have kernels for the recipe: to measure them takes PyTorch, the
@@ -27,7 +28,7 @@ def recipes(
     """List the shipped recipes: what they do, the size of VGGT-1B, and the backends that can run them."""
     rows = [_row(name) for name in FACTS]
     if check:
-        with console.step("Trying the backends on this machine"), console.quiet_libraries():
+        with console.step("Trying the backends on this machine"), quiet_libraries():
             for row in rows:
                 row["runs_here"] = measure(row["name"])[1]
     if as_json:
