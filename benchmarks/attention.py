@@ -12,7 +12,6 @@ have to compute some tiles twice.
 """
 
 import argparse
-import json
 import math
 import platform
 import statistics
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from vggt_int8.difference import Difference
+from vggt_int8.files import append_json_line
 from vggt_int8.kernels.cuda import triton_attention
 from vggt_int8.kernels.cuda.attention_variants import Variant, candidates
 from vggt_int8.kernels.cuda.launch import architecture, compiling
@@ -156,8 +156,7 @@ def measure(kind: str, frames: int, arguments: argparse.Namespace, machine: dict
             line = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
         print(name, line, flush=True)
         if arguments.out:
-            with arguments.out.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row | machine) + "\n")
+            append_json_line(arguments.out, row | machine)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8
 from vggt_int8.export.report import installed_versions
+from vggt_int8.files import append_json_line
 from vggt_int8.kernels.cpu import threads as cpu_threads
 
 LONGEST = 600  # seconds of a load, and of a neighbour
@@ -58,12 +59,10 @@ def main() -> None:
                 )
             if busy is None:  # which filled the page cache
                 continue
-            line = json.dumps({"busy": busy, "recipe": arguments.recipe, **json.loads(run.stdout)})
-            print(line, flush=True)
+            row = {"busy": busy, "recipe": arguments.recipe, **json.loads(run.stdout)}
+            print(json.dumps(row), flush=True)
             if arguments.out is not None:
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                append_json_line(arguments.out, row)
 
 
 def random_checkpoint(folder: Path) -> Path:

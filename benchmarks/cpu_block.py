@@ -28,6 +28,7 @@ from torch import Tensor
 from vggt_int8 import VGGTConfig, VGGTInt8, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.export.report import installed_versions
+from vggt_int8.files import append_json_line
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul, memory
 from vggt_int8.model.layers import Block
@@ -69,12 +70,10 @@ def main() -> None:
             "block": measure("VGGT-1B block, 1041 tokens", block_variants(), arguments.repeats),
             "model": measure("embedded model, 8 frames", model_variants(), arguments.repeats),
         }
-    line = json.dumps({**machine, "ms": results})
-    print(line)
+    row = {**machine, "ms": results}
+    print(json.dumps(row))
     if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_json_line(arguments.out, row)
 
 
 def block_variants() -> Variants:

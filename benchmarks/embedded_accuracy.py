@@ -27,6 +27,7 @@ from vggt_int8.eval.outliers import with_outliers
 from vggt_int8.eval.static import input_absmax, quantize_static
 from vggt_int8.export.report import describe_machine, installed_versions
 from vggt_int8.files import write_json
+from vggt_int8.plain_data import finite
 from vggt_int8.quant import BackendError, Int8Linear
 from vggt_int8.scenes import scene_batches
 
@@ -91,7 +92,8 @@ def main(command_line: list[str] | None = None) -> None:
     if arguments.out:
         settings = {key: _shown(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         facts = {"machine": describe_machine(device), "versions": installed_versions(), "settings": settings}
-        write_json(arguments.out, {"format_version": 1, **facts, "left_out": left_out, "ranges": ranges, "rows": rows})
+        whole = {"format_version": 1, **facts, "left_out": left_out, "ranges": ranges, "rows": rows}
+        write_json(arguments.out, finite(whole))  # a score may be no number, as a ratio of an untrained network
 
 
 def _shown(path: Path) -> str:

@@ -10,7 +10,6 @@ include scales, GELU, LayerScale and residual. No ratio is printed for what fail
 """
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
+from vggt_int8.files import append_json_line
 from vggt_int8.kernels.cuda import (
     tiles,
     triton_norm,
@@ -46,7 +46,7 @@ class Log:
     """Appends measurements to a JSON-lines file, each with the machine it was made on."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8")
+        self.path = path
         device = torch.cuda.get_device_properties(0)
         self.machine = {
             "gpu": device.name,
@@ -57,8 +57,7 @@ class Log:
         }
 
     def write(self, **values: Any) -> None:
-        self.file.write(json.dumps(values | self.machine) + "\n")
-        self.file.flush()
+        append_json_line(self.path, values | self.machine)
 
 
 def run_checks() -> bool:

@@ -9,7 +9,6 @@ The whole itself comes with and without branches of the graph (`runtime/branches
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
 from vggt_int8 import VGGT, VGGTConfig, quantize
+from vggt_int8.files import append_json_line
 from vggt_int8.model.tables import rope_table
 from vggt_int8.runtime import branches, dense
 from vggt_int8.runtime.aggregator import Halves, run_aggregator
@@ -146,8 +146,7 @@ def main() -> None:
                 print(f"{ms:9.3f}  {name}")
             if arguments.out:
                 row = {"recipe": recipe, "frames": frames, "gpu": torch.cuda.get_device_name(), "ms": parts}
-                with arguments.out.open("a") as handle:
-                    handle.write(json.dumps(row) + "\n")
+                append_json_line(arguments.out, row)
         del model
 
 

@@ -53,6 +53,29 @@ def test_one_camera_turned_by_ten_degrees() -> None:
     assert scores.auc_5 == pytest.approx(50, abs=1e-3)
 
 
+def test_pose_scores_by_hand() -> None:
+    """The larger error of each of four pairs is 0.5, 1.5, 2.5 and 40 degrees."""
+    rotation = torch.tensor([[0.5, 1.0], [2.5, 3.0]])
+    translation = torch.tensor([[0.1, 1.5], [2.0, 40.0]])
+    scores = pose_scores(rotation, translation)
+    assert scores.auc_3 == pytest.approx(100 * (1 + 2 + 3) / (3 * 4))
+    assert scores.auc_5 == pytest.approx(100 * (1 + 2 + 3 + 3 + 3) / (5 * 4))
+    assert scores.auc_15 == pytest.approx(100 * (1 + 2 + 13 * 3) / (15 * 4))
+    assert scores.auc_30 == pytest.approx(100 * (1 + 2 + 28 * 3) / (30 * 4))
+    assert (scores.rotation_median, scores.translation_median, scores.pairs) == (1.0, 1.5, 4)
+    on_the_threshold = pose_scores(torch.tensor([3.0]), torch.tensor([0.0]))
+    assert (on_the_threshold.auc_3, on_the_threshold.auc_5) == (0, pytest.approx(100 * 2 / 5)), "below, not at"
+
+
+def test_depth_scores_by_hand() -> None:
+    truth = torch.tensor([1.0, 2.0, 4.0, 5.0, 10.0]).view(1, 1, 1, 5)
+    predicted = torch.tensor([0.5, 1.0, 2.0, 3.0, 2.0]).view(1, 1, 1, 5)  # truth / prediction: 2, 2, 2, 5/3, 5
+    scores = depth_scores(predicted, truth, torch.ones(1, 1, 1, 5, dtype=torch.bool))
+    # Twice the prediction: 1, 2, 4, 6, 4. Off by 1/5 and 6/10; 6/5 is within a factor of 1.25, 10/4 is not.
+    assert scores.abs_rel == pytest.approx((0.2 + 0.6) / 5)
+    assert scores.delta_125 == pytest.approx(80)
+
+
 def test_a_translation_that_points_backwards_is_wrong() -> None:
     truth = torch.eye(3, 4).repeat(1, 2, 1, 1)
     truth[:, 1, :, 3] = torch.tensor([1.0, 0.0, 0.0])
