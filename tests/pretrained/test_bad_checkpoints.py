@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vggt_int8 import BackendError, CheckpointError, RecipeError, VGGTConfig, VGGTInt8
+from vggt_int8 import BackendError, CheckpointError, RecipeError, VGGTConfig, VGGTInt8, available_recipes
 
 INDEX = "model.safetensors.index.json"
 QKV = "aggregator.frame_blocks.1.attn.qkv"
@@ -355,7 +355,7 @@ REQUESTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "{float}",
         request(recipe="int4"),
         RecipeError,
-        "there is no recipe 'int4'. Shipped: fp16, int8_dynamic, int8_weight_only, llm_int8",
+        f"there is no recipe 'int4'. Shipped: {', '.join(available_recipes())}",
     ),
     ("{float}", request(recipe="none.toml"), RecipeError, r"cannot read the recipe none\.toml"),
     ("{float}", request(recipe="int8_dynamic", backend="cutlass"), BackendError, "there is no backend 'cutlass'"),
