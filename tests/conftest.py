@@ -6,6 +6,7 @@ On a GPU machine: `pytest -m gpu --results benchmarks/results/h200/gpu_tests.jso
 import datetime
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,46 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out `gpu` tests without CUDA, which are for another machine, and `slow` ones unless `-m` speaks of them.
+# What is left out unless asked for, and how it is.
+ASKED_FOR = ("exhaustive", "slow")
+HOW_TO_RUN = {
+    "gpu": "on a machine with CUDA: pytest -m gpu",
+    "slow": "with them: pytest -m 'slow or not slow'",
+    "exhaustive": "them alone: pytest -m exhaustive",
+}
+LEFT_OUT = pytest.StashKey[Counter[str]]()
 
-    They are counted as deselected, not as skipped.
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out `gpu` tests without CUDA, which are for another machine, and others unless `-m` speaks of their marker.
+
+    They are counted as deselected, not as skipped, and the summary says how many of which kind.
     """
     without = [] if torch.cuda.is_available() else ["gpu"]
-    if "slow" not in config.getoption("markexpr"):
-        without.append("slow")
-    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in without)]
-    items[:] = [item for item in items if item not in left_out]
+    without += [mark for mark in ASKED_FOR if mark not in config.getoption("markexpr")]
+    kept, left_out = [], []
+    for item in items:
+        mark = next((mark for mark in without if item.get_closest_marker(mark)), None)
+        (left_out if mark else kept).append(item)
+        config.stash[LEFT_OUT].update([mark] if mark else [])
     config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a process of pytest-xdist
+        session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every process of pytest-xdist has collected the same, and left out the same."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", {})
+    node.config.stash[LEFT_OUT] = Counter(left_out)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +78,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Write `--results`: GPU tests run by hand, so their outcome is kept with what it was seen on."""
+    """Say what was left out, and write `--results`: GPU tests run by hand, so it is kept what they were seen on."""
+    for mark, count in config.stash[LEFT_OUT].items():
+        terminalreporter.write_line(f"left out: {count} {mark} ({HOW_TO_RUN[mark]})")
     path = config.getoption("--results")
     if path is None:
         return

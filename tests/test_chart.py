@@ -73,3 +73,44 @@ def test_a_file_that_was_not_drawn_here_is_not_replaced(tmp_path: Path, content:
     path.unlink()
     for value in (2.0, 3.0):
         write_svg(path, [Panel("a", {"x": [(1.0, value)]})], columns=1)
+
+
+def texts(root: ET.Element) -> dict[str, tuple[float, float, str]]:
+    """Position and anchor of each text."""
+    return {
+        text.text or "": (float(text.attrib["x"]), float(text.attrib["y"]), text.attrib.get("text-anchor", "start"))
+        for text in root.iter(f"{SVG}text")
+        if "x" in text.attrib
+    }
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_numbers_stand_at_the_values_that_they_name(tmp_path: Path, log: bool) -> None:
+    """Points at the very values of the ticks: those of x below the axes, those of y left of them, half a line lower."""
+    values = [(1.0, 200.0), (4.0, 500.0), (10.0, 900.0)]
+    x, y = Axis("frames", log, ticks=(1.0, 4.0, 10.0)), Axis("ms", log, ticks=(200.0, 500.0, 900.0))
+    root = drawn(tmp_path, Panel("time", {"a": values}, x, y, markers=True))
+    places, written = points_of(root)[0], texts(root)
+    dots = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in root.iter(f"{SVG}circle")]
+    assert dots == places
+    left, right, bottom = 58, 440 - 16, 270 - 46
+    for (at_x, at_y), (value_x, value_y) in zip(places, values, strict=True):
+        assert left < at_x < right
+        assert 40 < at_y < bottom
+        assert written[f"{value_x:.0f}"] == (pytest.approx(at_x, abs=0.11), bottom + 17, "middle")
+        assert written[f"{value_y:.0f}"] == (left - 7, pytest.approx(at_y + 4, abs=0.11), "end")
+    assert written["frames"] == ((left + right) / 2, bottom + 36, "middle")
+    assert written["time"][:2] == (left, 22)
+    (turned,) = [text for text in root.iter(f"{SVG}text") if text.text == "ms"]
+    assert turned.attrib["transform"] == f"translate(14,{(40 + bottom) / 2:.0f}) rotate(-90)"
+
+
+def test_names_of_lines_stand_beside_a_piece_of_them_and_wrap(tmp_path: Path) -> None:
+    names = [f"a name of some length {number}" for number in range(4)]
+    root = drawn(tmp_path, Panel("", {name: [(0.0, float(i))] for i, name in enumerate(names)}))
+    written = [texts(root)[name] for name in names]
+    pieces = [path.attrib["d"] for path in root.iter(f"{SVG}path") if path.attrib.get("stroke-width") == "3"]
+    assert pieces == [f"M{x - 24:.0f} {y - 4:.0f}h18" for x, y, _ in written]
+    assert written[0][:2] == (58 + 24, 8)
+    assert [y for _, y, _ in written] == [8, 8, 26, 26]
+    assert all(x + 6.3 * len(name) <= 440 - 16 for name, (x, _, _) in zip(names, written, strict=True))

@@ -1,9 +1,9 @@
-"""Commands that are killed at their renames, removals and new folders, one after the other: slow, and complete.
+"""Commands that are killed at their renames, removals and new folders, one after the other.
 
 A kill leaves the old results or the new ones whole, or a folder that lacks its last file (report.json, config.json).
 What others have put there stays, and the same command afterwards does what it does without a kill, leaving nothing
-hidden. By default some moments of one command are tried; `pytest -m slow` tries all of all. `test_kills.py` runs this
-file in a process of its own.
+hidden. The slow tests try some moments of one command, the exhaustive ones all of all. `test_kills.py` runs this file
+in a process of its own.
 """
 
 import itertools
@@ -126,7 +126,7 @@ def computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VGGTInt8, "forward", once)
 
 
-@pytest.fixture(params=["a sample", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.fixture(params=["a sample", pytest.param("all", marks=pytest.mark.exhaustive)])
 def every(request: pytest.FixtureRequest) -> bool:
     return request.param == "all"
 
@@ -146,7 +146,7 @@ def test_run_over_the_results_of_another(every: bool, tiny: Path, photos: list[P
     assert seen == {"old", "incomplete", "new"} if every else "old" in seen
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("computed_once")
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_new_run(exists: bool, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_new_run(exists: bool, tiny: Path, photos: list[Path], tmp_path: Path)
     assert exists or "incomplete" not in seen
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("exists", [False, True])
 def test_quantize(exists: bool, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "place" / "out"
@@ -221,7 +221,7 @@ def test_a_demo_over_an_earlier_one_in_its_exchange(every: bool, demos: Path, tm
     assert "incomplete" in seen or not every
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_demo_that_is_killed_while_its_models_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One kill, when the second model is about to be saved in the staging folder."""
     monkeypatch.setattr(recipe, "available_recipes", lambda: [demo.PICTURED])

@@ -19,6 +19,7 @@ def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "LOADS", {"cpu": (256, 256, 1 << 24)})
 
 
+@pytest.mark.slow
 def test_rows_are_appended_resumed_and_reported(cli, tmp_path: Path) -> None:
     out, readme = tmp_path / "results" / "cpu.jsonl", tmp_path / "README.md"
     command = ("bench", *TINY, "-o", out, "--variants", "fp32,int8_dynamic:native")

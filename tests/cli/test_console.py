@@ -36,6 +36,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
     return process.returncode, out.splitlines(), err.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torchao", "bitsandbytes"])
 def test_only_our_lines_are_shown(tiny_int8: Path, photos: list[Path], tmp_path: Path, backend: str) -> None:
     command = ("run", tiny_int8, *photos, "-o", tmp_path / "out", "--backend", backend, "--device", "cpu")
@@ -84,8 +85,9 @@ def test_version_and_help_need_no_network_and_load_no_model_code() -> None:
 @pytest.mark.parametrize(
     ("number", "after", "code", "word"),
     [
-        (signal.SIGINT, 0.5, 130, "Interrupted."),  # somewhere inside rendering or loading
-        (signal.SIGTERM, 1.0, 143, "Terminated."),
+        # Somewhere inside rendering or loading.
+        pytest.param(signal.SIGINT, 0.5, 130, "Interrupted.", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 1.0, 143, "Terminated.", marks=pytest.mark.slow),
         (signal.SIGINT, None, 130, "Interrupted."),  # while it imports
     ],
 )

@@ -47,6 +47,7 @@ def results(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return out, result.stdout
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_files_hold(results: tuple[Path, str]) -> None:
     out, text = results
     assert {path.name for path in out.iterdir()} == {*available_scenes(), "report.json"}
@@ -67,6 +68,7 @@ def test_the_table_says_what_the_files_hold(results: tuple[Path, str]) -> None:
         assert rows[name]["depth_difference"] > rows["fp16"]["depth_difference"]
 
 
+@pytest.mark.slow
 def test_errors_follow_from_the_written_cameras_and_depths(results: tuple[Path, str]) -> None:
     out, _ = results
     rows = {row["recipe"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
@@ -87,6 +89,7 @@ def test_errors_follow_from_the_written_cameras_and_depths(results: tuple[Path, 
     assert rows["int8_dynamic"]["abs_rel"] == pytest.approx(sum(abs_rel) / 3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_scene_has_a_picture_and_point_clouds(results: tuple[Path, str]) -> None:
     out, _ = results
     for name in available_scenes():
@@ -106,6 +109,7 @@ def test_missing_weights_are_an_error_that_says_so(tmp_path: Path, monkeypatch: 
         demo.embedded_model()
 
 
+@pytest.mark.slow
 def test_only_an_earlier_demo_is_replaced(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "MINI", small_model)
     monkeypatch.setattr(demo, "TIMED_RUNS", 1)

@@ -38,6 +38,7 @@ def test_what_a_console_cannot_show_is_spelt_out(
         assert stream.buffer.getvalue() == expected
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_utf8_works_from_end_to_end(tiny: Path, photos: list[Path], tmp_path: Path) -> None:
     folder, out = tmp_path / LATIN, tmp_path / f"{LATIN}_out"
     folder.mkdir()

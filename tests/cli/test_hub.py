@@ -12,6 +12,8 @@ import pytest
 
 from tests.hub_standin.server import HubServer
 
+pytestmark = pytest.mark.slow  # a process for each command
+
 UPLOAD = """
 import sys
 from huggingface_hub import HfApi

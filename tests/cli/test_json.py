@@ -43,6 +43,7 @@ def test_quantize(tiny: Path, tmp_path: Path) -> None:
     assert {"W8A16"} <= {layer["scheme"] for layer in found["layers"]}
 
 
+@pytest.mark.slow
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "SECONDS", 0.01)
     monkeypatch.setattr(cost, "LOADS", {"cpu": (256, 256, 1 << 24)})

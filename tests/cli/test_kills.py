@@ -12,8 +12,8 @@ CASES = Path(__file__).with_name("kill_cases.py")
 @pytest.mark.parametrize(
     "marked",
     [
-        pytest.param("not slow", id="a sample"),
-        pytest.param("slow", id="all", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+        pytest.param("not exhaustive", id="a sample", marks=pytest.mark.slow),
+        pytest.param("exhaustive", id="all", marks=[pytest.mark.exhaustive, pytest.mark.timeout(3600)]),
     ],
 )
 def test_commands_that_are_killed(marked: str) -> None:

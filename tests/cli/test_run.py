@@ -53,6 +53,7 @@ app()
 """
 
 
+@pytest.mark.slow
 def test_the_seconds_of_loading_are_not_those_of_imports(tiny: Path, photos: list[Path], tmp_path: Path) -> None:
     run = [sys.executable, "-c", IMPORTED_WHEN_A_PHASE_BEGINS, "run", tiny, photos[0], "-o", tmp_path / "out"]
     done = subprocess.run([*map(str, run), "--device", "cpu"], capture_output=True, text=True, timeout=120)

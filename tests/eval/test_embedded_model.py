@@ -10,6 +10,8 @@ from vggt_int8.scenes import render_scenes, scene_seeds
 from vggt_int8.training.config import DataConfig, FrameShape, ValidationConfig
 from vggt_int8.training.validation import validate
 
+pytestmark = pytest.mark.slow
+
 # Of eight held-out scenes of four views, and well inside what 128 scenes gave (AUC@30 89 %, AbsRel 0.024).
 LEAST_AUC_30, MOST_ABS_REL = 75.0, 0.045
 

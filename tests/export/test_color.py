@@ -4,26 +4,28 @@ import numpy as np
 
 from vggt_int8.export.color import NO_DATA, color_table, colorize, colorize_depth, robust_range
 
+# The published forward matrices: the code under test uses the inverse ones.
+TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+
 
 def oklab(srgb: np.ndarray) -> np.ndarray:
-    """sRGB uint8 -> OKLab, by the published forward matrices (the code under test uses the inverse ones)."""
+    """sRGB uint8 -> OKLab."""
     x = srgb / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-    to_lms = np.array(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-    to_lab = np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-    return np.cbrt(linear @ to_lms.T) @ to_lab.T
+    return np.cbrt(linear @ TO_LMS.T) @ TO_LAB.T
 
 
 def test_lightness_and_colour_change_evenly() -> None:
@@ -33,6 +35,24 @@ def test_lightness_and_colour_change_evenly() -> None:
     assert lightness_steps.min() > 0
     assert lightness_steps.max() < 1.25 * lightness_steps.min()
     assert colour_steps.max() < 1.25 * colour_steps.min()
+
+
+def test_colours_are_as_strong_as_srgb_allows() -> None:
+    """Seven eighths of the largest chroma inside the cube, found by trying them all, and averaged over kinks."""
+    t = np.linspace(0, 1, 256)
+    lightness, hue = 0.22 + 0.74 * t, np.deg2rad(280 + 190 * t)
+    chroma = np.linspace(0, 0.19, 1901)[:, None]
+    lab = np.stack(np.broadcast_arrays(lightness, chroma * np.cos(hue), chroma * np.sin(hue)), axis=-1)
+    linear = (lab @ np.linalg.inv(TO_LAB).T) ** 3 @ np.linalg.inv(TO_LMS).T
+    inside = ((linear >= 0) & (linear <= 1)).all(axis=-1)
+    largest = np.where(inside, chroma, 0).max(axis=0)
+    window = np.hanning(67)[1:-1] / np.hanning(67).sum()
+    want = 0.875 * np.convolve(np.pad(largest, 32, mode="edge"), window, mode="valid")
+    got = oklab(color_table())
+    assert np.abs(got[:, 0] - lightness).max() < 0.004, "one step of 8 bits"
+    assert np.abs(np.linalg.norm(got[:, 1:], axis=-1) - want).max() < 0.004
+    turned = np.arctan2(got[:, 2], got[:, 1]) - hue
+    assert np.abs(np.angle(np.exp(1j * turned))).max() < 0.06
 
 
 def test_all_colours_differ_and_none_is_gray() -> None:

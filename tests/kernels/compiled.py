@@ -10,7 +10,9 @@ from torch import Tensor
 
 from vggt_int8.kernels.cpu import compiled, matmul
 
-LIBRARIES = ["own", "own without AMX", "own, small parts on 4 threads", "emulated VNNI", "emulated AMX"]
+NAMES = ["own", "own without AMX", "own, small parts on 4 threads", "emulated VNNI", "emulated AMX"]
+# For `parametrize`. The others are this machine's, or other machines' in plain C.
+LIBRARIES = [name if name.startswith("own") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 _EMULATED = Path(__file__).with_name("emulated_tiles.h")
 # The library in the cache is named by its flags.
 _EMULATION = [f'-DEMULATED_TILES="{_EMULATED}"', f"-DVERSION_{hashlib.sha256(_EMULATED.read_bytes()).hexdigest()}"]

@@ -113,6 +113,7 @@ assert len(compiled) == 2, "and then it is there"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90])  # 86 and 89 take the code of 80
 def test_all_kernels_compile(arch: int, tmp_path: Path) -> None:
     pytest.importorskip("triton")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.compiled import LIBRARIES, _load, use, walled
+from tests.kernels.compiled import LIBRARIES, NAMES, _load, use, walled
 from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
@@ -193,7 +193,7 @@ def test_fewer_threads_than_asked_for(library: compiled.Library) -> None:
 
 
 def library_name(library: compiled.Library) -> str:
-    return next(name for name in LIBRARIES if _load(name) is library)
+    return next(name for name in NAMES if _load(name) is library)
 
 
 PROBE = "import warnings; warnings.simplefilter('error'); from vggt_int8.kernels.cpu import compiled as c; "
@@ -215,6 +215,7 @@ def test_amx_can_be_switched_off() -> None:
     assert name.strip() in ("compiled kernels on AVX-512 VNNI", "compiled kernels on AVX2")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
@@ -236,6 +237,7 @@ def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path) -> None:
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
@@ -247,6 +249,7 @@ def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path) -> None:
     assert made.suffix == ".so"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
     """CC may hold flags, too."""

@@ -53,6 +53,7 @@ def test_vggt_1b_runs_on_the_meta_device() -> None:
     assert all(value.dtype == torch.float32 for value in output.values())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiles_into_one_graph_for_each_shape(tiny_sizes: dict[str, Any]) -> None:
     torch._dynamo.reset()

@@ -407,6 +407,7 @@ def test_cuda_without_cuda(tiny_checkpoint: Path, int8_checkpoint: Path, source:
         VGGTInt8.from_pretrained(folder, recipe=recipe, device_map=device_map)
 
 
+@pytest.mark.slow
 def test_no_network_and_not_cached(tmp_path: Path) -> None:
     code = """
 from vggt_int8 import CheckpointError, VGGTInt8

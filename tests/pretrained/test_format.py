@@ -155,6 +155,7 @@ def test_format_1_as_a_state_dict(tmp_path: Path, int8_checkpoint: Path) -> None
     assert_same(other, model)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")  # two parameters
 @pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
 @pytest.mark.parametrize("device_map", [{"": "disk"}, MIXED], ids=["disk", "mixed"])

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.usable import skip_unless_usable
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
-from vggt_int8.quant import BACKENDS, BackendError, Int8Linear
+from vggt_int8.quant import BACKENDS, BackendError, Int8Linear, backends
 from vggt_int8.quant.backends import auto_reason, check_backend_name, get_backend, resolve
 from vggt_int8.recipe import Scheme
 
@@ -300,6 +301,40 @@ def test_the_table_of_the_design(scheme: str, backend: str) -> None:
             layer(randn(3, 16))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "order"),
+    [
+        (Scheme("none"), ["native", "torchao", "reference"]),
+        (Scheme("dynamic"), ["native", "bitsandbytes", "torchao", "reference"]),
+        (Scheme("static"), ["native", "torchao", "reference"]),
+        (Scheme("dynamic", 6.0), ["bitsandbytes", "reference"]),
+    ],
+    ids=lambda value: value.label if isinstance(value, Scheme) else None,
+)
+def test_auto_on_cuda_tries_the_fastest_first(
+    monkeypatch: pytest.MonkeyPatch, scheme: Scheme, order: list[str]
+) -> None:
+    """By whole forward passes on an H200 (`benchmarks/README.md`); also on machines that lack the first ones."""
+
+    def backends_without(lacking: list[str]) -> None:
+        def get(name: str) -> SimpleNamespace:
+            return SimpleNamespace(name=name, unsupported=lambda *_: "it is not here" if name in lacking else None)
+
+        monkeypatch.setattr(backends, "get_backend", get)
+        resolve.cache_clear()
+
+    try:
+        for number, name in enumerate(order):
+            backends_without(order[:number])
+            assert resolve("auto", scheme, "cuda").name == name
+            assert [word in auto_reason(scheme, "cuda") for word in order[: number + 1]] == [True] * (number + 1)
+        backends_without(order)
+        with pytest.raises(BackendError, match="it is not here"):
+            resolve("auto", scheme, "cuda")
+    finally:
+        resolve.cache_clear()
+
+
 def test_auto_takes_a_backend_and_says_which() -> None:
     names = {scheme: resolve("auto", SCHEMES[scheme], "cpu").name for scheme in SCHEMES}
     in_floats = torch.backends.cpu.get_cpu_capability() != "AVX512"  # bitsandbytes asks the same
@@ -325,6 +360,7 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         fresh("torchao")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets named here are x86's")
 def test_libraries_are_refused_where_their_product_saturates() -> None:
     """Without VNNI `torch._int_mm` adds pairs of products in 16 bits, and torchao and bitsandbytes do not look.

@@ -167,6 +167,23 @@ def test_the_terms_of_the_estimate() -> None:
     assert on_host == pytest.approx(104100 * per_token * 5, rel=0.3)
 
 
+@pytest.mark.parametrize(
+    ("frames", "plan", "of_x", "mlp_rows"),
+    [
+        (100, PLANS[0], 6 + 5, 0),  # x, q k v and the output of attention, beside six of eight halves that are kept
+        (100, PLANS[2], 5, 0),
+        (100, SMALLEST, 5, 0),
+        (1, PLANS[0], 6 + 2, 1041),  # few tokens: the MLP takes more than attention
+    ],
+)
+def test_bytes_per_token_are_those_of_the_text(frames: int, plan: memory.Plan, of_x: int, mlp_rows: int) -> None:
+    """In units of a token of x (2 KB), and 13 KB for a row of the MLP; without heads that hold maps."""
+    cameras = replace(shape(frames), heads=("camera",))
+    blocks = cameras._block_bytes(CONFIG, plan)
+    assert blocks == frames * 1041 * 2048 * of_x + mlp_rows * 13 * 1024
+    assert cameras.peak_bytes(CONFIG, plan) == memory.MARGIN + max(blocks, cameras._head_bytes(CONFIG, plan))
+
+
 def test_parts_are_of_nearly_equal_length() -> None:
     for total, at_most in ((1, 1), (10, 8), (10, 3), (100, 32), (7, 100)):
         slices = list(parts(total, at_most))
