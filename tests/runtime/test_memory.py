@@ -177,11 +177,11 @@ def test_the_terms_of_the_estimate() -> None:
     ],
 )
 def test_bytes_per_token_are_those_of_the_text(frames: int, plan: memory.Plan, of_x: int, mlp_rows: int) -> None:
-    """In units of a token of x (2 KB), and 13 KB for a row of the MLP; without heads that hold maps."""
-    cameras = replace(shape(frames), heads=("camera",))
-    blocks = cameras._block_bytes(CONFIG, plan)
+    """In units of a token of x (2 KB), and 13 KB for a row of the MLP."""
+    call = shape(frames)
+    blocks = call._block_bytes(CONFIG, plan)
     assert blocks == frames * 1041 * 2048 * of_x + mlp_rows * 13 * 1024
-    assert cameras.peak_bytes(CONFIG, plan) == memory.MARGIN + max(blocks, cameras._head_bytes(CONFIG, plan))
+    assert call.peak_bytes(CONFIG, plan) == memory.MARGIN + max(blocks, call._head_bytes(CONFIG, plan))
 
 
 def test_parts_are_of_nearly_equal_length() -> None:

@@ -18,6 +18,7 @@ from vggt_int8.training.run import trained_model
 from vggt_int8.training.start import build_optimizers, fresh_model
 
 
+@pytest.mark.slow
 def test_overfitting_two_scenes_recovers_their_cameras_and_depth(tiny_config: TrainingConfig) -> None:
     """Converges far below the limits (errors of about 0.2 degrees, 2% of depth), whatever the seed or the rounding."""
     small = {"img_size": 16, "patch_size": 4, "camera_iterations": 2, "enable_point": False}

@@ -31,6 +31,7 @@ def averaged(process: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_gradients_of_processes_are_averaged(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(averaged, (str(tmp_path),), nprocs=2)
 
@@ -52,6 +53,7 @@ def test_two_gpus_learn_the_same_with_and_without_recorded_steps(tmp_path: Path)
     assert totals[0] == pytest.approx(totals[1], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(tmp_path: Path) -> None:
     """`accelerate launch` on two CPU processes: the same command as on two GPUs."""
     config = tmp_path / "run.toml"
