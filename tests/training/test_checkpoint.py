@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.runs import ONLY
-from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_facts, save_checkpoint
+from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_config, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.loop import Trainer
 from vggt_int8.training.start import build_optimizers, fresh_model
@@ -110,3 +110,13 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     facts.write_text(facts.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(ValueError, match="format_version 2"):
         read_facts(tmp_path / "c")
+    damaged = {"[1]": "it holds", '{"format_version": 1}': "its step is None", "{": "is damaged"}
+    damaged['{"format_version": 1, "step": 1, "shards": "2"}'] = "its shards is '2'"
+    for content, message in damaged.items():
+        facts.write_text(content)
+        with pytest.raises(ValueError, match=rf"trainer\.json .*{message}"):
+            read_facts(tmp_path / "c")
+    for config in ("", ', "config": 3', ', "config": {"model": 3}', ', "config": {}'):
+        facts.write_text(f'{{"format_version": 1, "step": 1, "shards": 1{config}}}')
+        with pytest.raises(ValueError, match=r"trainer\.json .* config .*"):
+            read_config(tmp_path / "c")

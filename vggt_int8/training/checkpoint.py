@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Muon, Optimizer
 
 from vggt_int8.files import staged_folder, sweep
+from vggt_int8.plain_data import shown
+from vggt_int8.training.config import TrainingConfig, config_from_table
 
 SHARD_BYTES = 15 * 2**20
 FORMAT_VERSION = 1
@@ -91,14 +93,30 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint: trainer.json is missing")
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged: it holds {shown(facts)}, not the facts of a checkpoint")
     if facts.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {facts.get('format_version')!r}; this version reads {FORMAT_VERSION}"
         )
+    for key in ("step", "shards"):
+        if type(facts.get(key)) is not int or facts[key] < 0:
+            raise ValueError(f"{path} is damaged: its {key} is {shown(facts.get(key))}, not a number of them")
     return facts
+
+
+def read_config(folder: Path) -> TrainingConfig:
+    """What the run that wrote a checkpoint was made of. Raises as `read_facts`."""
+    table = read_facts(folder).get("config")
+    if not isinstance(table, dict):
+        raise ValueError(f"{folder / 'trainer.json'} is damaged: its config is {shown(table)}, not a table")
+    try:
+        return config_from_table(table)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'trainer.json'} has a config that this version cannot use: {error}") from error
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from vggt_int8.files import append_json_line
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.captured import CapturedBackward, average_gradients
-from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
-from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference
+from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_config, save_checkpoint
+from vggt_int8.training.config import TrainingConfig, first_difference
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.log import LOG
 from vggt_int8.training.losses import scene_losses
@@ -90,7 +90,7 @@ class Trainer:
 
     def _check_resumable(self) -> None:
         """Raises ValueError if the checkpoint is of another network, and tells what else is set differently now."""
-        stored = config_from_table(read_facts(self.checkpoint)["config"])
+        stored = read_config(self.checkpoint)
         if difference := first_difference(stored.vggt(), self.config.vggt()):
             key, found, wanted = difference
             raise ValueError(f"{self.checkpoint} is of a network with {key} {found}, not {wanted}")

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from vggt_int8.model import VGGT
-from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
-from vggt_int8.training.config import TrainingConfig, config_from_table, first_difference
+from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_config, read_facts, save_checkpoint
+from vggt_int8.training.config import TrainingConfig, first_difference
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits, Trainer
 
@@ -103,7 +103,7 @@ def export(out: Path, folder: Path) -> None:
 
     Raises ValueError if a weight does not fit into fp16, and what `load_checkpoint` raises.
     """
-    config = config_from_table(read_facts(out / "checkpoint")["config"])
+    config = read_config(out / "checkpoint")
     model = VGGT(config.vggt())
     load_checkpoint(out / "checkpoint", model)
     largest = max(parameter.abs().max().item() for parameter in model.parameters())
