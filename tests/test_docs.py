@@ -5,7 +5,6 @@ model and the CPU. `demo`, `bench` and `bench-report` are parsed alone, and so i
 """
 
 import ast
-import importlib
 import re
 import shlex
 import shutil
@@ -106,8 +105,6 @@ def test_command_lines_are_taken(page: str) -> None:
         program, *arguments = shlex.split(line)
         if program == "vggt-int8":
             parse(arguments)
-        elif program == "python" and arguments[1].startswith("vggt_int8"):
-            importlib.import_module(f"{arguments[1]}.__main__")._parser().parse_args(arguments[2:])
         elif program == "pip":
             assert (ROOT / arguments[arguments.index("-c") + 1]).is_file()
         else:
