@@ -19,6 +19,7 @@ from torch.nn.attention import sdpa_kernel
 
 from vggt_int8 import VGGT, VGGTConfig, quantize
 from vggt_int8.files import append_json_line
+from vggt_int8.model.call import Call
 from vggt_int8.model.tables import rope_table
 from vggt_int8.runtime import branches, dense
 from vggt_int8.runtime.aggregator import Halves, run_aggregator
@@ -105,7 +106,7 @@ def head_times(model: VGGT, frames: int) -> dict[str, float]:
 
 def whole_times(model: VGGT, frames: int) -> dict[str, float]:
     images = torch.rand(1, frames, 3, *SIZE, device="cuda")
-    heads = ("camera", "depth", "point")
+    call = Call.of(model, images, heads=("camera", "depth", "point"))
     times = {
         "aggregator": milliseconds(lambda: run_aggregator(model.aggregator, images, model.config.dpt_layers, PLANS[0]))
     }
@@ -113,7 +114,7 @@ def whole_times(model: VGGT, frames: int) -> dict[str, float]:
     for branched in (False, True):
         branches.BRANCHES = branched
         name = f"whole, heads {'branch' if branched else 'in order'}"
-        times[name] = milliseconds(lambda: run_network(model, {"images": images}, heads, PLANS[0]))
+        times[name] = milliseconds(lambda: run_network(model, call, PLANS[0]))
     branches.BRANCHES = before
     return times
 

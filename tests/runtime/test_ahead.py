@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.runtime.conftest import Make
 from tests.runtime.test_graphs import Recorder
 from vggt_int8 import VGGTInt8
+from vggt_int8.model.call import Call
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime import runtime
 from vggt_int8.runtime.memory import PLANS
@@ -27,9 +28,9 @@ def replaying(make_quantized: Make, tiny_images: Tensor, monkeypatch: pytest.Mon
     monkeypatch.setattr(runtime, "cpu_plan", lambda *_: replace(PLANS[0], graph=True))
     asked = fused.why_not
 
-    def why_not(*inputs: Tensor | None) -> str | None:
+    def why_not(call: Call) -> str | None:
         graphs.log.append("asked")
-        return asked(*inputs)
+        return asked(call)
 
     monkeypatch.setattr(fused, "why_not", why_not)
     for _ in range(2):

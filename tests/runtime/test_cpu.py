@@ -8,7 +8,6 @@ from tests.codes import FACTOR
 from tests.runtime.conftest import Make
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import conv
-from vggt_int8.pretrained import model as pretrained_model
 from vggt_int8.runtime import Runtime, convolution, runtime
 
 OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
@@ -115,7 +114,7 @@ def test_surplus_memory_is_given_back_after_a_call(make_quantized: Make, monkeyp
 
 def test_surplus_memory_is_given_back_after_plain_calls(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(pretrained_model, "give_back_surplus", lambda: calls.append("memory"))
+    monkeypatch.setattr(runtime, "give_back_surplus", lambda: calls.append("memory"))
     model, images = make_quantized("int8_dynamic"), images_of(1, 14, 14)
     model.set_runtime("off")
     model(images)

@@ -74,15 +74,15 @@ class Exhausted:
         self.failures, self.plans = failures, []
         self.run = runtime.run_network
         monkeypatch.setattr(runtime, "run_network", self)
-        monkeypatch.setattr(runtime, "free_bytes", lambda _: 3 * GIB)
+        monkeypatch.setattr(memory, "free_bytes", lambda _: 3 * GIB)
         monkeypatch.setattr(runtime, "cpu_plan", lambda *_: PLANS[0])
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
-    def __call__(self, model: object, inputs: object, heads: object, plan: object) -> dict[str, Tensor]:
+    def __call__(self, model: object, call: object, plan: object) -> dict[str, Tensor]:
         self.plans.append(plan)
         if len(self.plans) <= self.failures:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.run(model, inputs, heads, plan)
+        return self.run(model, call, plan)
 
 
 def test_out_of_memory_is_caught_once(

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from tests.codes import apart_by_codes
 from tests.runtime.conftest import RECIPES, Make, TrackerCalls
-from vggt_int8 import VGGTInt8
+from vggt_int8 import VGGT, VGGTInt8
 from vggt_int8.difference import relative_error
+from vggt_int8.model import call
+from vggt_int8.model.call import Call
 from vggt_int8.model.vggt import VGGTOutput
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime import Runtime
 from vggt_int8.runtime.memory import PLANS, Plan
 from vggt_int8.runtime.network import run_network
+from vggt_int8.runtime.runtime import Mode
 
 TRACKS = ("track", "vis", "conf")
-HEADS = ("camera", "depth", "point", "track")
 # Relative, of results in fp32 without codes. The reference code in fp32 is within 5e-7 of its fp64 results on this very
 # network (7e-7 on another CPU), so two ways to compute them are 1e-6 apart; the rest is for other orders of sums.
 FP32 = 2e-5
@@ -120,10 +122,10 @@ def test_a_plan_changes_nothing_but_the_parts(
     make_quantized: Make, tracker_calls: TrackerCalls, plan: Plan, batch: int
 ) -> None:
     model = make_quantized("int8_weight_only")  # whose results depend on the order of sums alone
-    inputs = {"images": images_of(batch, 5), "query_points": torch.tensor([[[3.0, 4.0]]]).expand(batch, 1, 2)}
-    want = results(run_network(model, inputs, HEADS, PLANS[0]), tracker_calls)
+    asked = Call.of(model, images_of(batch, 5), torch.tensor([[[3.0, 4.0]]]).expand(batch, 1, 2))
+    want = results(run_network(model, asked, PLANS[0]), tracker_calls)
     for smaller in (plan, replace(plan, rows=7, frames=2, head_frames=2)):
-        got = run_network(model, inputs, HEADS, smaller)
+        got = run_network(model, asked, smaller)
         assert tracker_calls[-1][2] == smaller.head_frames
         found = errors(results(got, tracker_calls), want)
         assert max(found.values()) < FP32, found
@@ -181,6 +183,18 @@ def test_a_copy_and_a_pickle_have_a_runtime_of_their_own(make_quantized: Make) -
         assert torch.equal(other(images).depth, want)
 
 
+def test_a_shallow_copy_runs_its_own_modules(make_quantized: Make) -> None:
+    model, images = make_quantized("int8_dynamic"), images_of(1, 2)
+    model.set_runtime("off", low_vram=True)
+    want = model(images, heads=("depth",)).depth
+    other = copy.copy(model)
+    other._modules = {**model._modules, "depth_head": copy.deepcopy(model.depth_head)}
+    other.depth_head.norm.weight.mul_(2)
+    assert not torch.equal(other(images, heads=("depth",)).depth, want)
+    assert (other.runtime.mode, other.runtime.low_vram) == ("off", True)
+    assert torch.equal(model(images, heads=("depth",)).depth, want)
+
+
 def test_modes_of_the_model(make_quantized: Make) -> None:
     model, images = make_quantized("int8_dynamic"), images_of(1, 2)
     assert model.runtime_report().mode == "none"
@@ -215,6 +229,24 @@ def test_finiteness_is_checked_outside(make_quantized: Make) -> None:
         model(images_of(1, 2))
 
 
+@pytest.mark.parametrize("mode", ["auto", "on", "off"])
+@pytest.mark.parametrize("check_finite", [True, False])
+def test_a_call_is_checked_once(
+    make_quantized: Make, monkeypatch: pytest.MonkeyPatch, mode: Mode, check_finite: bool
+) -> None:
+    model, images, points = make_quantized("int8_dynamic"), images_of(1, 2), torch.tensor([[3.0, 4.0]])
+    model.set_runtime(mode)
+    calls = []
+    checks = ("_checked_images", "_checked_heads", "_checked_query_points")
+    for name, check in ((name, getattr(call, name)) for name in checks):
+        monkeypatch.setattr(call, name, lambda *a, name=name, check=check: calls.append(name) or check(*a))
+    model(images, points, check_finite=check_finite)
+    assert calls == list(checks)
+    Runtime(model)(images, points)
+    VGGT.forward(model, images, points)
+    assert calls == 3 * list(checks)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -228,6 +260,8 @@ def test_bad_input(make_quantized: Make, arguments: tuple[object, ...], error: t
     model = make_quantized("none")
     with pytest.raises(error, match=message):
         Runtime(model)(*arguments)
+    with pytest.raises(error, match=message):
+        model(*arguments)
 
 
 def test_llm_int8_is_refused(make_tiny: object) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vggt_int8.difference import Difference
 from vggt_int8.eval.metrics import geometric_differences
-from vggt_int8.model.inputs import check_is_tensor
+from vggt_int8.model.call import check_is_tensor
 
 _NOT_COMPARED = ("images", "pose_enc_list")
 

@@ -23,11 +23,11 @@ from transformers.utils import ModelOutput
 from vggt_int8.embedded import resolve_source
 from vggt_int8.geometry import pose_encoding_to_camera
 from vggt_int8.model.aggregator import Aggregator
+from vggt_int8.model.call import HEADS, Call
 from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.model.encoder import Encoder
-from vggt_int8.model.inputs import checked_images, checked_query_points
 from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
 from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.size import FAR_LARGER, least_parameters
@@ -38,8 +38,6 @@ from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
 from vggt_int8.saves.save_id import check_loaded, verifying
 from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
-
-HEADS = ("camera", "depth", "point", "track")
 
 
 def _check_weights(source: str, options: dict[str, Any]) -> None:
@@ -198,66 +196,28 @@ class VGGT(PreTrainedModel):
 
         Raises ValueError or TypeError, naming the value, on inputs that do not fit. Values are not read.
         """
-        images = self._checked_images(images)
-        heads = self._checked_heads(heads, query_points)
-        if frames_chunk_size is not None and frames_chunk_size < 1:
-            raise ValueError(f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}")
+        return self.predict(Call.of(self, images, query_points, heads, frames_chunk_size))
+
+    def predict(self, call: Call) -> VGGTOutput:
+        """The network itself: image encoder and alternating attention make tokens, of which each head reads its own."""
+        images, chunk = call.images, call.frames_chunk_size
         size = (images.shape[-2], images.shape[-1])
         output = VGGTOutput(images=images)
-        tokens = self.aggregator(images, self._layers_read_by(heads))
-        if self.camera_head is not None and "camera" in heads:
+        tokens = self.aggregator(images, call.layers_read)
+        if self.camera_head is not None and "camera" in call.heads:
             poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0])
             output.pose_enc = poses[-1]
             output.extrinsic, output.intrinsic = pose_encoding_to_camera(poses[-1], size)
             if self.training:
                 output.pose_enc_list = tuple(poses)
-        if self.depth_head is not None and "depth" in heads:
-            output.depth, output.depth_conf = self.depth_head(tokens, size, frames_chunk_size)
-        if self.point_head is not None and "point" in heads:
-            output.world_points, output.world_points_conf = self.point_head(tokens, size, frames_chunk_size)
-        if self.track_head is not None and query_points is not None:
-            points = self._checked_query_points(query_points, images)
-            tracks, output.vis, output.conf = self.track_head(tokens, size, points, frames_chunk_size)
+        if self.depth_head is not None and "depth" in call.heads:
+            output.depth, output.depth_conf = self.depth_head(tokens, size, chunk)
+        if self.point_head is not None and "point" in call.heads:
+            output.world_points, output.world_points_conf = self.point_head(tokens, size, chunk)
+        if self.track_head is not None and call.query_points is not None:
+            tracks, output.vis, output.conf = self.track_head(tokens, size, call.query_points, chunk)
             output.track = tracks[-1]
         return output
-
-    def _layers_read_by(self, heads: Sequence[str]) -> set[int]:
-        layers = {self.config.depth - 1} if "camera" in heads else set()
-        return layers | set(self.config.dpt_layers) if set(heads) - {"camera"} else layers
-
-    def _checked_images(self, images: Tensor) -> Tensor:
-        """-> [B, S, 3, H, W]."""
-        moved = "_hf_hook" in vars(self)  # by accelerate, where the model lies on several devices
-        return checked_images(images, self.config.patch_size, None if moved else self.aggregator.camera_token.device)
-
-    def _checked_heads(self, heads: Sequence[str] | None, query_points: Tensor | None) -> tuple[str, ...]:
-        enabled = tuple(head for head in HEADS if getattr(self, f"{head}_head") is not None)
-        if query_points is not None:
-            self._check_track_head()
-        if heads is None:
-            return tuple(head for head in enabled if head != "track" or query_points is not None)
-        if isinstance(heads, str) or not heads:
-            raise ValueError(f"heads must be a tuple with at least one of {HEADS}, or None for all; got {heads!r}")
-        for head in heads:
-            if head not in HEADS:
-                raise ValueError(f"unknown head {head!r}; there are {', '.join(HEADS)}")
-            if head not in enabled:
-                raise ValueError(f"this model has no {head} head (enable_{head} is False)")
-        if ("track" in heads) != (query_points is not None):
-            raise ValueError(
-                f"the track head and query_points go together: got heads {tuple(heads)} "
-                f"and {'no ' if query_points is None else ''}query_points"
-            )
-        return tuple(heads)
-
-    def _check_track_head(self) -> None:
-        if self.track_head is None:
-            raise ValueError("query_points need the track head, but this model has none (enable_track is False)")
-
-    def _checked_query_points(self, query_points: Tensor, images: Tensor) -> Tensor:
-        """-> [B, N, 2] fp32."""
-        self._check_track_head()  # first: nothing that is said of the points would help
-        return checked_query_points(query_points, images, self.config.track_corr_levels)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

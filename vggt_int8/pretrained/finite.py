@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.listing import first_few
-from vggt_int8.model.inputs import describe_outside, describe_range, points_inside
 from vggt_int8.model.vggt import VGGTOutput
 
 # images are the input; a field of view of zero makes the intrinsic alone infinite, which is a warning, not an error.
 _UNCHECKED = ("images", "intrinsic", "pose_enc_list")
+# Images lie in [0, 1], but resizing overshoots at edges: the most that Lanczos' window of three pixels makes of such
+# values is [-0.69, 1.69] (bicubic: [-0.45, 1.45]), so that much passes. Images of 0 to 255 go beyond unless they are
+# all but black, which nobody can tell from a dark scene; normalised ones go below wherever they are dark.
+_LOWEST, _HIGHEST = -0.7, 1.7
+_HALF_PIXEL = 0.5
 
 
 class NonFiniteOutput(FloatingPointError):
@@ -21,9 +25,7 @@ class NonFiniteOutput(FloatingPointError):
 
 
 def is_capturing(tensor: Tensor) -> bool:
-    """Whether the forward is being traced or captured, where values cannot be looked at."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
+    """Whether the forward is being captured in a CUDA graph, where values cannot be looked at."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
@@ -32,15 +34,51 @@ def check_values(images: Tensor, points: Tensor | None) -> None:
     them; `NonFiniteOutput` for NaN and inf in images.
     """
     _check_range(*(bound.item() for bound in images.detach().aminmax()))
-    if points is not None and not bool(points_inside(points, *images.shape[-2:])):
-        raise ValueError(describe_outside(points, *images.shape[-2:]))
+    if points is not None and not bool(_points_inside(points, *images.shape[-2:])):
+        raise ValueError(_describe_outside(points, *images.shape[-2:]))
 
 
 def _check_range(low: float, high: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise NonFiniteOutput("the input images hold NaN or inf")
-    if (wrong := describe_range(low, high)) is not None:
+    if (wrong := _describe_range(low, high)) is not None:
         raise ValueError(wrong)
+
+
+def _points_inside(points: Tensor, height: int, width: int) -> Tensor:
+    """Whether all points (x, y) [..., 2] are inside of an image, as a bool of their device.
+
+    Half a pixel around is inside, wherever the caller has the middle of the first pixel: at 0 or at 0.5.
+    """
+    x, y = points[..., 0], points[..., 1]
+    return ((x >= -_HALF_PIXEL) & (x <= width) & (y >= -_HALF_PIXEL) & (y <= height)).all()
+
+
+def _describe_outside(points: Tensor, height: int, width: int) -> str:
+    """The sentence for points [..., N, 2] that are not all inside. Waits for the device."""
+    flat = points.reshape(-1, 2).tolist()
+    outside = [
+        (number % points.shape[-2], x, y)
+        for number, (x, y) in enumerate(flat)
+        if not (-_HALF_PIXEL <= x <= width and -_HALF_PIXEL <= y <= height)
+    ]
+    number, x, y = outside[0]
+    kind = "not a number" if x != x or y != y else f"outside of the images, {width} x {height} pixels (width x height)"
+    return (
+        f"{len(outside)} of {len(flat)} query_points are no pixels of the first frame: point {number}, "
+        f"(x, y) = ({x:g}, {y:g}), is {kind}"
+    )
+
+
+def _describe_range(low: float, high: float) -> str | None:
+    """What is wrong with images whose values reach from `low` to `high`; None if nothing can be said to be."""
+    if not (low < _LOWEST or high > _HIGHEST):
+        return None
+    if low >= 0:
+        guess = "divide them by 255" if high <= 255 else "scale them to it"
+    else:
+        guess = "do not normalise them: the model does, with ImageNet's mean and deviation"
+    return f"images must lie in [0, 1], but hold values from {low:.4g} to {high:.4g}: {guess}"
 
 
 def check_finite(model: nn.Module, output: VGGTOutput, query_points: Tensor | None, rerun: Callable[[], Any]) -> None:
@@ -58,14 +96,14 @@ def check_finite(model: nn.Module, output: VGGTOutput, query_points: Tensor | No
     if images is not None and images.device.type != "cpu":
         asked["low"], asked["high"] = images.detach().aminmax()
         if query_points is not None:
-            asked["inside"] = points_inside(query_points, *images.shape[-2:])
+            asked["inside"] = _points_inside(query_points, *images.shape[-2:])
     device = next(iter(asked.values())).device
     answers = torch.stack([answer.to(device, torch.float32) for answer in asked.values()]).tolist()
     found = dict(zip(asked, answers, strict=True))
     if "low" in found:
         _check_range(found["low"], found["high"])
     if images is not None and query_points is not None and not found.get("inside", True):
-        raise ValueError(describe_outside(query_points, *images.shape[-2:]))
+        raise ValueError(_describe_outside(query_points, *images.shape[-2:]))
     if bad := [name for name in names if not found[name]]:
         raise NonFiniteOutput(_describe(model, output, bad, rerun))
     if pose is not None and found["no view"]:

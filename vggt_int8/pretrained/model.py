@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi
@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
 from vggt_int8.interrupts import uninterrupted
-from vggt_int8.kernels.cpu.memory import give_back_surplus
+from vggt_int8.model.call import Call
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
@@ -51,13 +51,12 @@ from vggt_int8.quant.quantize import apply_plan, check_backend, plan_module
 from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
+from vggt_int8.runtime.runtime import LowVram, Mode
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.save_id import check_loaded, check_one_save, verifying
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-RuntimeMode = Literal["auto", "on", "off"]
 
 
 class VGGTInt8(VGGT):
@@ -69,7 +68,6 @@ class VGGTInt8(VGGT):
     quantization_plan: dict[str, LayerPlan] | None = None
     load_dtypes: dict[str, torch.dtype | None]
     _runtime: Runtime | None = None
-    _runtime_mode: RuntimeMode = "auto"
 
     @classmethod
     def from_pretrained(
@@ -195,30 +193,28 @@ class VGGTInt8(VGGT):
             query points outside of them: on a CPU before the network runs, on a GPU afterwards, for it waits for the
             device once. Skipped while compiling or capturing a CUDA graph.
         """
-        checked = check_finite and isinstance(images, Tensor) and not is_capturing(images)
-        if checked and images.device.type == "cpu":
-            pixels = self._checked_images(images)
-            self._checked_heads(heads, query_points)
-            check_values(pixels, None if query_points is None else self._checked_query_points(query_points, pixels))
-        output = self._run_fused(images, query_points, heads, frames_chunk_size)
-        if output is None:
-            output = super().forward(images, query_points, heads, frames_chunk_size)
-            if images.device.type == "cpu" and not _is_recorded():
-                give_back_surplus()
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
+            return super().forward(images, query_points, heads, frames_chunk_size)
+        runtime, call = self.runtime, Call.of(self, images, query_points, heads, frames_chunk_size)
+        checked = check_finite and not is_capturing(call.images)
+        if checked and call.images.device.type == "cpu":
+            check_values(call.images, call.query_points)
+        output = runtime.run(call)
         if checked:
-            check_outputs(
-                self, output, query_points, lambda: VGGT.forward(self, images, query_points, heads, frames_chunk_size)
-            )
+            check_outputs(self, output, call.query_points, lambda: self.predict(call))
         return output
 
     @property
     def runtime(self) -> Runtime:
         """The fused network over this model's tensors; see `set_runtime`."""
-        if self._runtime is None:
-            self._runtime = Runtime(self)
-        return self._runtime
+        runtime = self._runtime
+        if runtime is None:
+            self._runtime = runtime = Runtime(self, mode="auto")
+        elif runtime.model_ref() is not self:  # a shallow copy, or a replica: it must not run the other's modules
+            self._runtime = runtime = Runtime(self, runtime.low_vram, runtime.mode)
+        return runtime
 
-    def set_runtime(self, mode: RuntimeMode = "auto", low_vram: bool | Literal["auto"] = "auto") -> None:
+    def set_runtime(self, mode: Mode = "auto", low_vram: LowVram = "auto") -> None:
         """Choose whether `forward` runs the network's modules or the fused network over the same tensors.
 
         mode: "auto": fused if the INT8 layers run on the native backend and nothing stands against it
@@ -226,37 +222,13 @@ class VGGTInt8(VGGT):
             stands against it raises `BackendError`. "off": never.
         low_vram: see `vggt_int8.runtime.Runtime`.
         """
-        if mode not in get_args(RuntimeMode):
-            raise ValueError(f"mode must be one of {', '.join(get_args(RuntimeMode))}; got {mode!r}")
-        if self._runtime is not None:
-            self._runtime.reset()
-        self._runtime, self._runtime_mode = Runtime(self, low_vram), mode
+        previous, self._runtime = self._runtime, Runtime(self, low_vram, mode)
+        if previous is not None:
+            previous.reset()
 
     def runtime_report(self) -> RuntimeReport:
         """How the last `forward` ran, and why."""
         return self.runtime.report()
-
-    def _run_fused(
-        self,
-        images: Tensor,
-        query_points: Tensor | None,
-        heads: Sequence[str] | None,
-        frames_chunk_size: int | None,
-    ) -> VGGTOutput | None:
-        """`forward` by the fused network; None where the modules have to do it."""
-        if _is_recorded():  # what they record are the network's modules
-            return None
-        runtime, wanted = self.runtime, self._runtime_mode == "on"
-        if self._runtime_mode == "off":
-            runtime.note_plain("set_runtime('off')")
-            return None
-        why_not = runtime.why_not if wanted else runtime.why_not_by_itself
-        output, reason = runtime.attempt(images, query_points, heads, frames_chunk_size, why_not)
-        if output is None:
-            if wanted:
-                raise BackendError(f"set_runtime('on') cannot run this call: {reason}. Use set_runtime('auto')")
-            runtime.note_plain(reason)
-        return output
 
     def half(self) -> "VGGTInt8":
         """Compute in fp16 from now on. INT8 layers keep their dtypes, so it is safe, though transformers refuses it."""
@@ -270,6 +242,10 @@ class VGGTInt8(VGGT):
         """Per layer: scheme, backend, kernel, bytes, and why. Iterable; prints as a summary."""
         device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
         return quantization_report(self, self.quantization_plan, device_type)
+
+    def fused_kernels(self, device_type: str) -> dict[str, str]:
+        """Name of a layer -> what multiplies it in a fused call, in words; empty where calls are not fused."""
+        return self.runtime.kernels(device_type)
 
     def set_backend(self, backend: str) -> None:
         """Compute with another backend from now on. Raises `BackendError`, changing nothing, if it cannot."""
@@ -314,11 +290,6 @@ class VGGTInt8(VGGT):
                 create_pr=create_pr,
             )
         return str(commit.commit_url)
-
-
-def _is_recorded() -> bool:
-    """Whether a compiler or a tracer makes a graph of the call."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 Module = TypeVar("Module", bound=nn.Module)

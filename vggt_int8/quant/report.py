@@ -1,27 +1,30 @@
 """What every layer of a model is and what runs it; and how large a model is."""
 
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
-import torch
 from torch import nn
 
-from vggt_int8.kernels.cpu import compiled
 from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.quant.attention import Int8Attention
-from vggt_int8.quant.backends import PORTABLE, auto_reason, get_backend
-from vggt_int8.quant.conv import Int8Conv2d
+from vggt_int8.quant.backends import auto_reason
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import device_type_of
 from vggt_int8.quant.storage import Int8Storage
 from vggt_int8.recipe import AttentionScheme
 
-# Layers that the fused network calls as modules, or whose weight it decodes on every device.
-_NOT_FUSED = re.compile(r"track_head\.tracker\..*|aggregator\.patch_embed\.patch_embed\.proj|.*\.output_conv2\.2")
+
+@runtime_checkable
+class RunsFused(Protocol):
+    """A model whose calls may take other kernels for its layers than these take as modules."""
+
+    def fused_kernels(self, device_type: str) -> Mapping[str, str]:
+        """Name of a layer -> what multiplies it in a call on "cpu" or "cuda", in words; without layers that are called
+        as modules.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class LayerReport:
 
     scheme: "W8A8 dynamic", "W8A16", "LLM.int8()", "INT8 QK", ... or the dtype of a layer that is kept.
     backend: what computes it when the module is called ("pytorch" for kept layers). kernel: what multiplies in a call
-    of the model, which for a VGGT on the native backend is one of the fused network (`runtime_report()` says whether
-    the last one was). bytes: of its own parameters as held in memory. reason: why it is kept, or why this backend.
+    of the model, which for a `VGGTInt8` may be fused (`runtime_report()` says whether the last one was). bytes: of its
+    own parameters as held in memory. reason: why it is kept, or why this backend.
     """
 
     name: str
@@ -82,7 +85,8 @@ def quantization_report(
     """
     device_type = device_type or device_type_of(model)
     plan = plan or getattr(model, "quantization_plan", None) or {}
-    rows, fused = [], _fused_dtype(model, device_type)
+    fused = model.fused_kernels(device_type) if isinstance(model, RunsFused) else {}
+    rows = []
     int8_attention = any(isinstance(module, Int8Attention) for module in model.modules())
     for name, module in model.named_modules():
         if int8_attention and isinstance(module, SoftmaxAttention):
@@ -90,7 +94,7 @@ def quantization_report(
         own = list(module.parameters(recurse=False))
         if own:
             size = sum(p.numel() * p.element_size() for p in own)
-            rows.append(_row(name, module, own, size, plan, device_type, fused))
+            rows.append(_row(name, module, own, size, plan, device_type, fused.get(name)))
     return QuantizationReport(tuple(rows))
 
 
@@ -101,7 +105,7 @@ def _row(
     size: int,
     plan: dict[str, LayerPlan],
     device_type: str,
-    fused: torch.dtype | None,
+    fused: str | None,
 ) -> LayerReport:
     kind = type(module).__name__
     if isinstance(module, Int8Linear):
@@ -109,36 +113,14 @@ def _row(
         reason = auto_reason(module.scheme, device_type) if module.backend == "auto" else "requested"
         if module.backend == "portable":
             reason = "weight-only layer in a recipe for activations too"
-        kernel = _kernel(name, module, device_type, fused)
+        kernel = fused or module.kernel(device_type)
         return LayerReport(name, kind, module.scheme.label, backend, kernel, size, reason)
     if isinstance(module, Int8Storage):
-        kernel = _kernel(name, module, device_type, fused)
+        kernel = fused or module.kernel(device_type)
         return LayerReport(name, kind, "W8A16", "portable", kernel, size, "weight-only convolution")
     dtypes = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
     reason = plan[name].reason if name in plan else f"{kind} is not quantized"
     return LayerReport(name, kind, dtypes, "pytorch", kind, size, reason)
-
-
-def _fused_dtype(model: nn.Module, device_type: str) -> torch.dtype | None:
-    """What a call computes in if it runs fused; None if it runs module by module, as all but our VGGT do."""
-    linears = (module for module in model.modules() if isinstance(module, Int8Linear))
-    names = {layer.resolved_backend(device_type).name for layer in linears}
-    aggregator: Any = getattr(model, "aggregator", None)
-    # By name: with the class would come transformers' models, and torchao, which prints.
-    ours = type(aggregator).__module__ == "vggt_int8.model.aggregator"
-    return aggregator.camera_token.dtype if ours and "native" in names and names <= {"native", PORTABLE} else None
-
-
-def _kernel(name: str, module: Int8Storage, device_type: str, fused: torch.dtype | None) -> str:
-    """What multiplies in a call, in words."""
-    if fused is not None and not _NOT_FUSED.fullmatch(name):
-        if isinstance(module, Int8Linear):
-            return get_backend("native").kernel(module, device_type)
-        library = compiled.library() if device_type == "cpu" and fused == torch.float32 else None
-        if library is not None and isinstance(module, Int8Conv2d):
-            return f"conv2d of int8 and 16-bit integers, {library.name}"
-    kernel: str = module.kernel(device_type)  # type: ignore[operator]
-    return kernel
 
 
 def _attention_row(name: str, module: SoftmaxAttention, plan: dict[str, LayerPlan], device_type: str) -> LayerReport:

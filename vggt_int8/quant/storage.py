@@ -58,6 +58,10 @@ class Int8Storage(nn.Module):
         # Weights of format 1 have that shape already; they keep it where accelerate reads them from their file.
         return weight if weight.ndim == self.code_axes else weight.select(0, 0)
 
+    def kernel(self, device_type: str) -> str:
+        """What multiplies when the layer is called on "cpu" or "cuda", in words, for the report."""
+        raise NotImplementedError
+
     @staticmethod
     def _parameter(tensor: Tensor) -> nn.Parameter:
         return nn.Parameter(tensor, requires_grad=False)

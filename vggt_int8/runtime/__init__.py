@@ -1,6 +1,7 @@
 """How a VGGT runs fast and small: fused blocks over the plain network, CUDA graphs, chunked heads, memory plans."""
 
 from vggt_int8.runtime.memory import Plan
-from vggt_int8.runtime.runtime import Runtime, RuntimeReport
+from vggt_int8.runtime.report import RuntimeReport
+from vggt_int8.runtime.runtime import Runtime
 
 __all__ = ["Plan", "Runtime", "RuntimeReport"]

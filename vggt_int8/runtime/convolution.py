@@ -7,13 +7,14 @@ in about 0.1 ms by a kernel that also puts the channels last. Keeping them would
 when weights change.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
+from vggt_int8.kernels.cpu import compiled
 from vggt_int8.kernels.cpu.conv import int8_conv2d, int8_conv_is_there
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.storage import Int8Storage
@@ -86,11 +87,23 @@ class IntegerConv(NamedTuple):
 
 def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
     """The layer for the length of a call."""
-    on_cpu = layer.weight.device.type == "cpu" and dtype == torch.float32
-    if isinstance(layer, Int8Conv2d) and on_cpu and int8_conv_is_there():
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if _in_integers(layer, dtype, weight.device.type):
         _check(layer)
         return IntegerConv(layer.codes, layer.weight_scale, layer.bias, _pair(layer.stride), _pair(layer.padding))
     return float_conv(layer, dtype)
+
+
+def kernel(layer: Int8Conv2d | Int8ConvTranspose2d, dtype: torch.dtype, device_type: str) -> str:
+    """What `call_conv` makes of the layer on "cpu" or "cuda", in words."""
+    library = compiled.library() if _in_integers(layer, dtype, device_type) else None
+    return layer.kernel(device_type) if library is None else f"conv2d of int8 and 16-bit integers, {library.name}"
+
+
+def _in_integers(layer: nn.Module, dtype: torch.dtype, device_type: str) -> TypeGuard[Int8Conv2d]:
+    on_cpu = device_type == "cpu" and dtype == torch.float32
+    return isinstance(layer, Int8Conv2d) and on_cpu and int8_conv_is_there()
 
 
 def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vggt_int8.kernels import ops
 from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock
 from vggt_int8.model.tables import constant_table, uv_table
+from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.runtime.aggregator import Halves
 from vggt_int8.runtime.convolution import (
     CONVOLUTIONS,
@@ -19,6 +20,7 @@ from vggt_int8.runtime.convolution import (
     IntegerConv,
     call_conv,
     float_conv,
+    kernel,
     map_to_pixels,
     pixels_to_map,
 )
@@ -52,6 +54,16 @@ def features(head: DPTFeatures, tokens: dict[int, Halves], image_size: tuple[int
     """Feature maps [F, C, H / stride, W / stride] of all frames."""
     run = DenseCall(head, tokens, image_size)
     return torch.cat([run(part) for part in run.parts(at_once)])
+
+
+def kernels(head: DPT, device_type: str) -> dict[nn.Module, str]:
+    """INT8 convolution -> what multiplies it on "cpu" or "cuda", in words."""
+    convs = [m for m in head.modules() if isinstance(m, Int8Conv2d | Int8ConvTranspose2d)]
+    found: dict[nn.Module, str] = {m: kernel(m, head.norm.weight.dtype, device_type) for m in convs}
+    layers = head.scratch.output_conv2
+    if isinstance(layers, nn.Sequential):
+        found.pop(layers[2], None)  # `predict` decodes its weight wherever it runs, as the layer does
+    return found
 
 
 class DenseCall:

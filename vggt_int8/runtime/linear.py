@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
+from vggt_int8.quant.backends import get_backend
 from vggt_int8.quant.linear import Int8Linear
 
 
@@ -67,6 +68,11 @@ def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module,
 def takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
     """Whether the layer's input is quantized."""
     return isinstance(layer, Int8Linear) and layer.scheme.activations != "none"
+
+
+def kernel(layer: Int8Linear, device_type: str) -> str:
+    """What multiplies the layer on "cpu" or "cuda", in words: these operators are the native backend's."""
+    return get_backend("native").kernel(layer, device_type)
 
 
 def _gemm(

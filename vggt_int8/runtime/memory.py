@@ -16,12 +16,14 @@ So 100 frames peak at 1.24 GB (blocks) + 1.7 (kept) or 1.7 + 0.5 (outputs) + 0.6
 would need 23 GB in the blocks: their kept tokens (17 GB) go to the host, 0.7 s of copying in minutes of attention.
 """
 
+import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vggt_int8.kernels.cpu.matmul import SUMS_AT_ONCE
+from vggt_int8.model.call import layers_read
 from vggt_int8.model.config import VGGTConfig
 
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
@@ -50,6 +52,10 @@ class Plan:
     tokens_on_host: bool = False
     outputs_on_host: bool = False
     graph: bool = False
+
+    def bounded(self, head_frames: int | None) -> "Plan":
+        """With at most so many frames in a dense head; None for as many as there are."""
+        return self if head_frames is None else replace(self, head_frames=min(self.head_frames, head_frames))
 
 
 # From fast to small. Kept tokens leave before outputs: they are larger, and nobody sees where they waited.
@@ -128,8 +134,7 @@ class Shape:
         return max(samples + 3 * correlations, correlations + places * numbers * self.number_bytes)
 
     def _layers(self, config: VGGTConfig) -> int:
-        dense = set(config.dpt_layers) if set(self.heads) - {"camera"} else set()
-        return len(dense | ({config.depth - 1} if "camera" in self.heads else set()))
+        return len(layers_read(self.heads, config))
 
 
 def parts(total: int, at_most: int) -> Iterator[slice]:
@@ -179,3 +184,20 @@ def free_bytes(device: torch.device) -> int:
     reserved = torch.cuda.memory_reserved(device)
     share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
     return min(free, share - reserved) + reserved - torch.cuda.memory_allocated(device)
+
+
+def too_large(
+    shape: Shape, config: VGGTConfig, device: torch.device, error: torch.OutOfMemoryError
+) -> torch.OutOfMemoryError:
+    """What to raise where `SMALLEST` does not fit either: how much is needed, and how many frames would fit."""
+    traceback.clear_frames(error.__traceback__)  # which hold the tensors of the attempt that failed
+    torch.cuda.empty_cache()
+    images = shape.batch * shape.frames * 3 * shape.height * shape.width * 4
+    free = free_bytes(device)
+    needed = shape.peak_bytes(config, SMALLEST)
+    fit = frames_that_fit(shape, config, free + images)
+    return torch.OutOfMemoryError(
+        f"{shape.batch} x {shape.frames} frames of {shape.height} x {shape.width} pixels need about "
+        f"{needed / 2**30:.1f} GiB beside the model and the images, even worked on in the smallest parts, but "
+        f"{free / 2**30:.1f} GiB are free: about {fit} frames of this size fit"
+    )

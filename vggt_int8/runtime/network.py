@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from torch import Tensor
 
 from vggt_int8.geometry import pose_encoding_to_camera
+from vggt_int8.model.call import Call
+from vggt_int8.model.track_head import TrackHead
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.runtime import dense
 from vggt_int8.runtime.aggregator import Halves, run_aggregator
@@ -15,12 +17,12 @@ from vggt_int8.runtime.memory import MAPS_BESIDE, Plan
 Tensors = dict[str, Tensor]
 
 
-def run_network(model: VGGT, inputs: Tensors, heads: tuple[str, ...], plan: Plan) -> Tensors:
-    """`images` [B, S, 3, H, W] and, for tracks, `query_points` [B, N, 2] -> the fields of `VGGTOutput`, by name."""
-    images = inputs["images"]
+def run_network(model: VGGT, call: Call, plan: Plan) -> Tensors:
+    """-> the fields of `VGGTOutput` that the call's heads make, by name."""
+    images, heads = call.images, call.heads
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])
-    tokens = run_aggregator(model.aggregator, images, model._layers_read_by(heads), plan)
+    tokens = run_aggregator(model.aggregator, images, call.layers_read, plan)
     outputs: Tensors = {}
     maps = {"depth": ("depth", model.depth_head), "point": ("world_points", model.point_head)}
     with branches(images.device) as beside:
@@ -36,18 +38,16 @@ def run_network(model: VGGT, inputs: Tensors, heads: tuple[str, ...], plan: Plan
                     value, confidence = dense.predict(head, tokens, size, plan.head_frames, plan.outputs_on_host)
                 outputs |= {field: value.unflatten(0, (batch, frames))}
                 outputs |= {f"{field}_conf": confidence.unflatten(0, (batch, frames))}
-    if model.track_head is not None and "track" in heads:
-        outputs |= _track(model, tokens, inputs, plan)
+    if model.track_head is not None and call.query_points is not None:
+        outputs |= _track(model.track_head, tokens, images, call.query_points, plan)
     return outputs
 
 
-def _track(model: VGGT, tokens: dict[int, Halves], inputs: Tensors, plan: Plan) -> Tensors:
+def _track(head: TrackHead, tokens: dict[int, Halves], images: Tensor, points: Tensor, plan: Plan) -> Tensors:
     """The track head: its feature maps as of any dense head, its tracker as it is."""
-    images, head = inputs["images"], model.track_head
-    assert head is not None
     size = (images.shape[-2], images.shape[-1])
     maps = dense.features(head.feature_extractor, tokens, size, plan.head_frames)
     tokens.clear()
     maps = maps.unflatten(0, images.shape[:2])
-    tracks, visibility, confidence = head.tracker(maps, inputs["query_points"], plan.head_frames)
+    tracks, visibility, confidence = head.tracker(maps, points, plan.head_frames)
     return {"track": tracks[-1], "vis": visibility, "conf": confidence}

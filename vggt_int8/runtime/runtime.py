@@ -3,27 +3,27 @@
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
 run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
 plan does not depend on the free memory. The first call on a CPU changes one setting of the process: the GNU C library
-keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prevent it; `give_back_surplus`, which
-`VGGTInt8` calls after its own modules as well).
+keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prevent it); what is beyond is given back
+after every call, on the network's own modules as well.
 """
 
-import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from vggt_int8.kernels.cpu.memory import give_back_surplus, keep_freed_memory
 from vggt_int8.kernels.cuda.launch import compiling
-from vggt_int8.kernels.ops import FLOATS
+from vggt_int8.model.call import Call, layers_read
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
+from vggt_int8.runtime.eligibility import Eligibility
 from vggt_int8.runtime.graphs import GraphCache
+from vggt_int8.runtime.kernels import fused_kernels
 from vggt_int8.runtime.memory import (
     GRAPH_TOKENS,
     PLANS,
@@ -32,41 +32,22 @@ from vggt_int8.runtime.memory import (
     Shape,
     choose_plan,
     cpu_plan,
-    frames_that_fit,
     free_bytes,
+    too_large,
 )
-from vggt_int8.runtime.network import run_network
-from vggt_int8.runtime.watch import Watch
+from vggt_int8.runtime.network import Tensors, run_network
+from vggt_int8.runtime.report import RuntimeReport
 
 LowVram = bool | Literal["auto"]
+Mode = Literal["auto", "on", "off"]
 REPLAYED = "fused, CUDA graph"
 
 
-@dataclass(frozen=True)
-class RuntimeReport:
-    """How the last call ran, and why.
-
-    mode: "fused, CUDA graph", "fused", "plain" (the network's own modules), or "none" before the first call.
-    reason: why it was not fused or not replayed; empty if it was. plan: how much it worked on at a time.
-    graphs: shapes of images for which a graph is held.
-    """
-
-    mode: str
-    reason: str
-    plan: Plan | None
-    graphs: tuple[tuple[int, ...], ...]
-
-    def __str__(self) -> str:
-        lines = [self.mode + (f" ({self.reason})" if self.reason else "")]
-        lines += [str(self.plan)] * (self.plan is not None)
-        return "\n".join(lines + [f"CUDA graph for images {list(shape)}" for shape in self.graphs])
-
-
 class _Ahead(NamedTuple):
-    """A call's output, replayed before it was asked whether the model still is what `watch` saw."""
+    """A call's output, replayed before it was asked whether the model still is what `eligibility` saw."""
 
     output: VGGTOutput
-    watch: Watch
+    eligibility: Eligibility
 
 
 class Runtime:
@@ -75,25 +56,30 @@ class Runtime:
     low_vram: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
         host: kept tokens, and at last the depth and point maps, with a warning. True: always the smallest plan,
         maps on the host included. False: always the fastest one; what does not fit raises.
+    mode: "on": every call is fused; what stands against it raises `BackendError`. "auto": calls are fused if the INT8
+        layers run on the native backend and nothing stands against it, others run on the network's own modules.
+        "off": all calls do.
     """
 
-    def __init__(self, model: VGGT, low_vram: LowVram = "auto") -> None:
+    def __init__(self, model: VGGT, low_vram: LowVram = "auto", mode: Mode = "on") -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
         if not isinstance(low_vram, bool) and low_vram != "auto":  # 1 equals True, and is not it
             raise ValueError(f"low_vram must be True, False or 'auto', got {low_vram!r}")
-        self.low_vram = low_vram
-        self._model = weakref.ref(model)
-        self._watch: Watch | None = None
+        self.low_vram, self.mode = low_vram, mode
+        self.model_ref = weakref.ref(model)  # which holds this object, as a rule
+        self._eligibility: Eligibility | None = None
         self._graphs = GraphCache()
         self._last: tuple[str, str, Plan | None] = ("none", "no call yet", None)
         self._compiled = False
 
     def __reduce__(self) -> Any:
         """Copies and pickles start anew: graphs and addresses belong to this process and this model."""
-        return Runtime, (self.model, self.low_vram)
+        return Runtime, (self.model, self.low_vram, self.mode)
 
     @property
     def model(self) -> VGGT:
-        model = self._model()
+        model = self.model_ref()
         if model is None:
             raise ReferenceError("the model of this Runtime is gone: keep it as long as its Runtime")
         return model
@@ -102,43 +88,19 @@ class Runtime:
         """How the last call ran."""
         return RuntimeReport(*self._last, tuple(key.images for key in self._graphs.captured))
 
+    def kernels(self, device_type: str) -> dict[str, str]:
+        """Name of a layer -> what multiplies it in a fused call on "cpu" or "cuda", in words.
+
+        Layers that are missing are called as modules: all, if this model's calls are not fused.
+        """
+        found = Eligibility(self.model)
+        never = self.mode == "off" or found.unsupported() or (self.mode == "auto" and found.unasked(device_type))
+        return {} if never else fused_kernels(self.model, device_type)
+
     def reset(self) -> None:
         """Drop the CUDA graphs and give their memory back."""
         self._graphs.clear()
-        self._watch = None
-
-    def why_not(self, images: Tensor, query_points: Tensor | None = None) -> str | None:
-        """Why this call must run on the network's own modules; None if it can run fused."""
-        if self.model.training:
-            return "the model is in training mode: call model.eval()"
-        if (dtype := self.model.aggregator.camera_token.dtype) not in FLOATS:
-            return f"its kernels compute in fp16, bf16 and fp32, not in {dtype}"
-        if torch.jit.is_tracing():
-            return "a tracer records the network's own modules"
-        if images.device.type not in ("cpu", "cuda"):
-            return f"its kernels run on CPUs and CUDA GPUs, not on {images.device.type}"
-        if torch.is_autocast_enabled(images.device.type):
-            return "autocast is on: load the model in the dtype wanted instead"
-        watch = self._current_watch()
-        if watch.needs_grad((images, query_points)):
-            return "gradients are needed: use torch.no_grad() or model.requires_grad_(False)"
-        if watch.offloaded:
-            return f"accelerate moves weights of {watch.offloaded[0]} and others as they are needed"
-        if len(watch.devices | {images.device}) > 1:
-            return f"weights and images lie on several devices: {', '.join(sorted(map(str, watch.devices)))}"
-        if (hooked := watch.hooked()) is not None:
-            return f"{hooked} has a forward hook"
-        return watch.unsupported()
-
-    def why_not_by_itself(self, images: Tensor, query_points: Tensor | None = None) -> str | None:
-        """Why nobody should expect this call to run fused without having asked for it; None if it should."""
-        if (reason := self.why_not(images, query_points)) is not None:
-            return reason
-        assert self._watch is not None
-        if self._watch.native:
-            return None
-        quantized = self._watch.quantized
-        return "the INT8 layers do not run on the native backend" if quantized else "the model has no INT8 linears"
+        self._eligibility = None
 
     def __call__(
         self,
@@ -147,133 +109,110 @@ class Runtime:
         heads: Sequence[str] | None = None,
         frames_chunk_size: int | None = 8,
     ) -> VGGTOutput:
-        """`VGGT.forward`; see there. `frames_chunk_size` is an upper bound for the dense heads.
+        """`run` for the arguments of `VGGT.forward`; see there for them and for what is raised."""
+        return self.run(Call.of(self.model, images, query_points, heads, frames_chunk_size))
 
-        Results are new tensors, never overwritten by a later call. Raises `BackendError` with `why_not`'s reason, and
-        `torch.OutOfMemoryError`, saying how many frames would fit, if the smallest plan does not fit either.
+    def run(self, call: Call) -> VGGTOutput:
+        """One call, fused or on the network's own modules, as `mode` has it. Results are new tensors, never overwritten
+        by a later call. `frames_chunk_size` is an upper bound for fused dense heads.
+
+        Raises `BackendError` in mode "on" for what cannot run fused, and `torch.OutOfMemoryError`, saying how many
+        frames would fit, if the smallest plan does not fit either.
         """
-        output, reason = self.attempt(images, query_points, heads, frames_chunk_size, self.why_not)
+        output, reason = (None, "set_runtime('off')") if self.mode == "off" else self._run_fused(call)
         if output is None:
-            raise BackendError(f"the fused network cannot run this call: {reason}")
+            if self.mode == "on":
+                raise BackendError(
+                    f"the fused network cannot run this call: {reason}. set_runtime('auto') leaves such calls to the "
+                    "network's own modules"
+                )
+            self._last = ("plain", reason, None)
+            output = self.model.predict(call)
+        if call.images.device.type == "cpu":
+            give_back_surplus()
         return output
 
-    def attempt(
-        self,
-        images: Tensor,
-        query_points: Tensor | None,
-        heads: Sequence[str] | None,
-        frames_chunk_size: int | None,
-        why_not: Callable[[Tensor, Tensor | None], str | None],
-    ) -> tuple[VGGTOutput | None, str]:
-        """The call, or None and the reason that `why_not` (this object's, or the one by itself) has against it.
+    def why_not(self, call: Call) -> str | None:
+        """Why this call must run on the network's own modules; None if it can run fused."""
+        if (reason := Eligibility.ruled_out(self.model, call)) is not None:
+            return reason
+        if self._eligibility is None or not self._eligibility.unchanged():
+            self.reset()
+            self._eligibility = Eligibility(self.model)
+        return self._eligibility.why_not(call, unasked=self.mode == "auto")
+
+    def _run_fused(self, call: Call) -> tuple[VGGTOutput | None, str]:
+        """The fused call, or None and the reason against it.
 
         `why_not` takes a millisecond of the host, a tenth of a call of one frame. So a call like the last one, which
         was a replay, is replayed first and `why_not` asked while the GPU works; a reason then discards the replay.
-        Arguments, results and what is raised are those of a call of this object.
         """
-        pixels = self.model._checked_images(images)
-        if query_points is not None:
-            self.model._checked_query_points(query_points, pixels)
-        ahead = self._replay_ahead(images, query_points, heads, frames_chunk_size)
-        if (reason := why_not(images, query_points)) is not None:
+        ahead = self._replay_ahead(call)
+        if (reason := self.why_not(call)) is not None:
             return None, reason
-        if ahead is not None and ahead.watch is self._watch:
+        if ahead is not None and ahead.eligibility is self._eligibility:
             return ahead.output, ""
-        inputs, shape = self._checked(images, query_points, heads, frames_chunk_size)
-        if not images.is_cuda:
+        if not call.images.is_cuda:
             keep_freed_memory()
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(images):
-            outputs = self._run_within_memory(inputs, shape, frames_chunk_size)
-        if not images.is_cuda:
-            give_back_surplus()
-        return _output(inputs, outputs), ""
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(call.images):
+            outputs = self._run_within_memory(call, self._shape(call))
+        return _output(call, outputs), ""
 
-    def note_plain(self, reason: str) -> None:
-        """The model ran on its own modules instead."""
-        self._last = ("plain", reason, None)
+    def _shape(self, call: Call) -> Shape:
+        """What decides how much memory the call takes."""
+        assert self._eligibility is not None
+        batch, frames, _, height, width = call.images.shape
+        number_bytes = self.model.aggregator.camera_token.element_size()
+        points = 0 if call.query_points is None else call.query_points.shape[1]
+        return Shape(batch, frames, height, width, call.heads, number_bytes, self._eligibility.int8_attention, points)
 
-    def _checked(
-        self,
-        images: Tensor,
-        query_points: Tensor | None,
-        heads: Sequence[str] | None,
-        frames_chunk_size: int | None,
-    ) -> tuple[dict[str, Tensor], Shape]:
-        """The call's tensors and what decides its work. Raises ValueError or TypeError as `VGGT.forward` does."""
-        model, watch = self.model, self._watch
-        assert watch is not None
-        pixels = model._checked_images(images)
-        names = model._checked_heads(heads, query_points)
-        if frames_chunk_size is not None and frames_chunk_size < 1:
-            raise ValueError(f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}")
-        inputs = {"images": pixels}
-        if query_points is not None:
-            inputs["query_points"] = model._checked_query_points(query_points, pixels)
-        batch, frames, _, height, width = pixels.shape
-        number_bytes = model.aggregator.camera_token.element_size()
-        points = inputs["query_points"].shape[1] if "query_points" in inputs else 0
-        return inputs, Shape(batch, frames, height, width, names, number_bytes, watch.int8_attention, points)
-
-    def _replay_ahead(
-        self,
-        images: Tensor,
-        query_points: Tensor | None,
-        heads: Sequence[str] | None,
-        frames_chunk_size: int | None,
-    ) -> "_Ahead | None":
+    def _replay_ahead(self, call: Call) -> _Ahead | None:
         """The outputs that the call has unless something about the model has changed; None if there is no graph.
 
         A graph reads memory by its address, so that alone must not have changed beforehand.
         """
-        watch = self._watch
-        if self._last[0] != REPLAYED or watch is None or not watch.same_memory():
+        eligibility = self._eligibility
+        if self._last[0] != REPLAYED or eligibility is None or not eligibility.same_memory():
             return None
-        inputs, shape = self._checked(images, query_points, heads, frames_chunk_size)
-        if not self._has_graph(inputs["images"], shape):
+        if not self._has_graph(call):
             return None
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(images):
-            plan = _bounded(self._plan(inputs["images"], shape), frames_chunk_size)
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(call.images):
+            plan = self._plan(call, self._shape(call)).bounded(call.frames_chunk_size)
             try:
-                outputs = self._graphs.replay(inputs, shape.heads, plan)
+                outputs = self._graphs.replay(_tensors(call), call.heads, plan)
             except torch.OutOfMemoryError:
                 return None  # the call itself will meet it again, and makes room
         if outputs is None:
             return None
         self._last = (REPLAYED, "", plan)
-        return _Ahead(_output(inputs, outputs), watch)
+        return _Ahead(_output(call, outputs), eligibility)
 
-    def _current_watch(self) -> Watch:
-        if self._watch is None or not self._watch.unchanged():
-            self.reset()
-            self._watch = Watch(self.model)
-        return self._watch
-
-    def _run_within_memory(self, inputs: dict[str, Tensor], shape: Shape, head_frames: int | None) -> dict[str, Tensor]:
-        plan = self._plan(inputs["images"], shape)
+    def _run_within_memory(self, call: Call, shape: Shape) -> Tensors:
+        plan = self._plan(call, shape)
         try:
-            return self._run(inputs, shape, _bounded(plan, head_frames))
+            return self._run(call, shape, plan.bounded(call.frames_chunk_size))
         except torch.OutOfMemoryError as error:
             if self.low_vram is False or plan == SMALLEST:
-                raise _too_large(self.model, shape, inputs["images"].device, error) from error
+                raise too_large(shape, self.model.config, call.images.device, error) from error
         # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
         self._graphs.clear()
         torch.cuda.empty_cache()
         try:
-            return self._run(inputs, shape, _bounded(SMALLEST, head_frames))
+            return self._run(call, shape, SMALLEST.bounded(call.frames_chunk_size))
         except torch.OutOfMemoryError as error:
-            raise _too_large(self.model, shape, inputs["images"].device, error) from error
+            raise too_large(shape, self.model.config, call.images.device, error) from error
 
-    def _plan(self, images: Tensor, shape: Shape) -> Plan:
+    def _plan(self, call: Call, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
         if self.low_vram is True:
             return SMALLEST
-        config, fastest = self.model.config, PLANS[0]
+        config, fastest, images = self.model.config, PLANS[0], call.images
         if not images.is_cuda:
             return cpu_plan(shape, config)
         if torch.cuda.is_current_stream_capturing():
             return fastest
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
-        if self.low_vram is False or self._has_graph(images, shape):
+        if self.low_vram is False or self._has_graph(call):
             return graphed
         plan = choose_plan(shape, config, free_bytes(images.device) - self._graphs.held_bytes)
         if plan is not fastest and self._graphs.captured:
@@ -281,44 +220,54 @@ class Runtime:
             plan = choose_plan(shape, config, free_bytes(images.device))
         return graphed if plan is fastest else plan
 
-    def _has_graph(self, images: Tensor, shape: Shape) -> bool:
+    def _has_graph(self, call: Call) -> bool:
         """Whether some call of these images and heads was captured."""
-        return any(key.images == tuple(images.shape) and key.work[0] == shape.heads for key in self._graphs.captured)
+        images = tuple(call.images.shape)
+        return any(key.images == images and key.work[0] == call.heads for key in self._graphs.captured)
 
-    def _run(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> dict[str, Tensor]:
+    def _run(self, call: Call, shape: Shape, plan: Plan) -> Tensors:
         model = self.model
-        if _moves_unasked(inputs["images"], shape, plan, self.low_vram):
+        if _moves_unasked(call.images, shape, plan, self.low_vram):
             warnings.warn(
                 f"depth and points of {shape.frames} frames are moved to the CPU as they are made: they do not fit "
                 "into the GPU memory that is free (low_vram=False raises instead)",
                 RuntimeWarning,
                 stacklevel=5,
             )
-        self._compile(inputs, shape, plan)
+        self._compile(call, plan)
         if not plan.graph:
-            outputs, replayed = run_network(model, inputs, shape.heads, plan), False
-            reason = _why_no_graph(inputs["images"], plan)
+            outputs, replayed = run_network(model, call, plan), False
+            reason = _why_no_graph(call.images, plan)
         else:
-            outputs, replayed = self._graphs.run(
-                partial(run_network, model, heads=shape.heads, plan=plan), inputs, shape.heads, plan
-            )
+
+            def run(tensors: Tensors) -> Tensors:
+                held = replace(call, images=tensors["images"], query_points=tensors.get("query_points"))
+                return run_network(model, held, plan)
+
+            outputs, replayed = self._graphs.run(run, _tensors(call), call.heads, plan)
             reason = "" if replayed else "the first call of this shape; the next one is captured"
         self._last = (REPLAYED if replayed else "fused", reason, plan)
         return outputs
 
-    def _compile(self, inputs: dict[str, Tensor], shape: Shape, plan: Plan) -> None:
+    def _compile(self, call: Call, plan: Plan) -> None:
         """Before the first call on a GPU, walk through it once without our kernels, which compile meanwhile.
 
         cuDNN makes its plans on the way. Tracks are left out: they look up pixels, and values are arbitrary here.
         """
-        images = inputs["images"]
-        if self._compiled or not images.is_cuda or torch.cuda.is_current_stream_capturing():
+        if self._compiled or not call.images.is_cuda or torch.cuda.is_current_stream_capturing():
             return
         self._compiled = True
-        heads = tuple(head for head in shape.heads if head != "track")
+        heads = tuple(head for head in call.heads if head != "track")
         if heads and plan.frames == PLANS[0].frames:  # where memory is short, calls take minutes and compiling seconds
+            read = layers_read(heads, self.model.config)
             with compiling():
-                run_network(self.model, {"images": images}, heads, plan)
+                run_network(self.model, replace(call, query_points=None, heads=heads, layers_read=read), plan)
+
+
+def _tensors(call: Call) -> Tensors:
+    """What a graph reads of a call."""
+    points = {} if call.query_points is None else {"query_points": call.query_points}
+    return {"images": call.images, **points}
 
 
 def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) -> bool:
@@ -337,25 +286,5 @@ def _why_no_graph(images: Tensor, plan: Plan) -> str:
     return f"above {GRAPH_TOKENS} tokens a CUDA graph holds more memory than it saves time"
 
 
-def _output(inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> VGGTOutput:
-    return VGGTOutput(**{"images": inputs["images"], **outputs})  # type: ignore[arg-type]
-
-
-def _bounded(plan: Plan, head_frames: int | None) -> Plan:
-    return plan if head_frames is None else replace(plan, head_frames=min(plan.head_frames, head_frames))
-
-
-def _too_large(
-    model: VGGT, shape: Shape, device: torch.device, error: torch.OutOfMemoryError
-) -> torch.OutOfMemoryError:
-    traceback.clear_frames(error.__traceback__)  # which hold the tensors of the attempt that failed
-    torch.cuda.empty_cache()
-    images = shape.batch * shape.frames * 3 * shape.height * shape.width * 4
-    free = free_bytes(device)
-    needed = shape.peak_bytes(model.config, SMALLEST)
-    fit = frames_that_fit(shape, model.config, free + images)
-    return torch.OutOfMemoryError(
-        f"{shape.batch} x {shape.frames} frames of {shape.height} x {shape.width} pixels need about "
-        f"{needed / 2**30:.1f} GiB beside the model and the images, even worked on in the smallest parts, but "
-        f"{free / 2**30:.1f} GiB are free: about {fit} frames of this size fit"
-    )
+def _output(call: Call, outputs: Tensors) -> VGGTOutput:
+    return VGGTOutput(**{"images": call.images, **outputs})  # type: ignore[arg-type]

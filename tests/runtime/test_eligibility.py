@@ -11,7 +11,7 @@ from tests.runtime.conftest import Make
 from vggt_int8 import VGGTInt8
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime import Runtime
-from vggt_int8.runtime.watch import Watch
+from vggt_int8.runtime.eligibility import Eligibility
 
 
 def pre_hook(module: nn.Module, arguments: object) -> None: ...
@@ -124,10 +124,10 @@ def test_weights_on_another_device(make_quantized: Make, tiny_images: Tensor) ->
 )
 def test_a_change_is_seen(make_quantized: Make, change: Callable[[VGGTInt8], None]) -> None:
     model = make_quantized("int8_dynamic")
-    watch = Watch(model)
-    assert watch.unchanged()
+    eligibility = Eligibility(model)
+    assert eligibility.unchanged()
     change(model)
-    assert not watch.unchanged()
+    assert not eligibility.unchanged()
 
 
 def test_new_weights_are_used(make_quantized: Make, tiny_images: Tensor) -> None:

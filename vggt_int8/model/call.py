@@ -1,0 +1,189 @@
+"""`Call`: one call of the network, checked once and without waiting for the device.
+
+Shapes, kinds and devices are known to the host. Values are for whoever waits for the device anyway
+(`vggt_int8.pretrained.finite`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vggt_int8.model.config import VGGTConfig
+
+if TYPE_CHECKING:
+    from vggt_int8.model.vggt import VGGT
+
+HEADS = ("camera", "depth", "point", "track")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a model is asked for, as `Call.of` has checked it.
+
+    images: [B, S, 3, H, W], the caller's own values. query_points: [B, N, 2] fp32, pixels (x, y) of the first frame;
+    None without the track head. heads: those that run, all of which the model has. frames_chunk_size: frames that a
+    dense head works on at a time, None for all. layers_read: of the aggregator, by these heads.
+    """
+
+    images: Tensor
+    query_points: Tensor | None
+    heads: tuple[str, ...]
+    frames_chunk_size: int | None
+    layers_read: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        model: "VGGT",
+        images: Any,
+        query_points: Any = None,
+        heads: Sequence[str] | None = None,
+        frames_chunk_size: int | None = 8,
+    ) -> "Call":
+        """The arguments of `VGGT.forward`, for `model`. Raises ValueError or TypeError that names what does not fit."""
+        config = model.config
+        moved = "_hf_hook" in vars(model)  # by accelerate, where the model lies on several devices
+        images = _checked_images(images, config.patch_size, None if moved else model.aggregator.camera_token.device)
+        present = tuple(head for head in HEADS if getattr(model, f"{head}_head") is not None)
+        heads = _checked_heads(heads, present, query_points is not None)
+        if query_points is not None:
+            query_points = _checked_query_points(query_points, images, config.track_corr_levels)
+        if frames_chunk_size is not None and frames_chunk_size < 1:
+            raise ValueError(f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}")
+        return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config))
+
+
+def layers_read(heads: Iterable[str], config: VGGTConfig) -> frozenset[int]:
+    """Layers of the aggregator whose tokens some heads read."""
+    heads = set(heads)
+    camera = {config.depth - 1} if "camera" in heads else set()
+    return frozenset(camera | set(config.dpt_layers) if heads - {"camera"} else camera)
+
+
+def _checked_images(images: Any, patch: int, device: torch.device | None) -> Tensor:
+    """-> [B, S, 3, H, W]. device: where the model wants them; None if something moves them there.
+
+    Raises TypeError or ValueError that names what came instead.
+    """
+    check_is_tensor(images)
+    shape = tuple(images.shape)
+    if len(shape) not in (4, 5) or shape[-3] != 3:
+        raise ValueError(
+            f"images must be [S, 3, H, W] or [B, S, 3, H, W] with 3 color channels, got {shape}{_way_out(shape)}"
+        )
+    if 0 in shape:
+        raise ValueError(f"images are empty: {shape}")
+    if images.dtype not in _FLOATS:
+        integers = not (images.is_floating_point() or images.is_complex() or images.dtype == torch.bool)
+        way_out = "divide 8-bit images by 255" if integers else "convert them with .float()"
+        raise TypeError(f"images must be floats in [0, 1], got {images.dtype}; {way_out}")
+    height, width = shape[-2:]
+    if height % patch or width % patch:
+        near = [max(patch, patch * round(side / patch)) for side in (height, width)]
+        raise ValueError(
+            f"images are {height} x {width} pixels (height x width), but both must be multiples of the patch "
+            f"size {patch}: resize or crop them, for example to {near[0]} x {near[1]}"
+        )
+    if device is not None and images.device != device and "meta" not in (device.type, images.device.type):
+        raise ValueError(
+            f"images are on {images.device}, but the model is on {device}: call model(images.to(model.device))"
+        )
+    return images if len(shape) == 5 else images[None]
+
+
+def _checked_heads(heads: Sequence[str] | None, present: tuple[str, ...], tracks: bool) -> tuple[str, ...]:
+    """present: heads that the model has. tracks: whether there are query points."""
+    if tracks and "track" not in present:
+        raise ValueError("query_points need the track head, but this model has none (enable_track is False)")
+    if heads is None:
+        return tuple(head for head in present if head != "track" or tracks)
+    if isinstance(heads, str) or not heads:
+        raise ValueError(f"heads must be a tuple with at least one of {HEADS}, or None for all; got {heads!r}")
+    for head in heads:
+        if head not in HEADS:
+            raise ValueError(f"unknown head {head!r}; there are {', '.join(HEADS)}")
+        if head not in present:
+            raise ValueError(f"this model has no {head} head (enable_{head} is False)")
+    if ("track" in heads) != tracks:
+        raise ValueError(
+            f"the track head and query_points go together: got heads {tuple(heads)} "
+            f"and {'' if tracks else 'no '}query_points"
+        )
+    return tuple(heads)
+
+
+def _checked_query_points(query_points: Any, images: Tensor, levels: int) -> Tensor:
+    """-> [B, N, 2] fp32, for checked images; levels: of halved maps, in which the tracker looks for points.
+
+    Raises TypeError or ValueError that names what came instead.
+    """
+    if not isinstance(query_points, Tensor):
+        raise TypeError(f"query_points must be a tensor [N, 2] or [B, N, 2], got {type(query_points).__name__}")
+    if query_points.dtype == torch.bool or query_points.is_complex() or query_points.layout != torch.strided:
+        what = query_points.dtype if query_points.layout == torch.strided else query_points.layout
+        raise TypeError(f"query_points must be pixels (x, y) as floats or integers, got {what}")
+    batch, (height, width) = images.shape[0], images.shape[-2:]
+    shape = tuple(query_points.shape)
+    points = query_points[None] if len(shape) == 2 else query_points
+    if points.dim() != 3 or points.shape[0] != batch or points.shape[2] != 2 or points.shape[1] == 0:
+        raise ValueError(f"query_points must be [N, 2] or [B, N, 2] with B = {batch} and N > 0, got {shape}")
+    if min(height, width) < 2**levels:
+        raise ValueError(
+            f"images of {height} x {width} pixels are too small to track points: "
+            f"{levels} correlation levels need at least {2**levels} pixels a side"
+        )
+    if points.device != images.device:
+        raise ValueError(
+            f"query_points are on {points.device}, but the images are on {images.device}: "
+            "use query_points.to(images.device)"
+        )
+    return points.float()
+
+
+def _way_out(shape: tuple[int, ...]) -> str:
+    """For the usual mistakes in shapes."""
+    if len(shape) == 3 and shape[0] == 3:
+        return ": one image is images[None]"
+    if len(shape) in (3, 4, 5) and shape[-1] == 3:
+        order = {3: "(2, 0, 1)[None]", 4: "(0, 3, 1, 2)", 5: "(0, 1, 4, 2, 3)"}[len(shape)]
+        return f": channels come before rows, use images.permute{order}"
+    return ""
+
+
+def check_is_tensor(images: Any) -> None:
+    """Raise TypeError unless `images` is an ordinary tensor, whatever it holds."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [S, 3, H, W] in [0, 1], got {_described(images)}")
+    if images.is_nested or images.is_quantized or images.layout != torch.strided:
+        what, way_out = f"a tensor of layout {images.layout}", ".to_dense()"
+        if images.is_nested:
+            what, way_out = "a nested tensor", "torch.stack, which wants images of one size"
+        elif images.is_quantized:
+            what, way_out = f"a quantized tensor ({images.dtype})", ".dequantize()"
+        raise TypeError(f"images must be an ordinary tensor [S, 3, H, W] in [0, 1], got {what}: use {way_out}")
+
+
+def _described(value: Any) -> str:
+    """What came in place of a tensor, and how to make one of it."""
+    kind = (
+        type(value).__name__
+        if type(value).__module__ == "builtins"
+        else f"{type(value).__module__}.{type(value).__name__}"
+    )
+    if value is None:
+        return "None: load_images(paths) makes one of files"
+    if isinstance(value, str | bytes) or hasattr(value, "__fspath__"):
+        return f"{kind} {value!r:.80}: load_images(paths) makes one of files"
+    if type(value).__module__.startswith("PIL."):
+        return f"{kind}: save it, and let load_images(paths) read and resize it"
+    if isinstance(value, list | tuple) and value:
+        if isinstance(value[0], Tensor):
+            return f"a {kind} of {len(value)} tensors: use torch.stack"
+        return f"a {kind} of {len(value)}, the first being {_described(value[0])}"
+    if hasattr(value, "__array_interface__"):
+        return f"{kind} {list(value.shape)} of {value.dtype}: use torch.from_numpy"
+    return kind

@@ -1,0 +1,25 @@
+"""How a call ran."""
+
+from dataclasses import dataclass
+
+from vggt_int8.runtime.memory import Plan
+
+
+@dataclass(frozen=True)
+class RuntimeReport:
+    """How the last call ran, and why.
+
+    mode: "fused, CUDA graph", "fused", "plain" (the network's own modules), or "none" before the first call.
+    reason: why it was not fused or not replayed; empty if it was. plan: how much it worked on at a time.
+    graphs: shapes of images for which a graph is held.
+    """
+
+    mode: str
+    reason: str
+    plan: Plan | None
+    graphs: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        lines = [self.mode + (f" ({self.reason})" if self.reason else "")]
+        lines += [str(self.plan)] * (self.plan is not None)
+        return "\n".join(lines + [f"CUDA graph for images {list(shape)}" for shape in self.graphs])
