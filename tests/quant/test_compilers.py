@@ -19,6 +19,7 @@ from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Scheme
+from vggt_int8.runtime import Runtime
 
 BOUND = 1e-6  # of the error's norm, relative to the result's
 DYNAMIC = Recipe(weights="int8", activations="dynamic", include=[".*"])
@@ -219,5 +220,6 @@ def test_a_quantized_vggt_is_exported_and_traced(make_vggt: Callable[[str], VGGT
     traced = torch.jit.trace(model, (tiny_images,), strict=False, check_trace=False)(tiny_images)  # which gives a dict
     for output in (exported, traced):
         same(output, want)
+    fused = Runtime(model)
     with pytest.raises(BackendError, match="a tracer records"):
-        torch.jit.trace(lambda images: model.runtime(images).depth, (tiny_images,), check_trace=False)
+        torch.jit.trace(lambda images: fused(images).depth, (tiny_images,), check_trace=False)
