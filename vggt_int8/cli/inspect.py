@@ -174,13 +174,13 @@ def layer_table(config: "VGGTConfig", tensors: Mapping[str, Stored], *, every: b
     """One entry per layer, or per group of layers alike, in the checkpoint's order."""
     import torch
 
-    from vggt_int8.model.vggt import VGGT
+    from vggt_int8.pretrained import VGGTInt8
     from vggt_int8.pretrained.source import stored_quantization
     from vggt_int8.quant.quantize import prepare_module
     from vggt_int8.quant.report import quantization_report
 
     with torch.device("meta"):
-        skeleton = VGGT(config)
+        skeleton = VGGTInt8(config)
     plan = None
     quantization = stored_quantization(config, "the checkpoint")
     if quantization is not None:
