@@ -198,6 +198,7 @@ def same(output: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         assert error(output[name], want[name]) <= BOUND, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "reference", "bitsandbytes"])
 @torch.no_grad()
 def test_a_quantized_vggt_compiles_into_one_graph(
@@ -210,6 +211,7 @@ def test_a_quantized_vggt_compiles_into_one_graph(
     assert model(tiny_images).keys() == want.keys()  # and goes on as it was
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_quantized_vggt_is_exported_and_traced(make_vggt: Callable[[str], VGGTInt8], tiny_images: Tensor) -> None:
     model = make_vggt("native")
