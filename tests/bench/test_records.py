@@ -21,6 +21,12 @@ def test_rows_are_appended_and_come_back(tmp_path: Path, make_row: MakeRow) -> N
     assert read_rows([file, file]) == rows + rows
 
 
+def test_line_separators_in_a_text_are_no_ends_of_rows(tmp_path: Path, make_row: MakeRow) -> None:
+    row = make_row("fp32", 1, 50.0, reason="two\u2028lines\x85")
+    append_row(tmp_path / "r.jsonl", row)
+    assert read_rows([tmp_path / "r.jsonl"]) == [row]
+
+
 def test_not_a_number_becomes_null(tmp_path: Path, make_row: MakeRow) -> None:
     errors = {"depth": {"relative": float("nan"), "max_abs": float("inf")}}
     append_row(tmp_path / "r.jsonl", make_row("fp32", 1, None, status="wrong", errors=errors))
@@ -37,7 +43,9 @@ def test_not_a_number_becomes_null(tmp_path: Path, make_row: MakeRow) -> None:
         ({"status": "fine"}, "status is 'fine'"),
         ({"status": "wrong"}, "status 'wrong' has the time 50.0"),
         ({"ms": None}, "status 'ok' has the time None"),
-        ({"speed": 3}, "unknown: .'speed'"),
+        ({"speed": 3}, "unknown: 'speed'$"),
+        ({"x" * 100_000: 3}, r"unknown: 'x+\.\.\.$"),
+        ({"model": ["x" * 100_000]}, r"model is \['x+\.\.\.$"),
         ({"ms": -5}, "ms is -5, not a time"),
         ({"frames": 0}, "frames is 0, not a number of frames"),
         ({"size": [392]}, r"size is \[392\], not \[height, width\]"),
@@ -70,7 +78,7 @@ def test_a_file_without_numbers_is_refused(tmp_path: Path, make_row: MakeRow, fi
             read_rows([file])
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"variant": "bf16", "frames": 1, "ms": 39.2}'])
+@pytest.mark.parametrize("line", ["{", "[1]", "[" * 100_000, '{"variant": "bf16", "frames": 1, "ms": 39.2}'])
 def test_the_line_of_a_bad_file_is_named(tmp_path: Path, make_row: MakeRow, line: str) -> None:
     file = tmp_path / "r.jsonl"
     file.write_text(json.dumps(make_row("fp32", 1, 50.0)) + f"\n{line}\n")

@@ -1,6 +1,7 @@
 """The shipped scenes are what their seeds render, their truth fits their pictures, and files survive mishaps."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,86 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     facts.write_text(facts.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(ValueError, match=r"format_version 2; this version reads 1"):
         load_scene(tmp_path / "s")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene of two views of 8 x 8 pixels."""
+    folder = tmp_path_factory.mktemp("scenes") / "s"
+    save_scene(folder, render_scenes(scene_seeds("free", [3]), 2, (8, 8), supersample=1), {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["views"], [], r"views is \[\], not a list of views"),
+        (["views"], {"0": {}}, "views is .*not a list of views"),
+        (["views", 1], None, "views is .*not a list of views"),
+        (["views", 1, "extrinsic"], None, "extrinsic of view 1 is None, not 3 x 4 numbers"),
+        (["views", 1, "extrinsic"], [[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], "extrinsic of view 1 is .* not 3 x 4 numbers"),
+        (["views", 1, "extrinsic", 2, 3], "1", "extrinsic of view 1 is .* not 3 x 4 numbers"),
+        (["views", 1, "extrinsic", 2, 3], 1e300, "extrinsic of view 1 is .* not 3 x 4 numbers"),
+        (["views", 1, "extrinsic", 2, 3], 10**400, "extrinsic of view 1 is .* not 3 x 4 numbers"),
+        (["views", 1, "extrinsic", 0], [0.0, 0.0, 0.0, 0.0], "extrinsic of view 1 is .*, which no camera has"),
+        (["views", 1, "intrinsic", 0, 0], -90.0, "intrinsic of view 1 is .*, which no camera has"),
+        (["views", 1, "intrinsic", 2], [0, 1, 0], "intrinsic of view 1 is .*, which no camera has"),
+        (["views", 1, "intrinsic", 2], [0, 1], "intrinsic of view 1 is .* not 3 x 3 numbers"),
+        (["views", 1, "image"], "../image_0.png", "image is '../image_0.png', which is no file of its folder"),
+        (["views", 1, "image"], "/etc/passwd", "which is no file of its folder"),
+        (["views", 1, "depth"], "\ud800", "which is no file of its folder"),
+        (["views", 1, "depth"], "image_0.png", "image_0.png is 8 x 8 in mode RGB, not 8 x 8 in I;16"),
+        (["depth_unit"], 0, "depth_unit is 0, not a length"),
+        (["depth_unit"], -1.5, "depth_unit is -1.5, not a length"),
+        (["depth_unit"], [1.0], r"depth_unit is \[1.0\], not a length"),
+        (["metres_per_unit"], None, "metres_per_unit is None, not a length"),
+        (["metres_per_unit"], True, "metres_per_unit is True, not a length"),
+        (["height"], "A" * 100_000, "height and width are "),
+        (["width"], 0, "height and width are "),
+        (["origin"], [], r"origin is \[\], not a table"),
+        (["format_version"], "1" * 100_000, "format_version '111"),
+    ],
+)
+def test_a_value_that_is_none_is_named(
+    stored: Path, tmp_path: Path, path: list[str | int], value: object, message: str
+) -> None:
+    shutil.copytree(stored, tmp_path / "s")
+    facts = json.loads((stored / "scene.json").read_text())
+    *way, last = path
+    place = facts
+    for key in way:
+        place = place[key]
+    place[last] = value
+    (tmp_path / "s" / "scene.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_scene(tmp_path / "s")
+    assert "scene.json" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_damaged_pictures_and_descriptions_are_named(stored: Path, tmp_path: Path) -> None:
+    shutil.copytree(stored, tmp_path / "s")
+    picture, facts = tmp_path / "s" / "image_1.png", tmp_path / "s" / "scene.json"
+    sound = picture.read_bytes()
+    for damaged in (b"", sound[:30], sound[: len(sound) // 2], b"\xef\xbb\xbf" + sound, b"GIF89a" + bytes(100)):
+        picture.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"image_1.png is damaged"):
+            load_scene(tmp_path / "s")
+    picture.unlink()
+    with pytest.raises(FileNotFoundError, match=r"image_1.png"):
+        load_scene(tmp_path / "s")
+    for text in ("[" * 200_000, "", "null", "{}"):
+        facts.write_text(text)
+        with pytest.raises(ValueError, match=r"scene.json(: format_version None| is damaged)"):
+            load_scene(tmp_path / "s")
+
+
+def test_files_that_no_scene_consists_of_are_not_replaced(stored: Path, tmp_path: Path) -> None:
+    """A scene.json that somebody has written may list anything in its folder."""
+    shutil.copytree(stored, tmp_path / "s")
+    (tmp_path / "s" / "thesis.txt").write_text("precious")
+    facts = tmp_path / "s" / "scene.json"
+    facts.write_text(facts.read_text().replace("image_1.png", "thesis.txt"))
+    with pytest.raises(ValueError, match=r"lists 'thesis.txt', which no scene consists of"):
+        save_scene(tmp_path / "s", render_scenes(scene_seeds("free", [3]), 1, (8, 8), supersample=1), {})
+    assert (tmp_path / "s" / "thesis.txt").read_text() == "precious"

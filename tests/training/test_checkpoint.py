@@ -1,10 +1,12 @@
 """Checkpoints of a run: small, faithful, never replaced by a broken one, and whole after a kill."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.training.runs import ONLY
 from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_config, read_facts, save_checkpoint
@@ -120,3 +122,54 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
         facts.write_text(f'{{"format_version": 1, "step": 1, "shards": 1{config}}}')
         with pytest.raises(ValueError, match=r"trainer\.json .* config .*"):
             read_config(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": 10**9},
+        {"shards": -1},
+        {"shards": "1"},
+        {"shards": None},
+        {"step": -1},
+        {"step": 1.5},
+        {"step": None},
+        {"seconds": "long"},
+    ],
+)
+def test_facts_that_are_none_are_refused_before_a_tensor_is_read(tmp_path: Path, change: dict[str, object]) -> None:
+    model = torch.nn.Linear(4, 4)
+    save_checkpoint(tmp_path / "c", model, [], {"step": 1, "seconds": 2.5, "config": {}})
+    path = tmp_path / "c" / "trainer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"trainer.json is damaged"):
+        read_facts(tmp_path / "c")
+
+
+def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path / "c", model, [optimizer], {"step": 1})
+    (shard,) = (tmp_path / "c").glob("*.safetensors")
+    sound = load_file(shard)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = optimizer.state[model.bias]["exp_avg"]
+    for change in (
+        {"weight.bias": torch.full((4,), torch.nan)},
+        {"weight.bias": torch.ones(4, dtype=torch.int32)},
+        {"first.bias.scale": torch.ones(1)},
+        {"first.bias.scale": torch.full((1, 1), torch.inf)},
+        {"first.bias": torch.ones(8).to(torch.float8_e4m3fn)},
+    ):
+        save_file({name: torch.zeros_like(value) for name, value in sound.items()} | change, shard)
+        with pytest.raises(ValueError, match="damaged"):
+            load_checkpoint(tmp_path / "c", model, [optimizer])
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert optimizer.state[model.bias]["exp_avg"] is state
+    save_file({name: value for name, value in sound.items() if name != "first.bias.scale"}, shard)
+    with pytest.raises(ValueError, match=r"first.bias are damaged: they have no scale"):
+        load_checkpoint(tmp_path / "c", model, [optimizer])
+    save_file(sound, shard)
+    assert load_checkpoint(tmp_path / "c", model, [optimizer])["step"] == 1

@@ -12,7 +12,8 @@ from types import NoneType
 from typing import Any
 
 from vggt_int8.files import append_json_line
-from vggt_int8.plain_data import finite
+from vggt_int8.listing import first_few
+from vggt_int8.plain_data import finite, shown
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -58,40 +59,42 @@ IDENTITY = ("variant", "frames", "size", "model", "memory_gb")  # what makes two
 def check_row(row: Row) -> None:
     """Raise ValueError, naming the field, unless the row has exactly the fields of the schema."""
     if row.get("format") != FORMAT:
-        raise ValueError(f"format is {row.get('format')!r}, this version reads {FORMAT}: measure again")
+        raise ValueError(f"format is {shown(row.get('format'))}, this version reads {FORMAT}: measure again")
     if row.keys() != FIELDS.keys():
-        raise ValueError(f"fields missing: {sorted(FIELDS - row.keys())}, unknown: {sorted(row.keys() - FIELDS)}")
+        missing, unknown = sorted(FIELDS - row.keys()), sorted(row.keys() - FIELDS)
+        raise ValueError(f"fields missing: {missing}, unknown: {first_few(unknown, spell=shown) or 'none'}")
     for name, types in FIELDS.items():
         if not isinstance(row[name], types) or isinstance(row[name], bool):
-            raise ValueError(f"{name} is {row[name]!r}")
+            raise ValueError(f"{name} is {shown(row[name])}")
         if isinstance(row[name], NUMBER) and not abs(row[name]) < LARGEST:  # NaN is not less, either
-            raise ValueError(f"{name} is {row[name]!r}, not a number below {LARGEST:g}")
+            raise ValueError(f"{name} is {shown(row[name])}, not a number below {LARGEST:g}")
     if row["status"] not in STATUS:
-        raise ValueError(f"status is {row['status']!r}, not one of {', '.join(STATUS)}")
+        raise ValueError(f"status is {shown(row['status'])}, not one of {', '.join(STATUS)}")
     if (row["status"] == "ok") != (row["ms"] is not None):
-        raise ValueError(f"a row with status {row['status']!r} has the time {row['ms']!r}")
+        raise ValueError(f"a row with status {shown(row['status'])} has the time {shown(row['ms'])}")
     for name, what in (("ms", "time"), ("peak_gib", "size")):
         if row[name] is not None and row[name] < SMALLEST:
-            raise ValueError(f"{name} is {row[name]!r}, not a {what}")
+            raise ValueError(f"{name} is {shown(row[name])}, not a {what}")
     if row["frames"] < 1:
-        raise ValueError(f"frames is {row['frames']!r}, not a number of frames")
+        raise ValueError(f"frames is {shown(row['frames'])}, not a number of frames")
     if len(row["size"]) != 2 or not all(isinstance(n, int) and n > 0 for n in row["size"]):
-        raise ValueError(f"size is {row['size']!r}, not [height, width]")
+        raise ValueError(f"size is {shown(row['size'])}, not [height, width]")
     _check_machine(row["machine"])
     if not all(isinstance(value, str | None) for value in row["versions"].values()):
-        raise ValueError(f"versions is {row['versions']!r}, not {{package: version or null}}")
-    if not all(map(_is_error, row["errors"].values())):
-        raise ValueError(f"errors is {row['errors']!r}, not {{output: relative and max_abs}}, numbers or null")
+        raise ValueError(f"versions is {shown(row['versions'])}, not {{package: version or null}}")
+    if wrong := {name: error for name, error in row["errors"].items() if not _is_error(error)}:
+        raise ValueError(f"errors is {shown(wrong)}, not {{output: relative and max_abs}}, numbers or null")
 
 
 def _check_machine(machine: dict[str, Any]) -> None:
     if not {"gpu", "cpu"} <= machine.keys():
-        raise ValueError(f"machine is {machine!r}, without gpu and cpu")
+        raise ValueError(f"machine is {shown(machine)}, without gpu and cpu")
     gpu = machine["gpu"]
     if gpu is not None and not (isinstance(gpu, dict) and isinstance(gpu.get("name"), str)):
-        raise ValueError(f"machine's gpu is {gpu!r}, neither null nor an object with a name")
+        raise ValueError(f"machine's gpu is {shown(gpu)}, neither null nor an object with a name")
     if gpu is None and not isinstance(machine.get("torch_threads"), int):
-        raise ValueError(f"machine is {machine!r}, without gpu and without torch_threads, the number of CPU threads")
+        found = shown(machine)
+        raise ValueError(f"machine is {found}, without gpu and without torch_threads, the number of CPU threads")
 
 
 def _is_error(error: Any) -> bool:
@@ -116,13 +119,13 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no text in UTF-8: {error}") from error
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 check_row(row if isinstance(row, dict) else {})
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 reason = f"{path}, line {number}, is no row of a benchmark: {error}"
                 raise ValueError(f"{reason}. If a run was killed while it wrote, delete that line") from error
             rows.append(row)

@@ -11,6 +11,7 @@ values. `vggt-int8 scenes bundle` writes the shipped ones, `vggt-int8 scenes ren
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from vggt_int8.files import staged_folder
+from vggt_int8.plain_data import shown
 from vggt_int8.scenes.render import GENERATOR_VERSION, SceneBatch, render_scenes
 from vggt_int8.scenes.seeds import scene_seeds
 
@@ -78,29 +80,81 @@ def load_scene(scene: str | PathLike[str]) -> StoredScene:
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {shown(str(error))}") from error
     found = facts.get("format_version") if isinstance(facts, dict) else None
     if found != FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version {found}; this version reads {FORMAT_VERSION}")
+        raise ValueError(f"{path}: format_version {shown(found)}; this version reads {FORMAT_VERSION}")
     try:
         return _load(folder, facts)
-    except (KeyError, TypeError) as error:  # what is not there, or is something else
-        raise ValueError(f"{path} is incomplete: {error!r}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} is incomplete: it has no {error}") from error
+    except _FactError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+class _FactError(ValueError):
+    """A value of scene.json that is none."""
 
 
 def _load(folder: Path, facts: dict[str, Any]) -> StoredScene:
     views, size = facts["views"], (facts["height"], facts["width"])
-    images = np.stack([_read(folder / view["image"], size, "RGB") for view in views])
-    codes = np.stack([_read(folder / view["depth"], size, "I;16") for view in views])
+    if not isinstance(views, list) or not views or not all(isinstance(view, dict) for view in views):
+        raise _FactError(f"views is {shown(views)}, not a list of views")
+    if not all(type(side) is int and side > 0 for side in size):
+        raise _FactError(f"height and width are {shown(size)}, not pixels")
+    if not isinstance(facts["origin"], dict):
+        raise _FactError(f"origin is {shown(facts['origin'])}, not a table")
+    metres, unit = (_positive(name, facts[name]) for name in ("metres_per_unit", "depth_unit"))
+    extrinsic, intrinsic = _matrices(views, "extrinsic", (3, 4)), _matrices(views, "intrinsic", (3, 3))
+    images = np.stack([_read(folder / _file_name(view, "image"), size, "RGB") for view in views])
+    codes = np.stack([_read(folder / _file_name(view, "depth"), size, "I;16") for view in views])
     return StoredScene(
         images=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
-        depth=torch.from_numpy(codes.astype(np.float64) * facts["depth_unit"]).float(),
-        extrinsic=torch.tensor([view["extrinsic"] for view in views]),
-        intrinsic=torch.tensor([view["intrinsic"] for view in views]),
-        metres_per_unit=facts["metres_per_unit"],
+        depth=torch.from_numpy(codes.astype(np.float64) * unit).float(),
+        extrinsic=extrinsic,
+        intrinsic=intrinsic,
+        metres_per_unit=metres,
         origin=facts["origin"],
     )
+
+
+def _positive(name: str, value: Any) -> float:
+    """A length. Times `MAX_CODE` it must still be a number in fp32, and above zero."""
+    if type(value) not in (int, float) or not 1e-30 < value < 1e30:
+        raise _FactError(f"{name} is {shown(value)}, not a length")
+    return float(value)
+
+
+def _matrices(views: list[dict[str, Any]], name: str, shape: tuple[int, int]) -> Tensor:
+    """[S, *shape] fp32. Rotations are rotations, and focal lengths positive: else nothing that is computed holds."""
+    for index, view in enumerate(views):
+        rows = view[name]
+        whole = isinstance(rows, list) and [len(row) for row in rows if isinstance(row, list)] == [shape[1]] * shape[0]
+        if not whole or len(rows) != shape[0] or not all(_is_number(value) for row in rows for value in row):
+            raise _FactError(f"{name} of view {index} is {shown(rows)}, not {shape[0]} x {shape[1]} numbers")
+    matrices = torch.tensor([view[name] for view in views], dtype=torch.float32)
+    for index, matrix in enumerate(matrices):
+        if name == "extrinsic":
+            rotation = matrix[:, :3].double()
+            sound = (rotation @ rotation.T - torch.eye(3)).abs().max() < 1e-3 and rotation.det() > 0
+        else:
+            sound = matrix[0, 0] > 0 and matrix[1, 1] > 0 and matrix[2].tolist() == [0.0, 0.0, 1.0]
+        if not sound:
+            raise _FactError(f"{name} of view {index} is {shown(views[index][name])}, which no camera has")
+    return matrices
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30  # NaN is not less, either
+
+
+def _file_name(view: dict[str, Any], key: str) -> str:
+    """A file of the scene's own folder."""
+    name = view[key]
+    if not isinstance(name, str) or not name.isprintable() or name != Path(name).name or name in ("", ".."):
+        raise _FactError(f"{key} is {shown(name)}, which is no file of its folder")
+    return name
 
 
 def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[str, Any]) -> None:
@@ -121,18 +175,25 @@ def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[s
         _write(staging, batch.to("cpu"), origin)
 
 
+_NAME = r"(image|depth)_[0-9]{1,9}\.png"
+
+
 def _names(index: int) -> dict[str, str]:
     """The files of a view."""
     return {"image": f"image_{index}.png", "depth": f"depth_{index}.png"}
 
 
 def _files_of(folder: Path) -> list[str]:
-    """What a stored scene consists of. Raises ValueError if its scene.json is damaged."""
+    """What a stored scene consists of. Raises ValueError if its scene.json is damaged, or lists other files."""
+    path = folder / "scene.json"
     try:
-        views = json.loads((folder / "scene.json").read_text(encoding="utf-8"))["views"]
-        return [*(Path(view[key]).name for view in views for key in ("image", "depth")), "scene.json"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'scene.json'} is damaged, so that nothing is replaced: {error!r}") from error
+        views = json.loads(path.read_text(encoding="utf-8"))["views"]
+        listed = [view[key] for view in views for key in ("image", "depth")]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, so that nothing is replaced: {shown(error)}") from error
+    if others := [name for name in listed if not isinstance(name, str) or not re.fullmatch(_NAME, name)]:
+        raise ValueError(f"{path} lists {shown(others[0])}, which no scene consists of, so that nothing is replaced")
+    return [*listed, "scene.json"]
 
 
 def render_scene(split: str, index: int, views: int, size: Sequence[int], *, supersample: int = 2) -> SceneBatch:
@@ -184,13 +245,16 @@ def _write(folder: Path, batch: SceneBatch, origin: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path, size: tuple[int, int], mode: str) -> np.ndarray[Any, Any]:
-    """The pixels of a PNG file, checked."""
-    with Image.open(path) as image:
-        if image.mode != mode or (image.height, image.width) != size:
-            raise ValueError(
-                f"{path} is {image.height} x {image.width} in mode {image.mode}, not {size[0]} x {size[1]} in {mode}"
-            )
-        try:
+    """The pixels of a PNG file, checked. Raises ValueError, naming it; FileNotFoundError if there is none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode != mode or (image.height, image.width) != size:
+                raise _FactError(
+                    f"{path.name} is {image.height} x {image.width} in mode {image.mode}, not {size[0]} x {size[1]} in "
+                    f"{mode}"
+                )
             return np.array(image)
-        except OSError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+    except (FileNotFoundError, _FactError):
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damage
+        raise ValueError(f"{path} is damaged: {error}") from error

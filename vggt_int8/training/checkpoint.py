@@ -94,17 +94,20 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no checkpoint: trainer.json is missing")
     try:
         facts: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {shown(str(error))}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{path} is damaged: it holds {shown(facts)}, not the facts of a checkpoint")
     if facts.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format_version {facts.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+            f"{path} has format_version {shown(facts.get('format_version'))}; this version reads {FORMAT_VERSION}"
         )
-    for key in ("step", "shards"):
-        if type(facts.get(key)) is not int or facts[key] < 0:
+    for key, most in (("step", 2**53), ("shards", 10**5)):
+        if type(facts.get(key)) is not int or not 0 <= facts[key] <= most:
             raise ValueError(f"{path} is damaged: its {key} is {shown(facts.get(key))}, not a number of them")
+    seconds = facts.get("seconds", 0)
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1e15:
+        raise ValueError(f"{path} is damaged: its seconds is {shown(seconds)}, not a time")
     return facts
 
 
@@ -122,7 +125,7 @@ def read_config(folder: Path) -> TrainingConfig:
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
     """Fill the model, and the optimizers if there are any, in place; returns the facts.
 
-    Raises ValueError when the checkpoint is of another model, or of other optimizers.
+    Raises ValueError, and changes nothing, when the checkpoint is of another model, or of other optimizers, or damaged.
     """
     facts = read_facts(folder)
     tensors = _read_shards(folder, facts["shards"])
@@ -134,17 +137,23 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
             f"{folder} does not fit this model: it lacks {sorted(set(parameters) - saved)[:3]} "
             f"and has {sorted(saved - set(parameters))[:3]} too many"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            weight = tensors[f"weight.{name}"]
-            if weight.shape != parameter.shape:
-                raise ValueError(f"{folder}: {name} is {tuple(weight.shape)}, the model's {tuple(parameter.shape)}")
-            parameter.copy_(weight)
-    for optimizer in optimizers:
+    for name, parameter in parameters.items():
+        weight = tensors[f"weight.{name}"]
+        if weight.shape != parameter.shape:
+            raise ValueError(f"{folder}: {name} is {tuple(weight.shape)}, the model's {tuple(parameter.shape)}")
+        if weight.dtype != torch.float32 or not weight.isfinite().all():
+            raise ValueError(f"{folder} is damaged: {name} holds something else than finite numbers in fp32")
+    states: list[dict[Tensor, dict[str, Any]]] = [{} for _ in optimizers]
+    for optimizer, state in zip(optimizers, states, strict=True):
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             name = names[parameter]
             if f"first.{name}" in tensors:
-                optimizer.state[parameter] = _state(optimizer, parameter, tensors, name, facts["step"])
+                state[parameter] = _state(optimizer, parameter, tensors, name, facts["step"])
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.state.update(state)
     return facts
 
 
@@ -158,7 +167,10 @@ def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], 
         raise ValueError(f"the saved moments of {name} are not {type(optimizer).__name__}'s: [optimizer] differs")
 
     def moment(value: Tensor) -> Tensor:
-        return torch.empty_like(parameter).copy_(value)  # in its memory layout, which fused optimizers ask for
+        if value.shape != parameter.shape or not value.isfinite().all():
+            raise ValueError(f"the saved moments of {name} are damaged")
+        # In its memory layout, which fused optimizers ask for.
+        return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     first = moment(_unpack(tensors, f"first.{name}"))
     if isinstance(optimizer, Muon):
@@ -183,8 +195,10 @@ def _pack(tensors: dict[str, Tensor], name: str, value: Tensor, keep_positive: b
 
 
 def _unpack(tensors: dict[str, Tensor], name: str) -> Tensor:
-    codes, scale = tensors[name].float(), tensors[f"{name}.scale"]
-    rows = codes.reshape(scale.shape[0], -1) * scale
+    codes, scale = tensors[name].float(), tensors.get(f"{name}.scale")
+    if scale is None or scale.dim() != 2 or not len(scale) or codes.numel() % len(scale):
+        raise ValueError(f"the saved moments {name} are damaged: they have no scale for each row")
+    rows = codes.reshape(len(scale), -1) * scale
     return rows.reshape(codes.shape)
 
 

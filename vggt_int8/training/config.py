@@ -1,6 +1,5 @@
 """What a training run is made of, read from a TOML file in which every key is known and typed."""
 
-import math
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vggt_int8.model import VGGTConfig
+from vggt_int8.plain_data import shown
 
 SEEDS = 1 << 8  # of runs: each has 2^40 of the 2^48 scenes of the split "train"
 COMPILABLE = ("render", "blocks", "heads")
@@ -167,6 +167,8 @@ def load_run(path: str | Path) -> list[TrainingConfig]:
     path = Path(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep for a run") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if "model" not in table:
@@ -238,7 +240,7 @@ def _with_shapes(section: Any) -> Any:
 
 def _known(table: Any, section: type, where: str) -> dict[str, Any]:
     if not isinstance(table, dict):
-        raise ValueError(f"{where} must be a table, got {table!r}")
+        raise ValueError(f"{where} must be a table, got {shown(table)}")
     names = [f.name for f in fields(section)]
     unknown = sorted(set(table) - set(names))
     if unknown:
@@ -247,7 +249,9 @@ def _known(table: Any, section: type, where: str) -> dict[str, Any]:
     types = get_type_hints(section)
     for key, value in values.items():
         if not _fits(value, types[key]):
-            raise ValueError(f"{where}: {key} must be {getattr(types[key], '__name__', types[key])}, got {value!r}")
+            raise ValueError(
+                f"{where}: {key} must be {getattr(types[key], '__name__', types[key])}, got {shown(value)}"
+            )
     return values
 
 
@@ -258,5 +262,5 @@ def _fits(value: Any, kind: Any) -> bool:
             kinds = kinds[:1] * (len(value) if isinstance(value, tuple) else 0)
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) < 1e300  # NaN is not less, and larger integers are no floats
     return type(value) is (get_origin(kind) or kind)

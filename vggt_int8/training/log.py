@@ -32,10 +32,10 @@ def read_log(log: Path) -> list[dict[str, Any]]:
     Raises ValueError that names the line which is no entry.
     """
     entries = []
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(log.read_text(encoding="utf-8").split("\n"), start=1):
         try:
-            entry = json.loads(line, parse_constant=lambda _: None) if line else None
-        except json.JSONDecodeError as error:
+            entry = json.loads(line, parse_constant=lambda _: None) if line.strip() else None
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{log}, line {number}: {error}; a run that was killed may leave half a line") from error
         if entry is None:
             continue
