@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from vggt_int8.scenes import StoredScene, available_scenes, load_scene
-
-
-def share_within(error: Tensor, limit: float) -> float:
-    return (error.abs() <= limit).double().mean().item()
 
 
 def test_the_commands_write_what_load_scene_reads(cli, tmp_path: Path) -> None:
@@ -18,7 +13,7 @@ def test_the_commands_write_what_load_scene_reads(cli, tmp_path: Path) -> None:
     for name in available_scenes():
         rewritten, shipped = load_scene(tmp_path / "all" / name), load_scene(name)
         assert isinstance(rewritten, StoredScene)
-        assert share_within(rewritten.depth - shipped.depth, 1e-4) > 0.999
+        assert ((rewritten.depth - shipped.depth).abs() <= 1e-4).float().mean() > 0.999
         assert rewritten.origin == shipped.origin
         assert f"wrote {tmp_path / 'all' / name}" in said
     command = ("scenes", "render", "--split", "held_out", "--index", 2, "--views", 3, "--size", 16, 24)

@@ -120,6 +120,8 @@ def test_scores_kept_over_batches_are_those_of_all_at_once() -> None:
 def test_bad_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="at least two views, got 1"):
         pose_errors(torch.eye(3, 4)[None, None], torch.eye(3, 4)[None, None])
+    with pytest.raises(ValueError, match=r"cameras \[1, 3, 3, 4\] and truth \[1, 2, 3, 4\] differ"):
+        pose_errors(torch.eye(3, 4).expand(1, 3, 3, 4), torch.eye(3, 4).expand(1, 2, 3, 4))
     with pytest.raises(ValueError, match="differ"):
         depth_scores(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), torch.ones(1, 2, 4, 4, dtype=torch.bool))
 

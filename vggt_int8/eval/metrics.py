@@ -67,7 +67,12 @@ class FocalScores:
 
 
 def pose_errors(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Two extrinsics [B, S, 3, 4], camera from world -> rotation and translation errors [B, pairs] in degrees."""
+    """Two extrinsics [B, S, 3, 4], camera from world -> rotation and translation errors [B, pairs] in degrees.
+
+    Pairs are (0, 1), (0, 2), ... (S - 2, S - 1). Raises ValueError for a single view, and where the shapes differ.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"cameras {list(predicted.shape)} and truth {list(truth.shape)} differ")
     views = truth.shape[1]
     if views < 2:
         raise ValueError(f"relative poses need at least two views, got {views}")
@@ -94,13 +99,16 @@ def pose_scores(rotation: Tensor, translation: Tensor) -> PoseScores:
 
 
 def depth_scores(predicted: Tensor, truth: Tensor, valid: Tensor) -> DepthScores:
-    """Depths [B, S, H, W] and validity (bool) of the same shape -> scores."""
+    """Depths [B, S, H, W], in any unit each, and validity (bool) of the same shape -> scores; see `depth_errors`."""
     abs_rel, inlier = depth_errors(predicted, truth, valid)
     return DepthScores(abs_rel.mean().item(), 100 * inlier.mean().item())
 
 
 def depth_errors(predicted: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """As `depth_scores`, for each scene: AbsRel [B], and the share of pixels within a factor of 1.25 [B], 0 ... 1."""
+    """As `depth_scores`, for each scene: AbsRel [B], and the share of pixels within a factor of 1.25 [B], 0 ... 1.
+
+    NaN for a scene without a valid pixel. Raises ValueError where the shapes differ.
+    """
     if predicted.shape != truth.shape or valid.shape != truth.shape:
         raise ValueError(
             f"depth {tuple(predicted.shape)}, truth {tuple(truth.shape)} and valid {tuple(valid.shape)} differ"
