@@ -44,4 +44,6 @@ def test_relative_links_and_pictures_exist(page: str) -> None:
 
 def test_the_documents_are_found() -> None:
     assert {"README.md", "README.zh-CN.md", "CHANGELOG.md", "benchmarks/README.md", "docs/usage.md"} <= set(PAGES)
-    assert "![" in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "![" in readme
+    assert len(readme.splitlines()) <= 200, "what is more belongs into docs/ or benchmarks/"
