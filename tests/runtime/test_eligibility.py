@@ -71,6 +71,19 @@ def test_what_stands_against_it(
     assert model(tiny_images, check_finite=False).depth is not None
 
 
+@pytest.mark.parametrize(
+    ("layer", "mode"), [("camera_head.trunk.0.mlp.fc1", "fused"), ("aggregator.frame_blocks.0.mlp.fc1", "plain")]
+)
+def test_weight_only_layers_may_run_on_the_definition(
+    make_quantized: Make, tiny_images: Tensor, layer: str, mode: str
+) -> None:
+    model = make_quantized("int8_dynamic")
+    model.set_backend("native")
+    model.get_submodule(layer).backend = "reference"
+    model(tiny_images)
+    assert model.runtime_report().mode == mode
+
+
 def test_autocast_and_gradients_of_the_input(make_quantized: Make, tiny_images: Tensor) -> None:
     model = make_quantized("int8_dynamic")
     runtime = Runtime(model)
