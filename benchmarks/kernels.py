@@ -93,15 +93,10 @@ def row_passes(log: Log, copy: float) -> None:
         qkv = [half(m, 3, HEADS, C // HEADS) for _ in range(max(2, sets // 3))]
         vector, head = half(C), half(C // HEADS)
         rope = torch.randn(2, 1041, C // HEADS, device="cuda")
-        y = xs[-1]
         passes: dict[str, tuple[int, list[Any]]] = {
             "LayerNorm to codes": (
                 3 * C,
                 [partial(triton_norm.layer_norm_quantize, x, vector, vector, 1e-5) for x in xs],
-            ),
-            "add, LayerNorm to codes": (
-                7 * C,
-                [partial(triton_norm.add_layer_norm_quantize, x, y, vector, vector, vector, 1e-5) for x in xs],
             ),
             "quantize 1024": (3 * C, [partial(triton_norm.quantize_rows, x) for x in xs]),
             "quantize 4096": (12 * C, [partial(triton_norm.quantize_rows, x) for x in hidden]),

@@ -55,7 +55,7 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     vector, scale = half(64), torch.tensor(0.1)
     triton_norm.quantize_rows(half(8, 64))
     triton_norm.quantize_rows(half(8, 64), scale)
-    triton_norm.add_layer_norm_quantize(half(8, 64), half(8, 64), vector, vector, vector, 1e-5)
+    triton_norm.layer_norm_quantize(half(8, 64), vector, vector, 1e-5)
     triton_norm.layer_norm_halves(half(2, 4, 32), half(2, 4, 32), 1, vector, vector, 1e-5)
     triton_rope.qk_norm_rope_(half(8, 3, 2, 64), vector, vector, vector, vector, torch.zeros(2, 4, 64), 1e-5)
     triton_resize.resize(half(1, 4, 4, 64), 8, 8)

@@ -134,15 +134,6 @@ def _check_sizes(**sizes: tuple[Tensor | None, int]) -> None:
             raise ValueError(f"{name} must have {numbers} values, not {list(tensor.shape)}")
 
 
-def _check_add_norm(x: Tensor, y: Tensor, gamma: Tensor, *norm: Any, **named: Any) -> None:
-    _check_norm(x, *norm, **named)
-    if y.shape != x.shape or gamma.shape != x.shape[1:]:
-        raise ValueError(
-            f"y must be {list(x.shape)} and gamma [{x.shape[1]}] for x {list(x.shape)}, "
-            f"not {list(y.shape)} and {list(gamma.shape)}"
-        )
-
-
 def _check_qkv(
     qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
 ) -> None:
@@ -293,12 +284,6 @@ def _attention_like(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 quantize_rows = _operator(cpu_ops.quantize_rows, _check_quantize, "triton_norm", _codes_like)
 layer_norm_quantize = _operator(cpu_ops.layer_norm_quantize, _check_norm, "triton_norm", _codes_like)
-add_layer_norm_quantize = _operator(
-    reference.add_layer_norm_quantize,
-    _check_add_norm,
-    "triton_norm",
-    lambda x, *_, **__: (torch.empty_like(x), *_codes_like(x)),
-)
 int8_gemm = _operator(cpu_ops.int8_gemm, _check_gemm, "triton_gemm", _gemm_like)
 int8_gemm_quantize = _operator(
     cpu_ops.int8_gemm_quantize,

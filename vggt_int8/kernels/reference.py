@@ -114,11 +114,6 @@ def llm_int8_linear(
 # in.
 
 
-def residual_add(x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-    """LayerScale and residual: `x + gamma * y` in fp32, rounded once to x's dtype. x, y [M, C], gamma [C]."""
-    return (x.float() + gamma.float() * y.float()).to(x.dtype)
-
-
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -129,20 +124,6 @@ def layer_norm_quantize(
     """
     y = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
     return quantize_rows(y, input_scale)
-
-
-def add_layer_norm_quantize(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    input_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`residual_add` and the LayerNorm of its (rounded) result: new x [M, C], codes, scales."""
-    x = residual_add(x, y, gamma)
-    return x, *layer_norm_quantize(x, weight, bias, eps, input_scale)
 
 
 def int8_gemm(

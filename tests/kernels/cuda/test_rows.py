@@ -15,16 +15,12 @@ SHAPES = [(1, 64), (37, 37), (5, 1024), *FULL]  # M, K
 @pytest.mark.parametrize(("m", "k"), SHAPES)
 @pytest.mark.parametrize("static", [False, True])
 def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: bool) -> None:
-    x, y = hard_rows(m, k, dtype), rand(m, k, dtype=dtype)
-    weight, bias, gamma = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype), rand(k, dtype=dtype)
+    x = hard_rows(m, k, dtype)
+    weight, bias = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype)
     scale = torch.tensor(0.03, device=DEVICE) if static else None
     assert_same_codes(triton_norm.quantize_rows(x, scale), reference.quantize_rows(x, scale))
     norm = (weight, bias, 1e-5, scale)
     assert_same_codes(triton_norm.layer_norm_quantize(x, *norm), reference.layer_norm_quantize(x, *norm))
-    total, *got = triton_norm.add_layer_norm_quantize(x, y, gamma, *norm)
-    assert_same(total, reference.residual_add(x, y, gamma))
-    # From the kernel's own sum on, since one rounding of the sum more or less moves codes.
-    assert_same_codes(tuple(got), reference.layer_norm_quantize(total, *norm))
 
 
 def test_nan_and_inf_reach_the_scale() -> None:

@@ -1,5 +1,4 @@
-"""Passes over whole rows in Triton: LayerNorm to INT8 codes, with or without the residual add before it, and
-per-token quantization alone.
+"""Passes over whole rows in Triton: LayerNorm to INT8 codes, and per-token quantization alone.
 
 Each reads a row once, keeps it in registers and writes one byte per channel, so it costs what its bytes cost:
 3 bytes per channel for fp16 LayerNorm to codes, against 4 for the LayerNorm and 3 for a quantization after
@@ -38,7 +37,7 @@ def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row
 
 @triton.jit(do_not_specialize=["M"])
 def _layer_norm_kernel(
-    p_x, p_y, p_gamma, p_sum, p_weight, p_bias, p_codes, p_scale, p_input_scale, M, eps,
+    p_x, p_weight, p_bias, p_codes, p_scale, p_input_scale, M, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -47,12 +46,6 @@ def _layer_norm_kernel(
     mask = m_row[:, None] & m_k[None, :]
     o_x = o_row.to(tl.int64)[:, None] * K + o_k[None, :]
     x = tl.load(p_x + o_x, mask=mask, other=0.0).to(tl.float32)
-    if p_y is not None:
-        gamma = tl.load(p_gamma + o_k, mask=m_k, other=0.0).to(tl.float32)
-        x += gamma[None, :] * tl.load(p_y + o_x, mask=mask, other=0.0).to(tl.float32)
-        b_sum = x.to(p_sum.dtype.element_ty)
-        tl.store(p_sum + o_x, b_sum, mask=mask)
-        x = b_sum.to(tl.float32)  # the norm sees what the next block will read
     mean = tl.sum(x, axis=1) / K
     x = tl.where(mask, x - mean[:, None], 0.0)
     variance = tl.sum(x * x, axis=1) / K
@@ -108,27 +101,8 @@ def layer_norm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize` in one pass; x [M, C] contiguous."""
     codes, scale = _outputs(x)
-    _launch(_layer_norm_kernel, x, x, None, None, None, weight, bias, codes, scale, input_scale, x.shape[0], eps)
+    _launch(_layer_norm_kernel, x, x, weight, bias, codes, scale, input_scale, x.shape[0], eps)
     return codes, scale
-
-
-def add_layer_norm_quantize(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    input_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.add_layer_norm_quantize` in one pass; x, y [M, C] contiguous."""
-    total = torch.empty_like(x)
-    codes, scale = _outputs(x)
-    _launch(
-        *(_layer_norm_kernel, x, x, y, gamma, total, weight, bias, codes, scale, input_scale),
-        *(x.shape[0], eps),
-    )
-    return total, codes, scale
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
