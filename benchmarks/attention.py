@@ -30,7 +30,8 @@ from vggt_int8.difference import Difference
 from vggt_int8.files import append_json_line
 from vggt_int8.kernels.cuda import triton_attention
 from vggt_int8.kernels.cuda.attention_variants import Variant, candidates
-from vggt_int8.kernels.cuda.launch import architecture, compiling
+from vggt_int8.kernels.cuda.launch import compiling
+from vggt_int8.machine import architecture
 from vggt_int8.runtime.attention import CUDNN, FLASH
 
 TOKENS, HEADS, DIM = 1041, 16, 64

@@ -26,10 +26,9 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from vggt_int8 import VGGT, VGGTConfig, VGGTInt8
+from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, machine
 from vggt_int8.export.report import installed_versions
 from vggt_int8.files import append_json_line
-from vggt_int8.kernels.cpu import threads as cpu_threads
 
 LONGEST = 600  # seconds of a load, and of a neighbour
 COUNT_UP = f"import time; end = time.time() + {LONGEST}\nwhile time.time() < end: pass"
@@ -102,7 +101,7 @@ def load(source: Path, recipe: str) -> dict[str, Any]:
         "processor_seconds": round(sum(getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime")), 2),
         "peak_anonymous_gb": round(peak[0] / 1e9, 2),
         "threads": torch.get_num_threads(),
-        "quota": cpu_threads.quota(),
+        "quota": machine.quota(),
         "system_load": load_before,
         "digest": digest.hexdigest()[:16],
         "versions": installed_versions(),

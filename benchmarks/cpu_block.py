@@ -13,7 +13,6 @@ bit, and each INT8 result by relative error, before anything is timed.
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 import tomllib
@@ -31,6 +30,7 @@ from vggt_int8.export.report import installed_versions
 from vggt_int8.files import append_json_line
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul, memory
+from vggt_int8.machine import cpu_name
 from vggt_int8.model.layers import Block
 from vggt_int8.model.tables import rope_table
 from vggt_int8.quant import Int8Linear
@@ -151,13 +151,6 @@ def measure(title: str, variants: Variants, repeats: int) -> dict[str, dict[str,
             f"{name:30s}" + "{median:12.1f}{min:10.1f}{processor_min:11.1f}".format(**results[name]), f"{ratio:10.2f}x"
         )
     return results
-
-
-def cpu_name() -> str:
-    """The model name that Linux states, else what Python knows."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

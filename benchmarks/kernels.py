@@ -34,8 +34,9 @@ from vggt_int8.kernels.cuda import (
     triton_weight_only,
     tune,
 )
-from vggt_int8.kernels.cuda.launch import compiling, processors
+from vggt_int8.kernels.cuda.launch import compiling
 from vggt_int8.kernels.cuda.tiles import Size, Tile
+from vggt_int8.machine import processors
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 C, HEADS = 1024, 16

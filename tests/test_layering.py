@@ -30,6 +30,7 @@ TIERS = [
         "files",
         "interrupts",
         "listing",
+        "machine",
         "embedded",
         "encoding",
         "patterns",
@@ -46,7 +47,7 @@ TIERS = [
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Shared by the whole lowest tier: camera conventions, measures of error, whole files and checkpoints, lists and values
-# in messages, patterns, consoles, the embedded model's name. Nothing else is between its units.
+# in messages, patterns, consoles, facts of the machine, the embedded model's name. Nothing else is between its units.
 SHARED = {
     "geometry",
     "quiet",
@@ -56,6 +57,7 @@ SHARED = {
     "embedded",
     "interrupts",
     "listing",
+    "machine",
     "patterns",
     "placeholders",
     "plain_data",

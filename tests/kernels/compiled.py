@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.kernels.cpu import compiled, compiler, matmul
 
 NAMES = ["own", "own without AMX", "own, small parts on 4 threads", "emulated VNNI", "emulated AMX"]
 # For `parametrize`. The others are this machine's, or other machines' in plain C.
@@ -52,7 +52,7 @@ def _load(name: str) -> compiled.Library | str:
         return reason
     flags = _EMULATION if name.startswith("emulated") else _SMALL_PARTS if "parts" in name else []
     amx = name not in ("own without AMX", "emulated VNNI")
-    found = compiled.load(compiled.build(flags), amx)
-    if name == "own without AMX" and compiled.load(compiled.build(), True).name == found.name:
+    found = compiled.load(compiler.build(flags), amx)
+    if name == "own without AMX" and compiled.load(compiler.build(), True).name == found.name:
         return "this CPU has no AMX"
     return found

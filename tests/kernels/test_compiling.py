@@ -22,6 +22,7 @@ from vggt_int8.kernels.cuda import launch, triton_attention, triton_gemm, triton
 from vggt_int8.kernels.cuda import triton_predict, triton_resize, triton_rope, triton_weight_only
 from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, candidates
 from vggt_int8.kernels.cuda.tiles import Tile
+from vggt_int8.kernels.epilogue import Epilogue
 
 arch = int(sys.argv[1])
 
@@ -38,8 +39,8 @@ def half(*shape):
     return torch.zeros(shape, dtype=torch.float16)
 
 def gemm(tile, **rest):
-    operands = (codes(256, 128), torch.ones(256, 1), codes(256, 128), torch.ones(256, 1), half(256))
-    triton_gemm.int8_gemm(*operands, torch.float16, tile=tile, **rest)
+    operands = (codes(256, 128), torch.ones(256, 1), codes(256, 128), torch.ones(256, 1))
+    triton_gemm.int8_gemm(*operands, Epilogue(half(256), torch.float16, **rest), tile)
 
 launchers, main = [], threading.main_thread()
 driver.set_active(Driver())
@@ -49,7 +50,7 @@ warmup = triton_gemm._pointer_kernel.__class__.warmup
 def keep(kernel, *arguments, **options):
     compiled.append((kernel.__name__, warmup(kernel, *arguments, **options)))
 
-launch.architecture = lambda device: arch  # of tensors that lie on the CPU
+triton_gemm.architecture = triton_attention.architecture = lambda device: arch  # of tensors that lie on the CPU
 launch._compiled.set({})  # without threads: an error should end this script
 with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     vector, scale = half(64), torch.tensor(0.1)
@@ -69,8 +70,8 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     # fp32 takes twice the shared memory, at the camera head's sizes and those of the largest tile in the table.
     for rows in (1, 32, 64):
         triton_weight_only.w8a16_linear(torch.zeros(rows, 2048), codes(512, 2048), torch.ones(512, 1), half(512))
-    qkv = codes(10410, 1024), torch.ones(10410, 1), codes(3072, 1024), torch.ones(3072, 1), None
-    triton_gemm.int8_gemm(*qkv, torch.float32)
+    qkv = codes(10410, 1024), torch.ones(10410, 1), codes(3072, 1024), torch.ones(3072, 1)
+    triton_gemm.int8_gemm(*qkv, Epilogue(None, torch.float32))
     tiles = [Tile(64, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3, split_k=2)]
     if arch >= 90:
         tiles = [Tile(64, 64, 64, 4, 3, tma=True, split_k=2)]

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from tests.kernels.compiled import without
+from vggt_int8 import machine
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.kernels.cpu import ops as cpu_ops
+from vggt_int8.kernels.epilogue import Epilogue
 
-KERNELS = [matmul.U8S8, matmul.S8S8, matmul.FLOAT32]
+KERNELS = [matmul.INT_MM, matmul.FLOAT32]
 SHAPES = [(1, 64, 8), (37, 37, 9), (16, 4096, 1), (130, 1037, 65), (1041, 64, 33), (0, 16, 8)]  # M, K, N
 
 
@@ -25,7 +27,7 @@ def _without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def usable(kernel: str) -> None:
-    if not matmul._is_exact(kernel):
+    if kernel == matmul.INT_MM and not machine.int_mm_is_exact():
         pytest.skip(f"{kernel} is not exact on this CPU")
 
 
@@ -45,12 +47,13 @@ def hard_rows(m: int, k: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
-def test_integer_product_is_exact(kernel: str, m: int, k: int, n: int) -> None:
+def test_integer_product_is_exact(kernel: str, m: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     usable(kernel)
+    monkeypatch.setattr(matmul, "cpu_int8_kernel", lambda: kernel)
     x, weight = codes(m, k), codes(n, k, seed=2)
     x[: m // 2] = 127
     weight[: n // 2] = -127
-    assert torch.equal(matmul.int8_matmul(x, weight, kernel=kernel), reference.int8_matmul(x, weight))
+    assert torch.equal(matmul.int8_matmul(x, weight), reference.int8_matmul(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -83,14 +86,13 @@ def test_gemm_equals_the_reference(
         residual = torch.randn(m, n, generator=generator).to(dtype) if ending == "residual" else None
         gamma = torch.rand(n, generator=generator).to(dtype) if ending == "residual" else None
         out_scale = torch.tensor([0.02]) if ending == "static" else None
-        arguments = (*operands, scale, bias, dtype, ending == "gelu", gamma, residual, out_scale)
+        arguments = (*operands, scale, Epilogue(bias, dtype, ending == "gelu", gamma, residual, out_scale))
         want = reference.int8_gemm(*arguments)
         exact((cpu_ops.int8_gemm(*arguments),), (want,))
         if ending in ("plain", "gelu"):
-            operands = (*arguments[:6], ending == "gelu")
-            exact(cpu_ops.int8_gemm_quantize(*operands), reference.int8_gemm_quantize(*operands))
+            exact(cpu_ops.int8_gemm_quantize(*arguments), reference.int8_gemm_quantize(*arguments))
         if residual is not None:  # which the result may be written over
-            cpu_ops.int8_gemm_into_(residual, *arguments[:5], *arguments[6:])
+            cpu_ops.int8_gemm_into_(residual, *arguments)
             exact((residual,), (want,))
 
 
@@ -153,14 +155,15 @@ def test_resize_equals_the_reference_and_leaves_its_input(dtype: torch.dtype, si
 
 
 def w8a8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x), weight, scale, None, x.dtype)
+    return cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x), weight, scale, Epilogue(None, x.dtype))
 
 
 @pytest.mark.parametrize("input_scale", [None, torch.tensor([0.02])])
 def test_nan_and_inf_stay_visible(input_scale: torch.Tensor | None) -> None:
     x = torch.ones(3, 64)
     x[0, 5], x[1, 5] = float("nan"), float("inf")
-    y = cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x, input_scale), codes(8, 64), torch.ones(8, 1), None, x.dtype)
+    operands = (*cpu_ops.quantize_rows(x, input_scale), codes(8, 64), torch.ones(8, 1))
+    y = cpu_ops.int8_gemm(*operands, Epilogue(None, x.dtype))
     assert not y[:2].isfinite().any()
     assert y[2].isfinite().all()
 
@@ -191,13 +194,10 @@ def test_w8a16_linear(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.
 def test_the_reported_kernel_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     if matmul.cpu_int8_kernel() == matmul.FLOAT32:
         pytest.skip("this CPU has no exact integer kernel")
-    called = []
-    real = torch._int_mm
-    weight = codes(8, 64)
-    matmul.int8_matmul(codes(1, 64), weight)
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: called.append(a.dtype) or real(a, b, out=out))
-    w8a8_linear(torch.randn(5, 64), weight, torch.ones(8, 1))
-    assert called == [torch.uint8 if matmul.cpu_int8_kernel() == matmul.U8S8 else torch.int8]
+    called, real = [], torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: called.append((a.dtype, b.dtype)) or real(a, b))
+    w8a8_linear(torch.randn(5, 64), codes(8, 64), torch.ones(8, 1))
+    assert called == [(torch.int8, torch.int8)]
 
 
 FAULTS = """
@@ -270,18 +270,13 @@ def test_probe_rejects_a_cpu_that_saturates() -> None:
     """
     code = """
 import torch
+from vggt_int8 import machine
 from vggt_int8.kernels.cpu import matmul
-weight = torch.full((64, 4096), 127, dtype=torch.int8)
-for most, dtype in ((255, torch.uint8), (127, torch.int8)):
-    try:
-        sums = torch._int_mm(torch.full((64, 4096), most, dtype=dtype), weight.T)
-    except RuntimeError:  # torch 2.11 knows no products of uint8
-        print(dtype != torch.uint8)
-    else:
-        print((sums == most * 127 * 4096).all().item())
-print(matmul._is_exact(matmul.U8S8), matmul._is_exact(matmul.S8S8), matmul.cpu_int8_kernel() == matmul.FLOAT32)
+codes = torch.full((64, 4096), 127, dtype=torch.int8)
+print((torch._int_mm(codes, codes.T) == 127 * 127 * 4096).all().item(), machine.int_mm_is_exact())
+print(matmul.cpu_int8_kernel() == matmul.FLOAT32)
 """
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", compiled.SETTING: "off"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    u8s8, s8s8, *found = run.stdout.split()
-    assert found == [u8s8, s8s8, "True"]
+    exact, *found = run.stdout.split()
+    assert found == [exact, "True"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vggt_int8.kernels.cpu import cache as cpu_cache
-from vggt_int8.kernels.cpu import compiled
+from vggt_int8.kernels.cpu import compiled, compiler
 from vggt_int8.kernels.cpu.cache import _sealed, kept_or_made, open_checked
 
 NAME = "cpu-0123.so"
@@ -179,10 +179,10 @@ def test_code_that_was_planted_does_not_run(cache: Path, tmp_path: Path) -> None
         + '", "w"));}\n'
     )
     cache.mkdir(parents=True)
-    subprocess.run([*compiled._compiler(), "-shared", "-fPIC", source, "-o", cache / NAME], check=True)
+    subprocess.run([*compiler._compiler(), "-shared", "-fPIC", source, "-o", cache / NAME], check=True)
     (cache / NAME).write_bytes(_sealed((cache / NAME).read_bytes()))
     cache.chmod(0o777)
-    with pytest.raises(compiled.NoCompiler, match="may hold code of others"):
+    with pytest.raises(compiler.NoCompiler, match="may hold code of others"):
         compiled.load(cache / NAME, amx=False)
     assert not (tmp_path / "ran").exists()
     cache.chmod(0o700)
@@ -211,7 +211,7 @@ def test_a_compiler_ends_with_us(tmp_path: Path) -> None:
         patch.setattr(subprocess.Popen, "communicate", communicate)
         patch.setattr(subprocess, "Popen", lambda *a, **k: _popen(*a, **k, pass_fds=[write]))
         with pytest.raises(Alarm):
-            compiled._run([str(compiler)])
+            compiler._run([str(compiler)])
     assert subprocess.Popen.communicate is real
     os.close(write)
     assert os.read(read, 1) == b""

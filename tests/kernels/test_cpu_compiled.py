@@ -14,6 +14,7 @@ from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.kernels.cpu import ops as cpu_ops
+from vggt_int8.kernels.epilogue import Epilogue
 
 
 @pytest.fixture
@@ -58,20 +59,20 @@ def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
         residual = torch.randn(m, n, generator=generator) if "residual" in ending else None
         gamma = torch.rand(n, generator=generator) if "residual" in ending else None
         out_scale = torch.tensor([0.02]) if ending == "static" else None
-        arguments = (*operands, scale, bias, torch.float32, "gelu" in ending, gamma, residual, out_scale)
+        arguments = (*operands, scale, Epilogue(bias, torch.float32, "gelu" in ending, gamma, residual, out_scale))
         want, got = reference.int8_gemm(*arguments), cpu_ops.int8_gemm(*arguments)
         if "gelu" in ending:
             close(got, want)
         if ending == "gelu":
-            got_codes, got_scale = cpu_ops.int8_gemm_quantize(*arguments[:6], True)
+            got_codes, got_scale = cpu_ops.int8_gemm_quantize(*arguments)
             want_codes, want_scale = reference.quantize_rows(got)
             exact((got_codes, got_scale), (want_codes, want_scale))
         if "gelu" not in ending:
             exact((got,), (want,))
         if ending in ("plain", "bias"):
-            exact(cpu_ops.int8_gemm_quantize(*arguments[:6]), reference.int8_gemm_quantize(*arguments[:6]))
+            exact(cpu_ops.int8_gemm_quantize(*arguments), reference.int8_gemm_quantize(*arguments))
         if residual is not None:  # which the result may be written over
-            cpu_ops.int8_gemm_into_(residual, *arguments[:5], *arguments[6:])
+            cpu_ops.int8_gemm_into_(residual, *arguments)
             exact((residual,), (got,))
 
 
@@ -171,7 +172,8 @@ def test_weight_only_layers_of_few_rows(library: compiled.Library) -> None:
 def test_nan_and_inf_stay_visible(library: compiled.Library, input_scale: torch.Tensor | None) -> None:
     x = torch.ones(3, 64)
     x[0, 5], x[1, 5] = float("nan"), float("inf")
-    y = cpu_ops.int8_gemm(*cpu_ops.quantize_rows(x, input_scale), codes(8, 64), torch.ones(8, 1), None, x.dtype)
+    operands = (*cpu_ops.quantize_rows(x, input_scale), codes(8, 64), torch.ones(8, 1))
+    y = cpu_ops.int8_gemm(*operands, Epilogue(None, x.dtype))
     assert not y[:2].isfinite().any()
     assert y[2].isfinite().all()
     normed = cpu_ops.layer_norm_quantize(x, torch.ones(64), torch.ones(64), 1e-5, input_scale)[1]

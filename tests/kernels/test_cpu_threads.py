@@ -4,64 +4,11 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from vggt_int8.kernels.cpu import threads as cpu_threads
-from vggt_int8.kernels.cpu.threads import PIECE, Workers, map_in_threads, pieces, quota, threads
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "5000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "no number\n"}, None),
-        (
-            {
-                "proc/self/cgroup": "0::/pods/one\n",
-                "sys/fs/cgroup/pods/one/cpu.max": "max 100000\n",
-                "sys/fs/cgroup/pods/cpu.max": "400000 100000\n",
-                "sys/fs/cgroup/other/cpu.max": "100000 100000\n",
-            },
-            4,
-        ),
-        (
-            {
-                "proc/self/cgroup": "5:memory:/docker/a\n4:cpu,cpuacct:/docker/a\n0::/\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "150000\n",  # as the container sees its own group
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "50000\n",
-            },
-            3,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-            },
-            None,
-        ),
-    ],
-)
-def test_quota(tmp_path: Path, files: dict[str, str], cpus: int | None) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert quota(tmp_path) == cpus
-
-
-def test_no_more_threads_than_pytorchs_or_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    for cpus, expected in ((None, 8), (2, 2), (64, 8)):
-        monkeypatch.setattr(cpu_threads, "quota", lambda cpus=cpus: cpus)
-        assert threads() == expected
+from vggt_int8.kernels.cpu.threads import PIECE, Workers, map_in_threads, pieces
 
 
 def test_pieces() -> None:

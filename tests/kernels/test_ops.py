@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.compiled import without
 from vggt_int8.kernels import ops, reference, reference_attention
+from vggt_int8.kernels.epilogue import Epilogue
 
 
 def operands() -> dict[str, tuple[Any, ...]]:
@@ -31,9 +33,9 @@ def operands() -> dict[str, tuple[Any, ...]]:
         "int8_gemm": (*gemm, True),
         "int8_gemm residual": (*gemm, False, torch.rand(24), torch.rand(5, 24)),
         "int8_gemm static": (*gemm, True, None, None, scale),
-        "int8_gemm_quantize": (*gemm, True),
+        "int8_gemm_quantize": (*gemm, True, None, None, None),
         "qk_norm_rope_": (qkv, head, head, head, head, torch.rand(2, 5, 16), 1e-5),
-        "int8_gemm_into_": (torch.rand(5, 24).half(), *gemm[:5], False, torch.rand(24), torch.rand(5, 24)),
+        "int8_gemm_into_": (torch.rand(5, 24).half(), *gemm, False, torch.rand(24), torch.rand(5, 24)),
         "layer_norm_halves": (x.view(1, 5, 64), x.view(1, 5, 64) * 2, 2, torch.rand(128), torch.rand(128), 1e-5),
         "resize": (x.view(1, 5, 8, 8), 7, 9, torch.rand(9, 4), torch.rand(7, 4), vector[:8], torch.rand(1, 7, 9, 8)),
         "resize alone": (x.view(1, 5, 8, 8), 7, 9),
@@ -54,6 +56,12 @@ def operands() -> dict[str, tuple[Any, ...]]:
     }
 
 
+def packed(case: str, arguments: Sequence[Any]) -> list[Any]:
+    """Operands as they are called with: PyTorch knows the fields of an `Epilogue`."""
+    tensors = {"int8_gemm": 4, "int8_gemm_quantize": 4, "int8_gemm_into_": 5}.get(case.split()[0])
+    return list(arguments) if tensors is None else [*arguments[:tensors], Epilogue(*arguments[tensors:])]
+
+
 @pytest.mark.parametrize("case", operands())
 def test_opcheck(case: str) -> None:
     opcheck(getattr(ops, case.split()[0]).op, operands()[case])
@@ -62,7 +70,7 @@ def test_opcheck(case: str) -> None:
 @pytest.mark.parametrize("through_pytorch", [True, False])
 @pytest.mark.parametrize("case", [case for case in operands() if not case.endswith("_")])
 def test_equals_its_definition(case: str, through_pytorch: bool) -> None:
-    name, arguments = case.split()[0], operands()[case]
+    name, arguments = case.split()[0], packed(case, operands()[case])
     definitions = reference_attention if "attention" in name else reference
     with torch.set_grad_enabled(through_pytorch):
         got, want = getattr(ops, name)(*arguments), getattr(definitions, name)(*arguments)
@@ -79,9 +87,9 @@ def test_qk_norm_rope_writes_in_place() -> None:
 
 
 def test_results_that_are_written_in_place() -> None:
-    out, *rest = operands()["int8_gemm_into_"]
+    out, *rest = packed("int8_gemm_into_", operands()["int8_gemm_into_"])
     ops.int8_gemm_into_(out, *rest)
-    assert torch.equal(out, reference.int8_gemm(*rest[:5], torch.float16, *rest[5:]))
+    assert torch.equal(out, reference.int8_gemm(*rest))
     *inputs, values, confidence = operands()["predict_"]
     ops.predict_(*inputs, values, confidence)
     for got, want in zip((values, confidence), reference.predict(*inputs), strict=True):
@@ -138,10 +146,13 @@ class Subclass(Tensor):
 
 def in_fp32(case: str) -> list[Any]:
     """Operands that compiled kernels take."""
-    return [
-        a.float() if isinstance(a, Tensor) and a.is_floating_point() else torch.float32 if a == torch.float16 else a
-        for a in operands()[case]
-    ]
+    return packed(
+        case,
+        [
+            a.float() if isinstance(a, Tensor) and a.is_floating_point() else torch.float32 if a == torch.float16 else a
+            for a in operands()[case]
+        ],
+    )
 
 
 def result(function: Any, arguments: list[Any]) -> list[Tensor]:
@@ -199,7 +210,7 @@ def test_operands_of_another_device() -> None:
         ("layer_norm_quantize static", 4, torch.ones(2), r"input_scale must have 1 values, not \[2\]"),
         ("int8_gemm", 0, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
         ("int8_gemm", 2, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
-        ("int8_gemm_into_", 0, torch.ones(5, 24, dtype=torch.int8), r"out must be float, or int8 if .* torch.int8"),
+        ("int8_gemm_into_", 0, torch.ones(5, 24, dtype=torch.int8), r"out must be torch.float16, as .* not torch.int8"),
         ("qk_norm_rope_", 5, torch.ones(1, 5, 16), r"rope must be \[2, P, 16\] .* not \[1, 5, 16\]"),
         ("qk_norm_rope_", 5, torch.ones(2, 0, 16), r"a multiple of P > 0 .* not \[2, 0, 16\]"),
         ("resize alone", 0, torch.ones(1, 0, 8, 8), r"maps must have pixels: x is \[1, 0, 8, 8\], its result 7 x 9"),
@@ -211,6 +222,7 @@ def test_operands_of_another_device() -> None:
         ("int8_gemm residual", 8, torch.ones(5, 1), r"residual must be \[5, 24\] and come with gamma \[24\], not"),
         ("int8_gemm", 4, torch.ones(1), r"bias must have 24 values, not \[1\]"),
         ("int8_gemm static", 9, torch.ones(8), r"out_scale must have 1 values, not \[8\]"),
+        ("int8_gemm_quantize", 9, torch.ones(1), r"takes neither a residual nor an out_scale: call int8_gemm"),
         ("w8a16_linear", 1, torch.ones(24, 63, dtype=torch.int8), r"weight must be int8 \[N, 64\], not .*\[24, 63\]"),
         ("w8a16_linear", 2, torch.ones(1, 1), r"weight_scale must have 24 values, not \[1, 1\]"),
         ("predict_", 2, torch.ones(1), r"bias must have 4 values, not \[1\]"),
@@ -229,7 +241,7 @@ def test_wrong_operands(case: str, position: int, value: Tensor, message: str, t
     arguments = list(operands()[case])
     arguments[position] = value
     with torch.set_grad_enabled(through_pytorch), pytest.raises(ValueError, match=message):
-        getattr(ops, case.split()[0])(*arguments)
+        getattr(ops, case.split()[0])(*packed(case, arguments))
 
 
 def test_import_does_not_need_triton() -> None:

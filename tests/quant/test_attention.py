@@ -13,7 +13,7 @@ from tests.codes import apart_by_codes
 from tests.kernels.compiled import without
 from vggt_int8 import BackendError, Recipe, RecipeError, VGGTInt8, load_recipe, quantize
 from vggt_int8.difference import relative_error
-from vggt_int8.kernels.cpu import matmul
+from vggt_int8.machine import int_mm_is_exact
 from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.quant import Int8Attention, attention
 from vggt_int8.runtime import Runtime
@@ -65,7 +65,7 @@ def test_the_aggregator_computes_in_int8(make_tiny: Make, tiny_images: Tensor, n
 def test_every_backend_computes_the_same(
     make_tiny: Make, tiny_images: Tensor, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend in ("torchao", "bitsandbytes") and not matmul.int_mm_is_exact():
+    if backend in ("torchao", "bitsandbytes") and not int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates")
     calls = []
     operator = attention.ops.int8_attention

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.usable import skip_unless_usable
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.machine import int_mm_is_exact, pytorch_uses_avx512
 from vggt_int8.quant import BACKENDS, BackendError, Int8Linear, backends
 from vggt_int8.quant.backends import auto_reason, check_backend_name, get_backend, resolve
 from vggt_int8.recipe import Scheme
@@ -271,7 +272,7 @@ def test_native_multiplies_integers_on_a_cpu(scheme: str, monkeypatch: pytest.Mo
     layer = make(scheme, "native", nn.Linear(64, 24))
     layer(randn(20, 64))  # probes and preparations happen once
     real, dtypes = torch._int_mm, []
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: dtypes.append((a.dtype, b.dtype)) or real(a, b, out=out))
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: dtypes.append((a.dtype, b.dtype)) or real(a, b))
     called, call = [], compiled.call
     monkeypatch.setattr(compiled, "call", lambda name, *rest: called.append(name) or call(name, *rest))
     with torch.profiler.profile() as profile:
@@ -281,7 +282,7 @@ def test_native_multiplies_integers_on_a_cpu(scheme: str, monkeypatch: pytest.Mo
         assert called == ["vi_quantize_rows", "vi_linear"]
         assert not dtypes
     else:
-        assert dtypes == [(torch.uint8 if matmul.cpu_int8_kernel() == matmul.U8S8 else torch.int8, torch.int8)]
+        assert dtypes == [(torch.int8, torch.int8)]
     assert not {event.name for event in profile.events()} & {"aten::mm", "aten::addmm", "aten::linear"}
 
 
@@ -337,8 +338,8 @@ def test_auto_on_cuda_tries_the_fastest_first(
 
 def test_auto_takes_a_backend_and_says_which() -> None:
     names = {scheme: resolve("auto", SCHEMES[scheme], "cpu").name for scheme in SCHEMES}
-    in_floats = torch.backends.cpu.get_cpu_capability() != "AVX512"  # bitsandbytes asks the same
-    llm = "bitsandbytes" if in_floats or matmul.int_mm_is_exact() else "reference"
+    in_floats = not pytorch_uses_avx512()  # bitsandbytes asks the same
+    llm = "bitsandbytes" if in_floats or int_mm_is_exact() else "reference"
     assert names == {"none": "native", "dynamic": "native", "static": "native", "llm_int8": llm}
     assert auto_reason(SCHEMES["dynamic"], "cpu") == "auto: native"
     with pytest.raises(BackendError, match="on 'cpu' and 'cuda', not on 'mps'"):
@@ -392,6 +393,6 @@ for backend, threshold in (("auto", 0), ("native", 0), ("torchao", 0), ("bitsand
         assert torchao == "True"
     else:
         assert float(torchao) == pytest.approx(512, rel=1 / 127), "its codes are -128 to 127"
-    in_floats = torch.backends.cpu.get_cpu_capability() != "AVX512"
+    in_floats = not pytorch_uses_avx512()
     assert bitsandbytes == ("512.0" if in_floats or exact == "True" else "True")
     assert process.stderr == ""

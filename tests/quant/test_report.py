@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vggt_int8 import Recipe, VGGTInt8, estimate_model_size, quantize
 from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.machine import int_mm_is_exact
 from vggt_int8.quant import quantization_report, quantize_module
 
 
@@ -54,7 +55,7 @@ def test_rows_of_a_small_model() -> None:
 def test_every_layer_of_vggt(
     make_tiny: Callable[[], VGGTInt8], recipe: str, backend: str, name: str, kernel: str
 ) -> None:
-    if name in ("torchao", "bitsandbytes") and not matmul.int_mm_is_exact():
+    if name in ("torchao", "bitsandbytes") and not int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates")
     model = quantize(make_tiny(), recipe, backend)
     report = model.quantization_report()

@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vggt_int8.bench.timing import time_calls
 from vggt_int8.kernels import ops
 from vggt_int8.kernels.cpu import matmul
+from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.machine import architecture
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.backends import get_backend
@@ -134,7 +136,7 @@ def _int8_products(codes: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
     yield lambda x: torch._int_mm(x, codes.t())
     if codes.is_cuda and get_backend("native").unsupported(Scheme(), "cuda") is None:
         scale = torch.ones(len(codes), 1, device=codes.device)
-        yield lambda x: ops.int8_gemm(x, scale, codes, scale, None, torch.float16)
+        yield lambda x: ops.int8_gemm(x, scale, codes, scale, Epilogue(None, torch.float16))
     if not codes.is_cuda:
         yield lambda x: matmul.int8_matmul(x, codes)
 
@@ -150,7 +152,6 @@ def fastest_attention(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    major, minor = torch.cuda.get_device_capability(device)
-    order = [kernel for kernel in backends(10 * major + minor, 4096, 0) if kernel != TRITON]
+    order = [kernel for kernel in backends(architecture(device), 4096, 0) if kernel != TRITON]
     with sdpa_kernel([*order, SDPBackend.MATH], set_priority=True):
         yield

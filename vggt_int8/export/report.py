@@ -15,6 +15,7 @@ import torch
 
 from vggt_int8.export.repeat import command_line, readable
 from vggt_int8.images import ImageTransform, portable_name
+from vggt_int8.machine import cpu_name
 
 PACKAGES = ("vggt-int8", "torch", "transformers", "torchao", "bitsandbytes", "triton", "numpy", "pillow")
 
@@ -112,7 +113,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Operating system, CPU name and PyTorch's threads; on CUDA also the GPU's name, memory and CUDA version."""
     machine: dict[str, Any] = {
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "torch_threads": torch.get_num_threads(),
         "gpu": None,
     }
@@ -141,10 +142,6 @@ def peak_rss() -> int | None:
     # VmHWM, not getrusage: ru_maxrss of a fresh process starts at its parent's size.
     kilobytes = _proc_value(Path("/proc/self/status"), "VmHWM")
     return None if kilobytes is None else int(kilobytes.split()[0]) * 1024
-
-
-def _cpu_name() -> str:
-    return _proc_value(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
 
 
 def _proc_value(path: Path, key: str) -> str | None:

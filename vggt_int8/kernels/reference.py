@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vggt_int8.kernels.epilogue import Epilogue
+
 CODE_MAX = 127
 
 
@@ -126,25 +128,20 @@ def layer_norm_quantize(
     return quantize_rows(y, input_scale)
 
 
-def int8_gemm(
-    x_codes: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    gelu: bool = False,
-    gamma: Tensor | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-) -> Tensor:
+def int8_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
+    """x_codes [M, K] int8, x_scale [M, 1] fp32, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in
+    `epilogue.out_dtype`.
+    """
+    return finish(int8_matmul(x_codes, weight), x_scale, weight_scale, epilogue)
+
+
+def finish(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
     """`scaled_epilogue`, then in fp32: exact GELU, `residual + gamma * y`, codes under `out_scale`, as asked.
 
-    x_codes [M, K] int8, x_scale [M, 1] fp32, weight [N, K] int8, weight_scale [N, 1] fp32, bias and gamma [N]
-    float, residual [M, N] float, out_scale one fp32 value -> [M, N] in `dtype`, or int8 if `out_scale` is
-    given.
+    acc [M, N] int32, scales as above -> [M, N] in `epilogue.out_dtype`.
     """
-    y = scaled_epilogue(int8_matmul(x_codes, weight), x_scale, weight_scale, bias, torch.float32)
+    bias, dtype, gelu, gamma, residual, out_scale = epilogue
+    y = scaled_epilogue(acc, x_scale, weight_scale, bias, torch.float32)
     if gelu:
         y = F.gelu(y)
     if residual is not None and gamma is not None:
@@ -153,16 +150,13 @@ def int8_gemm(
 
 
 def int8_gemm_quantize(
-    x_codes: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    gelu: bool = False,
+    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a dynamic scale per row, [M, 1] fp32."""
-    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, bias, dtype, gelu))
+    """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a dynamic scale per row, [M, 1] fp32.
+
+    The epilogue may have a bias and GELU.
+    """
+    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue))
 
 
 def qk_norm_rope(

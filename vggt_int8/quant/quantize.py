@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from vggt_int8.interrupts import uninterrupted
-from vggt_int8.kernels.cpu.threads import map_in_threads, threads
+from vggt_int8.kernels.cpu.threads import map_in_threads
 from vggt_int8.listing import first_few
+from vggt_int8.machine import threads
 from vggt_int8.quant.attention import Int8Attention, check_attention_backend
 from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name, resolve
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 
-from vggt_int8.kernels.ops import FLOATS
+from vggt_int8.kernels.checks import FLOATS
 from vggt_int8.model.call import Call
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.attention import Int8Attention

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
+from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.quant.backends import get_backend
 from vggt_int8.quant.linear import Int8Linear
 
@@ -19,7 +20,7 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """x [M, K] -> [M, N] in x's dtype."""
     if takes_codes(layer):
         codes, scale = ops.quantize_rows(x, layer.input_scale)
-        return _gemm(codes, scale, layer, x.dtype)
+        return _gemm(codes, scale, layer, Epilogue(layer.bias, x.dtype))
     if isinstance(layer, Int8Linear):
         y: Tensor = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
         return y
@@ -31,7 +32,7 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = Fa
     """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype."""
     if takes_codes(layer):
         codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, layer.input_scale)
-        return _gemm(codes, scale, layer, x.dtype, gelu=gelu)
+        return _gemm(codes, scale, layer, Epilogue(layer.bias, x.dtype, gelu))
     y = linear(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), layer)
     return F.gelu(y) if gelu else y
 
@@ -40,7 +41,7 @@ def linear_residual_(out: Tensor, y: Tensor, layer: nn.Module, gamma: Tensor, x:
     """Write `x + gamma * linear(y)` into `out`, which may be x: y [M, K], gamma [N], x and out [M, N]."""
     if takes_codes(layer):
         codes, scale = ops.quantize_rows(y, layer.input_scale)
-        _gemm_into(out, codes, scale, layer, gamma, x)
+        _gemm_into(out, codes, scale, layer, Epilogue(layer.bias, out.dtype, gamma=gamma, residual=x))
     else:
         torch.addcmul(x, linear(y, layer), gamma, out=out)
 
@@ -56,13 +57,13 @@ def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module,
         return
     codes, scale = ops.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, fc1.input_scale)
     if fc2.input_scale is None:
-        operands = (codes, scale, fc1.codes, fc1.weight_scale, fc1.bias)
-        hidden, hidden_scale = ops.int8_gemm_quantize(*operands, x.dtype, True)
+        epilogue = Epilogue(fc1.bias, x.dtype, gelu=True)
+        hidden, hidden_scale = ops.int8_gemm_quantize(codes, scale, fc1.codes, fc1.weight_scale, epilogue)
     else:
-        hidden = _gemm(codes, scale, fc1, x.dtype, gelu=True, out_scale=fc2.input_scale)
+        hidden = _gemm(codes, scale, fc1, Epilogue(fc1.bias, x.dtype, gelu=True, out_scale=fc2.input_scale))
         # Codes cannot carry NaN: a row that holds it passes it on through its scale.
         hidden_scale = fc2.input_scale + 0 * scale
-    _gemm_into(x, hidden, hidden_scale, fc2, gamma, x)
+    _gemm_into(x, hidden, hidden_scale, fc2, Epilogue(fc2.bias, x.dtype, gamma=gamma, residual=x))
 
 
 def takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
@@ -75,19 +76,10 @@ def kernel(layer: Int8Linear, device_type: str) -> str:
     return get_backend("native").kernel(layer, device_type)
 
 
-def _gemm(
-    codes: Tensor,
-    scale: Tensor,
-    layer: Int8Linear,
-    dtype: torch.dtype,
-    *,
-    gelu: bool = False,
-    out_scale: Tensor | None = None,
-) -> Tensor:
-    operands = (codes, scale, layer.codes, layer.weight_scale, layer.bias)
-    result: Tensor = ops.int8_gemm(*operands, dtype, gelu, None, None, out_scale)
+def _gemm(codes: Tensor, scale: Tensor, layer: Int8Linear, epilogue: Epilogue) -> Tensor:
+    result: Tensor = ops.int8_gemm(codes, scale, layer.codes, layer.weight_scale, epilogue)
     return result
 
 
-def _gemm_into(out: Tensor, codes: Tensor, scale: Tensor, layer: Int8Linear, gamma: Tensor, residual: Tensor) -> None:
-    ops.int8_gemm_into_(out, codes, scale, layer.codes, layer.weight_scale, layer.bias, False, gamma, residual)
+def _gemm_into(out: Tensor, codes: Tensor, scale: Tensor, layer: Int8Linear, epilogue: Epilogue) -> None:
+    ops.int8_gemm_into_(out, codes, scale, layer.codes, layer.weight_scale, epilogue)

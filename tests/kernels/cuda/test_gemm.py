@@ -20,6 +20,7 @@ from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cuda import triton_gemm, triton_norm, triton_weight_only
 from vggt_int8.kernels.cuda.tiles import Tile
+from vggt_int8.kernels.epilogue import Epilogue
 
 
 @pytest.mark.parametrize("tile", quick(TILES[-1].__eq__, TILES), ids=str)
@@ -31,7 +32,8 @@ def test_int8_gemm(tile: Tile, epilogue: str) -> None:
     sizes += [] if INTERPRETED else [(1041, 1024, 4096), (3 * 1374, 3072, 1024)]
     for m, n, k in sizes:
         x, x_scale = reference.quantize_rows(hard_rows(m, k, torch.float32))
-        operands = (x, x_scale, codes(n, k), torch.rand(n, 1, device=DEVICE) * 0.01, rand(n).half())
+        operands = (x, x_scale, codes(n, k), torch.rand(n, 1, device=DEVICE) * 0.01)
+        bias = rand(n).half()
         extra = {
             "bias": {},
             "gelu": {"gelu": True},
@@ -39,8 +41,9 @@ def test_int8_gemm(tile: Tile, epilogue: str) -> None:
             "static": {"out_scale": torch.tensor(0.7, device=DEVICE)},
         }[epilogue]
         for dtype in (torch.float16, torch.bfloat16):
-            got = triton_gemm.int8_gemm(*operands, dtype, tile=tile, **extra)
-            want = reference.int8_gemm(*operands, dtype, **extra)
+            follows = Epilogue(bias, dtype, **extra)
+            got = triton_gemm.int8_gemm(*operands, follows, tile)
+            want = reference.int8_gemm(*operands, follows)
             if epilogue == "static":
                 assert_same_codes((got, x_scale), (want, x_scale))
             else:
@@ -53,8 +56,8 @@ def test_gelu_over_its_whole_range() -> None:
     ones = torch.zeros(1, 64, device=DEVICE, dtype=torch.int8)
     ones[0, 0] = 1
     operands = (ones.expand(len(x), -1).contiguous(), x.to(DEVICE)[:, None], ones.expand(16, -1).contiguous())
-    operands = (*operands, torch.ones(16, 1, device=DEVICE), None)
-    got = triton_gemm.int8_gemm(*operands, torch.float32, gelu=True, tile=TILES[0])[:, 0]
+    operands = (*operands, torch.ones(16, 1, device=DEVICE))
+    got = triton_gemm.int8_gemm(*operands, Epilogue(None, torch.float32, gelu=True), TILES[0])[:, 0]
     torch.testing.assert_close(got.double().cpu(), F.gelu(x.double()), rtol=1e-6, atol=1e-6)
 
 
@@ -64,25 +67,27 @@ def test_int8_gemm_into_the_residual(tile: Tile) -> None:
         pytest.skip("tensor descriptors need compute capability 9.0")
     m, n, k = (37, 48, 80) if INTERPRETED else (1041, 1024, 4096)
     x, x_scale = reference.quantize_rows(hard_rows(m, k, torch.float32))
-    operands = (x, x_scale, codes(n, k), torch.rand(n, 1, device=DEVICE) * 0.01, rand(n).half())
-    gamma, residual = rand(n).half(), rand(m, n).half()
-    want = reference.int8_gemm(*operands, torch.float16, False, gamma, residual)
-    triton_gemm.int8_gemm_into_(residual, *operands, False, gamma, residual, tile=tile)
+    operands = (x, x_scale, codes(n, k), torch.rand(n, 1, device=DEVICE) * 0.01)
+    residual = rand(m, n).half()
+    epilogue = Epilogue(rand(n).half(), torch.float16, gamma=rand(n).half(), residual=residual)
+    want = reference.int8_gemm(*operands, epilogue)
+    triton_gemm.int8_gemm_into_(residual, *operands, epilogue, tile)
     assert_same(residual, want)
 
 
 def test_int8_gemm_takes_a_tile_from_the_table() -> None:
     m, n, k = (5, 16, 64) if INTERPRETED else (1041, 1024, 1024)
-    operands = (codes(m, k), torch.rand(m, 1, device=DEVICE), codes(n, k), torch.rand(n, 1, device=DEVICE), None)
-    got = triton_gemm.int8_gemm(*operands, torch.float32)
-    assert_same(got, reference.int8_gemm(*operands, torch.float32))
+    operands = (codes(m, k), torch.rand(m, 1, device=DEVICE), codes(n, k), torch.rand(n, 1, device=DEVICE))
+    epilogue = Epilogue(None, torch.float32)
+    assert_same(triton_gemm.int8_gemm(*operands, epilogue), reference.int8_gemm(*operands, epilogue))
 
 
 def test_product_to_codes() -> None:
     m, n, k = (5, 16, 64) if INTERPRETED else (1041, 4096, 1024)
-    operands = (codes(m, k), torch.rand(m, 1, device=DEVICE), codes(n, k), torch.rand(n, 1, device=DEVICE), None)
-    got_codes, got_scale = triton_norm.int8_gemm_quantize(*operands, torch.float32, True)
-    want_codes, want_scale = reference.int8_gemm_quantize(*operands, torch.float32, True)
+    operands = (codes(m, k), torch.rand(m, 1, device=DEVICE), codes(n, k), torch.rand(n, 1, device=DEVICE))
+    epilogue = Epilogue(None, torch.float32, gelu=True)
+    got_codes, got_scale = triton_norm.int8_gemm_quantize(*operands, epilogue)
+    want_codes, want_scale = reference.int8_gemm_quantize(*operands, epilogue)
     torch.testing.assert_close(got_scale, want_scale, rtol=1e-5, atol=0)
     assert (got_codes.int() - want_codes.int()).abs().max() <= 1  # a code on a boundary may round the other way
     assert (got_codes != want_codes).float().mean() < 0.01
@@ -97,7 +102,7 @@ def test_fp16_does_not_overflow_where_the_result_fits() -> None:
     x_codes, x_scale = triton_norm.quantize_rows(x.half())
     assert (reference.int8_matmul(x_codes, w_codes) * x_scale).abs().max() > 65504
     want = x.double() @ weight.double().t()
-    gemm = triton_gemm.int8_gemm(x_codes, x_scale, w_codes, w_scale, None, torch.float16, tile=TILES[0])
+    gemm = triton_gemm.int8_gemm(x_codes, x_scale, w_codes, w_scale, Epilogue(None, torch.float16), TILES[0])
     for y in (gemm, triton_weight_only.w8a16_linear(x.half(), w_codes, w_scale, None)):
         for rows in (slice(0, 4), slice(4, 8)):
             assert relative_error(y[rows], want[rows]) < 0.02

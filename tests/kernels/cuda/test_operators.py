@@ -6,6 +6,7 @@ from torch import Tensor
 from tests.kernels.cuda.cases import DEVICE, TILES, assert_same, assert_same_codes, codes, has_descriptors, on_gpu, rand
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cuda import triton_gemm, triton_norm, triton_resize
+from vggt_int8.kernels.epilogue import Epilogue
 
 
 @on_gpu
@@ -18,9 +19,9 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert_same_codes((got[-5:], scale[-5:]), (want, want_scale))
     del x
     weight, weight_scale = codes(n, k), torch.rand(n, 1, device=DEVICE)
-    operands = (weight, weight_scale, None, torch.float16)
+    operands = (weight, weight_scale, Epilogue(None, torch.float16))
     for tile in TILES[:1] + TILES[2:3] * has_descriptors():
-        y = triton_gemm.int8_gemm(got, scale * 1e-3, *operands, tile=tile)
+        y = triton_gemm.int8_gemm(got, scale * 1e-3, *operands, tile)
         assert_same(y[-5:], reference.int8_gemm(got[-5:], scale[-5:] * 1e-3, *operands))
 
 
@@ -51,11 +52,12 @@ def test_operators_under_compile_and_in_a_graph() -> None:
     opcheck(ops.predict_.op, (rand(1, 4, 5, 32).half(), rand(2, 32), None, True, rand(1, 4, 5, 1), rand(1, 4, 5)))
     opcheck(ops.layer_norm_halves.op, (rand(2, 4, 8), rand(2, 4, 8), 1, rand(16), rand(16), 1e-5))
     opcheck(ops.dequantize.op, (codes(8, 16, 9), torch.rand(8, 1, 1, device=DEVICE), torch.float16))
-    opcheck(ops.int8_gemm_into_.op, (rand(1041, 3072).half(), *reference.quantize_rows(x), w_codes, w_scale, None))
+    out = rand(1041, 3072).half()
+    opcheck(ops.int8_gemm_into_.op, (out, *reference.quantize_rows(x), w_codes, w_scale, None, torch.float16))
 
     def run(x: Tensor) -> Tensor:
         x_codes, x_scale = ops.layer_norm_quantize(x, weight, bias, 1e-5)
-        return ops.int8_gemm(x_codes, x_scale, w_codes, w_scale, None, torch.float16, True)
+        return ops.int8_gemm(x_codes, x_scale, w_codes, w_scale, Epilogue(None, torch.float16, gelu=True))
 
     want = run(x)
     assert torch.equal(torch.compile(run, fullgraph=True)(x), want)

@@ -1,24 +1,15 @@
-"""The kernels of `csrc/`: compiled once on the machine that runs them, then called through ctypes.
+"""The kernels of `csrc/`, which `compiler.py` compiles: loaded once, then called through ctypes.
 
-As Triton does on a GPU, this needs a C compiler (GCC). It is asked once, and its result is kept in the user's cache.
-Where it is missing, and on CPUs that are no x86 with AVX2, the operators run on PyTorch's own, slower functions:
+Where there is no compiler, and on CPUs that are no x86 with AVX2, the operators run on PyTorch's own, slower functions:
 `unavailable()` says why, a warning does where a compiler would help, and the quantization report names the product.
 `VGGT_INT8_CPU_KERNELS=off` asks for that, `=no-amx` for the kernels of CPUs without AMX.
 """
 
-import contextlib
 import ctypes
-import errno
 import functools
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import signal
-import subprocess
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,15 +17,11 @@ import torch
 from torch import Tensor
 
 from vggt_int8.kernels.cpu import cache
-from vggt_int8.kernels.cpu.threads import threads
+from vggt_int8.kernels.cpu.compiler import NoCompiler, Unavailable, build
+from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.machine import multiplies_exactly, threads
 
 SETTING = "VGGT_INT8_CPU_KERNELS"
-_SOURCES = Path(__file__).with_name("csrc")
-_FLAGS = (
-    *("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off", "-fno-math-errno"),
-    *("-fno-trapping-math", "-fno-strict-aliasing", "-fwrapv", "-fopenmp", "-fPIC", "-shared"),
-)
-_SECONDS_TO_COMPILE = 300
 _OUT_OF_MEMORY = 1
 
 
@@ -53,14 +40,6 @@ class Library(NamedTuple):
         if getattr(self.functions, name)(*values, threads()) == _OUT_OF_MEMORY:
             shapes = ", ".join(str(list(a.shape)) for a in arguments if isinstance(a, Tensor))
             raise MemoryError(f"{name} found no memory for what it works on: operands {shapes}")
-
-
-class Unavailable(Exception):
-    """The kernels cannot be had here; the message says why."""
-
-
-class NoCompiler(Unavailable):
-    """There is no compiler, or it or its result does not work."""
 
 
 def library() -> Library | None:
@@ -108,100 +87,11 @@ def load(path: Path, amx: bool) -> Library:
     return loaded
 
 
-def multiplies_exactly(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Whether codes [M, K] times weight [N, K] give the exact int32 sums [M, N] on a CPU.
-
-    Extreme codes over a long K find 16-bit saturation; odd sizes and one row find kernels for special
-    shapes.
-    """
-    with torch.device("cpu"):  # also when asked while a model is built on the meta device
-        generator = torch.Generator().manual_seed(0)
-        for m, k, n in ((1, 4096, 8), (17, 1037, 9), (64, 2048, 64)):
-            x = torch.randint(-127, 128, (m, k), generator=generator, dtype=torch.int8)
-            weight = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
-            x[0], weight[0] = 127, 127
-            weight[-1] = -127
-            if not torch.equal(multiply(x, weight), (x.double() @ weight.double().t()).to(torch.int32)):
-                return False
-    return True
-
-
-def _multiply(loaded: Library, codes: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def _multiply(loaded: Library, codes: Tensor, weight: Tensor) -> Tensor:
     (m, k), n = codes.shape, len(weight)
-    out = codes.new_empty(m, n, dtype=torch.int32) if out is None else out
+    out = codes.new_empty(m, n, dtype=torch.int32)
     loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, m, n, k, out, None, None, None)
     return out
-
-
-def build(flags: Sequence[str] = ()) -> Path:
-    """The compiled library in the user's cache, made if it is not there yet or is damaged; see `cache.py`.
-
-    Its name depends on all that it was made from: source, flags, compiler and CPU. It is written under another name
-    first, so processes that compile at once do not meet.
-    """
-    here = f"{platform.system()} on {platform.machine()}"
-    if here != "Linux on x86_64":
-        raise Unavailable(f"the compiled kernels are for Linux on x86_64, not {here}")
-    if not {"avx2", "fma"} <= set(_cpu().split()):
-        raise Unavailable("this CPU has no AVX2, which the compiled kernels need")
-    compiler = _compiler()
-    command = [*compiler, *_FLAGS, *flags]
-    version = _run([*compiler, "--version"])
-    sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.glob("*.[ch]"))]
-    made_from = "\n".join([*command, version, _cpu(), *sources])
-
-    def make(path: Path) -> None:
-        try:
-            _run([*command, str(_SOURCES / "kernels.c"), "-lm", "-o", str(path)])
-        except NoCompiler as error:
-            if os.strerror(errno.ENOSPC) in str(error):  # the cache's fault rather than the compiler's
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            raise
-
-    try:
-        return cache.kept_or_made(f"cpu-{hashlib.sha256(made_from.encode()).hexdigest()[:20]}.so", make)
-    except (OSError, cache.Untrusted) as error:
-        raise NoCompiler(str(error)) from error
-
-
-def _compiler() -> list[str]:
-    """The command that is in CC, or GCC."""
-    try:
-        named = shlex.split(os.environ.get("CC", ""))
-    except ValueError as error:
-        raise NoCompiler(f"CC is {os.environ['CC']!r}, no command: {error}") from error
-    found = shutil.which(named[0]) if named else shutil.which("gcc") or shutil.which("cc")
-    if found is None and named:
-        raise NoCompiler(f"CC names {named[0]!r}, which is not there: install it, or unset CC to take gcc")
-    if found is None:
-        raise NoCompiler("there is no C compiler: install gcc, or name one in CC")
-    return [found, *named[1:]]
-
-
-def _run(command: list[str]) -> str:
-    """Output of a compiler, which ends with us: it has children of its own, so it gets a group that is killed whole."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    messages = {**os.environ, "LC_ALL": "C"}
-    try:
-        with subprocess.Popen(command, **pipes, text=True, errors="replace", env=messages, process_group=0) as process:
-            try:
-                out, err = process.communicate(timeout=_SECONDS_TO_COMPILE)
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                raise
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoCompiler(f"{command[0]} does not run: {error}") from error
-    if process.returncode:
-        raise NoCompiler(f"{command[0]} failed: {err.strip()[:400]}")
-    return out
-
-
-def _cpu() -> str:
-    """What `-march=native` looks at: this CPU's model and its instruction sets."""
-    keys = ("vendor_id", "cpu family", "model", "model name", "flags")
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in keys}))
 
 
 def _address(argument: Tensor | int | None) -> int | None:
@@ -303,44 +193,45 @@ def resize(
 
 
 def int8_gemm_into_(
-    out: Tensor,
+    out: Tensor, x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
+) -> None:
+    """`reference.int8_gemm` into out: fp32, or int8 with an out_scale. out and residual are `usable`."""
+    results = (None, out, None, None) if epilogue.out_scale is None else (None, None, out, None)
+    _linear(x_codes, x_scale, weight, weight_scale, epilogue, results)
+
+
+def int8_gemm_quantize(
+    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
+) -> tuple[Tensor, Tensor]:
+    """`reference.int8_gemm_quantize` of an fp32 result."""
+    out = x_codes.new_empty(len(x_codes), len(weight))
+    row_scale = x_codes.new_empty(len(x_codes), 1, dtype=torch.float32)
+    _linear(x_codes, x_scale, weight, weight_scale, epilogue, (None, None, out, row_scale))
+    return out, row_scale
+
+
+def _linear(
     x_codes: Tensor,
     x_scale: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
-    bias: Tensor | None,
-    gelu: bool,
-    gamma: Tensor | None,
-    residual: Tensor | None,
-    out_scale: Tensor | None,
+    epilogue: Epilogue,
+    results: tuple[Tensor | None, ...],
 ) -> None:
-    """`reference.int8_gemm` into out: fp32, or int8 with an out_scale. out and residual are `usable`."""
+    """results: the int32 sums, floats, codes and a scale per row, those that are asked for."""
     (m, k), n = x_codes.shape, len(weight)
+    bias, _, gelu, gamma, residual, out_scale = epilogue
     codes, stored = x_codes.contiguous(), weight.contiguous()
-    scales, parameters = as_floats(x_scale, weight_scale), as_floats(bias, gamma)
-    results = (None, out, None, None) if out_scale is None else (None, None, out, None)
-    operands = (codes, scales[0], stored, scales[1], *parameters, residual, out_scale, int(gelu))
+    row_scale, column_scale, *parameters = as_floats(x_scale, weight_scale, bias, gamma)
+    operands = (codes, row_scale, stored, column_scale, *parameters, residual, out_scale, int(gelu))
     call("vi_linear", *operands, m, n, k, *results)
 
 
-def int8_gemm_quantize(
-    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, gelu: bool
-) -> tuple[Tensor, Tensor]:
-    """`reference.int8_gemm_quantize` of an fp32 result."""
-    (m, k), n = x_codes.shape, len(weight)
-    codes, stored = x_codes.contiguous(), weight.contiguous()
-    scales = as_floats(x_scale, weight_scale, bias)
-    out, row_scale = codes.new_empty(m, n), codes.new_empty(m, 1, dtype=torch.float32)
-    operands = (codes, scales[0], stored, scales[1], scales[2], None, None, None, int(gelu))
-    call("vi_linear", *operands, m, n, k, None, None, out, row_scale)
-    return out, row_scale
-
-
-def int8_matmul_(out: Tensor, x_codes: Tensor, weight: Tensor) -> None:
-    """`reference.int8_matmul` into out, contiguous int32."""
+def int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:
+    """`reference.int8_matmul`."""
     found = library()
     assert found is not None
-    _multiply(found, x_codes.contiguous(), weight.contiguous(), out)
+    return _multiply(found, x_codes.contiguous(), weight.contiguous())
 
 
 def predict_(

@@ -6,17 +6,16 @@ quantizing VGGT-1B has 20,000 of them. So a tensor belongs to one thread here, w
 does not split.
 """
 
-import functools
-import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from threading import BoundedSemaphore
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+from vggt_int8.machine import threads
 
 # Elements that PyTorch leaves to the thread that asks (`at::internal::GRAIN_SIZE` is one more). They fit in a cache.
 PIECE = (1 << 15) - 1
@@ -25,50 +24,6 @@ _WAITING = 1  # jobs a thread that are given out before they are begun
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def threads() -> int:
-    """How many threads compute at once: as many as PyTorch uses, but no more than this process has CPUs by quota."""
-    limit = quota()
-    return torch.get_num_threads() if limit is None else min(torch.get_num_threads(), limit)
-
-
-@functools.cache
-def quota(root: Path = Path("/")) -> int | None:
-    """CPUs that the control group of this process may use, rounded up; None if it may use all. Read once.
-
-    Containers are limited so (`docker run --cpus`, Kubernetes), and neither the count of CPUs nor their mask shows it.
-    The smallest limit of all groups above counts. `root`: where /proc and /sys are.
-    """
-    try:
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux, or no /proc
-        return None
-    limits = []
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / controllers
-        group = mount / path.lstrip("/")
-        # A container may see its own group as the root of the mount, under the name that the host has for it.
-        folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
-        limits += [limit for folder in folders for limit in _limit(folder)]
-    return max(1, math.ceil(min(limits))) if limits else None
-
-
-def _limit(folder: Path) -> list[float]:
-    """The CPUs that a group may use by its own files, of version 2 or 1: one number, or none if it has no limit."""
-    try:
-        if (folder / "cpu.max").exists():
-            most, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-        else:
-            most, period = (
-                (folder / name).read_text(encoding="utf-8") for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            )
-        return [int(most) / int(period)] if most != "max" and int(most) > 0 and int(period) > 0 else []
-    except (OSError, ValueError):  # a group without this controller
-        return []
 
 
 def pieces(tensor: Tensor) -> Iterable[Tensor]:

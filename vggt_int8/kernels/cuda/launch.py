@@ -4,7 +4,6 @@ A call that meets new kernels compiles them one after another, 0.3 to 2 s each. 
 theirs to threads instead (the compiler works outside of Python's lock), run nothing, and return what they allocated.
 """
 
-import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import Tensor
 
 THREADS = 8  # more wait for one another: half of a compilation is Python or shared
@@ -75,18 +73,3 @@ def _build_launcher(kernel: Any) -> None:
     """
     driver = importlib.import_module("triton").runtime.driver.active
     driver.launcher_cls(kernel.src, kernel.metadata)
-
-
-@functools.cache
-def architecture(device: torch.device) -> int:
-    """10 * major + minor of a GPU; the interpreter, which runs on the CPU, passes for the oldest one."""
-    if device.type == "cpu":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 2 for the interpreter."""
-    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

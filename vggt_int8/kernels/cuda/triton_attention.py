@@ -22,9 +22,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vggt_int8.kernels.cuda.attention_variants import Variant, attention_variant
-from vggt_int8.kernels.cuda.launch import architecture, launch
+from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.triton_attention_codes import alike, load_rows, padded_dim, quantize_queries_and_keys
 from vggt_int8.kernels.reference_attention import KEY_GROUP
+from vggt_int8.machine import architecture
 
 # 1.5 * 2^23: added to an integer below 2^22 it leaves the integer in the low mantissa bits.
 _MAGIC = tl.constexpr(12582912.0)

@@ -21,8 +21,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vggt_int8.kernels.cuda.launch import architecture, launch, processors
+from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.tiles import Size, Tile, gemm_tile
+from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.machine import architecture, processors
 
 
 @triton.jit
@@ -187,19 +189,13 @@ def int8_gemm(
     x_scale: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    gelu: bool = False,
-    gamma: Tensor | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
+    epilogue: Epilogue,
     tile: Tile | None = None,
 ) -> Tensor:
     """`reference.int8_gemm` on the GPU; every matrix contiguous. `tile` None: the table's choice for this size."""
     shape = (x_codes.shape[0], weight.shape[0])
-    out = torch.empty(shape, device=x_codes.device, dtype=dtype if out_scale is None else torch.int8)
-    operands = (x_codes, x_scale, weight, weight_scale, bias, gelu, gamma, residual, out_scale)
-    int8_gemm_into_(out, *operands, tile)
+    out = torch.empty(shape, device=x_codes.device, dtype=epilogue.out_dtype)
+    int8_gemm_into_(out, x_codes, x_scale, weight, weight_scale, epilogue, tile)
     return out
 
 
@@ -209,14 +205,11 @@ def int8_gemm_into_(
     x_scale: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
-    bias: Tensor | None,
-    gelu: bool = False,
-    gamma: Tensor | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
+    epilogue: Epilogue,
     tile: Tile | None = None,
 ) -> None:
     """`int8_gemm` into `out` [M, N], which may be the residual: a program reads what it will overwrite first."""
+    bias, _, gelu, gamma, residual, out_scale = epilogue
     (m, k), n = x_codes.shape, weight.shape[0]
     if m == 0:
         return

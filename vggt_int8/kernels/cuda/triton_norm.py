@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.triton_gemm import int8_gemm, to_codes
+from vggt_int8.kernels.epilogue import Epilogue
 
 _TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
 
@@ -113,16 +114,10 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
 
 
 def int8_gemm_quantize(
-    x_codes: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    gelu: bool = False,
+    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
     """`reference.int8_gemm_quantize`, in two kernels: a tile does not see whole rows."""
-    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, bias, dtype, gelu))
+    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue))
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vggt_int8.kernels.cuda.launch import launch, processors
+from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.tiles import Tile
+from vggt_int8.machine import processors
 
 MAX_ROWS = 64  # up to so many rows the product reads the int8 weight itself
 _PER_SM = 2  # programs per multiprocessor that the reduction is split for

@@ -25,8 +25,10 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from vggt_int8.difference import Difference
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cuda import tiles, triton_gemm
-from vggt_int8.kernels.cuda.launch import architecture, compiling
+from vggt_int8.kernels.cuda.launch import compiling
 from vggt_int8.kernels.cuda.tiles import Size, Tile
+from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.machine import architecture
 
 TOKENS = 1041  # per frame, at 392 x 518 pixels
 FRAMES = (10, 1, 4, 32, 100)
@@ -69,9 +71,8 @@ class Operands:
     residual: Tensor | None
 
     def call(self, weight: Tensor, tile: Tile | None) -> Tensor:
-        scales = (self.x_scale, weight, self.weight_scale, self.bias)
-        extra = (self.gelu, self.gamma, self.residual, None)
-        return triton_gemm.int8_gemm(self.x, *scales, torch.float16, *extra, tile)
+        epilogue = Epilogue(self.bias, torch.float16, self.gelu, self.gamma, self.residual)
+        return triton_gemm.int8_gemm(self.x, self.x_scale, weight, self.weight_scale, epilogue, tile)
 
     def check(self, tile: Tile) -> float:
         """Largest error of the first and last rows, relative to the largest value there; NaN if it is not finite."""
@@ -79,11 +80,9 @@ class Operands:
         found = Difference()
         for rows in (slice(0, 256), slice(-256, None)):
             residual = None if self.residual is None else self.residual[rows]
-            want = reference.int8_gemm(
-                *(self.x[rows], self.x_scale[rows], self.weights[0], self.weight_scale, self.bias),
-                *(torch.float32, self.gelu, self.gamma, residual),
-            )
-            found.add(got[rows], want)
+            epilogue = Epilogue(self.bias, torch.float32, self.gelu, self.gamma, residual)
+            operands = (self.x[rows], self.x_scale[rows], self.weights[0], self.weight_scale)
+            found.add(got[rows], reference.int8_gemm(*operands, epilogue))
         return found.relative_max
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vggt_int8.kernels import reference
-from vggt_int8.kernels.cpu import matmul
+from vggt_int8.machine import int_mm_is_exact, pytorch_uses_avx512
 from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
@@ -26,7 +26,7 @@ class BitsandbytesBackend(Backend):
             return "it has no weight-only INT8"
         if scheme.activations == "static":
             return "it has no static activation scales"
-        return SATURATES if device_type == "cpu" and _uses_int_mm() and not matmul.int_mm_is_exact() else None
+        return SATURATES if device_type == "cpu" and _uses_int_mm() and not int_mm_is_exact() else None
 
     def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
         gemm = "bitsandbytes int8_linear_matmul"
@@ -65,7 +65,7 @@ class BitsandbytesBackend(Backend):
 
 def _uses_int_mm() -> bool:
     """Whether bitsandbytes multiplies integers on this CPU."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return pytorch_uses_avx512()
 
 
 def _int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ This is one layer by itself. A whole VGGT runs faster, because layers are fused:
 """
 
 import functools
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from vggt_int8.kernels import ops
 from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.machine import architecture, triton_is_there
 from vggt_int8.quant.backends import Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
@@ -35,23 +36,23 @@ class NativeBackend(Backend):
         return slices if library is None else f"{library.name} for few rows of fp32, else {slices}"
 
     def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        stored = (layer.codes, layer.weight_scale, layer.bias)
         y: Tensor
         if layer.scheme.activations == "none":
-            y = ops.w8a16_linear(x, *stored)
+            y = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
         else:
-            y = ops.int8_gemm(*ops.quantize_rows(x, layer.input_scale), *stored, x.dtype)
+            codes, scale = ops.quantize_rows(x, layer.input_scale)
+            y = ops.int8_gemm(codes, scale, layer.codes, layer.weight_scale, Epilogue(layer.bias, x.dtype))
         return y
 
 
 @functools.cache
 def _missing_on_cuda() -> str | None:
-    if find_spec("triton") is None:
+    if not triton_is_there():
         return "Triton is not installed (it comes with PyTorch's CUDA builds for Linux)"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device here"
-    major, minor = torch.cuda.get_device_capability()
-    return None if major >= 8 else f"this GPU has compute capability {major}.{minor}; its kernels need 8.0 or newer"
+    arch = architecture(torch.device("cuda", torch.cuda.current_device()))
+    return None if arch >= 80 else f"this GPU has compute capability {arch / 10}; its kernels need 8.0 or newer"
 
 
 BACKEND = NativeBackend()

@@ -15,7 +15,7 @@ from torchao.quantization import Int8Tensor, PerRow, PerTensor
 from torchao.quantization.quantize_.workflows.int8.int8_tensor import QuantizeTensorToInt8Kwargs
 
 from vggt_int8.kernels import reference
-from vggt_int8.kernels.cpu import matmul
+from vggt_int8.machine import int_mm_is_exact
 from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
@@ -31,7 +31,7 @@ class TorchaoBackend(Backend):
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
         if scheme.outlier_threshold:
             return "it has no outlier columns"
-        if device_type == "cpu" and scheme.activations != "none" and not matmul.int_mm_is_exact():
+        if device_type == "cpu" and scheme.activations != "none" and not int_mm_is_exact():
             return SATURATES
         return None
 

@@ -1,0 +1,183 @@
+"""What the operators of `ops.py` refuse, and why: kernels read and write by sizes and addresses, without looking.
+
+Each `check_…` takes the operands of its operator and raises ValueError, naming what is wrong.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vggt_int8.kernels import reference_attention
+from vggt_int8.kernels.epilogue import Epilogue
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_devices(*operands: Any) -> None:
+    """Kernels read addresses, which mean nothing on another device."""
+    device = operands[0].device
+    for operand in operands[1:]:
+        if isinstance(operand, Tensor) and operand.device != device:
+            raise ValueError(f"all operands must be on one device, not on {device} and {operand.device}")
+
+
+def check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -> None:
+    if x.ndim != dims or x.dtype not in FLOATS:
+        raise ValueError(f"{name} must be a float tensor of {dims} dimensions, not {x.dtype} {list(x.shape)}")
+
+
+def check_quantize(x: Tensor, input_scale: Tensor | None = None) -> None:
+    check_float(x)
+    check_sizes(input_scale=(input_scale, 1))
+
+
+def check_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None) -> None:
+    check_quantize(x, input_scale)
+    if weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
+        raise ValueError(
+            f"weight and bias must be [{x.shape[1]}] for x {list(x.shape)}, "
+            f"not {list(weight.shape)} and {list(bias.shape)}"
+        )
+
+
+def check_sizes(**sizes: tuple[Tensor | None, int]) -> None:
+    """Kernels read so many values of each tensor without looking."""
+    for name, (tensor, numbers) in sizes.items():
+        if tensor is not None and tensor.numel() != numbers:
+            raise ValueError(f"{name} must have {numbers} values, not {list(tensor.shape)}")
+
+
+def check_qkv(
+    qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
+) -> None:
+    check_float(qkv, dims=4, name="qkv")
+    tokens, three, _, dim = qkv.shape
+    if three != 3 or not qkv.is_contiguous():
+        raise ValueError(f"qkv must be contiguous [T, 3, H, D], not {list(qkv.shape)}, strides {qkv.stride()}")
+    fits = rope.ndim == 3 and len(rope) == 2 and rope.shape[2] == dim and rope.shape[1] > 0
+    if not fits or dim % 4 or tokens % rope.shape[1]:
+        raise ValueError(
+            f"rope must be [2, P, {dim}] with {tokens} tokens a multiple of P > 0 and D a multiple of 4, "
+            f"not {list(rope.shape)}"
+        )
+    check_sizes(q_weight=(q_weight, dim), q_bias=(q_bias, dim), k_weight=(k_weight, dim), k_bias=(k_bias, dim))
+
+
+def check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> None:
+    fits = x_codes.ndim == weight.ndim == 2 and x_codes.dtype == weight.dtype == torch.int8
+    if not fits or weight.shape[1] != x_codes.shape[1]:
+        raise ValueError(
+            f"x_codes and weight must be int8 [M, K] and [N, K], not {x_codes.dtype} {list(x_codes.shape)} "
+            f"and {weight.dtype} {list(weight.shape)}"
+        )
+    m, n = len(x_codes), len(weight)
+    if x_scale.numel() != m or weight_scale.numel() != n:
+        raise ValueError(
+            f"a scale per row is needed: x_scale [{m}, 1] and weight_scale [{n}, 1], "
+            f"not {list(x_scale.shape)} and {list(weight_scale.shape)}"
+        )
+    bias, _, _, gamma, residual, out_scale = epilogue
+    if (gamma is None) != (residual is None) or (residual is not None and residual.shape != (m, n)):
+        shape = None if residual is None else list(residual.shape)
+        raise ValueError(f"residual must be [{m}, {n}] and come with gamma [{n}], not {shape}")
+    check_sizes(bias=(bias, n), gamma=(gamma, n), out_scale=(out_scale, 1))
+
+
+def check_gemm_quantize(
+    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
+) -> None:
+    check_gemm(x_codes, x_scale, weight, weight_scale, epilogue)
+    if epilogue.residual is not None or epilogue.out_scale is not None:
+        raise ValueError(
+            "a product that becomes codes under a scale per row takes neither a residual nor an out_scale: "
+            "call int8_gemm and quantize_rows"
+        )
+
+
+def check_gemm_into(
+    out: Tensor, x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
+) -> None:
+    check_gemm(x_codes, x_scale, weight, weight_scale, epilogue)
+    m, n = x_codes.shape[0], weight.shape[0]
+    if out.shape != (m, n) or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous [{m}, {n}], not {list(out.shape)}, strides {out.stride()}")
+    if out.dtype != epilogue.out_dtype:
+        raise ValueError(f"out must be {epilogue.out_dtype}, as the epilogue says, not {out.dtype}")
+
+
+def check_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+    check_float(x)
+    if weight.ndim != 2 or weight.dtype != torch.int8 or weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight must be int8 [N, {x.shape[1]}], not {weight.dtype} {list(weight.shape)}")
+    check_sizes(weight_scale=(weight_scale, len(weight)), bias=(bias, len(weight)))
+
+
+def check_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> None:
+    check_float(first, dims=3, name="first")
+    if second.shape != first.shape or weight.numel() != 2 * first.shape[2] or not 0 <= skip <= first.shape[1]:
+        raise ValueError(
+            f"second must be {list(first.shape)}, weight [{2 * first.shape[2]}] and skip in [0, {first.shape[1]}], "
+            f"not {list(second.shape)}, {list(weight.shape)} and {skip}"
+        )
+    check_sizes(bias=(bias, weight.numel()))
+
+
+def check_resize(
+    x: Tensor,
+    height: int,
+    width: int,
+    columns: Tensor | None = None,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> None:
+    check_float(x, dims=4)
+    frames, *size, channels = x.shape
+    if min(*size, height, width) < 1:
+        raise ValueError(f"maps must have pixels: x is {list(x.shape)}, its result {height} x {width}")
+    expected = {
+        "columns": (columns, (width, channels // 2)),
+        "rows": (rows, (height, channels // 2)),
+        "bias": (bias, (channels,)),
+        "addend": (addend, (frames, height, width, channels)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"{name} must be {list(shape)} for a result of {height} x {width}, not {list(tensor.shape)}"
+            )
+    if (columns is None) != (rows is None) or (columns is not None and channels % 2):
+        raise ValueError("columns and rows come together, for an even number of channels")
+
+
+def check_predict(
+    x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
+) -> None:
+    check_float(x, dims=4)
+    check_sizes(weight=(weight, len(weight) * x.shape[3]), bias=(bias, len(weight)))
+    shapes = (*x.shape[:3], weight.shape[0] - 1), x.shape[:3]
+    for name, tensor, shape in zip(("values", "confidence"), (values, confidence), shapes, strict=True):
+        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous fp32 {list(shape)}, "
+                f"not {tensor.dtype} {list(tensor.shape)}, strides {tensor.stride()}"
+            )
+
+
+def check_codes(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> None:
+    shapes = ((weight.shape[0], 1, 1), (1, weight.shape[1], 1)) if weight.ndim == 3 else ()
+    if weight.dtype != torch.int8 or weight_scale.shape not in shapes:
+        raise ValueError(
+            f"weight must be int8 [A, B, T] with scales [A, 1, 1] or [1, B, 1], "
+            f"not {weight.dtype} {list(weight.shape)} with {list(weight_scale.shape)}"
+        )
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    check_float(q, dims=4, name="q")
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape or x.dtype != q.dtype:
+            raise ValueError(f"{name} must be like q, {q.dtype} {list(q.shape)}, not {x.dtype} {list(x.shape)}")
+    if q.shape[3] > reference_attention.MAX_HEAD_DIM:
+        raise ValueError(f"head dims up to {reference_attention.MAX_HEAD_DIM} are implemented, not {q.shape[3]}")

@@ -1,0 +1,137 @@
+"""What this machine has: CPUs and their instructions, threads, GPUs, Triton. The one place that asks the system.
+
+What cannot change while a process runs is asked once.
+"""
+
+import functools
+import math
+import platform
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def threads() -> int:
+    """How many threads compute at once: as many as PyTorch uses, but no more than this process has CPUs by quota."""
+    limit = quota()
+    return torch.get_num_threads() if limit is None else min(torch.get_num_threads(), limit)
+
+
+@functools.cache
+def quota(root: Path = Path("/")) -> int | None:
+    """CPUs that the control group of this process may use, rounded up; None if it may use all. Read once.
+
+    Containers are limited so (`docker run --cpus`, Kubernetes), and neither the count of CPUs nor their mask shows it.
+    The smallest limit of all groups above counts. `root`: where /proc and /sys are.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux, or no /proc
+        return None
+    limits = []
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        group = mount / path.lstrip("/")
+        # A container may see its own group as the root of the mount, under the name that the host has for it.
+        folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+        limits += [limit for folder in folders for limit in _limit(folder)]
+    return max(1, math.ceil(min(limits))) if limits else None
+
+
+def _limit(folder: Path) -> list[float]:
+    """The CPUs that a group may use by its own files, of version 2 or 1: one number, or none if it has no limit."""
+    try:
+        if (folder / "cpu.max").exists():
+            most, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            most, period = (
+                (folder / name).read_text(encoding="utf-8") for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            )
+        return [int(most) / int(period)] if most != "max" and int(most) > 0 and int(period) > 0 else []
+    except (OSError, ValueError):  # a group without this controller
+        return []
+
+
+def cpu_name() -> str:
+    """The model name that Linux states, else what Python knows."""
+    return next(iter(_stated("model name")), "") or platform.processor() or platform.machine()
+
+
+def cpu_identity() -> str:
+    """What `-march=native` looks at: this CPU's model and its instruction sets, as Linux states them."""
+    keys = ("vendor_id", "cpu family", "model", "model name", "flags")
+    return "\n".join(sorted({f"{key}: {value}" for key in keys for value in _stated(key)}))
+
+
+def cpu_features() -> frozenset[str]:
+    """Linux's names of this CPU's instruction sets, such as avx2 and avx512_vnni; none on other systems."""
+    return frozenset(name for flags in _stated("flags") for name in flags.split())
+
+
+@functools.cache
+def _stated(key: str) -> tuple[str, ...]:
+    """The values that /proc/cpuinfo has for a key, each once; none where there is no such file or key."""
+    if not _CPUINFO.exists():
+        return ()
+    pairs = (line.partition(":") for line in _CPUINFO.read_text(encoding="utf-8").splitlines())
+    return tuple(dict.fromkeys(value.strip() for name, _, value in pairs if name.strip() == key))
+
+
+def pytorch_uses_avx512() -> bool:
+    """Whether PyTorch's own kernels run on AVX-512. Without it `torch._int_mm` is a plain loop: exact and slow."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@functools.cache
+def int_mm_is_exact() -> bool:
+    """Whether `torch._int_mm` is exact on this CPU. Libraries call it without looking.
+
+    Without VNNI oneDNN adds pairs of products in 16 bits and **saturates** without a word, so it is tried.
+    """
+    return multiplies_exactly(lambda x, weight: torch._int_mm(x, weight.t()))
+
+
+def multiplies_exactly(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether codes [M, K] times weight [N, K] give the exact int32 sums [M, N] on a CPU.
+
+    Extreme codes over a long K find 16-bit saturation; odd sizes and one row find kernels for special
+    shapes.
+    """
+    with torch.device("cpu"):  # also when asked while a model is built on the meta device
+        generator = torch.Generator().manual_seed(0)
+        for m, k, n in ((1, 4096, 8), (17, 1037, 9), (64, 2048, 64)):
+            x = torch.randint(-127, 128, (m, k), generator=generator, dtype=torch.int8)
+            weight = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
+            x[0], weight[0] = 127, 127
+            weight[-1] = -127
+            if not torch.equal(multiply(x, weight), (x.double() @ weight.double().t()).to(torch.int32)):
+                return False
+    return True
+
+
+def triton_is_there() -> bool:
+    """Whether Triton can be imported. It is not imported, which takes seconds."""
+    return find_spec("triton") is not None
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """10 * major + minor of a GPU's compute capability; Triton's interpreter, on a CPU, passes for the oldest one."""
+    if device.type == "cpu":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 2 for Triton's interpreter, which runs on a CPU."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
