@@ -193,9 +193,9 @@ def test_code_that_was_planted_does_not_run(cache: Path, tmp_path: Path) -> None
 
 def test_a_compiler_ends_with_us(tmp_path: Path) -> None:
     """Its children as well, whose end the pipe tells: they have the other side of it."""
-    compiler = tmp_path / "compiler"
-    compiler.write_text("#!/bin/sh\nsleep 60 &\nsleep 60\n")
-    compiler.chmod(0o755)
+    sleeper = tmp_path / "compiler"
+    sleeper.write_text("#!/bin/sh\nsleep 60 &\nsleep 60\n")
+    sleeper.chmod(0o755)
     read, write = os.pipe()
     os.set_inheritable(write, True)
 
@@ -211,7 +211,7 @@ def test_a_compiler_ends_with_us(tmp_path: Path) -> None:
         patch.setattr(subprocess.Popen, "communicate", communicate)
         patch.setattr(subprocess, "Popen", lambda *a, **k: _popen(*a, **k, pass_fds=[write]))
         with pytest.raises(Alarm):
-            compiler._run([str(compiler)])
+            compiler._run([str(sleeper)])
     assert subprocess.Popen.communicate is real
     os.close(write)
     assert os.read(read, 1) == b""
