@@ -22,6 +22,18 @@ def test_the_commands_write_what_load_scene_reads(cli, tmp_path: Path) -> None:
     assert load_scene(tmp_path / "one").images.shape == (3, 3, 16, 24)
 
 
+def test_a_place_that_is_taken_is_named_before_anything_is_rendered(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vggt_int8.scenes.stored.render_scenes", None)
+    (tmp_path / "file").write_text("mine")
+    assert "is no stored scene: choose another name" in cli("scenes", "render", "--to", tmp_path / "file", code=2)
+    assert "file is a file" in cli("scenes", "render", "--to", tmp_path / "file" / "one", code=2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert "is no stored scene: choose another name" in cli("scenes", "render", "--to", tmp_path / "full", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

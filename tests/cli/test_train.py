@@ -88,10 +88,18 @@ def test_mistakes_are_named_before_anything_is_written(cli, tmp_path: Path, argu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_log_of_something_else_is_not_added_to(cli, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("mine\n")
+    assert "is no training's log: name another --out" in cli(*RUN, tmp_path, code=2)
+    assert "holds no checkpoint" in cli("train", "export", "--out", tmp_path, "--to", tmp_path / "model", code=2)
+    assert (tmp_path / "log.jsonl").read_text() == "mine\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
 def test_a_measurement_is_a_document(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vggt_int8.training.measure.REPEATS", 1)
     measure = ("train", "measure", "--config", CONFIG, "--out", tmp_path, "--max-minutes", "0.001")
     found = json.loads(cli(*measure, "--json"))
-    assert [row["views"] for row in found["rows"]] == [2, 4, 8] or found["rows"]
+    assert [row["views"] for row in found["rows"]] == [2, 4]
     assert all(row["forward_backward_ms"] > 0 for row in found["rows"])
     assert Path(found["log"]).is_file()

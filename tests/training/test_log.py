@@ -85,3 +85,17 @@ def test_what_is_no_entry_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "log.jsonl").write_text(f"\n{line}\n")
     with pytest.raises(ValueError, match=r"log\.jsonl, line 2, is no entry"):
         read_log(tmp_path / "log.jsonl")
+
+
+def test_values_that_are_no_scores_draw_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    odd = [{"2 views": 3, "x views": {"auc_5": 1}, "4 views": {"auc_5": "1", "auc_30": 2.0}}, {"2 views": [1]}]
+    entries = [{"kind": "validation", "step": step, **scores} for step, scores in enumerate(odd)]
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    write_curves([log], tmp_path / "curves.svg")
+    svg = (tmp_path / "curves.svg").read_text()
+    assert "auc_30 4 views" in svg
+    assert "auc_5" not in svg
+    log.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"log\.jsonl is no text in UTF-8"):
+        read_log(log)

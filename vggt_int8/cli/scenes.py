@@ -43,7 +43,6 @@ def scenes_render(
     as_json: options.Json = False,
 ) -> None:
     """Write one scene: images, 16-bit depth, cameras."""
-    check_place(to)
     from vggt_int8.scenes.stored import store_rendered
 
     with console.step("Rendering"):

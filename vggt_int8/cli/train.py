@@ -7,6 +7,7 @@ import typer
 
 from vggt_int8.cli import console, options
 from vggt_int8.disk import check_place
+from vggt_int8.training.log import check_run_folder
 
 if TYPE_CHECKING:
     from vggt_int8.training.config import TrainingConfig
@@ -56,7 +57,7 @@ def train_run(
     """Train, or go on where OUT/checkpoint stands. On several GPUs: accelerate launch -m vggt_int8 train run …"""
     if first_step and init is None:
         raise ValueError("--first-step is for weights that are given with --init")
-    check_place(out)
+    check_run_folder(out.expanduser())
     from vggt_int8.training import run
 
     end = run.train_run(
@@ -86,7 +87,7 @@ def train_measure(
     as_json: options.Json = False,
 ) -> None:
     """Tell what rendering, each part of a step and the memory cost, in a short run of the first part in OUT/measure."""
-    check_place(out / "measure")
+    check_run_folder(out.expanduser() / "measure")
     from vggt_int8.training.measure import measure
 
     say = console.note if as_json else console.say

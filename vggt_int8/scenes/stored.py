@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vggt_int8.disk import check_place
 from vggt_int8.files import staged_folder
 from vggt_int8.plain_data import shown
 from vggt_int8.scenes.render import GENERATOR_VERSION, SceneBatch, render_scenes
@@ -166,8 +167,7 @@ def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[s
     folder = Path(folder).expanduser()
     if len(batch.images) != 1:
         raise ValueError(f"the batch holds {len(batch.images)} scenes; store them one by one")
-    if folder.exists() and not (folder / "scene.json").is_file():
-        raise FileExistsError(f"{folder} exists and is no stored scene: choose another name")
+    _check_place(folder)
     old = _files_of(folder) if folder.exists() else []
     views = [name for index in range(batch.images.shape[1]) for name in _names(index).values()]
     entries = [*dict.fromkeys([*old, *views, "scene.json"]).keys() - {"scene.json"}, "scene.json"]
@@ -176,6 +176,13 @@ def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[s
 
 
 _NAME = r"(image|depth)_[0-9]{1,9}\.png"
+
+
+def _check_place(folder: Path) -> None:
+    """Raise OSError, naming it, if no scene can be stored in `folder`."""
+    check_place(folder)
+    if folder.exists() and not (folder / "scene.json").is_file():
+        raise FileExistsError(f"{folder} exists and is no stored scene: choose another name")
 
 
 def _names(index: int) -> dict[str, str]:
@@ -206,6 +213,8 @@ def store_rendered(
     folder: str | PathLike[str], split: str, index: int, views: int, size: Sequence[int], *, supersample: int = 2
 ) -> None:
     """Render a scene and write it; what was rendered stands in its `origin`."""
+    folder = Path(folder).expanduser()
+    _check_place(folder)  # before minutes of rendering
     batch = render_scene(split, index, views, size, supersample=supersample)
     seed = int(scene_seeds(split, [index]))
     origin = {"split": split, "index": index, "seed": seed, "supersample": supersample}

@@ -31,8 +31,12 @@ def read_log(log: Path) -> list[dict[str, Any]]:
 
     Raises ValueError that names the line which is no entry.
     """
+    try:
+        text = log.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{log} is no text in UTF-8: {error}") from error
     entries = []
-    for number, line in enumerate(log.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
             entry = json.loads(line, parse_constant=lambda _: None) if line.strip() else None
         except (ValueError, RecursionError) as error:

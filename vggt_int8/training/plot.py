@@ -1,5 +1,6 @@
 """Draws a run's log as an SVG file: losses and held-out scores over the steps."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def _series(entries: list[dict[str, Any]], kind: str, names: Sequence[str]) -> S
         groups = {"": entry} if kind == "train" else _groups(entry, of_every_shape="focal_ratio_105" in names)
         for group, values in groups.items():
             for name in names:
-                if values.get(name) is not None:
+                if isinstance(values.get(name), int | float):  # null is what was no number
                     found.setdefault(f"{name} {group}".strip(), {})[entry["step"]] = values[name]
     return {name: sorted(points.items()) for name, points in found.items()}
 
@@ -45,7 +46,7 @@ def _series(entries: list[dict[str, Any]], kind: str, names: Sequence[str]) -> S
 def _groups(entry: dict[str, Any], of_every_shape: bool) -> dict[str, Any]:
     """Rows of a validation: those of square frames, or those of every shape with the largest number of views (all
     together would be too many lines)."""
-    rows = {name: row for name, row in entry.items() if " views" in name}
+    rows = {name: row for name, row in entry.items() if re.match(r"\d+ views", name) and isinstance(row, dict)}
     if not of_every_shape:
         return {name: row for name, row in rows.items() if name.endswith(" views")}
     most = max((int(name.split()[0]) for name in rows), default=0)
