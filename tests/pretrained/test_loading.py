@@ -251,7 +251,7 @@ def test_a_checkpoint_runs_on_every_backend_of_the_table(
             continue
         model = VGGTInt8.from_pretrained(tmp_path / "reference", backend=backend)
         used = {row.backend for row in model.quantization_report() if row.type == "Int8Linear"}
-        assert used == ({backend} if recipe == "int8_weight_only" else {backend, "portable"})
+        assert used == ({backend, "reference"} if backend == "bitsandbytes" else {backend})
         got = model(tiny_images).depth
         assert torch.equal(got, written[backend])
         lost = relative_error(written["reference"], plain)
@@ -274,7 +274,7 @@ def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: 
     llm = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="llm_int8")
     with pytest.raises(BackendError, match=r"'native' cannot run LLM\.int8"):
         llm.set_backend("native")
-    assert {m.backend for m in llm.modules() if isinstance(m, Int8Linear)} == {"auto", "portable"}
+    assert {m.backend for m in llm.modules() if isinstance(m, Int8Linear)} == {"auto"}
     with pytest.raises(BackendError, match="not quantized"):
         VGGTInt8.from_pretrained(tiny_checkpoint).set_backend("native")
 

@@ -1,5 +1,6 @@
 """INT8 attention as a recipe's choice: what it reaches, that it is active, under every backend, saved and reported."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,8 +100,8 @@ def test_the_report(make_tiny: Make) -> None:
     model = quantize(make_tiny(), recipe())
     rows = {row.name: row for row in model.quantization_report()}
     row = rows["aggregator.global_blocks.0.attn.core"]
-    assert (row.type, row.scheme, row.backend, row.bytes) == ("Int8Attention", "INT8 QK", "portable", 0)
-    assert (row.kernel, row.reason) == ("int8 scores in fp32, exact", "runs under every backend")
+    assert (row.type, row.scheme, row.backend, row.bytes) == ("Int8Attention", "INT8 QK", "native", 0)
+    assert (row.kernel, row.reason) == ("int8 scores in fp32, exact", "auto: native")
     row = rows["camera_head.trunk.0.attn.core"]
     assert (row.type, row.scheme, row.backend) == ("SoftmaxAttention", "float", "pytorch")
     assert row.reason == "not among attention_layers"
@@ -161,12 +162,13 @@ def test_twice(make_tiny: Make) -> None:
 
 
 def test_a_gpu_that_cannot_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention.check_attention_backend("auto", "cpu")
+    check = functools.partial(Int8Attention.check, Int8Attention.scheme)
+    check("auto", "cpu")
     native = attention.get_backend("native")
     monkeypatch.setattr(type(native), "unsupported", lambda *_: "this GPU has compute capability 7.5")
-    attention.check_attention_backend("reference", "cuda")
+    check("reference", "cuda")
     with pytest.raises(BackendError, match=r"cannot run on cuda: .* 7\.5\. Choose backend='reference', or .*'float'"):
-        attention.check_attention_backend("torchao", "cuda")
+        check("native", "cuda")
 
 
 def test_gradients_are_those_of_float_attention() -> None:

@@ -32,7 +32,7 @@ SCHEMES = {
 }
 # The design's table.
 ALLOWED = {
-    "none": {"reference", "native", "torchao", "portable"},
+    "none": {"reference", "native", "torchao"},
     "dynamic": {"reference", "native", "torchao", "bitsandbytes"},
     "static": {"reference", "native", "torchao"},
     "llm_int8": {"reference", "bitsandbytes"},
@@ -287,7 +287,7 @@ def test_native_multiplies_integers_on_a_cpu(scheme: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("backend", [*BACKENDS, "portable"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_table_of_the_design(scheme: str, backend: str) -> None:
     layer = make(scheme, backend, nn.Linear(16, 8))
     if backend in ALLOWED[scheme]:

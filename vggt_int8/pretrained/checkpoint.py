@@ -28,7 +28,7 @@ from vggt_int8.quant.soundness import (
     scale_problem,
     unused_range,
 )
-from vggt_int8.quant.storage import Int8Storage, all_finite
+from vggt_int8.quant.storage import all_finite, stored_layers
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.plain_files import opened
 
@@ -180,10 +180,9 @@ def _expected(model: nn.Module, quantizing: bool) -> dict[str, Tensor]:
     """The model's tensors by name; if it is to be quantized, in the shapes of floats and without scales."""
     expected = dict(model.state_dict())
     if quantizing:
-        for name, module in model.named_modules():
-            if isinstance(module, Int8Storage):
-                expected.pop(f"{name}.weight_scale")
-                expected[f"{name}.weight"] = module.codes
+        for name, layer in stored_layers(model):
+            expected.pop(f"{name}.weight_scale")
+            expected[f"{name}.weight"] = layer.codes
     return expected
 
 

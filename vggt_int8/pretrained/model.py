@@ -43,11 +43,10 @@ from vggt_int8.pretrained.source import (
     open_file,
     set_quantization,
 )
-from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import BackendError, check_backend_name
-from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.layer import int8_layers
 from vggt_int8.quant.plan import LayerPlan, recipe_for
-from vggt_int8.quant.quantize import apply_plan, check_backend, plan_module
+from vggt_int8.quant.quantize import apply_plan, check_backend, layer_choice, plan_module
 from vggt_int8.quant.report import QuantizationReport, quantization_report
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
@@ -253,10 +252,12 @@ class VGGTInt8(VGGT):
         if quantization is None or self.quantization_plan is None:
             raise BackendError(f"the model is not quantized, so there is nothing for backend {backend!r} to run")
         device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
-        check_backend(self.quantization_plan, quantization.parsed(), backend, device_type)
-        for module in self.modules():
-            if isinstance(module, Int8Linear | Int8Attention) and module.backend == quantization.backend:
-                module.backend = backend
+        recipe = quantization.parsed()
+        check_backend(self.quantization_plan, recipe, backend, device_type)
+        for _, layer in int8_layers(self):
+            kind = type(layer), layer.scheme
+            if layer.backend == layer_choice(*kind, recipe, quantization.backend).backend:  # not one set by hand
+                layer.ask(layer_choice(*kind, recipe, backend))
         quantization.backend = backend
 
     def push_to_hub(

@@ -25,7 +25,7 @@ from vggt_int8.pretrained.checkpoint import CheckpointError
 from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
 from vggt_int8.quant.soundness import LARGEST_FP16_SCALE
-from vggt_int8.quant.storage import Int8Storage, copy_pieces, empty_encoding, encode_into, to_fp16
+from vggt_int8.quant.storage import Int8Storage, copy_pieces, empty_encoding, encode_into, stored_layers, to_fp16
 from vggt_int8.recipe import Recipe, RecipeError
 
 QUANT_METHOD = "vggt_int8"
@@ -103,7 +103,7 @@ class VGGTInt8Quantizer(HfQuantizer):
         self.quantization_config.recipe = recipe.to_dict()  # what is saved needs no map of the family any more
         plan = prepare_module(model, recipe, backend)
         if self.quantization_config.format_version == 1:
-            for layer in int8_layers(model):
+            for _, layer in stored_layers(model):
                 layer.weight = nn.Parameter(layer.codes, requires_grad=False)
         check_backend(plan, recipe, backend, execution_device_type(device_map))
         model.quantization_plan = plan
@@ -147,7 +147,7 @@ class VGGTInt8Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.errors:
             raise CheckpointError("; ".join(self.errors))
-        for layer in int8_layers(model):
+        for _, layer in stored_layers(model):
             if not layer.weight.is_meta:  # offloaded codes of format 1 keep the shape of the file they are read from
                 layer.weight = nn.Parameter(as_stored(layer.weight, layer), requires_grad=False)
         return model.requires_grad_(False)
@@ -161,9 +161,8 @@ class VGGTInt8Quantizer(HfQuantizer):
         else:
             state = model.state_dict()
         stored = {name: tensor.to(stored_dtype(name, tensor)) for name, tensor in state.items()}
-        for name, module in model.named_modules():
-            if isinstance(module, Int8Storage):
-                stored[f"{name}.weight"] = as_stored(stored[f"{name}.weight"], module)
+        for name, layer in stored_layers(model):
+            stored[f"{name}.weight"] = as_stored(stored[f"{name}.weight"], layer)
         return stored, {}
 
     def is_serializable(self) -> bool:
@@ -176,10 +175,6 @@ class VGGTInt8Quantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
-
-
-def int8_layers(model: nn.Module) -> Iterator[Int8Storage]:
-    return (module for module in model.modules() if isinstance(module, Int8Storage))
 
 
 def as_stored(weight: Tensor, layer: Int8Storage) -> Tensor:
@@ -211,9 +206,8 @@ class EncodeTensor(ConversionOps):
         if isinstance(module, Int8Storage) and parameter == "weight":
             scale_name = f"{module_name}.weight_scale"
             missing_keys.discard(scale_name)
-            axis = getattr(module, "channel_axis", 0)
-            codes, scale = empty_encoding(tensor, axis)
-            self.quantizer.make(full_layer_name, _encode_into, codes, scale, tensor, axis)
+            codes, scale = empty_encoding(tensor, module.channel_axis)
+            self.quantizer.make(full_layer_name, _encode_into, codes, scale, tensor, module.channel_axis)
             return {full_layer_name: codes.unsqueeze(0), scale_name: scale}
         kept = torch.empty_like(tensor, dtype=slot.dtype)
         self.quantizer.make(full_layer_name, _round_into, kept, tensor, parameter)

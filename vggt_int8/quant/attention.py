@@ -1,29 +1,57 @@
 """`Int8Attention`: attention whose product of queries and keys runs in INT8, in place of `SoftmaxAttention`."""
 
+from typing import Self
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vggt_int8.kernels import ops, reference_attention
 from vggt_int8.model.attention import SoftmaxAttention
-from vggt_int8.quant.backends import PORTABLE, BackendError, exports_onnx, get_backend
-from vggt_int8.recipe import Scheme
+from vggt_int8.quant.backends import BackendError, exports_onnx, get_backend
+from vggt_int8.quant.layer import Choice, Int8Layer
+from vggt_int8.recipe import AttentionScheme, Scheme
 
 
-class Int8Attention(SoftmaxAttention):
+class Int8Attention(SoftmaxAttention, Int8Layer):
     """`reference_attention.int8_attention` as a module: q, k, v [B, H, N, D] -> [B, N, H * D] in v's dtype.
 
-    It stores nothing, so it runs alike under every backend: the definition under "reference" and on a CPU, the Triton
-    kernel otherwise. Gradients are those of float attention (straight-through).
+    It stores nothing, so it runs beside every backend: the definition under "reference" and on a CPU, the native
+    backend's Triton kernel otherwise. Gradients are those of float attention (straight-through).
     """
+
+    scheme = AttentionScheme()
 
     def __init__(self, backend: str = "auto") -> None:
         super().__init__()
         self.backend = backend
 
-    @property
-    def resolved_backend(self) -> str:
-        """ "reference", or "portable" for what runs under every other backend."""
-        return "reference" if self.backend == "reference" else PORTABLE
+    @classmethod
+    def of(cls, layer: nn.Module, scheme: AttentionScheme, backend: str) -> Self:
+        return cls(backend)
+
+    unfilled = of
+
+    @classmethod
+    def choose(cls, scheme: AttentionScheme, backend: str, beside_codes: bool) -> Choice:
+        if backend in ("auto", "native", "reference"):
+            return Choice(backend)
+        return Choice("native", f"{backend}: it has no INT8 attention")
+
+    @classmethod
+    def check(cls, scheme: AttentionScheme, backend: str, device_type: str) -> None:
+        if backend == "reference" or device_type == "cpu":
+            return
+        if reason := get_backend("native").unsupported(Scheme("none"), device_type):  # it is one of its kernels
+            raise BackendError(
+                f"attention = 'int8' cannot run on {device_type}: {reason}. Choose backend='reference', or a recipe "
+                "with attention = 'float'"
+            )
+
+    def runs_on(self, device_type: str) -> str:
+        return "reference" if self.backend == "reference" else "native"
+
+    def reason(self, device_type: str) -> str:
+        return "auto: native" if self.backend == "auto" else super().reason(device_type)
 
     def kernel(self, device_type: str) -> str:
         """What computes it, in words, for the report."""
@@ -42,14 +70,3 @@ class Int8Attention(SoftmaxAttention):
             return y
         plain = super().forward(q, k, v)
         return plain + (attend(*(x.detach() for x in (q, k, v))) - plain).detach()
-
-
-def check_attention_backend(backend: str, device_type: str) -> None:
-    """Raise `BackendError` if INT8 attention cannot run under `backend` on "cpu" or "cuda"."""
-    if backend == "reference" or device_type == "cpu":
-        return
-    if reason := get_backend("native").unsupported(Scheme("none"), device_type):  # it is one of the native kernels
-        raise BackendError(
-            f"attention = 'int8' cannot run on {device_type}: {reason}. Choose backend='reference', or a recipe with "
-            "attention = 'float'"
-        )

@@ -1,13 +1,15 @@
 """Weight-only INT8 convolutions. They run the same way under every backend: codes to floats, then the convolution."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels.weight_only import dequantize
-from vggt_int8.quant.backends import PORTABLE
+from vggt_int8.quant.backends import resolve
+from vggt_int8.quant.layer import Choice
 from vggt_int8.quant.storage import NO_FLOATS, Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
@@ -15,15 +17,16 @@ from vggt_int8.recipe import Scheme
 class _Int8Conv(Int8Storage):
     """What both convolutions share: the stored tensors, and the geometry of the float layer they replace."""
 
-    channel_axis: int
     padding: str | tuple[int, ...]
     code_axes = 4
     scheme = Scheme("none")
-    backend = PORTABLE
 
-    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, conv: nn.Conv2d | nn.ConvTranspose2d, device: torch.device | str | None = None, backend: str = "auto"
+    ) -> None:
         """Take over the geometry of `conv`, with tensors that are not filled; `from_conv` quantizes."""
         super().__init__()
+        self.backend = backend
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
         self.padding_mode = conv.padding_mode
@@ -33,6 +36,39 @@ class _Int8Conv(Int8Storage):
         self._allocate(tuple(conv.weight.shape), tuple(scale_shape), False, device)
         if conv.bias is not None:
             self.bias = self._parameter(torch.empty(conv.bias.shape, dtype=torch.float16, device=device))
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d | nn.ConvTranspose2d) -> Self:
+        """Quantize a convolution; it is not changed. Raises `ValueError` for NaN or inf in its weight."""
+        return cls.of(conv, cls.scheme, "auto")
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d | nn.ConvTranspose2d, scheme: Scheme, backend: str) -> Self:
+        self = cls.unfilled(layer, scheme, backend)
+        self._fill(layer)
+        return self
+
+    @classmethod
+    def unfilled(cls, layer: nn.Conv2d | nn.ConvTranspose2d, scheme: Scheme, backend: str) -> Self:
+        return cls(layer, "meta", backend)
+
+    @classmethod
+    def narrowed(cls, scheme: Scheme) -> Scheme:
+        return cls.scheme
+
+    @classmethod
+    def choose(cls, scheme: Scheme, backend: str, beside_codes: bool) -> Choice:
+        return Choice("reference" if beside_codes else backend)
+
+    @classmethod
+    def check(cls, scheme: Scheme, backend: str, device_type: str) -> None:
+        resolve(backend, scheme, device_type)
+
+    def runs_on(self, device_type: str) -> str:
+        return "reference"
+
+    def reason(self, device_type: str) -> str:
+        return "a convolution by itself runs alike under every backend"
 
     def _fill(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         self._store(*encode(conv.weight.detach(), self.channel_axis))
@@ -52,15 +88,6 @@ class _Int8Conv(Int8Storage):
 
 class Int8Conv2d(_Int8Conv):
     """`nn.Conv2d` with int8 weights, one fp32 scale per output channel: `weight_scale` [O, 1, 1, 1]."""
-
-    channel_axis = 0
-
-    @classmethod
-    def from_conv(cls, conv: nn.Conv2d) -> "Int8Conv2d":
-        """Quantize a convolution; it is not changed. Raises `ValueError` for NaN or inf in its weight."""
-        self = cls(conv, device="meta")
-        self._fill(conv)
-        return self
 
     def kernel(self, device_type: str) -> str:
         return "dequantize + conv2d"
@@ -87,13 +114,6 @@ class Int8ConvTranspose2d(_Int8Conv):
 
     channel_axis = 1
     padding: tuple[int, ...]
-
-    @classmethod
-    def from_conv(cls, conv: nn.ConvTranspose2d) -> "Int8ConvTranspose2d":
-        """Quantize a transposed convolution; it is not changed. Raises `ValueError` for NaN or inf."""
-        self = cls(conv, device="meta")
-        self._fill(conv)
-        return self
 
     def kernel(self, device_type: str) -> str:
         return "dequantize + conv_transpose2d"

@@ -1,12 +1,13 @@
 """`Int8Linear`: an `nn.Linear` stored as plain INT8 tensors, computed by an exchangeable backend."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from vggt_int8.kernels.weight_only import dequantize
-from vggt_int8.quant.backends import Backend, backend_in_call, resolve
+from vggt_int8.quant.backends import Backend, auto_reason, backend_in_call, lacking, resolve
+from vggt_int8.quant.layer import Choice
 from vggt_int8.quant.storage import NO_FLOATS, Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
@@ -25,6 +26,7 @@ class Int8Linear(Int8Storage):
     """
 
     code_axes = 2
+    scheme: Scheme
     input_scale: Tensor | None
 
     def __init__(
@@ -54,7 +56,7 @@ class Int8Linear(Int8Storage):
         *,
         input_scale: Tensor | float | None = None,
         outlier_threshold: float = 0.0,
-    ) -> "Int8Linear":
+    ) -> Self:
         """Quantize a linear layer; it is not changed.
 
         activations: "dynamic", "none" (weight-only) or "static".
@@ -63,10 +65,9 @@ class Int8Linear(Int8Storage):
         Raises `ValueError` for NaN or inf in the layer, and if `input_scale` and `activations` do not go together.
         """
         scheme = Scheme(activations, outlier_threshold)
-        bias = linear.bias is not None
-        self = cls(linear.in_features, linear.out_features, bias, scheme=scheme, backend=backend, device="meta")
+        self = cls.unfilled(linear, scheme, backend)
         self._store(*encode(linear.weight.detach(), channel_axis=0))
-        if bias:
+        if linear.bias is not None:
             self.bias = self._parameter(to_fp16(linear.bias.detach(), "bias"))
         if (activations == "static") != (input_scale is not None):
             raise ValueError(
@@ -78,6 +79,29 @@ class Int8Linear(Int8Storage):
                 raise ValueError(f"input_scale is {value.item()}; it must be a positive number")
             self.input_scale = self._parameter(value)
         return self.train(linear.training)
+
+    @classmethod
+    def of(cls, layer: nn.Linear, scheme: Scheme, backend: str) -> Self:
+        return cls.from_linear(layer, scheme.activations, backend, outlier_threshold=scheme.outlier_threshold)
+
+    @classmethod
+    def unfilled(cls, layer: nn.Linear, scheme: Scheme, backend: str) -> Self:
+        bias = layer.bias is not None
+        return cls(layer.in_features, layer.out_features, bias, scheme=scheme, backend=backend, device="meta")
+
+    @classmethod
+    def choose(cls, scheme: Scheme, backend: str, beside_codes: bool) -> Choice:
+        return weight_only_choice(backend) if beside_codes else Choice(backend)
+
+    @classmethod
+    def check(cls, scheme: Scheme, backend: str, device_type: str) -> None:
+        resolve(backend, scheme, device_type)
+
+    def runs_on(self, device_type: str) -> str:
+        return self.resolved_backend(device_type).name
+
+    def reason(self, device_type: str) -> str:
+        return auto_reason(self.scheme, device_type) if self.backend == "auto" else super().reason(device_type)
 
     def resolved_backend(self, device_type: str) -> Backend:
         """The backend that runs this layer on "cuda" or "cpu"; raises `BackendError` if none can."""
@@ -113,6 +137,12 @@ class Int8Linear(Int8Storage):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.scheme.label}, backend={self.backend}"
+
+
+def weight_only_choice(backend: str) -> Choice:
+    """What a weight-only linear asks for beside layers with INT8 activations that `backend` is chosen for."""
+    lacks = None if backend == "auto" else lacking(backend, Scheme("none"))
+    return Choice("reference", f"{backend}: {lacks}") if lacks else Choice(backend)
 
 
 class _StraightThrough(torch.autograd.Function):

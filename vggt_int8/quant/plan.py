@@ -10,7 +10,9 @@ from torch import nn
 from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.patterns import fits
 from vggt_int8.plain_data import shown
-from vggt_int8.quant.replaceable import QUANTIZABLE, Keeping, every_name
+from vggt_int8.quant.layer import Int8Layer
+from vggt_int8.quant.layer_types import INT8_TYPES, WITH_WEIGHTS, int8_type
+from vggt_int8.quant.replaceable import Keeping, every_name
 from vggt_int8.recipe import (
     AttentionScheme,
     Recipe,
@@ -27,12 +29,15 @@ from vggt_int8.recipe import (
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer becomes: `scheme` None keeps it, for `reason`; against the recipe's wish if `unable`."""
+    """What one layer becomes, and how it computes; `scheme` None keeps it, for `reason`, and against the recipe's wish
+    if `unable`.
+    """
 
     name: str
     scheme: Scheme | AttentionScheme | None
     reason: str = ""
     unable: bool = False
+    becomes: type[Int8Layer] | None = None
 
 
 def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
@@ -47,7 +52,7 @@ def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
         expanded = expand(recipe, family)
         return replace(expanded, rules=_without_covered(expanded.rules, model)) if recipe.rules else expanded
     if names_groups(recipe):
-        layer = next((name for name, module in every_name(model) if isinstance(module, QUANTIZABLE)), "")
+        layer = next((name for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)), "")
         names = f" (its layers have names such as {layer!r})" if layer else ""
         raise RecipeError(
             f"recipe {recipe.name!r} chooses for groups of layers, and no map says which a {type(model).__name__} has"
@@ -59,7 +64,7 @@ def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
 
 def _without_covered(rules: tuple[Rule, ...], model: nn.Module) -> tuple[Rule, ...]:
     """The rules less those of groups all of whose layers are decided by the recipe's own rules above."""
-    layers = {name for name, module in every_name(model) if isinstance(module, QUANTIZABLE)}
+    layers = {name for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)}
     left, kept = set(layers), []
     for rule in rules:
         fitting = {name for name in layers if fits(rule.match, name)}
@@ -79,7 +84,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     quantizes nothing at all, or if INT8 attention is asked for and the model has none that could be replaced.
     """
     recipe = recipe_for(model, recipe)
-    layers = {name: module for name, module in every_name(model) if isinstance(module, QUANTIZABLE)}
+    layers = {name: module for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)}
     keeping = Keeping(model)
     hits = [0] * len(recipe.rules)
     plan: dict[str, LayerPlan] = {}
@@ -90,9 +95,11 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
         unable = keeping.reason(module) if scheme is not None else ""
         if unable:
             scheme, reason = None, unable
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            scheme = Scheme("none") if scheme is not None else None
-        plan[name] = LayerPlan(name, scheme, "" if scheme is not None else reason, bool(unable))
+        if scheme is None:
+            plan[name] = LayerPlan(name, None, reason, bool(unable))
+        else:
+            becomes = int8_type(module)
+            plan[name] = LayerPlan(name, becomes.narrowed(scheme), becomes=becomes)
     _check_hits(model, recipe, hits)
     plan |= _plan_attention(model, recipe)
     _check_alike(model, recipe, plan)
@@ -139,7 +146,7 @@ def _plan_attention(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
         if any(fits(pattern, name) for pattern in recipe.exclude):
             return LayerPlan(name, None, "excluded")
         if any(fits(pattern, name) for pattern in recipe.attention_layers):
-            return LayerPlan(name, AttentionScheme())
+            return LayerPlan(name, AttentionScheme(), becomes=INT8_TYPES[SoftmaxAttention])
         return LayerPlan(name, None, "not among attention_layers")
 
     plan = {name: decide(name) for name in names}

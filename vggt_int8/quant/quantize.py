@@ -11,13 +11,11 @@ from vggt_int8.interrupts import uninterrupted
 from vggt_int8.kernels.cpu.threads import map_in_threads
 from vggt_int8.listing import first_few
 from vggt_int8.machine import threads
-from vggt_int8.quant.attention import Int8Attention, check_attention_backend
-from vggt_int8.quant.backends import PORTABLE, BackendError, check_backend_name, resolve
-from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
-from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.backends import BackendError, check_backend_name
+from vggt_int8.quant.layer import Choice, Int8Layer, int8_layers
 from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.replaceable import carry_over, check_model
-from vggt_int8.quant.storage import Int8Storage, all_finite, check_incoming, to_fp16
+from vggt_int8.quant.storage import all_finite, check_incoming, to_fp16
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
 
 Item = TypeVar("Item")
@@ -51,13 +49,13 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
     Warns once of the layers that the recipe names and that must be kept.
     """
     check_model(model)
-    if any(isinstance(module, Int8Storage | Int8Attention) for module in model.modules()):
+    if any(int8_layers(model)):
         raise RecipeError("the model is quantized already; load the floating-point checkpoint to use another recipe")
     plan = make_plan(model, recipe)
     for device_type in {device_type_of(model.get_submodule(name)) for name in plan} or {"cpu"}:
         check_backend(plan, recipe, backend, device_type)
-    layers = [(name, model.get_submodule(name), layer.scheme) for name, layer in plan.items() if layer.scheme]
-    _for_each(lambda layer: _check_layer(*layer), layers, _on_cpu(layer for _, layer, _ in layers))
+    layers = [(layer, model.get_submodule(name)) for name, layer in plan.items() if layer.scheme]
+    _for_each(lambda pair: _check_layer(*pair), layers, _on_cpu(module for _, module in layers))
     if kept := [layer for layer in plan.values() if layer.unable]:
         reasons = first_few(kept, spell=lambda layer: f"{layer.name} ({layer.reason})", between="; ")
         warnings.warn(f"recipe {recipe.name!r}: kept as they are: {reasons}", UserWarning, stacklevel=3)
@@ -77,7 +75,7 @@ def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, bac
     done: list[_Conversion] = []
 
     def convert(job: _Conversion) -> nn.Module:
-        return _convert(model.get_submodule(job.names[0]), job.scheme, job.backend)
+        return job.new(model.get_submodule(job.names[0]))
 
     def replace(job: _Conversion, new: nn.Module) -> None:
         _replace(model, job.names, new)
@@ -99,7 +97,7 @@ def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> d
     """Replace the layers by unfilled INT8 layers on the meta device, ready to be loaded. Returns the plan."""
     plan = make_plan(model, recipe)
     for job in _conversions(model, plan, recipe, backend):
-        _replace(model, job.names, _skeleton(model.get_submodule(job.names[0]), job.scheme, job.backend))
+        _replace(model, job.names, job.unfilled(model.get_submodule(job.names[0])))
     model.register_load_state_dict_pre_hook(check_incoming)
     return plan
 
@@ -108,20 +106,33 @@ class _Conversion(NamedTuple):
     """One layer that is to become INT8, under all its names. Holds no module: what is replaced is freed."""
 
     names: list[str]
+    becomes: type[Int8Layer]
     scheme: Scheme | AttentionScheme
-    backend: str
+    choice: Choice
     size: int
+
+    def new(self, layer: nn.Module) -> nn.Module:
+        return self._module(self.becomes.of(layer, self.scheme, self.choice.backend))
+
+    def unfilled(self, layer: nn.Module) -> nn.Module:
+        return self._module(self.becomes.unfilled(layer, self.scheme, self.choice.backend))
+
+    def _module(self, layer: Int8Layer) -> nn.Module:
+        layer.ask(self.choice)
+        assert isinstance(layer, nn.Module)
+        return layer
 
 
 def _conversions(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str) -> list[_Conversion]:
     """What the plan asks for, the largest layers first."""
     found: dict[nn.Module, _Conversion] = {}
     for name, layer in plan.items():
-        if layer.scheme is not None:
+        if layer.scheme is not None and layer.becomes is not None:
             module = model.get_submodule(name)
             size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-            choice = _Conversion([], layer.scheme, layer_backend(layer.scheme, recipe, backend), size)
-            found.setdefault(module, choice).names.append(name)
+            choice = layer_choice(layer.becomes, layer.scheme, recipe, backend)
+            job = _Conversion([], layer.becomes, layer.scheme, choice, size)
+            found.setdefault(module, job).names.append(name)
     return sorted(found.values(), key=lambda job: job.size, reverse=True)
 
 
@@ -141,22 +152,26 @@ def _for_each(work: Callable[[Item], Result], items: Sequence[Item], on_cpu: boo
     return map_in_threads(work, items) if on_cpu else [work(item) for item in items]
 
 
-def layer_backend(scheme: Scheme | AttentionScheme, recipe: Recipe, backend: str) -> str:
-    """Weight-only layers inside a recipe for activations too run everywhere alike; the rest on the chosen backend."""
-    weight_only = isinstance(scheme, Scheme) and scheme.activations == "none"
-    return PORTABLE if weight_only and recipe.activations != "none" else backend
+def layer_choice(kind: type[Int8Layer], scheme: Scheme | AttentionScheme, recipe: Recipe, backend: str) -> Choice:
+    """The backend that an INT8 layer asks for in a model whose backend is `backend`."""
+    return kind.choose(scheme, backend, _beside_codes(scheme, recipe))
+
+
+def _beside_codes(scheme: Scheme | AttentionScheme, recipe: Recipe) -> bool:
+    """Whether a layer is weight-only in a recipe for INT8 activations."""
+    return scheme == Scheme("none") and recipe.activations != "none"
 
 
 def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, device_type: str) -> None:
     """Raise `BackendError` if `backend` cannot run the plan on "cpu" or "cuda", or has nothing to do in it."""
     check_backend_name(backend)
-    schemes = {layer.scheme for layer in plan.values() if layer.scheme is not None}
-    for scheme in schemes:
-        if isinstance(scheme, AttentionScheme):
-            check_attention_backend(backend, device_type)
-        else:
-            resolve(layer_backend(scheme, recipe, backend), scheme, device_type)
-    if backend != "auto" and not any(layer_backend(s, recipe, backend) == backend for s in schemes):
+    asked = False
+    for kind, scheme in {(layer.becomes, layer.scheme) for layer in plan.values()}:
+        if kind is not None and scheme is not None:
+            choice = layer_choice(kind, scheme, recipe, backend)
+            kind.check(scheme, choice.backend, device_type)
+            asked = asked or choice.backend == backend or not _beside_codes(scheme, recipe)
+    if backend != "auto" and not asked:
         raise BackendError(f"recipe {recipe.name!r} has no layer for backend {backend!r}: leave backend='auto'")
 
 
@@ -172,7 +187,8 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _check_layer(name: str, layer: nn.Module, scheme: Scheme | AttentionScheme) -> None:
+def _check_layer(plan: LayerPlan, layer: nn.Module) -> None:
+    name, scheme = plan.name, plan.scheme
     if not name:
         raise RecipeError(
             f"the model is itself a {type(layer).__name__}, which cannot be replaced in place: put it into a module, "
@@ -187,7 +203,8 @@ def _check_layer(name: str, layer: nn.Module, scheme: Scheme | AttentionScheme) 
             f"{name}: its weight is on the meta device, without values: load or materialize the model's weights first"
         )
     try:
-        _skeleton(layer, scheme, "auto")
+        if plan.becomes is not None:
+            plan.becomes.unfilled(layer, scheme, "auto")
         for key, parameter in layer.named_parameters(recurse=False):
             if not all_finite(parameter.detach()):
                 raise ValueError(f"the {key} holds NaN or inf")
@@ -197,29 +214,6 @@ def _check_layer(name: str, layer: nn.Module, scheme: Scheme | AttentionScheme) 
                 raise ValueError(f"the {key} holds {largest:g}, which an fp32 scale cannot hold")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _convert(layer: nn.Module, scheme: Scheme | AttentionScheme, backend: str) -> nn.Module:
-    if isinstance(scheme, AttentionScheme):
-        return Int8Attention(backend)
-    if isinstance(layer, nn.Conv2d):
-        return Int8Conv2d.from_conv(layer)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return Int8ConvTranspose2d.from_conv(layer)
-    assert isinstance(layer, nn.Linear)
-    return Int8Linear.from_linear(layer, scheme.activations, backend, outlier_threshold=scheme.outlier_threshold)
-
-
-def _skeleton(layer: nn.Module, scheme: Scheme | AttentionScheme, backend: str) -> nn.Module:
-    if isinstance(scheme, AttentionScheme):
-        return Int8Attention(backend)
-    if isinstance(layer, nn.Conv2d):
-        return Int8Conv2d(layer, device="meta")
-    if isinstance(layer, nn.ConvTranspose2d):
-        return Int8ConvTranspose2d(layer, device="meta")
-    assert isinstance(layer, nn.Linear)
-    bias = layer.bias is not None
-    return Int8Linear(layer.in_features, layer.out_features, bias, scheme=scheme, backend=backend, device="meta")
 
 
 def stored_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:

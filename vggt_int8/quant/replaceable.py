@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.quant.layer_types import WITH_WEIGHTS
 from vggt_int8.quant.readers import weight_readers
 from vggt_int8.recipe import RecipeError
 
-QUANTIZABLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -72,8 +72,8 @@ class Keeping:
         kind = type(layer).__name__
         if layer in self._readers:
             return f"{kind}: {self._readers[layer]} reads its weight itself"
-        if type(layer) not in QUANTIZABLE:
-            return f"{kind} is more than a {next(base.__name__ for base in QUANTIZABLE if isinstance(layer, base))}"
+        if type(layer) not in WITH_WEIGHTS:
+            return f"{kind} is more than a {next(base.__name__ for base in WITH_WEIGHTS if isinstance(layer, base))}"
         if own := [k for k, value in vars(layer).items() if callable(value) and hasattr(type(layer), k)]:
             return f"it has its own {own[0]} in place of that of {kind}"
         weight = layer._parameters.get("weight")

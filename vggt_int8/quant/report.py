@@ -8,12 +8,9 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from vggt_int8.model.attention import SoftmaxAttention
-from vggt_int8.quant.attention import Int8Attention
-from vggt_int8.quant.backends import auto_reason
-from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.layer import Int8Layer, int8_layers
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import device_type_of
-from vggt_int8.quant.storage import Int8Storage
 from vggt_int8.recipe import AttentionScheme
 
 
@@ -87,12 +84,10 @@ def quantization_report(
     plan = plan or getattr(model, "quantization_plan", None) or {}
     fused = model.fused_kernels(device_type) if isinstance(model, RunsFused) else {}
     rows = []
-    int8_attention = any(isinstance(module, Int8Attention) for module in model.modules())
+    with_attention = any(layer.scheme == AttentionScheme() for _, layer in int8_layers(model))
     for name, module in model.named_modules():
-        if int8_attention and isinstance(module, SoftmaxAttention):
-            rows.append(_attention_row(name, module, plan, device_type))
         own = list(module.parameters(recurse=False))
-        if own:
+        if own or (with_attention and isinstance(module, SoftmaxAttention)):
             size = sum(p.numel() * p.element_size() for p in own)
             rows.append(_row(name, module, own, size, plan, device_type, fused.get(name)))
     return QuantizationReport(tuple(rows))
@@ -108,29 +103,23 @@ def _row(
     fused: str | None,
 ) -> LayerReport:
     kind = type(module).__name__
-    if isinstance(module, Int8Linear):
-        backend = module.resolved_backend(device_type).name
-        reason = auto_reason(module.scheme, device_type) if module.backend == "auto" else "requested"
-        if module.backend == "portable":
-            reason = "weight-only layer in a recipe for activations too"
-        kernel = fused or module.kernel(device_type)
-        return LayerReport(name, kind, module.scheme.label, backend, kernel, size, reason)
-    if isinstance(module, Int8Storage):
-        kernel = fused or module.kernel(device_type)
-        return LayerReport(name, kind, "W8A16", "portable", kernel, size, "weight-only convolution")
+    if isinstance(module, Int8Layer):
+        return _int8_row(name, kind, module, size, device_type, fused)
+    if isinstance(module, SoftmaxAttention):
+        reason = plan[name].reason if name in plan else "not INT8"
+        return LayerReport(name, kind, "float", "pytorch", "scaled_dot_product_attention", 0, reason)
     dtypes = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
     reason = plan[name].reason if name in plan else f"{kind} is not quantized"
     return LayerReport(name, kind, dtypes, "pytorch", kind, size, reason)
 
 
-def _attention_row(name: str, module: SoftmaxAttention, plan: dict[str, LayerPlan], device_type: str) -> LayerReport:
-    kind = type(module).__name__
-    if isinstance(module, Int8Attention):
-        reason = "requested" if module.backend == "reference" else "runs under every backend"
-        kernel = module.kernel(device_type)
-        return LayerReport(name, kind, AttentionScheme.label, module.resolved_backend, kernel, 0, reason)
-    reason = plan[name].reason if name in plan else "not INT8"
-    return LayerReport(name, kind, "float", "pytorch", "scaled_dot_product_attention", 0, reason)
+def _int8_row(
+    name: str, kind: str, layer: Int8Layer, size: int, device_type: str, fused: str | None
+) -> LayerReport:
+    kernel = fused or layer.kernel(device_type)
+    return LayerReport(
+        name, kind, layer.scheme.label, layer.runs_on(device_type), kernel, size, layer.reason(device_type)
+    )
 
 
 def estimate_model_size(model: nn.Module) -> dict[str, float]:

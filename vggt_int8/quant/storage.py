@@ -4,7 +4,7 @@ The codes lie under the name of the weight, but in a shape of their own: with an
 of floats refuses them when a checkpoint or a state dict is loaded into it, instead of taking codes for weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu.threads import PIECE, pieces
 from vggt_int8.kernels.reference import CODE_MAX, quantize, scale_from_absmax
+from vggt_int8.quant.layer import Int8Layer
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX, code_range, codes_problem, largest_codes, scale_problem
 
 # Elements of a weight that are floats at once while it is encoded: bounds the memory of quantizing a large layer. On a
@@ -24,13 +25,14 @@ NO_FLOATS = (
 )
 
 
-class Int8Storage(nn.Module):
-    """Base of the INT8 layers: `weight` int8, `weight_scale` fp32, `bias` fp16 or None, none of them trainable.
+class Int8Storage(nn.Module, Int8Layer):
+    """Base of the INT8 layers that store codes: `weight` int8, `weight_scale` fp32, `bias` fp16 or None.
 
-    `weight` is [1, N, K] or [1, O, I, kh, kw], as it is stored; what computes reads `codes`.
+    None of them is trainable. `weight` is [1, N, K] or [1, O, I, kh, kw], as it is stored; what computes reads `codes`.
     """
 
     code_axes: int
+    channel_axis = 0  # of the float layer's weight, along which scales differ
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
@@ -110,13 +112,18 @@ class Int8Storage(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def stored_layers(model: nn.Module) -> Iterator[tuple[str, Int8Storage]]:
+    """All layers of a model that store codes, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Int8Storage))
+
+
 def check_incoming(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
     """Before any tensor of a state dict is copied into `model`: raise RuntimeError for what its INT8 layers refuse.
 
     A load_state_dict hook of the model that holds them, so that nothing is half loaded.
     """
-    for name, module in model.named_modules(prefix=prefix.removesuffix(".")):
-        if isinstance(module, Int8Storage) and (problem := module.incoming_problem(state_dict, f"{name}.")):
+    for name, layer in stored_layers(model):
+        if problem := layer.incoming_problem(state_dict, f"{prefix}{name}." if name else prefix):
             raise RuntimeError(problem)
 
 

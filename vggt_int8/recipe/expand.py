@@ -40,7 +40,7 @@ def expand(recipe: Recipe, family: Family) -> Recipe:
         include=tuple(include),
         exclude=tuple(exclude),
         attention_layers=(*_attention(attention), *attention_layers),
-        vggt_1b=recipe.vggt_1b or dict(family.full_size),
+        vggt_1b=recipe.vggt_1b or (dict(family.full_size) if any(rule.source for rule in rules) else {}),
         format=PATTERNS_ALONE,
     )
 

@@ -96,7 +96,7 @@ class Recipe:
     observer: str = "minmax"
     calibration_samples: int = 32
     vggt_1b: Mapping[str, int] = field(default_factory=dict)
-    format: int = RECIPE_FORMAT
+    format: int = field(default=RECIPE_FORMAT, compare=False)
 
     def __post_init__(self) -> None:
         for name in (*_PATTERNS, "rules"):

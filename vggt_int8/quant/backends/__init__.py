@@ -17,8 +17,6 @@ from vggt_int8.quiet import quiet_import
 from vggt_int8.recipe import Scheme
 
 BACKENDS = ("native", "torchao", "bitsandbytes", "reference")
-# Weight-only layers inside a W8A8 recipe run here, whichever backend the rest uses.
-PORTABLE = "portable"
 # Why a library that calls `torch._int_mm` unchecked cannot be used on some CPUs.
 SATURATES = "its integer product saturates on this CPU, which has no VNNI instructions"
 
@@ -75,7 +73,7 @@ class Backend(ABC):
 
 def check_backend_name(name: str) -> None:
     """Raise `BackendError` unless `name` is "auto" or one of `BACKENDS`."""
-    if name not in ("auto", PORTABLE, *BACKENDS):
+    if name not in ("auto", *BACKENDS):
         raise BackendError(f"there is no backend {name!r}; choose 'auto' or one of {', '.join(BACKENDS)}")
 
 
@@ -116,6 +114,12 @@ def resolve(requested: str, scheme: Scheme, device_type: str) -> Backend:
         except BackendError as error:
             reasons.append(str(error))
     raise BackendError("; ".join(reasons))
+
+
+def lacking(name: str, scheme: Scheme) -> str | None:
+    """Why a backend has nothing for a scheme on any device; None if it has on one."""
+    reasons = [get_backend(name).unsupported(scheme, device_type) for device_type in ("cpu", "cuda")]
+    return reasons[0] if all(reasons) else None
 
 
 class _Loaded:
