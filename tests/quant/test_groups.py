@@ -13,8 +13,8 @@ from vggt_int8 import Recipe, RecipeError, VGGTConfig, VGGTInt8, load_recipe, qu
 from vggt_int8.embedded import EMBEDDED_FOLDER
 from vggt_int8.patterns import fits
 from vggt_int8.quant import LayerPlan, make_plan
+from vggt_int8.quant.layer_types import WITH_WEIGHTS
 from vggt_int8.quant.plan import recipe_for
-from vggt_int8.quant.replaceable import QUANTIZABLE
 from vggt_int8.recipe import Rule, Scheme, families
 
 FORMAT_1 = Path(__file__).parent.parent / "data" / "recipes_format_1"
@@ -63,7 +63,7 @@ def test_groups_decide_what_the_rules_did(
 
 def test_every_layer_belongs_to_exactly_one_group(vggt_1b: VGGTInt8, embedded: VGGTInt8) -> None:
     for model in (vggt_1b, embedded):
-        layers = [name for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)]
+        layers = [name for name, module in model.named_modules() if isinstance(module, WITH_WEIGHTS)]
         owners = {name: [g.name for g in VGGT_MAP.groups.values() if fits(g.match, name)] for name in layers}
         assert {name: found for name, found in owners.items() if len(found) != 1} == {}
         if model is vggt_1b:
