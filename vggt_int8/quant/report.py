@@ -113,9 +113,7 @@ def _row(
     return LayerReport(name, kind, dtypes, "pytorch", kind, size, reason)
 
 
-def _int8_row(
-    name: str, kind: str, layer: Int8Layer, size: int, device_type: str, fused: str | None
-) -> LayerReport:
+def _int8_row(name: str, kind: str, layer: Int8Layer, size: int, device_type: str, fused: str | None) -> LayerReport:
     kernel = fused or layer.kernel(device_type)
     return LayerReport(
         name, kind, layer.scheme.label, layer.runs_on(device_type), kernel, size, layer.reason(device_type)
