@@ -18,6 +18,7 @@ from vggt_int8.model.call import Call
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.runtime.linear import takes_codes
 
 
 class Eligibility:
@@ -90,13 +91,15 @@ class Eligibility:
         return None if threshold is None else f"outlier columns (threshold {threshold}) are not implemented"
 
     def unasked(self, device_type: str) -> str | None:
-        """Why nobody should expect a fused call on "cpu" or "cuda" unasked; None where there are INT8 linears and all
-        run on our own kernels.
+        """Why nobody should expect a fused call on "cpu" or "cuda" unasked; None where the INT8 linears run on our own
+        kernels there. Weight-only ones among them may run on the definition, which gives the same result.
         """
         if device_type not in self._unasked:
             names = {layer.resolved_backend(device_type).name for layer in self._int8}
+            of_codes = {layer.resolved_backend(device_type).name for layer in self._int8 if takes_codes(layer)}
+            known = names <= {"native", "reference"} and of_codes <= {"native"}
             reason = "the INT8 layers do not run on the native backend" if names else "the model has no INT8 linears"
-            self._unasked[device_type] = None if names == {"native"} else reason
+            self._unasked[device_type] = None if known and "native" in names else reason
         return self._unasked[device_type]
 
     def unchanged(self) -> bool:
