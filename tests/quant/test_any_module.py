@@ -248,13 +248,13 @@ def test_what_cannot_be_is_refused_by_name_and_nothing_changes(
 
 def watched(monkeypatch: pytest.MonkeyPatch, before: Callable[[nn.Module], None]) -> None:
     """Call `before` with each layer that is about to be converted, by one thread."""
-    convert = quantize_file._convert
+    convert = quantize_file._Conversion.new
 
-    def watching(layer: nn.Module, *args: Any) -> nn.Module:
+    def watching(job: Any, layer: nn.Module) -> nn.Module:
         before(layer)
-        return convert(layer, *args)
+        return convert(job, layer)
 
-    monkeypatch.setattr(quantize_file, "_convert", watching)
+    monkeypatch.setattr(quantize_file._Conversion, "new", watching)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
