@@ -125,6 +125,11 @@ def test_the_subset_is_random_but_repeatable(scene: Scene) -> None:
     assert not np.array_equal(first.points, other.points)
     assert sum(first.counts.values()) == PIXELS
     assert len(np.unique(first.points, axis=0)) == 100
+    every = collect_points(scene)
+    assert every is not None
+    place = {point.tobytes(): i for i, point in enumerate(every.points)}
+    places = [place[point.tobytes()] for point in first.points]
+    assert places == sorted(places), "image after image, row after row"
 
 
 def test_a_source_whose_head_did_not_run_is_an_error(scene: Scene) -> None:

@@ -198,6 +198,8 @@ def test_operands_of_another_device() -> None:
     x, weight, bias, eps = in_fp32("layer_norm_quantize")
     with torch.no_grad(), pytest.raises(ValueError, match="all operands must be on one device, not on cpu and meta"):
         ops.layer_norm_quantize(x, weight, bias.to("meta"), eps)
+    with torch.no_grad(), pytest.raises(ValueError, match="all operands must be on one device, not on cpu and meta"):
+        ops.layer_norm_quantize(x, weight, bias, eps, input_scale=torch.ones(1, device="meta"))
 
 
 @pytest.mark.parametrize("through_pytorch", [True, False])
@@ -217,6 +219,7 @@ def test_operands_of_another_device() -> None:
         ("resize alone", 1, 0, r"maps must have pixels: x is \[1, 5, 8, 8\], its result 0 x 9"),
         ("dequantize", 0, torch.ones(24, dtype=torch.int8), r"weight must be int8 \[A, B, T\] .* \[24\] with"),
         ("layer_norm_quantize", 1, torch.ones(3), r"weight and bias must be \[64\] for x \[5, 64\], not \[3\]"),
+        ("layer_norm_quantize", 2, torch.ones(3), r"weight and bias must be \[64\] for x .* not \[64\] and \[3\]"),
         ("int8_gemm", 2, torch.ones(24, 64), r"x_codes and weight must be int8 .* torch.float32 \[24, 64\]"),
         ("int8_gemm", 1, torch.ones(1), r"x_scale \[5, 1\] and weight_scale \[24, 1\], not \[1\]"),
         ("int8_gemm residual", 8, torch.ones(5, 1), r"residual must be \[5, 24\] and come with gamma \[24\], not"),

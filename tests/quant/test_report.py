@@ -10,6 +10,7 @@ from vggt_int8 import Recipe, VGGTInt8, estimate_model_size, quantize
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.machine import int_mm_is_exact
 from vggt_int8.quant import quantization_report, quantize_module
+from vggt_int8.quant.report import LayerReport, QuantizationReport
 
 # What runs weight-only linears of a recipe for INT8 activations under each backend.
 BESIDE = {"native": "native", "torchao": "torchao", "bitsandbytes": "reference", "reference": "reference"}
@@ -162,3 +163,15 @@ def test_int8_size_by_hand() -> None:
             "float16_mb": 0.001,
         }
     )
+
+
+def test_the_summary_adds_up_the_bytes_of_a_kind() -> None:
+    sizes = {"qkv": 3_000_000, "proj": 4_000_000}
+    rows = [LayerReport(name, "Int8Linear", "W8A16", "native", "gemm", size, "") for name, size in sizes.items()]
+    kept = LayerReport("norm", "LayerNorm", "float16", "pytorch", "LayerNorm", 500_000, "")
+    lines = [line.split() for line in str(QuantizationReport((*rows, kept))).splitlines()]
+    assert [line[:4] for line in lines] == [
+        ["2", "layers", "7.00", "MB"],
+        ["1", "layers", "0.50", "MB"],
+        ["3", "layers", "7.50", "MB"],
+    ]

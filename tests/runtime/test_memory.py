@@ -184,14 +184,40 @@ def test_bytes_per_token_are_those_of_the_text(frames: int, plan: memory.Plan, o
     assert call.peak_bytes(CONFIG, plan) == memory.MARGIN + max(blocks, call._head_bytes(CONFIG, plan))
 
 
+def test_a_plan_fits_to_the_byte() -> None:
+    peak = shape(100).peak_bytes(CONFIG, PLANS[0])
+    assert choose_plan(shape(100), CONFIG, peak) == PLANS[0]
+    assert choose_plan(shape(100), CONFIG, peak - 1) == PLANS[1]
+
+
+def test_maps_of_two_heads_at_once_are_counted_up_to_two_frames() -> None:
+    """82 MB for a frame of one head, as the module's text has it."""
+    pixels, a_head = 392 * 518, {}
+    for frames in (2, 3):
+        both, one = (replace(shape(frames), heads=heads) for heads in (("depth", "point"), ("point",)))
+        outputs = frames * pixels * 4 * 2  # of depth
+        a_head[frames] = both._head_bytes(CONFIG, PLANS[0]) - one._head_bytes(CONFIG, PLANS[0]) - outputs
+    assert a_head == {2: pytest.approx(2 * 82e6, rel=0.005), 3: 0}
+
+
+def test_bytes_of_tracks_are_those_of_the_text() -> None:
+    """A point takes 12 KB a frame or, while maps are sampled, 7 KB and 81 KB for each of eight frames at work."""
+    tracks = replace(shape(10), heads=("depth", "track"))
+    maps = tracks._head_bytes(CONFIG, PLANS[0]) - replace(tracks, heads=("depth",))._head_bytes(CONFIG, PLANS[0])
+    assert maps == 3 * 10 * (392 * 518 // 4) * 128 * 2
+    for frames, largest in ((100, 100 * 6804 + 8 * 82_944), (1000, 1000 * 12_252)):
+        assert replace(tracks, frames=frames, points=50)._tracker_bytes(CONFIG, PLANS[0]) == 50 * largest
+
+
 def test_parts_are_of_nearly_equal_length() -> None:
-    for total, at_most in ((1, 1), (10, 8), (10, 3), (100, 32), (7, 100)):
+    for total, at_most in ((1, 1), (10, 8), (11, 8), (10, 3), (100, 32), (7, 100)):
         slices = list(parts(total, at_most))
         lengths = [s.stop - s.start for s in slices]
         assert [i for s in slices for i in range(total)[s]] == list(range(total))
         assert max(lengths) <= at_most
         assert max(lengths) - min(lengths) <= 1
         assert len(slices) == -(-total // at_most)
+        assert memory.longest_part(total, at_most) == max(lengths)
 
 
 def test_codes_of_int8_attention_are_counted() -> None:

@@ -49,3 +49,29 @@ def test_what_makes_it_a_save_goes_first_and_comes_last(
     assert come[-1] == last
     assert sorted(gone) == sorted(come) == sorted(path.name for path in folder.iterdir())
     assert len(come) >= least
+
+
+def test_contents_are_on_the_disk_before_they_are_renamed(
+    int8_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a save's every file, so that no loss of power leaves a name without its content."""
+    synced: set[str] = set()
+    folder, at_first_rename = tmp_path / "save", []
+    fsync, rename = os.fsync, os.rename
+
+    def watched_fsync(descriptor: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def watched_rename(source: Path, target: Path) -> None:
+        if Path(target) == folder or Path(target).parent == folder:
+            at_first_rename.append(set(synced))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "rename", watched_rename)
+    for _ in range(2):  # a new folder, and one that holds a save
+        synced.clear()
+        at_first_rename.clear()
+        save_model(folder, int8_checkpoint)
+        assert {path.name for path in folder.iterdir()} <= at_first_rename[0]
