@@ -423,3 +423,16 @@ except CheckpointError as error:
     assert "cannot get the config.json of 'someone/VGGT-1B-quantized.w8a8'" in process.stdout
     assert "the Hub is not asked (HF_HUB_OFFLINE or local_files_only)" in process.stdout
     assert "'embedded' names the small model inside this package" in process.stdout
+
+
+def test_a_name_that_is_none_does_not_fill_the_message(tmp_path: Path, int8_checkpoint: Path) -> None:
+    """Somebody's names of tensors may be as long as a header, and hold anything."""
+    shutil.copytree(int8_checkpoint, tmp_path / "c")
+    file = tmp_path / "c" / "model.safetensors"
+    long, control = "x" * 5000, "\x1b[31m\nred"
+    save_file(load_file(file) | {long: torch.ones(1), control: torch.ones(1)}, file, metadata=header(file))
+    with pytest.raises(CheckpointError, match=r"does not have: .*'\\x1b\[31m\\nred'") as caught:
+        VGGTInt8.from_pretrained(tmp_path / "c")
+    assert "'xxx" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()

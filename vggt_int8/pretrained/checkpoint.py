@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu.threads import map_in_threads, pieces
 from vggt_int8.listing import first_few
+from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.quant.soundness import (
     LARGEST_FP16_SCALE,
@@ -209,7 +210,7 @@ def _tensor_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quant
         if found is None:
             continue
         if found.shape != tuple(slot.shape):
-            yield f"{name} has shape {list(found.shape)}, the model needs {list(slot.shape)}"
+            yield f"{name} has shape {shown(list(found.shape))}, the model needs {list(slot.shape)}"
         elif quantizing or slot.dtype != torch.int8:
             if found.dtype not in _FLOATS:
                 yield f"{name} is stored as {found.dtype} where floating-point values belong"
@@ -236,4 +237,9 @@ def _tensors(state_dict: Mapping[str, Any] | None, files: Iterable[str] | None) 
 
 
 def _listed(names: list[str]) -> str:
-    return first_few(names, _SHOWN)
+    return first_few(names, _SHOWN, spell=_plain)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name as it is, unless somebody has put something else into its place."""
+    return name if name.isprintable() and len(name) <= 200 else shown(name, 200)

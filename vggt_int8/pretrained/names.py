@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.pretrained.pickles import is_wrapped, load_pickle
 from vggt_int8.saves.errors import CheckpointError
@@ -32,21 +33,22 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     if prefixes.keys() <= {""}:
         plain = unwrapped
     elif len(prefixes) > 1:
-        counts = ", ".join(f"{count} below {prefix!r}" for prefix, count in sorted(prefixes.items()))
+        counts = ", ".join(f"{count} below {shown(prefix)}" for prefix, count in sorted(prefixes.items()))
         raise CheckpointError(f"the weights hold more than one network ({counts}): keep the tensors of one of them")
     else:
         (prefix,) = prefixes
         others = [name for name in names if not unwrapped[name].startswith(prefix)]
         if others:
             raise CheckpointError(
-                f"the network's tensors stand below {prefix!r}, but there are others, such as {others[0]!r} "
-                f"({len(others)} in all): keep those below {prefix!r} alone"
+                f"the network's tensors stand below {shown(prefix)}, but there are others, such as {shown(others[0])} "
+                f"({len(others)} in all): keep those below {shown(prefix)} alone"
             )
         plain = {name: short.removeprefix(prefix) for name, short in unwrapped.items()}
     seen: dict[str, str] = {}
     for name, short in plain.items():
         if short in seen:
-            raise CheckpointError(f"{seen[short]!r} and {name!r} are both the network's {short!r}: keep one of them")
+            one, other, both = (shown(each, 200) for each in (seen[short], name, short))
+            raise CheckpointError(f"{one} and {other} are both the network's {both}: keep one of them")
         seen[short] = name
     return plain
 
