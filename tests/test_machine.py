@@ -115,5 +115,16 @@ def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.architecture(torch.device("cuda", 0)) == 90
 
 
+def test_the_memory_of_a_gpu_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"mem_get_info": (600, 1000), "memory_reserved": 100, "memory_allocated": 30}
+    for name, value in {**facts, "get_per_process_memory_fraction": 0.5}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert machine.free_gpu_bytes(torch.device("cuda", 0)) == 500 - 100 + 70, (
+        "what its share leaves, and what it caches"
+    )
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
+    assert machine.free_gpu_bytes(torch.device("cuda", 0)) == 600 + 70
+
+
 def test_triton_is_looked_for_and_not_imported() -> None:
     assert machine.triton_is_there() == (importlib.util.find_spec("triton") is not None)

@@ -135,3 +135,11 @@ def architecture(device: torch.device) -> int:
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 2 for Triton's interpreter, which runs on a CPU."""
     return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def free_gpu_bytes(device: torch.device) -> int:
+    """What this process can still take: free on the GPU and cached by PyTorch, within its share if it has a limit."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, share - reserved) + reserved - torch.cuda.memory_allocated(device)

@@ -5,9 +5,11 @@ import platform
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.compiled import without
 from vggt_int8 import machine
@@ -94,6 +96,54 @@ def test_gemm_equals_the_reference(
         if residual is not None:  # which the result may be written over
             cpu_ops.int8_gemm_into_(residual, *arguments)
             exact((residual,), (want,))
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that is made, but for those given."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        super().__init__()
+        self.known, self.bytes = {x.untyped_storage().data_ptr() for x in known}, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in self.known:
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_in_between_is_never_as_large_as_the_result(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of sums, a slice of K of the weight as floats, or a slice of rows: beside codes and results, no more."""
+    usable(kernel)
+    monkeypatch.setattr(matmul, "cpu_int8_kernel", lambda: kernel)
+    monkeypatch.setattr(matmul, "VALUES_AT_ONCE", 1 << 13)
+    monkeypatch.setattr(matmul, "SUMS_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(matmul, "_MIN_ROWS", 1)
+    m, k, n = 1041, 2048, 256
+    x, gemm = torch.randn(m, n), (codes(m, k), torch.ones(m, 1), codes(n, k), torch.ones(n, 1))
+    qkv, rope, vector = torch.randn(m, 3, 4, 16), torch.randn(2, m, 16), torch.ones(n)
+    sums, weight, values = 4 << 14, 4 * n * 1024 if kernel == matmul.FLOAT32 else 0, 4 << 13
+    residual = torch.randn(m, n)
+    epilogue = Epilogue(vector, torch.float32, True, vector, residual)
+    calls = {
+        "quantize_rows": (lambda: cpu_ops.quantize_rows(x), values),
+        "layer_norm_quantize": (lambda: cpu_ops.layer_norm_quantize(x, vector, vector, 1e-5), values),
+        "int8_gemm_into_": (lambda: cpu_ops.int8_gemm_into_(residual, *gemm, epilogue), max(sums, weight)),
+        "int8_gemm_quantize": (
+            lambda: cpu_ops.int8_gemm_quantize(*gemm, Epilogue(None, torch.float32, True)),
+            max(sums, weight),
+        ),
+        "qk_norm_rope_": (lambda: cpu_ops.qk_norm_rope_(qkv, *(vector[:16],) * 4, rope, 1e-5), 3 * values),
+    }
+    for name, (call, limit) in calls.items():
+        with Largest(residual, qkv, rope, x, *gemm) as largest:
+            call()
+        if not name.endswith("_"):
+            limit = max(limit, m * n)  # codes that are its result
+        assert 0 < largest.bytes <= limit, name
+        assert largest.bytes < 4 * m * n, name
 
 
 def exact(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> None:

@@ -240,7 +240,7 @@ def test_graphs_make_room_for_a_larger_call(int8: VGGTInt8) -> None:
     images = images_of(20)  # the fastest plan needs 1.3 GiB: 0.9 and what the graph of 10 frames holds
     release()
     limit(torch.cuda.memory_reserved() / GIB + 0.9)
-    needed, free = memory.Shape(1, 20, *SIZE, ("camera", "depth", "point"), 2), memory.free_bytes(images.device)
+    needed, free = memory.Shape(1, 20, *SIZE, ("camera", "depth", "point"), 2), memory.free_gpu_bytes(images.device)
     room = f"{needed.peak_bytes(int8.config, PLANS[0]) / GIB:.2f} GiB needed, {free / GIB:.2f} free with graphs"
     int8(images, check_finite=False)
     assert int8.runtime_report().graphs == (), room
@@ -250,7 +250,7 @@ def test_graphs_make_room_for_a_larger_call(int8: VGGTInt8) -> None:
 def test_out_of_memory_is_caught_once(int8: VGGTInt8, monkeypatch: pytest.MonkeyPatch) -> None:
     images = images_of(40)
     int8.set_runtime("on")
-    monkeypatch.setattr(runtime, "free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr(runtime, "free_gpu_bytes", lambda _: 1 << 40)
     release()
     limit(torch.cuda.memory_reserved() / GIB + 1.2)
     with pytest.warns(RuntimeWarning, match="moved to the CPU"):

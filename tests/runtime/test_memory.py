@@ -74,7 +74,7 @@ class Exhausted:
         self.failures, self.plans = failures, []
         self.run = runtime.run_network
         monkeypatch.setattr(runtime, "run_network", self)
-        monkeypatch.setattr(memory, "free_bytes", lambda _: 3 * GIB)
+        monkeypatch.setattr(memory, "free_gpu_bytes", lambda _: 3 * GIB)
         monkeypatch.setattr(runtime, "cpu_plan", lambda *_: PLANS[0])
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 

@@ -5,7 +5,6 @@ such views without a copy, and writes tokens next to one another with their head
 [T, C] without a copy either.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vggt_int8.kernels import ops
 from vggt_int8.kernels.cpu.attention import attention_cpu
 from vggt_int8.kernels.cuda.launch import only_compiling
+from vggt_int8.machine import architecture
 
 CUDNN, FLASH, EFFICIENT, MATH = (
     *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
@@ -61,7 +61,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor
     """
     if not q.is_cuda:
         return attention_cpu(q, k, v, integers).flatten(2)
-    order = backends(_arch(q.device), q.shape[2], 3 * q.numel())
+    order = backends(architecture(q.device), q.shape[2], 3 * q.numel())
     if order[0] == TRITON and q.dtype != torch.float32 and q.shape[3] <= 64:
         y: Tensor = ops.float_attention(q, k, v)
         return y
@@ -75,9 +75,3 @@ def backends(arch: int, tokens: int, elements: int) -> tuple[Kernel, ...]:
     """The kernels to try, best first; elements: of the qkv tensor."""
     order = next(rule.order for rule in RULES if arch >= rule.arch and tokens >= rule.tokens)
     return tuple(kernel for kernel in order if kernel != CUDNN) if elements > LARGE else order
-
-
-@functools.cache
-def _arch(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vggt_int8.kernels.cpu.matmul import SUMS_AT_ONCE
+from vggt_int8.machine import free_gpu_bytes
 from vggt_int8.model.call import layers_read
 from vggt_int8.model.config import VGGTConfig
 
@@ -178,14 +179,6 @@ def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
     )
 
 
-def free_bytes(device: torch.device) -> int:
-    """What this process can still take: free on the GPU and cached by PyTorch, within its share if it has a limit."""
-    free, total = torch.cuda.mem_get_info(device)
-    reserved = torch.cuda.memory_reserved(device)
-    share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return min(free, share - reserved) + reserved - torch.cuda.memory_allocated(device)
-
-
 def too_large(
     shape: Shape, config: VGGTConfig, device: torch.device, error: torch.OutOfMemoryError
 ) -> torch.OutOfMemoryError:
@@ -193,7 +186,7 @@ def too_large(
     traceback.clear_frames(error.__traceback__)  # which hold the tensors of the attempt that failed
     torch.cuda.empty_cache()
     images = shape.batch * shape.frames * 3 * shape.height * shape.width * 4
-    free = free_bytes(device)
+    free = free_gpu_bytes(device)
     needed = shape.peak_bytes(config, SMALLEST)
     fit = frames_that_fit(shape, config, free + images)
     return torch.OutOfMemoryError(

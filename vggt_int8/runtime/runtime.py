@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vggt_int8.kernels.cpu.memory import give_back_surplus, keep_freed_memory
 from vggt_int8.kernels.cuda.launch import compiling
+from vggt_int8.machine import free_gpu_bytes
 from vggt_int8.model.call import Call, layers_read
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
@@ -32,7 +33,6 @@ from vggt_int8.runtime.memory import (
     Shape,
     choose_plan,
     cpu_plan,
-    free_bytes,
     too_large,
 )
 from vggt_int8.runtime.network import Tensors, run_network
@@ -214,10 +214,10 @@ class Runtime:
         graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
         if self.low_vram is False or self._has_graph(call):
             return graphed
-        plan = choose_plan(shape, config, free_bytes(images.device) - self._graphs.held_bytes)
+        plan = choose_plan(shape, config, free_gpu_bytes(images.device) - self._graphs.held_bytes)
         if plan is not fastest and self._graphs.captured:
             self._graphs.clear()
-            plan = choose_plan(shape, config, free_bytes(images.device))
+            plan = choose_plan(shape, config, free_gpu_bytes(images.device))
         return graphed if plan is fastest else plan
 
     def _has_graph(self, call: Call) -> bool:
