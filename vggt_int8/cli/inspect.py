@@ -122,7 +122,7 @@ def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[VGGTConfig, d
     from vggt_int8.saves.save_id import check_one_save
 
     model = resolve_source(model)
-    check_source(model)
+    check_source(model, {})
     path = Path(model)
     if path.is_file():
         if not model.endswith(".safetensors"):

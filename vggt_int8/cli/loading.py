@@ -123,7 +123,7 @@ def load_model(
     if recipe is not None:
         recipe = load_recipe(recipe)
     if model != EMBEDDED:  # before the Hub is asked
-        check_source(os.path.expanduser(model))  # a Path would lose "./"
+        check_source(os.path.expanduser(model), {})  # a Path would lose "./"
     fetch(model)
     how = "" if recipe is None else f" with recipe {recipe.name}"
     with console.step(f"Loading {model}{how}"):

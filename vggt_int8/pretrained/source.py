@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -23,7 +23,8 @@ from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationCon
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.saves.errors import CheckpointError
-from vggt_int8.saves.names import NO_NETWORK, check_source
+from vggt_int8.saves.hub import NO_NETWORK
+from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.saves.writing import restore
 
@@ -48,7 +49,6 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
     Fields of the config among `kwargs`, such as `enable_track=False`, are taken out of them and replace what the
     checkpoint says, as everywhere in transformers.
     """
-    check_source(source)
     subfolder = kwargs.get("subfolder") or ""
     changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
     if Path(source).is_dir():
@@ -76,13 +76,10 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
         path = cached_file(source, "config.json", **options)
     except OSError as error:
         reason = " ".join(str(error).split())
-        if is_offline_mode() or options.get("local_files_only"):
-            why = "the Hub is not asked (HF_HUB_OFFLINE or local_files_only). Allow it"
-        else:
-            why = "the Hub did not give it. Check the name and the network"
         raise CheckpointError(
-            f"cannot get the config.json of {source!r}: {reason} It is neither a folder here nor in the cache, and "
-            f"{why}, or download the files and pass their folder. {NO_NETWORK}."
+            f"cannot get the config.json of {source!r}: {reason} It is neither a folder here nor in the cache, and the "
+            f"Hub did not give it. Check the name and the network, or download the files and pass their folder. "
+            f"{NO_NETWORK}."
         ) from error
     return Path(str(path))
 
@@ -105,6 +102,7 @@ def given_config(config: Any, kwargs: dict[str, Any]) -> VGGTConfig:
     if isinstance(config, str | os.PathLike):
         path = Path(resolve_source(config))
         if not path.is_file():
+            check_source(str(path), kwargs)
             return load_config(str(path), kwargs)
         changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
         return make_config(read_json(path), str(path), changed)

@@ -2,21 +2,32 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from vggt_int8.embedded import EMBEDDED
 from vggt_int8.saves.errors import CheckpointError
-from vggt_int8.saves.plain_files import SINGLE_FILES
+from vggt_int8.saves.hub import NO_NETWORK, check_hub
+from vggt_int8.saves.plain_files import SINGLE_FILES, check_readable
 
-NO_NETWORK = f"No network? {EMBEDDED!r} names the small model inside this package"
 
+def check_source(source: str, options: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for a name that is neither there nor one that the Hub could know, and where there is no
+    Hub to ask.
 
-def check_source(source: str) -> None:
-    """Raise `CheckpointError` for a name that is neither there nor one that the Hub could know; asks nobody."""
-    if os.path.exists(source):
+    options: those of `from_pretrained`. A path is asked of nobody; see `check_hub` for the rest.
+    """
+    try:
+        os.stat(source)
+    except PermissionError as error:
+        raise CheckpointError(f"cannot look at {source}: {error.strerror}") from error
+    except (OSError, ValueError):  # not there, or no path at all
+        pass
+    else:
+        check_readable(Path(source), options.get("subfolder"))
         return
     if os.path.islink(source):
         raise CheckpointError(f"{source} is a link to {os.readlink(source)}, which does not exist")
@@ -39,3 +50,4 @@ def check_source(source: str) -> None:
         validate_repo_id(source)
     except HFValidationError as error:
         raise CheckpointError(f"{source!r} is no folder here and cannot be a Hub id: {error}") from error
+    check_hub(source, options)

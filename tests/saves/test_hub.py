@@ -1,0 +1,92 @@
+"""A Hub that is not there: said at once, where its own library would try for 23 seconds, and only if it is needed."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8
+
+COMMIT = "0" * 40
+WAYS = [VGGTInt8.from_pretrained, VGGT.from_pretrained, VGGTConfig.from_pretrained]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """A cache of the Hub that holds "owner/there"."""
+    model = tmp_path / "models--owner--there"
+    (model / "snapshots").mkdir(parents=True)
+    (model / "snapshots" / COMMIT).symlink_to(tiny_checkpoint)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+    return tmp_path
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def refused() -> str:
+    """An address that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Have the Hub's library ask that server."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+
+
+@pytest.mark.parametrize("load", WAYS, ids=lambda way: way.__self__.__name__)
+@pytest.mark.parametrize("keywords", [{}, {"force_download": True}])
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    load: Callable[..., Any], keywords: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(monkeypatch, refused())
+    name = "owner/there" if keywords else "owner/absent"
+    start = time.perf_counter()
+    with pytest.raises(
+        CheckpointError, match=rf"cannot get the config.json of '{name}'.*cannot be reached \(.*'embedded' names"
+    ):
+        load(name, cache_dir=cache, **keywords)
+    assert time.perf_counter() - start < 5
+
+
+def test_with_a_config_of_ones_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, refused())
+    for load in (VGGTInt8.from_pretrained, VGGT.from_pretrained):
+        with pytest.raises(CheckpointError, match="cannot be reached"):
+            load("owner/absent", cache_dir=cache, config=VGGTConfig())
+
+
+def test_a_silent_hub_costs_one_timeout(silent: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, silent)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        VGGTInt8.from_pretrained("owner/absent", cache_dir=cache)
+    assert 1 <= time.perf_counter() - start < 4
+
+
+@pytest.mark.parametrize("load", WAYS, ids=lambda way: way.__self__.__name__)
+def test_what_is_not_to_be_asked_for(load: Callable[..., Any], cache: Path) -> None:
+    with pytest.raises(CheckpointError, match="the Hub is not asked"):
+        load("owner/absent", cache_dir=cache, local_files_only=True)
+
+
+@pytest.mark.parametrize("load", WAYS, ids=lambda way: way.__self__.__name__)
+def test_what_is_in_the_cache_needs_no_hub(
+    load: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(monkeypatch, refused())
+    assert load("owner/there", cache_dir=cache) is not None
+    assert load("owner/there", cache_dir=cache, local_files_only=True) is not None
