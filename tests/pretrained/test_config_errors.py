@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, PreTrainedConfig
 
-from vggt_int8 import VGGTConfig
+from vggt_int8 import CheckpointError, VGGTConfig
+from vggt_int8.embedded import EMBEDDED_FOLDER
 from vggt_int8.model.vggt import VGGT
 
 PLAIN: list[tuple[bytes, str]] = [
@@ -104,6 +107,16 @@ def nested(depth: int) -> list[Any]:
         ({"encoder_dpeth": 2}, TypeError, "no field 'encoder_dpeth'; did you mean encoder_depth="),
         ({"quality": 2}, TypeError, "no field 'quality'; it has img_size, "),
         ({"to_dict": 2}, TypeError, "no field 'to_dict'"),
+        ({"id2label": "x"}, TypeError, "no field 'id2label'.*got 'x'"),
+        ({"id2label": {"a": "b"}}, TypeError, "no field 'id2label'"),
+        ({"num_labels": [1]}, TypeError, "no field 'num_labels'"),
+        ({"per_layer_config": "x"}, TypeError, "no field 'per_layer_config'"),
+        ({"rope_scaling": 5}, TypeError, "no field 'rope_scaling'"),
+        ({"attribute_map": 5}, TypeError, "no field 'attribute_map'"),
+        ({"sub_configs": "x"}, TypeError, "no field 'sub_configs'"),
+        ({"return_dict": False}, TypeError, "no field 'return_dict'"),
+        ({"output_hidden_states": True}, TypeError, "no field 'output_hidden_states'"),
+        ({"model_type": "bert"}, ValueError, "its model_type is 'bert', not 'vggt'"),
     ],
     ids=lambda value: str(next(iter(value)))[:20] if isinstance(value, dict) else "",
 )
@@ -119,3 +132,38 @@ def test_a_field_that_is_set_later_is_checked_as_well() -> None:
     with pytest.raises(ValueError, match="'depth' expected int"):
         config.depth = "x"  # type: ignore[assignment]
     assert VGGTConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+WRONG_KINDS = ("x", 5, [1], {"a": "b"}, True, -1.5)
+# Those of a config.json that are read as well, its model_type and dtype, are in the tests above.
+THEIR_FIELDS = {
+    *(name for name in dir(PreTrainedConfig) if not name.startswith("__")),
+    *PreTrainedConfig().to_dict(),
+    *("auto_map", "pruned_heads", "rope_scaling", "task_specific_params", "text_config", "transformers_weights"),
+} - {"model_type", "dtype", "torch_dtype"}
+
+
+@pytest.mark.parametrize("name", sorted(THEIR_FIELDS))
+def test_fields_of_transformers_in_a_file_have_no_say_whatever_they_are(tmp_path: Path, name: str) -> None:
+    for value in WRONG_KINDS:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "vggt", "depth": 24, name: value}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # AutoConfig reads auto_map by itself, before it knows whose config it is.
+            ways = [VGGTConfig.from_pretrained, *([AutoConfig.from_pretrained] if name != "auto_map" else [])]
+            for read in ways:
+                assert {**read(tmp_path).to_dict(), "_name_or_path": ""} == VGGTConfig().to_dict()
+
+
+def test_a_config_is_made_of_its_own_dict() -> None:
+    own = VGGTConfig(depth=24, dtype="bfloat16")
+    assert VGGTConfig(**own.to_dict()).to_dict() == own.to_dict()
+
+
+def test_the_config_of_the_embedded_model_has_a_name() -> None:
+    assert VGGTConfig.from_pretrained("embedded").img_size == VGGTConfig.from_pretrained(EMBEDDED_FOLDER).img_size
+
+
+def test_a_config_of_nothing() -> None:
+    with pytest.raises(CheckpointError, match=r"there is no folder '\./nothing'"):
+        VGGTConfig.from_pretrained("./nothing")

@@ -6,6 +6,7 @@ to load) is left out by `VGGTConfig.from_dict`, and sizes that no network of thi
 is built of them.
 """
 
+import dataclasses
 import difflib
 import json
 import os
@@ -21,9 +22,11 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from vggt_int8.embedded import resolve_source
 from vggt_int8.listing import first_few
 from vggt_int8.model.size import least_parameters
 from vggt_int8.plain_data import shown, too_deep
+from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import read_json
 
 VGGT_1B_DIM = 1024
@@ -55,6 +58,9 @@ _ALSO_READ = ("model_type", "quantization_config", "dtype", "torch_dtype")
 # Of every config that transformers writes, and without meaning for this network; `save` is about the files beside it.
 _UNREAD = {"architectures", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "save"}
 
+# What transformers writes into every model's config, with the values that mean nothing.
+_TRANSFORMERS = {**PreTrainedConfig().to_dict(), "output_attentions": False}
+_NO_DEFAULT = object()
 
 Config = TypeVar("Config")
 
@@ -137,17 +143,27 @@ class VGGTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.track_uv_embedding is None:
             self.track_uv_embedding = self.embed_dim != VGGT_1B_DIM
-        for name in kwargs:
-            if name not in _ALSO_READ and name not in _UNREAD and callable(getattr(PreTrainedConfig, name, callable)):
-                fields = [field for field in self.__annotations__ if field != "model_type"]
-                close = difflib.get_close_matches(name, fields, n=1)
-                hint = f"; did you mean {close[0]}=?" if close else f"; it has {', '.join(fields)}"
-                raise TypeError(f"a VGGT's config has no field {shown(name)}{hint}")
+        self._refuse_others(kwargs)
         for name, value in {"dtype": self.dtype, "torch_dtype": kwargs.get("torch_dtype")}.items():
             dtype = getattr(torch, value, None) if isinstance(value, str) else value
             if value is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
                 raise ValueError(f"its {name} is {shown(value)}, which is no floating-point dtype of PyTorch")
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{name: value for name, value in kwargs.items() if name in (*_ALSO_READ, *_UNREAD)})
+
+    def _refuse_others(self, keywords: Mapping[str, Any]) -> None:
+        """Raise TypeError for a field that no VGGT has, those of transformers' own configs included: they would do
+        nothing here, or end in errors of transformers. Their defaults pass, for `to_dict` may hold them.
+        """
+        fields = [name for name in VGGTConfig.__annotations__ if name != "model_type"]
+        theirs = {field.name: getattr(self, field.name) for field in dataclasses.fields(PreTrainedConfig)}
+        for name, value in {**theirs, **keywords}.items():
+            if name == "model_type" and value != VGGTConfig.model_type:
+                raise ValueError(f"its model_type is {shown(value)}, not {VGGTConfig.model_type!r}")
+            if name in _ALSO_READ or name in _UNREAD or value is None or value == _TRANSFORMERS.get(name, _NO_DEFAULT):
+                continue
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {close[0]}=?" if close else f"; it has {', '.join(fields)}"
+            raise TypeError(f"a VGGT's config has no field {shown(name)}{hint} (got {shown(value)})")
 
     def validate_sizes(self) -> None:
         """Runs after construction, since `@strict` calls every `validate_*` method."""
@@ -166,8 +182,12 @@ class VGGTConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """What a `config.json` holds, as transformers reads it. ValueError if it is no JSON or nested too deep."""
-        source = os.fspath(pretrained_model_name_or_path)
+        """What a `config.json` holds, as transformers reads it, of "embedded" too.
+
+        ValueError if it is no JSON or nested too deep; `CheckpointError` for a name that leads nowhere.
+        """
+        source = resolve_source(pretrained_model_name_or_path)
+        check_source(source, kwargs)
         if os.path.isdir(source):  # transformers would wait for a pipe, and take a missing file for VGGT-1B's
             read_json(Path(source) / (kwargs.get("subfolder") or "") / "config.json")
         try:
@@ -263,7 +283,7 @@ def _readable(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     if quantization is not None and not isinstance(quantization, Mapping):
         raise ValueError(f"its quantization_config is {shown(quantization)}, not an object")
     left_out = [name for name in data if name not in fields and name not in _ALSO_READ and name not in _UNREAD]
-    left_out = [name for name in left_out if name not in _transformers_fields()]
+    left_out = [name for name in left_out if name not in _TRANSFORMERS]
     for name in left_out:
         if close := difflib.get_close_matches(name, list(fields), n=1, cutoff=0.8):
             raise ValueError(f"it has a field {shown(name)}, which no VGGT has; {close[0]!r} is one")
@@ -271,8 +291,3 @@ def _readable(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
         names = first_few(left_out, 8, spell=shown)
         warnings.warn(f"fields of config.json that no VGGT reads are ignored: {names}", stacklevel=4)
     return {name: value for name, value in data.items() if name in fields or name in _ALSO_READ}
-
-
-def _transformers_fields() -> frozenset[str]:
-    """Names that transformers writes into every model's config."""
-    return frozenset(PreTrainedConfig().to_dict())
