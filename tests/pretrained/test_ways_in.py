@@ -178,9 +178,9 @@ def test_the_embedded_model_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_embedded_model_is_loaded_and_named() -> None:
-    model = VGGTInt8.from_pretrained("embedded", recipe="int8_dynamic", enable_point=False)
+    model = VGGTInt8.from_pretrained("embedded", recipe="int8_dynamic", enable_point=False, verify=True)
     assert model.config.name_or_path == "embedded"
-    assert type(VGGT.from_pretrained("embedded", enable_point=False)) is VGGT
+    assert type(VGGT.from_pretrained("embedded", enable_point=False, verify=True)) is VGGT
 
 
 def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
