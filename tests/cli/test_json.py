@@ -78,6 +78,40 @@ def test_what_libraries_print_is_kept_off_stdout(capsys: pytest.CaptureFixture[s
     assert printed.err == "a library talks\n"
 
 
+CHATTER = """
+import ctypes, os, subprocess, sys
+from vggt_int8.cli import main
+recipes = sys.modules["vggt_int8.cli.recipes"]
+
+real = recipes.load_recipe
+
+def talking(name):
+    os.write(1, b"by number\\n")
+    ctypes.CDLL(None).puts(b"buffered in C")
+    subprocess.run(["echo", "by a child"])
+    print("in Python")
+    return real(name)
+
+recipes.load_recipe = talking
+sys.argv = ["vggt-int8", "recipes", "--json"]
+main()
+"""
+
+
+def test_what_compiled_libraries_print_is_kept_off_stdout() -> None:
+    run = subprocess.run([sys.executable, "-c", CHATTER], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["command"] == "recipes"
+    said = {"by number", "buffered in C", "by a child", "in Python"}
+    assert said <= set(run.stderr.splitlines())
+
+
+def test_a_document_without_stderr() -> None:
+    command = f"exec {sys.executable} -m vggt_int8 recipes --json 2>&-"
+    run = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
+    assert json.loads(run.stdout)["command"] == "recipes"
+
+
 def test_a_document_that_cannot_be_written_is_an_error() -> None:
     process = [sys.executable, "-m", "vggt_int8", "recipes", "--json"]
     with open("/dev/full", "w") as full:

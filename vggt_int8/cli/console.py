@@ -3,8 +3,12 @@
 Results go to stdout: text by `say` and `show`, or one JSON document by `document`. All else goes to stderr.
 """
 
+import contextlib
+import ctypes
+import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -73,13 +77,44 @@ def document(command: str, content: dict[str, Any]) -> None:
 
 @contextmanager
 def documents_only() -> Iterator[None]:
-    """Within the block nothing but `document` reaches stdout: what libraries print there goes to stderr."""
-    settings.stdout = sys.stdout
+    """Within the block nothing but `document` reaches stdout: what libraries print there, in C as well, goes to stderr,
+    and so does what the processes that they start print.
+    """
+    true_stdout = sys.stdout
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _descriptor_for_documents(true_stdout) as settings.stdout:
             yield
     finally:
         settings.stdout = None
+
+
+@contextmanager
+def _descriptor_for_documents(stdout: TextIO) -> Iterator[TextIO]:
+    """A stream that alone leads where file descriptor 1 did; that one leads to stderr. Just `stdout` if it is no such.
+
+    `redirect_stdout` tells Python's own `print` only: compiled code knows the descriptor.
+    """
+    if not isinstance(stdout, io.TextIOWrapper) or not _is_descriptor(stdout, 1):
+        yield stdout
+        return
+    stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="ascii") as documents:
+        elsewhere = os.dup(2) if sys.stderr is not None else os.open(os.devnull, os.O_WRONLY)
+        os.dup2(elsewhere, 1)
+        os.close(elsewhere)
+        try:
+            yield documents
+        finally:
+            with contextlib.suppress(AttributeError, OSError):  # no C library that can be asked, so nothing of it waits
+                ctypes.CDLL(None).fflush(None)
+            os.dup2(documents.fileno(), 1)
+
+
+def _is_descriptor(stream: TextIO, number: int) -> bool:
+    try:
+        return stream.fileno() == number
+    except (OSError, ValueError):  # of a test, or closed
+        return False
 
 
 def _strict(value: Any) -> Any:
