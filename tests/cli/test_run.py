@@ -142,6 +142,26 @@ def test_overwrite_leaves_what_no_run_has_written(cli, photos: list[Path], tmp_p
 
 
 @pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ('{"format_version": 1, "inputs": []}', "does not list the files"),
+        ('{"program": "vggt-int8", "comm', "is not a whole JSON file"),
+    ],
+)
+def test_overwrite_says_why_results_are_not_replaced(
+    cli, photos: list[Path], tmp_path: Path, report: str, reason: str
+) -> None:
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "0000_a.npy").write_text("mine")
+    (tmp_path / "report.json").write_text(report)
+    said = cli("run", "no-such-model", *photos, "-o", tmp_path, "--overwrite", code=2)
+    assert f"{tmp_path / 'report.json'} {reason}" in said
+    assert "remove them by hand, or choose another folder" in said
+    assert "depth/0000_a.npy, report.json. Nothing was replaced" in said
+    assert (tmp_path / "depth" / "0000_a.npy").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--dtype", "int4"], "fp32, fp16, bf16"),

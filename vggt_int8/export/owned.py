@@ -6,6 +6,7 @@ That list decides what `--overwrite` may replace, so a report is believed only i
 import json
 import os
 import stat
+import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,19 +31,56 @@ def write_report(folder: Path, command: str, document: dict[str, Any]) -> dict[s
 
 
 def owned_files(folder: Path, command: str) -> set[str]:
-    """The files (relative, with `/`) that `command` wrote into `folder` by its report there; none without such."""
+    """The files (relative, with `/`) that `command` wrote into `folder` by its report there; none without such.
+
+    Warns of a report.json that tells of none, and why not.
+    """
     path = folder / REPORT
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_REPORT:
-            return set()
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        document = _read(path)
+        return set(_files_of(document, command))
+    except FileNotFoundError:
         return set()
-    if not isinstance(document, dict) or (document.get("program"), document.get("command")) != (PROGRAM, command):
-        return set()
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    except RecursionError:
+        reason = "is nested too deep for a report"
+    except ValueError as error:
+        reason = str(error)
+    warnings.warn(
+        f"{path} {reason}. So nothing in {folder} counts as results of {PROGRAM} {command}, which it may replace: if "
+        "they are, remove them by hand, or choose another folder",
+        stacklevel=2,
+    )
+    return set()
+
+
+def _read(path: Path) -> Any:
+    """What a report holds. Raises ValueError that says, after its name, why it is none; OSError."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+        raise ValueError(f"is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
+    if found.st_size > LARGEST_REPORT:
+        raise ValueError(f"has {found.st_size} bytes, and no report has more than {LARGEST_REPORT}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"is not a whole JSON file ({error})") from error
+
+
+def _files_of(document: Any, command: str) -> list[str]:
+    """The list of files in a report. Raises ValueError as `_read`."""
+    if not isinstance(document, dict) or document.get("program", PROGRAM) != PROGRAM:
+        raise ValueError(f"was not written by {PROGRAM}")
+    if (other := document.get("command", command)) != command:
+        raise ValueError(f"is of another command, {other!r:.40}")
     files = document.get("files")
-    return set(files) if isinstance(files, list) and all(map(_is_inside, files)) else set()
+    if "files" not in document or not {"program", "command"} <= document.keys():
+        raise ValueError("does not list the files that were written, as reports of early versions did not")
+    if not isinstance(files, list) or not all(map(_is_inside, files)):
+        raise ValueError("lists files that are not in its folder")
+    return files
 
 
 def _is_inside(name: Any) -> bool:
