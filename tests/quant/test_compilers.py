@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.usable import skip_unless_usable
-from vggt_int8 import Recipe, VGGTConfig, VGGTInt8, VGGTOutput, quantize
+from vggt_int8 import VGGT, Recipe, VGGTConfig, VGGTInt8, VGGTOutput, quantize
 from vggt_int8.difference import relative_error
+from vggt_int8.model import resize
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.backends import BackendError
@@ -182,6 +183,23 @@ def make_vggt(few_layers: VGGTConfig) -> Callable[[str], VGGTInt8]:
         return model
 
     return make
+
+
+def test_one_frame_for_onnx_makes_no_empty_tensor(few_layers: VGGTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX expands nothing to no frames: it would make two of one. Gradients are on, as they are by default, though the
+    exporter cannot look into functions with a gradient of their own.
+    """
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    monkeypatch.setattr(resize, "_Resize", None)
+    side = few_layers.img_size
+    model = quantize(VGGT(few_layers).eval(), Recipe(weights="int8", activations="dynamic", include=["aggregator.*"]))
+    assert any(parameter.requires_grad for parameter in VGGT(few_layers).parameters())
+    for network in (model, VGGT(few_layers).eval()):
+        traced = torch.jit.trace(network, (torch.rand(1, 3, side, side),), strict=False, check_trace=False)
+        values = [value.type() for node in traced.inlined_graph.nodes() for value in node.outputs()]
+        sizes = [value.sizes() for value in values if value.kind() == "TensorType"]
+        assert len(sizes) > 100
+        assert not [size for size in sizes if size and 0 in size]
 
 
 def modules_alone(model: VGGTInt8, images: Tensor) -> VGGTOutput:

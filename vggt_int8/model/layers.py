@@ -27,6 +27,8 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 def first_and_other_frames(tokens: Tensor, batch: int, frames: int) -> Tensor:
     """[1, 2, ...] -> [B, S, ...]: entry 0 for the first frame, which is the world frame, entry 1 for all others."""
     first, other = tokens.expand(batch, *tokens.shape[1:]).split(1, dim=1)
+    if frames == 1:  # ONNX has no expansion to no frames
+        return first
     return torch.cat([first, other.expand(-1, frames - 1, *tokens.shape[2:])], dim=1)
 
 

@@ -18,7 +18,8 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Map [F, C, h, w] -> [F, C, *size]."""
     if x.shape[-2:] == size:
         return x
-    if torch.is_grad_enabled() and x.requires_grad:
+    exported = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # which has no gradients
+    if torch.is_grad_enabled() and x.requires_grad and not exported:
         result: Tensor = _Resize.apply(x, size)
         return result
     return _interpolate(x, size)
