@@ -58,7 +58,7 @@ def unavailable() -> str | None:
 def _load() -> Library | str:
     setting = os.environ.get(SETTING, "on")
     if setting not in ("on", "off", "no-amx"):
-        raise ValueError(f"{SETTING} must be on, off or no-amx, not {setting!r}")
+        raise ValueError(f"{SETTING} must be on, off or no-amx, not {setting!r:.60}")
     if setting == "off":
         return f"{SETTING}=off"
     try:

@@ -68,10 +68,10 @@ def _compiler() -> list[str]:
     try:
         named = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
-        raise NoCompiler(f"CC is {os.environ['CC']!r}, no command: {error}") from error
+        raise NoCompiler(f"CC is {os.environ['CC']!r:.60}, no command: {error}") from error
     found = shutil.which(named[0]) if named else shutil.which("gcc") or shutil.which("cc")
     if found is None and named:
-        raise NoCompiler(f"CC names {named[0]!r}, which is not there: install it, or unset CC to take gcc")
+        raise NoCompiler(f"CC names {named[0]!r:.60}, which is not there: install it, or unset CC to take gcc")
     if found is None:
         raise NoCompiler("there is no C compiler: install gcc, or name one in CC")
     return [found, *named[1:]]
