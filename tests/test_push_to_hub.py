@@ -141,7 +141,10 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from vggt_int8 import VGGT, VGGTInt8
 for kind, name in ((VGGT, "plain"), (VGGTInt8, "other")):
     model = kind.from_pretrained(sys.argv[1])
-    model.save_pretrained(f"{sys.argv[2]}/{name}", push_to_hub=True, max_shard_size="2MB", commit_message="Saved whole")
+    folder, words = f"{sys.argv[2]}/{name}", {"commit_message": "Saved whole"}
+    if kind is VGGTInt8:
+        words |= {"commit_description": "In one go", "tags": ["indoor", "vggt"]}
+    model.save_pretrained(folder, push_to_hub=True, max_shard_size="2MB", **words)
     again = kind.from_pretrained(f"me/{name}", verify=True).state_dict()
     assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
 hidden = [name for _, folders, files in os.walk(HF_HUB_CACHE) for name in (*folders, *files) if ".partial-" in name]
@@ -158,5 +161,8 @@ def test_a_save_that_is_pushed_as_well(tiny: Path, tmp_path: Path) -> None:
         for name in ("plain", "other"):
             sent = hub.repos[f"me/{name}"].commits
             tree = list(sent.values())[-1]
+            if name == "other":
+                card = ModelCard(hub.content(tree["README.md"]).decode())
+                assert card.data.tags == ["vggt", "3d-reconstruction", "depth-estimation", "indoor"]
             local = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
             assert {file: hub.content(tree[file]) for file in local} == local

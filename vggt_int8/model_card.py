@@ -3,7 +3,7 @@
 A pure function of plain data: saving, uploading and tests share it, and nothing here needs the network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -27,6 +27,7 @@ def model_card(
     name: str = "VGGT in INT8",
     base_model: str | None = None,
     differences: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
 ) -> str:
     """Text of a model card, with the metadata block that the Hub reads.
 
@@ -36,6 +37,7 @@ def model_card(
     base_model: Hub id of the checkpoint that was quantized, or "embedded"; None when it is not known.
     differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value, as in the result of
         `compare_model_outputs`, whose other entries are ignored.
+    tags: for the Hub, beside the card's own.
     """
     quantization = config.get("quantization_config") or {}
     recipe = quantization.get("recipe") or {}
@@ -50,10 +52,11 @@ def model_card(
     if differences:
         sections.append("## Measured difference from the original\n\n" + _difference_table(differences))
     sections.append("## Licence\n\n" + _licence(base_model))
-    return f"---\n{_metadata(bool(recipe), base_model)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_metadata(bool(recipe), base_model, tags)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _metadata(quantized: bool, base_model: str | None) -> str:
+def _metadata(quantized: bool, base_model: str | None, tags: Sequence[str]) -> str:
+    own = ["vggt", "3d-reconstruction", "depth-estimation", *(["int8", "quantized"] if quantized else [])]
     embedded = base_model == EMBEDDED
     if embedded:
         base_model = None  # it is no repository of the Hub
@@ -65,7 +68,7 @@ def _metadata(quantized: bool, base_model: str | None) -> str:
         pipeline_tag="image-to-3d",
         base_model=base_model,
         base_model_relation="quantized" if quantized and base_model else None,
-        tags=["vggt", "3d-reconstruction", "depth-estimation", *(["int8", "quantized"] if quantized else [])],
+        tags=list(dict.fromkeys([*own, *tags])),
     )
     return data.to_yaml()
 

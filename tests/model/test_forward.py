@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vggt_int8 import VGGTInt8
 from vggt_int8.model import VGGT, VGGTConfig, VGGTOutput
 
 KEYS = {
@@ -183,3 +184,21 @@ def test_inputs_that_do_not_fit_are_named(
         model = VGGT(VGGTConfig(**{**tiny_config.to_dict(), **fields}))
     with pytest.raises(error, match=message):
         model(images.to("meta"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images * 255, r"hold values from .* to 25\d.*: divide them by 255"),
+        (lambda images: (images - 0.45) / 0.22, "hold values from .*: do not normalise them"),
+    ],
+)
+def test_images_out_of_range_are_told_of_where_that_costs_no_wait(
+    model: VGGT, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    images = change(random_images(2, 3, 42, 70))
+    with pytest.raises(ValueError, match=message):
+        model(images, heads=("camera",))
+    int8 = VGGTInt8(model.config).eval()
+    int8.set_runtime("off")
+    assert int8(images, heads=("camera",), check_finite=False).pose_enc is not None

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vggt_int8 import BackendError, CheckpointError, RecipeError, VGGTConfig, VGGTInt8, available_recipes
+from vggt_int8 import VGGT, BackendError, CheckpointError, RecipeError, VGGTConfig, VGGTInt8, available_recipes
 
 INDEX = "model.safetensors.index.json"
 QKV = "aggregator.frame_blocks.1.attn.qkv"
@@ -436,3 +436,42 @@ def test_a_name_that_is_none_does_not_fill_the_message(tmp_path: Path, int8_chec
     assert "'xxx" in str(caught.value)
     assert len(str(caught.value)) < 1000
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("load", [VGGTInt8.from_pretrained, VGGT.from_pretrained], ids=["VGGTInt8", "VGGT"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_tensor_in_two_files_is_named(tmp_path: Path, tiny_checkpoint: Path, load: Any, suffix: str) -> None:
+    tensors = load_file(tiny_checkpoint / "model.safetensors")
+    name, *others = tensors
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    parts = {f"{stem}-1.{suffix}": [name, *others[:9]], f"{stem}-2.{suffix}": [*others[9:], name]}
+    for file, names in parts.items():
+        part = {key: tensors[key].contiguous() for key in names}
+        if suffix == "bin":
+            torch.save(part, tmp_path / file)
+        else:
+            save_file(part, tmp_path / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, names in parts.items() for key in names}}
+    (tmp_path / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    del config["save"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=rf"{name} is in two files, .*-1\.{suffix} and .*-2\.{suffix}: remove one"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("load", [VGGTInt8.from_pretrained, VGGT.from_pretrained], ids=["VGGTInt8", "VGGT"])
+def test_a_tensor_that_a_header_describes_twice(tmp_path: Path, tiny_checkpoint: Path, load: Any) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "twice")
+    file = tmp_path / "twice" / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    name = next(key for key in json.loads(header) if key != "__metadata__")
+    entry = json.dumps({name: json.loads(header)[name]})[1:-1].encode()
+    header = header[:-1] + b"," + entry + b"}"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    with pytest.raises(CheckpointError, match=r"twice/model\.safetensors has a header.*in one object twice"):
+        load(tmp_path / "twice")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -189,6 +191,46 @@ def test_codes_that_no_trained_layer_has_are_told(tmp_path: Path, int8_checkpoin
     save_file(tensors, file, metadata=metadata)
     with pytest.warns(UserWarning, match=what):
         VGGTInt8.from_pretrained(tmp_path / "other")
+
+
+ODD_STATES = [
+    ("weight", lambda t: t[0, 2:5].clamp_(-100, 100), "3 channels, in {}.weight, have no code of 127 or -127"),
+    ("weight", lambda t: t.fill_(127), "all codes of a layer are the same number in {}.weight"),
+]
+NO_STATES = [
+    ("weight_scale", lambda t: t[1].fill_(600), "scales of up to 600, which no such weight has, in {}.weight_scale"),
+    ("weight_scale", lambda t: t[1].fill_(1e-40), "{}.weight_scale holds denormal scales"),
+    ("weight", lambda t: t[0, 1].zero_(), "{}.weight holds 1 channels of zeros whose scale is not 1"),
+]
+
+
+@pytest.mark.parametrize("made", ["loaded", "quantized"])
+def test_a_state_dict_is_judged_as_files_are(
+    int8_checkpoint: Path, make_tiny: Callable[[], VGGTInt8], made: str
+) -> None:
+    name = "aggregator.frame_blocks.1.attn.qkv"
+    model = VGGTInt8.from_pretrained(int8_checkpoint) if made == "loaded" else quantize(make_tiny(), "int8_dynamic")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+    def changed(key: str, change: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+        state = {key: tensor.clone() for key, tensor in before.items()}
+        change(state[f"{name}.{key}"])
+        return state
+
+    for key, change, message in NO_STATES:
+        with pytest.raises(RuntimeError, match=message.format(name)):
+            model.load_state_dict(changed(key, change))
+        assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    for key, change, message in ODD_STATES:
+        with pytest.warns(UserWarning, match=message.format(name)):
+            model.load_state_dict(changed(key, change))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_state_dict(before)
+        torch.nn.ModuleDict({"net": model}).load_state_dict({f"net.{key}": value for key, value in before.items()})
+    outer = torch.nn.ModuleDict({"net": model})
+    with pytest.raises(RuntimeError, match="scales of up to 600"):
+        outer.load_state_dict({f"net.{k}": v for k, v in changed(*NO_STATES[0][:2]).items()})
 
 
 def test_weights_beyond_fp16_are_not_quantized(tmp_path: Path, tiny_sizes: dict[str, Any]) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from vggt_int8.model.vggt import VGGT
 
 HEADS = ("camera", "depth", "point", "track")
+# Images lie in [0, 1], but resizing overshoots at edges: the most that Lanczos' window of three pixels makes of such
+# values is [-0.69, 1.69] (bicubic: [-0.45, 1.45]), so that much passes. Images of 0 to 255 go beyond unless they are
+# all but black, which nobody can tell from a dark scene; normalised ones go below wherever they are dark.
+_LOWEST, _HIGHEST = -0.7, 1.7
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -187,3 +191,20 @@ def _described(value: Any) -> str:
     if hasattr(value, "__array_interface__"):
         return f"{kind} {list(value.shape)} of {value.dtype}: use torch.from_numpy"
     return kind
+
+
+def describe_range(low: float, high: float) -> str | None:
+    """What is wrong with images whose values reach from `low` to `high`; None if nothing can be said to be."""
+    if not (low < _LOWEST or high > _HIGHEST):
+        return None
+    if low >= 0:
+        guess = "divide them by 255" if high <= 255 else "scale them to it"
+    else:
+        guess = "do not normalise them: the model does, with ImageNet's mean and deviation"
+    return f"images must lie in [0, 1], but hold values from {low:.4g} to {high:.4g}: {guess}"
+
+
+def check_range(images: Tensor) -> None:
+    """Raise ValueError if images are not in [0, 1], as far as that can be told. Waits for the device."""
+    if (wrong := describe_range(*(bound.item() for bound in images.detach().aminmax()))) is not None:
+        raise ValueError(wrong)

@@ -11,7 +11,7 @@ from typing import Any
 
 from vggt_int8.model.config import VGGTConfig
 
-HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 # These do what transformers' documentation says of them, quantized or not.
 _PASSED = {
@@ -62,6 +62,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "from_tf": ((None, False), _OLD),
     "from_flax": ((None, False), _OLD),
     "mirror": ((None,), _OLD),
+    "proxies": ((None,), "huggingface_hub ignores it; the variables HTTP_PROXY and HTTPS_PROXY are read"),
     "resume_download": ((None, True), "downloads are resumed in any case; " + _OLD),
     "use_auth_token": ((None,), "its name is token= now"),
     "offload_state_dict": ((None, True), _OLD),

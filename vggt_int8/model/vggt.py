@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from vggt_int8.embedded import resolve_source
 from vggt_int8.geometry import pose_encoding_to_camera
 from vggt_int8.model.aggregator import Aggregator
-from vggt_int8.model.call import HEADS, Call
+from vggt_int8.model.call import HEADS, Call, check_range
 from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
@@ -37,6 +37,7 @@ from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
 from vggt_int8.saves.save_id import check_loaded, verifying
+from vggt_int8.saves.settled import load_settled
 from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
 
 
@@ -122,13 +123,21 @@ class VGGT(PreTrainedModel):
         if args or not {"recipe", "backend"}.isdisjoint(kwargs):
             raise TypeError("VGGT is the plain network: VGGTInt8.from_pretrained takes recipe= and backend=")
         options = check_keywords(kwargs)
-        check_source(source)
+        return load_settled(
+            source, options.get("subfolder"), lambda: cls._load_plain(source, dict(options), verify=verify)
+        )
+
+    @classmethod
+    def _load_plain(cls, source: str, options: dict[str, Any], *, verify: bool) -> Any:
+        """`from_pretrained`, once its keywords are checked."""
         wants_info = bool(options.pop("output_loading_info", False))
         if options.get("config") is None:
             restore(Path(source) / (options.get("subfolder") or ""))
             hub = {key: options[key] for key in HUB_KEYWORDS if key in options}
             fields = {key: options.pop(key) for key in VGGTConfig.__annotations__ if key in options}
             options["config"] = VGGTConfig.from_pretrained(source, **hub, **fields)
+        else:
+            check_source(source, options)
         if getattr(options["config"], "quantization_config", None) is not None:
             raise ValueError(f"{source} is quantized: load it with VGGTInt8.from_pretrained")
         _check_weights(source, options)
@@ -194,9 +203,13 @@ class VGGT(PreTrainedModel):
             only when there are query points.
         frames_chunk_size: frames that a dense head works on at a time (None: all). Less memory, same result.
 
-        Raises ValueError or TypeError, naming the value, on inputs that do not fit. Values are not read.
+        Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that
+        go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
         """
-        return self.predict(Call.of(self, images, query_points, heads, frames_chunk_size))
+        call = Call.of(self, images, query_points, heads, frames_chunk_size)
+        if call.images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            check_range(call.images)
+        return self.predict(call)
 
     def predict(self, call: Call) -> VGGTOutput:
         """The network itself: image encoder and alternating attention make tokens, of which each head reads its own."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from vggt_int8.kernels.cpu.threads import map_in_threads, pieces
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
-from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.quant.soundness import (
     LARGEST_FP16_SCALE,
     all_alike,
@@ -31,7 +30,8 @@ from vggt_int8.quant.soundness import (
 )
 from vggt_int8.quant.storage import all_finite, stored_layers
 from vggt_int8.saves.errors import CheckpointError
-from vggt_int8.saves.plain_files import opened
+from vggt_int8.saves.pickles import load_pickle
+from vggt_int8.saves.plain_files import in_two_files, opened
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _SAFETENSORS_NAMES = {
@@ -67,7 +67,7 @@ def validate_checkpoint(
     and values that the compute dtype or the format does not have.
     """
     if state_dict is not None:
-        stored = {name: _describe(tensor) for name, tensor in state_dict.items()}
+        stored = {name: _describe(tensor, "state dict") for name, tensor in state_dict.items()}
     else:
         stored = read_headers(files or ())
     problems = [*_name_problems(model, stored, quantizing), *_tensor_problems(model, stored, quantizing)]
@@ -125,6 +125,23 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
     _warn_of_odd_codes(largest, sorted(alike))
 
 
+def check_incoming_values(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    """A load_state_dict hook of a quantized VGGT: codes and scales are judged as those of a checkpoint's files are.
+
+    What no layer at all can take is refused before, by the hook of `vggt_int8.quant`. Raises RuntimeError.
+    """
+    found = {}
+    for layer, module in model.named_modules():
+        for name in ("weight", "weight_scale", "input_scale") if isinstance(module, Int8Storage) else ():
+            tensor, slot = state_dict.get(f"{prefix}{layer}.{name}"), getattr(module, name, None)
+            if tensor is not None and slot is not None and not tensor.is_meta and tensor.numel() == slot.numel():
+                found[f"{layer}.{name}"] = tensor.detach()
+    try:
+        _check_values(found.items(), model)
+    except CheckpointError as error:
+        raise RuntimeError(str(error)) from error
+
+
 def _warn_of_odd_codes(largest: Mapping[str, Tensor], alike: list[str]) -> None:
     if alike:
         warnings.warn(
@@ -148,17 +165,19 @@ def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
     Raises `CheckpointError` for a file that is missing, unreadable, truncated, corrupted or empty, and for a tensor
     that is in two files.
     """
-    stored = {}
+    stored: dict[str, StoredTensor] = {}
     for file in files:
-        if not file.endswith(".safetensors"):
-            stored.update({name: _describe(tensor) for name, tensor in load_pickle(file).items()})
-            continue
-        with opened(file) as handle:
-            for name in handle.keys():  # noqa: SIM118  (not a mapping)
-                if name in stored:
-                    raise CheckpointError(f"{name} is in two files, {stored[name].file} and {file}: remove one")
-                part = handle.get_slice(name)
-                stored[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
+        found: Iterable[tuple[str, StoredTensor]]
+        if file.endswith(".safetensors"):
+            with opened(file) as handle:
+                parts = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  (not a mapping)
+                found = [(k, StoredTensor(p.get_dtype(), tuple(p.get_shape()), file)) for k, p in parts.items()]
+        else:
+            found = ((name, _describe(tensor, file)) for name, tensor in load_pickle(file).items())
+        for name, tensor in found:
+            if name in stored:
+                raise in_two_files(name, stored[name].file, file)
+            stored[name] = tensor
     return stored
 
 
@@ -170,11 +189,11 @@ def stored_bytes(files: Iterable[str]) -> dict[str, int]:
     return dict(sizes)
 
 
-def _describe(tensor: Tensor) -> StoredTensor:
+def _describe(tensor: Tensor, file: str) -> StoredTensor:
     dtype = _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype))
     if tensor.layout != torch.strided or tensor.is_meta:
         dtype = f"{dtype} ({'no data' if tensor.is_meta else tensor.layout})"  # which no slot takes
-    return StoredTensor(dtype, tuple(tensor.shape), "state dict")
+    return StoredTensor(dtype, tuple(tensor.shape), file)
 
 
 def _expected(model: nn.Module, quantizing: bool) -> dict[str, Tensor]:

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.listing import first_few
+from vggt_int8.model.call import describe_range
 from vggt_int8.model.vggt import VGGTOutput
 
 # images are the input; a field of view of zero makes the intrinsic alone infinite, which is a warning, not an error.
 _UNCHECKED = ("images", "intrinsic", "pose_enc_list")
-# Images lie in [0, 1], but resizing overshoots at edges: the most that Lanczos' window of three pixels makes of such
-# values is [-0.69, 1.69] (bicubic: [-0.45, 1.45]), so that much passes. Images of 0 to 255 go beyond unless they are
-# all but black, which nobody can tell from a dark scene; normalised ones go below wherever they are dark.
-_LOWEST, _HIGHEST = -0.7, 1.7
 _HALF_PIXEL = 0.5
 
 
@@ -41,7 +38,7 @@ def check_values(images: Tensor, points: Tensor | None) -> None:
 def _check_range(low: float, high: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise NonFiniteOutput("the input images hold NaN or inf")
-    if (wrong := _describe_range(low, high)) is not None:
+    if (wrong := describe_range(low, high)) is not None:
         raise ValueError(wrong)
 
 
@@ -68,17 +65,6 @@ def _describe_outside(points: Tensor, height: int, width: int) -> str:
         f"{len(outside)} of {len(flat)} query_points are no pixels of the first frame: point {number}, "
         f"(x, y) = ({x:g}, {y:g}), is {kind}"
     )
-
-
-def _describe_range(low: float, high: float) -> str | None:
-    """What is wrong with images whose values reach from `low` to `high`; None if nothing can be said to be."""
-    if not (low < _LOWEST or high > _HIGHEST):
-        return None
-    if low >= 0:
-        guess = "divide them by 255" if high <= 255 else "scale them to it"
-    else:
-        guess = "do not normalise them: the model does, with ImageNet's mean and deviation"
-    return f"images must lie in [0, 1], but hold values from {low:.4g} to {high:.4g}: {guess}"
 
 
 def check_finite(model: nn.Module, output: VGGTOutput, query_points: Tensor | None, rerun: Callable[[], Any]) -> None:

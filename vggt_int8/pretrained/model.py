@@ -21,7 +21,7 @@ from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.model_card import model_card
-from vggt_int8.pretrained.checkpoint import stored_bytes, validate_checkpoint
+from vggt_int8.pretrained.checkpoint import check_incoming_values, stored_bytes, validate_checkpoint
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import check_values, is_capturing
 from vggt_int8.pretrained.names import with_plain_names
@@ -54,6 +54,7 @@ from vggt_int8.runtime.runtime import LowVram, Mode
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.save_id import check_loaded, check_one_save, verifying
+from vggt_int8.saves.settled import load_settled
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -107,16 +108,36 @@ class VGGTInt8(VGGT):
         check_backend_name(backend)
         check_device(device_map)
         dtype = compute_dtype(dtype, options.pop("torch_dtype", None), device_map)
+        options |= {"device_map": device_map, "dtype": dtype}
+        # With copies: an attempt takes options out, and writes what it finds into the config.
+        return load_settled(
+            source,
+            options.get("subfolder"),
+            lambda: cls._load(source, dict(options), recipe=recipe, backend=backend, config=config, verify=verify),
+        )
+
+    @classmethod
+    def _load(
+        cls,
+        source: str,
+        options: dict[str, Any],
+        *,
+        recipe: str | Path | Recipe | None,
+        backend: str,
+        config: VGGTConfig | None,
+        verify: bool,
+    ) -> "VGGTInt8":
+        """`from_pretrained`, once its keywords are checked."""
         if config is not None:
             config = given_config(config, options)
-        check_source(source)
+        check_source(source, options)
         folder = source
         if Path(source).is_file():
             folder, config = open_file(source, config, options)
         elif config is None:
             config = load_config(source, options)
         set_quantization(config, options, recipe, backend, source)
-        options |= {"config": config, "device_map": device_map, "dtype": dtype}
+        options["config"] = config
         load = super(VGGT, cls).from_pretrained  # of transformers: VGGT's own is for the plain network
         if not folder:
             tensors = load_file(source, config)
@@ -265,13 +286,18 @@ class VGGTInt8(VGGT):
         repo_id: str,
         *,
         commit_message: str = "Upload VGGT INT8",
+        commit_description: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
         max_shard_size: str = "5GB",
+        tags: Sequence[str] | None = None,
     ) -> str:
-        """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's address."""
+        """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's address.
+
+        tags: for the model card, beside its own. The rest is as in transformers.
+        """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as temporary:
@@ -281,12 +307,13 @@ class VGGTInt8(VGGT):
             source = self.config.name_or_path
             known = source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists())
             base_model = source if known else None
-            card = model_card(self.config.to_dict(), sizes, name=repo_id, base_model=base_model)
+            card = model_card(self.config.to_dict(), sizes, name=repo_id, base_model=base_model, tags=tags or ())
             (folder / "README.md").write_text(card, encoding="utf-8")
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=commit_message,
+                commit_description=commit_description,
                 revision=revision,
                 create_pr=create_pr,
             )
@@ -325,6 +352,7 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
             quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
             model.config.quantization_config = quantization
             model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
+            model.register_load_state_dict_pre_hook(check_incoming_values)
             model.requires_grad_(False)
     return model
 

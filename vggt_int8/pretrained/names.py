@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import read_headers
-from vggt_int8.pretrained.pickles import is_wrapped, load_pickle
 from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.pickles import is_wrapped, load_pickle
 
 _PARTS = ("aggregator", "camera_head", "depth_head", "point_head", "track_head")
 # Steps in a name that a wrapper adds, at the front or between: of torch.compile, activation checkpointing and FSDP.

@@ -21,7 +21,7 @@ from vggt_int8.kernels.cpu.threads import Workers
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
-from vggt_int8.pretrained.checkpoint import CheckpointError
+from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
 from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
 from vggt_int8.quant.soundness import LARGEST_FP16_SCALE
@@ -102,6 +102,7 @@ class VGGTInt8Quantizer(HfQuantizer):
         recipe, backend = recipe_for(model, self.quantization_config.parsed()), self.quantization_config.backend
         self.quantization_config.recipe = recipe.to_dict()  # what is saved needs no map of the family any more
         plan = prepare_module(model, recipe, backend)
+        model.register_load_state_dict_pre_hook(check_incoming_values)
         if self.quantization_config.format_version == 1:
             for _, layer in stored_layers(model):
                 layer.weight = nn.Parameter(layer.codes, requires_grad=False)

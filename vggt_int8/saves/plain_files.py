@@ -45,6 +45,20 @@ def check_plain_file(path: str | Path) -> None:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
+def check_readable(source: Path, subfolder: str | None = None) -> None:
+    """Raise `CheckpointError` for a folder whose files may not be listed or looked at: they would seem not to be there.
+
+    Says nothing of files, and of a subfolder that is not there.
+    """
+    for folder in dict.fromkeys((source, source / (subfolder or ""))):
+        if folder.is_dir():
+            try:
+                os.scandir(folder).close()
+                os.stat(os.path.join(folder, os.curdir))
+            except OSError as error:
+                raise CheckpointError(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
 @contextmanager
 def opened(file: str | Path) -> Iterator[Any]:
     """A safetensors file, as `safe_open` gives it. Raises `CheckpointError`, naming it, whatever is wrong with it."""
@@ -62,6 +76,21 @@ def opened(file: str | Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{file} ({Path(file).stat().st_size} bytes) is no readable safetensors file: {error}. {_what_it_is(file)}"
         ) from error
+
+
+def check_header(file: str | Path) -> None:
+    """Raise `CheckpointError` if the header of a sound safetensors file names a tensor twice: readers differ then."""
+    with open(file, "rb") as handle:
+        header = handle.read(int.from_bytes(handle.read(8), "little"))
+    try:
+        json.loads(header, object_pairs_hook=_without_duplicates)
+    except ValueError as error:
+        raise CheckpointError(f"{file} has a header that is not to be trusted: {error}") from error
+
+
+def in_two_files(name: str, first: str | Path, second: str | Path) -> CheckpointError:
+    """The error for a tensor that two files of a checkpoint hold: which of them is meant, nobody can tell."""
+    return CheckpointError(f"{name} is in two files, {first} and {second}: remove one")
 
 
 def _what_it_is(path: str | Path) -> str:

@@ -21,7 +21,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from vggt_int8.files import sync
 from vggt_int8.listing import first_few
 from vggt_int8.saves.errors import CheckpointError
-from vggt_int8.saves.plain_files import opened, read_json
+from vggt_int8.saves.pickles import load_pickle
+from vggt_int8.saves.plain_files import check_header, in_two_files, opened, read_json
 
 KEY = "save_id"
 NO_ID = "0" * 32  # its place in a header until the id is known; digests are of files that hold this
@@ -85,9 +86,28 @@ def verifying(verify: bool) -> Iterator[None]:
 
 
 def check_loaded(files: Sequence[str | Path] | None) -> None:
-    """`check_one_save` of the files that transformers is about to load, if it loads any."""
+    """`check_one_save` of the files that transformers is about to load, if it loads any, and that no two of them hold
+    a tensor of one name: transformers takes the last. Raises `CheckpointError`.
+    """
     if files:
         check_one_save(files, verify=_VERIFY.get())
+        _check_names(files)
+
+
+def _check_names(files: Sequence[str | Path]) -> None:
+    seen: dict[str, str | Path] = {}
+    for file in files if len(files) > 1 else ():
+        for name in _names(file):
+            if name in seen:
+                raise in_two_files(name, seen[name], file)
+            seen[name] = file
+
+
+def _names(file: str | Path) -> list[str]:
+    if not str(file).endswith(".safetensors"):
+        return list(load_pickle(str(file)))
+    with opened(file) as handle:
+        return list(handle.keys())
 
 
 def check_one_save(files: Sequence[str | Path], *, verify: bool = False) -> None:
@@ -153,10 +173,13 @@ def _check_digests(files: Sequence[str | Path], save: dict[str, Any] | None, fol
 
 
 def _stored_id(file: str | Path) -> str | None:
+    """The id in the header of a file, if it can have one. Raises `CheckpointError` for a header that is unsound."""
     if not str(file).endswith(".safetensors"):
         return None
     with opened(file) as handle:
-        return (handle.metadata() or {}).get(KEY)
+        metadata = handle.metadata() or {}
+    check_header(file)
+    return metadata.get(KEY)
 
 
 def _grouped(ids: dict[str, str | None]) -> str:

@@ -47,7 +47,8 @@ def saved_whole(target: Path) -> Iterator[Path]:
     sync(target)
 
 
-_PUSH = ("commit_message", "private", "revision", "create_pr")  # what `push_to_hub` takes as well
+# What `push_to_hub` takes as well.
+_PUSH = ("commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 # Options of other times and formats, and the values that ask for what happens anyway.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "safe_serialization": (None, True),
