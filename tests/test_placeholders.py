@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vggt_int8.placeholders import placeholder
-from vggt_int8.pretrained.pickles import load_pickle
 from vggt_int8.saves import CheckpointError
+from vggt_int8.saves.pickles import load_pickle
 from vggt_int8.saves.plain_files import read_json
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
