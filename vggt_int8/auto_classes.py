@@ -6,7 +6,8 @@ right after it does, by a finder that Python asks for every module (as PEP 369 p
 
 `AutoConfig` and `AutoModel` read config.json themselves before they know that it is a VGGT's. So what is wrong with the
 file or its name is told there in transformers' words (RecursionError for deep nesting, OSError for no JSON), and the
-name "embedded" is known to `VGGTInt8.from_pretrained` and `VGGT.from_pretrained` alone.
+name "embedded" is known to `from_pretrained` of `VGGTInt8`, `VGGT` and `VGGTConfig` alone. To change that would be to
+change how every other model is loaded.
 """
 
 import sys
