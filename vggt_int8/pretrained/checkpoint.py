@@ -131,8 +131,8 @@ def check_incoming_values(model: nn.Module, state_dict: Mapping[str, Any], prefi
     What no layer at all can take is refused before, by the hook of `vggt_int8.quant`. Raises RuntimeError.
     """
     found = {}
-    for layer, module in model.named_modules():
-        for name in ("weight", "weight_scale", "input_scale") if isinstance(module, Int8Storage) else ():
+    for layer, module in stored_layers(model):
+        for name in ("weight", "weight_scale", "input_scale"):
             tensor, slot = state_dict.get(f"{prefix}{layer}.{name}"), getattr(module, name, None)
             if tensor is not None and slot is not None and not tensor.is_meta and tensor.numel() == slot.numel():
                 found[f"{layer}.{name}"] = tensor.detach()
