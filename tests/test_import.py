@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,7 @@ print(sum(p.double().sum().item() for p in model.parameters()))
 """
 
 
+@pytest.mark.slow
 def test_auto_classes_know_ours_in_either_order_of_imports(tmp_path: Path) -> None:
     config = json.loads((ROOT / "tests/data/parity/tiny_vggt_config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vggt"}))

@@ -16,6 +16,8 @@ from huggingface_hub import ModelCard
 from tests.hub_standin.repository import File
 from tests.hub_standin.server import HubServer
 
+pytestmark = pytest.mark.slow  # a process that pushes and one that pulls
+
 PARITY = Path(__file__).parent / "data" / "parity"
 WHOLE, SHARDED = "me/tiny.w8a8", "me/tiny.sharded"  # pushed with this max_shard_size:
 SHARD_SIZES = {WHOLE: "5GB", SHARDED: "200KB"}

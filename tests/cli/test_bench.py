@@ -53,6 +53,7 @@ def test_rows_are_appended_resumed_and_reported(cli, tmp_path: Path) -> None:
     assert out.read_text() == rows
 
 
+@pytest.mark.slow
 def test_default_sweep_names_what_it_leaves_out(cli, tmp_path: Path) -> None:
     text = cli("bench", *TINY, "-o", tmp_path / "r.jsonl", "--frames", "12")
     assert "(name them in --variants to measure them): 12 frames: fp32\n" in text

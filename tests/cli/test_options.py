@@ -94,7 +94,10 @@ def test_the_shell_completes(typed: str, expected: list[str]) -> None:
     assert result.stdout.split() == expected
 
 
-@pytest.mark.parametrize("arguments", [("-q", "recipes", "--check"), ("recipes", "--check", "--quiet")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("-q", "recipes", "--check"), pytest.param(("recipes", "--check", "--quiet"), marks=pytest.mark.slow)],
+)
 def test_quiet_shows_results_alone_at_either_place(arguments: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0

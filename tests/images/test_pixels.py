@@ -320,6 +320,17 @@ def test_the_mask_follows_crop_padding_and_orientation(tmp_path: Path, mode: str
     assert padded.transparent_mask().sum() == transform.transparent_mask().sum()
 
 
+def test_an_image_without_padding_is_content_to_its_last_pixel() -> None:
+    """Also where a width times its scale falls short of a whole number: 45 * (392 / 45) < 392 in floating point."""
+    assert 45 * (392 / 45) < 392
+    for width in range(1, 100):
+        for new in range(14, 519, 14):
+            for turn in (1, -1):
+                original, model, scale = ((14, width), (14, new), (new / width, 1.0))
+                transform = ImageTransform(original[::turn], model[::turn], scale[::turn], (0, 0))
+                assert transform.content_mask().all(), (width, new)
+
+
 def test_a_pixel_counts_from_one_half_on(tmp_path: Path) -> None:
     image = Image.new("RGBA", (48, 48), (0, 0, 0, 127))
     image.paste((0, 0, 0, 128), (24, 0, 48, 48))
