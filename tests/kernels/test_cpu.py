@@ -271,8 +271,10 @@ print(kept, faults())
     "variable",
     [
         None,
-        "MALLOC_TRIM_THRESHOLD_",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+        ),
     ],
 )
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise(variable: str | None) -> None:

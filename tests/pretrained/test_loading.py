@@ -231,6 +231,7 @@ RUNS_ON = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RUNS_ON)
 def test_a_checkpoint_runs_on_every_backend_of_the_table(
     tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_images: Tensor, recipe: str
