@@ -69,6 +69,7 @@ HOMES = {
     "triton": ("kernels/cuda/",),
     "torchao": ("quant/backends/", "bench/baselines.py"),
     "bitsandbytes": ("quant/backends/",),
+    "scipy": ("eval/metrics/points.py",),
 }
 
 Import = tuple[str, int, str]  # importing file, line, absolute dotted name of what is imported

@@ -63,6 +63,10 @@ def test_pose_scores_by_hand() -> None:
     assert scores.auc_15 == pytest.approx(100 * (1 + 2 + 13 * 3) / (15 * 4))
     assert scores.auc_30 == pytest.approx(100 * (1 + 2 + 28 * 3) / (30 * 4))
     assert (scores.rotation_median, scores.translation_median, scores.pairs) == (1.0, 1.5, 4)
+    assert (scores.rra_5, scores.rra_30) == (100, 100)  # all four are below
+    assert (scores.rta_5, scores.rta_15, scores.rta_30) == (75, 75, 75)
+    far = pose_scores(torch.tensor([4.0, 5.0, 14.0, 29.0, 31.0]), torch.zeros(5))
+    assert (far.rra_5, far.rra_15, far.rra_30, far.rta_5) == pytest.approx((20, 60, 80, 100))
     on_the_threshold = pose_scores(torch.tensor([3.0]), torch.tensor([0.0]))
     assert (on_the_threshold.auc_3, on_the_threshold.auc_5) == (0, pytest.approx(100 * 2 / 5)), "below, not at"
 
