@@ -20,7 +20,7 @@ HEADS = ("camera", "depth", "point", "track")
 # Images lie in [0, 1], but resizing overshoots at edges: the most that Lanczos' window of three pixels makes of such
 # values is [-0.69, 1.69] (bicubic: [-0.45, 1.45]), so that much passes. Images of 0 to 255 go beyond unless they are
 # all but black, which nobody can tell from a dark scene; normalised ones go below wherever they are dark.
-_LOWEST, _HIGHEST = -0.7, 1.7
+LOWEST, HIGHEST = -0.7, 1.7
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -193,10 +193,8 @@ def _described(value: Any) -> str:
     return kind
 
 
-def describe_range(low: float, high: float) -> str | None:
-    """What is wrong with images whose values reach from `low` to `high`; None if nothing can be said to be."""
-    if not (low < _LOWEST or high > _HIGHEST):
-        return None
+def describe_range(low: float, high: float) -> str:
+    """The sentence for images whose values reach from `low` to `high`, beyond `LOWEST` or `HIGHEST`."""
     if low >= 0:
         guess = "divide them by 255" if high <= 255 else "scale them to it"
     else:
@@ -206,5 +204,6 @@ def describe_range(low: float, high: float) -> str | None:
 
 def check_range(images: Tensor) -> None:
     """Raise ValueError if images are not in [0, 1], as far as that can be told. Waits for the device."""
-    if (wrong := describe_range(*(bound.item() for bound in images.detach().aminmax()))) is not None:
-        raise ValueError(wrong)
+    low, high = (bound.item() for bound in images.detach().aminmax())
+    if low < LOWEST or high > HIGHEST:
+        raise ValueError(describe_range(low, high))

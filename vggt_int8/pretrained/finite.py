@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.listing import first_few
-from vggt_int8.model.call import describe_range
+from vggt_int8.model.call import HIGHEST, LOWEST, describe_range
 from vggt_int8.model.vggt import VGGTOutput
 
 # images are the input; a field of view of zero makes the intrinsic alone infinite, which is a warning, not an error.
@@ -38,8 +38,8 @@ def check_values(images: Tensor, points: Tensor | None) -> None:
 def _check_range(low: float, high: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise NonFiniteOutput("the input images hold NaN or inf")
-    if (wrong := describe_range(low, high)) is not None:
-        raise ValueError(wrong)
+    if low < LOWEST or high > HIGHEST:
+        raise ValueError(describe_range(low, high))
 
 
 def _points_inside(points: Tensor, height: int, width: int) -> Tensor:
