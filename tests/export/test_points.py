@@ -108,6 +108,15 @@ def test_non_finite_points_are_dropped_and_counted(scene: Scene) -> None:
     assert sum(cloud.counts.values()) == PIXELS
 
 
+def test_transparent_pixels_are_counted_apart_from_padding(scene: Scene) -> None:
+    transparent = torch.zeros_like(scene.content)
+    transparent[0, :3, :7] = True
+    cloud = collect_points(replace(scene, transparent=transparent, content=scene.content & ~transparent))
+    assert cloud is not None
+    assert (cloud.counts["padding"], cloud.counts["transparent"]) == (PADDING, 21)
+    assert sum(cloud.counts.values()) == PIXELS
+
+
 def test_a_scene_without_any_finite_point_gives_an_empty_cloud(scene: Scene) -> None:
     cloud = collect_points(replace(scene, depth=torch.full((2, 28, 42), torch.nan)))
     assert cloud is not None

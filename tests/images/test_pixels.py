@@ -12,6 +12,7 @@ from PIL import Image
 
 from vggt_int8.images import ImageTransform, check_images, load_images, open_image
 from vggt_int8.images.decode import decode_image
+from vggt_int8.images.fit import pad_white
 
 RAMP = np.array([[0, 128, 129, 257, 32896, 65535]], dtype=np.uint16)
 CODES = [0, 0, 1, 1, 128, 255]  # RAMP / 257, to the nearest
@@ -318,6 +319,15 @@ def test_the_mask_follows_crop_padding_and_orientation(tmp_path: Path, mode: str
     padded = transform.padded_to((48, 60))
     assert padded.content_mask().sum() == mask.sum()
     assert padded.transparent_mask().sum() == transform.transparent_mask().sum()
+
+
+def test_an_odd_pixel_of_padding_goes_right_and_down() -> None:
+    image = pad_white(torch.zeros(3, 3, 4), (6, 7))
+    expected = torch.zeros(6, 7, dtype=torch.bool)
+    expected[1:4, 1:5] = True
+    assert torch.equal(image == 0, expected.expand(3, 6, 7))
+    padded = ImageTransform((3, 4), (3, 4), (1.0, 1.0), (0, 0)).padded_to((6, 7))
+    assert torch.equal(padded.content_mask(), expected)
 
 
 def test_an_image_without_padding_is_content_to_its_last_pixel() -> None:
