@@ -1,4 +1,4 @@
-/* The operators of cpu_ops.py for x86 CPUs, compiled on the machine that runs them (cpu_compiled.py). One translation
+/* The operators of ../ops.py for x86 CPUs, compiled on the machine that runs them (../compiler.py). One translation
 unit: each header holds the functions of its kind. Those that start with vi_ are called through ctypes; they return 0 or
 OUT_OF_MEMORY, vi_init what it found.
 
