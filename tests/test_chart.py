@@ -94,6 +94,9 @@ def test_numbers_stand_at_the_values_that_they_name(tmp_path: Path, log: bool) -
     dots = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in root.iter(f"{SVG}circle")]
     assert dots == places
     left, right, bottom = 58, 440 - 16, 270 - 46
+    room = 0.04 / 1.08  # of each axis, at both of its ends
+    assert places[0] == pytest.approx((left + room * (right - left), bottom - room * (bottom - 40)), abs=0.06)
+    assert places[-1] == pytest.approx((right - room * (right - left), 40 + room * (bottom - 40)), abs=0.06)
     for (at_x, at_y), (value_x, value_y) in zip(places, values, strict=True):
         assert left < at_x < right
         assert 40 < at_y < bottom
