@@ -12,7 +12,7 @@ from vggt_int8.recipe import Family, Rule, Scheme, expand, families, find_family
 from vggt_int8.recipe.family import FAMILY_FOLDER
 
 (VGGT_MAP,) = families()
-SHIPPED = ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"]
+SHIPPED = ["fp16", "int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8"]
 
 
 def test_the_promised_recipes_are_shipped() -> None:
@@ -38,6 +38,7 @@ def test_schemes_of_the_shipped_recipes() -> None:
     assert load_recipe("fp16").weights == "keep"
     assert load_recipe("int8_dynamic").scheme == Scheme("dynamic")
     assert load_recipe("int8_weight_only").scheme == Scheme("none")
+    assert load_recipe("int8_rotated").scheme == Scheme("dynamic", rotation=256)
     assert load_recipe("llm_int8").scheme == Scheme("dynamic", 6.0)
     assert [
         Scheme("none").label,
@@ -51,9 +52,9 @@ def test_one_set_of_layers_for_every_int8_recipe() -> None:
     """The recipes differ in how layers compute, not in which layers are INT8."""
     rules = [
         [(r.match, r.part, r.weights == "keep", r.layers) for r in expand(load_recipe(name), VGGT_MAP).rules]
-        for name in ("int8_dynamic", "int8_weight_only", "llm_int8")
+        for name in ("int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8")
     ]
-    assert rules[0] == rules[1] == rules[2]
+    assert all(others == rules[0] for others in rules)
 
 
 def test_the_camera_head_is_weight_only() -> None:

@@ -56,7 +56,7 @@ def test_a_full_size_checkpoint_reloads_exactly(full_size_checkpoint: Path, tmp_
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_weight_only", "llm_int8", "fp16"])
+@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8", "fp16"])
 def test_one_checkpoint_under_every_backend(
     tiny_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, tmp_path: Path, recipe: str
 ) -> None:

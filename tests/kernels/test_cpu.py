@@ -18,6 +18,7 @@ from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.kernels.cpu import ops as cpu_ops
 from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.recipe import Scheme
 
 KERNELS = [matmul.INT_MM, matmul.FLOAT32]
 SHAPES = [(1, 64, 8), (37, 37, 9), (16, 4096, 1), (130, 1037, 65), (1041, 64, 33), (0, 16, 8)]  # M, K, N
@@ -64,9 +65,11 @@ def test_codes_equal_the_reference(dtype: torch.dtype, static: bool) -> None:
     input_scale = torch.tensor([0.02]) if static else None
     for m, k, _ in SHAPES:
         x, (weight, bias) = hard_rows(m, k).to(dtype), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
-        exact(cpu_ops.quantize_rows(x, input_scale), reference.quantize_rows(x, input_scale))
-        norm = (x, weight.to(dtype), bias.to(dtype), 1e-5, input_scale)
-        exact(cpu_ops.layer_norm_quantize(*norm), reference.layer_norm_quantize(*norm))
+        for rotation in {0, Scheme(rotation=256).rotation_of(k)}:
+            way = (input_scale, rotation)
+            exact(cpu_ops.quantize_rows(x, *way), reference.quantize_rows(x, *way))
+            norm = (x, weight.to(dtype), bias.to(dtype), 1e-5, *way)
+            exact(cpu_ops.layer_norm_quantize(*norm), reference.layer_norm_quantize(*norm))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

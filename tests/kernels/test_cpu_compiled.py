@@ -15,6 +15,7 @@ from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.kernels.cpu import ops as cpu_ops
 from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.recipe import Scheme
 
 
 @pytest.fixture
@@ -64,9 +65,10 @@ def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
         if "gelu" in ending:
             close(got, want)
         if ending == "gelu":
-            got_codes, got_scale = cpu_ops.int8_gemm_quantize(*arguments)
-            want_codes, want_scale = reference.quantize_rows(got)
-            exact((got_codes, got_scale), (want_codes, want_scale))
+            exact(cpu_ops.int8_gemm_quantize(*arguments), reference.quantize_rows(got))
+            if rotation := Scheme(rotation=256).rotation_of(n):
+                rotated = (*arguments[:-1], arguments[-1]._replace(rotation=rotation))
+                exact(cpu_ops.int8_gemm_quantize(*rotated), reference.quantize_rows(got, rotation=rotation))
         if "gelu" not in ending:
             exact((got,), (want,))
         if ending in ("plain", "bias"):
@@ -78,13 +80,16 @@ def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
 
 @every_library
 @pytest.mark.parametrize("static", [False, True])
-def test_codes(library: compiled.Library, static: bool) -> None:
+@pytest.mark.parametrize("most", [0, 4, 256])
+def test_codes(library: compiled.Library, static: bool, most: int) -> None:
     input_scale = torch.tensor([0.02]) if static else None
-    for m, k, _ in SHAPES:
+    for m, k, _ in [*SHAPES, (5, 1536, 0)]:
+        rotation = Scheme(rotation=most).rotation_of(k)
         x, (weight, bias) = walled(hard_rows(m, k)), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
-        exact(cpu_ops.quantize_rows(x, input_scale), reference.quantize_rows(x, input_scale))
-        got = cpu_ops.layer_norm_quantize(x, weight, bias, 1e-5, input_scale)
-        want = reference.layer_norm_quantize(x, weight, bias, 1e-5, input_scale)
+        way = (input_scale, rotation)
+        exact(cpu_ops.quantize_rows(x, *way), reference.quantize_rows(x, *way))
+        got = cpu_ops.layer_norm_quantize(x, weight, bias, 1e-5, *way)
+        want = reference.layer_norm_quantize(x, weight, bias, 1e-5, *way)
         torch.testing.assert_close(got[1], want[1], rtol=2e-6, atol=0)
         assert (got[0].int() - want[0].int()).abs().amax(dim=1).le(1).all()  # a value on the border of two codes
         assert (got[0] != want[0]).sum() <= 1e-3 * want[0].numel() + 1

@@ -14,7 +14,7 @@ from vggt_int8.quant import make_plan
 from vggt_int8.recipe import Rule, Scheme
 
 FORMAT_1 = Path(__file__).parent.parent / "data" / "recipes_format_1"  # the shipped recipes as files of rules
-INT8_RECIPES = ["int8_dynamic", "int8_weight_only", "llm_int8"]
+INT8_RECIPES = ["int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from vggt_int8.kernels.cpu.attention import attention_cpu
 from vggt_int8.model.track_head import Tracker
 from vggt_int8.runtime import attention, convolution
 
-RECIPES = ("fp16", "int8_weight_only", "int8_dynamic")
+RECIPES = ("fp16", "int8_weight_only", "int8_dynamic", "int8_rotated")
 Make = Callable[[str, torch.dtype], VGGTInt8]
 
 

@@ -76,7 +76,7 @@ def images_of(frames: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tenso
     return torch.rand(frames, 3, *size, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
-@pytest.mark.parametrize("recipe", ["fp16", "int8_weight_only", "int8_dynamic"])
+@pytest.mark.parametrize("recipe", ["fp16", "int8_weight_only", "int8_dynamic", "int8_rotated"])
 def test_the_fused_network_loses_no_more_than_the_plain_one(weights: dict[str, Tensor], recipe: str) -> None:
     """Against the same quantized tensors computed in fp32 by the definition, over several inputs of each shape.
 

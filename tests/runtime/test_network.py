@@ -60,7 +60,7 @@ def test_the_fused_network_is_the_network(
     found, limits = errors(results(output, tracker_calls), want), dict.fromkeys(want, FP32)
     if points is not None:
         assert_tracks_are_the_trackers(model, output, tracker_calls)
-    if recipe == "int8_dynamic":
+    if recipe in ("int8_dynamic", "int8_rotated"):
         plain = [lambda x, m=m: results(m(x, points), tracker_calls) for m in (make_quantized("none"), model)]
         codes = apart_by_codes(*plain, [images_of(*sizes, seed) for seed in range(4)])
         limits = {name: FP32 + codes[name] for name in want}

@@ -12,6 +12,7 @@ from vggt_int8.kernels import reference_attention
 from vggt_int8.kernels.epilogue import Epilogue
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+MAX_ROTATION = 256
 
 
 def check_devices(*operands: Any) -> None:
@@ -27,13 +28,25 @@ def check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -
         raise ValueError(f"{name} must be a float tensor of {dims} dimensions, not {x.dtype} {list(x.shape)}")
 
 
-def check_quantize(x: Tensor, input_scale: Tensor | None = None) -> None:
+def check_quantize(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> None:
     check_float(x)
     check_sizes(input_scale=(input_scale, 1))
+    check_rotation(x.shape[1], rotation)
 
 
-def check_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None) -> None:
-    check_quantize(x, input_scale)
+def check_rotation(channels: int, rotation: int) -> None:
+    power = rotation > 1 and rotation & (rotation - 1) == 0
+    if rotation != 0 and not (power and rotation <= MAX_ROTATION and channels % rotation == 0):
+        raise ValueError(
+            f"rotation must be 0 or a power of two up to {MAX_ROTATION} that divides the {channels} channels, "
+            f"not {rotation}"
+        )
+
+
+def check_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None, rotation: int = 0
+) -> None:
+    check_quantize(x, input_scale, rotation)
     if weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
         raise ValueError(
             f"weight and bias must be [{x.shape[1]}] for x {list(x.shape)}, "
@@ -65,6 +78,15 @@ def check_qkv(
 
 
 def check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> None:
+    _check_gemm(x_codes, x_scale, weight, weight_scale, epilogue)
+    if epilogue.rotation:
+        raise ValueError(
+            f"rotation {epilogue.rotation}: a product that stays floats, or becomes codes under one scale, is not "
+            "rotated: call int8_gemm_quantize, or quantize_rows after it"
+        )
+
+
+def _check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> None:
     fits = x_codes.ndim == weight.ndim == 2 and x_codes.dtype == weight.dtype == torch.int8
     if not fits or weight.shape[1] != x_codes.shape[1]:
         raise ValueError(
@@ -77,7 +99,7 @@ def check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: T
             f"a scale per row is needed: x_scale [{m}, 1] and weight_scale [{n}, 1], "
             f"not {list(x_scale.shape)} and {list(weight_scale.shape)}"
         )
-    bias, _, _, gamma, residual, out_scale = epilogue
+    bias, _, _, gamma, residual, out_scale, _ = epilogue
     if (gamma is None) != (residual is None) or (residual is not None and residual.shape != (m, n)):
         shape = None if residual is None else list(residual.shape)
         raise ValueError(f"residual must be [{m}, {n}] and come with gamma [{n}], not {shape}")
@@ -87,7 +109,8 @@ def check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: T
 def check_gemm_quantize(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> None:
-    check_gemm(x_codes, x_scale, weight, weight_scale, epilogue)
+    _check_gemm(x_codes, x_scale, weight, weight_scale, epilogue)
+    check_rotation(len(weight), epilogue.rotation)
     if epilogue.residual is not None or epilogue.out_scale is not None:
         raise ValueError(
             "a product that becomes codes under a scale per row takes neither a residual nor an out_scale: "

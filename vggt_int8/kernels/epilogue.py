@@ -11,6 +11,7 @@ class Epilogue(NamedTuple):
 
     bias: [N] float. dtype: of the result. gelu: exact GELU. gamma [N] and residual [M, N] float, which come together:
     `residual + gamma * y`. out_scale: one fp32 value; the result are int8 codes under it then, whatever `dtype` is.
+    rotation: of rows that become codes under a scale of each row (`int8_gemm_quantize`), the groups of `rotate`; or 0.
 
     A tuple, because every call makes one: that takes a third of the time of a frozen dataclass.
     """
@@ -21,6 +22,7 @@ class Epilogue(NamedTuple):
     gamma: Tensor | None = None
     residual: Tensor | None = None
     out_scale: Tensor | None = None
+    rotation: int = 0
 
     @property
     def out_dtype(self) -> torch.dtype:

@@ -53,7 +53,7 @@ def _flat(args: tuple[Any, ...]) -> tuple[Any, ...]:
 # The operands of a GEMM as `torch.library` has them: the fields of an `Epilogue` follow what is multiplied.
 _GEMM = (
     "Tensor x_codes, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype, "
-    "bool gelu=False, Tensor? gamma=None, Tensor? residual=None, Tensor? out_scale=None"
+    "bool gelu=False, Tensor? gamma=None, Tensor? residual=None, Tensor? out_scale=None, int rotation=0"
 )
 
 

@@ -41,11 +41,30 @@ def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     return quantize(x, scale), scale
 
 
-def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`.
+def rotate(x: Tensor, group: int) -> Tensor:
+    """Each run of `group` numbers of the last dimension times the orthonormal Hadamard matrix of that order, in fp32.
+
+    x [..., K] float, group a power of two that divides K -> [..., K] fp32. What is large in one number is spread over
+    its group, so that codes of one scale lose less. It is its own inverse, and leaves products of two rotated rows as
+    they are. The order of rows and columns is Sylvester's: entry (i, j) is (-1)^popcount(i & j) / sqrt(group).
+    """
+    y = x.float() * (1 / group**0.5)
+    distance = 1
+    while distance < group:
+        one, other = y.unflatten(-1, (-1, 2, distance)).unbind(-2)
+        y = torch.stack([one + other, one - other], dim=-2).flatten(-3)
+        distance *= 2
+    return y
+
+
+def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> tuple[Tensor, Tensor]:
+    """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`, `rotation` the groups of
+    `rotate`, or 0 for none.
 
     With a static scale every row gets the same one, except that NaN or inf in a row makes its scale NaN.
     """
+    if rotation:
+        x = rotate(x, rotation)
     if input_scale is None:
         return quantize_per_token(x)
     return quantize(x, input_scale), input_scale + (x.float() * 0).sum(dim=-1, keepdim=True)
@@ -117,7 +136,7 @@ def llm_int8_linear(
 
 
 def layer_norm_quantize(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None, rotation: int = 0
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm over the last dimension, in fp32, straight to codes [M, C] int8 and scales [M, 1] fp32.
 
@@ -125,7 +144,7 @@ def layer_norm_quantize(
     bias.
     """
     y = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
-    return quantize_rows(y, input_scale)
+    return quantize_rows(y, input_scale, rotation)
 
 
 def int8_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
@@ -140,7 +159,7 @@ def finish(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, epilogue: Epilogu
 
     acc [M, N] int32, scales as above -> [M, N] in `epilogue.out_dtype`.
     """
-    bias, dtype, gelu, gamma, residual, out_scale = epilogue
+    bias, dtype, gelu, gamma, residual, out_scale, _ = epilogue
     y = scaled_epilogue(acc, x_scale, weight_scale, bias, torch.float32)
     if gelu:
         y = F.gelu(y)
@@ -154,9 +173,9 @@ def int8_gemm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a dynamic scale per row, [M, 1] fp32.
 
-    The epilogue may have a bias and GELU.
+    The epilogue may have a bias, GELU and a rotation.
     """
-    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue))
+    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue), rotation=epilogue.rotation)
 
 
 def qk_norm_rope(

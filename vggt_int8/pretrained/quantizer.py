@@ -208,15 +208,16 @@ class EncodeTensor(ConversionOps):
             scale_name = f"{module_name}.weight_scale"
             missing_keys.discard(scale_name)
             codes, scale = empty_encoding(tensor, module.channel_axis)
-            self.quantizer.make(full_layer_name, _encode_into, codes, scale, tensor, module.channel_axis)
+            way = module.channel_axis, module.rotation
+            self.quantizer.make(full_layer_name, _encode_into, codes, scale, tensor, *way)
             return {full_layer_name: codes.unsqueeze(0), scale_name: scale}
         kept = torch.empty_like(tensor, dtype=slot.dtype)
         self.quantizer.make(full_layer_name, _round_into, kept, tensor, parameter)
         return {full_layer_name: kept}
 
 
-def _encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int) -> None:
-    encode_into(codes, scale, weight, channel_axis)
+def _encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int, rotation: int) -> None:
+    encode_into(codes, scale, weight, channel_axis, rotation)
     check_magnitude(scale)
 
 

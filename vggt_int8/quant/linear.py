@@ -5,6 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.kernels.reference import rotate
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.backends import Backend, auto_reason, backend_in_call, lacking, resolve
 from vggt_int8.quant.layer import Choice
@@ -17,6 +18,9 @@ class Int8Linear(Int8Storage):
 
     float64 is computed in fp32 inside. Raises ValueError for another K and TypeError for an x that holds no floats: who
     cast it to the dtype of this layer's weight, int8, read what is not meant to be read.
+
+    Where `rotation`, the size of its groups, is not 0, the codes are of a weight whose rows are rotated, as inputs are
+    (`kernels.reference.rotate`): in exact arithmetic that changes nothing.
 
     State: `weight` int8 [1, N, K] (`codes` is its [N, K] view), `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent,
     `input_scale` fp32 [1] for static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the
@@ -43,6 +47,7 @@ class Int8Linear(Int8Storage):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.scheme, self.backend = scheme, backend
+        self.rotation = scheme.rotation_of(in_features)
         self._allocate((out_features, in_features), (out_features, 1), bias, device)
         static = scheme.activations == "static"
         self.input_scale = self._parameter(torch.empty(1, dtype=torch.float32, device=device)) if static else None
@@ -56,17 +61,19 @@ class Int8Linear(Int8Storage):
         *,
         input_scale: Tensor | float | None = None,
         outlier_threshold: float = 0.0,
+        rotation: int = 0,
     ) -> Self:
         """Quantize a linear layer; it is not changed.
 
         activations: "dynamic", "none" (weight-only) or "static".
-        input_scale: for "static", the scale (absmax / 127) of the layer's input, one positive number.
+        input_scale: for "static", the scale (absmax / 127) of the layer's input, rotated if it is, one positive number.
+        outlier_threshold, rotation: as in `Scheme`.
 
         Raises `ValueError` for NaN or inf in the layer, and if `input_scale` and `activations` do not go together.
         """
-        scheme = Scheme(activations, outlier_threshold)
+        scheme = Scheme(activations, outlier_threshold, rotation)
         self = cls.unfilled(linear, scheme, backend)
-        self._store(*encode(linear.weight.detach(), channel_axis=0))
+        self._store(*encode(linear.weight.detach(), channel_axis=0, rotation=self.rotation))
         if linear.bias is not None:
             self.bias = self._parameter(to_fp16(linear.bias.detach(), "bias"))
         if (activations == "static") != (input_scale is not None):
@@ -82,7 +89,13 @@ class Int8Linear(Int8Storage):
 
     @classmethod
     def of(cls, layer: nn.Linear, scheme: Scheme, backend: str) -> Self:
-        return cls.from_linear(layer, scheme.activations, backend, outlier_threshold=scheme.outlier_threshold)
+        return cls.from_linear(
+            layer,
+            scheme.activations,
+            backend,
+            outlier_threshold=scheme.outlier_threshold,
+            rotation=scheme.rotation,
+        )
 
     @classmethod
     def unfilled(cls, layer: nn.Linear, scheme: Scheme, backend: str) -> Self:
@@ -128,12 +141,17 @@ class Int8Linear(Int8Storage):
             return x.new_empty(*x.shape[:-1], self.out_features)
         backend = backend_in_call(self.backend, self.scheme, device_type)
         if not (rows.requires_grad and torch.is_grad_enabled()):
-            y = backend.linear(rows, self)
+            y = self._product(backend, rows)
         else:
             with torch.no_grad():
-                y = backend.linear(rows, self)
-            y = _StraightThrough.apply(rows, y, self.codes, self.weight_scale)
+                y = self._product(backend, rows)
+            y = _StraightThrough.apply(rows, y, self.codes, self.weight_scale, self.rotation)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _product(self, backend: Backend, rows: Tensor) -> Tensor:
+        if self.rotation and not backend.rotates:
+            return backend.linear(rotate(rows, self.rotation), self).to(rows.dtype)
+        return backend.linear(rows, self)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.scheme.label}, backend={self.backend}"
@@ -153,11 +171,15 @@ class _StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, codes: Tensor, scale: Tensor, rotation: int) -> Tensor:
         ctx.save_for_backward(codes, scale)
+        ctx.rotation = rotation
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         codes, scale = ctx.saved_tensors
-        return grad @ dequantize(codes, scale, grad.dtype), None, None, None
+        grad = grad @ dequantize(codes, scale, grad.dtype)
+        if ctx.rotation:  # which is its own inverse
+            grad = rotate(grad, ctx.rotation).to(grad.dtype)
+        return grad, None, None, None, None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.kernels.cpu.threads import PIECE, pieces
-from vggt_int8.kernels.reference import CODE_MAX, quantize, scale_from_absmax
+from vggt_int8.kernels.reference import CODE_MAX, quantize, rotate, scale_from_absmax
 from vggt_int8.quant.layer import Int8Layer
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX, code_range, codes_problem, largest_codes, scale_problem
 
@@ -33,6 +33,7 @@ class Int8Storage(nn.Module, Int8Layer):
 
     code_axes: int
     channel_axis = 0  # of the float layer's weight, along which scales differ
+    rotation = 0  # in groups of how many the rows of the float layer's weight are rotated before they become codes
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
@@ -147,14 +148,15 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def encode(weight: Tensor, channel_axis: int) -> tuple[Tensor, Tensor]:
+def encode(weight: Tensor, channel_axis: int, rotation: int = 0) -> tuple[Tensor, Tensor]:
     """Quantize a float weight of any shape, one scale per index of `channel_axis`.
 
+    rotation: size of the groups in which a linear's rows are rotated first (`kernels.reference.rotate`), 0 for none.
     Returns int8 codes in the weight's shape and an fp32 scale that broadcasts over it. Channels whose scale would be
     denormal, which some devices take for zero, become zeros. Raises `ValueError` for NaN or inf.
     """
     codes, scale = empty_encoding(weight, channel_axis)
-    encode_into(codes, scale, weight, channel_axis)
+    encode_into(codes, scale, weight, channel_axis, rotation)
     return codes, scale
 
 
@@ -165,24 +167,28 @@ def empty_encoding(weight: Tensor, channel_axis: int) -> tuple[Tensor, Tensor]:
     return codes, weight.new_empty(scale_shape, dtype=torch.float32)
 
 
-def encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int) -> None:
+def encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int, rotation: int = 0) -> None:
     """`encode` into what `empty_encoding` made. Works in slices along the first axis, so that beside the result only a
     few megabytes of floats exist. Raises `ValueError` for NaN or inf; then the codes are not filled.
     """
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     at_once = PIECE if weight.device.type == "cpu" else _ENCODE_ELEMENTS
     rows = max(1, at_once // max(1, weight[0].numel()))
-    parts = [part.abs().amax(others, keepdim=True) for part in weight.split(rows)]
+    parts = [_rotated(part, rotation).abs().amax(others, keepdim=True) for part in weight.split(rows)]
     absmax = (torch.cat(parts) if channel_axis == 0 else torch.stack(parts).amax(0)).float()
     scale.copy_(scale_from_absmax(torch.where(absmax < SMALLEST_ABSMAX, 0, absmax)))
     if not bool(scale.isfinite().all()):
         raise ValueError("the weight holds NaN or inf, so it has no INT8 scale")
     for start in range(0, weight.shape[0], rows):
         part_scale = scale[start : start + rows] if channel_axis == 0 else scale
-        part = weight[start : start + rows]
+        part = _rotated(weight[start : start + rows], rotation)
         codes[start : start + rows] = (
             _quantize_alone(part, part_scale) if at_once == PIECE else quantize(part, part_scale)
         )
+
+
+def _rotated(weight: Tensor, rotation: int) -> Tensor:
+    return rotate(weight, rotation) if rotation else weight
 
 
 def _quantize_alone(x: Tensor, scale: Tensor) -> Tensor:

@@ -17,7 +17,16 @@ from vggt_int8.recipe.checks import (
     texts,
 )
 from vggt_int8.recipe.family import known_words
-from vggt_int8.recipe.scheme import ACTIVATIONS, ATTENTIONS, CHOICES, KEEP_DTYPES, OBSERVERS, WEIGHTS, Scheme
+from vggt_int8.recipe.scheme import (
+    ACTIVATIONS,
+    ATTENTIONS,
+    CHOICES,
+    KEEP_DTYPES,
+    OBSERVERS,
+    WEIGHTS,
+    Scheme,
+    check_rotation,
+)
 
 PATTERNS_ALONE, RECIPE_FORMAT = 1, 2
 MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500. Matching takes seconds at most
@@ -70,6 +79,7 @@ class Recipe:
 
     weights: "int8", or "keep" to quantize nothing unless a group or rule says so.
     activations, outlier_threshold: the default `Scheme`.
+    rotation: of every layer with INT8 activations; see `Scheme`.
     keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
     groups: name of a group or set of the model's family -> "keep", "weight_only", "dynamic" or "static".
     rules: choices by patterns on names, the first that fits decides.
@@ -86,6 +96,7 @@ class Recipe:
     weights: str = "int8"
     activations: str = "dynamic"
     outlier_threshold: float = 0.0
+    rotation: int = 0
     keep: str = "fp16"
     groups: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
@@ -119,9 +130,14 @@ class Recipe:
         integer("calibration_samples", self.calibration_samples, 1)
         if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
             raise RecipeError(f"vggt_1b is {shown(self.vggt_1b)}; it must be a table of module = number", "vggt_1b")
+        check_rotation(self.rotation)
         _ = self.scheme
         self._validate_groups()
         self._validate_patterns()
+        asked = {self.activations} if self.weights == "int8" else set()
+        asked |= {CHOICES[choice] for choice in self.groups.values()} | {rule.activations for rule in self.rules}
+        if self.rotation and asked.isdisjoint({"dynamic", "static"}):
+            raise RecipeError(f"rotation {self.rotation} has no effect: no layer has INT8 activations", "rotation")
         if self.include and self.weights == "keep":
             raise RecipeError(
                 "weights = 'keep' quantizes by groups and rules alone, so include has no effect: use weights = 'int8'",
@@ -159,14 +175,19 @@ class Recipe:
     @property
     def scheme(self) -> Scheme:
         """The default scheme."""
-        return Scheme(self.activations, self.outlier_threshold)
+        return self._scheme(self.activations)
 
     def rule_scheme(self, rule: Rule) -> Scheme | None:
         """The scheme a rule asks for; None when it keeps the layer."""
         if (rule.weights or self.weights) == "keep":
             return None
-        activations = rule.activations or self.activations
-        return Scheme(activations, self.outlier_threshold if activations == "dynamic" else 0.0)
+        return self._scheme(rule.activations or self.activations)
+
+    def _scheme(self, activations: str) -> Scheme:
+        if activations == "none":  # whatever other layers do with their inputs
+            return Scheme("none", self.outlier_threshold if self.activations == "none" else 0.0)
+        threshold = self.outlier_threshold if activations in ("dynamic", self.activations) else 0.0
+        return Scheme(activations, threshold, self.rotation)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (JSON-ready) from which `from_dict` makes an equal recipe; goes into `config.json`."""
@@ -179,6 +200,8 @@ class Recipe:
         data["vggt_1b"] = dict(self.vggt_1b)
         if self.format == PATTERNS_ALONE:
             del data["groups"]
+        if not self.rotation:  # so that versions which know no rotation still read what has none
+            del data["rotation"]
         return data
 
     @classmethod

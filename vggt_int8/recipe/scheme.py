@@ -1,5 +1,6 @@
 """Schemes: how one quantized layer computes, and the words by which recipes say so."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ CHOICES = {"keep": "", "weight_only": "none", "dynamic": "dynamic", "static": "s
 ATTENTIONS = ("float", "int8")
 OBSERVERS = ("minmax", "histogram", "per_channel")
 KEEP_DTYPES = ("fp16",)
+ROTATIONS = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,13 @@ class Scheme:
     activations: "none" (W8A16: weight-only), "dynamic" (W8A8: one scale per token, found at run time) or
         "static" (W8A8: one scale per layer, from calibration).
     outlier_threshold: 0, or the LLM.int8() threshold: input columns that reach it stay in floating point.
+    rotation: 0, or in groups of at most how many numbers, a power of two, inputs and weights are rotated before they
+        are rounded (`rotation_of` says how many for a layer).
     """
 
     activations: str = "dynamic"
     outlier_threshold: float = 0.0
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         one_of("activations", self.activations, ACTIVATIONS)
@@ -41,13 +46,30 @@ class Scheme:
                 f"outlier_threshold {threshold} needs activations = 'dynamic', not {self.activations!r}",
                 "outlier_threshold",
             )
+        check_rotation(self.rotation)
+        if self.rotation and (self.activations == "none" or threshold):
+            other = f"outlier_threshold {threshold}" if threshold else "activations = 'none'"
+            raise RecipeError(f"rotation {self.rotation} is for activations that are INT8, not for {other}", "rotation")
+
+    def rotation_of(self, in_features: int) -> int:
+        """The size of the groups in which a layer's inputs are rotated, which divides their number; 0: they are not."""
+        group = math.gcd(in_features, self.rotation) if self.rotation else 0
+        return group if group > 1 else 0
 
     @property
     def label(self) -> str:
-        """Short name for tables: "W8A16", "W8A8 dynamic", "W8A8 static" or "LLM.int8()"."""
+        """Short name for tables: "W8A16", "W8A8 dynamic", "W8A8 static rotated" or "LLM.int8()" and the like."""
         if self.outlier_threshold:
             return "LLM.int8()"
-        return "W8A16" if self.activations == "none" else f"W8A8 {self.activations}"
+        return "W8A16" if self.activations == "none" else f"W8A8 {self.activations}" + " rotated" * bool(self.rotation)
+
+
+def check_rotation(rotation: object) -> None:
+    """Raise `RecipeError` unless it is 0 or a power of two that the kernels take."""
+    if type(rotation) is not int or not (rotation == 0 or rotation in ROTATIONS):
+        raise RecipeError(
+            f"rotation is {shown(rotation)}; it must be 0 (off) or one of {', '.join(map(str, ROTATIONS))}", "rotation"
+        )
 
 
 @dataclass(frozen=True)

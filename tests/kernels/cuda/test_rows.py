@@ -6,20 +6,23 @@ import torch
 from tests.kernels.cuda.cases import DEVICE, INTERPRETED, assert_same, assert_same_codes, hard_rows, rand
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cuda import triton_norm
+from vggt_int8.recipe import Scheme
 
 FULL = [] if INTERPRETED else [(1041, 1024), (3 * 1374, 4096)]
-SHAPES = [(1, 64), (37, 37), (5, 1024), *FULL]  # M, K
+SHAPES = [(1, 64), (37, 37), (33, 96), (5, 1024), *FULL]  # M, K
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("m", "k"), SHAPES)
 @pytest.mark.parametrize("static", [False, True])
-def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: bool) -> None:
+@pytest.mark.parametrize("rotated", [False, True])
+def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: bool, rotated: bool) -> None:
     x = hard_rows(m, k, dtype)
     weight, bias = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype)
     scale = torch.tensor(0.03, device=DEVICE) if static else None
-    assert_same_codes(triton_norm.quantize_rows(x, scale), reference.quantize_rows(x, scale))
-    norm = (weight, bias, 1e-5, scale)
+    rotation = Scheme(rotation=256).rotation_of(k) if rotated else 0
+    assert_same_codes(triton_norm.quantize_rows(x, scale, rotation), reference.quantize_rows(x, scale, rotation))
+    norm = (weight, bias, 1e-5, scale, rotation)
     assert_same_codes(triton_norm.layer_norm_quantize(x, *norm), reference.layer_norm_quantize(x, *norm))
 
 

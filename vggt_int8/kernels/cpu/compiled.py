@@ -90,7 +90,7 @@ def load(path: Path, amx: bool) -> Library:
 def _multiply(loaded: Library, codes: Tensor, weight: Tensor) -> Tensor:
     (m, k), n = codes.shape, len(weight)
     out = codes.new_empty(m, n, dtype=torch.int32)
-    loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, m, n, k, out, None, None, None)
+    loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, 0, m, n, k, out, None, None, None)
     return out
 
 
@@ -107,12 +107,12 @@ _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "f": (ctypes.c_float, float),
 }
 _SIGNATURES = {
-    "vi_quantize_rows": "pqqppp",
-    "vi_layer_norm_quantize": "pqqppfppp",
+    "vi_quantize_rows": "pqqpqpp",
+    "vi_layer_norm_quantize": "pqqppfpqpp",
     "vi_layer_norm_halves": "ppqqqqppfp",
     "vi_qk_norm_rope": "pqqqpppppqf",
     "vi_resize": "pqqqqqqppppp",
-    "vi_linear": "ppppppppiqqqpppp",
+    "vi_linear": "ppppppppiqqqqpppp",
     "vi_predict": "pqqppqipp",
     "vi_weight_only": "pqqpppqp",
     "vi_conv": "pppppiqqqqqqqqqqqpp",
@@ -140,20 +140,20 @@ def as_floats(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None else t.float().contiguous() for t in tensors]
 
 
-def quantize_rows(x: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, input_scale: Tensor | None, rotation: int) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows` for x that is `usable`."""
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
-    call("vi_quantize_rows", x, *x.shape, input_scale, codes, scale)
+    call("vi_quantize_rows", x, *x.shape, input_scale, rotation, codes, scale)
     return codes, scale
 
 
 def layer_norm_quantize(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None, rotation: int
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize` for x that is `usable`."""
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
     floats = as_floats(weight, bias)
-    call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, codes, scale)
+    call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, rotation, codes, scale)
     return codes, scale
 
 
@@ -220,11 +220,11 @@ def _linear(
 ) -> None:
     """results: the int32 sums, floats, codes and a scale per row, those that are asked for."""
     (m, k), n = x_codes.shape, len(weight)
-    bias, _, gelu, gamma, residual, out_scale = epilogue
+    bias, _, gelu, gamma, residual, out_scale, rotation = epilogue
     codes, stored = x_codes.contiguous(), weight.contiguous()
     row_scale, column_scale, *parameters = as_floats(x_scale, weight_scale, bias, gamma)
     operands = (codes, row_scale, stored, column_scale, *parameters, residual, out_scale, int(gelu))
-    call("vi_linear", *operands, m, n, k, *results)
+    call("vi_linear", *operands, rotation, m, n, k, *results)
 
 
 def int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:

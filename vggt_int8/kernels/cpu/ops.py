@@ -21,25 +21,25 @@ _FEW_ROWS = 32  # of a weight-only layer, which reads its weight rather than com
 _WEIGHT_SLICE = 1 << 20  # elements of a weight-only layer that are floats at once
 
 
-def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows`."""
     if compiled.usable(x, input_scale):
-        return compiled.quantize_rows(x, input_scale)
+        return compiled.quantize_rows(x, input_scale, rotation)
     codes, scale = _codes(x, *x.shape)
     for rows in slices_of_rows(*x.shape):
-        codes[rows], scale[rows] = reference.quantize_rows(x[rows], input_scale)
+        codes[rows], scale[rows] = reference.quantize_rows(x[rows], input_scale, rotation)
     return codes, scale
 
 
 def layer_norm_quantize(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None, rotation: int = 0
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize`."""
     if compiled.usable(x, input_scale):
-        return compiled.layer_norm_quantize(x, weight, bias, eps, input_scale)
+        return compiled.layer_norm_quantize(x, weight, bias, eps, input_scale, rotation)
     codes, scale = _codes(x, *x.shape)
     for rows in slices_of_rows(*x.shape):
-        codes[rows], scale[rows] = reference.layer_norm_quantize(x[rows], weight, bias, eps, input_scale)
+        codes[rows], scale[rows] = reference.layer_norm_quantize(x[rows], weight, bias, eps, input_scale, rotation)
     return codes, scale
 
 
@@ -70,7 +70,7 @@ def int8_gemm_quantize(
         return compiled.int8_gemm_quantize(x_codes, x_scale, weight, weight_scale, epilogue)
     codes, scale = _codes(x_codes, len(x_codes), len(weight))
     for rows, result in _gemm_parts(x_codes, x_scale, weight, weight_scale, epilogue):
-        codes[rows], scale[rows] = reference.quantize_rows(result)
+        codes[rows], scale[rows] = reference.quantize_rows(result, rotation=epilogue.rotation)
     return codes, scale
 
 

@@ -209,7 +209,7 @@ def int8_gemm_into_(
     tile: Tile | None = None,
 ) -> None:
     """`int8_gemm` into `out` [M, N], which may be the residual: a program reads what it will overwrite first."""
-    bias, _, gelu, gamma, residual, out_scale = epilogue
+    bias, _, gelu, gamma, residual, out_scale, _ = epilogue
     (m, k), n = x_codes.shape, weight.shape[0]
     if m == 0:
         return

@@ -48,6 +48,7 @@ class QuantizedLinear(Protocol):
     weight_scale: Tensor
     bias: Tensor | None
     input_scale: Tensor | None
+    rotation: int
 
     @property
     def codes(self) -> Tensor: ...
@@ -57,6 +58,7 @@ class Backend(ABC):
     """One way to compute an `Int8Linear`."""
 
     name: str
+    rotates = False  # whether it rotates inputs itself, for layers that want that; else they arrive rotated, in fp32
 
     @abstractmethod
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
@@ -136,7 +138,7 @@ def backend_in_call(requested: str, scheme: Scheme, device_type: str) -> Backend
         requested = "reference"
     if torch.compiler.is_compiling():
         # In plain values: before torch 2.12 the compiler cannot hand a dataclass on.
-        name = _load(requested, scheme.activations, scheme.outlier_threshold, device_type)
+        name = _load(requested, scheme.activations, scheme.outlier_threshold, scheme.rotation, device_type)
         backend: Backend = getattr(_Loaded, name)
         return backend
     return resolve(requested, scheme, device_type)
@@ -149,9 +151,9 @@ def exports_onnx() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _load(requested: str, activations: str, outlier_threshold: float, device_type: str) -> str:
+def _load(requested: str, activations: str, outlier_threshold: float, rotation: int, device_type: str) -> str:
     """The name of the backend, which is an attribute of `_Loaded` from then on."""
-    backend = resolve(requested, Scheme(activations, outlier_threshold), device_type)
+    backend = resolve(requested, Scheme(activations, outlier_threshold, rotation), device_type)
     setattr(_Loaded, backend.name, backend)
     return backend.name
 

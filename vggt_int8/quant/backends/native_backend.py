@@ -18,6 +18,7 @@ from vggt_int8.recipe import Scheme
 
 class NativeBackend(Backend):
     name = "native"
+    rotates = True
 
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
         if scheme.outlier_threshold:
@@ -40,7 +41,7 @@ class NativeBackend(Backend):
         if layer.scheme.activations == "none":
             y = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
         else:
-            codes, scale = ops.quantize_rows(x, layer.input_scale)
+            codes, scale = ops.quantize_rows(x, layer.input_scale, layer.rotation)
             y = ops.int8_gemm(codes, scale, layer.codes, layer.weight_scale, Epilogue(layer.bias, x.dtype))
         return y
 

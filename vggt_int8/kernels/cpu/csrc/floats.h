@@ -125,6 +125,37 @@ static inline float expm1_of(float x, float *exp) {
   return x < -87.0f ? -1 : 2 * fmaf(p, half, half - 0.5f);
 }
 
+/* Each run of `group` numbers times the Hadamard matrix of that order over the root of it: sums and differences of pairs
+   at growing distances, first in lanes of one vector, then of whole vectors. group is a power of two, at least 2. */
+static inline void rotate_row(float *x, i64 k, i64 group) {
+  const float factor = (float)(1 / sqrt((double)group));
+  i64 i = 0;
+  if (group >= LANES) {
+    for (; i < k; i += LANES) {
+      floats y = *(const loose_floats *)(x + i) * factor;
+#define ADD_AND_SUBTRACT(d)                                                      \
+  {                                                                              \
+    const ints minus = ((LANE_NUMBERS & (d)) != 0) & INT32_MIN;                  \
+    y = ACROSS(y, d) + (floats)((ints)y ^ minus);                                \
+  }
+      FOR_EACH_DISTANCE(ADD_AND_SUBTRACT)
+      *(loose_floats *)(x + i) = y;
+    }
+  } else {
+    for (; i < k; i++) x[i] *= factor;
+  }
+  for (i64 d = group >= LANES ? LANES : 1; d < group; d *= 2)
+    for (i64 first = 0; first < k; first += 2 * d) {
+      float *a = x + first, *b = a + d;
+#pragma omp simd
+      for (i64 j = 0; j < d; j++) {
+        float one = a[j], other = b[j];
+        a[j] = one + other;
+        b[j] = one - other;
+      }
+    }
+}
+
 static inline void quantize_row(const float *x, i64 k, const float *input_scale, int8_t *codes, float *scale) {
   const float absmax = largest(x, k);
   float step = input_scale ? *input_scale : absmax / CODE_MAX;

@@ -188,9 +188,11 @@ static void linear_rows(const Linear *g, const Packed *p, const Result *out, i64
 }
 
 /* A row of hidden floats, which lie in panels, to codes and their scale. */
-static void quantize_hidden(const float *hidden, i64 step, i64 n, float *row, int8_t *codes, float *scale) {
+static void quantize_hidden(const float *hidden, i64 step, i64 n, i64 rotation, float *row, int8_t *codes,
+                            float *scale) {
   for (i64 first = 0; first < n; first += MAX_WIDTH, hidden += step)
     memcpy(row + first, hidden, 4 * min_of(MAX_WIDTH, n - first));
+  if (rotation) rotate_row(row, n, rotation);
   quantize_row(row, n, NULL, codes, scale);
 }
 
@@ -206,10 +208,11 @@ static i64 column_parts(i64 panels, i64 row_tiles, i64 threads) {
 }
 
 /* One of: the sums [m, n] int32; floats [m, n], which may be the residual; codes [m, n] under out_scale; codes and a
-   scale for each row, row_scale [m]. */
+   scale for each row, row_scale [m], of rows that are rotated first if asked. */
 int vi_linear(const int8_t *codes, const float *x_scale, const int8_t *weight, const float *weight_scale,
-              const float *bias, const float *gamma, const float *residual, const float *out_scale, int gelu, i64 m,
-              i64 n, i64 k, int32_t *out_sums, float *out_floats, int8_t *out_codes, float *row_scale, int threads) {
+              const float *bias, const float *gamma, const float *residual, const float *out_scale, int gelu,
+              i64 rotation, i64 m, i64 n, i64 k, int32_t *out_sums, float *out_floats, int8_t *out_codes,
+              float *row_scale, int threads) {
   Linear g = {codes, weight, x_scale, weight_scale, bias, gamma, residual, out_scale, m, n, k, gelu};
   Packed p = {.panel = groups_of(k) * MAX_WIDTH * 4, .pitch = groups_of(k) * 4};
   const i64 panels = parts_of(n, MAX_WIDTH), at_once = row_scale ? min_of(m, 3 * ROW_BLOCK) : m;
@@ -252,8 +255,8 @@ int vi_linear(const int8_t *codes, const float *x_scale, const int8_t *weight, c
 #pragma omp barrier
 #pragma omp for schedule(static)
           for (i64 row = begin; row < end; row++)
-            quantize_hidden(out.hidden + (row - begin) * MAX_WIDTH, at_once * MAX_WIDTH, n, spare, out_codes + row * n,
-                            row_scale + row);
+            quantize_hidden(out.hidden + (row - begin) * MAX_WIDTH, at_once * MAX_WIDTH, n, rotation, spare,
+                            out_codes + row * n, row_scale + row);
         }
       }
       threads_end();
