@@ -1,6 +1,6 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> {bench, training} -> {eval, export} -> pretrained -> runtime -> quant -> {model, kernels, geometry, …}
+    cli -> {bench, training, scorecard} -> {eval, export} -> pretrained -> runtime -> quant -> {model, kernels, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -42,7 +42,7 @@ TIERS = [
     {"runtime"},
     {"pretrained"},
     {"eval", "export", "auto_classes"},
-    {"bench", "training"},  # both score what they make, so both stand above eval
+    {"bench", "training", "scorecard"},  # all score what they or models make, so they stand above eval
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
@@ -158,6 +158,9 @@ def test_imports_point_down() -> None:
         ("cli/bench.py", "vggt_int8.bench.sweep", True),
         ("bench/sweep.py", "vggt_int8.export.report", True),
         ("training/validation.py", "vggt_int8.eval.metrics", True),
+        ("scorecard/pictures.py", "vggt_int8.export.depth_sheet", True),
+        ("eval/active.py", "vggt_int8.scorecard.cache", False),
+        ("scorecard/scores.py", "scipy.spatial", False),
         ("training/loop.py", "vggt_int8.bench.records", False),
         ("eval/metrics.py", "vggt_int8.training", False),
         ("scenes/render.py", "vggt_int8.eval.metrics", False),

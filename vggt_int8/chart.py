@@ -60,9 +60,13 @@ class Panel:
 
 
 def write_svg(path: Path, panels: Sequence[Panel], *, columns: int, size: tuple[int, int] = (440, 270)) -> None:
-    """Panels of `size` (width, height) row by row in one file, which appears when it is complete.
+    """What `draw_svg` draws as a file, which appears when it is complete. Raises OSError as `check_chart`."""
+    check_chart(path)
+    write_whole(path, draw_svg(panels, columns=columns, size=size) + "\n")
 
-    Raises OSError as `check_chart`.
+
+def draw_svg(panels: Sequence[Panel], *, columns: int, size: tuple[int, int] = (440, 270)) -> str:
+    """Panels of `size` (width, height) row by row as the text of an SVG picture.
 
     A name has one colour in all panels. Names are written below the last row once if all panels have the same ones,
     else below each panel.
@@ -88,8 +92,7 @@ def write_svg(path: Path, panels: Sequence[Panel], *, columns: int, size: tuple[
         f'<svg xmlns="http://www.w3.org/2000/svg" {area} viewBox="0 0 {width} {height}" '
         f'{FONT}>\n<rect {area} fill="white"/>\n'
     )
-    check_chart(path)
-    write_whole(path, text + "\n".join(parts) + "\n</svg>\n")
+    return text + "\n".join(parts) + "\n</svg>"
 
 
 def check_chart(path: Path) -> None:

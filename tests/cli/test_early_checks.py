@@ -18,7 +18,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded before this was said")
 
-    for module in ("run", "quantize", "compare"):
+    for module in ("run", "quantize", "compare", "eval"):
         monkeypatch.setattr(sys.modules[f"vggt_int8.cli.{module}"], "load_model", load)
     monkeypatch.setattr("vggt_int8.bench.source.load_source", load)
     monkeypatch.setattr("vggt_int8.pretrained.VGGTInt8.from_pretrained", load)
@@ -33,7 +33,7 @@ PLACES = {
 
 
 @pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize("command", ["run", "quantize", "demo"])
+@pytest.mark.parametrize("command", ["run", "quantize", "demo", "eval"])
 @pytest.mark.parametrize("place", PLACES)
 def test_the_output_folder(cli, tiny: Path, photos: list[Path], tmp_path: Path, command: str, place: str) -> None:
     (tmp_path / "link").symlink_to("gone")
@@ -41,7 +41,7 @@ def test_the_output_folder(cli, tiny: Path, photos: list[Path], tmp_path: Path, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    inputs = {"run": [tiny, photos[0]], "quantize": [tiny], "demo": []}[command]
+    inputs = {"run": [tiny, photos[0]], "quantize": [tiny], "demo": [], "eval": [tiny]}[command]
     said = cli(command, *inputs, "-o", tmp_path / place, code=2)
     assert PLACES[place] in said
     assert str(tmp_path / place) in said

@@ -59,10 +59,11 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (report["readme"], report["readme_changed"], report["plot"]) == (str(readme), True, None)
 
 
-@pytest.mark.parametrize("command", ["run", "compare", "inspect", "quantize"])
+@pytest.mark.parametrize("command", ["run", "compare", "inspect", "quantize", "eval"])
 def test_errors_leave_stdout_empty(command: str, tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
-    more = {"run": [absent, "-o", absent], "compare": [absent, absent], "inspect": [], "quantize": ["-o", absent]}
+    more = {"run": [absent, "-o", absent], "compare": [absent, absent], "inspect": []}
+    more |= {"quantize": ["-o", absent], "eval": ["-o", absent]}
     result = CliRunner().invoke(app, [command, absent, *more[command], "--json"])
     assert result.exit_code == 2
     assert result.stdout == ""

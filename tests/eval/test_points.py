@@ -14,7 +14,7 @@ from vggt_int8.geometry import quaternion_to_rotation
 def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to the nearest point."""
     if request.param == "all distances":
-        monkeypatch.setattr(points, "cKDTree", None)
+        monkeypatch.setattr(points, "_kd_tree", lambda: None)
     else:
         pytest.importorskip("scipy", reason="scipy is not installed: the extra eval, or test, has it")
     assert points.search_method() == request.param

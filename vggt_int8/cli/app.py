@@ -1,5 +1,6 @@
 """The command line as a whole: global options, and the subcommands of the other files."""
 
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from vggt_int8.cli import console, options
 from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
 from vggt_int8.cli.demo import demo
+from vggt_int8.cli.eval import eval_models
 from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.inspect import inspect_model
 from vggt_int8.cli.quantize import quantize
@@ -50,6 +52,12 @@ EXAMPLES = {
         "vggt-int8 compare facebook/VGGT-1B vggt-1b-int8 photos/",
         "vggt-int8 compare facebook/VGGT-1B facebook/VGGT-1B photos/ -r int8_weight_only",
         "vggt-int8 compare VGGT-1B vggt-1b-int8 photos/ --json | jq .geometry",
+    ),
+    "eval": (
+        "Examples:",
+        "vggt-int8 eval embedded -r int8_dynamic -r int8_weight_only -o scores [dim]# rendered scenes[/]",
+        "vggt-int8 eval facebook/VGGT-1B vggt-1b-int8 --data scenes/ -o scores",
+        "vggt-int8 eval embedded -r int8_dynamic -o scores --json | jq .rows[1].differences",
     ),
     "inspect": (
         "Examples:",
@@ -128,13 +136,15 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
     )
 
 
-COMMANDS: tuple[Command, ...] = (*(demo, run, quantize, compare, inspect_model, recipes, bench, bench_report, tune),)
+COMMANDS: tuple[Command, ...] = (
+    *(demo, run, quantize, compare, eval_models, inspect_model, recipes, bench, bench_report, tune),
+)
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),
     "train": ("Train a network on procedural scenes.", (train_run, train_measure, train_export, train_plot)),
 }
 for command in COMMANDS:
-    _add(app, command.__name__.removesuffix("_model").replace("_", "-"), command)
+    _add(app, re.sub("_models?$", "", command.__name__).replace("_", "-"), command)
 for name, (help, commands) in GROUPS.items():
     tree = _tree(name, help)
     for command in commands:

@@ -82,6 +82,18 @@ def recipe_option() -> dict[str, Any]:
     return {"metavar": "RECIPE", **checked(check, available_recipes)}
 
 
+def recipes_option() -> dict[str, Any]:
+    """The same for several."""
+    one = recipe_option()["callback"]
+
+    def callback(ctx: typer.Context, param: typer.CallbackParam, values: list[str] | None) -> list[str] | None:
+        for value in values or ():
+            one(ctx, param, value)
+        return values
+
+    return {**recipe_option(), "callback": callback}
+
+
 def device_option() -> dict[str, Any]:
     """The same for a device. Whether this machine has it is known later, when PyTorch is loaded."""
 

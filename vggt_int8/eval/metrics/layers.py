@@ -11,7 +11,9 @@ from vggt_int8.quant.layer import int8_layers
 
 
 @torch.no_grad()
-def layer_sqnr(model: nn.Module, quantized: nn.Module, images: Iterable[Tensor]) -> dict[str, float]:
+def layer_sqnr(
+    model: nn.Module, quantized: nn.Module, images: Iterable[Tensor], query_points: Tensor | None = None
+) -> dict[str, float]:
     """Name of each INT8 layer of `quantized` -> SQNR of its output against the float layer's, in decibels.
 
     Both see the same inputs: those that the layer of the floating-point `model` gets for `images` (batches
@@ -19,6 +21,8 @@ def layer_sqnr(model: nn.Module, quantized: nn.Module, images: Iterable[Tensor])
     over all calls and all batches: SQNR = 10 log10(sum of squares of the float output / sum of squares of the
     difference); infinite where a layer is exact. Each layer is computed by itself, by its own backend and in the dtype
     of its input.
+
+    query_points: [N, 2] pixels (x, y), without which a VGGT's track head does not run.
 
     Raises ValueError for a layer that `model` does not have, or that no batch reached, and if nothing is quantized.
     """
@@ -41,7 +45,7 @@ def layer_sqnr(model: nn.Module, quantized: nn.Module, images: Iterable[Tensor])
     hooks = [compare(name) for name in layers]
     try:
         for batch in images:
-            model(batch)
+            model(batch) if query_points is None else model(batch, query_points=query_points)
     finally:
         for hook in hooks:
             hook.remove()

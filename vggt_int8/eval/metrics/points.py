@@ -9,17 +9,14 @@ distances, so both are to be thinned alike.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vggt_int8.eval.metrics.align import Similarity, umeyama
-
-try:
-    from scipy.spatial import cKDTree
-except ImportError:  # an extra: all distances give the same, later
-    cKDTree = None
 
 _PAIRS = 1 << 23  # distances that are looked at at a time: 64 MB
 
@@ -77,16 +74,26 @@ def point_scores(
     )
 
 
+@cache
+def _kd_tree() -> Any:
+    """scipy's class, None without scipy: it is an extra, slow to import, and all distances give the same, later."""
+    try:
+        from scipy.spatial import cKDTree
+    except ImportError:
+        return None
+    return cKDTree
+
+
 def search_method() -> str:
     """How `nearest` searches here, for a report."""
-    return "all distances" if cKDTree is None else "scipy's k-d tree"
+    return "all distances" if _kd_tree() is None else "scipy's k-d tree"
 
 
 def nearest(queries: Tensor, cloud: Tensor) -> tuple[Tensor, Tensor]:
     """Points [N, 3] and [M, 3] -> distance [N] fp64 to the nearest of `cloud`, and its index [N]. Both on the CPU."""
     queries, cloud = queries.double(), cloud.double()
-    if cKDTree is not None:
-        distance, index = cKDTree(cloud.numpy()).query(queries.numpy())
+    if (tree := _kd_tree()) is not None:
+        distance, index = tree(cloud.numpy()).query(queries.numpy())
         return torch.from_numpy(distance), torch.from_numpy(index)
     found = [
         # By differences: the expanded square, which is faster, cancels where points are near.

@@ -1,0 +1,202 @@
+"""`vggt-int8 eval`: models over scenes with known geometry, in one table headed by the difference from the first."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggt_int8.cli import console, options
+from vggt_int8.cli.loading import EMBEDDED, Backend, Device, Dtype, fetch, load_model, resolve_device
+from vggt_int8.disk import check_place
+
+if TYPE_CHECKING:
+    from vggt_int8 import VGGTInt8
+    from vggt_int8.scorecard.cache import Predictions
+    from vggt_int8.scorecard.data import DataSet
+    from vggt_int8.scorecard.rows import Row
+
+SYNTHETIC = "synthetic"
+FILES = ("scores.json", "report.md", "report.html")
+
+
+def eval_models(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"Folders, Hub models, or {EMBEDDED}. The first computes in fp32; others are measured against it.",
+            show_default=False,
+            autocompletion=options.offer_embedded,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for predictions and the report.")],
+    data: Annotated[
+        str, typer.Option(help=f"{SYNTHETIC}, or a folder of `vggt-int8 scenes render`, or of such folders.")
+    ] = SYNTHETIC,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe", "-r", help="Also the first model under this recipe; repeatable.", **options.recipes_option()
+        ),
+    ] = None,
+    scenes: Annotated[
+        int | None,
+        typer.Option(help="How many; by default 32, of a folder all.", show_default=False, **options.between(1)),
+    ] = None,
+    views: Annotated[int, typer.Option(help="Images of a synthetic scene.", **options.between(1))] = 8,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            help="Height and width of synthetic images; by default the model's square.",
+            metavar="H W",
+            show_default=False,
+            **options.each_between(1),
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Of the synthetic scenes.", **options.choice("split", *options.SPLITS))
+    ] = "held_out",
+    points: Annotated[int, typer.Option(help="Most points of a scene's clouds.", **options.between(3))] = 5000,
+    icp: Annotated[bool, typer.Option("--icp", help="Refine the alignment of clouds by closest points.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the intervals and of the points.", **options.between(0))] = 0,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make predictions anew that other settings have made.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Score models against the truth and against the first of them; predictions are kept and not made twice."""
+    out = out.expanduser()
+    check_place(out)
+    _check_out(out)
+    from vggt_int8.scorecard.rows import make_rows
+    from vggt_int8.scorecard.scores import Protocol
+
+    target = resolve_device(device)
+    rows = make_rows(models, recipe or [], dtype, backend, "fp16" if target.type == "cuda" else "fp32")
+    for model in models:
+        fetch(model)
+    truth = _data(data, models[0], scenes, views, size, split)
+    predictions = _identified(rows, truth, out, target.type)
+    _export(rows, predictions, truth, str(target), overwrite)
+    protocol = Protocol(points=points, icp=icp, seed=seed)
+    document = _score(predictions, truth, protocol, target)
+    if as_json:
+        console.document("eval", {"out": out, **document})
+        return
+    from vggt_int8.scorecard.tables import markdown
+
+    console.say(markdown(document, layers=False))
+    console.say(f"Results: {', '.join(str(out / name) for name in FILES)}")
+
+
+def _check_out(out: Path) -> None:
+    """Raise OSError, naming it, if `out` is a file, or a folder of something else."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file, a folder is needed")
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    if foreign := sorted(names - {"predictions", *FILES}):
+        raise FileExistsError(f"{out} is not empty, {foreign[0]!r} is no file of an evaluation: choose another --out")
+    if names and "predictions" not in names:
+        raise FileExistsError(f"{out} holds {sorted(names)[0]!r} and no predictions, so it is not ours: move it away")
+
+
+def _data(data: str, model: str, scenes: int | None, views: int, size: tuple[int, int] | None, split: str) -> "DataSet":
+    from vggt_int8.embedded import resolve_source
+    from vggt_int8.pretrained.source import load_config
+    from vggt_int8.scorecard.data import RenderedScenes, StoredScenes
+
+    if data != SYNTHETIC:
+        return StoredScenes(Path(data), scenes)
+    config = load_config(resolve_source(model), {})
+    chosen = size or (config.img_size, config.img_size)
+    if chosen[0] % config.patch_size or chosen[1] % config.patch_size:
+        raise ValueError(
+            f"--size is {chosen[0]} {chosen[1]}: both must be multiples of the model's patch size {config.patch_size}"
+        )
+    return RenderedScenes(scenes or 32, views, chosen, split)
+
+
+def _identified(rows: "list[Row]", data: "DataSet", out: Path, device_type: str) -> "list[Predictions]":
+    """Each row's place in the cache, told apart by everything that decides its numbers."""
+    from vggt_int8 import __version__, load_recipe
+    from vggt_int8.export.repeat import identify_model
+
+    with console.step("Looking at models and data"):
+        shared = {"data": data.identity(), "device": device_type, "version": __version__, "format_version": 1}
+        found = []
+        for row in rows:
+            recipe = None if row.recipe is None else load_recipe(row.recipe).to_dict()
+            model = identify_model(row.model)
+            if model["value"] is None:
+                raise FileNotFoundError(f"{row.model} is neither a folder nor a file here, nor a model in the cache")
+            found.append(row.predictions(out, {"model": model, "recipe": recipe, **shared}))
+    return found
+
+
+def _export(rows: "list[Row]", predictions: "list[Predictions]", data: "DataSet", device: str, overwrite: bool) -> None:
+    """Fill the cache. The first model stays loaded while others are, since single layers are compared with it."""
+    from vggt_int8.scorecard.cache import StaleError
+    from vggt_int8.scorecard.rows import describe, export, is_complete
+
+    missing = []
+    for row, kept in zip(rows, predictions, strict=True):
+        try:
+            complete = is_complete(kept, data)
+        except StaleError:
+            if not overwrite:
+                raise
+            kept.clear()
+            complete = False
+        if not complete:
+            missing.append((row, kept))
+    reference: VGGTInt8 | None = None
+    for row, kept in missing:
+        model = load_model(row.model, recipe=row.recipe, backend=row.backend, device=device, dtype=row.dtype)
+        with console.step(f"Predicting with {row.label}") as progress:
+            export(model, kept, data, progress)
+        if row is rows[0]:
+            reference = model
+        elif reference is None:
+            reference = load_model(rows[0].model, backend=rows[0].backend, device=device, dtype=rows[0].dtype)
+        with console.step(f"Looking at the layers of {row.label}"):
+            kept.write_facts(describe(model, reference, data))
+
+
+def _score(predictions: "list[Predictions]", data: "DataSet", protocol: Any, target: Any) -> dict[str, Any]:
+    """Score the cache, and write the three files of the report."""
+    from dataclasses import asdict
+
+    from vggt_int8.eval.metrics.points import search_method
+    from vggt_int8.export.repeat import command_line
+    from vggt_int8.export.report import describe_machine, installed_versions
+    from vggt_int8.files import write_json, write_whole
+    from vggt_int8.plain_data import finite
+    from vggt_int8.scorecard.page import page
+    from vggt_int8.scorecard.summary import summarize
+    from vggt_int8.scorecard.tables import markdown
+
+    with console.step("Scoring") as progress:
+        rows = summarize(predictions, data, protocol, progress)
+    document = {
+        "format_version": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command_line": command_line(),
+        "versions": installed_versions(),
+        "machine": describe_machine(target),
+        "data": data.identity(),
+        "protocol": asdict(protocol),
+        "search": search_method(),
+        "scenes": len(data),
+        "rows": rows,
+    }
+    out = predictions[0].folder.parent.parent
+    with console.step(f"Writing {out}"):
+        write_whole(out / "report.md", markdown(document))
+        write_whole(out / "report.html", page(document, predictions, data))
+        write_json(out / "scores.json", finite(document))
+    return document

@@ -1,0 +1,150 @@
+"""Scenes to score models on: rendered ones, stored folders, and whatever else can be iterated as `DataSet`."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vggt_int8.geometry import camera_center, unproject_depth
+from vggt_int8.scenes import load_scene, render_scenes, scene_seeds
+from vggt_int8.scenes.render import GENERATOR_VERSION
+
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class TrueScene:
+    """One scene of S views of H x W pixels, on the CPU; what is not known is None. Conventions: `vggt_int8.geometry`.
+
+    images [S, 3, H, W] in [0, 1]; extrinsic [S, 3, 4] camera from world; intrinsic [S, 3, 3] pixels; depth [S, H, W]
+    along the camera's z axis, and valid [S, H, W] bool, where it is known.
+    """
+
+    name: str
+    images: Tensor
+    extrinsic: Tensor | None = None
+    intrinsic: Tensor | None = None
+    depth: Tensor | None = None
+    valid: Tensor | None = None
+
+    def points(self) -> Tensor | None:
+        """[S, H, W, 3] in the world's frame, None where depth or cameras are not known."""
+        if self.depth is None or self.extrinsic is None or self.intrinsic is None:
+            return None
+        return unproject_depth(self.depth, self.extrinsic, self.intrinsic)
+
+    def scale(self) -> float | None:
+        """The scene's scale: mean distance of its valid points from the first camera; of the other cameras where no
+        depth is known, None where these do not move, or are not known. In the unit of the truth."""
+        points = self.points()
+        if points is not None and self.extrinsic is not None and self.valid is not None and self.valid.any():
+            return (points[self.valid] - camera_center(self.extrinsic[0])).norm(dim=-1).mean().item()
+        if self.extrinsic is None or len(self.extrinsic) < 2:
+            return None
+        centers = camera_center(self.extrinsic)
+        return (centers[1:] - centers[0]).norm(dim=-1).mean().item() or None
+
+
+class DataSet(Protocol):
+    """What `eval` reads: a fixed number of scenes in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[TrueScene]: ...
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-ready; changes whenever an image or a true value does, so that old predictions are told apart."""
+        ...
+
+
+class RenderedScenes:
+    """Scenes 0 ... scenes - 1 of a split of the procedural ones, `views` views of `size` (H, W) each.
+
+    They are read once a model, so up to `_KEPT_BYTES` of them stay in memory; others are rendered again.
+    """
+
+    def __init__(self, scenes: int, views: int, size: tuple[int, int], split: str = "held_out") -> None:
+        self.scenes, self.views, self.size, self.split = scenes, views, size, split
+        self._kept: list[TrueScene] = []
+
+    def __len__(self) -> int:
+        return self.scenes
+
+    def __iter__(self) -> Iterator[TrueScene]:
+        for index in range(self.scenes):
+            yield self._kept[index] if index < len(self._kept) else self._render(index)
+
+    def _render(self, index: int) -> TrueScene:
+        # By itself: in a batch of another size it would have other bits.
+        batch = render_scenes(scene_seeds(self.split, [index]), self.views, self.size)
+        known = (batch.images, batch.extrinsic, batch.intrinsic, batch.depth, batch.valid)
+        scene = TrueScene(f"{self.split} {index}", *(tensor[0] for tensor in known))
+        bytes_of_one = sum(tensor.nbytes for tensor in known)
+        if index == len(self._kept) and (index + 1) * bytes_of_one <= _KEPT_BYTES:
+            self._kept.append(scene)
+        return scene
+
+    def identity(self) -> dict[str, Any]:
+        """Without their number: scene i is the same among few and among many, so more can be added."""
+        return {
+            "kind": "rendered",
+            "generator_version": GENERATOR_VERSION,
+            "split": self.split,
+            "views": self.views,
+            "size": list(self.size),
+        }
+
+
+class StoredScenes:
+    """A folder that `vggt-int8 scenes render` wrote, or one of such folders, in natural order."""
+
+    def __init__(self, folder: Path, most: int | None = None) -> None:
+        """most: use no more than the first so many. Raises FileNotFoundError, naming the folder, if it has none, and
+        what `load_scene` raises for one that is damaged."""
+        folder = folder.expanduser()
+        found = (
+            [folder]
+            if (folder / "scene.json").is_file()
+            else sorted((path.parent for path in folder.glob("*/scene.json")), key=lambda path: _natural(path.name))
+        )
+        if not found:
+            raise FileNotFoundError(
+                f"{folder} holds no stored scene: pass a folder that `vggt-int8 scenes render --to` wrote, or one of "
+                "such folders"
+            )
+        self.folders = found[:most]
+        for path in self.folders:
+            load_scene(path)  # what is damaged is said now
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def __iter__(self) -> Iterator[TrueScene]:
+        for folder in self.folders:
+            scene = load_scene(folder)
+            yield TrueScene(folder.name, scene.images, scene.extrinsic, scene.intrinsic, scene.depth, scene.valid)
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "stored", "scenes": {folder.name: _digest(folder) for folder in self.folders}}
+
+
+def _digest(folder: Path) -> str:
+    """sha256 over names and contents of a stored scene's files."""
+    total = hashlib.sha256()
+    for path in sorted([folder / "scene.json", *folder.glob("*.png")]):
+        total.update(f"{path.name} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def first_scenes(data: DataSet, count: int) -> list[TrueScene]:
+    """The first `count` scenes, or all if there are fewer."""
+    return [scene for scene, _ in zip(data, range(count), strict=False)]
