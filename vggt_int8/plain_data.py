@@ -6,6 +6,7 @@ their own.
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 DEEPEST = 32  # levels of lists and tables; a config.json of ours has five
@@ -19,6 +20,17 @@ def shown(value: Any, most: int = 80) -> str:
         text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     text = " ".join(text.split()) if "\n" in text else text
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def is_integer(value: Any) -> bool:
+    """Python's and NumPy's; True and False are none, although they would count as 1 and 0."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_integer(name: str, value: Any, otherwise: str = "") -> None:
+    """Raise TypeError for what is none."""
+    if not is_integer(value):
+        raise TypeError(f"{name} is {shown(value)}; it must be an integer{otherwise}")
 
 
 def too_deep(value: Any) -> bool:

@@ -155,3 +155,13 @@ def test_a_source_whose_head_did_not_run_is_an_error(scene: Scene) -> None:
 def test_wrong_options_name_the_value(scene: Scene, options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         collect_points(scene, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"confidence_percentile": True}, {"confidence_percentile": "25"}, {"max_points": True}, {"max_points": 1e4}],
+)
+def test_options_of_another_kind_name_the_value(scene: Scene, options: dict[str, object]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(TypeError, match=f"{name} is {value!r}; it must be an? (integer|number)"):
+        collect_points(scene, **options)

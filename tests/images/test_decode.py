@@ -115,6 +115,9 @@ def test_the_pixels_that_a_file_declares_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too large: 4096 pixels"):
         load_images(small, max_pixels=4095)
     assert load_images(small, max_pixels=4096, size=14).shape == (1, 3, 14, 14)
+    for wrong in (True, 1e6, "9"):
+        with pytest.raises(TypeError, match=f"max_pixels is {wrong!r}; it must be an integer"):
+            open_image(path, max_pixels=wrong)
     with pytest.raises(ValueError, match="max_pixels is 0"):
         load_images(small, max_pixels=0)
 
@@ -331,3 +334,10 @@ def test_what_is_no_model_and_what_contradicts_one_is_refused(photo: Path) -> No
     for options in ({"size": 518}, {"patch_size": 14}):
         with pytest.raises(ValueError, match="beside model="):
             load_images(photo, model=VGGTConfig(), **options)
+
+
+@pytest.mark.parametrize("wrong", [True, 14.0, "14"])
+@pytest.mark.parametrize("name", ["size", "patch_size"])
+def test_sizes_are_integers(photo: Path, name: str, wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is {wrong!r}; it must be an integer$"):
+        load_images(photo, **{name: wrong})

@@ -64,6 +64,8 @@ def test_a_call_is_not_changed(model: VGGT) -> None:
         ({"query_points": torch.zeros(0, 2)}, ValueError, "N > 0"),
         ({"query_points": [[1, 2]]}, TypeError, r"query_points must be a tensor .*got list"),
         ({"frames_chunk_size": 0}, ValueError, "frames_chunk_size must be at least 1"),
+        ({"frames_chunk_size": True}, TypeError, "frames_chunk_size is True; it must be an integer, or None for all"),
+        ({"frames_chunk_size": 2.0}, TypeError, "frames_chunk_size is 2.0"),
     ],
 )
 def test_nothing_runs_for_what_does_not_fit(

@@ -121,6 +121,7 @@ def test_options_without_effect_are_refused(tmp_path: Path, kind: type[VGGT]) ->
         ({"distributed_checkpoint": True}, "does not take distributed_checkpoint=True"),
         ({"commit_message": "hello"}, "commit_message with push_to_hub=True alone"),
         ({"repo_id": "a/b"}, "repo_id with push_to_hub=True alone"),
+        ({"max_shard_size": True}, "max_shard_size is True; it must be an integer of bytes, or text like"),
     ]:
         with pytest.raises(TypeError, match=message):
             model.save_pretrained(tmp_path / "out", **options)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -247,6 +248,9 @@ def test_splits_never_share_a_seed() -> None:
         (lambda: scene_seeds("train", [-1]), "scene index -1"),
         (lambda: scene_seeds("train", [1 << 48]), "scene index 281474976710656"),
         (lambda: render_scenes([], 2), "at least one integer"),
+        (lambda: render_scenes([1, True], 2), "integers of 64 bits, got True"),
+        (lambda: render_scenes(torch.tensor([True]), 2), "integers of 64 bits, got torch.bool"),
+        (lambda: next(scene_batches("free", 1, 0, (8, 8))), "frames=0"),
         (lambda: render_scenes([1], 0), "frames=0"),
         (lambda: render_scenes([1], 2, (0, 8)), r"size \(0, 8\)"),
     ],
@@ -254,6 +258,35 @@ def test_splits_never_share_a_seed() -> None:
 def test_bad_requests_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("wrong", [True, 2.0, "2", None])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda wrong: scene_seeds("free", [0, wrong]), "a scene index is {}"),
+        (lambda wrong: render_scenes([1], wrong), "frames is {}"),
+        (lambda wrong: render_scenes([1], 2, (wrong, 8)), "height is {}"),
+        (lambda wrong: render_scenes([1], 2, (8, wrong)), "width is {}"),
+        (lambda wrong: render_scenes([1], 2, (8, 8), supersample=wrong), "supersample is {}"),
+        (lambda wrong: render_scenes([1], 2, (8, 8), tracks=wrong), "tracks is {}"),
+        (lambda wrong: next(scene_batches("free", wrong, 2, (8, 8))), "scenes is {}"),
+        (lambda wrong: next(scene_batches("free", 1, wrong, (8, 8))), "frames is {}"),
+        (lambda wrong: next(scene_batches("free", 1, 2, (8, 8), frames_per_batch=wrong)), "frames_per_batch is {}"),
+    ],
+)
+def test_numbers_that_are_no_integers_are_named(call, message: str, wrong: object) -> None:
+    with pytest.raises(TypeError, match=message.format(repr(wrong)) + "; it must be an integer"):
+        call(wrong)
+
+
+def test_integers_of_numpy_and_tensors_are_integers() -> None:
+    expected = scene_seeds("demo", [3, 4])
+    assert torch.equal(scene_seeds("demo", np.array([3, 4])), expected)
+    assert torch.equal(scene_seeds("demo", torch.tensor([3, 4])), expected)
+    assert torch.equal(
+        render_scenes([np.int64(5)], np.int32(1), (8, 8)).depth, render_scenes(torch.tensor([5]), 1, (8, 8)).depth
+    )
 
 
 @pytest.mark.gpu

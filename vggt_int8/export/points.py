@@ -1,6 +1,7 @@
 """points.ply: the coloured point cloud of what the images show, without non-finite and the least confident points."""
 
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vggt_int8.export.color import Array, Colors
 from vggt_int8.export.scene import Scene
+from vggt_int8.plain_data import check_integer, shown
 
 PointSource = Literal["depth", "world_points"]
 SEED = 0  # of the random subset under `max_points`
@@ -28,13 +30,17 @@ class PointCloud:
 
 
 def check_point_options(source: str | None, confidence_percentile: float, max_points: int | None) -> None:
-    """Raise ValueError, naming the value, for what `collect_points` does not take; needs no scene."""
+    """Raise ValueError or TypeError, naming the value, for what `collect_points` does not take; needs no scene."""
     if source is not None and source not in get_args(PointSource):
         raise ValueError(f"source is {source!r}; it must be {' or '.join(map(repr, get_args(PointSource)))}, or None")
+    if isinstance(confidence_percentile, bool) or not isinstance(confidence_percentile, Real):
+        raise TypeError(f"confidence_percentile is {shown(confidence_percentile)}; it must be a number from 0 to 100")
     if not 0 <= confidence_percentile <= 100:
         raise ValueError(f"confidence_percentile is {confidence_percentile}; it must be from 0 to 100")
-    if max_points is not None and max_points < 1:
-        raise ValueError(f"max_points is {max_points}; it must be at least 1, or None for all")
+    if max_points is not None:
+        check_integer("max_points", max_points, ", or None for all")
+        if max_points < 1:
+            raise ValueError(f"max_points is {max_points}; it must be at least 1, or None for all")
 
 
 def collect_points(

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from vggt_int8.images.formats import RAW_SUFFIXES, about_tiff, readable_formats, why_unreadable, words_for
 from vggt_int8.images.pixels import Pixels, Stored, to_pixels
 from vggt_int8.images.planes import name_planes
+from vggt_int8.plain_data import check_integer
 
 MAX_PIXELS = 250_000_000  # 200-megapixel cameras of phones, with room
 MAX_SIDE = 1_000_000  # a row of one pixel costs as much memory and time as a row of many
@@ -74,7 +75,8 @@ def open_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> I
 
 def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
     """Open a file as an image without decoding it. Raises as `open_image`, but for damage behind the header."""
-    header, has_white = _without_texts_if_too_large(path, lambda source: _read_header(path, source, max_pixels))
+    limit = _limit(max_pixels)
+    header, has_white = _without_texts_if_too_large(path, lambda source: _read_header(path, source, limit))
     if not has_white:
         decode_image(path, max_pixels=max_pixels)  # raises, with the range that it finds
     return header
@@ -82,7 +84,8 @@ def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
 
 def decode_image(path: Path, *, max_pixels: int | None = None, at_least: int | None = None) -> Decoded:
     """at_least: pixels that the shorter side needs; photographs above Pillow's limit are reduced towards it."""
-    return _without_texts_if_too_large(path, lambda source: _decode(path, source, max_pixels, at_least))
+    limit = _limit(max_pixels)
+    return _without_texts_if_too_large(path, lambda source: _decode(path, source, limit, at_least))
 
 
 def _without_texts_if_too_large(path: Path, use: Callable[[Path | BytesIO], T]) -> T:
@@ -95,15 +98,15 @@ def _without_texts_if_too_large(path: Path, use: Callable[[Path | BytesIO], T]) 
         return use(BytesIO(_png_without_texts(path)))
 
 
-def _read_header(path: Path, source: Path | BytesIO, max_pixels: int | None) -> tuple[Header, bool]:
+def _read_header(path: Path, source: Path | BytesIO, limit: int | None) -> tuple[Header, bool]:
     """And whether it is known which value is white."""
-    with _named_errors(path), _opened(path, source, max_pixels) as image:
+    with _named_errors(path), _opened(path, source, limit) as image:
         header = Header(str(image.format), (image.height, image.width), getattr(image, "n_frames", 1))
         return header, Stored.of(image).has_white(image.mode)
 
 
-def _decode(path: Path, source: Path | BytesIO, max_pixels: int | None, at_least: int | None) -> Decoded:
-    with _named_errors(path), _opened(path, source, max_pixels) as image:
+def _decode(path: Path, source: Path | BytesIO, limit: int | None, at_least: int | None) -> Decoded:
+    with _named_errors(path), _opened(path, source, limit) as image:
         stored = Stored.of(image)
         full, factor = image.size, 1
         if at_least is not None and image.width * image.height > _REDUCED_ABOVE:
@@ -167,7 +170,7 @@ def _in_strips(image: Image.Image, stored: Stored, factor: int) -> Pixels:
 
 
 @contextmanager
-def _opened(path: Path, source: Path | BytesIO, max_pixels: int | None) -> Iterator[Image.Image]:
+def _opened(path: Path, source: Path | BytesIO, limit: int | None) -> Iterator[Image.Image]:
     """The image at its first frame, its kind and declared size checked.
 
     Pillow's own warnings, of metadata mostly, are neither shown nor, as errors, taken for damage.
@@ -181,7 +184,6 @@ def _opened(path: Path, source: Path | BytesIO, max_pixels: int | None) -> Itera
         raise _RefusedError(f"{path} is empty (0 bytes)")
     if path.suffix.lower() in RAW_SUFFIXES:  # many are TIFFs: Pillow would read the small preview in them
         raise _RefusedError(f"{path} cannot be read: {words_for(path.suffix)}")
-    limit = _limit(max_pixels)
     try:
         image = _open_up_to(limit, source)
     except Image.DecompressionBombError as error:
@@ -218,8 +220,9 @@ def _open_up_to(limit: int | None, source: Path | BytesIO) -> Image.Image:
 def _limit(max_pixels: int | None) -> int | None:
     """Pixels that are decoded at most; None: any number."""
     if max_pixels is not None:
+        check_integer("max_pixels", max_pixels)
         if max_pixels < 1:
-            raise _RefusedError(f"max_pixels is {max_pixels}; it must be at least 1")
+            raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1")
         return max_pixels
     return MAX_PIXELS if Image.MAX_IMAGE_PIXELS == _PILLOW_LIMIT else Image.MAX_IMAGE_PIXELS
 

@@ -14,6 +14,7 @@ from vggt_int8.images.find import Source, find_images
 from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
 from vggt_int8.images.names import some_names
 from vggt_int8.images.pixels import narrow_bits
+from vggt_int8.plain_data import check_integer
 
 
 @overload
@@ -69,8 +70,8 @@ def load_images(
     16-bit images that use fewer bits.
 
     Raises FileNotFoundError for a path or pattern without a file, and ValueError, which names the file or folder,
-    for one that is empty, truncated, not an image, of an unknown range, or too large. Errors of the file system
-    (permission) stay what they are.
+    for one that is empty, truncated, not an image, of an unknown range, or too large; TypeError for sizes that are no
+    integers. Errors of the file system (permission) stay what they are.
     """
     size, patch_size = _checked_sizes(mode, model, size, patch_size)
     paths = find_images(images, stacklevel=2)
@@ -155,6 +156,8 @@ def _checked_sizes(mode: str, model: Any, size: int | None, patch_size: int | No
                 "VGGT or a VGGTConfig, or size= and patch_size="
             )
     size, patch_size = 518 if size is None else size, 14 if patch_size is None else patch_size
+    check_integer("size", size)
+    check_integer("patch_size", patch_size)
     if patch_size < 1 or size < patch_size or size % patch_size:
         raise ValueError(f"size {size} must be a positive multiple of patch_size {patch_size}")
     return size, patch_size

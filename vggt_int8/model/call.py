@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.model.config import VGGTConfig
+from vggt_int8.plain_data import check_integer
 
 if TYPE_CHECKING:
     from vggt_int8.model.vggt import VGGT
@@ -56,8 +57,12 @@ class Call:
         heads = _checked_heads(heads, present, query_points is not None)
         if query_points is not None:
             query_points = _checked_query_points(query_points, images, config.track_corr_levels)
-        if frames_chunk_size is not None and frames_chunk_size < 1:
-            raise ValueError(f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}")
+        if frames_chunk_size is not None and not isinstance(frames_chunk_size, torch.SymInt):  # of a graph's own sizes
+            check_integer("frames_chunk_size", frames_chunk_size, ", or None for all frames")
+            if frames_chunk_size < 1:
+                raise ValueError(
+                    f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}"
+                )
         return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config))
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
 from vggt_int8.files import staged_folder, sync, undo_exchange
+from vggt_int8.plain_data import check_integer
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.save_id import KEY, NO_ID, stamp
 
@@ -91,6 +92,8 @@ def check_saving(
             )
             raise TypeError(f"save_pretrained does not take {name}={value!s:.60}: {hint}")
     options = {name: keywords[name] for name in ("max_shard_size", "state_dict") if name in keywords}
+    if not isinstance(options.get("max_shard_size", ""), str):
+        check_integer("max_shard_size", options["max_shard_size"], ' of bytes, or text like "5GB"')
     if options.get("state_dict") is not None and getattr(model, "hf_quantizer", None) is not None:
         raise TypeError(
             "save_pretrained does not take state_dict= of a quantized model, which is saved as it is: change it by "

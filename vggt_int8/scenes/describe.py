@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.geometry import compose_extrinsics, invert_extrinsic
+from vggt_int8.plain_data import check_integer, is_integer
 from vggt_int8.scenes.layout import clear_camera_space, draw_layout
 from vggt_int8.scenes.paths import draw_cameras
 from vggt_int8.scenes.raycast import rays_in_unit_space
@@ -60,13 +61,15 @@ def describe_scenes(
     others once its height is rounded to whole patches: 112 x 84 in 112 x 80 pixels has 84 / 80.
     """
     if not isinstance(seeds, Tensor):
-        if bad := [seed for seed in seeds if not hasattr(seed, "__index__") or not -(2**63) <= seed < 2**63]:
+        if bad := [seed for seed in seeds if not is_integer(seed) or not -(2**63) <= seed < 2**63]:
             raise ValueError(f"seeds must be integers of 64 bits, got {bad[0]!r}")
-    elif seeds.is_floating_point():
+    elif seeds.is_floating_point() or seeds.dtype == torch.bool:
         raise ValueError(f"seeds must be integers of 64 bits, got {seeds.dtype}")
     seeds = torch.as_tensor(seeds, dtype=torch.int64).cpu()
     if seeds.dim() != 1 or len(seeds) == 0:
         raise ValueError(f"seeds must be a list of at least one integer, got shape {tuple(seeds.shape)}")
+    for name, number in (("frames", frames), ("height", size[0]), ("width", size[1])):
+        check_integer(name, number)
     if frames < 1 or min(size) < 1:
         raise ValueError(f"a scene needs views and pixels, got frames={frames} of size {tuple(size)}")
     if not 0 < pixel_aspect[0] <= pixel_aspect[1] < float("inf"):

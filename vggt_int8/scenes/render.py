@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.geometry import project_points, unproject_depth
+from vggt_int8.plain_data import check_integer
 from vggt_int8.scenes.describe import SceneDescription, describe_scenes
 from vggt_int8.scenes.seeds import Uniforms, scene_seeds
 from vggt_int8.scenes.shading import trace_color, trace_depth
@@ -91,6 +92,10 @@ def scene_batches(
 
     frames_per_batch: the most views of a batch, all scenes together; at least one scene is in each.
     """
+    for name, number in (("scenes", scenes), ("frames", frames), ("frames_per_batch", frames_per_batch)):
+        check_integer(name, number)
+    if frames < 1:
+        raise ValueError(f"a scene needs views, got frames={frames}")
     per_batch = max(1, frames_per_batch // frames)
     for first in range(0, scenes, per_batch):
         seeds = scene_seeds(split, range(first, min(first + per_batch, scenes)))
@@ -106,6 +111,8 @@ def render_description(
     compiled: bool = False,
 ) -> SceneBatch:
     """The second half of `render_scenes`, on the description's device."""
+    check_integer("supersample", supersample)
+    check_integer("tracks", tracks)
     if supersample < 1 or tracks < 0:
         raise ValueError(f"supersample must be at least 1 and tracks at least 0, got {supersample} and {tracks}")
     extrinsic, intrinsic = description.extrinsic, description.intrinsic

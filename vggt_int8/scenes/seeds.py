@@ -16,6 +16,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from vggt_int8.plain_data import check_integer
+
 SPLITS = {"free": 0, "train": 1, "held_out": 2, "calibration": 3, "demo": 4}
 INDEX_BITS = 48
 
@@ -26,7 +28,10 @@ def scene_seeds(split: str, indices: Iterable[int]) -> Tensor:
     """The seeds [N] (int64) of scenes `indices` of a split (a key of `SPLITS`)."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    index_tensor = torch.as_tensor(list(indices), dtype=torch.int64)
+    indices = [index.item() if isinstance(index, Tensor) else index for index in indices]
+    for index in indices:
+        check_integer("a scene index", index)
+    index_tensor = torch.tensor(indices, dtype=torch.int64)
     outside = (index_tensor < 0) | (index_tensor >= 1 << INDEX_BITS)
     if outside.any():
         raise ValueError(f"scene index {index_tensor[outside][0]} is outside 0 ... 2**{INDEX_BITS} - 1")
