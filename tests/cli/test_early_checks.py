@@ -66,12 +66,12 @@ def test_the_size_of_shards(cli, tiny: Path, tmp_path: Path, size: str) -> None:
 
 
 @pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize("command", ["run", "quantize", "demo"])
+@pytest.mark.parametrize("command", ["run", "quantize", "demo", "eval"])
 def test_the_room_on_the_disk(
     cli, tiny: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setattr("vggt_int8.disk.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    inputs = {"run": [tiny, photos[0]], "quantize": [tiny], "demo": []}[command]
+    inputs = {"run": [tiny, photos[0]], "quantize": [tiny], "demo": [], "eval": [tiny]}[command]
     said = cli(command, *inputs, "-o", tmp_path / "out", code=1)
     assert f"{tmp_path}/out: No space left on device: about" in said
     assert list(tmp_path.iterdir()) == []

@@ -151,7 +151,10 @@ def test_rendered_scenes(cli, tiny: Path, tmp_path: Path) -> None:
     assert more["rows"][0]["scenes"]["auc_30"][0] == found["rows"][0]["scenes"]["auc_30"][0]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a scene is the same among more of them"
     said = cli("eval", tiny, "-o", tmp_path / "new", "--size", 30, 28, code=2)
-    assert "--size is 30 28: both must be multiples of the model's patch size" in said
+    assert "--size is 30 28 pixels: height and width must be multiples of the model's patch size 14" in said
+    store_rendered(tmp_path / "odd", "free", 0, 2, (30, 28), supersample=1)
+    said = cli("eval", tiny, "-o", tmp_path / "new", "--data", tmp_path / "odd", code=2)
+    assert f"{tmp_path / 'odd'} is 30 28 pixels" in said
 
 
 @pytest.mark.parametrize(
@@ -161,6 +164,7 @@ def test_rendered_scenes(cli, tiny: Path, tmp_path: Path) -> None:
         (("--recipe", "int8_dynamic", "--recipe", "int8_dynamic"), "int8_dynamic is named twice"),
         (("--data", "nowhere"), "nowhere holds no stored scene"),
         (("--points", "2"), "--points: 2 is out of range"),
+        (("--data", "nowhere", "--views", "3"), "--views makes synthetic scenes, and --data is nowhere"),
         (("--split", "test"), "there is no split 'test'"),
     ],
 )

@@ -43,7 +43,10 @@ def eval_models(
         int | None,
         typer.Option(help="How many; by default 32, of a folder all.", show_default=False, **options.between(1)),
     ] = None,
-    views: Annotated[int, typer.Option(help="Images of a synthetic scene.", **options.between(1))] = 8,
+    views: Annotated[
+        int | None,
+        typer.Option(help="Images of a synthetic scene; by default 8.", show_default=False, **options.between(1)),
+    ] = None,
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(
@@ -54,8 +57,13 @@ def eval_models(
         ),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Of the synthetic scenes.", **options.choice("split", *options.SPLITS))
-    ] = "held_out",
+        str | None,
+        typer.Option(
+            help="Of the synthetic scenes; by default held_out.",
+            show_default=False,
+            **options.choice("split", *options.SPLITS),
+        ),
+    ] = None,
     points: Annotated[int, typer.Option(help="Most points of a scene's clouds.", **options.between(3))] = 5000,
     icp: Annotated[bool, typer.Option("--icp", help="Refine the alignment of clouds by closest points.")] = False,
     seed: Annotated[int, typer.Option(help="Of the intervals and of the points.", **options.between(0))] = 0,
@@ -71,6 +79,9 @@ def eval_models(
     out = out.expanduser()
     check_place(out)
     _check_out(out)
+    for option, value in (("--views", views), ("--size", size), ("--split", split)):
+        if data != SYNTHETIC and value is not None:
+            raise ValueError(f"{option} makes synthetic scenes, and --data is {data}: leave one of them out")
     from vggt_int8.scorecard.rows import make_rows
     from vggt_int8.scorecard.scores import Protocol
 
@@ -80,7 +91,7 @@ def eval_models(
         fetch(model)
     truth = _data(data, models[0], scenes, views, size, split)
     predictions = _identified(rows, truth, out, target.type)
-    _export(rows, predictions, truth, str(target), overwrite)
+    _export(rows, predictions, truth, out, str(target), overwrite)
     protocol = Protocol(points=points, icp=icp, seed=seed)
     document = _score(predictions, truth, protocol, target)
     if as_json:
@@ -105,20 +116,30 @@ def _check_out(out: Path) -> None:
         raise FileExistsError(f"{out} holds {sorted(names)[0]!r} and no predictions, so it is not ours: move it away")
 
 
-def _data(data: str, model: str, scenes: int | None, views: int, size: tuple[int, int] | None, split: str) -> "DataSet":
+def _data(
+    data: str, model: str, scenes: int | None, views: int | None, size: tuple[int, int] | None, split: str | None
+) -> "DataSet":
+    """The scenes, of sizes that the first model takes."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.pretrained.source import load_config
     from vggt_int8.scorecard.data import RenderedScenes, StoredScenes
 
-    if data != SYNTHETIC:
-        return StoredScenes(Path(data), scenes)
     config = load_config(resolve_source(model), {})
-    chosen = size or (config.img_size, config.img_size)
-    if chosen[0] % config.patch_size or chosen[1] % config.patch_size:
-        raise ValueError(
-            f"--size is {chosen[0]} {chosen[1]}: both must be multiples of the model's patch size {config.patch_size}"
-        )
-    return RenderedScenes(scenes or 32, views, chosen, split)
+    found: DataSet
+    if data == SYNTHETIC:
+        chosen = size or (config.img_size, config.img_size)
+        sizes = {"--size": chosen}
+        found = RenderedScenes(scenes or 32, views or 8, chosen, split or "held_out")
+    else:
+        found = stored = StoredScenes(Path(data), scenes)
+        sizes = stored.sizes
+    for name, (height, width) in sizes.items():
+        if height % config.patch_size or width % config.patch_size:
+            raise ValueError(
+                f"{name} is {height} {width} pixels: height and width must be multiples of the model's patch size "
+                f"{config.patch_size}"
+            )
+    return found
 
 
 def _identified(rows: "list[Row]", data: "DataSet", out: Path, device_type: str) -> "list[Predictions]":
@@ -138,9 +159,12 @@ def _identified(rows: "list[Row]", data: "DataSet", out: Path, device_type: str)
     return found
 
 
-def _export(rows: "list[Row]", predictions: "list[Predictions]", data: "DataSet", device: str, overwrite: bool) -> None:
+def _export(
+    rows: "list[Row]", predictions: "list[Predictions]", data: "DataSet", out: Path, device: str, overwrite: bool
+) -> None:
     """Fill the cache. The first model stays loaded while others are, since single layers are compared with it."""
-    from vggt_int8.scorecard.cache import StaleError
+    from vggt_int8.scorecard.cache import StaleError, bytes_of
+    from vggt_int8.scorecard.data import first_scenes
     from vggt_int8.scorecard.rows import describe, export, is_complete
 
     missing = []
@@ -154,6 +178,8 @@ def _export(rows: "list[Row]", predictions: "list[Predictions]", data: "DataSet"
             complete = False
         if not complete:
             missing.append((row, kept))
+    if missing:
+        check_place(out, sum(map(bytes_of, first_scenes(data, 1))) * len(data) * len(missing))
     reference: VGGTInt8 | None = None
     for row, kept in missing:
         model = load_model(row.model, recipe=row.recipe, backend=row.backend, device=device, dtype=row.dtype)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vggt_int8.files import write_json, write_whole
 from vggt_int8.plain_data import shown
+from vggt_int8.scorecard.data import TrueScene
 
 OUTPUTS = ("pose_enc", "depth", "world_points")
 _SCENE = re.compile(r"[0-9]{4,}\.safetensors")
@@ -110,6 +111,12 @@ class Predictions:
     def _check_file(self, file: Any, index: int) -> None:
         if (file.metadata() or {}).get("identity") != self.digest:
             raise StaleError(f"{self._path(index)} is stale: it was made by another run. {_WAY_OUT}")
+
+
+def bytes_of(scene: TrueScene) -> int:
+    """What the predictions for a scene take on the disk, but for headers."""
+    views, _, height, width = scene.images.shape
+    return 4 * views * (9 + height * width * (1 + 3))
 
 
 _WAY_OUT = "choose another --out, or --overwrite to make them anew"

@@ -117,8 +117,11 @@ class StoredScenes:
                 "such folders"
             )
         self.folders = found[:most]
+        # (H, W) of each scene's images, by its folder. What is damaged is said now.
+        self.sizes: dict[str, tuple[int, int]] = {}
         for path in self.folders:
-            load_scene(path)  # what is damaged is said now
+            height, width = load_scene(path).images.shape[-2:]
+            self.sizes[str(path)] = (height, width)
 
     def __len__(self) -> int:
         return len(self.folders)

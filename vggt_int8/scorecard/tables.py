@@ -86,7 +86,7 @@ def heading(document: dict[str, Any]) -> str:
 def facts(document: dict[str, Any]) -> list[str]:
     """What a reader must know to repeat it, a line each."""
     data, protocol, machine = document["data"], document["protocol"], document["machine"]
-    what = "stored scenes"
+    what = f"{data['kind']} scenes"
     if data["kind"] == "rendered":
         size = "x".join(map(str, data["size"]))
         which = f"rendered scenes 0 to {document['scenes'] - 1} of the split {data['split']}"
@@ -111,7 +111,7 @@ def facts(document: dict[str, Any]) -> list[str]:
 def _differences(rows: list[dict[str, Any]]) -> Table:
     first, others = rows[0], rows[1:]
     names = [name for name in HEADLINES if any(name in row["differences"] for row in others)]
-    lines = [[row["label"], *(_change(row, name) for name in names)] for row in others]
+    lines = [[row["label"], *(_change(row, name) for name in names)] for row in others if names]
     note = (
         "Means over scenes; in brackets the 95 % interval of a paired bootstrap over scenes. AUC in points; AbsRel and "
         "accuracy in per cent of the first model's."
