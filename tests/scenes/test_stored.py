@@ -162,6 +162,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["views", 1, "extrinsic", 2, 3], 10**400, "extrinsic of view 1 is .* not 3 x 4 numbers"),
         (["views", 1, "extrinsic", 0], [0.0, 0.0, 0.0, 0.0], "extrinsic of view 1 is .*, which no camera has"),
         (["views", 1, "intrinsic", 0, 0], -90.0, "intrinsic of view 1 is .*, which no camera has"),
+        (["views", 1, "intrinsic", 0, 1], 2.5, "intrinsic of view 1 is .*, which no camera has"),
+        (["views", 1, "intrinsic", 1, 0], -1e-3, "intrinsic of view 1 is .*, which no camera has"),
         (["views", 1, "intrinsic", 2], [0, 1, 0], "intrinsic of view 1 is .*, which no camera has"),
         (["views", 1, "intrinsic", 2], [0, 1], "intrinsic of view 1 is .* not 3 x 3 numbers"),
         (["views", 1, "image"], "../image_0.png", "image is '../image_0.png', which is no file of its folder"),

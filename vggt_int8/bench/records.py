@@ -13,7 +13,7 @@ from typing import Any
 
 from vggt_int8.files import append_json_line
 from vggt_int8.listing import first_few
-from vggt_int8.plain_data import finite, shown
+from vggt_int8.plain_data import finite, is_integer, shown
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -77,13 +77,13 @@ def check_row(row: Row) -> None:
             raise ValueError(f"{name} is {shown(row[name])}, not a {what}")
     if row["frames"] < 1:
         raise ValueError(f"frames is {shown(row['frames'])}, not a number of frames")
-    if len(row["size"]) != 2 or not all(isinstance(n, int) and n > 0 for n in row["size"]):
+    if len(row["size"]) != 2 or not all(is_integer(n) and n > 0 for n in row["size"]):
         raise ValueError(f"size is {shown(row['size'])}, not [height, width]")
     _check_machine(row["machine"])
     if not all(isinstance(value, str | None) for value in row["versions"].values()):
         raise ValueError(f"versions is {shown(row['versions'])}, not {{package: version or null}}")
     if wrong := {name: error for name, error in row["errors"].items() if not _is_error(error)}:
-        raise ValueError(f"errors is {shown(wrong)}, not {{output: relative and max_abs}}, numbers or null")
+        raise ValueError(f"errors is {shown(wrong)}, not {{output: relative and max_abs}}, numbers from 0 on or null")
 
 
 def _check_machine(machine: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def _check_machine(machine: dict[str, Any]) -> None:
     gpu = machine["gpu"]
     if gpu is not None and not (isinstance(gpu, dict) and isinstance(gpu.get("name"), str)):
         raise ValueError(f"machine's gpu is {shown(gpu)}, neither null nor an object with a name")
-    if gpu is None and not isinstance(machine.get("torch_threads"), int):
+    if gpu is None and not is_integer(machine.get("torch_threads")):
         found = shown(machine)
         raise ValueError(f"machine is {found}, without gpu and without torch_threads, the number of CPU threads")
 
@@ -101,7 +101,8 @@ def _is_error(error: Any) -> bool:
     """Of an output. NaN and infinity are errors, too: of a row whose outputs are wrong."""
     if not isinstance(error, dict) or error.keys() != {"relative", "max_abs"}:
         return False
-    return all(isinstance(value, (*NUMBER, NoneType)) for value in error.values())
+    sizes = (value for value in error.values() if value is not None)
+    return all(isinstance(size, NUMBER) and not isinstance(size, bool) and not size < 0 for size in sizes)
 
 
 def append_row(path: Path, row: Row) -> None:

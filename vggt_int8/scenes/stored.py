@@ -140,7 +140,8 @@ def _matrices(views: list[dict[str, Any]], name: str, shape: tuple[int, int]) ->
             rotation = matrix[:, :3].double()
             sound = (rotation @ rotation.T - torch.eye(3)).abs().max() < 1e-3 and rotation.det() > 0
         else:
-            sound = matrix[0, 0] > 0 and matrix[1, 1] > 0 and matrix[2].tolist() == [0.0, 0.0, 1.0]
+            upright = matrix[0, 1] == 0 and matrix[1, 0] == 0  # no skew: nothing that reads them would turn by it
+            sound = matrix[0, 0] > 0 and matrix[1, 1] > 0 and upright and matrix[2].tolist() == [0.0, 0.0, 1.0]
         if not sound:
             raise _FactError(f"{name} of view {index} is {shown(views[index][name])}, which no camera has")
     return matrices

@@ -108,23 +108,13 @@ class TrainingConfig:
     log_steps: int = 50
 
     def __post_init__(self) -> None:
-        limits = {
-            "seed": (self.seed, 0, SEEDS - 1),
-            "log_steps": (self.log_steps, 1, None),
-            "validation.every_steps": (self.validation.every_steps, 1, None),
-            "validation.scenes": (self.validation.scenes, 1, None),
-            "validation.views": (min(self.validation.views, default=0), 2, None),
-            "data.frames_per_step": (self.data.frames_per_step, 1, None),
-            "data.views": (min(self.data.views, default=0), 2, None),
-            "data.supersample": (self.data.supersample, 1, None),
-            "data.workers": (self.data.workers, 0, None),
-            "optimizer.first_step": (self.optimizer.first_step, 0, None),
-            "optimizer.decay_share": (self.optimizer.decay_share, 0, 1),
-        }
-        for name, (value, least, most) in limits.items():
+        for name, (value, least, most) in self._limits().items():
             if value < least or (most is not None and value > most):
                 up_to = "" if most is None else f" and at most {most}"
                 raise ValueError(f"{name} must be at least {least}{up_to}, got {value}")
+        if not (self.optimizer.clip_norm > 0 and all(0 <= beta < 1 for beta in self.optimizer.betas)):
+            found = f"{self.optimizer.clip_norm} and {list(self.optimizer.betas)}"
+            raise ValueError(f"optimizer.clip_norm must be above 0, and betas from 0 to below 1, got {found}")
         if bad := [views for views in self.data.views if self.data.frames_per_step % views]:
             raise ValueError(f"data.views {bad} must divide frames_per_step {self.data.frames_per_step}")
         if self.mixed_precision not in ("bf16", "no"):
@@ -143,6 +133,28 @@ class TrainingConfig:
             raise ValueError(f"data.shapes has {repeated[0]} more than once")
         if self.data.tracks and not model.enable_track:
             raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
+
+    def _limits(self) -> dict[str, tuple[float, float, float | None]]:
+        """Numbers with the least and the most that they may be. A part of a run is checked before the first begins."""
+        optimizer, loss = self.optimizer, self.loss
+        at_least_0 = ("learning_rate", "weight_decay", "muon_learning_rate", "muon_weight_decay", "warmup_steps")
+        return {
+            "seed": (self.seed, 0, SEEDS - 1),
+            "log_steps": (self.log_steps, 1, None),
+            "validation.every_steps": (self.validation.every_steps, 1, None),
+            "validation.scenes": (self.validation.scenes, 1, None),
+            "validation.views": (min(self.validation.views, default=0), 2, None),
+            "validation.frames_per_batch": (self.validation.frames_per_batch, 1, None),
+            "data.frames_per_step": (self.data.frames_per_step, 1, None),
+            "data.views": (min(self.data.views, default=0), 2, None),
+            "data.supersample": (self.data.supersample, 1, None),
+            "data.tracks": (self.data.tracks, 0, None),
+            "data.workers": (self.data.workers, 0, None),
+            "optimizer.first_step": (optimizer.first_step, 0, None),
+            "optimizer.decay_share": (optimizer.decay_share, 0, 1),
+            **{f"optimizer.{name}": (getattr(optimizer, name), 0, None) for name in at_least_0},
+            **{f"loss.{entry.name}": (getattr(loss, entry.name), 0, None) for entry in fields(loss)},
+        }
 
     def vggt(self) -> VGGTConfig:
         unknown = sorted(set(self.model) - set(VGGTConfig.__annotations__))
