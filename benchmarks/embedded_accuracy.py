@@ -8,7 +8,9 @@ the largest value over scenes of the split "calibration"), or a recipe: a shippe
 in fp32 on a CPU and in fp16 on CUDA, as `from_pretrained` does. `--outliers SEED` adds `with_outliers(model, SEED)`:
 the same function with outlier channels, so its fp32 row is the same and all others are harder.
 
-Relative errors are of outputs against fp32's. Writes tables, and with `--out` everything as one JSON document.
+Relative errors are of outputs against fp32's. Differences in AUC are in points, those of AbsRel in per cent of fp32's;
+their intervals are those of `vggt_int8.scorecard.intervals`, so a limit is missed where one lies beyond it as a whole.
+Writes tables, and with `--out` everything as one JSON document.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from vggt_int8.files import write_json
 from vggt_int8.plain_data import finite
 from vggt_int8.quant import BackendError
 from vggt_int8.scenes import scene_batches
+from vggt_int8.scorecard.intervals import paired_interval
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "vggt_int8" / "assets" / "mini"
@@ -51,6 +54,13 @@ COLUMNS = (
     ("rel. points", "world_points", "{:.2e}"),
 )
 
+DIFFERENCES = (
+    ("AUC@30", "auc_30", False),
+    ("AUC@5", "auc_5", False),
+    ("AUC@3", "auc_3", False),
+    ("AbsRel %", "abs_rel", True),
+)
+
 
 def main(command_line: list[str] | None = None) -> None:
     arguments = parse(command_line)
@@ -69,22 +79,13 @@ def main(command_line: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for views in arguments.views:
         start = time.perf_counter()
-        scores = score_models(
-            models,
-            scenes=arguments.scenes,
-            views=views,
-            size=size,
-            pixel_aspect=tuple(arguments.pixel_aspect),
-            frames_per_batch=arguments.frames_per_batch,
-            device=device,
-            on_batch=progress(views),
-        )
-        for name, values in scores.items():
-            kind, variant = name.split(":", 1)
-            check_active(name, int8_layer_names(models[name]), values["relative"])
-            rows.append({"model": kind, "variant": variant, "views": views, **values})
+        now = score(models, views, size, arguments)
+        rows += now
         print(f"\n{arguments.scenes} held-out scenes x {views} views ({time.perf_counter() - start:.0f} s)")
-        print(table([row for row in rows if row["views"] == views]), flush=True)
+        print(table(now))
+        if len(now) > len(kinds):
+            print("\nDifference from fp32 of the same model, with 95 % intervals (paired bootstrap over scenes)")
+            print(difference_table(now), flush=True)
     if len(kinds) > 1:
         print("\nLargest inputs of the linears, over the calibration scenes (smallest and largest block)")
         print(range_table(ranges))
@@ -95,6 +96,31 @@ def main(command_line: list[str] | None = None) -> None:
         facts = {"machine": describe_machine(device), "versions": installed_versions(), "settings": settings}
         whole = {"format_version": 1, **facts, "left_out": left_out, "ranges": ranges, "rows": rows}
         write_json(arguments.out, finite(whole))  # a score may be no number, as a ratio of an untrained network
+
+
+def score(
+    models: dict[str, nn.Module], views: int, size: tuple[int, int], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row of each model: "model", "variant", "views", its scores, and unless it is fp32 its differences from that."""
+    scores = score_models(
+        models,
+        scenes=arguments.scenes,
+        views=views,
+        size=size,
+        pixel_aspect=tuple(arguments.pixel_aspect),
+        frames_per_batch=arguments.frames_per_batch,
+        device=arguments.device,
+        on_batch=progress(views),
+    )
+    rows = []
+    for name, values in scores.items():
+        kind, variant = name.split(":", 1)
+        check_active(name, int8_layer_names(models[name]), values["relative"])
+        row = {"model": kind, "variant": variant, "views": views, **values}
+        if variant != "fp32":
+            row["differences"] = differences(scores[f"{kind}:fp32"], values)
+        rows.append(row)
+    return rows
 
 
 def _shown(path: Path) -> str:
@@ -192,6 +218,27 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"{variant:{width}s}" + "".join(f"{text:>{cell}s}" for text in cells))
     return "\n".join(lines)
+
+
+def differences(plain: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Scores of two rows over the same scenes -> key -> value, low, high: how far `other` is, and how sure that is."""
+    return {
+        key: paired_interval(plain["scenes"][key], other["scenes"][key], relative=relative)._asdict()
+        for _, key, relative in DIFFERENCES
+        if key in plain["scenes"] and key in other["scenes"]
+    }
+
+
+def difference_table(rows: list[dict[str, Any]]) -> str:
+    """A line per model and variant that has differences from fp32."""
+    lines = {f"{row['model']} {row['variant']}": row["differences"] for row in rows if "differences" in row}
+    width = max(map(len, lines)) + 1
+    columns = [column for column in DIFFERENCES if all(column[1] in found for found in lines.values())]
+    text = [f"{'':{width}s}" + "".join(f"{title:>26s}" for title, _, _ in columns)]
+    for name, found in lines.items():
+        cells = ("{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**found[key]) for _, key, _ in columns)
+        text.append(f"{name:{width}s}" + "".join(f"{cell:>26s}" for cell in cells))
+    return "\n".join(text)
 
 
 def range_table(ranges: dict[str, dict[str, list[float]]]) -> str:

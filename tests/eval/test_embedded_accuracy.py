@@ -32,6 +32,11 @@ def test_plain_and_hard_stand_beside_each_other(
         (line,) = [line for line in text.splitlines() if line.startswith(variant)]
         assert f"{rows['plain', variant]['abs_rel']:.4f}" in line
         assert f"{rows['hard', variant]['relative']['depth']:.2e}" in line
+    change = rows["hard", "int8_dynamic"]["differences"]["abs_rel"]
+    plain, other = (rows["hard", name]["abs_rel"] for name in ("fp32", "int8_dynamic"))
+    assert change["value"] == pytest.approx(100 * (other / plain - 1), abs=1e-3)
+    assert f"{change['value']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]" in text
+    assert "differences" not in rows["plain", "fp32"]
     low, high = document["ranges"]["hard"]["global attn.qkv"]
     assert f"{low:.1f} ... {high:.1f}" in text
     assert low > 4 * document["ranges"]["plain"]["global attn.qkv"][0]

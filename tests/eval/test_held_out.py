@@ -32,7 +32,12 @@ def test_scores_are_those_of_all_scenes_at_once(model: VGGT) -> None:
         pose = pose_scores(*pose_errors(output.extrinsic, truth.extrinsic))
         depth = depth_scores(output.depth[..., 0], truth.depth, truth.valid)
         focal = focal_scores(focal_ratios(output.intrinsic, truth.intrinsic))
-        relative = results[name].pop("relative")
+        relative, scenes = results[name].pop("relative"), results[name].pop("scenes")
+        for index in range(5):  # each scene by itself
+            alone = pose_scores(*pose_errors(output.extrinsic[[index]], truth.extrinsic[[index]]))
+            assert scenes["auc_5"][index] == pytest.approx(alone.auc_5, abs=1e-3)
+            part = (output.depth[[index], ..., 0], truth.depth[[index]], truth.valid[[index]])
+            assert scenes["abs_rel"][index] == pytest.approx(depth_scores(*part).abs_rel, rel=2e-3)
         # Untrained: some fields of view are zero, so focal lengths are infinite and their ratio is no number.
         scores = {**vars(pose), **vars(depth), **vars(focal)}
         assert results[name] == pytest.approx(scores, rel=2e-3, nan_ok=True)
@@ -45,5 +50,6 @@ def test_scores_are_those_of_all_scenes_at_once(model: VGGT) -> None:
 def test_heads_that_a_model_lacks_have_no_scores(model: VGGT) -> None:
     only_depth = VGGT(type(model.config)(**{**model.config.to_dict(), "enable_camera": False, "enable_point": False}))
     scores = score_models({"only": only_depth.eval()}, scenes=2, views=2, size=(32, 32))["only"]
-    assert set(scores) == {"abs_rel", "delta_125", "relative"}
+    assert set(scores) == {"abs_rel", "delta_125", "relative", "scenes"}
+    assert set(scores["scenes"]) == {"abs_rel"}
     assert set(scores["relative"]) == {"depth"}

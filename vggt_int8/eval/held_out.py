@@ -32,8 +32,8 @@ def score_models(
 
     models: name -> a VGGT on `device`, in evaluation mode, of any precision. on_batch: called with (scenes done, all
     scenes). pixel_aspect: see `describe_scenes`. Returns name -> the fields of `PoseScores`, `DepthScores` and
-    `FocalScores`, and "relative": for each output that the model has, error norm / norm of the first model's output,
-    over all scenes.
+    `FocalScores`; "relative": for each output that the model has, error norm / norm of the first model's output, over
+    all scenes; and "scenes": what `ScoreKeeper.scene_scores` gives.
     """
     keepers = {name: ScoreKeeper() for name in models}
     differences: dict[str, dict[str, Difference]] = {name: {} for name in models}
@@ -54,4 +54,7 @@ def score_models(
         if on_batch is not None:
             on_batch(done, scenes)
     relative = {name: {key: found.relative for key, found in each.items()} for name, each in differences.items()}
-    return {name: {**keeper.scores(), "relative": relative[name]} for name, keeper in keepers.items()}
+    return {
+        name: {**keeper.scores(), "relative": relative[name], "scenes": keeper.scene_scores()}
+        for name, keeper in keepers.items()
+    }

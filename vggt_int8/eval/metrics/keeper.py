@@ -65,3 +65,15 @@ class ScoreKeeper:
         if self._focals:
             result |= asdict(focal_scores(torch.cat(self._focals)))
         return result
+
+    def scene_scores(self) -> dict[str, list[float]]:
+        """AUCs and AbsRel of each scene by itself, in the order in which they came: for intervals over scenes."""
+        result: dict[str, list[float]] = {}
+        for rotation, translation in self._poses:
+            for pairs in zip(rotation, translation, strict=True):
+                scores = asdict(pose_scores(*pairs))
+                for name in ("auc_30", "auc_15", "auc_5", "auc_3"):
+                    result.setdefault(name, []).append(scores[name])
+        if self._depths:
+            result["abs_rel"] = torch.cat([errors.abs_rel for errors in self._depths]).tolist()
+        return result
