@@ -89,7 +89,7 @@ def eval_models(
     rows = make_rows(models, recipe or [], dtype, backend, "fp16" if target.type == "cuda" else "fp32")
     for model in models:
         fetch(model)
-    truth = _data(data, models[0], scenes, views, size, split)
+    truth = _data(data, models[0], scenes, views, size, split, str(target))
     predictions = _identified(rows, truth, out, target.type)
     _export(rows, predictions, truth, out, str(target), overwrite)
     protocol = Protocol(points=points, icp=icp, seed=seed)
@@ -117,7 +117,13 @@ def _check_out(out: Path) -> None:
 
 
 def _data(
-    data: str, model: str, scenes: int | None, views: int | None, size: tuple[int, int] | None, split: str | None
+    data: str,
+    model: str,
+    scenes: int | None,
+    views: int | None,
+    size: tuple[int, int] | None,
+    split: str | None,
+    device: str,
 ) -> "DataSet":
     """The scenes, of sizes that the first model takes."""
     from vggt_int8.embedded import resolve_source
@@ -129,7 +135,7 @@ def _data(
     if data == SYNTHETIC:
         chosen = size or (config.img_size, config.img_size)
         sizes = {"--size": chosen}
-        found = RenderedScenes(scenes or 32, views or 8, chosen, split or "held_out")
+        found = RenderedScenes(scenes or 32, views or 8, chosen, split or "held_out", device)
     else:
         found = stored = StoredScenes(Path(data), scenes)
         sizes = stored.sizes

@@ -64,11 +64,14 @@ class DataSet(Protocol):
 class RenderedScenes:
     """Scenes 0 ... scenes - 1 of a split of the procedural ones, `views` views of `size` (H, W) each.
 
+    Rendered on `device`, since at the size of VGGT-1B a CPU takes minutes for a scene; given on the CPU as all others.
     They are read once a model, so up to `_KEPT_BYTES` of them stay in memory; others are rendered again.
     """
 
-    def __init__(self, scenes: int, views: int, size: tuple[int, int], split: str = "held_out") -> None:
-        self.scenes, self.views, self.size, self.split = scenes, views, size, split
+    def __init__(
+        self, scenes: int, views: int, size: tuple[int, int], split: str = "held_out", device: str = "cpu"
+    ) -> None:
+        self.scenes, self.views, self.size, self.split, self.device = scenes, views, size, split, device
         self._kept: list[TrueScene] = []
 
     def __len__(self) -> int:
@@ -80,7 +83,8 @@ class RenderedScenes:
 
     def _render(self, index: int) -> TrueScene:
         # By itself: in a batch of another size it would have other bits.
-        batch = render_scenes(scene_seeds(self.split, [index]), self.views, self.size)
+        seeds = scene_seeds(self.split, [index])
+        batch = render_scenes(seeds, self.views, self.size, device=self.device).to("cpu")
         known = (batch.images, batch.extrinsic, batch.intrinsic, batch.depth, batch.valid)
         scene = TrueScene(f"{self.split} {index}", *(tensor[0] for tensor in known))
         bytes_of_one = sum(tensor.nbytes for tensor in known)
