@@ -45,6 +45,7 @@ def test_normals_by_hand() -> None:
     normals = torch.tensor([tilted, [0, 0, -1], [math.nan] * 3])
     found = point_scores(places, places, 1.0, normals, true)
     assert found.normal_consistency == pytest.approx((0.5 + 1) / 2)
+    assert point_scores(places, places, 1.0, normals * math.nan, true).normal_consistency is None
 
 
 @pytest.mark.usefixtures("search")

@@ -68,9 +68,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "0000.safetensors").write_bytes(b"damaged")
     with pytest.raises(StaleError, match=r"0000.safetensors is damaged"):
         row.read(0)
-    (tmp_path / "row.json").write_text("[")
-    with pytest.raises(StaleError, match=r"row.json is damaged"):
-        row.check()
+    for text in ("[", "[]", '{"identity": {}}'):
+        (tmp_path / "row.json").write_text(text)
+        with pytest.raises(StaleError, match=r"row.json is damaged"):
+            row.check()
 
 
 def test_folders_of_labels_are_apart() -> None:

@@ -88,6 +88,18 @@ def test_what_is_not_known_is_not_scored(truth: TrueScene) -> None:
     assert "auc_5" not in score_scene({"depth": perfect(truth)["depth"]}, truth, Protocol())
 
 
+def test_what_is_unknown_between_known_pixels_is_no_surface(truth: TrueScene) -> None:
+    """Depth that is known in one half alone, 0 elsewhere as in stored scenes: normals stay perfect up to its edge."""
+    assert truth.depth is not None
+    assert truth.valid is not None
+    known = truth.valid.clone()
+    known[..., ::2, : SIZE[1] // 2] = False
+    sparse = TrueScene("", truth.images, truth.extrinsic, truth.intrinsic, torch.where(known, truth.depth, 0), known)
+    found = score_scene(perfect(truth), sparse, Protocol())
+    assert found["normal_consistency"] == pytest.approx(1, abs=1e-3)
+    assert found["accuracy"] == pytest.approx(0, abs=1e-3)
+
+
 def test_closest_points_do_not_make_it_worse(truth: TrueScene) -> None:
     predicted = perfect(truth)
     noise = torch.randn(predicted["depth"].shape, generator=torch.Generator().manual_seed(0))

@@ -52,7 +52,8 @@ class Predictions:
         if not path.is_file():
             raise FileExistsError(f"{self.folder} holds files and no row.json, so it is not ours: choose another --out")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["identity"]
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            found, _ = whole["identity"], whole["facts"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StaleError(f"{path} is damaged ({shown(str(error))}): {_WAY_OUT}") from error
         if found != self.identity:

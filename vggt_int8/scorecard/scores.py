@@ -128,7 +128,8 @@ def _points(found: Reconstruction, truth: TrueScene, protocol: Protocol) -> dict
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(protocol.seed))
         pixels = pixels[order[: protocol.points]]
     predicted, wanted = (points.flatten(0, 2)[pixels].double() for points in (found.points, true))
-    normals = [normals_of_grid(points.double()).flatten(0, 2)[pixels] for points in (found.points, true)]
+    known = torch.where(truth.valid[..., None], true, torch.nan)  # no surface through what is not known
+    normals = [normals_of_grid(points.double()).flatten(0, 2)[pixels] for points in (found.points, known)]
     alignment = umeyama(predicted, wanted)
     if protocol.icp:
         alignment = refine_alignment(predicted, wanted, alignment, distance=scale * protocol.threshold)

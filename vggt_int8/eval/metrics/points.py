@@ -45,8 +45,8 @@ def point_scores(
 ) -> PointScores:
     """Clouds [N, 3] and [M, 3] in one frame, normals of the same shapes (unit vectors) or None -> scores.
 
-    A normal that is not finite is left out of the consistency. Raises ValueError for an empty cloud, points that are
-    not finite and a threshold that is not positive.
+    A normal that is not finite is left out of the consistency, which is None if none is left. Raises ValueError for an
+    empty cloud, points that are not finite and a threshold that is not positive.
     """
     for name, cloud in (("predicted", predicted), ("true", truth)):
         if cloud.dim() != 2 or cloud.shape[-1] != 3 or not len(cloud) or not cloud.isfinite().all():
@@ -59,7 +59,8 @@ def point_scores(
     if predicted_normals is not None and true_normals is not None:
         forth = _facing(predicted_normals, true_normals[nearest_true])
         back = _facing(true_normals, predicted_normals[nearest_predicted])
-        consistency = (forth + back) / 2
+        cosines = torch.stack([forth.mean(), back.mean()])
+        consistency = cosines.mean().item() if len(forth) and len(back) else None
     precision, recall = (100 * (d < threshold).float().mean().item() for d in (to_truth, to_predicted))
     return PointScores(
         accuracy=to_truth.mean().item(),
@@ -139,6 +140,7 @@ def normals_of_grid(points: Tensor) -> Tensor:
     return torch.where(normal.norm(dim=-1, keepdim=True) > 0, F.normalize(normal, dim=-1, eps=0.0), torch.nan)
 
 
-def _facing(normals: Tensor, others: Tensor) -> float:
+def _facing(normals: Tensor, others: Tensor) -> Tensor:
+    """|cosine| of the pairs that both know."""
     cosine = (normals * others).sum(-1).abs()
-    return cosine[cosine.isfinite()].mean().item()
+    return cosine[cosine.isfinite()]
