@@ -174,6 +174,6 @@ def test_verify_reads_what_the_headers_do_not_tell(tmp_path: Path, tiny_int8: Pa
         result = CliRunner().invoke(app, ["inspect", str(source), "--verify"])
         assert result.exit_code == 2
         assert "has been changed or damaged since it was saved" in " ".join(result.output.split())
-    result = CliRunner().invoke(app, ["inspect", "owner/name", "--verify"])
+    result = CliRunner().invoke(app, ["inspect", "owner/name", "--verify"])  # the Hub is not asked
     assert result.exit_code == 2
     assert "download it" in " ".join(result.output.split())

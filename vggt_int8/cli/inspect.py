@@ -118,11 +118,16 @@ def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[VGGTConfig, d
     from vggt_int8.pretrained import CheckpointError
     from vggt_int8.pretrained.checkpoint import read_headers
     from vggt_int8.pretrained.source import load_config
-    from vggt_int8.saves.names import check_source
+    from vggt_int8.saves.hub import check_hub
+    from vggt_int8.saves.names import is_hub_id
     from vggt_int8.saves.save_id import check_one_save
 
     model = resolve_source(model)
-    check_source(model, {})
+    if is_hub_id(model):
+        if verify:
+            raise CheckpointError(f"{model} is not here: download it, and pass its folder to have it verified")
+        check_hub(model, {})
+        return _read_hub(model)
     path = Path(model)
     if path.is_file():
         if not model.endswith(".safetensors"):
@@ -133,17 +138,13 @@ def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[VGGTConfig, d
         if verify:
             check_one_save([model], verify=True)
         return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
-    if path.is_dir():
-        files = sorted(str(file) for file in path.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(f"{model} holds no .safetensors file")
-        headers = read_headers(files)
-        config = load_config(model, {})
-        check_one_save([file for file in files if Path(file).name.startswith("model")] or files, verify=verify)
-        return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
-    if verify:
-        raise CheckpointError(f"{model} is not here: download it, and pass its folder to have it verified")
-    return _read_hub(model)
+    files = sorted(str(file) for file in path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{model} holds no .safetensors file")
+    headers = read_headers(files)
+    config = load_config(model, {})
+    check_one_save([file for file in files if Path(file).name.startswith("model")] or files, verify=verify)
+    return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
 
 
 def _read_hub(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":

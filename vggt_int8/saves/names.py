@@ -20,6 +20,15 @@ def check_source(source: str, options: Mapping[str, Any]) -> None:
 
     options: those of `from_pretrained`. A path is asked of nobody; see `check_hub` for the rest.
     """
+    if is_hub_id(source, options.get("subfolder")):
+        check_hub(source, options)
+
+
+def is_hub_id(source: str, subfolder: str | None = None) -> bool:
+    """Whether a model's name is one that the Hub could know, which is not asked; False for a file or folder.
+
+    Raises `CheckpointError` for a name that is neither, and for a file or folder that cannot be read.
+    """
     try:
         os.stat(source)
     except PermissionError as error:
@@ -27,8 +36,8 @@ def check_source(source: str, options: Mapping[str, Any]) -> None:
     except (OSError, ValueError):  # not there, or no path at all
         pass
     else:
-        check_readable(Path(source), options.get("subfolder"))
-        return
+        check_readable(Path(source), subfolder)
+        return False
     if os.path.islink(source):
         raise CheckpointError(f"{source} is a link to {os.readlink(source)}, which does not exist")
     if source.endswith((*SINGLE_FILES, ".json", ".gguf", ".onnx")):
@@ -50,4 +59,4 @@ def check_source(source: str, options: Mapping[str, Any]) -> None:
         validate_repo_id(source)
     except HFValidationError as error:
         raise CheckpointError(f"{source!r} is no folder here and cannot be a Hub id: {error}") from error
-    check_hub(source, options)
+    return True
