@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
+import importlib
+import pkgutil
 import sys
 import threading
+from collections import Counter
 from unittest.mock import patch
 import torch
-from triton import knobs
+from triton import JITFunction, knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from vggt_int8.kernels import cuda
 from vggt_int8.kernels.cuda import launch, triton_attention, triton_gemm, triton_norm
 from vggt_int8.kernels.cuda import triton_predict, triton_resize, triton_rope, triton_weight_only
 from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, candidates
@@ -45,14 +49,14 @@ def gemm(tile, **rest):
 launchers, main = [], threading.main_thread()
 driver.set_active(Driver())
 compiled = []
-warmup = triton_gemm._pointer_kernel.__class__.warmup
+warmup = JITFunction.warmup
 
 def keep(kernel, *arguments, **options):
-    compiled.append((kernel.__name__, warmup(kernel, *arguments, **options)))
+    compiled.append((kernel, warmup(kernel, *arguments, **options)))
 
 triton_gemm.architecture = triton_attention.architecture = lambda device: arch  # of tensors that lie on the CPU
 launch._compiled.set({})  # without threads: an error should end this script
-with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
+with patch.object(JITFunction, "warmup", keep):
     vector, scale = half(64), torch.tensor(0.1)
     triton_norm.quantize_rows(half(8, 64))
     triton_norm.quantize_rows(half(8, 64), scale)
@@ -88,9 +92,18 @@ with patch.object(triton_gemm._pointer_kernel.__class__, "warmup", keep):
     for int8, variant in pairs:
         (triton_attention.int8_attention if int8 else triton_attention.float_attention)(*qkv, variant)
     triton_attention.float_attention(*(x.float() for x in qkv), SMALL)
-assert len(compiled) == 16 + 3 * len(tiles) + 2 + len(pairs) + 1, [name for name, _ in compiled]
+modules = [importlib.import_module(f"{cuda.__name__}.{found.name}") for found in pkgutil.iter_modules(cuda.__path__)]
+kernels = {value for module in modules for value in vars(module).values() if isinstance(value, JITFunction)}
+kernels = {kernel for kernel in kernels if kernel.__name__.endswith("_kernel")}
+other = triton_gemm._pointer_kernel if arch >= 90 else triton_gemm._descriptor_kernel  # for the other kind of GPU
+calls = Counter(kernel for kernel, _ in compiled)
+assert set(calls) == kernels - {other}, [kernel.__name__ for kernel in {*calls} ^ (kernels - {other})]
+gemm_kernel = ({triton_gemm._pointer_kernel, triton_gemm._descriptor_kernel} - {other}).pop()
+assert calls[gemm_kernel] == 1 + 3 * len(tiles)
+assert calls[triton_attention._attention_kernel] == len(pairs) + 1
 shared = {80: 166912, 90: 232448}[arch]  # bytes a program may have; 86 and 89: 101376
-for name, kernel in compiled:
+for function, kernel in compiled:
+    name = function.__name__
     assert kernel.metadata.shared <= (101376 if name == "_weight_only_kernel" else shared), name
     assert f".target sm_{arch}" in kernel.asm["ptx"]
     if "descriptor" in name:
