@@ -3,7 +3,8 @@
 Importing this package registers the quantizer ("vggt_int8") and the Auto classes.
 """
 
-from vggt_int8.pretrained.model import VGGTInt8, quantize
+from vggt_int8.pretrained.in_place import quantize
+from vggt_int8.pretrained.model import VGGTInt8
 from vggt_int8.saves.errors import CheckpointError
 
 __all__ = ["CheckpointError", "VGGTInt8", "quantize"]

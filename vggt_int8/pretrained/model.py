@@ -1,37 +1,27 @@
 """`VGGTInt8`: a VGGT that can be quantized, saved and loaded again."""
 
 import os
-import re
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
-from vggt_int8.interrupts import uninterrupted
 from vggt_int8.model.call import Call
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
-from vggt_int8.model_card import model_card
-from vggt_int8.pretrained.checkpoint import check_incoming_values, stored_bytes, validate_checkpoint
+from vggt_int8.pretrained.checkpoint import validate_checkpoint
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import check_values, is_capturing
 from vggt_int8.pretrained.names import with_plain_names
-from vggt_int8.pretrained.quantizer import (
-    VGGTInt8QuantizationConfig,
-    VGGTInt8Quantizer,
-    check_parameters,
-    execution_device_type,
-    round_kept_parameters,
-)
+from vggt_int8.pretrained.quantizer import VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.pretrained.source import (
     check_cached_index,
     check_device,
@@ -43,20 +33,19 @@ from vggt_int8.pretrained.source import (
     open_file,
     set_quantization,
 )
+from vggt_int8.pretrained.upload import upload
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.layer import int8_layers
-from vggt_int8.quant.plan import LayerPlan, recipe_for
-from vggt_int8.quant.quantize import apply_plan, check_backend, layer_choice, plan_module
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.quantize import check_backend, layer_choice
 from vggt_int8.quant.report import QuantizationReport, quantization_report
-from vggt_int8.recipe import Recipe, load_recipe
+from vggt_int8.recipe import Recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
 from vggt_int8.runtime.runtime import LowVram, Mode
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.save_id import check_loaded, check_one_save, verifying
 from vggt_int8.saves.settled import load_settled
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class VGGTInt8(VGGT):
@@ -298,63 +287,18 @@ class VGGTInt8(VGGT):
 
         tags: for the model card, beside its own. The rest is as in transformers.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
-            sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
-            source = self.config.name_or_path
-            known = source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists())
-            base_model = source if known else None
-            card = model_card(self.config.to_dict(), sizes, name=repo_id, base_model=base_model, tags=tags or ())
-            (folder / "README.md").write_text(card, encoding="utf-8")
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                revision=revision,
-                create_pr=create_pr,
-            )
-        return str(commit.commit_url)
-
-
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backend: str = "auto") -> Module:
-    """Quantize a model in place and return it.
-
-    A `VGGTInt8`, or this package's `VGGT`, can be saved afterwards and loaded as `VGGTInt8`; its kept parameters are
-    rounded to fp16 values, in which they are stored. On any other module, the reference repository's `VGGT` included,
-    only the layers that the recipe names change. All is checked first, so an error leaves the model as it was; then
-    layer after layer gives its floats back as its codes take their place (a layer a thread on a CPU), so that no second
-    model exists, and Ctrl-C waits until that is done. Layers that must stay as they are
-    (`vggt_int8.quant.quantize_module` says which) are warned of; `model.quantization_plan` has all, with the reasons.
-    Adapters (peft's LoRA) come first, for peft wraps no layer that is INT8 already: merge them, or quantize with them
-    in place, which turns the layers that they wrap into INT8; `exclude=[".*lora.*"]` leaves LoRA's own layers, still
-    trainable, as floats. Layers under other adapters (DoRA, which reads their weights) are kept.
-
-    Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit, `BackendError` if the backend
-    cannot run it, `ValueError` naming the layer for weights with NaN or inf.
-    """
-    recipe = load_recipe(recipe)
-    plan = plan_module(model, recipe, backend)
-    recipe = recipe_for(model, recipe)
-    if isinstance(model, VGGT):
-        check_parameters(model, plan)
-    with uninterrupted():
-        apply_plan(model, plan, recipe, backend)
-        model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
-        if isinstance(model, VGGT):
-            round_kept_parameters(model)
-            quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
-            model.config.quantization_config = quantization
-            model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
-            model.register_load_state_dict_pre_hook(check_incoming_values)
-            model.requires_grad_(False)
-    return model
+        return upload(
+            self,
+            HfApi(token=token),
+            repo_id,
+            private=private,
+            max_shard_size=max_shard_size,
+            tags=tags or (),
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
 
 AutoModel.register(VGGTConfig, VGGTInt8)  # in place of the stand-in that the package registers when it is imported

@@ -28,7 +28,6 @@ from vggt_int8.model.call import layers_read
 from vggt_int8.model.config import VGGTConfig
 
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
-HALF_PRECISION = 2
 HIDDEN_CHANNELS = 32  # of a dense head's last convolution
 # Frames up to which a CUDA graph may make depth and points at the same time (`branches.BRANCHES`), always counted so.
 MAPS_BESIDE = 2
