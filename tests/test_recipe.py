@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from vggt_int8 import Recipe, RecipeError, available_recipes, load_recipe
-from vggt_int8.recipe import Family, Rule, Scheme, expand, families, find_family, known_words
+from vggt_int8.recipe import Family, Rule, Scheme, expand, find_family, known_words
 from vggt_int8.recipe.family import FAMILY_FOLDER
 
-(VGGT_MAP,) = families()
+VGGT_MAP = find_family("vggt", ())
 SHIPPED = ["fp16", "int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8"]
 
 

@@ -8,10 +8,10 @@ import torch
 
 from vggt_int8 import VGGTConfig, VGGTInt8, load_recipe
 from vggt_int8.quant import make_plan
-from vggt_int8.recipe import families
+from vggt_int8.recipe import find_family
 
 PAGE = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
-(VGGT_MAP,) = families()
+VGGT_MAP = find_family("vggt", ())
 
 
 def blocks(language: str) -> list[str]:
