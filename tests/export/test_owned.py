@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_another_report_is_not_believed(tmp_path: Path, change: dict[str, Any], 
     report.write_text(json.dumps(GOOD | change))
     with pytest.warns(UserWarning, match=rf"report\.json {message}.*remove them by hand, or choose another folder"):
         assert owned_files(tmp_path, "run") == set()
+
+
+def test_where_no_report_can_be_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in (tmp_path, tmp_path / "none", tmp_path / "file", tmp_path / "file" / "below"):
+            assert owned_files(path, "demo") == set()
 
 
 @pytest.mark.parametrize("lacks", [("files",), ("program",), ("command",), ("program", "command", "files")], ids=str)

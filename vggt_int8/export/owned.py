@@ -39,7 +39,7 @@ def owned_files(folder: Path, command: str) -> set[str]:
     try:
         document = _read(path)
         return set(_files_of(document, command))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # `folder` may be a file, of which whoever writes there tells
         return set()
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
