@@ -3,22 +3,55 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from tests.kills import killed_before
 from tests.training.runs import ONLY
-from vggt_int8.training.checkpoint import SHARD_BYTES, load_checkpoint, read_config, read_facts, save_checkpoint
+from vggt_int8.training.checkpoint import (
+    SHARD_BYTES,
+    find_checkpoint,
+    load_checkpoint,
+    read_config,
+    read_facts,
+    save_checkpoint,
+)
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.loop import Trainer
 from vggt_int8.training.start import build_optimizers, fresh_model
 
 
-def test_a_kill_between_two_renames_loses_no_checkpoint(tiny_config: TrainingConfig, tmp_path: Path) -> None:
-    Trainer(tiny_config, tmp_path).train(dataclasses.replace(ONLY, max_steps=2))
-    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.previous")
-    assert Trainer(tiny_config, tmp_path).step == 2
+def one_layer(step: int) -> nn.Linear:
+    layer = nn.Linear(3, 2)
+    nn.init.constant_(layer.weight, step)
+    return layer
+
+
+@pytest.mark.parametrize("before", [None, 1])
+def test_a_kill_before_any_step_of_a_save_loses_no_checkpoint(tmp_path: Path, before: int | None) -> None:
+    alone: Any = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    seen = []
+    for moment in range(100):
+        folder = tmp_path / str(moment) / "checkpoint"
+        folder.parent.mkdir()
+        if before is not None:
+            save_checkpoint(folder, one_layer(before), [], {"step": before})
+        new = one_layer(2)
+        killed = killed_before(moment, lambda: save_checkpoint(folder, new, [], {"step": 2}))  # noqa: B023
+        found, layer = None, one_layer(0)
+        if find_checkpoint(alone, folder):
+            found = load_checkpoint(folder, layer)["step"]
+            assert (layer.weight == found).all()
+        seen.append(found)
+        if not killed:
+            break
+    assert set(seen) == {before, 2}
+    assert seen == [before] * seen.count(before) + [2] * seen.count(2), "first the old one, then the new one"
 
 
 def test_a_checkpoint_is_small_and_faithful(tiny_config: TrainingConfig, tmp_path: Path) -> None:

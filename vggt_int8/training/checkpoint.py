@@ -6,11 +6,10 @@ row: the first forgets its past within twenty steps, the root of the second sets
 matter to. 6 bytes a parameter instead of 12 under AdamW, 5 instead of 8 under Muon. A root that would round to zero
 keeps the smallest float8 instead, for a zero would make the next step huge.
 
-A kill while it is written leaves the older checkpoint, if need be after `finish_interrupted`.
+A kill while it is written leaves the older checkpoint, if need be after `find_checkpoint`.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
     shards = _in_shards(tensors)
     names = _shard_names(len(shards))
     facts = {"format_version": FORMAT_VERSION, "shards": len(shards), **facts}
-    finish_interrupted(folder)
+    sweep(folder)
     old = owned_files(folder) if folder.exists() else []
     entries = [*sorted({*old, *names} - {"trainer.json"}), "trainer.json"]
     with staged_folder(folder, entries=entries, overwrite=True, owned=owned_files) as staging:
@@ -62,18 +61,10 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
         (staging / "trainer.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def finish_interrupted(folder: Path) -> None:
-    """Puts the older checkpoint back where a save was killed; `.checkpoint.previous` is where it lay before."""
-    sweep(folder)
-    previous = folder.with_name(f".{folder.name}.previous")
-    if previous.exists() and not folder.exists():
-        os.rename(previous, folder)
-
-
 def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
     """Whether there is one, once a save that a kill has interrupted is finished. All processes call this."""
     if accelerator.is_main_process:
-        finish_interrupted(folder)
+        sweep(folder)
     accelerator.wait_for_everyone()
     return folder.exists()
 
