@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from vggt_int8.listing import first_few
 from vggt_int8.model import VGGTConfig
 from vggt_int8.plain_data import shown
 
@@ -118,10 +119,12 @@ class TrainingConfig:
         if bad := [views for views in self.data.views if self.data.frames_per_step % views]:
             raise ValueError(f"data.views {bad} must divide frames_per_step {self.data.frames_per_step}")
         if self.mixed_precision not in ("bf16", "no"):
-            raise ValueError(f'mixed_precision must be "bf16" or "no", got {self.mixed_precision!r}')
+            raise ValueError(f'mixed_precision must be "bf16" or "no", got {shown(self.mixed_precision)}')
         unknown = set(self.compile) - set(COMPILABLE)
         if unknown:
-            raise ValueError(f"compile has {sorted(unknown)}; it can name {', '.join(COMPILABLE)}")
+            raise ValueError(
+                f"compile has {first_few(sorted(unknown), spell=shown)}; it can name {', '.join(COMPILABLE)}"
+            )
         model = self.vggt()
         sizes = {"data.size": self.data.size}
         sizes |= {f"data.shapes[{index}].size": shape.size for index, shape in enumerate(self.data.shapes)}
@@ -159,7 +162,7 @@ class TrainingConfig:
     def vggt(self) -> VGGTConfig:
         unknown = sorted(set(self.model) - set(VGGTConfig.__annotations__))
         if unknown:
-            raise ValueError(f"[model] has unknown keys {', '.join(unknown)}")
+            raise ValueError(f"[model] has unknown keys {first_few(unknown, spell=shown)}")
         return VGGTConfig(**self.model)
 
 
@@ -256,7 +259,7 @@ def _known(table: Any, section: type, where: str) -> dict[str, Any]:
     names = [f.name for f in fields(section)]
     unknown = sorted(set(table) - set(names))
     if unknown:
-        raise ValueError(f"{where} has unknown keys {', '.join(unknown)}; it can have {', '.join(names)}")
+        raise ValueError(f"{where} has unknown keys {first_few(unknown, spell=shown)}; it can have {', '.join(names)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     types = get_type_hints(section)
     for key, value in values.items():
