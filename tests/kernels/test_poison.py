@@ -28,6 +28,12 @@ def test_new_memory_holds_no_result(name: str) -> None:
         assert (new(name, torch.zeros(3, 5, dtype=dtype)) == value).all()
 
 
+def test_a_device_still_is_that_of_its_block() -> None:
+    """Of this process, too, once nothing is poisoned any more: a model on the meta device would have real weights."""
+    with torch.device("meta"):
+        assert torch.empty(3).is_meta
+
+
 def test_what_is_left_unwritten_differs_from_every_result() -> None:
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
     codes, scale = reference.quantize_rows(x)
