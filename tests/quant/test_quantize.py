@@ -343,6 +343,13 @@ def test_include_without_rules_on_vggt(make_tiny: Callable[[], VGGTInt8], tiny_i
     assert 0 < relative_error(got.depth, want.depth) < 0.02
 
 
+def test_a_config_of_two_models_stays_that_of_the_other(make_tiny: Callable[[], VGGTInt8]) -> None:
+    model = make_tiny()
+    other = VGGTInt8(model.config)
+    assert quantize(model, "int8_dynamic").config.quantization_config is not None
+    assert getattr(other.config, "quantization_config", None) is None
+
+
 def test_a_kept_parameter_that_fp16_cannot_hold(make_tiny: Callable[[], VGGTInt8]) -> None:
     for value, message in ((float("nan"), "the weight holds NaN or inf"), (1e6, "the weight holds 1e.06, which fp16")):
         model = make_tiny()

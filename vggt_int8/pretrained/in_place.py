@@ -1,5 +1,6 @@
 """`quantize`: a model that is there already, in place, whoever's it is."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +49,7 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
         if isinstance(model, VGGT):
             round_kept_parameters(model)
             quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
+            model.config = deepcopy(model.config)  # other models may have been made of the same one
             model.config.quantization_config = quantization
             model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
             model.register_load_state_dict_pre_hook(check_incoming_values)
