@@ -74,6 +74,7 @@ def test_one_checkpoint_under_every_backend(
             assert differences[name]["relative"] < 0.05, f"{backend}: {name} {differences[name]}"
     allowed = {
         "int8_dynamic": ["auto", "native", "torchao", "bitsandbytes", "reference"],
+        "int8_rotated": ["auto", "native", "torchao", "bitsandbytes", "reference"],
         "int8_weight_only": ["auto", "native", "torchao", "reference"],
         "llm_int8": ["auto", "bitsandbytes", "reference"],
         "fp16": ["auto"],

@@ -275,7 +275,7 @@ INT8 = [
         r"config\.json of .* describes no VGGT",
     ),
     ("a newer recipe", recipe_key("format", 3), "recipe format 3; this package reads 1 and 2"),
-    ("a recipe with an unknown key", recipe_key("rotation", True), "unknown key 'rotation'"),
+    ("a recipe with an unknown key", recipe_key("spin", True), "unknown key 'spin'"),
     ("a recipe that fits another model", recipe_key("rules", [{"match": "nothing"}]), "decides no layer"),
     (
         "a recipe that quantizes less",

@@ -100,14 +100,14 @@ def nested(depth: int) -> list[Any]:
         ({"rope_freq": "none"}, ValueError, "'rope_freq' with value 'none'"),
         ({"mlp_ratio": float("nan")}, ValueError, "mlp_ratio must be above 0, got nan"),
         ({"depth": 10**5000}, ValueError, "depth must be at most 256, got a number of"),
-        ({"depth": nested(3000)}, ValueError, "nested too deep"),
+        ({"depth": nested(3000)}, ValueError, "nested too deep|'depth' expected int, got list"),  # by Python's version
         ({"embed_dim": "x" * 5000}, ValueError, "'embed_dim' expected int, got str"),
         ({"dtype": "\ud800"}, ValueError, "which is no floating-point dtype"),
         ({"dtype": "float8"}, ValueError, "which is no floating-point dtype"),
         ({"encoder_dpeth": 2}, TypeError, "no field 'encoder_dpeth'; did you mean encoder_depth="),
         ({"quality": 2}, TypeError, "no field 'quality'; it has img_size, "),
         ({"to_dict": 2}, TypeError, "no field 'to_dict'"),
-        ({"id2label": "x"}, TypeError, "no field 'id2label'.*got 'x'"),
+        ({"id2label": "x"}, (TypeError, ValueError), "ield 'id2label'.*'x'"),  # refused by some transformers itself
         ({"id2label": {"a": "b"}}, TypeError, "no field 'id2label'"),
         ({"num_labels": [1]}, TypeError, "no field 'num_labels'"),
         ({"per_layer_config": "x"}, TypeError, "no field 'per_layer_config'"),

@@ -488,7 +488,10 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path, cached: Path, 
     [
         (lambda data: data.pop("metadata"), "has no metadata"),
         (lambda data: data.pop("weight_map"), "has no weight_map"),
-        (lambda data: data["weight_map"].update(a="../../../x"), "which is no file of its folder"),
+        (
+            lambda data: data["weight_map"].update(a="../../../x"),
+            "no file of its folder|not .* a file named ../../../x",
+        ),
     ],
 )
 def test_a_bad_index_from_the_hub(

@@ -55,7 +55,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "device_mesh": ((None,), _NO_PLAN),
     "distributed_config": ((None,), _NO_PLAN),
     "gguf_file": ((None,), "there is no VGGT in GGUF; pass safetensors"),
-    "adapter_kwargs": ((None,), _NO_ADAPTER),
+    "adapter_kwargs": ((None, {}), _NO_ADAPTER),  # AutoModel of some versions passes empty ones
     "adapter_name": ((None, "default"), _NO_ADAPTER),
     "generation_config": ((None,), "the network generates nothing"),
     "low_cpu_mem_usage": ((None, True), "weights are streamed in any case; " + _OLD),
