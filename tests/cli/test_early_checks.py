@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from vggt_int8.cli import console, loading, main
 from vggt_int8.cli.guard import guarded
@@ -101,7 +102,7 @@ def test_what_needs_no_command_into_a_full_disk(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["vggt-int8", "--version"])
     with open("/dev/full", "w") as full:
-        monkeypatch.setattr(console.out, "_file", full)
+        monkeypatch.setattr(console, "out", Console(file=full))  # its own: what it could not write stays in it
         with pytest.raises(SystemExit) as ended:
             main()
         monkeypatch.undo()
