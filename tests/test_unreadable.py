@@ -53,6 +53,9 @@ def not_almighty() -> None:
         libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
+pytestmark = pytest.mark.slow  # a process that tries them all, with the model of each
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("unreadable")

@@ -37,6 +37,7 @@ def test_a_run_starts_within_its_parts_from_given_weights(cli, tmp_path: Path) -
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_parts_goes_on_in_the_part_where_it_stopped(cli, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*map(str, RUN), str(tmp_path / "whole")])
     assert "stopped at step 6: all steps are done" in result.stdout

@@ -210,6 +210,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", PROBE + code], env=os.environ | env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_settings() -> None:
     off = run("print(c.library(), c.unavailable())", VGGT_INT8_CPU_KERNELS="off")
     assert off.stdout.split() == ["None", "VGGT_INT8_CPU_KERNELS=off"]

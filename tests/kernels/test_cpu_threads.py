@@ -98,6 +98,7 @@ def test_an_error_cancels_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) ->
     assert begun == []
 
 
+@pytest.mark.slow
 def test_pytorch_starts_no_threads_for_it() -> None:
     """Each thread that PyTorch starts is one more to wait for in every operation."""
     code = """

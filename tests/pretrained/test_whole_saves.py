@@ -52,7 +52,12 @@ OVER = {
 }
 
 
-@pytest.mark.parametrize("what", OVER)
+QUICK = ("fp32 over INT8", "shards over shards")
+
+
+@pytest.mark.parametrize(
+    "what", [what if what in QUICK else pytest.param(what, marks=pytest.mark.slow) for what in OVER]
+)
 def test_a_save_that_is_killed_before_any_step(tmp_path: Path, small: Path, what: str) -> None:
     (old_recipe, old_size), (new_recipe, new_size) = OVER[what]
     start = tmp_path / "start"

@@ -130,6 +130,7 @@ def test_group_words_on_a_module_without_a_map() -> None:
     assert type(model[0]) is nn.Linear
 
 
+@pytest.mark.slow
 def test_both_ways_give_the_same_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
     name = "int8_dynamic"
     by_groups = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=name)

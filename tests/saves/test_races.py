@@ -59,6 +59,7 @@ def saver(request: pytest.FixtureRequest, tmp_path: Path, make_tiny: Callable[[]
     saver.join()
 
 
+@pytest.mark.slow
 def test_a_load_beside_saves(saver: Saver) -> None:
     states = [model.state_dict() for model in saver.models]
     ways: list[Any] = [VGGTInt8.from_pretrained]

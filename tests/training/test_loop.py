@@ -116,6 +116,7 @@ def test_a_run_starts_from_the_weights_of_a_model(tiny_config: TrainingConfig, t
         trained_model(tmp_path / "model", other)
 
 
+@pytest.mark.slow
 def test_a_run_over_several_shapes_is_resumed_and_validated_on_each(
     tiny_config: TrainingConfig, tmp_path: Path
 ) -> None:
