@@ -31,6 +31,7 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
 
 
+MOST_PROCESSES = 4  # of plain `pytest`; each takes a gigabyte
 # What is left out unless asked for, and how it is.
 ASKED_FOR = ("exhaustive", "slow")
 HOW_TO_RUN = {
@@ -55,6 +56,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[LEFT_OUT].update([mark] if mark else [])
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite, asked for by plain `pytest`, is shared out over the cores where pytest-xdist is installed.
+
+    `-n 0` runs it in one process, and so do named files, debuggers, what only collects, and a GPU, which is one.
+    """
+    option = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not option.collectonly
+    if (
+        whole
+        and not torch.cuda.is_available()
+        and getattr(option, "numprocesses", 0) is None
+        and option.dist == "no"
+        and not option.usepdb
+    ):
+        option.numprocesses, option.dist = min(len(os.sched_getaffinity(0)), MOST_PROCESSES), "loadscope"
 
 
 def pytest_configure(config: pytest.Config) -> None:
