@@ -64,6 +64,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     `-n 0` runs it in one process, and so do named files, debuggers, what only collects, and a GPU, which is one.
     """
+    if hasattr(config, "workerinput"):  # in one of those processes
+        return
     option = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not option.collectonly
     if (
