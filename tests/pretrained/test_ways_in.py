@@ -1,6 +1,5 @@
-"""Ways into a model: keywords, names of sources, single files, names of tensors, files of a folder. One row a case."""
+"""Ways into a model: names of sources, single files, names of tensors. One row a case."""
 
-import json
 import os
 import shutil
 import socket
@@ -12,117 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, BitsAndBytesConfig
+from transformers import AutoModel
 
-from tests.other_weights import copy_config
+from tests.other_weights import assert_same_weights, copy_config
 from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8
 from vggt_int8.embedded import EMBEDDED_FOLDER, resolve_source
-from vggt_int8.model.keywords import check_keywords
 from vggt_int8.pretrained.names import plain_names
 
 INDEX = "model.safetensors.index.json"
 State = dict[str, Tensor]
-
-REFUSED_KEYWORDS = [
-    (
-        {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
-        "_config=<BitsAndBytesConfig>: .*recipe='int8_dyn",
-    ),
-    (
-        {"quantization_config": {"quant_method": "vggt_int8"}, "recipe": "int8_dynamic"},
-        "take quantization_config",
-    ),
-    ({"load_in_8bit": True}, "load_in_8bit=True: INT8 is asked for by recipe="),
-    ({"load_in_4bit": True}, "no 4-bit arithmetic"),
-    ({"ignore_mismatched_sizes": True}, "must fit the model"),
-    ({"strict": False}, "must fit the model"),
-    ({"key_mapping": {"^module.": ""}}, "key_mapping=.*taken off by themselves"),
-    ({"state_dict": {}}, "state_dict=.*pass its path"),
-    ({"use_safetensors": False}, "read where there are any"),
-    ({"weights_only": False}, "weights_only=False.*never opened"),
-    ({"trust_remote_code": True}, "no code of a checkpoint is ever run"),
-    ({"attn_implementation": "flash_attention_2"}, "attention is the network's own"),
-    ({"use_kernels": True}, "takes none from the Hub"),
-    ({"kernel_config": object()}, "takes none from the Hub"),
-    ({"fusion_config": {"patch_embeddings": True}}, "fusion_config="),
-    ({"tp_plan": "auto"}, "device_map= puts parts"),
-    ({"distributed_config": {}}, "distributed_config="),
-    ({"gguf_file": "a.gguf"}, "no VGGT in GGUF"),
-    ({"adapter_name": "mine"}, "adapters are not loaded"),
-    ({"low_cpu_mem_usage": False}, "streamed in any case"),
-    ({"device": "cuda"}, "device_map='cuda'"),
-    ({"from_tf": True}, "no longer reads"),
-    ({"recipee": "int8_dynamic"}, "does not know recipee=.*did you mean recipe="),
-    ({"enable_trak": False}, "did you mean enable_track="),
-    ({"devicemap": "cpu"}, "did you mean device_map="),
-    ({"output_attentions": True}, "does not know output_attentions="),
-    ({"dtype": "float7"}, "dtype is 'float7': choose torch.float16"),
-    ({"dtype": torch.int8}, "dtype is torch.int8"),
-    ({"dtype": {"": torch.float16}}, "one dtype holds for the whole network"),
-    ({"dtype": "fp16", "torch_dtype": "bf16"}, "dtype='fp16' and torch_dtype='bf16' differ"),
-    ({"config": 5}, "config is a int; pass a VGGTConfig"),
-]
-
-
-@pytest.mark.parametrize(("keywords", "message"), REFUSED_KEYWORDS, ids=[str(list(row[0])) for row in REFUSED_KEYWORDS])
-def test_a_keyword_without_effect_is_refused_before_anything_is_read(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):  # not the error of a source that is not there
-        VGGTInt8.from_pretrained("./nothing is here", **keywords)
-
-
-def test_options_are_given_by_name(tiny_checkpoint: Path) -> None:
-    with pytest.raises(TypeError, match="by name, such as recipe='int8_dynamic'"):
-        VGGTInt8.from_pretrained(tiny_checkpoint, "int8_dynamic")
-
-
-@pytest.mark.parametrize(
-    "keywords",
-    [
-        {"load_in_8bit": False, "quantization_config": None, "trust_remote_code": None, "low_cpu_mem_usage": True},
-        {"attn_implementation": None, "adapter_kwargs": None, "state_dict": None, "weights_only": True},
-    ],
-)
-def test_keywords_that_ask_for_what_happens_anyway_pass(keywords: dict[str, Any]) -> None:
-    assert check_keywords(keywords) == {}
-
-
-def test_keywords_that_pass_do_what_they_say(tiny_checkpoint: Path) -> None:
-    model, info = VGGTInt8.from_pretrained(tiny_checkpoint, output_loading_info=True, dtype="bf16")  # type: ignore[misc]
-    assert model.dtype == torch.bfloat16
-    assert not info["missing_keys"]
-    own = VGGTConfig.from_pretrained(tiny_checkpoint)
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, config=own, enable_track=False, use_safetensors=True)
-    assert model.track_head is None
-    assert own.enable_track, "the caller's object is left alone"
-
-
-def test_the_same_holds_for_auto_model_and_the_plain_network(tiny_checkpoint: Path, int8_checkpoint: Path) -> None:
-    for keywords in ({"load_in_8bit": True}, {"attn_implementation": "a/kernel"}, {"output_hidden_states": True}):
-        for load in (AutoModel.from_pretrained, VGGT.from_pretrained):
-            with pytest.raises(TypeError, match=next(iter(keywords))):
-                load(tiny_checkpoint, **keywords)
-    with pytest.raises(TypeError, match="quantization_config="):
-        AutoModel.from_pretrained(tiny_checkpoint, quantization_config={"quant_method": "gptq"})
-    with pytest.raises(ValueError, match=r"is quantized: load it with VGGTInt8\.from_pretrained"):
-        VGGT.from_pretrained(int8_checkpoint)
-    with pytest.raises(TypeError, match="takes recipe= and backend="):
-        VGGT.from_pretrained(tiny_checkpoint, recipe="int8_dynamic")
-    assert type(VGGT.from_pretrained(tiny_checkpoint, enable_track=False)) is VGGT
-
-
-def test_the_plain_network_tells_of_weights_that_do_not_fit(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    shutil.copytree(tiny_checkpoint, tmp_path / "bad")
-    tensors = load_file(tmp_path / "bad" / "model.safetensors")
-    del tensors["aggregator.camera_token"]
-    save_file(tensors, tmp_path / "bad" / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((tmp_path / "bad" / "config.json").read_text())
-    del config["save"]  # of the tensors that were there
-    (tmp_path / "bad" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"does not fit the network: \['aggregator\.camera_token'\]"):
-        VGGT.from_pretrained(tmp_path / "bad")
-
 
 NO_SOURCES = [
     ("./nothing", "there is no folder './nothing'.*'embedded' names the small model"),
@@ -181,12 +80,6 @@ def test_the_embedded_model_is_loaded_and_named() -> None:
     model = VGGTInt8.from_pretrained("embedded", recipe="int8_dynamic", enable_point=False, verify=True)
     assert model.config.name_or_path == "embedded"
     assert type(VGGT.from_pretrained("embedded", enable_point=False, verify=True)) is VGGT
-
-
-def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
-    want, got = a.state_dict(), b.state_dict()
-    assert want.keys() == got.keys()
-    assert all(torch.equal(tensor, got[name]) for name, tensor in want.items())
 
 
 def test_a_single_file_of_a_quantized_folder(tmp_path: Path, int8_checkpoint: Path, tiny_checkpoint: Path) -> None:
@@ -372,150 +265,3 @@ def test_a_pipe_beside_a_single_file_is_no_config(tmp_path: Path, tiny_checkpoin
 
 def test_names_without_a_network_stay() -> None:
     assert plain_names(["head.weight", "module.x"]) == {"head.weight": "head.weight", "module.x": "module.x"}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """The golden network in several files. Read only."""
-    folder = tmp_path_factory.mktemp("shards") / "fp32"
-    VGGTInt8.from_pretrained(tiny_checkpoint).save_pretrained(folder, max_shard_size="2MB")
-    return folder
-
-
-def first_shard(folder: Path) -> Path:
-    return next(iter(sorted(folder.glob("model-*.safetensors"))))
-
-
-def rename_in_index(folder: Path, name: str) -> None:
-    text = (folder / INDEX).read_text()
-    (folder / INDEX).write_text(text.replace(f'"{first_shard(folder).name}"', json.dumps(name)))
-
-
-def replace_first(make: Callable[[Path], Any]) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        file = first_shard(folder)
-        file.rename(folder.parent / "moved")
-        make(file)
-
-    return change
-
-
-def without_metadata(folder: Path) -> None:
-    data = json.loads((folder / INDEX).read_text())
-    del data["metadata"]
-    (folder / INDEX).write_text(json.dumps(data))
-
-
-FILES: list[tuple[str, Callable[[Path], Any], str]] = [
-    (
-        "an absolute path",
-        lambda f: rename_in_index(f, "/etc/passwd"),
-        "names '/etc/passwd', which is no file of",
-    ),
-    ("a path upwards", lambda f: rename_in_index(f, "../moved"), r"names '\.\./moved', which is no file"),
-    ("a path below", lambda f: rename_in_index(f, "sub/x.safetensors"), "which is no file of its folder"),
-    ("a device", lambda f: rename_in_index(f, "/dev/zero"), "names '/dev/zero'"),
-    ("a link to a device", replace_first(lambda p: p.symlink_to("/dev/zero")), "is a device, not a file"),
-    ("a link out of the folder", replace_first(lambda p: p.symlink_to("../moved")), "is a link out of its folder, to"),
-    ("a dangling link", replace_first(lambda p: p.symlink_to("gone")), "is a link to gone, which does not exist"),
-    ("a folder", replace_first(lambda p: p.mkdir()), "is a folder, not a file"),
-    ("a pipe", replace_first(lambda p: os.mkfifo(p)), "is a pipe, not a file"),
-    ("a missing shard", replace_first(lambda p: None), r"there is no file .*model-00001-of"),
-    ("no metadata", without_metadata, r"index\.json has no metadata"),
-    ("a deep index", lambda f: (f / INDEX).write_text("[" * 100_000), "nested too deep|not a valid JSON"),
-    ("an index that is a pipe", lambda f: ((f / INDEX).unlink(), os.mkfifo(f / INDEX)), r"index\.json is a pipe"),
-    ("weights that are a folder", lambda f: (f / "model.safetensors").mkdir(), r"model\.safetensors is a folder, not"),
-    ("an adapter beside", lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter.*merge_and_unload"),
-    ("weights that are a pipe", lambda f: os.mkfifo(f / "model.safetensors"), r"model\.safetensors is a pipe, not a"),
-]
-
-
-@pytest.mark.parametrize(("what", "change", "message"), FILES, ids=[row[0] for row in FILES])
-def test_files_that_are_none_of_the_checkpoint(
-    tmp_path: Path, shards: Path, what: str, change: Callable[[Path], Any], message: str
-) -> None:
-    folder = tmp_path / "shards"
-    shutil.copytree(shards, folder)
-    change(folder)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        VGGTInt8.from_pretrained(folder)
-    assert "damaged" not in str(caught.value)
-
-
-def test_unreadable_files_are_said_to_be_unreadable(
-    tmp_path: Path, shards: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a stand-in for the system's refusal: tests may run as root, to whom nothing is refused."""
-    real = os.open
-
-    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
-        if str(path).endswith((".safetensors", "secret/config.json")):
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", refuse)
-    for source in (tiny_checkpoint, shards, tiny_checkpoint / "model.safetensors"):
-        with pytest.raises(CheckpointError, match=r"cannot read .*model.*\.safetensors: Permission denied"):
-            VGGTInt8.from_pretrained(source)
-    shutil.copytree(tiny_checkpoint, tmp_path / "secret")
-    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json: Permission denied"):
-        VGGTInt8.from_pretrained(tmp_path / "secret")
-
-
-@pytest.fixture
-def cached(tmp_path: Path, shards: Path) -> Path:
-    """A snapshot in a cache of the Hub at `tmp_path`, of the model "me/vggt" in several files."""
-    repository = tmp_path / "models--me--vggt"
-    snapshot = repository / "snapshots" / ("0123abcd" * 5)
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(snapshot.name)
-    for number, file in enumerate(sorted(shards.iterdir())):
-        shutil.copy(file, repository / "blobs" / f"blob{number}")
-        (snapshot / file.name).symlink_to(f"../../blobs/blob{number}")
-    return snapshot
-
-
-def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path, cached: Path, shards: Path) -> None:
-    want = VGGTInt8.from_pretrained(shards)
-    assert_same_weights(VGGTInt8.from_pretrained(cached), want)
-    assert_same_weights(VGGTInt8.from_pretrained("me/vggt", cache_dir=tmp_path, local_files_only=True), want)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: data.pop("metadata"), "has no metadata"),
-        (lambda data: data.pop("weight_map"), "has no weight_map"),
-        (
-            lambda data: data["weight_map"].update(a="../../../x"),
-            "no file of its folder|not .* a file named ../../../x",
-        ),
-    ],
-)
-def test_a_bad_index_from_the_hub(
-    tmp_path: Path, cached: Path, change: Callable[[dict[str, Any]], Any], message: str
-) -> None:
-    data = json.loads((cached / INDEX).read_text())
-    change(data)
-    (cached / INDEX).write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match=message):
-        VGGTInt8.from_pretrained("me/vggt", cache_dir=tmp_path, local_files_only=True)
-
-
-def test_a_model_that_is_not_cached_is_said_to_be_so_at_once(tmp_path: Path) -> None:
-    start = time.perf_counter()
-    with pytest.raises(
-        CheckpointError, match=r"the Hub is not asked \(HF_HUB_OFFLINE or local_files_only\).*embedded"
-    ) as e:
-        VGGTInt8.from_pretrained("me/nothing", cache_dir=tmp_path, local_files_only=True)
-    assert time.perf_counter() - start < 5
-    assert "'embedded' names the small model" in str(e.value)
-    assert "\n" not in str(e.value)
-
-
-def test_a_linked_file_of_weights_is_read(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    (tmp_path / "config.json").symlink_to(tiny_checkpoint / "config.json")
-    (tmp_path / "model.safetensors").symlink_to(tiny_checkpoint / "model.safetensors")
-    assert_same_weights(VGGTInt8.from_pretrained(tmp_path), VGGTInt8.from_pretrained(tiny_checkpoint))
