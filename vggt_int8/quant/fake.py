@@ -1,0 +1,259 @@
+"""Layers that train under the rounding that inference will do: what quantization-aware training puts for INT8 layers.
+
+`fake_quantize` puts them into a float network where a plan wants INT8, `restore` takes them out again, trained.
+Forward, a linear with INT8 activations computes what its `Int8Linear` will: the same codes and scales, by the same
+operators, multiplied as integers. Backward, rounding counts as the identity (straight-through), except that an input
+beyond a static scale gets no gradient, for its code does not move; a static scale learns by how far its codes round
+off (Esser et al., "Learned Step Size Quantization", 2020).
+
+torchao's own fake quantization is of no use here: its symmetric scale is absmax / 127.5, so that its codes are not
+those of our checkpoints, and per token it only runs asymmetric (0.18; a test says when that changes).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vggt_int8.kernels import ops
+from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.kernels.reference import CODE_MAX, llm_int8_linear, quantize, rotate, scale_from_absmax
+from vggt_int8.kernels.weight_only import dequantize
+from vggt_int8.quant.attention import Int8Attention
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.quantize import replace_module
+from vggt_int8.quant.soundness import SMALLEST_ABSMAX
+from vggt_int8.recipe import AttentionScheme, RecipeError, Scheme
+
+
+def weight_codes(weight: Tensor, channel_axis: int = 0, rotation: int = 0) -> tuple[Tensor, Tensor]:
+    """`storage.encode`, the same codes and scales, but nothing waits for the device: NaN becomes a scale of NaN."""
+    rows = rotate(weight, rotation) if rotation else weight.float()
+    others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
+    absmax = rows.abs().amax(others, keepdim=True)
+    scale = scale_from_absmax(torch.where(absmax < SMALLEST_ABSMAX, 0, absmax))
+    return quantize(rows, scale), scale
+
+
+class FakeInt8Linear(nn.Linear):
+    """A linear layer whose products are those of `Int8Linear` with the same weights: x [..., K] -> [..., N].
+
+    weight, bias: fp32, the parameters of the layer that it stands for. log_input_scale: for static activations, the
+    natural logarithm of `input_scale`, so that a rate means the same for every layer; [1], or [2] where the first
+    `special_tokens` tokens of each frame, along axis -2, have a scale of their own. Under autocast the result has
+    autocast's dtype, and codes are made of x as it comes.
+    """
+
+    log_input_scale: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, scheme: Scheme) -> None:
+        super().__init__(in_features, out_features, bias, device="meta")
+        self.scheme, self.rotation, self.special_tokens = scheme, scheme.rotation_of(in_features), 0
+        self.log_input_scale = None
+
+    @classmethod
+    def of(cls, linear: nn.Linear, scheme: Scheme, input_scale: Tensor | None = None, special_tokens: int = 0) -> Self:
+        """With the parameters of `linear`. input_scale: [1] or [2] fp32, for static activations and for no others."""
+        self = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
+        self.weight, self.bias = linear.weight, linear.bias
+        if (scheme.activations == "static") != (input_scale is not None):
+            raise ValueError(f"activations {scheme.activations!r} with input_scale {input_scale}: static needs one")
+        if input_scale is not None:
+            self.log_input_scale = nn.Parameter(input_scale.detach().float().log().to(linear.weight.device))
+            self.special_tokens = special_tokens
+        return self.train(linear.training)
+
+    @property
+    def input_scale(self) -> Tensor | None:
+        """fp32, as the checkpoint will hold it."""
+        return None if self.log_input_scale is None else self.log_input_scale.detach().exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        rows = x.reshape(-1, self.in_features)
+        row_scale = None
+        if self.log_input_scale is not None:
+            row_scale = scale_of_rows(self.log_input_scale.exp(), x.shape, self.special_tokens)
+        way = _Way(self.rotation, self.scheme.outlier_threshold, dtype)
+        y: Tensor = _Int8Product.apply(rows, self.weight, self.bias, row_scale, way)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.scheme.label}"
+
+
+def scale_of_rows(input_scale: Tensor, shape: torch.Size, special_tokens: int) -> Tensor:
+    """The static scale [M, 1] of each row of an input [..., P, K]; input_scale [1], or [2]: special tokens, others."""
+    if not special_tokens:
+        return input_scale.expand(shape[:-1].numel()).unsqueeze(1)
+    patches = torch.arange(shape[-2], device=input_scale.device) >= special_tokens
+    return input_scale[patches.long()].expand(shape[:-1]).reshape(-1, 1)
+
+
+class _Way(NamedTuple):
+    rotation: int
+    outlier_threshold: float
+    dtype: torch.dtype  # of the result
+
+
+class _Int8Product(torch.autograd.Function):
+    """rows [M, K], weight [N, K], bias [N] or None, row_scale [M, 1] or None (dynamic) -> [M, N].
+
+    Saved are codes, which are exact in every dtype that multiplies: a quarter of the memory of floats.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, row_scale: Tensor | None, way: _Way
+    ) -> Tensor:
+        codes, scale = weight_codes(weight, rotation=way.rotation)
+        bias = None if bias is None else bias.half()  # as it is stored
+        ctx.way, ctx.dtypes = way, (rows.dtype, weight.dtype)
+        slope = None
+        if way.outlier_threshold:
+            y = llm_int8_linear(rows, codes, scale, bias, way.outlier_threshold, _product)
+            x_codes, x_scale = _llm_int8_operand(rows, way.outlier_threshold)
+        else:
+            if row_scale is None:
+                x_codes, x_scale = ops.quantize_rows(rows, None, way.rotation)
+            else:
+                x_codes, x_scale, slope = _static_codes(rows, row_scale, way.rotation)
+            y = ops.int8_gemm(x_codes, x_scale, codes, scale, Epilogue(bias, way.dtype))
+        ctx.save_for_backward(x_codes, x_scale, codes, scale, slope)
+        return y.to(way.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_codes, x_scale, codes, scale, slope = ctx.saved_tensors
+        rotation, (rows_dtype, weight_dtype) = ctx.way.rotation, ctx.dtypes
+        wants_rows, wants_weight, wants_bias, wants_scale, _ = ctx.needs_input_grad
+        grad_rows = grad_weight = grad_scale = None
+        if wants_rows or wants_scale:
+            grad_rows = (grad * scale.view(1, -1)).to(grad.dtype) @ codes.to(grad.dtype)
+            if wants_scale:
+                grad_scale = (grad_rows.float() * slope.float()).sum(1, keepdim=True)
+            if slope is not None:
+                grad_rows = grad_rows.masked_fill(slope.abs() > 0.5, 0)
+            grad_rows = _turned(grad_rows, rotation).to(rows_dtype)
+        if wants_weight:
+            grad_weight = (grad * x_scale).to(grad.dtype).t() @ x_codes.to(grad.dtype)
+            grad_weight = _turned(grad_weight, rotation).to(weight_dtype)
+        grad_bias = grad.float().sum(0) if wants_bias else None
+        return grad_rows, grad_weight, grad_bias, grad_scale, None
+
+
+def _static_codes(rows: Tensor, row_scale: Tensor, rotation: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and scales as `reference.quantize_rows` makes them under a static scale, and the slope in that scale.
+
+    The slope of codes * scale in the scale is what rounding added to a code, within half of one, or where the range
+    ended, the code itself.
+    """
+    ratio = (rotate(rows, rotation) if rotation else rows.float()) / row_scale
+    codes = ratio.round().clamp_(-CODE_MAX, CODE_MAX)
+    slope = torch.where(ratio.abs() <= CODE_MAX + 0.5, codes - ratio, codes)
+    # NaN and inf survive into the scale, as in the definition.
+    return codes.to(torch.int8), row_scale + (rows.float() * 0).sum(-1, keepdim=True), slope.half()
+
+
+def _llm_int8_operand(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """What a weight is multiplied with under LLM.int8(): floats in outlier columns, rounded elsewhere."""
+    outlier = (rows.abs() >= threshold).any(dim=0)
+    codes, scale = ops.quantize_rows(rows.masked_fill(outlier, 0), None, 0)
+    return torch.where(outlier, rows.float(), codes * scale).to(rows.dtype), torch.ones_like(scale)
+
+
+def _product(x_codes: Tensor, codes: Tensor) -> Tensor:
+    """[M, K] x [N, K] -> [M, N] as numbers: the integer product of the fast kernels, with scales of 1."""
+    ones = torch.ones(len(x_codes), 1, device=codes.device), torch.ones(len(codes), 1, device=codes.device)
+    return ops.int8_gemm(x_codes, ones[0], codes, ones[1], Epilogue(None, torch.float32))
+
+
+def _turned(grad: Tensor, rotation: int) -> Tensor:
+    """The gradient before a rotation, which is its own inverse."""
+    return rotate(grad, rotation) if rotation else grad
+
+
+class RoundedWeight(nn.Module):
+    """A parametrization: the float weight -> the floats that weight-only INT8 multiplies with; gradients pass."""
+
+    def __init__(self, channel_axis: int) -> None:
+        super().__init__()
+        self.channel_axis = channel_axis
+
+    def forward(self, weight: Tensor) -> Tensor:
+        rounded: Tensor = _Rounded.apply(weight, self.channel_axis)
+        return rounded
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, channel_axis: int) -> Tensor:
+        return dequantize(*weight_codes(weight, channel_axis), weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class StaticScale(NamedTuple):
+    """Of a layer's inputs: [1], or [2] where the first `special_tokens` tokens of a frame have the first."""
+
+    scale: Tensor
+    special_tokens: int = 0
+
+
+def fake_quantize(
+    model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mapping[str, StaticScale] | None = None
+) -> None:
+    """Let the layers of a plan compute as if they were INT8, in place; their parameters stay the same objects.
+
+    scales: of every layer that the plan makes static. Raises `RecipeError` if the plan quantizes no layer or one has
+    no scale; then nothing is changed.
+    """
+    scales = scales or {}
+    chosen = {name: layer for name, layer in plan.items() if layer.scheme is not None}
+    if not any(isinstance(layer.scheme, Scheme) for layer in chosen.values()):
+        raise RecipeError("the recipe quantizes no layer of this model, so there is nothing to train for")
+    static = {name for name, layer in chosen.items() if getattr(layer.scheme, "activations", "") == "static"}
+    if missing := sorted(static - scales.keys()):
+        raise RecipeError(f"{missing[0]} has no static scale, nor have {len(missing) - 1} others: calibrate them first")
+    fakes: dict[nn.Module, nn.Module] = {}
+    for name, layer in chosen.items():
+        module = model.get_submodule(name)
+        if module not in fakes:
+            fakes[module] = _faked(module, layer.scheme, scales.get(name))
+        replace_module(model, name, fakes[module])
+
+
+def _faked(module: nn.Module, scheme: Scheme | AttentionScheme | None, static: StaticScale | None) -> nn.Module:
+    if isinstance(scheme, AttentionScheme):
+        return Int8Attention()  # its gradients are straight-through already
+    if isinstance(module, nn.Linear) and scheme is not None and scheme.activations != "none":
+        scale = (None, 0) if static is None or scheme.activations != "static" else static
+        return FakeInt8Linear.of(module, scheme, *scale)
+    axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+    parametrize.register_parametrization(module, "weight", RoundedWeight(axis), unsafe=True)  # shapes stay
+    return module
+
+
+def fake_layers(model: nn.Module) -> Iterator[tuple[str, FakeInt8Linear]]:
+    """The linears with INT8 activations that train, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, FakeInt8Linear))
+
+
+def restore(model: nn.Module) -> dict[str, StaticScale]:
+    """Undo `fake_quantize`, in place, but for INT8 attention, which holds nothing: plain layers with the trained
+    parameters. Returns the static scales, by name."""
+    scales: dict[str, StaticScale] = {}
+    for name, fake in list(fake_layers(model)):
+        plain = nn.Linear(fake.in_features, fake.out_features, fake.bias is not None, device="meta")
+        plain.weight, plain.bias = fake.weight, fake.bias
+        replace_module(model, name, plain.train(fake.training))
+        if fake.input_scale is not None:
+            scales[name] = StaticScale(fake.input_scale, fake.special_tokens)
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    return scales
