@@ -11,7 +11,7 @@ from vggt_int8.cli import app, options
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import SPLITS
 from vggt_int8.training.checkpoint import read_facts
-from vggt_int8.training.config import COMPILABLE
+from vggt_int8.training.sections import COMPILABLE
 
 CONFIG = Path(__file__).parent.parent / "training" / "tiny.toml"
 RUN = ("train", "run", "--config", CONFIG, "--out")

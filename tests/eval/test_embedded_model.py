@@ -7,7 +7,7 @@ from vggt_int8 import VGGTInt8
 from vggt_int8.cli.demo import embedded_model
 from vggt_int8.eval.metrics import pose_errors
 from vggt_int8.scenes import render_scenes, scene_seeds
-from vggt_int8.training.config import DataConfig, FrameShape, ValidationConfig
+from vggt_int8.training.sections import DataConfig, FrameShape, ValidationConfig
 from vggt_int8.training.validation import validate
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from vggt_int8.training.config import DataConfig, OptimizerConfig, TrainingConfig, ValidationConfig
+from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.sections import DataConfig, OptimizerConfig, ValidationConfig
 
 TINY_MODEL = {
     "img_size": 32,

@@ -22,8 +22,8 @@ from vggt_int8.training.checkpoint import (
     save_checkpoint,
 )
 from vggt_int8.training.config import TrainingConfig
-from vggt_int8.training.loop import Trainer
 from vggt_int8.training.start import build_optimizers, fresh_model
+from vggt_int8.training.trainer import Trainer
 
 
 def one_layer(step: int) -> nn.Linear:

@@ -10,15 +10,8 @@ import pytest
 import torch
 
 from vggt_int8.model import VGGT
-from vggt_int8.training.config import (
-    FrameShape,
-    LossConfig,
-    OptimizerConfig,
-    TrainingConfig,
-    config_from_table,
-    end_run_at,
-    load_run,
-)
+from vggt_int8.training.config import LossConfig, TrainingConfig, config_from_table, end_run_at, load_run
+from vggt_int8.training.sections import FrameShape, OptimizerConfig
 from vggt_int8.training.start import build_optimizers, fresh_model, rate_factor
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,11 @@ from tests.training.runs import ONLY, entries
 from vggt_int8.model import VGGT
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.log import check_run_folder, read_log
-from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.loop import RunLimits
 from vggt_int8.training.measure import measure
 from vggt_int8.training.plot import write_curves
 from vggt_int8.training.run import export
+from vggt_int8.training.trainer import Trainer
 
 
 def test_half_a_line_in_a_log_is_named_and_stays_alone(tiny_config: TrainingConfig, tmp_path: Path) -> None:

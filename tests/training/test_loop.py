@@ -11,11 +11,12 @@ from vggt_int8.eval.metrics import depth_scores, pose_errors
 from vggt_int8.scenes import render_scenes, scene_seeds
 from vggt_int8.training.checkpoint import read_facts
 from vggt_int8.training.config import TrainingConfig
-from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.loop import RunLimits
 from vggt_int8.training.losses import scene_losses
 from vggt_int8.training.plot import write_curves
 from vggt_int8.training.run import trained_model
 from vggt_int8.training.start import build_optimizers, fresh_model
+from vggt_int8.training.trainer import Trainer
 
 
 @pytest.mark.slow

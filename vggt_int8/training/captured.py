@@ -7,12 +7,10 @@ stay outside: their work is launched while the GPU is busy with the replay.
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from vggt_int8.scenes import SceneBatch
 
 Losses = dict[str, Tensor]
 
@@ -21,7 +19,7 @@ EAGER_STEPS = 2  # of a shape before it is recorded: compilers and libraries hav
 
 class _Recorded(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    batch: SceneBatch
+    batch: Any
     losses: Losses
     gradients: list[Tensor | None]
 
@@ -29,10 +27,11 @@ class _Recorded(NamedTuple):
 class CapturedBackward:
     """`compute(batch)` must return the losses and leave gradients in `parameters`, whose `.grad` is None before.
 
-    The same holds for a call of this object. What it returns is overwritten by the next call.
+    A batch is a dataclass of tensors, or None, whose `images` [B, S, 3, H, W] give its shape. The same holds for a call
+    of this object. What it returns is overwritten by the next call.
     """
 
-    def __init__(self, compute: Callable[[SceneBatch], Losses], parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, compute: Callable[[Any], Losses], parameters: Iterable[nn.Parameter]) -> None:
         self._compute = compute
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._stream = torch.cuda.Stream()
@@ -40,7 +39,7 @@ class CapturedBackward:
         self._eager: dict[tuple[int, ...], int] = {}
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
-    def __call__(self, batch: SceneBatch) -> Losses:
+    def __call__(self, batch: Any) -> Losses:
         shape = tuple(batch.images.shape)
         done = self._eager.get(shape, 0)
         if done < EAGER_STEPS:
@@ -49,7 +48,7 @@ class CapturedBackward:
         if shape not in self._recorded:
             self._recorded[shape] = self._record(batch)
         recorded = self._recorded[shape]
-        for field in fields(SceneBatch):
+        for field in fields(batch):
             kept, new = getattr(recorded.batch, field.name), getattr(batch, field.name)
             if kept is not None:
                 kept.copy_(new)
@@ -58,7 +57,7 @@ class CapturedBackward:
             parameter.grad = gradient
         return recorded.losses
 
-    def _on_side_stream(self, batch: SceneBatch) -> Losses:
+    def _on_side_stream(self, batch: Any) -> Losses:
         """As in a recording, which must not run on the default stream: autograd remembers streams."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -66,8 +65,8 @@ class CapturedBackward:
         torch.cuda.current_stream().wait_stream(self._stream)
         return losses
 
-    def _record(self, batch: SceneBatch) -> _Recorded:
-        given = {field.name: getattr(batch, field.name) for field in fields(SceneBatch)}
+    def _record(self, batch: Any) -> _Recorded:
+        given = {field.name: getattr(batch, field.name) for field in fields(batch)}
         static = replace(batch, **{name: value.clone() for name, value in given.items() if value is not None})
         graph = torch.cuda.CUDAGraph()
         # Threads of the data loader pin memory meanwhile, hence thread_local.

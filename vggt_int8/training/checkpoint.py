@@ -4,7 +4,8 @@ A folder of safetensors shards of at most 15 MiB (so that they pass through tool
 `trainer.json` with the step and the whole configuration. The moments are stored as float8 (e4m3) with one scale per
 row: the first forgets its past within twenty steps, the root of the second sets step sizes that a few percent do not
 matter to. 6 bytes a parameter instead of 12 under AdamW, 5 instead of 8 under Muon. A root that would round to zero
-keeps the smallest float8 instead, for a zero would make the next step huge.
+keeps the smallest float8 instead, for a zero would make the next step huge. A run that is to go on to the last bit
+as if it had not been stopped asks for `exact` moments, in fp32.
 
 A kill while it is written leaves the older checkpoint, if need be after `find_checkpoint`.
 """
@@ -32,8 +33,16 @@ FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
 FLOAT8_LEAST = 2.0**-9
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], facts: dict[str, Any]) -> None:
-    """Write `folder` anew. `facts` must be JSON: the step, the configuration, whatever else the run remembers.
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    facts: dict[str, Any],
+    *,
+    exact: bool = False,
+) -> None:
+    """Write `folder` anew. `facts` must be JSON: the step, the configuration, whatever else the run remembers. exact:
+    moments in fp32.
 
     Raises ValueError if a weight is not finite: a good checkpoint is never replaced by a broken one, nor are files
     that belong to no checkpoint.
@@ -45,6 +54,10 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
             raise ValueError(f"{name} is not finite: nothing is saved, the last checkpoint stays")
         tensors[f"weight.{name}"] = parameter.detach().float().cpu()
         state = states.get(parameter, {})
+        if exact:
+            moments = {key: value for key, value in state.items() if key in (*MOMENTS, "exp_avg_sq")}
+            tensors |= {f"{key}.{name}": value.detach().float().cpu() for key, value in moments.items()}
+            continue
         if first := MOMENTS & state.keys():
             _pack(tensors, f"first.{name}", state[first.pop()], keep_positive=False)
         if "exp_avg_sq" in state:
@@ -104,7 +117,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> TrainingConfig:
     """What the run that wrote a checkpoint was made of. Raises as `read_facts`."""
-    table = read_facts(folder).get("config")
+    return config_in(read_facts(folder), folder)
+
+
+def config_in(facts: dict[str, Any], folder: Path) -> TrainingConfig:
+    """The configuration among the facts of a checkpoint in `folder`. Raises ValueError if there is none."""
+    table = facts.get("config")
     if not isinstance(table, dict):
         raise ValueError(f"{folder / 'trainer.json'} is damaged: its config is {shown(table)}, not a table")
     try:
@@ -138,7 +156,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimiz
     for optimizer, state in zip(optimizers, states, strict=True):
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             name = names[parameter]
-            if f"first.{name}" in tensors:
+            if any(f"{key}.{name}" in tensors for key in ("first", *MOMENTS)):
                 state[parameter] = _state(optimizer, parameter, tensors, name, facts["step"])
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -154,7 +172,8 @@ def _states(optimizers: Sequence[Optimizer]) -> dict[Tensor, dict[str, Any]]:
 
 def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], name: str, step: int) -> dict[str, Any]:
     """What `optimizer` remembers of a parameter."""
-    if isinstance(optimizer, Muon) != (f"root_second.{name}" not in tensors):
+    second = next((key for key in ("root_second", "exp_avg_sq") if f"{key}.{name}" in tensors), None)
+    if isinstance(optimizer, Muon) != (second is None):
         raise ValueError(f"the saved moments of {name} are not {type(optimizer).__name__}'s: [optimizer] differs")
 
     def moment(value: Tensor) -> Tensor:
@@ -163,7 +182,8 @@ def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], 
         # In its memory layout, which fused optimizers ask for.
         return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
-    first = moment(_unpack(tensors, f"first.{name}"))
+    exact = [tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in tensors]
+    first = moment(exact[0] if exact else _unpack(tensors, f"first.{name}"))
     if isinstance(optimizer, Muon):
         return {"momentum_buffer": first}
     # Fused and capturable optimizers keep the step count beside the parameter, others on the CPU.
@@ -171,7 +191,9 @@ def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], 
     return {
         "step": torch.tensor(float(step), device=parameter.device if on_device else "cpu"),
         "exp_avg": first,
-        "exp_avg_sq": moment(_unpack(tensors, f"root_second.{name}").square()),
+        "exp_avg_sq": moment(
+            tensors[f"{second}.{name}"] if second == "exp_avg_sq" else _unpack(tensors, f"{second}.{name}").square()
+        ),
     }
 
 

@@ -1,74 +1,24 @@
-"""What a training run is made of, read from a TOML file in which every key is known and typed."""
+"""What a training run on scenes is made of, read from a TOML file in which every key is known and typed."""
 
 import tomllib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from vggt_int8.listing import first_few
 from vggt_int8.model import VGGTConfig
 from vggt_int8.plain_data import shown
-
-SEEDS = 1 << 8  # of runs: each has 2^40 of the 2^48 scenes of the split "train"
-COMPILABLE = ("render", "blocks", "heads")
-
-
-@dataclass(frozen=True)
-class FrameShape:
-    """What the frames of some steps look like, and how often."""
-
-    size: tuple[int, int]  # (H, W) pixels
-    weight: float = 1.0  # share of the steps, relative to the other shapes' weights
-    pixel_aspect: tuple[float, float] = (1.0, 1.0)  # least and largest fx / fy of a scene; see `describe_scenes`
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight must be above 0, got {self.weight}")
-        low, high = self.pixel_aspect
-        if not 0 < low <= high:
-            raise ValueError(f"pixel_aspect must be two positive numbers, the smaller first, got {[low, high]}")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """frames_per_step: images of one process in one step; a step's scenes all have one of `views` views and one shape.
-
-    shapes: what that shape is drawn from; where there are none, every frame is of `size`. `size` itself is always
-    validated on, with square pixels, and so is every shape.
-    """
-
-    size: tuple[int, int] = (112, 112)  # (H, W) pixels
-    shapes: tuple[FrameShape, ...] = ()
-    views: tuple[int, ...] = (2, 4, 8)
-    frames_per_step: int = 192
-    supersample: int = 2
-    tracks: int = 0  # query points per scene, for models with a track head
-    workers: int = 4  # processes that draw scenes ahead; 0: none
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW and, where its rate is not 0, Muon for the blocks' matrices, under a warmup - constant - decay schedule.
-
-    first_step, total_steps: where the schedule begins and ends. A run in parts has one schedule after the other.
-    """
-
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.02
-    muon_learning_rate: float = 0.0
-    muon_weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    warmup_steps: int = 1000
-    first_step: int = 0
-    total_steps: int = 60000
-    decay_share: float = 0.3  # of the schedule's steps, at its end; the rate falls as 1 - sqrt(progress)
-
-    def __post_init__(self) -> None:
-        if self.total_steps <= self.first_step:
-            raise ValueError(f"total_steps must be above {self.first_step}, got {self.total_steps}")
+from vggt_int8.training.sections import (
+    DataConfig,
+    Limits,
+    OptimizerConfig,
+    RunConfig,
+    ValidationConfig,
+    known_keys,
+    loss_limits,
+    read_sections,
+)
 
 
 @dataclass(frozen=True)
@@ -83,81 +33,22 @@ class LossConfig:
     gamma: float = 0.6  # decay of a camera iteration's weight, from the last to the first
 
 
-@dataclass(frozen=True)
-class ValidationConfig:
-    """Held-out scenes 0 ... scenes - 1, each with every number of views."""
-
-    scenes: int = 128
-    views: tuple[int, ...] = (4, 8)
-    every_steps: int = 4000
-    frames_per_batch: int = 128
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """A whole run. `model` holds the keyword arguments of `VGGTConfig`."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig):
+    """A whole run on scenes with known geometry. `model` holds the keyword arguments of `VGGTConfig`."""
 
     model: dict[str, Any]
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    seed: int = 0
-    mixed_precision: str = "bf16"  # or "no"
-    compile: tuple[str, ...] = ()  # parts to torch.compile: of `COMPILABLE`
-    cuda_graph: bool = False  # replay forward and backward as CUDA graphs, on GPUs
-    log_steps: int = 50
 
     def __post_init__(self) -> None:
-        for name, (value, least, most) in self._limits().items():
-            if value < least or (most is not None and value > most):
-                up_to = "" if most is None else f" and at most {most}"
-                raise ValueError(f"{name} must be at least {least}{up_to}, got {value}")
-        if not (self.optimizer.clip_norm > 0 and all(0 <= beta < 1 for beta in self.optimizer.betas)):
-            found = f"{self.optimizer.clip_norm} and {list(self.optimizer.betas)}"
-            raise ValueError(f"optimizer.clip_norm must be above 0, and betas from 0 to below 1, got {found}")
-        if bad := [views for views in self.data.views if self.data.frames_per_step % views]:
-            raise ValueError(f"data.views {bad} must divide frames_per_step {self.data.frames_per_step}")
-        if self.mixed_precision not in ("bf16", "no"):
-            raise ValueError(f'mixed_precision must be "bf16" or "no", got {shown(self.mixed_precision)}')
-        unknown = set(self.compile) - set(COMPILABLE)
-        if unknown:
-            raise ValueError(
-                f"compile has {first_few(sorted(unknown), spell=shown)}; it can name {', '.join(COMPILABLE)}"
-            )
+        super().__post_init__()
         model = self.vggt()
-        sizes = {"data.size": self.data.size}
-        sizes |= {f"data.shapes[{index}].size": shape.size for index, shape in enumerate(self.data.shapes)}
-        for name, size in sizes.items():
-            if any(side < 1 or side % model.patch_size for side in size):
-                raise ValueError(f"{name} {list(size)} must be multiples of the patch size {model.patch_size}")
-        counts = Counter(shape.size for shape in self.data.shapes)
-        if repeated := [list(size) for size, count in counts.items() if count > 1]:
-            raise ValueError(f"data.shapes has {repeated[0]} more than once")
+        self.check_sizes(model)
         if self.data.tracks and not model.enable_track:
             raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
 
-    def _limits(self) -> dict[str, tuple[float, float, float | None]]:
-        """Numbers with the least and the most that they may be. A part of a run is checked before the first begins."""
-        optimizer, loss = self.optimizer, self.loss
-        at_least_0 = ("learning_rate", "weight_decay", "muon_learning_rate", "muon_weight_decay", "warmup_steps")
-        return {
-            "seed": (self.seed, 0, SEEDS - 1),
-            "log_steps": (self.log_steps, 1, None),
-            "validation.every_steps": (self.validation.every_steps, 1, None),
-            "validation.scenes": (self.validation.scenes, 1, None),
-            "validation.views": (min(self.validation.views, default=0), 2, None),
-            "validation.frames_per_batch": (self.validation.frames_per_batch, 1, None),
-            "data.frames_per_step": (self.data.frames_per_step, 1, None),
-            "data.views": (min(self.data.views, default=0), 2, None),
-            "data.supersample": (self.data.supersample, 1, None),
-            "data.tracks": (self.data.tracks, 0, None),
-            "data.workers": (self.data.workers, 0, None),
-            "optimizer.first_step": (optimizer.first_step, 0, None),
-            "optimizer.decay_share": (optimizer.decay_share, 0, 1),
-            **{f"optimizer.{name}": (getattr(optimizer, name), 0, None) for name in at_least_0},
-            **{f"loss.{entry.name}": (getattr(loss, entry.name), 0, None) for entry in fields(loss)},
-        }
+    def _limits(self) -> Limits:
+        return {**super()._limits(), **loss_limits(self.loss)}
 
     def vggt(self) -> VGGTConfig:
         unknown = sorted(set(self.model) - set(VGGTConfig.__annotations__))
@@ -213,7 +104,7 @@ def _changed(table: dict[str, Any], change: dict[str, Any], first_step: int) -> 
     """`table` of a part with what the next one, from `first_step` on, changes."""
     if "model" in change:
         raise ValueError("the network stays the same in all parts of a run: leave `model` out")
-    schedule = _known(change.get("optimizer", {}), OptimizerConfig, "[optimizer]")
+    schedule = known_keys(change.get("optimizer", {}), OptimizerConfig, "[optimizer]")
     if "first_step" in schedule:
         raise ValueError("optimizer.first_step is where the part before it ends: leave it out")
     if "total_steps" not in schedule:
@@ -228,54 +119,10 @@ def _changed(table: dict[str, Any], change: dict[str, Any], first_step: int) -> 
 
 def config_from_table(table: dict[str, Any]) -> TrainingConfig:
     """The inverse of `dataclasses.asdict`, also for what JSON or TOML made of it (lists for tuples)."""
-    sections = {
-        "data": DataConfig,
-        "optimizer": OptimizerConfig,
-        "loss": LossConfig,
-        "validation": ValidationConfig,
+    base = {
+        "data": DataConfig(),
+        "optimizer": OptimizerConfig(),
+        "loss": LossConfig(),
+        "validation": ValidationConfig(),
     }
-    values = dict(table)
-    for name, section in sections.items():
-        if name in values:
-            values[name] = section(**_known(_with_shapes(values[name]), section, f"[{name}]"))
-    return TrainingConfig(**_known(values, TrainingConfig, "the file"))
-
-
-def _with_shapes(section: Any) -> Any:
-    """The table of a section, its "shapes", if there is a list of them, as `FrameShape`s."""
-    if not isinstance(section, dict) or not isinstance(section.get("shapes"), list | tuple):
-        return section
-    where = "[data] shapes[{}]"
-    shapes = [_known(shape, FrameShape, where.format(i)) for i, shape in enumerate(section["shapes"])]
-    for index, shape in enumerate(shapes):
-        if "size" not in shape:
-            raise ValueError(f"{where.format(index)} needs a size, [H, W]")
-    return {**section, "shapes": tuple(FrameShape(**shape) for shape in shapes)}
-
-
-def _known(table: Any, section: type, where: str) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise ValueError(f"{where} must be a table, got {shown(table)}")
-    names = [f.name for f in fields(section)]
-    unknown = sorted(set(table) - set(names))
-    if unknown:
-        raise ValueError(f"{where} has unknown keys {first_few(unknown, spell=shown)}; it can have {', '.join(names)}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-    types = get_type_hints(section)
-    for key, value in values.items():
-        if not _fits(value, types[key]):
-            raise ValueError(
-                f"{where}: {key} must be {getattr(types[key], '__name__', types[key])}, got {shown(value)}"
-            )
-    return values
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        if kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * (len(value) if isinstance(value, tuple) else 0)
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if kind is float:
-        return type(value) in (int, float) and abs(value) < 1e300  # NaN is not less, and larger integers are no floats
-    return type(value) is (get_origin(kind) or kind)
+    return TrainingConfig(**read_sections(table, base, TrainingConfig))

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
-from vggt_int8.training.config import DataConfig, FrameShape
+from vggt_int8.training.sections import DataConfig, FrameShape
 
 
 class StepScenes(Dataset[SceneDescription]):

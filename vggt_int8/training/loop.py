@@ -3,10 +3,13 @@
 A run's whole state is its step, the weights and the optimizers' moments: data and schedule follow from the step. So a
 run may be stopped at any moment and goes on from its last checkpoint, on another machine or another number of GPUs.
 (The step's scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
+
+What is learned, and from what, is said by subclasses: `trainer.Trainer`, `qat.Distiller`.
 """
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,15 +24,11 @@ from torch import Tensor, nn
 
 from vggt_int8.files import append_json_line
 from vggt_int8.model import VGGT
-from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.captured import CapturedBackward, average_gradients
-from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_config, save_checkpoint
-from vggt_int8.training.config import TrainingConfig, first_difference
-from vggt_int8.training.data import training_descriptions
+from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.log import LOG
-from vggt_int8.training.losses import scene_losses
-from vggt_int8.training.start import build_optimizers, build_schedule, fresh_model, prepare_network
-from vggt_int8.training.validation import validate
+from vggt_int8.training.sections import RunConfig
+from vggt_int8.training.start import build_optimizers, build_schedule, prepare_network
 
 VALIDATION_RESERVE = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
 
@@ -44,12 +43,13 @@ class RunLimits:
     validate_at_end: bool = True
 
 
-class Trainer:
-    """One run. `out` gets `checkpoint/` and `log.jsonl`; a checkpoint found there is resumed."""
+class Loop(ABC):
+    """One run over a network. `out` gets `checkpoint/` and `log.jsonl`; a checkpoint found there is resumed."""
 
-    def __init__(self, config: TrainingConfig, out: Path, model: VGGT | None = None, *, quiet: bool = False) -> None:
-        """`model`: train this one (for example one prepared for QAT) instead of a fresh one. quiet: no progress on
-        stderr."""
+    exact_moments = False  # whether the optimizers' moments are kept to the last bit, or in 8 bits
+
+    def __init__(self, config: RunConfig, out: Path, network: VGGT, *, quiet: bool = False) -> None:
+        """quiet: no progress on stderr."""
         self.started = time.monotonic()
         self.config, self.out = config, out
         # Autocast is entered in `train_step`: accelerate's own would patch the model's forward for good, and
@@ -58,13 +58,12 @@ class Trainer:
         self.device = self.accelerator.device
         self.console = Console(stderr=True, quiet=quiet or not self.accelerator.is_main_process, soft_wrap=True)
         self.step, self.seconds_before = 0, 0.0
-        model = fresh_model(config) if model is None else model
         # The model itself: without DDP's wrapper, and with the names of the checkpoint.
-        self.network: VGGT = model.to(self.device)
+        self.network: VGGT = network.to(self.device)
         prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
         self.optimizers = build_optimizers(self.network, config.optimizer)
         if find_checkpoint(self.accelerator, self.checkpoint):
-            self._check_resumable()
+            self.check_resumable(read_facts(self.checkpoint))
             facts = load_checkpoint(self.checkpoint, self.network, self.optimizers)
             self.step, self.seconds_before = facts["step"], facts["seconds"]
         if self.step < config.optimizer.first_step:
@@ -88,16 +87,29 @@ class Trainer:
     def checkpoint(self) -> Path:
         return self.out / "checkpoint"
 
-    def _check_resumable(self) -> None:
-        """Raises ValueError if the checkpoint is of another network, and tells what else is set differently now."""
-        stored = read_config(self.checkpoint)
-        if difference := first_difference(stored.vggt(), self.config.vggt()):
-            key, found, wanted = difference
-            raise ValueError(f"{self.checkpoint} is of a network with {key} {found}, not {wanted}")
-        before, now = (_settings(asdict(config)) for config in (stored, self.config))
-        for key in sorted(now):
-            if before[key] != now[key]:
-                self.console.print(f"{key} was {before[key]}, is {now[key]} from here on", highlight=False)
+    @abstractmethod
+    def items(self, last: int) -> Iterator[Any]:
+        """What each step up to `last` is made of, in order, from this run's step on, for this process."""
+
+    @abstractmethod
+    def prepare(self, item: Any) -> Any:
+        """A step's batch on the device: a dataclass of tensors, of which `images` is one."""
+
+    @abstractmethod
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Terms of the loss and "total", scalars; computed with `self.model`, which may wrap the network."""
+
+    @abstractmethod
+    def score(self, scenes: int | None) -> dict[str, dict[str, float]]:
+        """{"4 views": {name: value}, ...} of the network on data that it does not train on, on the main process."""
+
+    @abstractmethod
+    def check_resumable(self, facts: dict[str, Any]) -> None:
+        """Raises ValueError if the checkpoint with these facts is of another run; tells what is set differently."""
+
+    def remembered(self) -> dict[str, Any]:
+        """What goes into a checkpoint beside step, time and configuration."""
+        return {}
 
     @property
     def seconds(self) -> float:
@@ -116,8 +128,8 @@ class Trainer:
         self.model.train()
         reason = "all steps are done" if last == config.optimizer.total_steps else "max_steps reached"
         with self._progress(last) as advance:
-            for description in self._descriptions(last):
-                losses, norm = self.train_step(description)
+            for item in self.items(last):
+                losses, norm = self.train_step(item)
                 advance(self.step)
                 if self.step % config.log_steps == 0:
                     self._log_step(losses, norm, meter)
@@ -137,10 +149,9 @@ class Trainer:
             self.validate()
         return reason
 
-    def train_step(self, description: SceneDescription) -> tuple[dict[str, Tensor], Tensor]:
-        """Render, predict, learn. Returns losses and gradient norm on the device, valid until the next step."""
-        batch = self.render(description)
-        losses = self.forward_backward(batch)
+    def train_step(self, item: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Prepare, predict, learn. Returns losses and gradient norm on the device, valid until the next step."""
+        losses = self.forward_backward(self.prepare(item))
         if self.captured and self.accelerator.num_processes > 1:
             average_gradients(self.network.parameters())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
@@ -151,31 +162,20 @@ class Trainer:
         self.step += 1
         return losses, norm
 
-    def _forward_backward(self, batch: SceneBatch) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: Any) -> dict[str, Tensor]:
         """Losses of a batch, detached; their gradients are left in the parameters."""
-        with self.autocast():
-            output = self.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
-        losses = scene_losses(output, batch, self.config.loss)
+        losses = self.losses(batch)
         self.accelerator.backward(losses["total"])
         return {name: value.detach() for name, value in losses.items()}
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
 
-    def render(self, description: SceneDescription) -> SceneBatch:
-        data = self.config.data
-        return render_description(
-            description.to(self.device),
-            supersample=data.supersample,
-            tracks=data.tracks,
-            compiled="render" in self.config.compile,
-        )
-
     def validate(self, scenes: int | None = None) -> dict[str, dict[str, float]] | None:
-        """Score on held-out scenes, on the main process; logs and prints. None on the others."""
+        """Score, on the main process; logs and prints. None on the others."""
         results = None
         if self.accelerator.is_main_process:
-            results = validate(self.network, self.config.data, self.config.validation, scenes=scenes)
+            results = self.score(scenes)
             count = scenes or self.config.validation.scenes
             self.log({"kind": "validation", "step": self.step, "scenes": count, **results})
             for views, scores in results.items():
@@ -186,20 +186,14 @@ class Trainer:
 
     def save(self) -> None:
         if self.accelerator.is_main_process:
-            facts = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
-            save_checkpoint(self.checkpoint, self.network, self.optimizers, facts)
+            facts = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config), **self.remembered()}
+            save_checkpoint(self.checkpoint, self.network, self.optimizers, facts, exact=self.exact_moments)
         self.accelerator.wait_for_everyone()
 
     def log(self, entry: dict[str, Any]) -> None:
         """One line in the log, on the main process."""
         if self.accelerator.is_main_process:
             append_json_line(self.out / LOG, {**entry, "minutes": round(self.seconds / 60, 3)})
-
-    def _descriptions(self, last: int) -> Iterator[SceneDescription]:
-        accelerator = self.accelerator
-        return training_descriptions(
-            self.config.data, self.config.seed, self.step, last, accelerator.process_index, accelerator.num_processes
-        )
 
     def _log_step(self, losses: dict[str, Tensor], norm: Tensor, meter: "_Meter") -> None:
         values = {name: value.item() for name, value in losses.items()}
@@ -252,7 +246,7 @@ class _Meter:
         return steps * self.frames_per_step / seconds
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration but for its model: {"section.key": value}."""
     sections = {name: section for name, section in config.items() if name != "model" and isinstance(section, dict)}
     single = {name: value for name, value in config.items() if not isinstance(value, dict)}

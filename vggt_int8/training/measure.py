@@ -12,9 +12,11 @@ from vggt_int8.listing import first_few
 from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
 from vggt_int8.training.captured import EAGER_STEPS
 from vggt_int8.training.checkpoint import owned_files
-from vggt_int8.training.config import FrameShape, TrainingConfig
+from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.log import LOG, check_run_folder
-from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.loop import RunLimits
+from vggt_int8.training.sections import FrameShape
+from vggt_int8.training.trainer import Trainer
 
 REPEATS = 10
 # Fields of a row: title, and how a value is written.
@@ -92,12 +94,12 @@ def _remove_earlier(folder: Path) -> None:
 def _row(trainer: Trainer, config: TrainingConfig, size: tuple[int, int], views: int) -> Row:
     data = config.data
     seeds = scene_seeds("free", range(data.frames_per_step // views))
-    first_render = _seconds(lambda: trainer.render(describe_scenes(seeds, views, size)))
+    first_render = _seconds(lambda: trainer.prepare(describe_scenes(seeds, views, size)))
     first_step = _seconds(lambda: trainer.train_step(describe_scenes(seeds, views, size)))
     draw = _milliseconds(lambda: describe_scenes(seeds, views, size))
     description: SceneDescription = describe_scenes(seeds, views, size)
-    render = _milliseconds(lambda: trainer.render(description))
-    batch = trainer.render(description)
+    render = _milliseconds(lambda: trainer.prepare(description))
+    batch = trainer.prepare(description)
 
     def forward_backward() -> None:
         trainer.forward_backward(batch)

@@ -14,7 +14,8 @@ from vggt_int8.model import VGGT
 from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_config, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig, first_difference
 from vggt_int8.training.log import check_run_folder
-from vggt_int8.training.loop import RunLimits, Trainer
+from vggt_int8.training.loop import RunLimits
+from vggt_int8.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

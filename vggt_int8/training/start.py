@@ -12,8 +12,9 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vggt_int8.model import VGGT
-from vggt_int8.training.config import OptimizerConfig, TrainingConfig
+from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.muon import StackedMuon
+from vggt_int8.training.sections import OptimizerConfig, RunConfig
 
 TOKEN_STD = 0.05
 BRANCH_SCALE = 0.2  # LayerScale of aggregator and camera head
@@ -48,7 +49,7 @@ def _initialise(model: VGGT) -> None:
         last.bias.copy_(torch.tensor([0.0] * 6 + [START_QUATERNION_W, START_FOV, START_FOV]))
 
 
-def prepare_network(network: VGGT, config: TrainingConfig) -> None:
+def prepare_network(network: VGGT, config: RunConfig) -> None:
     """fp32 for the camera head, channels-last convolutions, and what `config.compile` names, in place."""
     if network.camera_head is not None:
         _without_autocast(network.camera_head)

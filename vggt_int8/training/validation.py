@@ -5,7 +5,7 @@ import torch
 from vggt_int8.eval.metrics import ScoreKeeper
 from vggt_int8.model import VGGT
 from vggt_int8.scenes import scene_batches
-from vggt_int8.training.config import DataConfig, FrameShape, ValidationConfig
+from vggt_int8.training.sections import DataConfig, FrameShape, ValidationConfig
 
 
 @torch.no_grad()
