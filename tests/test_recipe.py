@@ -84,7 +84,7 @@ BAD_FILES = [
     ("weights = 'int4'", ["weights is 'int4'", "'int8', 'keep'"]),
     ("keep = 'fp16'\nactivations = 'dynamik'", ["line 2: activations is 'dynamik'", "'none', 'dynamic', 'static'"]),
     ("keep = 'fp8'", ["keep is 'fp8'"]),
-    ("observer = 'mse'", ["observer is 'mse'", "minmax"]),
+    ("observer = 'mean'", ["observer is 'mean'", "minmax"]),
     ("outlier_threshold = -1", ["outlier_threshold is -1"]),
     ("outlier_threshold = inf", ["outlier_threshold is inf"]),
     ("outlier_threshold = '6'", ["outlier_threshold is '6'", "number"]),

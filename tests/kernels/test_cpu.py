@@ -59,11 +59,16 @@ def test_integer_product_is_exact(kernel: str, m: int, k: int, n: int, monkeypat
     assert torch.equal(matmul.int8_matmul(x, weight), reference.int8_matmul(x, weight))
 
 
+def scales_of_rows(m: int) -> torch.Tensor:
+    return 0.02 * (1 + torch.arange(m).view(m, 1) % 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("static", [False, True])
-def test_codes_equal_the_reference(dtype: torch.dtype, static: bool) -> None:
-    input_scale = torch.tensor([0.02]) if static else None
+@pytest.mark.parametrize("static", ["", "one", "of each row"])
+def test_codes_equal_the_reference(dtype: torch.dtype, static: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "VALUES_AT_ONCE", 1 << 11)  # several slices, the last one short
     for m, k, _ in SHAPES:
+        input_scale = None if not static else torch.full([1], 0.02) if static == "one" else scales_of_rows(m)
         x, (weight, bias) = hard_rows(m, k).to(dtype), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
         for rotation in {0, Scheme(rotation=256).rotation_of(k)}:
             way = (input_scale, rotation)

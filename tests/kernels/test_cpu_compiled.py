@@ -79,11 +79,12 @@ def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
 
 
 @every_library
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("static", ["", "one", "of each row"])
 @pytest.mark.parametrize("most", [0, 4, 256])
-def test_codes(library: compiled.Library, static: bool, most: int) -> None:
-    input_scale = torch.tensor([0.02]) if static else None
+def test_codes(library: compiled.Library, static: str, most: int) -> None:
     for m, k, _ in [*SHAPES, (5, 1536, 0)]:
+        of_rows = 0.02 * (1 + torch.arange(m).view(m, 1) % 3)
+        input_scale = None if not static else torch.tensor([0.02]) if static == "one" else of_rows
         rotation = Scheme(rotation=most).rotation_of(k)
         x, (weight, bias) = walled(hard_rows(m, k)), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
         way = (input_scale, rotation)

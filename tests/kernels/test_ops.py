@@ -207,9 +207,9 @@ def test_operands_of_another_device() -> None:
     ("case", "position", "value", "message"),
     [
         ("quantize_rows", 0, torch.zeros(2, 3, 4), r"x must be a float tensor of 2 dimensions, not torch.float32 \[2,"),
-        ("quantize_rows static", 1, torch.ones(5, 1), r"input_scale must have 1 values, not \[5, 1\]"),
-        ("quantize_rows static", 1, torch.ones(0), r"input_scale must have 1 values, not \[0\]"),
-        ("layer_norm_quantize static", 4, torch.ones(2), r"input_scale must have 1 values, not \[2\]"),
+        ("quantize_rows static", 1, torch.ones(4, 1), r"must have 1 value or 5, one per row, not \[4, 1\]"),
+        ("quantize_rows static", 1, torch.ones(0), r"must have 1 value or 5, one per row, not \[0\]"),
+        ("layer_norm_quantize static", 4, torch.ones(2), r"must have 1 value or 5, one per row, not \[2\]"),
         ("int8_gemm", 0, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
         ("int8_gemm", 2, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
         ("int8_gemm_into_", 0, torch.ones(5, 24, dtype=torch.int8), r"out must be torch.float16, as .* not torch.int8"),

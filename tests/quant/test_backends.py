@@ -103,7 +103,7 @@ def hard_rows(m: int, k: int) -> Tensor:
 def bound(scheme: str, backend: str, dtype: torch.dtype, device: str) -> float:
     """Relative to the size that a row of the result is expected to have."""
     rounding = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
-    own_codes = backend == "torchao" and scheme in ("dynamic", "static")  # absmax / 127.5, codes down to -128
+    own_codes = backend == "torchao" and scheme == "dynamic"  # absmax / 127.5, codes down to -128
     fused = backend == "bitsandbytes" and device == "cuda" and dtype == torch.float16
     # Two independent roundings to codes of about 0.01 each; three sigma, since some rows have one value.
     return rounding + (0.03 if own_codes else 0.004 if fused else 0.0)

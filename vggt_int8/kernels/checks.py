@@ -30,7 +30,8 @@ def check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -
 
 def check_quantize(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> None:
     check_float(x)
-    check_sizes(input_scale=(input_scale, 1))
+    if input_scale is not None and input_scale.numel() not in (1, len(x)):
+        raise ValueError(f"input_scale must have 1 value or {len(x)}, one per row, not {list(input_scale.shape)}")
     check_rotation(x.shape[1], rotation)
 
 

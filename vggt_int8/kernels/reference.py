@@ -61,12 +61,13 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
     """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`, `rotation` the groups of
     `rotate`, or 0 for none.
 
-    With a static scale every row gets the same one, except that NaN or inf in a row makes its scale NaN.
+    With a static scale every row gets that, except that NaN or inf in a row makes its scale NaN.
     """
     if rotation:
         x = rotate(x, rotation)
     if input_scale is None:
         return quantize_per_token(x)
+    input_scale = input_scale.view(-1, 1)
     return quantize(x, input_scale), input_scale + (x.float() * 0).sum(dim=-1, keepdim=True)
 
 
@@ -95,8 +96,8 @@ def w8a8_linear(
 ) -> Tensor:
     """INT8 linear. x [M, K] float, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in x's dtype.
 
-    `input_scale` None: one dynamic scale per row of x. Otherwise a static fp32 scale (one value) from
-    calibration; larger inputs saturate at 127 codes, but a row that holds NaN or inf still comes out as NaN.
+    `input_scale` None: one dynamic scale per row of x. Otherwise static fp32 scales from calibration, one value or M,
+    one for each row; larger inputs saturate at 127 codes, but a row that holds NaN or inf still comes out as NaN.
     """
     codes, x_scale = quantize_rows(x, input_scale)
     return scaled_epilogue(int8_matmul(codes, weight), x_scale, weight_scale, bias, x.dtype)

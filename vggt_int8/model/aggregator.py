@@ -41,7 +41,7 @@ class Aggregator(nn.Module):
     def forward(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
         """Only `layers` are kept in memory, and no block behind the last of them runs."""
         batch, frames, _, height, width = images.shape
-        tokens = self.embed(images)
+        tokens = self.embed(images).flatten(0, 1)  # linears see frames, [B * S, P, C], in every block
         rope = rope_table(
             *(height // self.patch_size, width // self.patch_size, self.num_special),
             *(self.head_dim, self.rope_freq),
@@ -49,11 +49,10 @@ class Aggregator(nn.Module):
         )
         kept = {}
         for layer in range(max(layers) + 1):
-            frame_tokens = self.frame_blocks[layer](tokens.flatten(0, 1), rope)
-            tokens = self.global_blocks[layer](frame_tokens.unflatten(0, (batch, frames)).flatten(1, 2), rope)
-            tokens = tokens.unflatten(1, (frames, -1))
+            frame_tokens = self.frame_blocks[layer](tokens, rope)
+            tokens = self.global_blocks[layer](frame_tokens, rope, batch)
             if layer in layers:
-                kept[layer] = torch.cat([frame_tokens.unflatten(0, (batch, frames)), tokens], dim=-1)
+                kept[layer] = torch.cat([frame_tokens, tokens], dim=-1).unflatten(0, (batch, frames))
         return kept
 
     def embed(self, images: Tensor) -> Tensor:

@@ -33,7 +33,11 @@ def first_and_other_frames(tokens: Tensor, batch: int, frames: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention; `qk_norm` normalises queries and keys over the head dim."""
+    """Self-attention within each of x's sequences; `qk_norm` normalises queries and keys over the head dim.
+
+    Its linears see the tokens as they come, frame by frame; `scenes`, unless it is None, joins the frames of each of so
+    many scenes to one sequence for attention itself.
+    """
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -44,12 +48,16 @@ class Attention(nn.Module):
         self.core = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None) -> Tensor:
+        qkv = self.qkv(x)
+        if scenes is not None:
+            qkv = qkv.unflatten(0, (scenes, -1)).flatten(1, 2)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        return self.proj(self.core(q, k, v))
+        y = self.core(q, k, v)
+        return self.proj(y if scenes is None else y.reshape(x.shape))
 
 
 class Mlp(nn.Module):
@@ -77,7 +85,11 @@ class LayerScale(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
-    """Pre-norm transformer block. x [B, N, C] -> [B, N, C]; `rope` as in `apply_rope`, None for no RoPE."""
+    """Pre-norm transformer block. x [B, N, C] -> [B, N, C]; `rope` as in `apply_rope`, None for no RoPE.
+
+    scenes: None for attention within each of the B sequences; else how many scenes they are frames of, scene by scene,
+    for attention within each scene.
+    """
 
     def __init__(
         self,
@@ -97,6 +109,6 @@ class Block(GradientCheckpointingLayer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), rope))
+    def forward(self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), rope, scenes))
         return x + self.ls2(self.mlp(self.norm2(x)))

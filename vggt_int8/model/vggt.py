@@ -232,6 +232,11 @@ class VGGT(PreTrainedModel):
             output.track = tracks[-1]
         return output
 
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens of each frame come before its patches, in every linear of encoder and aggregator."""
+        return self.aggregator.num_special
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights as the reference starts training. `init` skips what was loaded from a checkpoint."""

@@ -1,5 +1,6 @@
 """`Int8Linear`: an `nn.Linear` stored as plain INT8 tensors, computed by an exchangeable backend."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,8 @@ from vggt_int8.quant.layer import Choice
 from vggt_int8.quant.storage import NO_FLOATS, Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
+_POSITIVE = {1: "it must be a positive number", 2: "it must be two positive numbers: of special tokens, and of others"}
+
 
 class Int8Linear(Int8Storage):
     """INT8 linear layer: `y = x W^T + b` for x [..., K] of any float dtype -> [..., N] in x's dtype.
@@ -23,7 +26,9 @@ class Int8Linear(Int8Storage):
     (`kernels.reference.rotate`): in exact arithmetic that changes nothing.
 
     State: `weight` int8 [1, N, K] (`codes` is its [N, K] view), `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent,
-    `input_scale` fp32 [1] for static activations. The tensors keep these dtypes under `.half()`, `.to(dtype)` and the
+    `input_scale` fp32 for static activations: [1], or [2] where `special_tokens` is not 0. Then the first so many rows
+    along x's last axis but one, a frame's camera and register tokens, have the first scale, all others the second. The
+    tensors keep these dtypes under `.half()`, `.to(dtype)` and the
     like: the dtype of the computation is that of x. `backend` is a name or "auto", looked up for the device of x at
     each call. Gradients reach x as through the float layer with the same weights (straight-through); the layer itself
     is not trained.
@@ -49,8 +54,9 @@ class Int8Linear(Int8Storage):
         self.scheme, self.backend = scheme, backend
         self.rotation = scheme.rotation_of(in_features)
         self._allocate((out_features, in_features), (out_features, 1), bias, device)
-        static = scheme.activations == "static"
-        self.input_scale = self._parameter(torch.empty(1, dtype=torch.float32, device=device)) if static else None
+        self.special_tokens = scheme.special_tokens
+        static = torch.empty(scheme.input_scales, dtype=torch.float32, device=device)
+        self.input_scale = self._parameter(static) if scheme.input_scales else None
 
     @classmethod
     def from_linear(
@@ -59,19 +65,21 @@ class Int8Linear(Int8Storage):
         activations: str = "dynamic",
         backend: str = "reference",
         *,
-        input_scale: Tensor | float | None = None,
+        input_scale: Tensor | Sequence[float] | float | None = None,
         outlier_threshold: float = 0.0,
         rotation: int = 0,
+        special_tokens: int = 0,
     ) -> Self:
         """Quantize a linear layer; it is not changed.
 
         activations: "dynamic", "none" (weight-only) or "static".
-        input_scale: for "static", the scale (absmax / 127) of the layer's input, rotated if it is, one positive number.
-        outlier_threshold, rotation: as in `Scheme`.
+        input_scale: for "static", the scale (absmax / 127) of the layer's input, rotated if it is: one positive number,
+            or with `special_tokens` two, of these tokens and of all others.
+        outlier_threshold, rotation, special_tokens: as in `Scheme`.
 
         Raises `ValueError` for NaN or inf in the layer, and if `input_scale` and `activations` do not go together.
         """
-        scheme = Scheme(activations, outlier_threshold, rotation)
+        scheme = Scheme(activations, outlier_threshold, rotation, special_tokens)
         self = cls.unfilled(linear, scheme, backend)
         self._store(*encode(linear.weight.detach(), channel_axis=0, rotation=self.rotation))
         if linear.bias is not None:
@@ -81,20 +89,22 @@ class Int8Linear(Int8Storage):
                 f"activations {activations!r} with input_scale {input_scale}: static needs one, others none"
             )
         if input_scale is not None:
-            value = torch.as_tensor(input_scale, dtype=torch.float32, device=self.weight.device).reshape(1)
-            if not (value.isfinite() & (value > 0)).item():
-                raise ValueError(f"input_scale is {value.item()}; it must be a positive number")
+            value = torch.as_tensor(input_scale, dtype=torch.float32, device=self.weight.device).reshape(-1)
+            if len(value) != scheme.input_scales or not bool((value.isfinite() & (value > 0)).all()):
+                raise ValueError(f"input_scale is {value.tolist()}; {_POSITIVE[scheme.input_scales]}")
             self.input_scale = self._parameter(value)
         return self.train(linear.training)
 
     @classmethod
-    def of(cls, layer: nn.Linear, scheme: Scheme, backend: str) -> Self:
+    def of(cls, layer: nn.Linear, scheme: Scheme, backend: str, input_scale: Tensor | None = None) -> Self:
         return cls.from_linear(
             layer,
             scheme.activations,
             backend,
             outlier_threshold=scheme.outlier_threshold,
             rotation=scheme.rotation,
+            special_tokens=scheme.special_tokens,
+            input_scale=input_scale,
         )
 
     @classmethod
@@ -140,18 +150,30 @@ class Int8Linear(Int8Storage):
         if rows.shape[0] == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
         backend = backend_in_call(self.backend, self.scheme, device_type)
+        scale = self.row_scales(x.shape[-2] if x.ndim > 1 else 1, rows.shape[0])
         if not (rows.requires_grad and torch.is_grad_enabled()):
-            y = self._product(backend, rows)
+            y = self._product(backend, rows, scale)
         else:
             with torch.no_grad():
-                y = self._product(backend, rows)
+                y = self._product(backend, rows, scale)
             y = _StraightThrough.apply(rows, y, self.codes, self.weight_scale, self.rotation)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _product(self, backend: Backend, rows: Tensor) -> Tensor:
+    def row_scales(self, tokens: int, rows: int) -> Tensor | None:
+        """The static scale of each row: [M, 1] where special tokens have their own, else [1]; None if not static.
+
+        tokens: of a frame, P; rows: M, a multiple of it, frame by frame.
+        """
+        if self.input_scale is None or not self.special_tokens:
+            return self.input_scale
+        special = torch.arange(tokens, device=self.input_scale.device) < self.special_tokens
+        of_frame = torch.where(special, self.input_scale[0], self.input_scale[1])
+        return of_frame.repeat(rows // tokens).unsqueeze(1)
+
+    def _product(self, backend: Backend, rows: Tensor, input_scale: Tensor | None) -> Tensor:
         if self.rotation and not backend.rotates:
-            return backend.linear(rotate(rows, self.rotation), self).to(rows.dtype)
-        return backend.linear(rows, self)
+            return backend.linear(rotate(rows, self.rotation), self, input_scale).to(rows.dtype)
+        return backend.linear(rows, self, input_scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.scheme.label}, backend={self.backend}"

@@ -49,7 +49,8 @@ def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
     modules = {name for name, _ in every_name(model)}
     family = find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
     if family is not None:
-        expanded = expand(recipe, family)
+        # A foreign network of the family joins the frames of a scene before its layers see them, and states no number.
+        expanded = expand(recipe, family, getattr(model, "special_tokens", 0))
         return replace(expanded, rules=_without_covered(expanded.rules, model)) if recipe.rules else expanded
     if names_groups(recipe):
         layer = next((name for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)), "")

@@ -110,6 +110,9 @@ class Int8Storage(nn.Module, Int8Layer):
         weight = state_dict.get(f"{prefix}weight")
         if isinstance(weight, Tensor) and weight.ndim == self.code_axes:  # of format 1
             state_dict[f"{prefix}weight"] = weight.unsqueeze(0)
+        scale = state_dict.get(f"{prefix}input_scale")
+        if isinstance(scale, Tensor) and scale.ndim == 0:  # one number, as tools like to keep it
+            state_dict[f"{prefix}input_scale"] = scale.view(1)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -10,9 +10,10 @@ from vggt_int8.recipe.recipe import PATTERNS_ALONE, Recipe, Rule
 from vggt_int8.recipe.scheme import CHOICES
 
 
-def expand(recipe: Recipe, family: Family) -> Recipe:
+def expand(recipe: Recipe, family: Family, special_tokens: int = 0) -> Recipe:
     """The recipe with every name of a group written out as patterns; it decides what `recipe` does on that family.
 
+    special_tokens: of a frame, as the model's layers see it; 0 for a model whose layers see frames joined.
     Such recipes are what checkpoints hold: a map that changes later does not change them. Raises `RecipeError` if two
     sets choose differently for one group, and for groups in include and the like that are another family's alone.
     """
@@ -33,6 +34,12 @@ def expand(recipe: Recipe, family: Family) -> Recipe:
         exclude += _attention(excluded)
     if recipe.rules:  # which may take layers away from groups, so that counts no longer say anything
         rules = [replace(rule, layers=None) if rule.source else rule for rule in rules]
+    if recipe.special_tokens == "own":
+        apart = {group.match for group in family.groups.values() if group.special_tokens}
+        rules = [
+            replace(rule, special_tokens=special_tokens) if rule.source and rule.match in apart else rule
+            for rule in rules
+        ]
     return replace(
         recipe,
         groups={},

@@ -7,6 +7,8 @@ A map says for each group:
     layers: how many layers it has on the family's full size, checked on every model of that size.
     reason: what it is, for the report on a layer that is kept.
     attention: regular expression on the names of its attention modules; absent if it has none that can be replaced.
+    special_tokens: true if its layers see all tokens of a frame, [..., P, C], the special ones (camera and registers,
+        or class and registers) first.
 
 `sets` name several groups at once. `model_types` (of a model's config) and `modules` (names that a model must have)
 are how a family is recognised. `full_size` names modules and their numbers of children.
@@ -36,6 +38,7 @@ class Group:
     layers: int
     reason: str
     attention: str = ""
+    special_tokens: bool = False
     line: int = 0
 
     def __post_init__(self) -> None:

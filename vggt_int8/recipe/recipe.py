@@ -23,6 +23,7 @@ from vggt_int8.recipe.scheme import (
     CHOICES,
     KEEP_DTYPES,
     OBSERVERS,
+    SPECIAL_TOKENS,
     WEIGHTS,
     Scheme,
     check_rotation,
@@ -44,6 +45,7 @@ class Rule:
     weights, activations: "" takes the recipe's default.
     layers: how many layers the rule decides on VGGT-1B; checked whenever the model has that shape.
     reason: why, shown by `quantization_report()`.
+    special_tokens: how many tokens at the beginning of each frame have a static scale of their own; see `Scheme`.
     line, source: line in the TOML file, and which file if it is not the recipe's own, for error messages (0: made in
         Python).
     """
@@ -54,6 +56,7 @@ class Rule:
     activations: str = ""
     layers: int | None = None
     reason: str = ""
+    special_tokens: int = 0
     line: int = field(default=0, compare=False)
     source: str = field(default="", compare=False)
 
@@ -65,6 +68,7 @@ class Rule:
         regular_expression("match", self.match)
         one_of("weights", self.weights, ("", *WEIGHTS))
         one_of("activations", self.activations, ("", *ACTIVATIONS))
+        integer("special_tokens", self.special_tokens, 0)
 
     @property
     def where(self) -> str:
@@ -86,7 +90,10 @@ class Recipe:
     include, exclude: names of groups and sets, or regular expressions on module names; also a single string.
     attention: "float", or "int8": products of queries and keys in INT8, of the attention modules that
         `attention_layers` names, as include does, and `exclude` does not.
-    observer, calibration_samples: how static activation scales are found (used with activations = "static").
+    observer, calibration_samples: how static activation scales are found, and from how many images (used with
+        activations = "static"; see `vggt_int8.calibration`).
+    special_tokens: "own": camera and register tokens have static scales of their own, in the groups whose layers see
+        the tokens of a frame; or "shared".
     vggt_1b: module -> number of children that make a model VGGT-1B-shaped, so that `Rule.layers` applies.
     format: 2, or 1, which has patterns alone: no groups, and all names are regular expressions.
     """
@@ -106,6 +113,7 @@ class Recipe:
     attention_layers: tuple[str, ...] = (".*",)
     observer: str = "minmax"
     calibration_samples: int = 32
+    special_tokens: str = "shared"
     vggt_1b: Mapping[str, int] = field(default_factory=dict)
     format: int = field(default=RECIPE_FORMAT, compare=False)
 
@@ -125,6 +133,7 @@ class Recipe:
             )
         one_of("weights", self.weights, WEIGHTS)
         one_of("observer", self.observer, OBSERVERS)
+        one_of("special_tokens", self.special_tokens, SPECIAL_TOKENS)
         one_of("keep", self.keep, KEEP_DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
         integer("calibration_samples", self.calibration_samples, 1)
@@ -134,10 +143,13 @@ class Recipe:
         _ = self.scheme
         self._validate_groups()
         self._validate_patterns()
-        asked = {self.activations} if self.weights == "int8" else set()
-        asked |= {CHOICES[choice] for choice in self.groups.values()} | {rule.activations for rule in self.rules}
+        asked = self.activations_asked
         if self.rotation and asked.isdisjoint({"dynamic", "static"}):
             raise RecipeError(f"rotation {self.rotation} has no effect: no layer has INT8 activations", "rotation")
+        if self.special_tokens != "shared" and "static" not in asked:
+            raise RecipeError(
+                f"special_tokens = {self.special_tokens!r} has no effect: no layer has static scales", "special_tokens"
+            )
         if self.include and self.weights == "keep":
             raise RecipeError(
                 "weights = 'keep' quantizes by groups and rules alone, so include has no effect: use weights = 'int8'",
@@ -173,6 +185,12 @@ class Recipe:
             )
 
     @property
+    def activations_asked(self) -> set[str]:
+        """What the recipe says of activations: its default, unless it keeps what is not named, its groups and rules."""
+        asked = {self.activations} if self.weights == "int8" else set()
+        return asked | {CHOICES[choice] for choice in self.groups.values()} | {rule.activations for rule in self.rules}
+
+    @property
     def scheme(self) -> Scheme:
         """The default scheme."""
         return self._scheme(self.activations)
@@ -181,28 +199,27 @@ class Recipe:
         """The scheme a rule asks for; None when it keeps the layer."""
         if (rule.weights or self.weights) == "keep":
             return None
-        return self._scheme(rule.activations or self.activations)
+        return self._scheme(rule.activations or self.activations, rule.special_tokens)
 
-    def _scheme(self, activations: str) -> Scheme:
+    def _scheme(self, activations: str, special_tokens: int = 0) -> Scheme:
         if activations == "none":  # whatever other layers do with their inputs
             return Scheme("none", self.outlier_threshold if self.activations == "none" else 0.0)
         threshold = self.outlier_threshold if activations in ("dynamic", self.activations) else 0.0
-        return Scheme(activations, threshold, self.rotation)
+        return Scheme(activations, threshold, self.rotation, special_tokens if activations == "static" else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (JSON-ready) from which `from_dict` makes an equal recipe; goes into `config.json`."""
         data = {"format": self.format, **asdict(self)}
         data["rules"] = [
             {k: v for k, v in rule.items() if v not in ("", None) and k not in ("line", "source")}
-            for rule in data["rules"]
+            for rule in (_without_defaults(rule, ("special_tokens",), Rule) for rule in data["rules"])
         ]
         data |= {name: list(getattr(self, name)) for name in _PATTERNS}
         data["vggt_1b"] = dict(self.vggt_1b)
         if self.format == PATTERNS_ALONE:
             del data["groups"]
-        if not self.rotation:  # so that versions which know no rotation still read what has none
-            del data["rotation"]
-        return data
+        # So that versions which do not know these still read what has none of them.
+        return _without_defaults(data, ("rotation", "special_tokens"), type(self))
 
     @classmethod
     def from_dict(
@@ -241,6 +258,12 @@ class Recipe:
                 "or rules must be there"
             )
         return recipe
+
+
+def _without_defaults(data: dict[str, Any], names: Sequence[str], kind: "type[Recipe | Rule]") -> dict[str, Any]:
+    """`data`, of a dataclass, without those of its fields `names` that have their default."""
+    defaults = {f.name: f.default for f in fields(kind)}
+    return {key: value for key, value in data.items() if key not in names or value != defaults[key]}
 
 
 def _rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:

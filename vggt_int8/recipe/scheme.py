@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vggt_int8.plain_data import shown
-from vggt_int8.recipe.checks import RecipeError, one_of
+from vggt_int8.recipe.checks import RecipeError, integer, one_of
 
 WEIGHTS = ("int8", "keep")
 ACTIVATIONS = ("none", "dynamic", "static")
 # What a recipe may choose for a group of layers: floats, or int8 weights with these activations.
 CHOICES = {"keep": "", "weight_only": "none", "dynamic": "dynamic", "static": "static"}
 ATTENTIONS = ("float", "int8")
-OBSERVERS = ("minmax", "histogram", "per_channel")
+OBSERVERS = ("minmax", "percentile", "histogram", "mse", "per_channel")
+SPECIAL_TOKENS = ("own", "shared")
 KEEP_DTYPES = ("fp16",)
 ROTATIONS = (2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -22,15 +23,17 @@ class Scheme:
     """How one quantized linear computes. Weights are int8 per output channel in every scheme.
 
     activations: "none" (W8A16: weight-only), "dynamic" (W8A8: one scale per token, found at run time) or
-        "static" (W8A8: one scale per layer, from calibration).
+        "static" (W8A8: one scale per layer, or two, from calibration).
     outlier_threshold: 0, or the LLM.int8() threshold: input columns that reach it stay in floating point.
     rotation: 0, or in groups of at most how many numbers, a power of two, inputs and weights are rotated before they
         are rounded (`rotation_of` says how many for a layer).
+    special_tokens: 0, or how many tokens at the beginning of each frame have a static scale of their own.
     """
 
     activations: str = "dynamic"
     outlier_threshold: float = 0.0
     rotation: int = 0
+    special_tokens: int = 0
 
     def __post_init__(self) -> None:
         one_of("activations", self.activations, ACTIVATIONS)
@@ -50,6 +53,18 @@ class Scheme:
         if self.rotation and (self.activations == "none" or threshold):
             other = f"outlier_threshold {threshold}" if threshold else "activations = 'none'"
             raise RecipeError(f"rotation {self.rotation} is for activations that are INT8, not for {other}", "rotation")
+        integer("special_tokens", self.special_tokens, 0)
+        if self.special_tokens and self.activations != "static":
+            raise RecipeError(
+                f"special_tokens {self.special_tokens} is for static scales, not for activations = "
+                f"{self.activations!r}",
+                "special_tokens",
+            )
+
+    @property
+    def input_scales(self) -> int:
+        """How many static scales a layer has."""
+        return (2 if self.special_tokens else 1) if self.activations == "static" else 0
 
     def rotation_of(self, in_features: int) -> int:
         """The size of the groups in which a layer's inputs are rotated, which divides their number; 0: they are not."""

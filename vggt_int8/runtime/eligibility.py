@@ -88,6 +88,8 @@ class Eligibility:
         patched = next((i for i, attributes in enumerate(self._attributes) if "forward" in attributes), None)
         if patched is not None:
             return f"{self._names[patched]} has a forward method of its own"
+        if any(m.special_tokens for m in self._int8):
+            return "static scales of special tokens are not implemented"
         threshold = next((m.scheme.outlier_threshold for m in self._int8 if m.scheme.outlier_threshold), None)
         return None if threshold is None else f"outlier columns (threshold {threshold}) are not implemented"
 

@@ -14,12 +14,14 @@ SHAPES = [(1, 64), (37, 37), (33, 96), (5, 1024), *FULL]  # M, K
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("m", "k"), SHAPES)
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("static", ["", "one", "of each row"])
 @pytest.mark.parametrize("rotated", [False, True])
-def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: bool, rotated: bool) -> None:
+def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: str, rotated: bool) -> None:
     x = hard_rows(m, k, dtype)
     weight, bias = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype)
     scale = torch.tensor(0.03, device=DEVICE) if static else None
+    if static == "of each row":
+        scale = 0.03 * (1 + torch.arange(m, device=DEVICE).view(m, 1) % 3)
     rotation = Scheme(rotation=256).rotation_of(k) if rotated else 0
     assert_same_codes(triton_norm.quantize_rows(x, scale, rotation), reference.quantize_rows(x, scale, rotation))
     norm = (weight, bias, 1e-5, scale, rotation)

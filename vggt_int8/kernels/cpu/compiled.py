@@ -107,8 +107,8 @@ _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "f": (ctypes.c_float, float),
 }
 _SIGNATURES = {
-    "vi_quantize_rows": "pqqpqpp",
-    "vi_layer_norm_quantize": "pqqppfpqpp",
+    "vi_quantize_rows": "pqqpqqpp",
+    "vi_layer_norm_quantize": "pqqppfpqqpp",
     "vi_layer_norm_halves": "ppqqqqppfp",
     "vi_qk_norm_rope": "pqqqpppppqf",
     "vi_resize": "pqqqqqqppppp",
@@ -143,7 +143,7 @@ def as_floats(*tensors: Tensor | None) -> list[Tensor | None]:
 def quantize_rows(x: Tensor, input_scale: Tensor | None, rotation: int) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows` for x that is `usable`."""
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
-    call("vi_quantize_rows", x, *x.shape, input_scale, rotation, codes, scale)
+    call("vi_quantize_rows", x, *x.shape, input_scale, _step(input_scale), rotation, codes, scale)
     return codes, scale
 
 
@@ -153,8 +153,13 @@ def layer_norm_quantize(
     """`reference.layer_norm_quantize` for x that is `usable`."""
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
     floats = as_floats(weight, bias)
-    call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, rotation, codes, scale)
+    call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, _step(input_scale), rotation, codes, scale)
     return codes, scale
+
+
+def _step(input_scale: Tensor | None) -> int:
+    """How far the scale of a row lies from that of the row before: 0 where all have the same."""
+    return int(input_scale is not None and input_scale.numel() > 1)
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

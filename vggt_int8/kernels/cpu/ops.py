@@ -27,7 +27,7 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
         return compiled.quantize_rows(x, input_scale, rotation)
     codes, scale = _codes(x, *x.shape)
     for rows in slices_of_rows(*x.shape):
-        codes[rows], scale[rows] = reference.quantize_rows(x[rows], input_scale, rotation)
+        codes[rows], scale[rows] = reference.quantize_rows(x[rows], _of_rows(input_scale, rows), rotation)
     return codes, scale
 
 
@@ -39,8 +39,14 @@ def layer_norm_quantize(
         return compiled.layer_norm_quantize(x, weight, bias, eps, input_scale, rotation)
     codes, scale = _codes(x, *x.shape)
     for rows in slices_of_rows(*x.shape):
-        codes[rows], scale[rows] = reference.layer_norm_quantize(x[rows], weight, bias, eps, input_scale, rotation)
+        own = _of_rows(input_scale, rows)
+        codes[rows], scale[rows] = reference.layer_norm_quantize(x[rows], weight, bias, eps, own, rotation)
     return codes, scale
+
+
+def _of_rows(input_scale: Tensor | None, rows: slice) -> Tensor | None:
+    """The static scales of some rows, where each has one of its own."""
+    return input_scale if input_scale is None or input_scale.numel() == 1 else input_scale.view(-1, 1)[rows]
 
 
 def int8_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:

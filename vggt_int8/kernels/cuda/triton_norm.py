@@ -40,8 +40,11 @@ def _rotate(y, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K):
-    """Rows y [R, K] fp32 -> codes and scales. b_poison [R] is 0, or NaN for a row that holds NaN or inf."""
+def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, scale_step, o_row, o_k, m_row, mask, K):
+    """Rows y [R, K] fp32 -> codes and scales. b_poison [R] is 0, or NaN for a row that holds NaN or inf.
+
+    The static scale of row m, where there is one, is number m * scale_step.
+    """
     if p_input_scale is None:
         absmax = tl.max(tl.abs(y), axis=1)
         # Below 1e-35 the reciprocal would overflow: such rows become zeros.
@@ -49,15 +52,15 @@ def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row
         scale = tl.where(absmax > 0.0, absmax / 127.0, 1.0)
         b_codes = to_codes(y * inverse[:, None])
     else:
-        scale = tl.load(p_input_scale)
-        b_codes = to_codes(y / scale)
+        scale = tl.load(p_input_scale + o_row * scale_step, mask=m_row, other=1.0)
+        b_codes = to_codes(y / scale[:, None])
     tl.store(p_codes + o_row.to(tl.int64)[:, None] * K + o_k[None, :], b_codes, mask=mask)
     tl.store(p_scale + o_row, scale + b_poison, mask=m_row)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "scale_step"])
 def _layer_norm_kernel(
-    p_x, p_weight, p_bias, p_codes, p_scale, p_input_scale, M, eps,
+    p_x, p_weight, p_bias, p_codes, p_scale, p_input_scale, scale_step, M, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -75,12 +78,12 @@ def _layer_norm_kernel(
     poison = tl.sum(tl.where(mask, y * 0.0, 0.0), axis=1)
     if STEPS > 0:
         y = _rotate(tl.where(mask, y, 0.0), BLOCK_M, BLOCK_K, STEPS)
-    _store_codes(y, poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K)
+    _store_codes(y, poison, p_codes, p_scale, p_input_scale, scale_step, o_row, o_k, m_row, mask, K)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "scale_step"])
 def _quantize_kernel(
-    p_x, p_codes, p_scale, p_input_scale, M,
+    p_x, p_codes, p_scale, p_input_scale, scale_step, M,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -91,7 +94,7 @@ def _quantize_kernel(
     poison = tl.sum(x * 0.0, axis=1)
     if STEPS > 0:
         x = _rotate(x, BLOCK_M, BLOCK_K, STEPS)
-    _store_codes(x, poison, p_codes, p_scale, p_input_scale, o_row, o_k, m_row, mask, K)
+    _store_codes(x, poison, p_codes, p_scale, p_input_scale, scale_step, o_row, o_k, m_row, mask, K)
 
 
 @triton.jit(do_not_specialize=["ROWS", "P", "SKIP"])
@@ -125,14 +128,15 @@ def layer_norm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize` in one pass; x [M, C] contiguous."""
     codes, scale = _outputs(x)
-    _launch(_layer_norm_kernel, rotation, x, x, weight, bias, codes, scale, input_scale, x.shape[0], eps)
+    outputs = codes, scale, input_scale, _step(input_scale)
+    _launch(_layer_norm_kernel, rotation, x, x, weight, bias, *outputs, x.shape[0], eps)
     return codes, scale
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows` in one pass; x [M, K] contiguous."""
     codes, scale = _outputs(x)
-    _launch(_quantize_kernel, rotation, x, x, codes, scale, input_scale, x.shape[0])
+    _launch(_quantize_kernel, rotation, x, x, codes, scale, input_scale, _step(input_scale), x.shape[0])
     return codes, scale
 
 
@@ -159,6 +163,11 @@ def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, 
         C=channels, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=warps,
     )  # fmt: skip
     return out
+
+
+def _step(input_scale: Tensor | None) -> int:
+    """How far the scale of a row lies from that of the row before: 0 where all have the same."""
+    return int(input_scale is not None and input_scale.numel() > 1)
 
 
 def _outputs(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,6 @@ class QuantizedLinear(Protocol):
     scheme: Scheme
     weight_scale: Tensor
     bias: Tensor | None
-    input_scale: Tensor | None
     rotation: int
 
     @property
@@ -69,8 +68,11 @@ class Backend(ABC):
         """What multiplies this layer, in words, for the report."""
 
     @abstractmethod
-    def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        """x [M, K] float, M >= 1 -> [M, N] in x's dtype."""
+    def linear(self, x: Tensor, layer: QuantizedLinear, input_scale: Tensor | None) -> Tensor:
+        """x [M, K] float, M >= 1 -> [M, N] in x's dtype.
+
+        input_scale: fp32, None unless activations are static: of all rows, [1], or of each, [M, 1].
+        """
 
 
 def check_backend_name(name: str) -> None:

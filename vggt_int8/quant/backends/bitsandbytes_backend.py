@@ -38,7 +38,7 @@ class BitsandbytesBackend(Backend):
             gemm += f" + input columns >= {layer.scheme.outlier_threshold:g} in fp32"
         return gemm
 
-    def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
+    def linear(self, x: Tensor, layer: QuantizedLinear, input_scale: Tensor | None) -> Tensor:
         if x.is_cuda and x.dtype == torch.float16 and not layer.scheme.outlier_threshold:
             return self._fused(x, layer)
         if layer.scheme.outlier_threshold:

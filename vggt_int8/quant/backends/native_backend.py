@@ -36,12 +36,12 @@ class NativeBackend(Backend):
         library = compiled.library()
         return slices if library is None else f"{library.name} for few rows of fp32, else {slices}"
 
-    def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
+    def linear(self, x: Tensor, layer: QuantizedLinear, input_scale: Tensor | None) -> Tensor:
         y: Tensor
         if layer.scheme.activations == "none":
             y = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
         else:
-            codes, scale = ops.quantize_rows(x, layer.input_scale, layer.rotation)
+            codes, scale = ops.quantize_rows(x, input_scale, layer.rotation)
             y = ops.int8_gemm(codes, scale, layer.codes, layer.weight_scale, Epilogue(layer.bias, x.dtype))
         return y
 

@@ -19,13 +19,13 @@ class ReferenceBackend(Backend):
         product = "int32 matmul" if device_type == "cpu" else "float64 matmul of codes (exact)"
         return f"{product} + outlier columns in fp32" if layer.scheme.outlier_threshold else product
 
-    def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
+    def linear(self, x: Tensor, layer: QuantizedLinear, input_scale: Tensor | None) -> Tensor:
         weight, scale, bias = layer.codes, layer.weight_scale, layer.bias
         if layer.scheme.activations == "none":
             return reference.w8a16_linear(x, weight, scale, bias)
         if layer.scheme.outlier_threshold:
             return reference.llm_int8_linear(x, weight, scale, bias, layer.scheme.outlier_threshold)
-        return reference.w8a8_linear(x, weight, scale, bias, layer.input_scale)
+        return reference.w8a8_linear(x, weight, scale, bias, input_scale)
 
 
 BACKEND = ReferenceBackend()

@@ -5,7 +5,8 @@ from the user. Its linear multiplies `int32 * scale` in the activation's dtype b
 overflows fp16 although the result would fit: it gets fp32 here. Products of 16 rows or fewer, or with sides that are
 not multiples of 8, leave the integer unit or even the GPU: they are padded with zeros, which changes no result. Its
 dynamic scales never go below 1.2e-7, too coarse for small tokens: rows arrive divided by their own scale, which the
-result gets back. And its static codes hide NaN and inf, which the row's factor carries to the result.
+result gets back. And its static codes go down to -128 and hide NaN and inf: rows arrive divided by their static scale
+and clamped, so that its codes are those of the definition, and the row's factor carries NaN to the result.
 """
 
 import torch
@@ -20,7 +21,7 @@ from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
 _DYNAMIC = QuantizeTensorToInt8Kwargs(granularity=PerRow())
-_STATIC = QuantizeTensorToInt8Kwargs(granularity=PerTensor())
+_STATIC = QuantizeTensorToInt8Kwargs(granularity=PerTensor())  # of rows that are codes already, but for rounding
 _MIN_ROWS = 24  # the first multiple of 8 above the 16 rows that the CUDA GEMM refuses
 _MULTIPLE = 8
 
@@ -45,7 +46,7 @@ class TorchaoBackend(Backend):
             padding.append(f"fewer than {_MIN_ROWS} rows padded to {_MIN_ROWS}")
         return "; ".join(["torchao Int8Tensor linear in fp32", *padding])
 
-    def linear(self, x: Tensor, layer: QuantizedLinear) -> Tensor:
+    def linear(self, x: Tensor, layer: QuantizedLinear, input_scale: Tensor | None) -> Tensor:
         if layer.scheme.activations == "none":
             weight = Int8Tensor(layer.codes, layer.weight_scale, [1, layer.in_features], x.dtype)
             bias = None if layer.bias is None else layer.bias.to(x.dtype)
@@ -58,27 +59,31 @@ class TorchaoBackend(Backend):
         if extra_k or extra_n:
             codes = F.pad(codes, (0, extra_k, 0, extra_n))
             scale = F.pad(scale, (0, 0, 0, extra_n), value=1.0)
-        if layer.input_scale is None:
+        if input_scale is None:
             row_scale = reference.absmax_scale(inputs, dim=-1)
             inputs = inputs / row_scale
         else:
-            row_scale = 1 + (inputs * 0).sum(dim=-1, keepdim=True)
+            row_scale = input_scale.view(-1, 1) + (inputs * 0).sum(dim=-1, keepdim=True)
+            inputs = (inputs / input_scale.view(-1, 1)).clamp(-reference.CODE_MAX, reference.CODE_MAX)
         if extra_k or extra_rows:
             inputs = F.pad(inputs, (0, extra_k, 0, extra_rows))
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         product = _product_in_graph if in_graph else _product
-        y = product(inputs, codes, scale, layer.input_scale)[:rows, : layer.out_features] * row_scale
+        y = product(inputs, codes, scale, input_scale is not None)[:rows, : layer.out_features] * row_scale
         return (y if layer.bias is None else y + layer.bias.float()).to(x.dtype)
 
 
-def _product(inputs: Tensor, codes: Tensor, scale: Tensor, input_scale: Tensor | None) -> Tensor:
-    """fp32 [M, K], codes [N, K], scale [N, 1] -> fp32 [M, N], the inputs quantized by torchao."""
+def _product(inputs: Tensor, codes: Tensor, scale: Tensor, static: bool) -> Tensor:
+    """fp32 [M, K], codes [N, K], scale [N, 1] -> fp32 [M, N], the inputs quantized by torchao.
+
+    static: by rounding alone.
+    """
     block = [1, codes.shape[1]]
-    if input_scale is None:
+    if not static:
         weight = Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_DYNAMIC)
     else:
-        static = input_scale.view(1, 1)
-        weight = Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_STATIC, act_quant_scale=static)
+        one = scale.new_ones(1, 1)
+        weight = Int8Tensor(codes, scale, block, torch.float32, act_quant_kwargs=_STATIC, act_quant_scale=one)
     return F.linear(inputs, weight)
 
 
@@ -87,7 +92,7 @@ _product_in_graph = torch.library.custom_op("vggt_int8::torchao_linear", _produc
 
 
 @_product_in_graph.register_fake
-def _(inputs: Tensor, codes: Tensor, scale: Tensor, input_scale: Tensor | None) -> Tensor:
+def _(inputs: Tensor, codes: Tensor, scale: Tensor, static: bool) -> Tensor:
     return inputs.new_empty(inputs.shape[0], codes.shape[0])
 
 
