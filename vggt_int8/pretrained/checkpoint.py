@@ -5,10 +5,12 @@ at most prints a report. Here the headers of the safetensors files must agree wi
 floating-point values must be finite; otherwise nothing is loaded and the error names the tensor.
 """
 
+import functools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,6 +255,25 @@ def _tensors(state_dict: Mapping[str, Any] | None, files: Iterable[str] | None) 
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118
                 yield name, handle.get_tensor(name)
+
+
+@contextmanager
+def opened_tensors(
+    state_dict: Mapping[str, Any] | None, files: Iterable[str] | None
+) -> Iterator[Callable[[str], Tensor]]:
+    """Tensors of a checkpoint by name, each read when it is asked for; KeyError for one that it does not have."""
+    if state_dict is not None:
+        yield state_dict.__getitem__
+        return
+    with ExitStack() as stack:
+        places: dict[str, Callable[[str], Tensor]] = {}
+        for file in files or ():
+            if file.endswith(".safetensors"):
+                handle = stack.enter_context(opened(file))
+                places |= dict.fromkeys(handle.keys(), handle.get_tensor)
+            else:
+                places |= dict.fromkeys(tensors := load_pickle(file), tensors.__getitem__)
+        yield functools.lru_cache(maxsize=4)(lambda name: places[name](name))
 
 
 def _listed(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from vggt_int8.pretrained.quantizer import (
     round_kept_parameters,
 )
 from vggt_int8.quant.plan import recipe_for
-from vggt_int8.quant.quantize import apply_plan, plan_module
+from vggt_int8.quant.quantize import apply_plan, plan_folds, plan_module
 from vggt_int8.recipe import Recipe, load_recipe
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,10 +41,11 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
     recipe = recipe_for(model, recipe)
+    folds = plan_folds(model, plan, recipe)
     if isinstance(model, VGGT):
         check_parameters(model, plan)
     with uninterrupted():
-        apply_plan(model, plan, recipe, backend)
+        apply_plan(model, plan, recipe, backend, folds)
         model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
         if isinstance(model, VGGT):
             round_kept_parameters(model)

@@ -17,7 +17,7 @@ from vggt_int8.model.call import Call
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.vggt import VGGT, VGGTOutput
-from vggt_int8.pretrained.checkpoint import validate_checkpoint
+from vggt_int8.pretrained.checkpoint import opened_tensors, validate_checkpoint
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import check_values, is_capturing
 from vggt_int8.pretrained.names import with_plain_names
@@ -168,6 +168,9 @@ class VGGTInt8(VGGT):
                 "load with device_map='cpu', save_pretrained() it, then load that with offloading"
             )
         validate_checkpoint(model, state_dict, checkpoint_files, quantizing=quantizing)
+        if quantizing and quantizer.seams:
+            with opened_tensors(state_dict, checkpoint_files) as tensor_of:
+                quantizer.find_folds(tensor_of)
         with quantizer.encoding() if quantizing else nullcontext():
             return PreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, *args, **kwargs

@@ -1,7 +1,8 @@
 """The transformers quantizer behind `quant_method: "vggt_int8"`.
 
 It does two things: put unfilled INT8 layers into the model before its weights arrive, and, when the checkpoint is in
-floating point, encode each tensor as it streams by, so that the floating-point model never exists as a whole.
+floating point, encode each tensor as it streams by, so that the floating-point model never exists as a whole. What is
+to be folded into tensors (smoothing) is found before, in a pass of its own over those that decide it.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
 from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
+from vggt_int8.quant.seams import Seam, find_seams
+from vggt_int8.quant.smoothing import Folds, TensorOf, estimated_folds
 from vggt_int8.quant.soundness import LARGEST_FP16_SCALE
 from vggt_int8.quant.storage import Int8Storage, copy_pieces, empty_encoding, encode_into, stored_layers, to_fp16
 from vggt_int8.recipe import Recipe, RecipeError
@@ -95,6 +98,8 @@ class VGGTInt8Quantizer(HfQuantizer):
         self.workers: Workers | None = None
         self.made: list[tuple[str, Future[None]]] = []  # by name; those on a CPU, which threads of our own make
         self.errors: list[str] = []
+        self.seams: list[Seam] = []
+        self.folds: Folds = {}
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, device_map: Any = None, **kwargs: Any
@@ -107,6 +112,8 @@ class VGGTInt8Quantizer(HfQuantizer):
             for _, layer in stored_layers(model):
                 layer.weight = nn.Parameter(layer.codes, requires_grad=False)
         check_backend(plan, recipe, backend, execution_device_type(device_map))
+        if recipe.smoothing and not self.pre_quantized:
+            self.seams = find_seams(model, plan, recipe.name)
         model.quantization_plan = plan
         # Tensors to be encoded arrive as the file has them: a cast to the compute dtype first would change the codes.
         model.load_dtypes = {} if self.pre_quantized else {"*": None}
@@ -117,6 +124,10 @@ class VGGTInt8Quantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> ConversionOps:
         return EncodeTensor(self)
+
+    def find_folds(self, tensor_of: TensorOf) -> None:
+        """Find what is to be folded into the tensors of the checkpoint, whose floats `tensor_of` gives by name."""
+        self.folds = estimated_folds(self.seams, tensor_of)
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
@@ -202,6 +213,8 @@ class EncodeTensor(ConversionOps):
         (value,) = input_dict.values()
         tensor: Tensor = value[0] if isinstance(value, list) else value
         module_name, _, parameter = full_layer_name.rpartition(".")
+        if fold := self.quantizer.folds.get(module_name):
+            tensor = fold.apply(parameter, tensor)
         module = model.get_submodule(module_name)
         slot = getattr(module, parameter)
         if isinstance(module, Int8Storage) and parameter == "weight":

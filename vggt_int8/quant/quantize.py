@@ -1,7 +1,8 @@
 """Quantize a module in place: every layer that the recipe names becomes an INT8 layer; nothing else is touched."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -15,6 +16,8 @@ from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.layer import Choice, Int8Layer, int8_layers
 from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.replaceable import carry_over, check_model
+from vggt_int8.quant.seams import find_seams
+from vggt_int8.quant.smoothing import Fold, Folds, estimated_folds, fold_, folded_linear, parameters_of
 from vggt_int8.quant.storage import all_finite, check_incoming, to_fp16
 from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
 
@@ -26,20 +29,21 @@ _LARGEST_FP32 = torch.finfo(torch.float32).max
 def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "auto") -> dict[str, LayerPlan]:
     """Replace the layers of `model` that `recipe` quantizes by INT8 layers.
 
-    Only those layers change; the dtype of the rest stays as it is. Works on the reference repository's own module as
-    well, since the names agree. Everything is checked before the first layer changes, so an error leaves the model as
-    it was; layers are replaced one after the other, each giving its floats back, and Ctrl-C waits until all are
-    (VGGT-1B on two cores: 5 s). A module under two names stays one; hooks and
-    attributes go over to the INT8 layer. A layer is kept, with a warning and a reason in the plan, if an INT8 layer
-    cannot stand in for it: subclasses, weights that are computed (weight_norm, pruning), shared with other modules
-    (tied) or read by them (`nn.TransformerEncoderLayer`, `nn.MultiheadAttention`).
+    Only those layers change and, where the recipe has factors folded into it (`smoothing`), what writes their inputs;
+    the dtype of the rest stays as it is. Works on the reference repository's own module as well, since the names agree.
+    Everything is checked before the first layer changes, so an error leaves the model as it was; layers are replaced
+    one after the other, each giving its floats back, and Ctrl-C waits until all are (VGGT-1B on two cores: 5 s). A
+    module under two names stays one; hooks and attributes go over to the INT8 layer. A layer is kept, with a warning
+    and a reason in the plan, if an INT8 layer cannot stand in for it: subclasses, weights that are computed
+    (weight_norm, pruning), shared with other modules (tied) or read by them (`nn.TransformerEncoderLayer`,
+    `nn.MultiheadAttention`). In the same way a layer is quantized without smoothing if nothing can be folded before it.
 
     Returns the plan. Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit the model,
     `BackendError` if the backend cannot run it, `ValueError` naming the layer whose weights hold NaN or inf.
     """
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
-    apply_plan(model, plan, recipe, backend)
+    apply_plan(model, plan, recipe, backend, plan_folds(model, plan, recipe))
     return plan
 
 
@@ -62,20 +66,37 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
     return plan
 
 
-def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str = "auto") -> None:
+def plan_folds(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe) -> Folds:
+    """What `recipe` folds into the layers of `model`, which is not changed. Raises `RecipeError` as `find_seams`."""
+    if not recipe.smoothing:
+        return {}
+    return estimated_folds(find_seams(model, plan, recipe.name), parameters_of(model))
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: dict[str, LayerPlan],
+    recipe: Recipe,
+    backend: str = "auto",
+    folds: Mapping[str, Fold] = MappingProxyType({}),
+) -> None:
     """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists.
+
+    folds: as `plan_folds` gives them; layers take them as they become codes, the others in place.
 
     Each layer's floats are freed as its INT8 layer takes its place. The largest come first, as many as are at work at
     once, and are replaced when all of them are there: memory that suffices for them suffices for the rest, since their
     floats took more. So what there is no memory for fails while the model is as it was. Signals wait until all is done.
     """
     jobs = _conversions(model, plan, recipe, backend)
+    becoming = {name for job in jobs for name in job.names}
+    in_place = {name: fold for name, fold in folds.items() if name not in becoming}
     on_cpu = _on_cpu([model.get_submodule(job.names[0]) for job in jobs])
     first, rest = (jobs[: threads()], jobs[threads() :]) if on_cpu else (jobs[:1], jobs[1:])
     done: list[_Conversion] = []
 
     def convert(job: _Conversion) -> nn.Module:
-        return job.new(model.get_submodule(job.names[0]))
+        return job.new(model.get_submodule(job.names[0]), folds.get(job.names[0]))
 
     def replace(job: _Conversion, new: nn.Module) -> None:
         _replace(model, job.names, new)
@@ -83,7 +104,9 @@ def apply_plan(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, bac
 
     with uninterrupted():
         try:
-            for job, new in zip(first, _for_each(convert, first, on_cpu), strict=True):
+            converted = _for_each(convert, first, on_cpu)
+            fold_(model, in_place)
+            for job, new in zip(first, converted, strict=True):
                 replace(job, new)
             _for_each(lambda job: replace(job, convert(job)), rest, on_cpu)
         except BaseException as error:
@@ -111,7 +134,10 @@ class _Conversion(NamedTuple):
     choice: Choice
     size: int
 
-    def new(self, layer: nn.Module) -> nn.Module:
+    def new(self, layer: nn.Module, fold: Fold | None) -> nn.Module:
+        if fold is not None:
+            assert isinstance(layer, nn.Linear)
+            layer = folded_linear(layer, fold)
         return self._module(self.becomes.of(layer, self.scheme, self.choice.backend))
 
     def unfilled(self, layer: nn.Module) -> nn.Module:

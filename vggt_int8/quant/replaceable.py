@@ -60,12 +60,7 @@ class Keeping:
 
     def __init__(self, model: nn.Module) -> None:
         self._readers = weight_readers(model)
-        self._owners = Counter(
-            _address(tensor)
-            for module in model.modules()
-            for tensor in module._parameters.values()
-            if tensor is not None
-        )
+        self._owners = tensor_owners(model)
 
     def reason(self, layer: nn.Module) -> str:
         """Why an INT8 layer cannot stand in for `layer`; empty if it can."""
@@ -94,7 +89,7 @@ class Keeping:
             return f"its weight is {weight.dtype}"
         if weight.numel() == 0:
             return f"its weight {list(weight.shape)} is empty"
-        if any(self._owners[_address(p)] > 1 for p in layer._parameters.values() if p is not None):
+        if any(self._owners[tensor_address(p)] > 1 for p in layer._parameters.values() if p is not None):
             return "its weight or bias is also another module's (tied)"
         return ""
 
@@ -115,7 +110,18 @@ def _attributes() -> frozenset[str]:
     return frozenset(key for layer in layers for key in vars(layer))
 
 
-def _address(tensor: Tensor) -> object:
+def has_call_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what the module gets or gives."""
+    return any(getattr(module, key) for key in _CALL_HOOKS)
+
+
+def tensor_owners(model: nn.Module) -> Counter[object]:
+    """How many modules hold the parameter of a `tensor_address`."""
+    parameters = (tensor for module in model.modules() for tensor in module._parameters.values())
+    return Counter(tensor_address(tensor) for tensor in parameters if tensor is not None)
+
+
+def tensor_address(tensor: Tensor) -> object:
     """Equal for two parameters that are one, or that begin in the same place."""
     plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
     return (tensor.device, tensor.data_ptr()) if plain and tensor.numel() else id(tensor)

@@ -20,7 +20,7 @@ every layer; with `weights = "keep"` it is nothing. The rest is kept.
 
 from vggt_int8.recipe.checks import RecipeError
 from vggt_int8.recipe.expand import expand, names_groups
-from vggt_int8.recipe.family import Family, Group, families, find_family, known_words
+from vggt_int8.recipe.family import Family, Group, Seams, families, find_family, known_words
 from vggt_int8.recipe.load import RECIPE_FOLDER, available_recipes, load_recipe
 from vggt_int8.recipe.recipe import RECIPE_FORMAT, Recipe, Rule
 from vggt_int8.recipe.scheme import AttentionScheme, Scheme
@@ -35,6 +35,7 @@ __all__ = [
     "RecipeError",
     "Rule",
     "Scheme",
+    "Seams",
     "available_recipes",
     "expand",
     "families",

@@ -12,12 +12,20 @@ A map says for each group:
 
 `sets` name several groups at once. `model_types` (of a model's config) and `modules` (names that a model must have)
 are how a family is recognised. `full_size` names modules and their numbers of children.
+
+`seams` say where a factor per channel can pass from what writes a linear's inputs to that linear, without a change of
+the function:
+
+    match: regular expression on the names of modules (blocks); the names below are inside of such a module.
+    norms: LayerNorm with weight and bias -> the one linear that reads what it writes, and nothing else does.
+    values: linear whose outputs are queries, keys and values, a third each -> the linear behind attention. Attention
+        mixes tokens and not channels, so input i of the latter is a mean of value channel i.
 """
 
 import functools
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +58,25 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Seams:
+    """Pairs of modules between which factors of channels can pass; the module's text says what each field is."""
+
+    match: str
+    norms: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        text("match", self.match)
+        regular_expression("match", self.match)
+        for name in ("norms", "values"):
+            pairs = getattr(self, name)
+            if not isinstance(pairs, Mapping) or not all(isinstance(reader, str) for reader in pairs.values()):
+                raise RecipeError(f"{name} is {shown(pairs)}; it must be a table of module = module", name)
+        if unknown := [writer for writer in self.values if writer not in self.norms.values()]:
+            raise RecipeError(f"values names {shown(unknown[0])}, which reads none of norms", "values")
+
+
+@dataclass(frozen=True)
 class Family:
     """One family's map. source: the file that it comes from."""
 
@@ -61,6 +88,7 @@ class Family:
     full_size: Mapping[str, int]
     full_size_name: str
     source: str
+    seams: tuple[Seams, ...] = ()
 
     @classmethod
     def from_toml(cls, content: str, source: str) -> "Family":
@@ -84,6 +112,13 @@ class Family:
                 raise RecipeError(f"{where}: {shown(name)} is a group already")
             if unknown := [member for member in members if member not in groups]:
                 raise RecipeError(f"{where}: {shown(unknown[0])} is no group; known are {', '.join(groups)}")
+        seams = []
+        for entries in data.get("seams", ()):
+            no_unknown_keys(entries, {f.name for f in fields(Seams)}, source, {"": lines.get("seams", 0)})
+            try:
+                seams.append(Seams(**entries))
+            except RecipeError as error:
+                raise RecipeError(f"{at(source, lines.get('seams'))}, [[seams]]: {error}") from error
         return cls(
             name=data["name"],
             groups=groups,
@@ -93,6 +128,7 @@ class Family:
             full_size=data["full_size"],
             full_size_name=data["full_size_name"],
             source=source,
+            seams=tuple(seams),
         )
 
     @property

@@ -27,6 +27,7 @@ from vggt_int8.recipe.scheme import (
     WEIGHTS,
     Scheme,
     check_rotation,
+    check_smoothing,
 )
 
 PATTERNS_ALONE, RECIPE_FORMAT = 1, 2
@@ -84,6 +85,8 @@ class Recipe:
     weights: "int8", or "keep" to quantize nothing unless a group or rule says so.
     activations, outlier_threshold: the default `Scheme`.
     rotation: of every layer with INT8 activations; see `Scheme`.
+    smoothing: 0, or "weights": factors of channels are folded into neighbouring layers before weights are rounded, by
+        the size of weights alone (`vggt_int8.quant.smoothing`).
     keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
     groups: name of a group or set of the model's family -> "keep", "weight_only", "dynamic" or "static".
     rules: choices by patterns on names, the first that fits decides.
@@ -104,6 +107,7 @@ class Recipe:
     activations: str = "dynamic"
     outlier_threshold: float = 0.0
     rotation: int = 0
+    smoothing: float | str = 0
     keep: str = "fp16"
     groups: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
@@ -140,6 +144,7 @@ class Recipe:
         if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
             raise RecipeError(f"vggt_1b is {shown(self.vggt_1b)}; it must be a table of module = number", "vggt_1b")
         check_rotation(self.rotation)
+        check_smoothing(self.smoothing)
         _ = self.scheme
         self._validate_groups()
         self._validate_patterns()
@@ -150,6 +155,8 @@ class Recipe:
             raise RecipeError(
                 f"special_tokens = {self.special_tokens!r} has no effect: no layer has static scales", "special_tokens"
             )
+        if self.smoothing and not asked - {""}:
+            raise RecipeError(f"smoothing {shown(self.smoothing)} has no effect: no layer is INT8", "smoothing")
         if self.include and self.weights == "keep":
             raise RecipeError(
                 "weights = 'keep' quantizes by groups and rules alone, so include has no effect: use weights = 'int8'",
@@ -219,7 +226,7 @@ class Recipe:
         if self.format == PATTERNS_ALONE:
             del data["groups"]
         # So that versions which do not know these still read what has none of them.
-        return _without_defaults(data, ("rotation", "special_tokens"), type(self))
+        return _without_defaults(data, ("rotation", "special_tokens", "smoothing"), type(self))
 
     @classmethod
     def from_dict(

@@ -16,6 +16,7 @@ OBSERVERS = ("minmax", "percentile", "histogram", "mse", "per_channel")
 SPECIAL_TOKENS = ("own", "shared")
 KEEP_DTYPES = ("fp16",)
 ROTATIONS = (2, 4, 8, 16, 32, 64, 128, 256)
+SMOOTHINGS = (0, "weights")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ def check_rotation(rotation: object) -> None:
         raise RecipeError(
             f"rotation is {shown(rotation)}; it must be 0 (off) or one of {', '.join(map(str, ROTATIONS))}", "rotation"
         )
+
+
+def check_smoothing(smoothing: object) -> None:
+    """Raise `RecipeError` unless it is a way of smoothing."""
+    if isinstance(smoothing, bool) or smoothing not in SMOOTHINGS:
+        raise RecipeError(f"smoothing is {shown(smoothing)}; it must be 0 (off) or 'weights'", "smoothing")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""Where factors of channels can pass from one module to the next, in a model: the map's seams with their modules.
+
+A factor f of channel j changes nothing if what writes the channel is divided by it and the column that reads the
+channel is multiplied with it. That holds where every step in between treats channels one by one and in proportion:
+
+- LayerNorm with weight and bias -> the linear behind it (qkv, fc1, the pose branch): both parameters are divided.
+- the value rows of qkv, weight and bias, -> attn.proj: attention's output is a mean of values over tokens.
+
+It does not hold, so that nothing is folded there:
+
+- GELU between fc1 and fc2: GELU(x / f) is not GELU(x) / f.
+- queries and keys: where they have a LayerNorm of their own it undoes any factor (and theirs, over one head, is shared
+  by all heads); where they have none, no linear reads them.
+- the camera head's modulated LayerNorm, which has no weight and no bias; its modulation comes from a linear by way of
+  `1 + scale`, which is not in proportion.
+- a LayerNorm that several read (that before the four projections of a dense head), or whose result the network keeps
+  (the encoder's last, the camera head's first): one factor would have to suit all of them.
+- LayerScale and residuals: they lie behind a linear, where a scale per output channel makes rows free already.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from vggt_int8.listing import first_few
+from vggt_int8.patterns import fits
+from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.replaceable import every_name, has_call_hooks, tensor_address, tensor_owners
+from vggt_int8.recipe import Family, RecipeError, Scheme, find_family
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Names of the modules of one seam.
+
+    reader: the linear whose columns take the factors. norm: the LayerNorm before the reader, or before `values`.
+    values: where factors pass from value rows, the linear that has them; else "".
+    """
+
+    reader: str
+    norm: str
+    values: str = ""
+
+    @property
+    def writer(self) -> str:
+        """The module that is divided."""
+        return self.values or self.norm
+
+
+def find_seams(model: nn.Module, plan: Mapping[str, LayerPlan], recipe_name: str = "custom") -> list[Seam]:
+    """The seams of a model of a family that has a map, whose reader becomes INT8 by `plan`; works on meta tensors.
+
+    Raises `RecipeError` if no map says how the model is built, or if no linear on a seam becomes INT8. Warns of seams
+    that are left out: their modules are not what the map says, are in two places, or have hooks, which would see other
+    numbers.
+    """
+    modules = dict(every_name(model))
+    family = find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
+    if family is None:
+        raise RecipeError(
+            f"recipe {recipe_name!r}: smoothing needs a map that says what reads what, and there is none for a "
+            f"{type(model).__name__}: leave smoothing = 0",
+            "smoothing",
+        )
+    found = [seam for seam in _seams_of(family, modules) if _takes_part(seam, modules, plan)]
+    if not found:
+        raise RecipeError(
+            f"recipe {recipe_name!r}: smoothing has no effect, since no linear behind a LayerNorm or behind attention "
+            "becomes INT8: leave smoothing = 0",
+            "smoothing",
+        )
+    places, owners = Counter(modules.values()), tensor_owners(model)
+    problems = {seam: _seam_problem(seam, modules, places, owners) for seam in found}
+    if left_out := [f"{seam.reader} ({problem})" for seam, problem in problems.items() if problem]:
+        warnings.warn(
+            f"recipe {recipe_name!r}: quantized without smoothing: {first_few(left_out, between='; ')}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return [seam for seam, problem in problems.items() if not problem]
+
+
+def _seams_of(family: Family, modules: Mapping[str, nn.Module]) -> Iterator[Seam]:
+    """All that the map names, whether the modules are there or not."""
+    for seams in family.seams:
+        norm_of = {reader: norm for norm, reader in seams.norms.items()}
+        for block in modules:
+            if fits(seams.match, block):
+                for reader, norm in norm_of.items():
+                    yield Seam(f"{block}.{reader}", f"{block}.{norm}")
+                for values, reader in seams.values.items():
+                    yield Seam(f"{block}.{reader}", f"{block}.{norm_of[values]}", f"{block}.{values}")
+
+
+def _takes_part(seam: Seam, modules: Mapping[str, nn.Module], plan: Mapping[str, LayerPlan]) -> bool:
+    """Whether the reader, or the linear that is wrapped in its place, becomes INT8."""
+    inside = f"{seam.reader}."
+    layers = [layer for name, layer in plan.items() if name == seam.reader or name.startswith(inside)]
+    return any(isinstance(layer.scheme, Scheme) for layer in layers)
+
+
+def _seam_problem(
+    seam: Seam, modules: Mapping[str, nn.Module], places: Counter[nn.Module], owners: Counter[object]
+) -> str:
+    """Why nothing can be folded at this seam; empty if it can."""
+    for name in dict.fromkeys((seam.norm, seam.writer, seam.reader)):
+        module = modules.get(name)
+        if module is None:
+            return f"there is no {name}"
+        if type(module) not in ((nn.LayerNorm,) if name == seam.norm else (nn.Linear, Int8Linear)):
+            return f"{name} is a {type(module).__name__}"
+        own = dict(module.named_parameters(recurse=False))
+        if not own.keys() >= ({"weight", "bias"} if name == seam.norm else {"weight"}):
+            return f"{name} has no weight and bias of its own"
+        if places[module] > 1 or any(owners[tensor_address(tensor)] > 1 for tensor in own.values()):
+            return f"{name}, or its weight, is in two places of the model"
+        if has_call_hooks(module):
+            return f"{name} has hooks, which would see other numbers"
+    reader, writer = modules[seam.reader], modules[seam.writer]
+    written = writer.out_features / 3 if seam.values else writer.normalized_shape[-1]  # type: ignore[operator,index]
+    return "" if written == reader.in_features else f"{seam.writer} writes {written:g} channels"
