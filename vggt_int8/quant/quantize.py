@@ -23,6 +23,7 @@ from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+NO_FOLDS: Mapping[str, Fold] = MappingProxyType({})
 _LARGEST_FP32 = torch.finfo(torch.float32).max
 
 
@@ -78,7 +79,7 @@ def apply_plan(
     plan: dict[str, LayerPlan],
     recipe: Recipe,
     backend: str = "auto",
-    folds: Mapping[str, Fold] = MappingProxyType({}),
+    folds: Mapping[str, Fold] = NO_FOLDS,
 ) -> None:
     """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists.
 
@@ -88,7 +89,7 @@ def apply_plan(
     once, and are replaced when all of them are there: memory that suffices for them suffices for the rest, since their
     floats took more. So what there is no memory for fails while the model is as it was. Signals wait until all is done.
     """
-    jobs = _conversions(model, plan, recipe, backend)
+    jobs = _conversions(model, plan, recipe, backend, folds)
     becoming = {name for job in jobs for name in job.names}
     in_place = {name: fold for name, fold in folds.items() if name not in becoming}
     on_cpu = _on_cpu([model.get_submodule(job.names[0]) for job in jobs])
@@ -96,7 +97,7 @@ def apply_plan(
     done: list[_Conversion] = []
 
     def convert(job: _Conversion) -> nn.Module:
-        return job.new(model.get_submodule(job.names[0]), folds.get(job.names[0]))
+        return job.new(model.get_submodule(job.names[0]))
 
     def replace(job: _Conversion, new: nn.Module) -> None:
         _replace(model, job.names, new)
@@ -133,11 +134,12 @@ class _Conversion(NamedTuple):
     scheme: Scheme | AttentionScheme
     choice: Choice
     size: int
+    fold: Fold | None
 
-    def new(self, layer: nn.Module, fold: Fold | None) -> nn.Module:
-        if fold is not None:
+    def new(self, layer: nn.Module) -> nn.Module:
+        if self.fold is not None:
             assert isinstance(layer, nn.Linear)
-            layer = folded_linear(layer, fold)
+            layer = folded_linear(layer, self.fold)
         return self._module(self.becomes.of(layer, self.scheme, self.choice.backend))
 
     def unfilled(self, layer: nn.Module) -> nn.Module:
@@ -149,7 +151,9 @@ class _Conversion(NamedTuple):
         return layer
 
 
-def _conversions(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str) -> list[_Conversion]:
+def _conversions(
+    model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str, folds: Mapping[str, Fold] = NO_FOLDS
+) -> list[_Conversion]:
     """What the plan asks for, the largest layers first."""
     found: dict[nn.Module, _Conversion] = {}
     for name, layer in plan.items():
@@ -157,7 +161,7 @@ def _conversions(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, b
             module = model.get_submodule(name)
             size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
             choice = layer_choice(layer.becomes, layer.scheme, recipe, backend)
-            job = _Conversion([], layer.becomes, layer.scheme, choice, size)
+            job = _Conversion([], layer.becomes, layer.scheme, choice, size, folds.get(name))
             found.setdefault(module, job).names.append(name)
     return sorted(found.values(), key=lambda job: job.size, reverse=True)
 
