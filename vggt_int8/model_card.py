@@ -49,6 +49,8 @@ def model_card(
     ]
     if recipe:
         sections.append("## Recipe\n\n" + _recipe_table(recipe, quantization))
+    if training := quantization.get("training"):
+        sections.append("## Training\n\n" + _training(training))
     if differences:
         sections.append("## Measured difference from the original\n\n" + _difference_table(differences))
     sections.append("## Licence\n\n" + _licence(base_model))
@@ -125,6 +127,23 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
     if rules:
         table += "\n\n" + "\n".join(["| layers (first match wins) | why |", "|---|---|", *rules])
     return table
+
+
+def _training(facts: Mapping[str, Any]) -> str:
+    """What `training.qat` writes of itself."""
+    rows = [f"| {key.replace('_', ' ')} | `{value}` |" for key, value in _flat(facts) if value is not None]
+    return (
+        "Trained under the rounding of INT8 to follow its own outputs in floating point, on images without labels. The "
+        "losses are those of the validation, before and after.\n\n" + "\n".join(["| | |", "|---|---|", *rows])
+    )
+
+
+def _flat(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Tables within are written out: "data kind", "data images"."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in facts.items():
+        rows += [(f"{key} {k}", v) for k, v in value.items()] if isinstance(value, Mapping) else [(key, value)]
+    return rows
 
 
 def _difference_table(differences: Mapping[str, Any]) -> str:

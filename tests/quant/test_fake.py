@@ -23,6 +23,7 @@ from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
 DYNAMIC, ROTATED = Scheme("dynamic"), Scheme("dynamic", rotation=256)
 STATIC, STATIC_ROTATED = Scheme("static"), Scheme("static", rotation=256)
 OUTLIERS = Scheme("dynamic", 3.0)
+CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SCHEMES = [DYNAMIC, ROTATED, STATIC, STATIC_ROTATED, OUTLIERS]
 K, N = 96, 40
 
@@ -76,11 +77,12 @@ def int8_of(layer: FakeInt8Linear) -> Int8Linear:
     )
 
 
+@pytest.mark.parametrize("device", CPU_AND_GPU)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
-def test_codes_are_those_of_the_int8_layer_bit_by_bit(scheme: Scheme, bias: bool) -> None:
-    layer, x = trained(fake(scheme, bias)), inputs()
-    assert not torch.equal(layer.weight, linear().weight)
+def test_codes_are_those_of_the_int8_layer_bit_by_bit(scheme: Scheme, bias: bool, device: str) -> None:
+    layer, x = trained(fake(scheme, bias)).to(device), inputs().to(device)
+    assert not torch.equal(layer.weight.cpu(), linear().weight)
     y = layer(x)
     saved = y.grad_fn.next_functions[0][0].saved_tensors
     int8 = int8_of(layer)
@@ -142,18 +144,19 @@ def by_definition(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
     return F.linear(x, weight, straight_through(bias, bias.half().double()))
 
 
+@pytest.mark.parametrize("device", CPU_AND_GPU)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
-def test_gradients_take_rounding_for_the_identity(scheme: Scheme) -> None:
-    layer, x, wanted = fake(scheme), inputs().requires_grad_(), randn(2, 11, N, seed=9)
+def test_gradients_take_rounding_for_the_identity(scheme: Scheme, device: str) -> None:
+    layer, x, wanted = fake(scheme).to(device), inputs().to(device).requires_grad_(), randn(2, 11, N, seed=9)
     y = layer(x)
-    y.backward(wanted)
-    exact = [t.detach().double().requires_grad_() for t in (x, layer.weight, layer.bias)]
-    scale = None if layer.input_scale is None else layer.input_scale.double().requires_grad_()
+    y.backward(wanted.to(device))
+    exact = [t.detach().cpu().double().requires_grad_() for t in (x, layer.weight, layer.bias)]
+    scale = None if layer.input_scale is None else layer.input_scale.cpu().double().requires_grad_()
     expected = by_definition(*exact, scale, scheme)
-    assert relative_error(y, expected.float()) < 1e-5
+    assert relative_error(y.cpu(), expected.float()) < 1e-5
     expected.backward(wanted.double())
     for got, ours in zip((x, layer.weight, layer.bias), exact, strict=True):
-        assert relative_error(got.grad, ours.grad.float()) < 1e-5
+        assert relative_error(got.grad.cpu(), ours.grad.float()) < 1e-5
     if scale is not None:
         assert (x.grad == 0).any() or scheme.rotation, "an input is beyond the range"
         # What rounding added is kept in half precision. d/d(log s) = s d/ds.

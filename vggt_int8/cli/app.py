@@ -14,6 +14,7 @@ from vggt_int8.cli.demo import demo
 from vggt_int8.cli.eval import eval_models
 from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.inspect import inspect_model
+from vggt_int8.cli.qat import qat
 from vggt_int8.cli.quantize import quantize
 from vggt_int8.cli.recipes import recipes
 from vggt_int8.cli.run import run
@@ -46,6 +47,12 @@ EXAMPLES = {
         "Examples:",
         "vggt-int8 quantize facebook/VGGT-1B -o vggt-1b-int8",
         "vggt-int8 quantize VGGT-1B/ -o out -r my.toml --device cpu",
+    ),
+    "qat": (
+        "Examples:",
+        "vggt-int8 qat embedded synthetic -o small-qat [dim]# rendered scenes[/]",
+        "vggt-int8 qat facebook/VGGT-1B scenes/ -o vggt-1b-qat -r int8_rotated",
+        "accelerate launch -m vggt_int8 qat VGGT-1B scenes/ -o out [dim]# several GPUs[/]",
     ),
     "compare": (
         "Examples:",
@@ -137,7 +144,7 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 
 COMMANDS: tuple[Command, ...] = (
-    *(demo, run, quantize, compare, eval_models, inspect_model, recipes, bench, bench_report, tune),
+    *(demo, run, quantize, qat, compare, eval_models, inspect_model, recipes, bench, bench_report, tune),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),

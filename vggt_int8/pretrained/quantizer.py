@@ -39,7 +39,8 @@ _READ_VERSIONS = (1, FORMAT_VERSION)
 
 @register_quantization_config(QUANT_METHOD)
 class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
-    """What `config.json` says of a quantized checkpoint: format version, the whole recipe, calibration facts.
+    """What `config.json` says of a quantized checkpoint: format version, the whole recipe, facts of calibration and, if
+    there was one, of training.
 
     `backend` is this process's choice of kernels; it is not stored. Raises `CheckpointError` for a format that is
     newer than this package reads or for unknown keys.
@@ -50,6 +51,7 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
         recipe: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         calibration: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
         backend: str = "auto",
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
@@ -71,6 +73,7 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.recipe = recipe
         self.calibration = calibration
+        self.training = training
         self.backend = backend
         self.parsed()
 
@@ -86,6 +89,8 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
         data = super().to_dict()
         data["format_version"] = FORMAT_VERSION
         del data["backend"]
+        if self.training is None:  # so that versions which know no training still read what has none
+            del data["training"]
         return data
 
 

@@ -34,10 +34,13 @@ def upload(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
-        source = model.config.name_or_path
-        known = source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists())
-        base_model = source if known else None
-        card = model_card(model.config.to_dict(), sizes, name=repo_id, base_model=base_model, tags=tags)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card_of(model, folder, repo_id, tags), encoding="utf-8")
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **commit).commit_url)
+
+
+def card_of(model: VGGT, folder: Path, name: str, tags: Sequence[str] = ()) -> str:
+    """The model card of a model that is saved in `folder`; name: what the card's example loads."""
+    sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
+    source = model.config.name_or_path
+    known = source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists())
+    return model_card(model.config.to_dict(), sizes, name=name, base_model=source if known else None, tags=tags)

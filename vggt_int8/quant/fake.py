@@ -10,6 +10,7 @@ torchao's own fake quantization is of no use here: its symmetric scale is absmax
 those of our checkpoints, and per token it only runs asymmetric (0.18; a test says when that changes).
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -171,8 +172,15 @@ def _product(x_codes: Tensor, codes: Tensor) -> Tensor:
 
 
 def _turned(grad: Tensor, rotation: int) -> Tensor:
-    """The gradient before a rotation, which is its own inverse."""
-    return rotate(grad, rotation) if rotation else grad
+    """The gradient before a rotation, whose matrix is symmetric. As a product: no code hangs on its last bit."""
+    if not rotation:
+        return grad
+    return (grad.unflatten(-1, (-1, rotation)) @ _hadamard(rotation, grad.device).to(grad.dtype)).flatten(-2)
+
+
+@functools.cache
+def _hadamard(order: int, device: torch.device) -> Tensor:
+    return rotate(torch.eye(order, device=device), order)
 
 
 class RoundedWeight(nn.Module):

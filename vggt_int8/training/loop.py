@@ -31,6 +31,7 @@ from vggt_int8.training.sections import RunConfig
 from vggt_int8.training.start import build_optimizers, build_schedule, prepare_network
 
 VALIDATION_RESERVE = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
+LEARNING_BROKE = "The last checkpoint is intact; lower the learning rate or the clip norm and resume"
 
 
 @dataclass
@@ -199,8 +200,7 @@ class Loop(ABC):
         values = {name: value.item() for name, value in losses.items()}
         if not math.isfinite(values["total"]) or not math.isfinite(norm.item()):
             raise FloatingPointError(
-                f"step {self.step}: losses {values}, gradient norm {norm.item()}. The last checkpoint is intact; "
-                f"lower the learning rate or the clip norm and resume"
+                f"step {self.step}: losses {values}, gradient norm {norm.item()}. {LEARNING_BROKE}"
             )
         rate = self.schedules[0].get_last_lr()[0]
         speed = meter.frames_per_second(self.config.log_steps)

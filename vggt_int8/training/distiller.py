@@ -1,0 +1,168 @@
+"""Quantization-aware training: what `loop.Loop` learns when a network under INT8 rounding follows its own floats."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.eval.metrics import ScoreKeeper
+from vggt_int8.model import VGGT
+from vggt_int8.model.layers import LayerScale
+from vggt_int8.plain_data import shown
+from vggt_int8.quant.fake import fake_layers
+from vggt_int8.scenes import SceneBatch
+from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
+from vggt_int8.training.distill import distill_losses, predict
+from vggt_int8.training.loop import LEARNING_BROKE, Loop, RunLimits, settings_of
+from vggt_int8.training.qat_config import QatConfig
+from vggt_int8.training.views import Source, Views
+
+
+class Distiller(Loop):
+    """One run. `out` gets `checkpoint/`, `log.jsonl` and `best/`: the weights that validated best, those at the start
+    among them, with the loss that they had.
+
+    Validation measures what training does, the distance to the teacher, so that it needs no truth; where that is known
+    poses and depth are scored as well. A resumed run goes on, on one device, to the last bit as if it had never
+    stopped.
+    """
+
+    config: QatConfig
+    exact_moments = True
+
+    def __init__(
+        self,
+        config: QatConfig,
+        out: Path,
+        student: VGGT,
+        teacher: VGGT,
+        source: Source,
+        origin: dict[str, Any],
+        *,
+        quiet: bool = False,
+    ) -> None:
+        """student: with fake layers, see `quant.fake`. teacher: the same network without. origin: what both were made
+        of, which a checkpoint that is resumed must have been made of, too: plain data."""
+        choose_parameters(student, config)
+        if config.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})
+        self.source, self.origin = source, origin
+        super().__init__(config, out, student, quiet=quiet)
+        # In training mode it tells the poses of all refinements; it has nothing that is random.
+        self.teacher = teacher.to(self.device).requires_grad_(False).train()
+        self.best = self._read_best()
+
+    @property
+    def best_folder(self) -> Path:
+        return self.out / "best"
+
+    def train(self, limits: RunLimits) -> str:
+        if self.step == 0:
+            self.validate()  # of the network as it is quantized without any training
+        return super().train(limits)
+
+    def items(self, last: int) -> Iterator[Any]:
+        accelerator = self.accelerator
+        return self.source.items(self.config, self.step, last, accelerator.process_index, accelerator.num_processes)
+
+    def prepare(self, item: Any) -> Views:
+        return self.source.prepare(item, self.config, self.device)
+
+    def losses(self, batch: Views) -> dict[str, Tensor]:
+        with torch.no_grad():
+            wanted = predict(self.teacher, self.teacher, batch.images)
+        with self.autocast():
+            got = predict(self.model, self.network, batch.images)
+        return distill_losses(got, wanted, self.config.loss)
+
+    @torch.no_grad()
+    def score(self, scenes: int | None) -> dict[str, dict[str, float]]:
+        results = {}
+        for views in self.config.validation.views:
+            kept, sums, count = ScoreKeeper(), dict[str, float](), 0
+            for batch in self.source.held_out(self.config, views, self.device):
+                wanted, got = (predict(net, net, batch.images) for net in (self.teacher, self.network))
+                for name, value in distill_losses(got, wanted, self.config.loss).items():
+                    sums[name] = sums.get(name, 0.0) + value.item() * len(batch.images)
+                count += len(batch.images)
+                if isinstance(batch, SceneBatch):
+                    kept.add_output(got.output, batch)
+            results[f"{views} views"] = {**{name: value / count for name, value in sums.items()}, **kept.scores()}
+        return results
+
+    def validate(self, scenes: int | None = None) -> dict[str, dict[str, float]] | None:
+        """On all scenes of the validation, so that every loss can be compared; keeps the weights if they are best."""
+        results = super().validate()
+        if results is None:
+            return None
+        total = sum(row["total"] for row in results.values()) / len(results)
+        if not math.isfinite(total):
+            raise FloatingPointError(f"step {self.step}: the loss of the validation is {total}. {LEARNING_BROKE}")
+        if self.best is None or total < self.best["loss"]:
+            start = total if self.best is None else self.best["start_loss"]
+            self.best = {"step": self.step, "loss": total, "start_loss": start}
+            save_checkpoint(self.best_folder, self.network, [], {**self.best, "origin": self.origin})
+        return results
+
+    def restore_best(self) -> dict[str, Any]:
+        """Fill the network with the weights that were best; returns their step, loss and the loss at the start."""
+        if self.best is None:
+            raise ValueError(f"{self.best_folder} holds no weights: nothing was validated yet")
+        load_checkpoint(self.best_folder, self.network)
+        return self.best
+
+    def check_resumable(self, facts: dict[str, Any]) -> None:
+        for key, now in self.origin.items():
+            before = facts.get("origin", {}).get(key) if isinstance(facts.get("origin"), dict) else None
+            if before != now and key != "data":
+                raise ValueError(
+                    f"{self.checkpoint} is of another {key} ({shown(before)}, not {shown(now)}): go on with what it "
+                    "was made of, or name another --out"
+                )
+        stored = facts.get("config")
+        if not isinstance(stored, dict):
+            raise ValueError(
+                f"{self.checkpoint / 'trainer.json'} is damaged: its config is {shown(stored)}, not a table"
+            )
+        before, now = settings_of(stored), settings_of(_as_json(asdict(self.config)))
+        for key in sorted(now):
+            if before.get(key) != now[key]:
+                self.console.print(f"{key} was {before.get(key)}, is {now[key]} from here on", highlight=False)
+
+    def remembered(self) -> dict[str, Any]:
+        return {"origin": self.origin}
+
+    def _read_best(self) -> dict[str, Any] | None:
+        if self.step == 0 or not find_checkpoint(self.accelerator, self.best_folder):
+            return None
+        facts = read_facts(self.best_folder)
+        if not all(isinstance(facts.get(key), int | float) for key in ("loss", "start_loss")):
+            raise ValueError(f"{self.best_folder / 'trainer.json'} is damaged: it has no loss")
+        return {key: facts[key] for key in ("step", "loss", "start_loss")}
+
+
+def choose_parameters(network: VGGT, config: QatConfig) -> None:
+    """Let those parameters ask for gradients that `config` trains, and no others."""
+    asked = {parameter for parameter in network.parameters() if parameter.requires_grad}
+    scales = {fake.log_input_scale for _, fake in fake_layers(network)}
+    small = {
+        parameter
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, nn.LayerNorm | LayerScale) or name == "bias"
+    }
+    untouched = set(network.track_head.parameters()) if network.track_head is not None else set()
+    for parameter in asked:
+        chosen = config.scales == "learned" if parameter in scales else config.trained == "all" or parameter in small
+        parameter.requires_grad_(chosen and parameter not in untouched)
+
+
+def _as_json(value: Any) -> Any:
+    """As JSON gives it back: tuples become lists."""
+    if isinstance(value, dict):
+        return {key: _as_json(entry) for key, entry in value.items()}
+    return [_as_json(entry) for entry in value] if isinstance(value, list | tuple) else value

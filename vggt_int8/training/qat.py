@@ -1,0 +1,165 @@
+"""Quantization-aware training from end to end: a floating-point model and unlabelled images in, an INT8 checkpoint out.
+
+    vggt-int8 qat embedded synthetic -o small-qat --recipe int8_rotated
+
+The output folder is an ordinary INT8 checkpoint; its folder `run/` holds what goes on when the command is given again.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vggt_int8.files import write_whole
+from vggt_int8.model import VGGT
+from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.pretrained.in_place import quantize
+from vggt_int8.pretrained.upload import card_of
+from vggt_int8.quant.fake import fake_quantize, restore
+from vggt_int8.quant.plan import make_plan, recipe_for
+from vggt_int8.recipe import Recipe, load_recipe
+from vggt_int8.training.distiller import Distiller
+from vggt_int8.training.log import check_run_folder
+from vggt_int8.training.loop import RunLimits
+from vggt_int8.training.qat_config import QatConfig, load_qat
+from vggt_int8.training.views import SYNTHETIC, Album, Rendered, Source
+
+RUN = "run"
+
+
+@dataclass(frozen=True)
+class QatEnd:
+    """Where a run stopped, and what its checkpoint is worth: losses of the validation, see `distill`."""
+
+    step: int
+    total_steps: int
+    reason: str
+    best_step: int
+    best_loss: float
+    start_loss: float
+
+
+def check_out(out: Path) -> None:
+    """Raise OSError if a run cannot be written to `out`, or if a model is there that no run has made."""
+    if (out / "config.json").exists() and not (out / RUN).is_dir():
+        raise FileExistsError(f"{out} holds a model already, which no run in it has made: name another --out")
+    check_run_folder(out / RUN)
+
+
+def train_qat(
+    model: str,
+    data: Sequence[str | Path],
+    out: Path,
+    recipe: str | Path | Recipe,
+    *,
+    config: Path | None = None,
+    total_steps: int | None = None,
+    max_minutes: float | None = None,
+    save_minutes: float = 4.0,
+    quiet: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
+) -> QatEnd | None:
+    """Train `model` under the rounding of `recipe` until it follows itself in floats; write it to `out` as INT8.
+
+    model: as `VGGTInt8.from_pretrained` takes it, in floating point. data: "synthetic" for rendered scenes, or folders
+    of images (`views.Album.read`). config: a TOML file (`qat_config`). total_steps: instead of the file's. max_minutes:
+    wall clock of this call. on_image: called with (images done, all images) while folders are read.
+
+    What is written is the best that validation has seen, the model without training among them. Returns None on every
+    process but the main one. Raises ValueError if the model is INT8, the data have no two views of a scene, or a run in
+    `out` is of another model or recipe; `RecipeError` if the recipe quantizes nothing; FloatingPointError if the run
+    diverges; OSError if `out` cannot be written.
+    """
+    check_out(out)
+    recipe = load_recipe(recipe)
+    teacher = plain_network(model)
+    settings = load_qat(config, teacher.config)
+    if total_steps is not None:
+        settings = replace(settings, optimizer=replace(settings.optimizer, total_steps=total_steps))
+    source = find_source(data, teacher, on_image)
+    recipe = recipe_for(teacher, recipe)
+    plan = make_plan(teacher, recipe)
+    student = copy_of(teacher, VGGT)
+    fake_quantize(student, plan)
+    origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "data": source.facts()}
+    distiller = Distiller(settings, out / RUN, student, teacher, source, origin, quiet=quiet)
+    reason = distiller.train(RunLimits(max_minutes, save_minutes=save_minutes))
+    step, accelerator = distiller.step, distiller.accelerator
+    if not accelerator.is_main_process:
+        accelerator.end_training()
+        return None
+    best = distiller.restore_best()
+    student = distiller.network.cpu()
+    end = QatEnd(step, settings.optimizer.total_steps, reason, best["step"], best["loss"], best["start_loss"])
+    write_int8(student, recipe, out, training_facts(settings, source, end))
+    accelerator.end_training()
+    return end
+
+
+def plain_network(model: str) -> VGGT:
+    """The floats of a model, in fp32 on the CPU. Raises ValueError if it is quantized."""
+    loaded = VGGTInt8.from_pretrained(model, dtype=torch.float32)
+    if loaded.quantization_plan is not None:
+        raise ValueError(f"{model} is INT8 already: training starts from the floating-point model that it was made of")
+    return copy_of(loaded, VGGT)
+
+
+def copy_of(model: VGGT, kind: type[VGGT]) -> VGGT:
+    """A network of that class with copies of the weights, on the CPU."""
+    with torch.device("meta"):
+        copy = kind(model.config)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    copy.load_state_dict(state, assign=True)
+    return copy
+
+
+def find_source(data: Sequence[str | Path], model: VGGT, on_image: Callable[[int, int], None] | None = None) -> Source:
+    """Rendered scenes for "synthetic", else the images of folders."""
+    if not data:
+        raise ValueError(f"no images given: pass folders of images, one for each scene, or {SYNTHETIC!r}")
+    names = [str(entry) for entry in data]
+    if SYNTHETIC in names:
+        if len(names) > 1:
+            raise ValueError(f"{SYNTHETIC!r} stands alone: got {', '.join(names)}")
+        return Rendered()
+    return Album.read(data, model.config, on_image)
+
+
+def digest(model: VGGT) -> str:
+    """sha256 over names, shapes and values of a network's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return found.hexdigest()
+
+
+def training_facts(config: QatConfig, source: Source, end: QatEnd) -> dict[str, Any]:
+    """How a checkpoint was trained, for its config.json and model card: plain data."""
+    return {
+        "method": "quantization-aware distillation",
+        "data": source.facts(),
+        "step": end.best_step,
+        "steps": end.step,
+        "loss": end.best_loss,
+        "start_loss": end.start_loss,
+        "trained": config.trained,
+        "scales": config.scales,
+        "seed": config.seed,
+        "learning_rate": config.optimizer.learning_rate,
+        "frames_per_step": config.data.frames_per_step,
+        "mixed_precision": config.mixed_precision,
+    }
+
+
+def write_int8(student: VGGT, recipe: Recipe, out: Path, facts: dict[str, Any]) -> None:
+    """A network with fake layers as an INT8 checkpoint with a model card. The network becomes a plain one."""
+    restore(student)
+    model = copy_of(student, VGGTInt8).eval()
+    quantize(model, recipe)
+    model.config.quantization_config.training = facts
+    model.save_pretrained(out)
+    write_whole(out / "README.md", card_of(model, out, str(out)))

@@ -1,0 +1,104 @@
+"""What a quantization-aware training is made of: a TOML file as the training command has one, and defaults by size."""
+
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vggt_int8.model import VGGTConfig
+from vggt_int8.model.size import least_parameters
+from vggt_int8.plain_data import shown
+from vggt_int8.training.distill import DistillConfig
+from vggt_int8.training.sections import (
+    DataConfig,
+    Limits,
+    OptimizerConfig,
+    RunConfig,
+    ValidationConfig,
+    loss_limits,
+    read_sections,
+)
+
+TRAINED = ("all", "norms")
+SCALES = ("learned", "fixed")
+LARGE = 100e6  # parameters from which memory decides the defaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatConfig(RunConfig):
+    """A whole run.
+
+    trained: "all" parameters but the track head's, which no loss reads; or "norms": LayerNorm, LayerScale and biases,
+    whose gradients and moments take a thousandth of the memory. scales: static ones are "learned" or stay "fixed" as
+    calibration found them. gradient_checkpointing: blocks forget what is inside of them and compute it again for the
+    backward pass: a third slower, a fraction of the memory.
+    """
+
+    loss: DistillConfig = field(default_factory=DistillConfig)
+    trained: str = "all"
+    scales: str = "learned"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("trained", TRAINED), ("scales", SCALES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(getattr(self, name))}")
+        if unknown := set(self.compile) - {"render"}:
+            raise ValueError(f"compile can name render alone here, not {', '.join(sorted(unknown))}")
+        if self.data.tracks:
+            raise ValueError(f"data.tracks is {self.data.tracks}, but tracks are not distilled: leave it out")
+        if not any(getattr(self.loss, entry.name) for entry in fields(self.loss) if entry.name != "gamma"):
+            raise ValueError("all weights of [loss] are 0, so there is nothing to learn")
+
+    def _limits(self) -> Limits:
+        return {**super()._limits(), **loss_limits(self.loss)}
+
+
+def default_config(model: VGGTConfig) -> QatConfig:
+    """What holds where a file says nothing, for a network of this size.
+
+    Below some 100 M parameters (the embedded model) all of them train in fp32. Above (VGGT-1B) LayerNorms, LayerScales
+    and biases train, in bf16 and with gradient checkpointing.
+    """
+    size = (model.img_size, model.img_size)
+    optimizer = OptimizerConfig(
+        learning_rate=1e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=20, total_steps=1000, decay_share=1.0
+    )
+    if least_parameters(model) < LARGE:
+        return QatConfig(
+            data=DataConfig(size=size, views=(2, 4, 8), frames_per_step=64),
+            optimizer=optimizer,
+            validation=ValidationConfig(scenes=32, views=(8,), every_steps=100, frames_per_batch=64),
+            mixed_precision="no",
+            log_steps=20,
+        )
+    return QatConfig(
+        data=DataConfig(size=size, views=(2, 4, 8), frames_per_step=8),
+        optimizer=replace(optimizer, total_steps=500),
+        validation=ValidationConfig(scenes=8, views=(4,), every_steps=100, frames_per_batch=4),
+        trained="norms",
+        gradient_checkpointing=True,
+        log_steps=10,
+    )
+
+
+def load_qat(path: Path | None, model: VGGTConfig) -> QatConfig:
+    """Read a TOML file, every key of which is known and typed; what it leaves out is as in `default_config`.
+
+    Raises ValueError that names the file and the key.
+    """
+    if path is None:
+        return default_config(model)
+    try:
+        config = qat_from_table(tomllib.loads(path.read_text(encoding="utf-8")), default_config(model))
+        config.check_sizes(model)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return config
+
+
+def qat_from_table(table: dict[str, Any], base: QatConfig) -> QatConfig:
+    """`base` with what a table, of TOML or JSON, says otherwise."""
+    sections = {name: getattr(base, name) for name in ("data", "optimizer", "validation", "loss")}
+    return replace(base, **read_sections(table, sections, QatConfig))

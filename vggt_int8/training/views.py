@@ -1,0 +1,173 @@
+"""What a network is distilled on: views of scenes whose geometry nobody needs to know.
+
+Two sources: scenes that are rendered as they are needed, and folders of images. Both give the same views for a step
+whenever and wherever it runs, so that resuming needs the number of the step and nothing else.
+"""
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vggt_int8.images import check_images, find_images, read_images
+from vggt_int8.model import VGGTConfig
+from vggt_int8.scenes import SceneBatch, SceneDescription, render_description, scene_batches
+from vggt_int8.training.data import training_descriptions
+from vggt_int8.training.sections import DataConfig, RunConfig
+
+SYNTHETIC = "synthetic"
+VALIDATION_SPLIT = "free"  # the scores that are published are of "held_out"
+
+
+@dataclass
+class Views:
+    """B scenes of S views each, and where it is known their geometry."""
+
+    images: Tensor  # [B, S, 3, H, W] in [0, 1]
+
+
+class Source(ABC):
+    """Where views come from."""
+
+    @abstractmethod
+    def items(self, config: RunConfig, first: int, last: int, rank: int, world: int) -> Iterator[Any]:
+        """What the steps first ... last - 1 of process `rank` of `world` are made of."""
+
+    @abstractmethod
+    def prepare(self, item: Any, config: RunConfig, device: torch.device) -> Views:
+        """The views of an item, on the device."""
+
+    @abstractmethod
+    def held_out(self, config: RunConfig, views: int, device: torch.device) -> Iterator[Views | SceneBatch]:
+        """`config.validation.scenes` scenes of so many views, always the same, in batches."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What it is, for the checkpoint: plain data."""
+
+
+class Rendered(Source):
+    """Procedural scenes (`vggt_int8.scenes`), of the split "train"; validated on "free"."""
+
+    def items(self, config: RunConfig, first: int, last: int, rank: int, world: int) -> Iterator[SceneDescription]:
+        return training_descriptions(config.data, config.seed, first, last, rank, world)
+
+    def prepare(self, item: SceneDescription, config: RunConfig, device: torch.device) -> Views:
+        compiled = "render" in config.compile
+        return Views(render_description(item.to(device), supersample=config.data.supersample, compiled=compiled).images)
+
+    def held_out(self, config: RunConfig, views: int, device: torch.device) -> Iterator[SceneBatch]:
+        data, frames = config.data, config.validation.frames_per_batch
+        return scene_batches(
+            VALIDATION_SPLIT,
+            config.validation.scenes,
+            views,
+            data.size,
+            frames_per_batch=frames,
+            device=device,
+            supersample=data.supersample,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "rendered scenes", "split": "train"}
+
+
+class Album(Source):
+    """Folders of images, each the views of one scene, as uint8 in memory: 0.6 MB an image of 392 x 518 pixels.
+
+    A step takes scenes of one size, and of each as many views as it is to have, in any order. Held out is nothing:
+    validation takes other draws of the same images, unless `held` gives images of its own.
+    """
+
+    def __init__(self, scenes: Sequence[Tensor], held: "Album | None" = None) -> None:
+        """scenes: [S, 3, H, W] uint8 each. Raises ValueError if no scene has two views."""
+        self.held = held
+        self.by_size: dict[tuple[int, int], list[Tensor]] = {}
+        self.count, self.frames = len(scenes), sum(map(len, scenes))
+        for scene in scenes:
+            if len(scene) > 1:
+                self.by_size.setdefault((scene.shape[-2], scene.shape[-1]), []).append(scene)
+        if not self.by_size:
+            counts = ", ".join(str(len(scene)) for scene in scenes[:5])
+            raise ValueError(f"a scene needs two views or more, and the folders have {counts}: put views together")
+        digest = hashlib.sha256()
+        for scene in scenes:
+            digest.update(str(tuple(scene.shape)).encode() + scene.contiguous().numpy().tobytes())
+        self.sha256 = digest.hexdigest()
+
+    @classmethod
+    def read(
+        cls, folders: Sequence[str | Path], model: VGGTConfig, on_image: Callable[[int, int], None] | None = None
+    ) -> "Album":
+        """Each folder, or each of its subfolders if it holds no images itself, is one scene, at the model's size.
+
+        Raises as `load_images`, and ValueError if no scene has two images.
+        """
+        found = [find_images(folder) for path in folders for folder in scene_folders(Path(path).expanduser())]
+        check_images([path for paths in found for path in paths])
+        done, total = 0, sum(map(len, found))
+        scenes = []
+        for paths in found:
+            images, _ = read_images(paths, model=model)
+            scenes.append((images * 255).round().to(torch.uint8))
+            done += len(paths)
+            if on_image is not None:
+                on_image(done, total)
+        return cls(scenes)
+
+    def views_possible(self, views: Sequence[int]) -> list[int]:
+        """Those of `views` that some scene has enough images for; the most that there are if there are none."""
+        most = max(len(scene) for scenes in self.by_size.values() for scene in scenes)
+        return [count for count in views if count <= most] or [most]
+
+    def draw(self, seed: str, views: Sequence[int], frames: int) -> Tensor:
+        """frames // v scenes of v views each, v one of `views`: [B, v, 3, H, W] uint8, a function of the arguments."""
+        random_ = random.Random(seed)
+        count = random_.choice(self.views_possible(views))
+        enough = {
+            size: [scene for scene in scenes if len(scene) >= count] for size, scenes in sorted(self.by_size.items())
+        }
+        sizes = [size for size, scenes in enough.items() if scenes]
+        (size,) = random_.choices(sizes, [len(enough[size]) for size in sizes])
+        scenes = [random_.choice(enough[size]) for _ in range(max(1, frames // count))]
+        return torch.stack([scene[random_.sample(range(len(scene)), count)] for scene in scenes])
+
+    def items(self, config: RunConfig, first: int, last: int, rank: int, world: int) -> Iterator[Tensor]:
+        data: DataConfig = config.data
+        for step in range(first, last):
+            # The same number of views and pixels in all processes keeps their steps equally long.
+            drawn = self.draw(f"{config.seed}/{step}", data.views, data.frames_per_step * world)
+            yield drawn[rank::world]
+
+    def prepare(self, item: Tensor, config: RunConfig, device: torch.device) -> Views:
+        return Views(item.to(device).float() / 255)
+
+    def held_out(self, config: RunConfig, views: int, device: torch.device) -> Iterator[Views]:
+        album, validation = self.held or self, config.validation
+        at_once = max(1, validation.frames_per_batch // views)
+        for first in range(0, validation.scenes, at_once):
+            count = min(at_once, validation.scenes - first)
+            yield self.prepare(album.draw(f"held out/{first}", [views], count * views), config, device)
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "images", "scenes": self.count, "images": self.frames, "sha256": self.sha256}
+
+
+def scene_folders(folder: Path) -> list[Path]:
+    """The folder itself, or its subfolders, in order, if it has some and no images beside them.
+
+    Raises FileNotFoundError if it is not there, ValueError if it is no folder.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"no such folder of images: {folder}")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: a scene is a folder of images")
+    inside = sorted(folder.iterdir())
+    below = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+    return below if below and not any(path.is_file() for path in inside) else [folder]
