@@ -1,4 +1,4 @@
-"""Views of folders: the same for a step whenever it runs, shared out over processes, and what is no scene is refused."""
+"""Views of folders: the same for a step whenever it runs, shared out over processes; what is no scene is refused."""
 
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def test_more_views_than_there_are_images_are_not_asked_for() -> None:
     assert Album([scene(3)]).views_possible((4, 8)) == [3]
 
 
-def test_what_validation_sees_is_always_the_same(device: torch.device = torch.device("cpu")) -> None:
+def test_what_validation_sees_is_always_the_same() -> None:
+    device = torch.device("cpu")
     album = Album([scene(5), scene(5, first=50)])
     batches = list(album.held_out(CONFIG, 2, device))
     assert [len(batch.images) for batch in batches] == [2, 1]
@@ -88,9 +89,9 @@ def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="a scene needs two views or more, and the folders have 1: put views together"):
         Album.read([tmp_path / "single"], MODEL)
-    with pytest.raises(FileNotFoundError, match="no such folder of images: .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder of images: .*nowhere"):
         Album.read([tmp_path / "nowhere"], MODEL)
-    with pytest.raises(ValueError, match="0.png is a file: a scene is a folder"):
+    with pytest.raises(ValueError, match=r"0\.png is a file: a scene is a folder"):
         Album.read([tmp_path / "single" / "0.png"], MODEL)
     with pytest.raises(ValueError, match="empty"):
         Album.read([tmp_path / "empty"], MODEL)

@@ -42,8 +42,8 @@ class FakeInt8Linear(nn.Linear):
     """A linear layer whose products are those of `Int8Linear` with the same weights: x [..., K] -> [..., N].
 
     weight, bias: fp32, the parameters of the layer that it stands for. log_input_scale: for static activations, the
-    natural logarithm of `input_scale`, so that a rate means the same for every layer; [1], or [2] where the first
-    `special_tokens` tokens of each frame, along axis -2, have a scale of their own. Under autocast the result has
+    natural logarithm of `input_scale`, so that a rate means the same for every layer; [1], or [2] where the scheme's
+    special tokens, the first of each frame along axis -2, have a scale of their own. Under autocast the result has
     autocast's dtype, and codes are made of x as it comes.
     """
 
@@ -51,19 +51,18 @@ class FakeInt8Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool, scheme: Scheme) -> None:
         super().__init__(in_features, out_features, bias, device="meta")
-        self.scheme, self.rotation, self.special_tokens = scheme, scheme.rotation_of(in_features), 0
+        self.scheme, self.rotation = scheme, scheme.rotation_of(in_features)
         self.log_input_scale = None
 
     @classmethod
-    def of(cls, linear: nn.Linear, scheme: Scheme, input_scale: Tensor | None = None, special_tokens: int = 0) -> Self:
-        """With the parameters of `linear`. input_scale: [1] or [2] fp32, for static activations and for no others."""
+    def of(cls, linear: nn.Linear, scheme: Scheme, input_scale: Tensor | None = None) -> Self:
+        """With the parameters of `linear`. input_scale: as `Int8Linear` has it, for static activations alone."""
         self = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
         self.weight, self.bias = linear.weight, linear.bias
-        if (scheme.activations == "static") != (input_scale is not None):
-            raise ValueError(f"activations {scheme.activations!r} with input_scale {input_scale}: static needs one")
+        if scheme.input_scales != (0 if input_scale is None else input_scale.numel()):
+            raise ValueError(f"input_scale is {input_scale}, and {scheme.label} has {scheme.input_scales} of them")
         if input_scale is not None:
             self.log_input_scale = nn.Parameter(input_scale.detach().float().log().to(linear.weight.device))
-            self.special_tokens = special_tokens
         return self.train(linear.training)
 
     @property
@@ -76,7 +75,7 @@ class FakeInt8Linear(nn.Linear):
         rows = x.reshape(-1, self.in_features)
         row_scale = None
         if self.log_input_scale is not None:
-            row_scale = scale_of_rows(self.log_input_scale.exp(), x.shape, self.special_tokens)
+            row_scale = scale_of_rows(self.log_input_scale.exp(), x.shape, self.scheme.special_tokens)
         way = _Way(self.rotation, self.scheme.outlier_threshold, dtype)
         y: Tensor = _Int8Product.apply(rows, self.weight, self.bias, row_scale, way)
         return y.view(*x.shape[:-1], self.out_features)
@@ -205,26 +204,17 @@ class _Rounded(torch.autograd.Function):
         return grad, None
 
 
-class StaticScale(NamedTuple):
-    """Of a layer's inputs: [1], or [2] where the first `special_tokens` tokens of a frame have the first."""
-
-    scale: Tensor
-    special_tokens: int = 0
-
-
-def fake_quantize(
-    model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mapping[str, StaticScale] | None = None
-) -> None:
+def fake_quantize(model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mapping[str, Tensor] | None = None) -> None:
     """Let the layers of a plan compute as if they were INT8, in place; their parameters stay the same objects.
 
-    scales: of every layer that the plan makes static. Raises `RecipeError` if the plan quantizes no layer or one has
-    no scale; then nothing is changed.
+    scales: `input_scale` of every layer that the plan makes static, by name. Raises `RecipeError` if the plan quantizes
+    no layer or one has no scale; then nothing is changed.
     """
     scales = scales or {}
     chosen = {name: layer for name, layer in plan.items() if layer.scheme is not None}
     if not any(isinstance(layer.scheme, Scheme) for layer in chosen.values()):
         raise RecipeError("the recipe quantizes no layer of this model, so there is nothing to train for")
-    static = {name for name, layer in chosen.items() if getattr(layer.scheme, "activations", "") == "static"}
+    static = {name for name, p in chosen.items() if isinstance(p.scheme, Scheme) and p.scheme.input_scales}
     if missing := sorted(static - scales.keys()):
         raise RecipeError(f"{missing[0]} has no static scale, nor have {len(missing) - 1} others: calibrate them first")
     fakes: dict[nn.Module, nn.Module] = {}
@@ -235,12 +225,11 @@ def fake_quantize(
         replace_module(model, name, fakes[module])
 
 
-def _faked(module: nn.Module, scheme: Scheme | AttentionScheme | None, static: StaticScale | None) -> nn.Module:
+def _faked(module: nn.Module, scheme: Scheme | AttentionScheme | None, input_scale: Tensor | None) -> nn.Module:
     if isinstance(scheme, AttentionScheme):
         return Int8Attention()  # its gradients are straight-through already
     if isinstance(module, nn.Linear) and scheme is not None and scheme.activations != "none":
-        scale = (None, 0) if static is None or scheme.activations != "static" else static
-        return FakeInt8Linear.of(module, scheme, *scale)
+        return FakeInt8Linear.of(module, scheme, input_scale if scheme.input_scales else None)
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
     parametrize.register_parametrization(module, "weight", RoundedWeight(axis), unsafe=True)  # shapes stay
     return module
@@ -251,16 +240,16 @@ def fake_layers(model: nn.Module) -> Iterator[tuple[str, FakeInt8Linear]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FakeInt8Linear))
 
 
-def restore(model: nn.Module) -> dict[str, StaticScale]:
+def restore(model: nn.Module) -> dict[str, Tensor]:
     """Undo `fake_quantize`, in place, but for INT8 attention, which holds nothing: plain layers with the trained
     parameters. Returns the static scales, by name."""
-    scales: dict[str, StaticScale] = {}
+    scales: dict[str, Tensor] = {}
     for name, fake in list(fake_layers(model)):
         plain = nn.Linear(fake.in_features, fake.out_features, fake.bias is not None, device="meta")
         plain.weight, plain.bias = fake.weight, fake.bias
         replace_module(model, name, plain.train(fake.training))
         if fake.input_scale is not None:
-            scales[name] = StaticScale(fake.input_scale, fake.special_tokens)
+            scales[name] = fake.input_scale
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)

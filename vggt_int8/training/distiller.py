@@ -49,7 +49,10 @@ class Distiller(Loop):
         of, which a checkpoint that is resumed must have been made of, too: plain data."""
         choose_parameters(student, config)
         if config.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers gives it another name from 5.23 on.
+            name = "activation_checkpointing_enable"
+            enable = getattr(student, name if hasattr(student, name) else "gradient_checkpointing_enable")
+            enable({"use_reentrant": False})
         self.source, self.origin = source, origin
         super().__init__(config, out, student, quiet=quiet)
         # In training mode it tells the poses of all refinements; it has nothing that is random.

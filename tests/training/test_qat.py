@@ -1,0 +1,291 @@
+"""Quantization-aware training from end to end on a tiny network: what it writes, how it goes on, what it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.training.conftest import TINY_MODEL
+from tests.training.runs import entries
+from vggt_int8 import VGGTInt8, quantize
+from vggt_int8.model import VGGT, VGGTConfig
+from vggt_int8.quant.fake import fake_layers, fake_quantize
+from vggt_int8.quant.plan import make_plan
+from vggt_int8.quant.storage import encode
+from vggt_int8.recipe import RecipeError, load_recipe
+from vggt_int8.training import qat
+from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.distiller import Distiller, choose_parameters
+from vggt_int8.training.loop import RunLimits
+from vggt_int8.training.qat_config import QatConfig, default_config, load_qat
+from vggt_int8.training.sections import DataConfig
+from vggt_int8.training.start import fresh_model
+
+SMALL = {**TINY_MODEL, "img_size": 16}
+CONFIG = """
+log_steps = 1
+[data]
+views = [2]
+frames_per_step = 4
+supersample = 1
+workers = 0
+[validation]
+scenes = 2
+views = [2]
+every_steps = 2
+[optimizer]
+total_steps = 4
+warmup_steps = 1
+learning_rate = 1e-5
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network in floats, whose heads see more than noise."""
+    folder = tmp_path_factory.mktemp("floats") / "model"
+    config = TrainingConfig(model=SMALL, data=DataConfig(size=(16, 16)))
+    fresh_model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of three images."""
+    folder = tmp_path_factory.mktemp("photos")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
+    for scene, images in zip("ab", pixels, strict=True):
+        (folder / scene).mkdir()
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / scene / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "qat.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def test_images_become_an_int8_checkpoint(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    end = qat.train_qat(str(model), [photos], out, "int8_rotated", config=config, quiet=True)
+    assert (end.step, end.total_steps, end.reason) == (4, 4, "all steps are done")
+    assert end.best_loss <= end.start_loss
+    trained = weights(out / "run" / "best")
+    stored = weights(out)
+    loaded = VGGTInt8.from_pretrained(out)
+    name = "aggregator.frame_blocks.1.mlp.fc2"
+    group = loaded.get_submodule(name).rotation
+    codes, scale = encode(trained[f"weight.{name}.weight"], 0, group)
+    assert group == 128
+    assert torch.equal(stored[f"{name}.weight"][0], codes)
+    assert torch.equal(stored[f"{name}.weight_scale"], scale)
+    facts = json.loads((out / "config.json").read_text())["quantization_config"]["training"]
+    assert facts["data"]["images"] == 6
+    assert (facts["step"], facts["steps"], facts["loss"]) == (end.best_step, 4, end.best_loss)
+    card = (out / "README.md").read_text()
+    assert "## Training" in card
+    assert "| data images | `6` |" in card
+    assert [entry["step"] for entry in entries(out / "run", "validation")] == [0, 2, 4]
+    assert "training" in VGGTInt8.from_pretrained(out).config.quantization_config.to_dict()
+
+
+def test_the_network_that_was_trained_is_the_one_that_is_written(
+    model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network with fake layers and the INT8 model that is written give the same tokens."""
+    totals = iter([3.0, 2.0, 1.0])  # so that the last step is the best
+    monkeypatch.setattr(Distiller, "score", lambda *_: {"2 views": {"total": next(totals)}})
+    end = qat.train_qat(str(model), [photos], tmp_path / "out", "int8_dynamic", config=config, quiet=True)
+    assert (end.best_step, end.best_loss, end.start_loss) == (4, 1.0, 3.0)
+    student = qat.plain_network(str(model))
+    fake_quantize(student, make_plan(student, load_recipe("int8_dynamic")))
+    state = {name.removeprefix("weight."): value for name, value in weights(tmp_path / "out" / "run" / "best").items()}
+    student.load_state_dict(state)
+    int8 = VGGTInt8.from_pretrained(tmp_path / "out", backend="reference")
+    images = torch.rand(1, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (net.aggregator(images, [1])[1] for net in (student, int8))
+    # What is kept is stored in fp16: 2^-11 of each value, and a code may round otherwise.
+    assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-2
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
+    model: Path, photos: Path, config: Path, tmp_path: Path
+) -> None:
+    arguments: tuple[Any, ...] = (str(model), [photos])
+    whole = qat.train_qat(*arguments, tmp_path / "whole", "int8_rotated", config=config, quiet=True)
+    stopped = qat.train_qat(*arguments, tmp_path / "parts", "int8_rotated", config=config, max_minutes=0, quiet=True)
+    assert (stopped.step, stopped.reason) == (1, "the time is over (max_minutes)")
+    assert VGGTInt8.from_pretrained(tmp_path / "parts").quantization_plan
+    parts = qat.train_qat(*arguments, tmp_path / "parts", "int8_rotated", config=config, quiet=True)
+    assert parts == whole
+    for place in ("run/checkpoint", "run/best", "."):
+        one, other = weights(tmp_path / "whole" / place), weights(tmp_path / "parts" / place)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one), place
+
+
+def build(model: Path, out: Path, config: QatConfig) -> Distiller:
+    teacher = qat.plain_network(str(model))
+    student = qat.copy_of(teacher, VGGT)
+    fake_quantize(student, make_plan(student, load_recipe("int8_dynamic")))
+    return Distiller(config, out, student, teacher, qat.Rendered(), {"recipe": "int8_dynamic"}, quiet=True)
+
+
+@pytest.fixture
+def settings(config: Path) -> QatConfig:
+    return load_qat(config, VGGTConfig(**SMALL))
+
+
+def test_the_best_weights_are_kept(
+    model: Path, settings: QatConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = iter([3.0, 1.0, 2.0])
+    distiller = build(model, tmp_path / "run", settings)
+    monkeypatch.setattr(distiller, "score", lambda scenes: {"2 views": {"total": next(totals)}})
+    distiller.train(RunLimits())
+    assert distiller.best == {"step": 2, "loss": 1.0, "start_loss": 3.0}
+    last = {name: value.detach().clone() for name, value in distiller.network.named_parameters()}
+    assert distiller.restore_best()["step"] == 2
+    assert any(not torch.equal(last[name], value) for name, value in distiller.network.named_parameters())
+    again = build(model, tmp_path / "run", settings)
+    assert again.best == distiller.best
+
+
+def test_where_the_truth_is_known_it_is_scored_too(model: Path, settings: QatConfig, tmp_path: Path) -> None:
+    scores = build(model, tmp_path, settings).score(None)["2 views"]
+    assert {"total", "features", "pose", "auc_5", "abs_rel"} <= scores.keys()
+
+
+def test_only_what_is_asked_for_is_trained(model: Path, settings: QatConfig, tmp_path: Path) -> None:
+    settings = dataclasses.replace(settings, trained="norms")
+    distiller = build(model, tmp_path, settings)
+    before = {name: value.detach().clone() for name, value in distiller.network.named_parameters()}
+    distiller.train(RunLimits(max_steps=1, validate_at_end=False))
+    changed = {name for name, value in distiller.network.named_parameters() if not torch.equal(before[name], value)}
+    assert any("norm1.weight" in name for name in changed)
+    assert any(name.endswith("ls1.gamma") for name in changed)
+    assert all(name.endswith((".bias", ".gamma")) or "norm" in name for name in changed)
+
+
+def test_the_track_head_stays_as_it_is() -> None:
+    tracker = {"enable_track": True, "track_features": 32, "track_hidden_size": 64, "track_iterations": 2}
+    network = VGGT(VGGTConfig(**{**SMALL, **tracker, "track_corr_levels": 2, "track_corr_radius": 2}))
+    choose_parameters(network, QatConfig())
+    asked = {name for name, value in network.named_parameters() if value.requires_grad}
+    assert asked
+    assert not any(name.startswith("track_head") or name.endswith("mask_token") for name in asked)
+
+
+@pytest.mark.slow
+def test_checkpointed_blocks_learn_the_same(model: Path, settings: QatConfig, tmp_path: Path) -> None:
+    runs = []
+    for checkpointing in (False, True):
+        config = dataclasses.replace(settings, gradient_checkpointing=checkpointing)
+        distiller = build(model, tmp_path / str(checkpointing), config)
+        assert distiller.network.aggregator.frame_blocks[0].gradient_checkpointing is checkpointing
+        distiller.train(RunLimits(max_steps=2, validate_at_end=False))
+        runs.append(dict(distiller.network.named_parameters()))
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_what_cannot_be_trained_is_named_and_nothing_is_written(
+    model: Path, photos: Path, config: Path, tmp_path: Path
+) -> None:
+    int8, out = tmp_path / "int8", tmp_path / "out"
+    quantize(VGGTInt8.from_pretrained(model), "int8_dynamic").save_pretrained(int8)
+    (tmp_path / "one" / "scene").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "one" / "scene" / "0.png")
+
+    def refused(error: type[Exception], words: str, **changes: Any) -> None:
+        arguments: dict[str, Any] = {"model": str(model), "data": [photos], "out": out, "recipe": "int8_dynamic"}
+        with pytest.raises(error, match=words):
+            qat.train_qat(**{**arguments, **changes}, config=config, quiet=True)
+        assert not out.exists()
+
+    refused(ValueError, "is INT8 already: training starts from the floating-point model", model=str(int8))
+    refused(ValueError, "no images given", data=[])
+    refused(ValueError, "needs two views or more, and the folders have 1", data=[tmp_path / "one"])
+    refused(ValueError, "'synthetic' stands alone", data=["synthetic", photos])
+    refused(RecipeError, "quantizes no layer", recipe="fp16")
+    refused(FileExistsError, "holds a model already", out=int8)
+
+
+@pytest.mark.slow
+def test_a_run_is_not_mixed_with_another(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments: dict[str, Any] = {"config": config, "quiet": True, "max_minutes": 0}
+    qat.train_qat(str(model), [photos], out, "int8_dynamic", **arguments)
+    before = weights(out)
+    with pytest.raises(ValueError, match="is of another recipe"):
+        qat.train_qat(str(model), [photos], out, "int8_rotated", **arguments)
+    other = VGGTInt8.from_pretrained(model)
+    other.aggregator.camera_token.data += 1
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="is of another model"):
+        qat.train_qat(str(tmp_path / "other"), [photos], out, "int8_dynamic", **arguments)
+    assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
+
+
+def test_a_run_that_breaks_says_so_and_leaves_what_was_good(model: Path, settings: QatConfig, tmp_path: Path) -> None:
+    optimizer = dataclasses.replace(settings.optimizer, learning_rate=1e30)
+    distiller = build(model, tmp_path, dataclasses.replace(settings, optimizer=optimizer))
+    with pytest.raises(FloatingPointError, match="The last checkpoint is intact; lower the learning rate"):
+        distiller.train(RunLimits())
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "best").values())
+
+
+def test_static_scales_learn_unless_they_are_fixed(model: Path) -> None:
+    recipe = dataclasses.replace(load_recipe("int8_dynamic"), activations="static")
+    for scales in ("learned", "fixed"):
+        network = qat.plain_network(str(model))
+        plan = make_plan(network, recipe)
+        found = {name: torch.full((1,), 0.1) for name in plan}
+        fake_quantize(network, plan, found)
+        choose_parameters(network, QatConfig(scales=scales))
+        assert {fake.log_input_scale.requires_grad for _, fake in fake_layers(network)} == {scales == "learned"}
+
+
+def test_defaults_by_size(tmp_path: Path) -> None:
+    small, large = default_config(VGGTConfig(**SMALL)), default_config(VGGTConfig())
+    assert (small.trained, small.gradient_checkpointing, small.mixed_precision) == ("all", False, "no")
+    assert (large.trained, large.gradient_checkpointing, large.mixed_precision) == ("norms", True, "bf16")
+    assert (small.data.size, large.data.size) == ((16, 16), (518, 518))
+    path = tmp_path / "qat.toml"
+    path.write_text("[optimizer]\ntotal_steps = 7\n")
+    read = load_qat(path, VGGTConfig(**SMALL))
+    assert read == dataclasses.replace(small, optimizer=dataclasses.replace(small.optimizer, total_steps=7))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trained = 'most'", "trained must be one of all, norms, got 'most'"),
+        ("scales = 'free'", "scales must be one of learned, fixed"),
+        ("compile = ['blocks']", "compile can name render alone here, not blocks"),
+        ("[data]\ntracks = 3", "data.tracks is 3, but tracks are not distilled"),
+        ("[data]\nsize = [20, 16]", r"data.size \[20, 16\] must be multiples of the patch size 8"),
+        ("[loss]\nposes = 1.0", "unknown keys 'poses'"),
+        ("[loss]\npose = 0\ndepth = 0\npoints = 0\nconfidence = 0\nfeatures = 0", "there is nothing to learn"),
+        ("[model]\ndepth = 3", "unknown keys 'model'"),
+        ("[loss]\npose = -1.0", "loss.pose must be at least 0"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "qat.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"qat.toml: .*{words}"):
+        load_qat(path, VGGTConfig(**SMALL))
