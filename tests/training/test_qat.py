@@ -23,7 +23,7 @@ from vggt_int8.training import qat
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.distiller import Distiller, choose_parameters
 from vggt_int8.training.loop import RunLimits
-from vggt_int8.training.qat_config import QatConfig, default_config, load_qat
+from vggt_int8.training.qat_config import QatConfig, default_config, read_table, settings_for
 from vggt_int8.training.sections import DataConfig
 from vggt_int8.training.start import fresh_model
 
@@ -72,6 +72,10 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "qat.toml"
     path.write_text(CONFIG)
     return path
+
+
+def load_qat(path: Path, model: VGGTConfig) -> QatConfig:
+    return settings_for(read_table(path), model, path)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

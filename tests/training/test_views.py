@@ -11,7 +11,7 @@ from torch import Tensor
 from vggt_int8.model import VGGTConfig
 from vggt_int8.training.qat_config import QatConfig
 from vggt_int8.training.sections import DataConfig, ValidationConfig
-from vggt_int8.training.views import Album, scene_folders
+from vggt_int8.training.views import Album, find_scenes, scene_folders
 
 CONFIG = QatConfig(
     data=DataConfig(views=(2, 3), frames_per_step=6), validation=ValidationConfig(scenes=3, frames_per_batch=4)
@@ -74,25 +74,25 @@ def test_folders_are_scenes(tmp_path: Path) -> None:
     save(tmp_path / "many" / "b", scene(3, first=40))
     save(tmp_path / "one", scene(4, first=90))
     seen = []
-    album = Album.read([tmp_path / "many", str(tmp_path / "one")], MODEL, lambda *done: seen.append(done))
+    album = Album.read(find_scenes([tmp_path / "many", str(tmp_path / "one")]), MODEL, lambda *done: seen.append(done))
     assert album.facts() | {"sha256": ""} == {"kind": "images", "scenes": 3, "images": 9, "sha256": ""}
     assert [scenes[-1][0, 0, 0, 0].item() for scenes in album.by_size.values()] == [90]
     assert seen == [(2, 9), (5, 9), (9, 9)]
     (item,) = album.items(CONFIG, 0, 1, 0, 1)
     views = album.prepare(item, CONFIG, torch.device("cpu"))
     assert torch.equal((views.images * 255).round().to(torch.uint8), item)
-    assert album.sha256 != Album.read([tmp_path / "many"], MODEL).sha256
+    assert album.sha256 != Album.read(find_scenes([tmp_path / "many"]), MODEL).sha256
 
 
 def test_what_is_no_scene_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "single", scene(1))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="a scene needs two views or more, and the folders have 1: put views together"):
-        Album.read([tmp_path / "single"], MODEL)
+        find_scenes([tmp_path / "single"])
     with pytest.raises(FileNotFoundError, match=r"no such folder of images: .*nowhere"):
-        Album.read([tmp_path / "nowhere"], MODEL)
+        find_scenes([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match=r"0\.png is a file: a scene is a folder"):
-        Album.read([tmp_path / "single" / "0.png"], MODEL)
+        find_scenes([tmp_path / "single" / "0.png"])
     with pytest.raises(ValueError, match="empty"):
-        Album.read([tmp_path / "empty"], MODEL)
+        find_scenes([tmp_path / "empty"])
     assert scene_folders(tmp_path) == [tmp_path / "empty", tmp_path / "single"]

@@ -24,8 +24,8 @@ from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.training.distiller import Distiller
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
-from vggt_int8.training.qat_config import QatConfig, load_qat
-from vggt_int8.training.views import SYNTHETIC, Album, Rendered, Source
+from vggt_int8.training.qat_config import QatConfig, read_table, settings_for
+from vggt_int8.training.views import SYNTHETIC, Album, Rendered, Source, find_scenes
 
 RUN = "run"
 
@@ -65,8 +65,8 @@ def train_qat(
     """Train `model` under the rounding of `recipe` until it follows itself in floats; write it to `out` as INT8.
 
     model: as `VGGTInt8.from_pretrained` takes it, in floating point. data: "synthetic" for rendered scenes, or folders
-    of images (`views.Album.read`). config: a TOML file (`qat_config`). total_steps: instead of the file's. max_minutes:
-    wall clock of this call. on_image: called with (images done, all images) while folders are read.
+    of images (`views.find_scenes`). config: a TOML file (`qat_config`). total_steps: instead of the file's.
+    max_minutes: wall clock of this call. on_image: called with (images done, all images) while folders are read.
 
     What is written is the best that validation has seen, the model without training among them. Returns None on every
     process but the main one. Raises ValueError if the model is INT8, the data have no two views of a scene, or a run in
@@ -74,12 +74,13 @@ def train_qat(
     diverges; OSError if `out` cannot be written.
     """
     check_out(out)
-    recipe = load_recipe(recipe)
+    recipe, table = load_recipe(recipe), read_table(config)
+    scenes = None if is_synthetic(data) else find_scenes(data)
     teacher = plain_network(model)
-    settings = load_qat(config, teacher.config)
+    settings = settings_for(table, teacher.config, config)
     if total_steps is not None:
         settings = replace(settings, optimizer=replace(settings.optimizer, total_steps=total_steps))
-    source = find_source(data, teacher, on_image)
+    source = Rendered() if scenes is None else Album.read(scenes, teacher.config, on_image)
     recipe = recipe_for(teacher, recipe)
     plan = make_plan(teacher, recipe)
     student = copy_of(teacher, VGGT)
@@ -116,16 +117,14 @@ def copy_of(model: VGGT, kind: type[VGGT]) -> VGGT:
     return copy
 
 
-def find_source(data: Sequence[str | Path], model: VGGT, on_image: Callable[[int, int], None] | None = None) -> Source:
-    """Rendered scenes for "synthetic", else the images of folders."""
+def is_synthetic(data: Sequence[str | Path]) -> bool:
+    """Whether scenes are to be rendered. Raises ValueError where that is said beside folders, or nothing is said."""
     if not data:
         raise ValueError(f"no images given: pass folders of images, one for each scene, or {SYNTHETIC!r}")
     names = [str(entry) for entry in data]
-    if SYNTHETIC in names:
-        if len(names) > 1:
-            raise ValueError(f"{SYNTHETIC!r} stands alone: got {', '.join(names)}")
-        return Rendered()
-    return Album.read(data, model.config, on_image)
+    if SYNTHETIC in names and len(names) > 1:
+        raise ValueError(f"{SYNTHETIC!r} stands alone: got {', '.join(names)}")
+    return names == [SYNTHETIC]
 
 
 def digest(model: VGGT) -> str:

@@ -63,7 +63,7 @@ def default_config(model: VGGTConfig) -> QatConfig:
     """
     size = (model.img_size, model.img_size)
     optimizer = OptimizerConfig(
-        learning_rate=1e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=20, total_steps=1000, decay_share=1.0
+        learning_rate=1e-5, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=20, total_steps=1000, decay_share=1.0
     )
     if least_parameters(model) < LARGE:
         return QatConfig(
@@ -83,17 +83,23 @@ def default_config(model: VGGTConfig) -> QatConfig:
     )
 
 
-def load_qat(path: Path | None, model: VGGTConfig) -> QatConfig:
-    """Read a TOML file, every key of which is known and typed; what it leaves out is as in `default_config`.
-
-    Raises ValueError that names the file and the key.
-    """
-    if path is None:
-        return default_config(model)
+def read_table(path: Path | None) -> dict[str, Any]:
+    """What a TOML file holds, nothing for None. Raises ValueError that names the file."""
     try:
-        config = qat_from_table(tomllib.loads(path.read_text(encoding="utf-8")), default_config(model))
+        return {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def settings_for(table: dict[str, Any], model: VGGTConfig, path: Path | None) -> QatConfig:
+    """The table of a file, every key of which is known and typed; what it leaves out is as in `default_config`.
+
+    Raises ValueError that names the file, `path`, and the key.
+    """
+    try:
+        config = qat_from_table(table, default_config(model))
         config.check_sizes(model)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return config
 

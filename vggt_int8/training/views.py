@@ -86,16 +86,13 @@ class Album(Source):
     """
 
     def __init__(self, scenes: Sequence[Tensor], held: "Album | None" = None) -> None:
-        """scenes: [S, 3, H, W] uint8 each. Raises ValueError if no scene has two views."""
+        """scenes: [S, 3, H, W] uint8 each, one of them with two views at least."""
         self.held = held
         self.by_size: dict[tuple[int, int], list[Tensor]] = {}
         self.count, self.frames = len(scenes), sum(map(len, scenes))
         for scene in scenes:
             if len(scene) > 1:
                 self.by_size.setdefault((scene.shape[-2], scene.shape[-1]), []).append(scene)
-        if not self.by_size:
-            counts = ", ".join(str(len(scene)) for scene in scenes[:5])
-            raise ValueError(f"a scene needs two views or more, and the folders have {counts}: put views together")
         digest = hashlib.sha256()
         for scene in scenes:
             digest.update(str(tuple(scene.shape)).encode() + scene.contiguous().numpy().tobytes())
@@ -103,23 +100,22 @@ class Album(Source):
 
     @classmethod
     def read(
-        cls, folders: Sequence[str | Path], model: VGGTConfig, on_image: Callable[[int, int], None] | None = None
+        cls,
+        scenes: Sequence[Sequence[Path]],
+        model: VGGTConfig,
+        on_image: Callable[[int, int], None] | None = None,
     ) -> "Album":
-        """Each folder, or each of its subfolders if it holds no images itself, is one scene, at the model's size.
-
-        Raises as `load_images`, and ValueError if no scene has two images.
-        """
-        found = [find_images(folder) for path in folders for folder in scene_folders(Path(path).expanduser())]
-        check_images([path for paths in found for path in paths])
-        done, total = 0, sum(map(len, found))
-        scenes = []
-        for paths in found:
+        """The images of `find_scenes`, at the model's size. on_image: called with (images done, all images). Raises as
+        `read_images`."""
+        done, total = 0, sum(map(len, scenes))
+        found = []
+        for paths in scenes:
             images, _ = read_images(paths, model=model)
-            scenes.append((images * 255).round().to(torch.uint8))
+            found.append((images * 255).round().to(torch.uint8))
             done += len(paths)
             if on_image is not None:
                 on_image(done, total)
-        return cls(scenes)
+        return cls(found)
 
     def views_possible(self, views: Sequence[int]) -> list[int]:
         """Those of `views` that some scene has enough images for; the most that there are if there are none."""
@@ -157,6 +153,19 @@ class Album(Source):
 
     def facts(self) -> dict[str, Any]:
         return {"kind": "images", "scenes": self.count, "images": self.frames, "sha256": self.sha256}
+
+
+def find_scenes(folders: Sequence[str | Path]) -> list[list[Path]]:
+    """The images of each scene: of each folder, or of each of its subfolders if it holds no files itself.
+
+    Raises as `find_images` and `check_images`, and ValueError if no scene has two images.
+    """
+    found = [find_images(folder) for path in folders for folder in scene_folders(Path(path).expanduser())]
+    check_images([path for paths in found for path in paths])
+    if not any(len(paths) > 1 for paths in found):
+        counts = ", ".join(str(len(paths)) for paths in found[:5])
+        raise ValueError(f"a scene needs two views or more, and the folders have {counts}: put views together")
+    return found
 
 
 def scene_folders(folder: Path) -> list[Path]:
