@@ -2,16 +2,20 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from vggt_int8 import quantize
+from vggt_int8 import load_recipe, quantize
 from vggt_int8.eval.metrics import layer_sqnr
+from vggt_int8.eval.outliers import with_outliers
 from vggt_int8.model import VGGT
-from vggt_int8.quant import Int8Linear
+from vggt_int8.quant import Int8Linear, make_plan
 from vggt_int8.quant.layer import int8_layers
+from vggt_int8.quant.seams import find_seams
+from vggt_int8.quant.smoothing import estimated_folds, parameters_of
 
 
 class Two(nn.Module):
@@ -52,6 +56,39 @@ def test_every_layer_of_a_network(model: VGGT) -> None:
     assert set(found) == {name for name, _ in int8_layers(quantized)}
     assert all(20 < value < 80 for value in found.values()), found
     assert not any(module._forward_hooks for module in model.modules()), "a hook was left behind"
+
+
+@pytest.mark.parametrize("recipe", ["int8_rotated", "int8_weight_only"])
+def test_smoothed_layers_see_the_inputs_that_they_get(model: VGGT, recipe: str) -> None:
+    """By the factors themselves, which the metric has to find: inputs divided, value rows multiplied."""
+    hard = with_outliers(model, 3, share=0.1)
+    images = torch.rand(1, 2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    smoothed = replace(load_recipe(recipe), smoothing="weights")
+    quantized = quantize(copy.deepcopy(hard), smoothed, "reference")
+    found = layer_sqnr(hard, quantized, [images])
+    folds = estimated_folds(find_seams(hard, make_plan(hard, smoothed)), parameters_of(hard))
+    assert len(folds) > 8
+    inputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        hard.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+        for name in folds
+    ]
+    with torch.no_grad():
+        hard(images)
+    for hook in hooks:
+        hook.remove()
+    for name, fold in folds.items():
+        if name not in found or name.startswith("camera_head"):  # called several times
+            continue
+        x, rows = inputs[name], fold.rows
+        with torch.no_grad():
+            y = quantized.get_submodule(name)(x if fold.columns is None else x / fold.columns.float())
+            y = y if rows is None else y / rows.float()
+            want = hard.get_submodule(name)(x)
+        by_hand = 10 * math.log10(want.square().sum() / (y - want).square().sum())
+        assert found[name] == pytest.approx(by_hand, abs=0.3), name
+    rough = layer_sqnr(hard, quantize(copy.deepcopy(hard), recipe, "reference"), [images])
+    assert min(found.values()) > min(rough.values()) + 3
 
 
 def test_what_cannot_be_compared_is_named() -> None:

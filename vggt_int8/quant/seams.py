@@ -59,7 +59,7 @@ def find_seams(model: nn.Module, plan: Mapping[str, LayerPlan], recipe_name: str
     numbers.
     """
     modules = dict(every_name(model))
-    family = find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
+    family = _family(model, modules)
     if family is None:
         raise RecipeError(
             f"recipe {recipe_name!r}: smoothing needs a map that says what reads what, and there is none for a "
@@ -82,6 +82,25 @@ def find_seams(model: nn.Module, plan: Mapping[str, LayerPlan], recipe_name: str
             stacklevel=4,
         )
     return [seam for seam, problem in problems.items() if not problem]
+
+
+def seams_between(model: nn.Module, quantized: nn.Module) -> list[Seam]:
+    """The seams of `quantized` whose reader is an `Int8Linear`, if `model`, in floats, has the same modules there."""
+    modules, floats = dict(every_name(quantized)), dict(every_name(model))
+    family = _family(model, floats)
+    found = [] if family is None else list(_seams_of(family, modules))
+    return [
+        seam
+        for seam in found
+        if isinstance(modules.get(seam.reader), Int8Linear)
+        and isinstance(floats.get(seam.norm), nn.LayerNorm)
+        and isinstance(floats.get(seam.writer), nn.LayerNorm if seam.writer == seam.norm else nn.Linear)
+        and type(modules.get(seam.norm)) is type(floats[seam.norm])
+    ]
+
+
+def _family(model: nn.Module, modules: Mapping[str, nn.Module]) -> Family | None:
+    return find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
 
 
 def _seams_of(family: Family, modules: Mapping[str, nn.Module]) -> Iterator[Seam]:

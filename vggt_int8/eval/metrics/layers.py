@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from vggt_int8.difference import Difference
 from vggt_int8.quant.layer import int8_layers
+from vggt_int8.quant.smoothing import Fold
+from vggt_int8.quant.unfold import folds_between
 
 
 @torch.no_grad()
@@ -20,7 +22,8 @@ def layer_sqnr(
     [S, 3, H, W] or [B, S, 3, H, W], on the models' device), so that a layer answers for its own error alone. Sums run
     over all calls and all batches: SQNR = 10 log10(sum of squares of the float output / sum of squares of the
     difference); infinite where a layer is exact. Each layer is computed by itself, by its own backend and in the dtype
-    of its input.
+    of its input. Where smoothing has factors folded into its columns, it sees inputs divided by them, and value rows
+    that are divided are multiplied before they are compared.
 
     query_points: [N, 2] pixels (x, y), without which a VGGT's track head does not run.
 
@@ -32,13 +35,18 @@ def layer_sqnr(
         raise ValueError(f"{type(quantized).__name__} has no INT8 layer: there is nothing to compare")
     if foreign := [name for name in layers if name not in floats]:
         raise ValueError(f"{foreign[0]!r} is INT8 here, and the floating-point model has no such layer")
+    folds = folds_between(model, quantized)
     found = {name: Difference() for name in layers}
     reached: set[str] = set()
 
     def compare(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             reached.add(name)
-            found[name].add(layers[name](*args, **kwargs), output)
+            fold = folds.get(name, Fold())
+            if fold.columns is not None:
+                args = (args[0] / fold.columns.to(args[0]), *args[1:])
+            computed = layers[name](*args, **kwargs)
+            found[name].add(computed if fold.rows is None else computed / fold.rows.to(computed), output)
 
         return floats[name].register_forward_hook(hook, with_kwargs=True)
 
