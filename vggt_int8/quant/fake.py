@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from vggt_int8.kernels import ops
 from vggt_int8.kernels.epilogue import Epilogue
-from vggt_int8.kernels.reference import CODE_MAX, llm_int8_linear, quantize, rotate, scale_from_absmax
+from vggt_int8.kernels.reference import llm_int8_linear, quantize, rotate, scale_from_absmax
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.plan import LayerPlan
@@ -87,7 +87,7 @@ class FakeInt8Linear(nn.Linear):
 def scale_of_rows(input_scale: Tensor, shape: torch.Size, special_tokens: int) -> Tensor:
     """The static scale [M, 1] of each row of an input [..., P, K]; input_scale [1], or [2]: special tokens, others."""
     if not special_tokens:
-        return input_scale.expand(shape[:-1].numel()).unsqueeze(1)
+        return input_scale.expand(shape[:-1].numel()).unsqueeze(1).contiguous()
     patches = torch.arange(shape[-2], device=input_scale.device) >= special_tokens
     return input_scale[patches.long()].expand(shape[:-1]).reshape(-1, 1)
 
@@ -116,10 +116,9 @@ class _Int8Product(torch.autograd.Function):
             y = llm_int8_linear(rows, codes, scale, bias, way.outlier_threshold, _product)
             x_codes, x_scale = _llm_int8_operand(rows, way.outlier_threshold)
         else:
-            if row_scale is None:
-                x_codes, x_scale = ops.quantize_rows(rows, None, way.rotation)
-            else:
-                x_codes, x_scale, slope = _static_codes(rows, row_scale, way.rotation)
+            x_codes, x_scale = ops.quantize_rows(rows, row_scale, way.rotation)
+            if row_scale is not None:
+                slope = _slope_in_scale(rows, row_scale, x_codes, way.rotation)
             y = ops.int8_gemm(x_codes, x_scale, codes, scale, Epilogue(bias, way.dtype))
         ctx.save_for_backward(x_codes, x_scale, codes, scale, slope)
         return y.to(way.dtype)
@@ -144,17 +143,12 @@ class _Int8Product(torch.autograd.Function):
         return grad_rows, grad_weight, grad_bias, grad_scale, None
 
 
-def _static_codes(rows: Tensor, row_scale: Tensor, rotation: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and scales as `reference.quantize_rows` makes them under a static scale, and the slope in that scale.
-
-    The slope of codes * scale in the scale is what rounding added to a code, within half of one, or where the range
-    ended, the code itself.
-    """
+def _slope_in_scale(rows: Tensor, row_scale: Tensor, codes: Tensor, rotation: int) -> Tensor:
+    """The slope of codes * scale in a static scale: what rounding added, within half of one, or beyond the range the
+    code itself."""
     ratio = (rotate(rows, rotation) if rotation else rows.float()) / row_scale
-    codes = ratio.round().clamp_(-CODE_MAX, CODE_MAX)
-    slope = torch.where(ratio.abs() <= CODE_MAX + 0.5, codes - ratio, codes)
-    # NaN and inf survive into the scale, as in the definition.
-    return codes.to(torch.int8), row_scale + (rows.float() * 0).sum(-1, keepdim=True), slope.half()
+    slope = codes - ratio
+    return torch.where(slope.abs() <= 0.5, slope, codes).half()
 
 
 def _llm_int8_operand(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
