@@ -55,11 +55,13 @@ class OptimizerConfig:
     """AdamW and, where its rate is not 0, Muon for the blocks' matrices, under a warmup - constant - decay schedule.
 
     first_step, total_steps: where the schedule begins and ends. A run in parts has one schedule after the other.
+    scale_learning_rate: AdamW's of static scales, in quantization-aware training; of their logarithm.
     """
 
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.02
+    scale_learning_rate: float = 1e-3
     muon_learning_rate: float = 0.0
     muon_weight_decay: float = 0.1
     clip_norm: float = 1.0
@@ -120,7 +122,8 @@ class RunConfig:
     def _limits(self) -> Limits:
         """Numbers with the least and the most that they may be. A part of a run is checked before the first begins."""
         optimizer = self.optimizer
-        at_least_0 = ("learning_rate", "weight_decay", "muon_learning_rate", "muon_weight_decay", "warmup_steps")
+        rates = ("learning_rate", "scale_learning_rate", "muon_learning_rate")
+        at_least_0 = (*rates, "weight_decay", "muon_weight_decay", "warmup_steps")
         return {
             "seed": (self.seed, 0, SEEDS - 1),
             "log_steps": (self.log_steps, 1, None),

@@ -98,14 +98,19 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimize
     in_muon = set(matrices)
     decayed: list[Tensor] = []
     kept: list[Tensor] = []
+    scales: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter not in in_muon:
+        if parameter.requires_grad and name.endswith("log_input_scale"):
+            scales.append(parameter)
+        elif parameter.requires_grad and parameter not in in_muon:
             matrix = parameter.dim() >= 2 and not name.endswith(("token", "tokens", "pos_embed"))
             (decayed if matrix else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": kept, "weight_decay": 0.0},
+        {"params": scales, "weight_decay": 0.0, "lr": config.scale_learning_rate},
     ]
+    groups = [group for group in groups if group["params"]]
     on_cuda = next(model.parameters()).is_cuda
     optimizers: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=on_cuda)]
     if matrices:

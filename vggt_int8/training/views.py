@@ -17,11 +17,12 @@ from torch import Tensor
 
 from vggt_int8.images import check_images, find_images, read_images
 from vggt_int8.model import VGGTConfig
-from vggt_int8.scenes import SceneBatch, SceneDescription, render_description, scene_batches
+from vggt_int8.scenes import SceneBatch, SceneDescription, render_description, render_scenes, scene_batches, scene_seeds
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.sections import DataConfig, RunConfig
 
 SYNTHETIC = "synthetic"
+CALIBRATION_VIEWS = 8  # of each rendered scene
 VALIDATION_SPLIT = "free"  # the scores that are published are of "held_out"
 
 
@@ -46,6 +47,10 @@ class Source(ABC):
     @abstractmethod
     def held_out(self, config: RunConfig, views: int, device: torch.device) -> Iterator[Views | SceneBatch]:
         """`config.validation.scenes` scenes of so many views, always the same, in batches."""
+
+    @abstractmethod
+    def calibration(self, config: RunConfig, images: int) -> list[Tensor]:
+        """About so many images, [S, 3, H, W] in [0, 1] of each scene, on the CPU, to calibrate static scales with."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -73,6 +78,12 @@ class Rendered(Source):
             device=device,
             supersample=data.supersample,
         )
+
+    def calibration(self, config: RunConfig, images: int) -> list[Tensor]:
+        data = config.data
+        views = min(images, CALIBRATION_VIEWS)
+        seeds = scene_seeds("calibration", range(-(-images // views)))
+        return list(render_scenes(seeds, views, data.size, supersample=data.supersample).images)
 
     def facts(self) -> dict[str, Any]:
         return {"kind": "rendered scenes", "split": "train"}
@@ -150,6 +161,9 @@ class Album(Source):
         for first in range(0, validation.scenes, at_once):
             count = min(at_once, validation.scenes - first)
             yield self.prepare(album.draw(f"held out/{first}", [views], count * views), config, device)
+
+    def calibration(self, config: RunConfig, images: int) -> list[Tensor]:
+        return [scene.float() / 255 for scenes in self.by_size.values() for scene in scenes]
 
     def facts(self) -> dict[str, Any]:
         return {"kind": "images", "scenes": self.count, "images": self.frames, "sha256": self.sha256}
