@@ -30,7 +30,6 @@ from vggt_int8.training.log import LOG
 from vggt_int8.training.sections import RunConfig
 from vggt_int8.training.start import build_optimizers, build_schedule, prepare_network
 
-VALIDATION_RESERVE = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
 LEARNING_BROKE = "The last checkpoint is intact; lower the learning rate or the clip norm and resume"
 
 
@@ -48,6 +47,7 @@ class Loop(ABC):
     """One run over a network. `out` gets `checkpoint/` and `log.jsonl`; a checkpoint found there is resumed."""
 
     exact_moments = False  # whether the optimizers' moments are kept to the last bit, or in 8 bits
+    reserve = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
 
     def __init__(self, config: RunConfig, out: Path, network: VGGT, *, quiet: bool = False) -> None:
         """quiet: no progress on stderr."""
@@ -138,11 +138,12 @@ class Loop(ABC):
                     self.validate(scenes=min(32, config.validation.scenes))
                     meter.restart()
                 # Every process must leave at the same step, so the first one's clock decides.
-                clock = self._agree([time.monotonic() - self.started, time.monotonic() - saved])
+                now = time.monotonic()
+                clock = self._agree([now - self.started + self.reserve, now - saved])
                 if clock[1] > 60 * limits.save_minutes:
                     self.save()
                     saved = time.monotonic()
-                if limits.max_minutes is not None and clock[0] > 60 * limits.max_minutes - VALIDATION_RESERVE:
+                if limits.max_minutes is not None and clock[0] > 60 * limits.max_minutes:
                     reason = "the time is over (max_minutes)"
                     break
         self.save()
