@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +253,32 @@ def test_a_run_that_breaks_says_so_and_leaves_what_was_good(model: Path, setting
     with pytest.raises(FloatingPointError, match="The last checkpoint is intact; lower the learning rate"):
         distiller.train(RunLimits())
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "best").values())
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
+    """`accelerate launch` on two CPU processes: the same command as on two GPUs."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vggt_int8"]
+    command += ["qat", str(model), str(photos), "-o", str(tmp_path / "out"), "--config", str(config)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("stopped at step 4") == 1
+    assert len(entries(tmp_path / "out" / "run", "train")) == 4
+    assert VGGTInt8.from_pretrained(tmp_path / "out").quantization_plan
+
+
+@pytest.mark.gpu
+def test_recorded_steps_learn_as_others_do(model: Path, settings: QatConfig, tmp_path: Path) -> None:
+    runs = []
+    for graph in (False, True):
+        config = dataclasses.replace(settings, cuda_graph=graph)
+        build(model, tmp_path / str(graph), config).train(RunLimits(validate_at_end=False))
+        runs.append([entry["total"] for entry in entries(tmp_path / str(graph), "train")])
+    assert len(runs[0]) == 4
+    assert runs[0] == pytest.approx(runs[1], rel=1e-3)
 
 
 def test_static_scales_learn_unless_they_are_fixed(model: Path) -> None:
