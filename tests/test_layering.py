@@ -1,6 +1,7 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> {bench, training, scorecard} -> {eval, export} -> pretrained -> runtime -> quant -> {model, kernels, …}
+    cli -> {bench, training, scorecard, sensitivity} -> {eval, export} -> pretrained -> runtime -> quant
+        -> {model, kernels, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -42,7 +43,7 @@ TIERS = [
     {"runtime"},
     {"pretrained"},
     {"eval", "export", "auto_classes"},
-    {"bench", "training", "scorecard"},  # all score what they or models make, so they stand above eval
+    {"bench", "training", "scorecard", "sensitivity"},  # all score what they or models make, so they stand above eval
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}

@@ -1,14 +1,15 @@
-"""Line charts as SVG text, without a plotting library: panels of lines over linear or logarithmic axes.
+"""Charts as SVG text, without a plotting library: panels of lines over linear or logarithmic axes, and rows of dots.
 
 ```python
 panel = Panel("time", {"fp32": [(1, 50.0), (10, 450.0)]}, x=Axis("frames", log=True), y=Axis("ms", log=True))
 write_svg(Path("time.svg"), [panel], columns=1)
+write_rows(Path("errors.svg"), Rows("errors", {"camera head": {"rotation": 0.2, "depth": 0.1}}, Axis("%", log=True)))
 ```
 """
 
 import errno
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,6 +21,7 @@ from vggt_int8.files import write_whole
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")  # after Okabe and Ito
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 40, 46  # around the axes, pixels
 LEGEND_LINE = 18
+ROW = 18  # height of a row of dots
 FONT = 'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="#333"'
 LETTER = 6.3  # pixels, about the mean width at this font size
 
@@ -59,6 +61,17 @@ class Panel:
     markers: bool = False
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One chart of a row for each label, a dot of each series in it. rows: label -> series -> x, which on a logarithmic
+    axis must be above 0 to be drawn.
+    """
+
+    title: str
+    rows: Mapping[str, Mapping[str, float]]
+    x: Axis = Axis()
+
+
 def write_svg(path: Path, panels: Sequence[Panel], *, columns: int, size: tuple[int, int] = (440, 270)) -> None:
     """What `draw_svg` draws as a file, which appears when it is complete. Raises OSError as `check_chart`."""
     check_chart(path)
@@ -87,12 +100,47 @@ def draw_svg(panels: Sequence[Panel], *, columns: int, size: tuple[int, int] = (
     height = rows * row_height + (extra if shared else 0)
     if shared:
         parts.append(f'<g transform="translate(0,{rows * row_height})">{legends[0][0]}</g>')
-    area = f'width="{width}" height="{height}"'
-    text = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {area} viewBox="0 0 {width} {height}" '
-        f'{FONT}>\n<rect {area} fill="white"/>\n'
-    )
-    return text + "\n".join(parts) + "\n</svg>"
+    return _svg(parts, width, height)
+
+
+def write_rows(path: Path, chart: Rows, *, width: int = 880) -> None:
+    """What `draw_rows` draws as a file, as `write_svg`."""
+    check_chart(path)
+    write_whole(path, draw_rows(chart, width=width) + "\n")
+
+
+def draw_rows(chart: Rows, *, width: int = 880) -> str:
+    """Rows of dots as the text of an SVG picture of that width, as high as they need; labels stand on the left."""
+    left = LEFT + round(LETTER * max(map(len, chart.rows), default=0))
+    right, bottom = width - RIGHT, TOP + ROW * len(chart.rows)
+    names = list(dict.fromkeys(name for row in chart.rows.values() for name in row))
+    colors = dict(zip(names, cycle(COLORS), strict=False))
+    drawn = {
+        label: {name: x for name, x in row.items() if x > 0 or not chart.x.log} for label, row in chart.rows.items()
+    }
+    parts = [f'<text x="16" y="22" font-size="14" font-weight="bold">{escape(chart.title)}</text>']
+    values = [x for row in drawn.values() for x in row.values()]
+    low, high = _limits(chart.x, values) if values else (0.0, 1.0)
+
+    def place(x: float) -> float:
+        return left + _share(chart.x, x, low, high) * (right - left)
+
+    for tick in chart.x.ticks_within(low, high) if values else ():
+        parts.append(f'<path d="M{place(tick):.1f} {TOP}V{bottom}" stroke="#e3e3e3"/>')
+        parts.append(f'<text x="{place(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{_number(tick)}</text>')
+    for index, (label, row) in enumerate(drawn.items()):
+        y = TOP + ROW * (index + 0.5)
+        parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        if row:
+            ends = f"M{place(min(row.values())):.1f} {y:.1f}H{place(max(row.values())):.1f}"
+            parts.append(f'<path d="{ends}" stroke="#bbb"/>')
+        parts += [f'<circle cx="{place(x):.1f}" cy="{y:.1f}" r="4" fill="{colors[name]}"/>' for name, x in row.items()]
+    parts.append(f'<path d="M{left} {bottom}H{right}" stroke="#888"/>')
+    middle = (left + right) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{bottom + 36}" text-anchor="middle">{escape(chart.x.label)}</text>')
+    legend, height = _legend(names, colors, width)
+    parts.append(f'<g transform="translate(0,{bottom + BOTTOM})">{legend}</g>')
+    return _svg(parts, width, bottom + BOTTOM + height)
 
 
 def check_chart(path: Path) -> None:
@@ -103,6 +151,15 @@ def check_chart(path: Path) -> None:
             start = file.read(1024)
         if not (start.startswith(b"<svg ") and f"{FONT}>".encode() in start):
             raise FileExistsError(errno.EEXIST, "is there and was not drawn here: choose another name", str(path))
+
+
+def _svg(parts: Sequence[str], width: int, height: int) -> str:
+    area = f'width="{width}" height="{height}"'
+    text = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {area} viewBox="0 0 {width} {height}" '
+        f'{FONT}>\n<rect {area} fill="white"/>\n'
+    )
+    return text + "\n".join(parts) + "\n</svg>"
 
 
 def _panel(panel: Panel, colors: dict[str, str], size: tuple[int, int]) -> str:

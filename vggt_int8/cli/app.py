@@ -19,6 +19,7 @@ from vggt_int8.cli.quantize import quantize
 from vggt_int8.cli.recipes import recipes
 from vggt_int8.cli.run import run
 from vggt_int8.cli.scenes import scenes_bundle, scenes_render
+from vggt_int8.cli.sensitivity import sensitivity
 from vggt_int8.cli.train import train_export, train_measure, train_plot, train_run
 from vggt_int8.cli.tune import tune
 
@@ -65,6 +66,12 @@ EXAMPLES = {
         "vggt-int8 eval embedded -r int8_dynamic -r int8_weight_only -o scores [dim]# rendered scenes[/]",
         "vggt-int8 eval facebook/VGGT-1B vggt-1b-int8 --data scenes/ -o scores",
         "vggt-int8 eval embedded -r int8_dynamic -o scores --json | jq .rows[1].differences",
+    ),
+    "sensitivity": (
+        "Examples:",
+        "vggt-int8 sensitivity embedded synthetic -o ranking",
+        "vggt-int8 sensitivity facebook/VGGT-1B kitchen/ garden/ -o ranking --by block --error 0.3",
+        "vggt-int8 sensitivity embedded synthetic -o ranking --size-mb 9 --json | jq .chosen",
     ),
     "inspect": (
         "Examples:",
@@ -144,7 +151,8 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 
 COMMANDS: tuple[Command, ...] = (
-    *(demo, run, quantize, qat, compare, eval_models, inspect_model, recipes, bench, bench_report, tune),
+    *(demo, run, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
+    *(bench, bench_report, tune),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),

@@ -30,6 +30,8 @@ BASELINES = (
     *("bf16-compiled-graph", "torchao", "torchao-compiled"),
 )
 SPLITS = ("free", "train", "held_out", "calibration", "demo")
+UNITS = ("group", "block", "layer")
+UPGRADES = ("weight_only", "keep")
 COMPILABLE = ("render", "blocks", "heads")
 # What other programs call them.
 SYNONYMS = {
@@ -67,6 +69,11 @@ def choice(kind: str, *values: str) -> dict[str, Any]:
     return {"metavar": listed if len(listed) <= 20 else "NAME", **checked(check, values)}
 
 
+def choices(kind: str, *values: str) -> dict[str, Any]:
+    """The same for several of them."""
+    return _repeatable(choice(kind, *values))
+
+
 def recipe_option() -> dict[str, Any]:
     """The same for a shipped recipe's name or a .toml file, which is read to check it."""
 
@@ -84,14 +91,7 @@ def recipe_option() -> dict[str, Any]:
 
 def recipes_option() -> dict[str, Any]:
     """The same for several."""
-    one = recipe_option()["callback"]
-
-    def callback(ctx: typer.Context, param: typer.CallbackParam, values: list[str] | None) -> list[str] | None:
-        for value in values or ():
-            one(ctx, param, value)
-        return values
-
-    return {**recipe_option(), "callback": callback}
+    return _repeatable(recipe_option())
 
 
 def device_option() -> dict[str, Any]:
@@ -186,6 +186,17 @@ def variants_option() -> dict[str, Any]:
 def offer_embedded(incomplete: str) -> list[str]:
     """Completes the embedded model's name once it is begun; otherwise the shell offers files."""
     return [EMBEDDED] if incomplete and EMBEDDED.startswith(incomplete) else []
+
+
+def _repeatable(one: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `typer.Option` for a value -> the same for a list of such values."""
+
+    def callback(ctx: typer.Context, param: typer.CallbackParam, values: list[str] | None) -> list[str] | None:
+        for value in values or ():
+            one["callback"](ctx, param, value)
+        return values
+
+    return {**one, "callback": callback}
 
 
 def checked(check: Callable[[Any], object], values: Iterable[str] | Callable[[], Iterable[str]] = ()) -> dict[str, Any]:

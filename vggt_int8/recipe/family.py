@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vggt_int8.patterns import fits
 from vggt_int8.plain_data import shown
 from vggt_int8.recipe.checks import RecipeError, at, integer, no_unknown_keys, regular_expression, text, texts
 from vggt_int8.recipe.lines import key_lines
@@ -135,6 +136,13 @@ class Family:
     def words(self) -> list[str]:
         """The names that a recipe may use: groups, then sets."""
         return [*self.groups, *self.sets]
+
+    def group_of(self, layer: str) -> str:
+        """The name of the group that a layer of this name is in. Raises `RecipeError` if it is in none."""
+        for group in self.groups.values():
+            if fits(group.match, layer):
+                return group.name
+        raise RecipeError(f"{shown(layer)} is in no group of the family {self.name}")
 
     def members(self, words: Iterable[str]) -> list[Group]:
         """The groups that these words name, in the map's order; words that name none are passed over."""

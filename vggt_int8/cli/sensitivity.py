@@ -1,0 +1,347 @@
+"""`vggt-int8 sensitivity`: which layers INT8 hurts, measured at the outputs, and a recipe for a budget."""
+
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from vggt_int8.cli import console, options
+from vggt_int8.cli.loading import (
+    Backend,
+    Device,
+    MaxMegapixels,
+    Mode,
+    Model,
+    fetch,
+    load_model,
+    resolve_device,
+)
+from vggt_int8.disk import check_place
+from vggt_int8.listing import first_few
+
+if TYPE_CHECKING:
+    import torch
+
+    from vggt_int8 import VGGTInt8
+    from vggt_int8.recipe import Recipe
+    from vggt_int8.sensitivity.record import Record
+    from vggt_int8.sensitivity.scenes import Scene, Source
+    from vggt_int8.sensitivity.tables import Row
+    from vggt_int8.sensitivity.units import Unit
+
+SYNTHETIC = "synthetic"
+MEASURED, RESULT, CHART, RECIPE = "measured.jsonl", "sensitivity.json", "ranking.svg", "recipe.toml"
+SHOWN = 30  # rows of the table on the console
+
+
+def sensitivity(
+    model: Model,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"Scenes: folders of images, each a scene; files, together one; stored scenes; or {SYNTHETIC}.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for measurements, ranking, chart and recipe.")],
+    by: Annotated[
+        str, typer.Option(help="What is changed at a time.", **options.choice("unit", *options.UNITS))
+    ] = "group",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", "-r", help="What layers become, unless they are too sensitive.", **options.recipe_option()
+        ),
+    ] = "int8_rotated",
+    upgrade: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"What they may become instead; repeatable, by default {' and '.join(options.UPGRADES)}.",
+            show_default=False,
+            **options.choices("choice", *options.UPGRADES),
+        ),
+    ] = None,
+    error: Annotated[
+        float | None,
+        typer.Option(
+            help="Write the cheapest recipe whose largest predicted error is at most so many degrees or per cent.",
+            show_default=False,
+            **options.between(1e-6, 100),
+        ),
+    ] = None,
+    size_mb: Annotated[
+        float | None,
+        typer.Option(
+            help="Write the most exact recipe of at most so many megabytes (10^6 bytes) of weights.",
+            show_default=False,
+            **options.between(0.001, 1e6),
+        ),
+    ] = None,
+    scenes: Annotated[int | None, typer.Option(help="Synthetic scenes; by default 8.", **options.between(1))] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Images of a synthetic scene; by default 4.", **options.between(2))
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            help="Height and width of synthetic images; by default the model's square.",
+            metavar="H W",
+            show_default=False,
+            **options.each_between(1),
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the points that tracks are followed from.", **options.between(0))] = 0,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Annotated[
+        str, typer.Option(help="Compute dtype of both models.", **options.choice("dtype", *options.DTYPES))
+    ] = "fp32",
+    mode: Mode = "crop",
+    max_megapixels: MaxMegapixels = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure anew what is there of others.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Quantize one group, block or layer at a time, and rank them by what changes at the outputs."""
+    out = out.expanduser()
+    _check_out(out)
+    _check_options(images, {"--scenes": scenes, "--views": views, "--size": size}, error, size_mb)
+    from vggt_int8 import load_recipe
+    from vggt_int8.sensitivity.scenes import find_scenes
+
+    sources = None if images == [SYNTHETIC] else find_scenes(images)
+    base, target = load_recipe(recipe), resolve_device(device)
+    fetch(model)
+    config = _floating_config(model)
+    if sources is None:
+        data = _rendered(config, scenes or 8, views or 4, size, target)
+    else:
+        data = _read(sources, config, mode, max_megapixels)
+    settings = {"by": by, "upgrades": upgrade or list(options.UPGRADES), "dtype": dtype, "seed": seed}
+    settings |= {"backend": backend, "device": target.type}
+    record = _record(out, model, base, settings, data, overwrite)
+    plain = load_model(model, backend=backend, device=str(target), dtype=dtype)
+    rows, units = _measure(plain, base, settings, data, record)
+    document = _document(model, base, settings, data, record, rows, target)
+    if error is not None or size_mb is not None:
+        document["budget"] = {"error": error, "size_mb": size_mb}
+        document |= _write_recipe(plain, model, base, units, rows, document, settings, data, out)
+    _write(out, rows, document)
+    if as_json:
+        console.document("sensitivity", {"out": out, **document})
+        return
+    _show(rows, document, out)
+
+
+def _check_out(out: Path) -> None:
+    """Raise OSError, naming it, if `out` is a file, cannot be written, or is a folder of something else."""
+    check_place(out)
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file, a folder is needed")
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    if foreign := sorted(names - {MEASURED, RESULT, CHART, RECIPE}):
+        raise FileExistsError(f"{out} is not empty, {foreign[0]!r} is no file of this command: choose another --out")
+    if names and MEASURED not in names:
+        raise FileExistsError(f"{out} holds {sorted(names)[0]!r} and no {MEASURED}, so it is not ours: move it away")
+
+
+def _check_options(images: list[str], of_scenes: dict[str, Any], error: float | None, size_mb: float | None) -> None:
+    if SYNTHETIC in images and len(images) > 1:
+        raise ValueError(f"{SYNTHETIC} scenes and images of yours are two measurements: give one of them")
+    for option, value in of_scenes.items():
+        if images != [SYNTHETIC] and value is not None:
+            raise ValueError(f"{option} makes synthetic scenes, and the images are {images[0]}: leave one of them out")
+    if error is not None and size_mb is not None:
+        raise ValueError("--error and --size-mb are two budgets: give one of them, and read what the other becomes")
+
+
+def _floating_config(model: str) -> Any:
+    """The model's config. Raises ValueError if its layers are INT8 already."""
+    from vggt_int8.embedded import resolve_source
+    from vggt_int8.pretrained.source import load_config, open_file
+
+    source = resolve_source(model)
+    config = open_file(source, None, {})[1] if Path(source).is_file() else load_config(source, {})
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"{model} is quantized already: give the floating-point model that it was made from")
+    return config
+
+
+def _rendered(
+    config: Any, count: int, views: int, size: tuple[int, int] | None, device: "torch.device"
+) -> "list[Scene]":
+    """Of the split that is for calibration: scenes that are held out still judge the recipe."""
+    from vggt_int8.sensitivity.scenes import rendered_scenes
+
+    square = (config.img_size, config.img_size)
+    with console.step(f"Rendering {count} scenes"):
+        return rendered_scenes(count, views, size or square, "calibration", config.patch_size, str(device))
+
+
+def _read(sources: "list[Source]", config: Any, mode: str, max_megapixels: float | None) -> "list[Scene]":
+    from vggt_int8.images import check_images
+
+    most = None if max_megapixels is None else round(max_megapixels * 1e6)
+    for source in sources:
+        if source.files:
+            check_images(list(source.files), max_pixels=most)
+    with console.step(f"Reading {len(sources)} scenes") as progress:
+        found = []
+        for source in sources:
+            found.append(source.load(config, mode, most))
+            progress(len(found), len(sources))
+    return found
+
+
+def _record(
+    out: Path, model: str, base: "Recipe", settings: dict[str, Any], data: "list[Scene]", overwrite: bool
+) -> "Record":
+    """What is measured already. Raises ValueError for that of another model, other images or options."""
+    from vggt_int8 import __version__
+    from vggt_int8.export.repeat import identify_model
+    from vggt_int8.sensitivity.record import Record
+
+    images = {scene.name: scene.digest() for scene in data}
+    if len(images) < len(data):
+        raise ValueError("two scenes have one name: give every folder once")
+    identity = {"model": identify_model(model), "recipe": base.to_dict(), **settings, "images": images}
+    return Record(out / MEASURED, {**identity, "version": __version__, "format_version": 1}, overwrite=overwrite)
+
+
+def _measure(
+    plain: "VGGTInt8", base: "Recipe", settings: dict[str, Any], data: "list[Scene]", record: "Record"
+) -> "tuple[list[list[Row]], list[Unit]]":
+    """The ranking, and its units."""
+    from vggt_int8.sensitivity.measure import Change, measure_changes
+    from vggt_int8.sensitivity.tables import ranking, silent
+    from vggt_int8.sensitivity.units import StoredChange, changes_of, find_units
+
+    plain.set_runtime("off")  # layer by layer, as the changed model runs
+    units = find_units(plain, base, settings["by"], settings["upgrades"])
+    changes: list[Change] = [StoredChange(), *changes_of(units, base, settings["backend"])]
+    with console.step(f"Measuring {len(changes)} changes on {len(data)} scenes") as progress:
+        measure_changes(plain, data, changes, record, settings["seed"], progress)
+    rows = ranking(units, record, len(data))
+    if nothing := silent(rows):
+        warnings.warn(f"no output of these scenes changes at all with {first_few(nothing)}", stacklevel=2)
+    return rows, units
+
+
+def _document(
+    model: str,
+    base: "Recipe",
+    settings: dict[str, Any],
+    data: "list[Scene]",
+    record: "Record",
+    rows: "list[list[Row]]",
+    target: "torch.device",
+) -> dict[str, Any]:
+    from vggt_int8.export.repeat import command_line
+    from vggt_int8.export.report import describe_machine, installed_versions
+    from vggt_int8.sensitivity.measures import MEASURES, over_scenes, together
+    from vggt_int8.sensitivity.tables import in_json
+    from vggt_int8.sensitivity.units import ALL, BASE, STORED
+
+    return {
+        "format_version": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command_line": command_line(),
+        "versions": installed_versions(),
+        "machine": describe_machine(target),
+        "model": model,
+        "recipe": base.to_dict(),
+        "settings": settings,
+        "scenes": [{"name": scene.name, "images": list(scene.images.shape)} for scene in data],
+        "measures": {kind: {"title": title, "unit": unit} for kind, (title, unit) in MEASURES.items()},
+        "units": [in_json(of_unit) for of_unit in rows],
+        "stored": over_scenes(record.errors(STORED, "fp16", len(data))),
+        "together": {
+            "predicted": together(of_unit[0].errors for of_unit in rows),
+            "measured": over_scenes(record.errors(ALL, BASE, len(data))),
+        },
+    }
+
+
+def _write_recipe(
+    plain: "VGGTInt8",
+    model: str,
+    base: "Recipe",
+    units: "list[Unit]",
+    rows: "list[list[Row]]",
+    document: dict[str, Any],
+    settings: dict[str, Any],
+    data: "list[Scene]",
+    out: Path,
+) -> dict[str, Any]:
+    """Choose, write the recipe, load the model with it, and measure that."""
+    from vggt_int8.files import write_whole
+    from vggt_int8.sensitivity.measure import compare_on
+    from vggt_int8.sensitivity.measures import largest, over_scenes
+    from vggt_int8.sensitivity.outcome import Budget, decide, in_words
+    from vggt_int8.sensitivity.units import stored_size
+    from vggt_int8.sensitivity.written import recipe_text
+
+    wish = document["budget"]
+    budget = Budget(wish["error"], None if wish["size_mb"] is None else int(wish["size_mb"] * 1e6))
+    path = out / RECIPE
+    outcome = decide(plain, base, units, rows, document["stored"], budget, by=settings["by"], name=path.stem)
+    remarks = [document["command_line"], f"predicted: {in_words(outcome.errors, outcome.bytes)}"]
+    write_whole(path, recipe_text(outcome.recipe, remarks))
+    where = {"device": str(plain.device), "dtype": settings["dtype"]}
+    made = load_model(model, recipe=str(path), backend=settings["backend"], **where)
+    made.set_runtime("off")
+    with console.step("Measuring the recipe"):
+        errors = over_scenes(compare_on(plain, made, data, settings["seed"]))
+    size = stored_size(made)
+    write_whole(path, recipe_text(outcome.recipe, [*remarks, f"measured:  {in_words(errors, size)}"]))
+    if budget.error is not None and largest(errors) > budget.error:
+        warnings.warn(
+            f"the recipe's measured error is {largest(errors):.3g}, above the {budget.error:g} that its prediction "
+            "keeps to: ask for less",
+            stacklevel=2,
+        )
+    return {
+        "chosen": outcome.chosen,
+        "predicted": {"errors": outcome.errors, "error": largest(outcome.errors), "bytes": outcome.bytes},
+        "measured": {"errors": errors, "error": largest(errors), "bytes": size},
+    }
+
+
+def _write(out: Path, rows: "list[list[Row]]", document: dict[str, Any]) -> None:
+    from vggt_int8.chart import write_rows
+    from vggt_int8.files import write_json
+    from vggt_int8.sensitivity.tables import chart
+
+    name = document["recipe"]["name"]
+    write_rows(out / CHART, chart(rows, f"One {document['settings']['by']} at a time under {name}"))
+    write_json(out / RESULT, document)
+
+
+def _show(rows: "list[list[Row]]", document: dict[str, Any], out: Path) -> None:
+    from vggt_int8.sensitivity.measures import MEASURES
+    from vggt_int8.sensitivity.outcome import in_words
+    from vggt_int8.sensitivity.tables import kinds
+
+    found = kinds(rows)
+    titles = [f"{MEASURES[kind].title}, {MEASURES[kind].unit}" for kind in found]
+    table = Table(document["settings"]["by"], "layers", "becomes", "MB", *titles, "largest", box=None, pad_edge=False)
+    for column in (1, *range(3, len(table.columns))):
+        table.columns[column].justify = "right"
+    for of_unit in rows[:SHOWN]:
+        for number, row in enumerate(row for row in of_unit if row.errors):
+            first = ("", "") if number else (row.unit.name, str(len(row.unit.layers)))
+            numbers = [f"{row.errors[kind]:.3g}" if kind in row.errors else "" for kind in found]
+            table.add_row(*first, row.option.label, f"{row.option.bytes / 1e6:,.2f}", *numbers, f"{row.error:.3g}")
+    console.show(table)
+    if len(rows) > SHOWN:
+        console.say(f"... and {len(rows) - SHOWN} more, in {out / RESULT}")
+    both = {key: ", ".join(f"{value:.3g}" for value in values.values()) for key, values in document["together"].items()}
+    console.say(f"All of them at once: predicted {both['predicted']}; measured {both['measured']}")
+    if "chosen" in document:
+        for key in ("predicted", "measured"):
+            console.say(f"{out / RECIPE}, {key}: {in_words(document[key]['errors'], document[key]['bytes'])}")
+    console.say(f"Results: {out / RESULT}, {out / CHART}")

@@ -1,0 +1,87 @@
+"""Every change on every scene, each by itself, against the floating-point model on the same images.
+
+Scenes come one after the other and changes inside of them, so that the outputs of one scene are all that is kept.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.sensitivity.measures import Errors, measure
+from vggt_int8.sensitivity.record import Record
+from vggt_int8.sensitivity.scenes import Scene
+
+QUERY_POINTS = 64  # that the track head follows
+
+
+class Change(Protocol):
+    """One thing that is done to a model, and undone. unit and choice: its names, together unlike all others'."""
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def choice(self) -> str: ...
+
+    def made(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within the block, the model is changed."""
+        ...
+
+
+@torch.inference_mode()
+def measure_changes(
+    model: nn.Module,
+    scenes: Sequence[Scene],
+    changes: Sequence[Change],
+    record: Record,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Measure what `record` does not have yet, and write it there, one change of one scene at a time.
+
+    seed: of the points that the track head follows. What a network refuses (NaN in its outputs) it raises.
+    """
+    done, total = 0, len(scenes) * len(changes)
+    for index, scene in enumerate(scenes):
+        missing = [change for change in changes if not record.has(index, change.unit, change.choice)]
+        done += len(changes) - len(missing)
+        reference = outputs_of(model, scene, seed) if missing else {}
+        for change in missing:
+            with change.made(model):
+                outputs = outputs_of(model, scene, seed)
+            record.write(index, change.unit, change.choice, measure(outputs, reference, scene.size))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+
+@torch.inference_mode()
+def compare_on(model: nn.Module, other: nn.Module, scenes: Iterable[Scene], seed: int) -> list[Errors]:
+    """How far `other` is from `model`, scene by scene."""
+    return [measure(outputs_of(other, scene, seed), outputs_of(model, scene, seed), scene.size) for scene in scenes]
+
+
+def outputs_of(model: Any, scene: Scene, seed: int) -> Mapping[str, Tensor]:
+    """What a model says of a scene; tracks as well, of points drawn in the first image, where it has that head."""
+    device = next(model.parameters()).device
+    points = None
+    if model.config.enable_track:
+        drawn = torch.rand(QUERY_POINTS, 2, generator=torch.Generator().manual_seed(seed))
+        points = (drawn * torch.tensor([scene.size[1] - 1, scene.size[0] - 1])).to(device)
+    with _without_tf32():
+        outputs: Mapping[str, Tensor] = model(scene.images.to(device), query_points=points)
+    return outputs
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions would run in TF32 and still be called fp32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -1,0 +1,181 @@
+"""What can be changed by itself: layers, blocks or groups of a model, and what each may become.
+
+A recipe, the base, says what every layer becomes at least; a unit may be more exact than that, by the words that
+recipes have for groups. What the base keeps in floating point is no unit.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from vggt_int8.quant.for_now import quantized_for_now
+from vggt_int8.quant.plan import LayerPlan, make_plan
+from vggt_int8.quant.quantize import stored_dtype
+from vggt_int8.quant.replaceable import every_name
+from vggt_int8.recipe import Recipe, Rule, Scheme, find_family
+
+BY = ("group", "block", "layer")
+BASE, KEEP = "base", "keep"
+UPGRADES = ("weight_only", KEEP)  # what recipes say for a group, from the less exact on
+ALL, STORED = "(all together)", "(floats as stored)"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that a unit's layers may become.
+
+    choice: "base", or the word that recipes have for it. label: the scheme, for people. plan: of its layers. bytes: as
+    stored in a checkpoint. cost: what it takes to store and to run: its bytes, and one more for each weight that is not
+    multiplied with INT8 activations.
+    """
+
+    choice: str
+    label: str
+    plan: tuple[LayerPlan, ...]
+    bytes: int
+    cost: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """options: what the base recipe says, then what is more exact; the last one may be "keep"."""
+
+    name: str
+    layers: tuple[str, ...]
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class LayersChange:
+    """A change of some layers to INT8, of unit `unit`; see `measure.Change`."""
+
+    unit: str
+    choice: str
+    plan: tuple[LayerPlan, ...]
+    recipe: Recipe
+    backend: str
+
+    def made(self, model: nn.Module) -> AbstractContextManager[None]:
+        return quantized_for_now(model, self.plan, self.recipe, self.backend)
+
+
+@dataclass(frozen=True)
+class StoredChange:
+    """All floats rounded to fp16, in which checkpoints hold them: what a recipe does that keeps everything."""
+
+    unit: str = STORED
+    choice: str = "fp16"
+
+    @contextmanager
+    def made(self, model: nn.Module) -> Iterator[None]:
+        floats = {parameter: parameter.data for parameter in model.parameters()}
+        try:
+            for parameter, data in floats.items():
+                parameter.data = data.half().to(data.dtype)
+            yield
+        finally:
+            for parameter, data in floats.items():
+                parameter.data = data
+
+
+def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] = UPGRADES) -> list[Unit]:
+    """The units of `model` by "group", "block" or "layer", in module order.
+
+    base: the recipe that is to become more exact. upgrades: what units may become instead of what it says, of
+    `UPGRADES`. Raises `RecipeError` if the base does not fit the model, ValueError if it quantizes nothing, or needs
+    calibration.
+    """
+    plan = make_plan(model, base)
+    layers = {layer.name: layer for layer in plan.values() if layer.scheme is not None}
+    if not layers:
+        raise ValueError(f"recipe {base.name!r} quantizes no layer of this model: there is nothing to measure")
+    for layer in layers.values():
+        if isinstance(layer.scheme, Scheme) and layer.scheme.activations == "static":
+            raise ValueError(
+                f"recipe {base.name!r} has {layer.scheme.label} layers such as {layer.name}, which need calibration: "
+                "measure a recipe with dynamic scales"
+            )
+    names = _unit_names(model, list(layers), by)
+    members: dict[str, list[LayerPlan]] = {}
+    for layer in layers.values():
+        members.setdefault(names[layer.name], []).append(layer)
+    return [_unit(model, name, of_unit, base, upgrades) for name, of_unit in members.items()]
+
+
+def changes_of(units: Iterable[Unit], base: Recipe, backend: str) -> list[LayersChange]:
+    """Every option of every unit that makes something INT8, and the base as a whole."""
+    units = list(units)
+    found = [
+        LayersChange(unit.name, option.choice, option.plan, base, backend)
+        for unit in units
+        for option in unit.options
+        if option.choice != KEEP
+    ]
+    whole = tuple(layer for unit in units for layer in unit.options[0].plan)
+    return [*found, LayersChange(ALL, BASE, whole, base, backend)]
+
+
+def stored_size(model: nn.Module) -> int:
+    """Bytes of a model's tensors as a checkpoint holds them."""
+    return sum(_stored_bytes(name, tensor) for name, tensor in model.state_dict().items())
+
+
+def other_bytes(model: nn.Module, units: Iterable[Unit]) -> int:
+    """Bytes that a checkpoint of the floating-point `model` has beside those of the units' layers."""
+    inside = tuple(f"{layer}." for unit in units for layer in unit.layers)
+    others = ((name, tensor) for name, tensor in model.state_dict().items() if not name.startswith(inside))
+    return sum(_stored_bytes(name, tensor) for name, tensor in others)
+
+
+def block_of(name: str) -> str:
+    """The block that a layer is in: its name up to the first number, else up to its third part."""
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), 2)
+    return ".".join(parts[: min(number + 1, len(parts))])
+
+
+def _unit_names(model: nn.Module, layers: list[str], by: str) -> Mapping[str, str]:
+    if by == "layer":
+        return {name: name for name in layers}
+    if by == "block":
+        return {name: block_of(name) for name in layers}
+    modules = {name for name, _ in every_name(model)}
+    family = find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
+    if family is None:
+        raise ValueError(f"no map says which groups a {type(model).__name__} has: measure by block or by layer")
+    return {layer: family.group_of(layer) for layer in layers}
+
+
+def _unit(model: nn.Module, name: str, layers: list[LayerPlan], base: Recipe, upgrades: Sequence[str]) -> Unit:
+    options = [_option(model, BASE, layers)]
+    if "weight_only" in upgrades:
+        scheme = base.rule_scheme(Rule(match=".*", weights="int8", activations="none"))
+        more_exact = [
+            replace(layer, scheme=layer.becomes.narrowed(scheme)) if layer.becomes and scheme else layer
+            for layer in layers
+        ]
+        if more_exact != layers:
+            options.append(_option(model, "weight_only", more_exact))
+    if KEEP in upgrades:
+        options.append(_option(model, KEEP, [LayerPlan(layer.name, None, "kept") for layer in layers]))
+    return Unit(name, tuple(layer.name for layer in layers), tuple(options))
+
+
+def _option(model: nn.Module, choice: str, plan: list[LayerPlan]) -> Option:
+    size = cost = 0
+    for layer in plan:
+        module = model.get_submodule(layer.name)
+        stored = module if layer.becomes is None else layer.becomes.unfilled(module, layer.scheme, "auto")
+        assert isinstance(stored, nn.Module)
+        own = sum(_stored_bytes(f".{name}", tensor) for name, tensor in stored.state_dict().items())
+        in_floats = not isinstance(layer.scheme, Scheme) or layer.scheme.activations == "none"
+        size, cost = size + own, cost + own + in_floats * sum(p.numel() for p in module.parameters() if p.ndim > 1)
+    labels = {layer.scheme.label if layer.scheme else "fp16" for layer in plan}
+    return Option(choice, ", ".join(sorted(labels)), tuple(plan), size, cost)
+
+
+def _stored_bytes(name: str, tensor: torch.Tensor) -> int:
+    return tensor.numel() * stored_dtype(name, tensor).itemsize

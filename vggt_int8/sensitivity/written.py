@@ -1,0 +1,102 @@
+"""A choice for every unit as a recipe: by groups where units are groups, so that it fits every size of the family, else
+by patterns with the names of this model's layers."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from vggt_int8.quant.plan import make_plan
+from vggt_int8.recipe import Recipe, Rule
+from vggt_int8.recipe.scheme import CHOICES
+from vggt_int8.sensitivity.units import BASE, KEEP, Unit
+
+
+def chosen_recipe(
+    model: nn.Module, base: Recipe, units: Iterable[Unit], chosen: Mapping[str, str], *, by: str, name: str, about: str
+) -> Recipe:
+    """The base recipe with another word for some units. chosen: unit -> choice; `by`: what units are.
+
+    Raises RuntimeError if the recipe would decide a layer otherwise than it was chosen: then it is at fault, not who
+    calls.
+    """
+    units = list(units)
+    other = {unit.name: chosen[unit.name] for unit in units if chosen[unit.name] != BASE}
+    if by == "group" and not base.rules:
+        recipe = replace(base, name=name, description=about, groups={**base.groups, **other})
+    else:
+        layers = {layer: other[unit.name] for unit in units if unit.name in other for layer in unit.layers}
+        rules = tuple(_rule(pattern, choice) for pattern, choice in _patterns(layers))
+        recipe = replace(base, name=name, description=about, rules=(*rules, *base.rules))
+    plan = make_plan(model, recipe)
+    for unit in units:
+        wanted = next(option.plan for option in unit.options if option.choice == chosen[unit.name])
+        for layer in wanted:
+            if plan[layer.name].scheme != layer.scheme:
+                raise RuntimeError(f"the recipe decides {layer.name} otherwise than it was chosen: {chosen[unit.name]}")
+    return recipe
+
+
+def recipe_text(recipe: Recipe, remarks: Iterable[str]) -> str:
+    """A recipe as the text of a TOML file, which reads as an equal one; what it leaves at its default is left out."""
+    data = recipe.to_dict()
+    plain = Recipe(weights=recipe.weights, groups=recipe.groups, rules=recipe.rules).to_dict() | {"groups": {}}
+    lines = [f"# {remark}" for remark in remarks]
+    always = ("format", "description", "weights", "activations")
+    keys = [key for key in data if key not in ("name", "rules") and (key in always or data[key] != plain.get(key))]
+    tables = [key for key in keys if isinstance(data[key], Mapping)]
+    lines += [f"{key} = {_value(data[key])}" for key in keys if key not in tables]
+    for table in tables:
+        lines += ["", f"[{table}]", *(f"{_key(key)} = {_value(value)}" for key, value in data[table].items())]
+    for rule in data["rules"]:
+        lines += ["", "[[rules]]", *(f"{key} = {_value(value)}" for key, value in rule.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _rule(pattern: str, choice: str) -> Rule:
+    if choice == KEEP:
+        return Rule(match=pattern, weights="keep", reason="kept for its sensitivity")
+    return Rule(match=pattern, weights="int8", activations=CHOICES[choice], reason="chosen for its sensitivity")
+
+
+def _patterns(layers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Layer -> choice as few patterns that match these names and no others, each with its choice.
+
+    A name is what stands before its first number, the number, and the rest: names that differ by the number alone
+    become one pattern, and so do those that have the same numbers.
+    """
+    numbers: dict[tuple[str, str, str], list[str]] = {}
+    for layer, choice in layers.items():
+        found = re.fullmatch(r"(.*?)\.(\d+)\.(.*)", layer)
+        before, number, rest = found.groups() if found else (layer, "", "")
+        numbers.setdefault((choice, before, rest), []).append(number)
+    rests: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (choice, before, rest), of_rest in numbers.items():
+        rests.setdefault((choice, before, tuple(of_rest)), []).append(rest)
+    patterns = []
+    for (choice, before, found_numbers), found_rests in rests.items():
+        parts = [re.escape(before)]
+        if found_numbers != ("",):
+            parts += [_one_of(found_numbers), _one_of(map(re.escape, found_rests))]
+        patterns.append((r"\.".join(parts), choice))
+    return patterns
+
+
+def _one_of(patterns: Iterable[str]) -> str:
+    patterns = list(patterns)
+    return patterns[0] if len(patterns) == 1 else f"({'|'.join(patterns)})"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str) and "\\" in value and "'" not in value:
+        return f"'{value}'"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value, ensure_ascii=False)  # of text, numbers and booleans TOML has JSON's spelling
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)
