@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vggt_int8.chart import Axis, Panel, write_svg
+from vggt_int8.chart import Axis, Panel, Rows, draw_rows, write_rows, write_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -117,3 +117,28 @@ def test_names_of_lines_stand_beside_a_piece_of_them_and_wrap(tmp_path: Path) ->
     assert written[0][:2] == (58 + 24, 8)
     assert [y for _, y, _ in written] == [8, 8, 26, 26]
     assert all(x + 6.3 * len(name) <= 440 - 16 for name, (x, _, _) in zip(names, written, strict=True))
+
+
+def test_rows_have_a_dot_for_each_series_where_it_belongs(tmp_path: Path) -> None:
+    rows = {"a < b": {"depth": 0.1, "points": 10.0}, "c": {"points": 1.0, "depth": 0.0}}
+    write_rows(tmp_path / "rows.svg", Rows("errors & all", rows, Axis("%", log=True)))
+    root = ET.parse(tmp_path / "rows.svg").getroot()
+    dots = [(float(dot.attrib["cx"]), float(dot.attrib["cy"]), dot.attrib["fill"]) for dot in root.iter(f"{SVG}circle")]
+    assert len(dots) == 3, "0 has no place on a logarithmic axis"
+    (depth, upper, blue), (points, same, red), (middle, lower, also_red) = dots
+    assert upper == same < lower
+    assert middle - depth == pytest.approx(points - middle, abs=0.2)
+    assert red == also_red != blue
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"errors & all", "a < b", "c", "depth", "points", "%"} <= set(words)
+    write_rows(tmp_path / "rows.svg", Rows("again", rows))
+    (tmp_path / "mine.svg").write_text("mine")
+    with pytest.raises(FileExistsError):
+        write_rows(tmp_path / "mine.svg", Rows("", rows))
+
+
+def test_rows_without_values_have_labels_alone() -> None:
+    root = ET.fromstring(draw_rows(Rows("nothing", {"a": {"depth": 0.0}}, Axis(log=True))))
+    assert not list(root.iter(f"{SVG}circle"))
+    assert "a" in [text.text for text in root.iter(f"{SVG}text")]
+    assert ET.fromstring(draw_rows(Rows("empty", {}))) is not None

@@ -1,7 +1,7 @@
 """What README and docs show is true: Python runs offline, command lines are taken, and the cheap ones run.
 
 Three photographs of a bundled scene are in `photos/`. In the place of the public model and of CUDA stand the embedded
-model and the CPU. `demo`, `bench` and `bench-report` are parsed alone, and so is what is not of this package.
+model and the CPU. `PARSED_ALONE` are parsed alone, and so is what is not of this package.
 """
 
 import ast
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", *DOCS]
 STAND_INS = {"facebook/VGGT-1B": "embedded", '"cuda"': '"cpu"'}
-PARSED_ALONE = ("demo", "bench", "bench-report", "eval")
+PARSED_ALONE = ("demo", "bench", "bench-report", "eval", "sensitivity")
 TYPERS = {"--help", "--install-completion", "--show-completion"}
 
 

@@ -52,6 +52,20 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def first_difference(found: Any, wanted: Mapping[str, Any]) -> str:
+    """ "model.value was 'a' and is 'b'", for the first entry that differs."""
+    if not isinstance(found, dict):
+        return f"it is {shown(found)}"
+    for key in [*wanted, *found]:
+        old, new = found.get(key), wanted.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, Mapping):
+            return f"{key}.{first_difference(old, new)}"
+        return f"{key} was {shown(old)} and is {shown(new)}"
+    return "it differs"
+
+
 def _inside(value: Any) -> list[Any]:
     """The lists and tables in a list or table."""
     entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()

@@ -16,6 +16,8 @@ CHEAP: list[tuple[list[str], int]] = [
     (["tune", "--help"], 0),
     (["eval", "--help"], 0),
     (["eval", "embedded", "-o", "out", "-r", "int8"], 2),
+    (["sensitivity", "--help"], 0),
+    (["sensitivity", "embedded", "synthetic", "-o", "out", "--by", "blocks"], 2),
     (["scenes", "render", "--help"], 0),
     (["train", "--help"], 0),
     (["train", "run", "--help"], 0),
@@ -38,6 +40,7 @@ IMAGES: list[tuple[list[str], int]] = [
     (["run", "embedded", "no-such.jpg", "-o", "out"], 2),
     (["run", "embedded", __file__, "-o", "out"], 2),
     (["compare", "embedded", "embedded", "no-such-folder"], 2),
+    (["sensitivity", "embedded", "no-such-folder", "-o", "out"], 2),
     (["train", "run", "--config", __file__, "--out", "run", "--first-step", "1"], 2),
     (["train", "run", "--config", __file__, "--out", f"{__file__}/run"], 2),
 ]

@@ -15,6 +15,7 @@ from vggt_int8.export.points import PointSource
 from vggt_int8.images import Mode
 from vggt_int8.quant.backends import BACKENDS
 from vggt_int8.recipe import available_recipes
+from vggt_int8.sensitivity.units import BY, UPGRADES
 
 
 def test_the_names_written_out_are_those_of_the_package() -> None:
@@ -23,6 +24,8 @@ def test_the_names_written_out_are_those_of_the_package() -> None:
     assert set(options.MODES) == set(get_args(Mode))
     assert set(options.POINTS) == set(get_args(PointSource))
     assert set(options.BASELINES) == set(BASELINES)
+    assert options.UNITS == BY
+    assert options.UPGRADES == UPGRADES
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """`vggt-int8 sensitivity`: which layers INT8 hurts, measured at the outputs, and a recipe for a budget."""
 
 import warnings
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +20,15 @@ from vggt_int8.cli.loading import (
 )
 from vggt_int8.disk import check_place
 from vggt_int8.listing import first_few
+from vggt_int8.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     import torch
 
     from vggt_int8 import VGGTInt8
-    from vggt_int8.recipe import Recipe
     from vggt_int8.sensitivity.record import Record
-    from vggt_int8.sensitivity.scenes import Scene, Source
+    from vggt_int8.sensitivity.scenes import Scene
+    from vggt_int8.sensitivity.sources import Source
     from vggt_int8.sensitivity.tables import Row
     from vggt_int8.sensitivity.units import Unit
 
@@ -108,27 +108,30 @@ def sensitivity(
     out = out.expanduser()
     _check_out(out)
     _check_options(images, {"--scenes": scenes, "--views": views, "--size": size}, error, size_mb)
-    from vggt_int8 import load_recipe
-    from vggt_int8.sensitivity.scenes import find_scenes
+    from vggt_int8.sensitivity.sources import find_scenes
 
-    sources = None if images == [SYNTHETIC] else find_scenes(images)
+    most = None if max_megapixels is None else round(max_megapixels * 1e6)
+    sources = None if images == [SYNTHETIC] else find_scenes(images, most)
     base, target = load_recipe(recipe), resolve_device(device)
     fetch(model)
     config = _floating_config(model)
     if sources is None:
         data = _rendered(config, scenes or 8, views or 4, size, target)
     else:
-        data = _read(sources, config, mode, max_megapixels)
+        data = _read(sources, config, mode, most)
     settings = {"by": by, "upgrades": upgrade or list(options.UPGRADES), "dtype": dtype, "seed": seed}
     settings |= {"backend": backend, "device": target.type}
     record = _record(out, model, base, settings, data, overwrite)
-    plain = load_model(model, backend=backend, device=str(target), dtype=dtype)
+    plain = load_model(model, device=str(target), dtype=dtype)
     rows, units = _measure(plain, base, settings, data, record)
-    document = _document(model, base, settings, data, record, rows, target)
+    from vggt_int8.sensitivity.document import document_of
+
+    document = document_of(model, base, settings, data, record, rows, target)
+    _write(out, rows, document)  # a budget may be more than can be met
     if error is not None or size_mb is not None:
         document["budget"] = {"error": error, "size_mb": size_mb}
         document |= _write_recipe(plain, model, base, units, rows, document, settings, data, out)
-    _write(out, rows, document)
+        _write(out, rows, document)
     if as_json:
         console.document("sensitivity", {"out": out, **document})
         return
@@ -175,30 +178,26 @@ def _rendered(
     config: Any, count: int, views: int, size: tuple[int, int] | None, device: "torch.device"
 ) -> "list[Scene]":
     """Of the split that is for calibration: scenes that are held out still judge the recipe."""
-    from vggt_int8.sensitivity.scenes import rendered_scenes
+    from vggt_int8.sensitivity.scenes import render
 
     square = (config.img_size, config.img_size)
     with console.step(f"Rendering {count} scenes"):
-        return rendered_scenes(count, views, size or square, "calibration", config.patch_size, str(device))
+        return render(count, views, size or square, "calibration", config.patch_size, str(device))
 
 
-def _read(sources: "list[Source]", config: Any, mode: str, max_megapixels: float | None) -> "list[Scene]":
-    from vggt_int8.images import check_images
+def _read(sources: "list[Source]", config: Any, mode: str, max_pixels: int | None) -> "list[Scene]":
+    from vggt_int8.sensitivity.scenes import read_scene
 
-    most = None if max_megapixels is None else round(max_megapixels * 1e6)
-    for source in sources:
-        if source.files:
-            check_images(list(source.files), max_pixels=most)
     with console.step(f"Reading {len(sources)} scenes") as progress:
         found = []
         for source in sources:
-            found.append(source.load(config, mode, most))
+            found.append(read_scene(source, config, mode, max_pixels))
             progress(len(found), len(sources))
     return found
 
 
 def _record(
-    out: Path, model: str, base: "Recipe", settings: dict[str, Any], data: "list[Scene]", overwrite: bool
+    out: Path, model: str, base: Recipe, settings: dict[str, Any], data: "list[Scene]", overwrite: bool
 ) -> "Record":
     """What is measured already. Raises ValueError for that of another model, other images or options."""
     from vggt_int8 import __version__
@@ -206,14 +205,12 @@ def _record(
     from vggt_int8.sensitivity.record import Record
 
     images = {scene.name: scene.digest() for scene in data}
-    if len(images) < len(data):
-        raise ValueError("two scenes have one name: give every folder once")
     identity = {"model": identify_model(model), "recipe": base.to_dict(), **settings, "images": images}
     return Record(out / MEASURED, {**identity, "version": __version__, "format_version": 1}, overwrite=overwrite)
 
 
 def _measure(
-    plain: "VGGTInt8", base: "Recipe", settings: dict[str, Any], data: "list[Scene]", record: "Record"
+    plain: "VGGTInt8", base: Recipe, settings: dict[str, Any], data: "list[Scene]", record: "Record"
 ) -> "tuple[list[list[Row]], list[Unit]]":
     """The ranking, and its units."""
     from vggt_int8.sensitivity.measure import Change, measure_changes
@@ -231,45 +228,10 @@ def _measure(
     return rows, units
 
 
-def _document(
-    model: str,
-    base: "Recipe",
-    settings: dict[str, Any],
-    data: "list[Scene]",
-    record: "Record",
-    rows: "list[list[Row]]",
-    target: "torch.device",
-) -> dict[str, Any]:
-    from vggt_int8.export.repeat import command_line
-    from vggt_int8.export.report import describe_machine, installed_versions
-    from vggt_int8.sensitivity.measures import MEASURES, over_scenes, together
-    from vggt_int8.sensitivity.tables import in_json
-    from vggt_int8.sensitivity.units import ALL, BASE, STORED
-
-    return {
-        "format_version": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command_line": command_line(),
-        "versions": installed_versions(),
-        "machine": describe_machine(target),
-        "model": model,
-        "recipe": base.to_dict(),
-        "settings": settings,
-        "scenes": [{"name": scene.name, "images": list(scene.images.shape)} for scene in data],
-        "measures": {kind: {"title": title, "unit": unit} for kind, (title, unit) in MEASURES.items()},
-        "units": [in_json(of_unit) for of_unit in rows],
-        "stored": over_scenes(record.errors(STORED, "fp16", len(data))),
-        "together": {
-            "predicted": together(of_unit[0].errors for of_unit in rows),
-            "measured": over_scenes(record.errors(ALL, BASE, len(data))),
-        },
-    }
-
-
 def _write_recipe(
     plain: "VGGTInt8",
     model: str,
-    base: "Recipe",
+    base: Recipe,
     units: "list[Unit]",
     rows: "list[list[Row]]",
     document: dict[str, Any],

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vggt_int8.files import write_json, write_whole
-from vggt_int8.plain_data import shown
+from vggt_int8.plain_data import first_difference, shown
 from vggt_int8.scorecard.data import TrueScene
 
 OUTPUTS = ("pose_enc", "depth", "world_points")
@@ -57,7 +57,7 @@ class Predictions:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StaleError(f"{path} is damaged ({shown(str(error))}): {_WAY_OUT}") from error
         if found != self.identity:
-            what = _first_difference(found, self.identity)
+            what = first_difference(found, self.identity)
             raise StaleError(f"the predictions in {self.folder} are stale: {what}. {_WAY_OUT[0].upper()}{_WAY_OUT[1:]}")
 
     def clear(self) -> None:
@@ -127,17 +127,3 @@ def folder_name(label: str) -> str:
     """A label as the name of a folder: readable, and never the same for two labels."""
     safe = re.sub(r"[^\w.+-]+", "-", label).strip("-.")[-60:]
     return safe if safe == label else f"{safe}-{hashlib.sha256(label.encode('utf-8', 'replace')).hexdigest()[:8]}"
-
-
-def _first_difference(found: Any, wanted: Mapping[str, Any]) -> str:
-    """ "model.value was 'a' and is 'b'", for the first entry that differs."""
-    if not isinstance(found, dict):
-        return f"their identity is {shown(found)}"
-    for key in [*wanted, *found]:
-        old, new = found.get(key), wanted.get(key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, Mapping):
-            return f"{key}.{_first_difference(old, new)}"
-        return f"{key} was {shown(old)} and is {shown(new)}"
-    return "their identity differs"

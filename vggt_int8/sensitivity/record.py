@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vggt_int8.files import append_json_line
-from vggt_int8.plain_data import shown
+from vggt_int8.plain_data import first_difference, shown
 from vggt_int8.sensitivity.measures import MEASURES, Errors
 
 WAY_OUT = "choose another --out, or --overwrite to measure anew"
@@ -40,7 +40,7 @@ class Record:
         if not lines or not isinstance(lines[0].get("identity"), dict):
             raise OtherMeasurement(f"{path} does not begin with what was measured, so it is damaged: {WAY_OUT}")
         if (found := lines[0]["identity"]) != json.loads(json.dumps(identity)):
-            raise OtherMeasurement(f"{path} is of another measurement: {_difference(found, identity)}. {WAY_OUT}")
+            raise OtherMeasurement(f"{path} is of another measurement: {first_difference(found, identity)}. {WAY_OUT}")
         for line in lines[1:]:
             try:
                 key, errors = (line["scene"], line["unit"], line["choice"]), line["errors"]
@@ -80,10 +80,3 @@ def _documents(path: Path) -> list[dict[str, Any]]:
 def _is_error(entry: tuple[Any, Any]) -> bool:
     kind, value = entry
     return kind in MEASURES and isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    for key in [*wanted, *found]:
-        if found.get(key) != wanted.get(key):
-            return f"{key} was {shown(found.get(key))} and is {shown(wanted.get(key))}"
-    return "it differs"

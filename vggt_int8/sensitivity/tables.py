@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vggt_int8.chart import Axis, Rows
 from vggt_int8.sensitivity.budget import Candidate
@@ -60,23 +59,6 @@ def silent(rows: Iterable[Sequence[Row]]) -> list[str]:
     return [
         of_unit[0].unit.name for of_unit in rows if any(not row.error for row in of_unit if row.option.choice != KEEP)
     ]
-
-
-def in_json(of_unit: Sequence[Row]) -> dict[str, Any]:
-    """A unit of the ranking, JSON-ready."""
-    unit = of_unit[0].unit
-    options = [
-        {
-            "choice": row.option.choice,
-            "scheme": row.option.label,
-            "bytes": row.option.bytes,
-            "error": row.error,
-            "errors": row.errors,
-            "scenes": row.of_scenes,
-        }
-        for row in of_unit
-    ]
-    return {"name": unit.name, "layers": list(unit.layers), "options": options}
 
 
 def chart(rows: Sequence[Sequence[Row]], title: str) -> Rows:

@@ -3,13 +3,16 @@ by patterns with the names of this model's layers."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from vggt_int8.patterns import fits
+from vggt_int8.quant.layer_types import WITH_WEIGHTS
 from vggt_int8.quant.plan import make_plan
+from vggt_int8.quant.replaceable import every_name
 from vggt_int8.recipe import Recipe, Rule
 from vggt_int8.recipe.scheme import CHOICES
 from vggt_int8.sensitivity.units import BASE, KEEP, Unit
@@ -30,7 +33,7 @@ def chosen_recipe(
     else:
         layers = {layer: other[unit.name] for unit in units if unit.name in other for layer in unit.layers}
         rules = tuple(_rule(pattern, choice) for pattern, choice in _patterns(layers))
-        recipe = replace(base, name=name, description=about, rules=(*rules, *base.rules))
+        recipe = replace(base, name=name, description=about, rules=(*rules, *_still_needed(base.rules, model, layers)))
     plan = make_plan(model, recipe)
     for unit in units:
         wanted = next(option.plan for option in unit.options if option.choice == chosen[unit.name])
@@ -56,6 +59,18 @@ def recipe_text(recipe: Recipe, remarks: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _still_needed(rules: Iterable[Rule], model: nn.Module, decided: Container[str]) -> list[Rule]:
+    """The base's rules, less those all of whose layers are decided before: a rule that decides none is an error."""
+    found = []
+    left = [name for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)]
+    for rule in rules:
+        fitting = [name for name in left if fits(rule.match, name)]
+        left = [name for name in left if name not in fitting]
+        if not fitting or any(name not in decided for name in fitting):
+            found.append(rule)
+    return found
+
+
 def _rule(pattern: str, choice: str) -> Rule:
     if choice == KEEP:
         return Rule(match=pattern, weights="keep", reason="kept for its sensitivity")
@@ -63,30 +78,29 @@ def _rule(pattern: str, choice: str) -> Rule:
 
 
 def _patterns(layers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Layer -> choice as few patterns that match these names and no others, each with its choice.
-
-    A name is what stands before its first number, the number, and the rest: names that differ by the number alone
-    become one pattern, and so do those that have the same numbers.
-    """
-    numbers: dict[tuple[str, str, str], list[str]] = {}
+    """Layer -> choice, as patterns that match these names and no others, each with its choice: one for each choice and
+    part of the model."""
+    parts: dict[tuple[str, ...], list[list[str]]] = {}
     for layer, choice in layers.items():
-        found = re.fullmatch(r"(.*?)\.(\d+)\.(.*)", layer)
-        before, number, rest = found.groups() if found else (layer, "", "")
-        numbers.setdefault((choice, before, rest), []).append(number)
-    rests: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for (choice, before, rest), of_rest in numbers.items():
-        rests.setdefault((choice, before, tuple(of_rest)), []).append(rest)
-    patterns = []
-    for (choice, before, found_numbers), found_rests in rests.items():
-        parts = [re.escape(before)]
-        if found_numbers != ("",):
-            parts += [_one_of(found_numbers), _one_of(map(re.escape, found_rests))]
-        patterns.append((r"\.".join(parts), choice))
-    return patterns
+        words = layer.split(".")
+        parts.setdefault((choice, *words[:2]), []).append(words)
+    return [(_pattern(names), choice) for (choice, *_), names in parts.items()]
 
 
-def _one_of(patterns: Iterable[str]) -> str:
-    patterns = list(patterns)
+def _pattern(names: list[list[str]]) -> str:
+    """Names, word by word, as one pattern: a common beginning stands once, and words that go on alike stand together,
+    as in `blocks\\.(0|3)\\.(attn\\.qkv|mlp\\.fc1)`."""
+    rests: dict[str, list[list[str]]] = {}
+    for first, *rest in names:
+        rests.setdefault(first, []).append(rest)
+    words: dict[str, list[str]] = {}
+    for first, tails in rests.items():
+        after = _pattern(tails) if tails != [[]] else ""
+        words.setdefault(after, []).append(re.escape(first))
+    return _one_of([_one_of(firsts) + (rf"\.{after}" if after else "") for after, firsts in words.items()])
+
+
+def _one_of(patterns: list[str]) -> str:
     return patterns[0] if len(patterns) == 1 else f"({'|'.join(patterns)})"
 
 
