@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.for_now import quantized_for_now
 from vggt_int8.quant.plan import make_plan
 from vggt_int8.quant.quantize import stored_dtype
-from vggt_int8.sensitivity.units import StoredChange, block_of, changes_of, find_units, other_bytes, stored_size
+from vggt_int8.sensitivity.units import (
+    StoredChange,
+    block_of,
+    changes_of,
+    find_units,
+    other_bytes,
+    smooth,
+    stored_size,
+)
 
 BASE = "int8_rotated"
 
@@ -109,6 +118,26 @@ def test_a_change_computes_what_quantizing_these_layers_does_and_is_undone(
     assert torch.equal(found.depth, wanted.depth)
     assert not torch.equal(found.pose_enc, before.pose_enc)
     assert torch.equal(after.pose_enc, before.pose_enc)
+
+
+@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_rotated", "int8_weight_only", "smooth"])
+def test_the_base_as_a_whole_is_the_quantized_model(
+    model: VGGTInt8, make_tiny: Callable[[], VGGTInt8], recipe: str
+) -> None:
+    base = replace(load_recipe("int8_dynamic"), smoothing="weights") if recipe == "smooth" else load_recipe(recipe)
+    other = make_tiny()
+    quantize(other, base, "reference")
+    wanted = other.state_dict()
+    smooth(model, base)
+    whole = changes_of(find_units(model, base, "block"), base, "reference")[-1]
+    with whole.made(model):
+        found = model.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        if stored_dtype(name, tensor) == torch.float16:  # smoothing rounds what it folds into as it is stored
+            assert torch.equal(found[name].half(), tensor.half()), name
+        else:
+            assert torch.equal(found[name], tensor), name
 
 
 def test_layers_are_floats_again_whatever_happens(model: VGGTInt8) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import (
@@ -18,6 +17,7 @@ from vggt_int8.cli.loading import (
     load_model,
     resolve_device,
 )
+from vggt_int8.cli.ranking_table import ranking_table
 from vggt_int8.disk import check_place
 from vggt_int8.listing import first_few
 from vggt_int8.recipe import Recipe, load_recipe
@@ -135,7 +135,8 @@ def sensitivity(
     if as_json:
         console.document("sensitivity", {"out": out, **document})
         return
-    _show(rows, document, out)
+    console.show(ranking_table(rows, by, SHOWN))
+    _conclude(rows, document, out)
 
 
 def _check_out(out: Path) -> None:
@@ -215,9 +216,10 @@ def _measure(
     """The ranking, and its units."""
     from vggt_int8.sensitivity.measure import Change, measure_changes
     from vggt_int8.sensitivity.tables import ranking, silent
-    from vggt_int8.sensitivity.units import StoredChange, changes_of, find_units
+    from vggt_int8.sensitivity.units import StoredChange, changes_of, find_units, smooth
 
     plain.set_runtime("off")  # layer by layer, as the changed model runs
+    smooth(plain, base)
     units = find_units(plain, base, settings["by"], settings["upgrades"])
     changes: list[Change] = [StoredChange(), *changes_of(units, base, settings["backend"])]
     with console.step(f"Measuring {len(changes)} changes on {len(data)} scenes") as progress:
@@ -283,22 +285,10 @@ def _write(out: Path, rows: "list[list[Row]]", document: dict[str, Any]) -> None
     write_json(out / RESULT, document)
 
 
-def _show(rows: "list[list[Row]]", document: dict[str, Any], out: Path) -> None:
-    from vggt_int8.sensitivity.measures import MEASURES
+def _conclude(rows: "list[list[Row]]", document: dict[str, Any], out: Path) -> None:
+    """What stands below the table."""
     from vggt_int8.sensitivity.outcome import in_words
-    from vggt_int8.sensitivity.tables import kinds
 
-    found = kinds(rows)
-    titles = [f"{MEASURES[kind].title}, {MEASURES[kind].unit}" for kind in found]
-    table = Table(document["settings"]["by"], "layers", "becomes", "MB", *titles, "largest", box=None, pad_edge=False)
-    for column in (1, *range(3, len(table.columns))):
-        table.columns[column].justify = "right"
-    for of_unit in rows[:SHOWN]:
-        for number, row in enumerate(row for row in of_unit if row.errors):
-            first = ("", "") if number else (row.unit.name, str(len(row.unit.layers)))
-            numbers = [f"{row.errors[kind]:.3g}" if kind in row.errors else "" for kind in found]
-            table.add_row(*first, row.option.label, f"{row.option.bytes / 1e6:,.2f}", *numbers, f"{row.error:.3g}")
-    console.show(table)
     if len(rows) > SHOWN:
         console.say(f"... and {len(rows) - SHOWN} more, in {out / RESULT}")
     both = {key: ", ".join(f"{value:.3g}" for value in values.values()) for key, values in document["together"].items()}

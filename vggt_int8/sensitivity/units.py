@@ -13,8 +13,9 @@ from torch import nn
 
 from vggt_int8.quant.for_now import quantized_for_now
 from vggt_int8.quant.plan import LayerPlan, make_plan
-from vggt_int8.quant.quantize import stored_dtype
+from vggt_int8.quant.quantize import plan_folds, stored_dtype
 from vggt_int8.quant.replaceable import every_name
+from vggt_int8.quant.smoothing import fold_
 from vggt_int8.recipe import Recipe, Rule, Scheme, find_family
 
 BY = ("group", "block", "layer")
@@ -79,6 +80,12 @@ class StoredChange:
         finally:
             for parameter, data in floats.items():
                 parameter.data = data
+
+
+def smooth(model: nn.Module, base: Recipe) -> None:
+    """Fold into the floating-point `model`, in place, what the base recipe folds: its function stays, but for rounding,
+    and its layers become what they become under that recipe. What units become instead is folded alike."""
+    fold_(model, plan_folds(model, make_plan(model, base), base))
 
 
 def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] = UPGRADES) -> list[Unit]:
