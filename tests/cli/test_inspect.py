@@ -27,7 +27,7 @@ def test_sizes_are_those_of_the_file(cli, tiny_int8: Path) -> None:
     assert f"{size_of(tiny_int8) / 1e6:,.1f} MB" in text
     shares = [float(line.split()[-1][:-1]) for line in text.splitlines() if line.endswith("%")]
     assert sum(shares) == pytest.approx(200, abs=0.5)  # dtypes and parts
-    assert "track head" in text
+    assert "point head" in text
 
 
 def test_every_layer_has_a_line(cli, tiny_int8: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from vggt_int8.scenes import StoredScene, available_scenes, load_scene
 
 
-def test_the_commands_write_what_load_scene_reads(cli, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_shipped_scenes_are_what_the_command_writes(cli, tmp_path: Path) -> None:
     said = cli("scenes", "bundle", "--to", tmp_path / "all")
     for name in available_scenes():
         rewritten, shipped = load_scene(tmp_path / "all" / name), load_scene(name)
@@ -16,6 +17,9 @@ def test_the_commands_write_what_load_scene_reads(cli, tmp_path: Path) -> None:
         assert ((rewritten.depth - shipped.depth).abs() <= 1e-4).float().mean() > 0.999
         assert rewritten.origin == shipped.origin
         assert f"wrote {tmp_path / 'all' / name}" in said
+
+
+def test_a_scene_is_written_as_load_scene_reads_it(cli, tmp_path: Path) -> None:
     command = ("scenes", "render", "--split", "held_out", "--index", 2, "--views", 3, "--size", 16, 24)
     found = json.loads(cli(*command, "--to", tmp_path / "one", "--json"))
     assert found["scenes"] == [str(tmp_path / "one")]

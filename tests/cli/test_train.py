@@ -22,6 +22,7 @@ def test_the_names_written_out_are_those_of_training_and_scenes() -> None:
     assert tuple(SPLITS) == options.SPLITS
 
 
+@pytest.mark.slow
 def test_a_run_starts_within_its_parts_from_given_weights(cli, tmp_path: Path) -> None:
     assert "stopped at step 4: all steps are done" in cli(*RUN, tmp_path / "first", "--total-steps", "4")
     found = json.loads(cli("train", "export", "--out", tmp_path / "first", "--to", tmp_path / "model", "--json"))
@@ -97,6 +98,7 @@ def test_a_log_of_something_else_is_not_added_to(cli, tmp_path: Path) -> None:
 
 def test_a_measurement_is_a_document(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vggt_int8.training.measure.REPEATS", 1)
+    monkeypatch.setattr("vggt_int8.training.measure.EAGER_STEPS", 0)
     measure = ("train", "measure", "--config", CONFIG, "--out", tmp_path, "--max-minutes", "0.001")
     found = json.loads(cli(*measure, "--json"))
     assert [row["views"] for row in found["rows"]] == [2, 4]

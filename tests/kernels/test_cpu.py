@@ -316,6 +316,7 @@ for megabytes in (200, 400, 200):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
 def test_no_more_freed_memory_is_kept_than_said() -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
@@ -328,6 +329,7 @@ def test_no_more_freed_memory_is_kept_than_said() -> None:
         assert kept < 30 if gave else kept > megabytes - 30
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets named here are x86's")
 def test_probe_rejects_a_cpu_that_saturates() -> None:
     """Without VNNI oneDNN adds pairs of products in 16 bits: the probe must see it and choose float32.

@@ -42,10 +42,10 @@ def test_forward_reads_nothing_back(make_model: Callable[..., VGGT]) -> None:
 
 
 @torch.inference_mode()
-def test_vggt_1b_runs_on_the_meta_device() -> None:
-    """There, reading a value or mixing in a tensor from the host raises."""
+def test_the_meta_device_is_enough() -> None:
+    """There, reading a value or mixing in a tensor from the host raises. With VGGT-1B's widths."""
     with torch.device("meta"):
-        model = VGGT(VGGTConfig()).half().eval()
+        model = VGGT(VGGTConfig(encoder_depth=1, depth=4, dpt_layers=[0, 1, 2, 3], camera_depth=1)).half().eval()
     images, points = torch.zeros(1, 2, 3, 392, 518, device="meta"), torch.zeros(1, 5, 2, device="meta")
     output = model(images, query_points=points)
     assert output.world_points.shape == (1, 2, 392, 518, 3)

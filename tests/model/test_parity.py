@@ -16,15 +16,6 @@ FILES = ("landscape", "square_batch", "single_portrait")
 TRACK_OUTPUTS = ("track", "vis", "conf")
 
 
-@pytest.fixture(params=["load_state_dict", "from_pretrained"])
-def model(request: pytest.FixtureRequest, make_model: Callable[..., VGGT], parity_folder: Path, tmp_path: Path) -> VGGT:
-    if request.param == "load_state_dict":
-        return make_model()
-    shutil.copy(parity_folder / "tiny_vggt.safetensors", tmp_path / "model.safetensors")
-    shutil.copy(parity_folder / "tiny_vggt_config.json", tmp_path / "config.json")
-    return VGGT.from_pretrained(tmp_path, dtype=torch.float32)
-
-
 # The golden results are those of fp64, so what is judged is this machine's fp32: 5e-7, and 20 times that is allowed.
 RELATIVE, LARGEST = 1e-5, 1e-4
 
@@ -52,8 +43,10 @@ def amplification(tracker: Tracker, maps: Tensor, points: Tensor) -> float:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_output_is_reproduced(model: VGGT, golden: Callable[[str], dict[str, Tensor]], file: str) -> None:
-    expected = golden(file)
+def test_every_output_is_reproduced(
+    make_model: Callable[..., VGGT], golden: Callable[[str], dict[str, Tensor]], file: str
+) -> None:
+    model, expected = make_model(), golden(file)
     images, query_points = expected.pop("in.images"), expected.pop("in.query_points")
     with torch.inference_mode():
         output = model(images, query_points=query_points)
@@ -67,6 +60,18 @@ def test_every_output_is_reproduced(model: VGGT, golden: Callable[[str], dict[st
     assert actual.keys() == expected.keys()
     for name in expected:
         assert_reproduced(name, actual[name], expected[name], amplified if name in TRACK_OUTPUTS else 1.0)
+
+
+def test_loading_gives_these_weights(make_model: Callable[..., VGGT], parity_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(parity_folder / "tiny_vggt.safetensors", tmp_path / "model.safetensors")
+    shutil.copy(parity_folder / "tiny_vggt_config.json", tmp_path / "config.json")
+    want, got = make_model(), VGGT.from_pretrained(tmp_path, dtype=torch.float32)
+    assert got.config.to_dict().keys() == want.config.to_dict().keys()
+    assert got.state_dict().keys() == want.state_dict().keys()
+    assert all(torch.equal(got.state_dict()[name], value) for name, value in want.state_dict().items())
+    images = torch.rand(2, 3, 42, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert all(torch.equal(value, got(images)[name]) for name, value in want(images).items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -69,7 +69,9 @@ def test_weights_missing_from_a_checkpoint_are_refused_and_only_they_initialised
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")  # two parameters
-@pytest.mark.parametrize("where", ["cpu", "disk", "device_map", "auto"])
+@pytest.mark.parametrize(
+    "where", ["disk", *(pytest.param(x, marks=pytest.mark.slow) for x in ("cpu", "device_map", "auto"))]
+)
 @torch.no_grad()
 def test_offloaded_weights_give_the_same_result(
     make_model: Callable[..., VGGT], golden: Callable[[str], dict[str, Tensor]], tmp_path: Path, where: str

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vggt_int8 import VGGT, BackendError, CheckpointError, RecipeError, VGGTConfig, VGGTInt8, available_recipes
+from vggt_int8 import VGGT, BackendError, CheckpointError, RecipeError, VGGTInt8, available_recipes
 
 INDEX = "model.safetensors.index.json"
 QKV = "aggregator.frame_blocks.1.attn.qkv"
@@ -291,14 +291,9 @@ INT8 = [
 ]
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Path]:
-    """A float and an INT8 checkpoint of the golden network, with two of its heads. Read only."""
-    folder = tmp_path_factory.mktemp("good")
-    config = VGGTConfig.from_pretrained(tiny_checkpoint, enable_point=False, enable_track=False)
-    VGGTInt8.from_pretrained(tiny_checkpoint, config=config).save_pretrained(folder / "float")
-    VGGTInt8.from_pretrained(folder / "float", recipe="int8_dynamic").save_pretrained(folder / "int8")
-    return {"float": folder / "float", "int8": folder / "int8"}
+@pytest.fixture
+def good(bare_checkpoint: Path, bare_int8: Path) -> dict[str, Path]:
+    return {"float": bare_checkpoint, "int8": bare_int8}
 
 
 ROWS = (
@@ -328,9 +323,9 @@ def test_a_bad_checkpoint_is_refused(
     assert len(str(caught.value)) < 1500
 
 
-def test_values_that_the_compute_dtype_does_not_have(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_values_that_the_compute_dtype_does_not_have(tmp_path: Path, bare_checkpoint: Path) -> None:
     folder = tmp_path / "checkpoint"
-    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copytree(bare_checkpoint, folder)
     put(NORM, 3, 1e30)(folder)
     with pytest.raises(CheckpointError, match=rf"values in {NORM} are beyond fp16 .*torch\.float32"):
         VGGTInt8.from_pretrained(folder, dtype=torch.float16)
@@ -373,14 +368,14 @@ REQUESTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("source", "arguments", "kind", "message"), REQUESTS)
 def test_a_request_that_does_not_fit(
-    tiny_checkpoint: Path,
-    int8_checkpoint: Path,
+    bare_checkpoint: Path,
+    bare_int8: Path,
     source: str,
     arguments: dict[str, Any],
     kind: type[Exception],
     message: str,
 ) -> None:
-    source = source.replace("{int8}", str(int8_checkpoint)).replace("{float}", str(tiny_checkpoint))
+    source = source.replace("{int8}", str(bare_int8)).replace("{float}", str(bare_checkpoint))
     with pytest.raises(kind, match=message):
         VGGTInt8.from_pretrained(source, **arguments)
 
@@ -401,8 +396,8 @@ def test_a_request_that_does_not_fit(
     ],
     ids=str,
 )
-def test_cuda_without_cuda(tiny_checkpoint: Path, int8_checkpoint: Path, source: str, device_map: Any) -> None:
-    folder, recipe = (tiny_checkpoint, "int8_dynamic") if source == "float" else (int8_checkpoint, None)
+def test_cuda_without_cuda(bare_checkpoint: Path, bare_int8: Path, source: str, device_map: Any) -> None:
+    folder, recipe = (bare_checkpoint, "int8_dynamic") if source == "float" else (bare_int8, None)
     with pytest.raises(BackendError, match=r"asks for CUDA, but torch .* sees no CUDA device.*device_map='cpu'"):
         VGGTInt8.from_pretrained(folder, recipe=recipe, device_map=device_map)
 
@@ -425,9 +420,9 @@ except CheckpointError as error:
     assert "'embedded' names the small model inside this package" in process.stdout
 
 
-def test_a_name_that_is_none_does_not_fill_the_message(tmp_path: Path, int8_checkpoint: Path) -> None:
+def test_a_name_that_is_none_does_not_fill_the_message(tmp_path: Path, bare_int8: Path) -> None:
     """Somebody's names of tensors may be as long as a header, and hold anything."""
-    shutil.copytree(int8_checkpoint, tmp_path / "c")
+    shutil.copytree(bare_int8, tmp_path / "c")
     file = tmp_path / "c" / "model.safetensors"
     long, control = "x" * 5000, "\x1b[31m\nred"
     save_file(load_file(file) | {long: torch.ones(1), control: torch.ones(1)}, file, metadata=header(file))
@@ -440,8 +435,8 @@ def test_a_name_that_is_none_does_not_fill_the_message(tmp_path: Path, int8_chec
 
 @pytest.mark.parametrize("load", [VGGTInt8.from_pretrained, VGGT.from_pretrained], ids=["VGGTInt8", "VGGT"])
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_a_tensor_in_two_files_is_named(tmp_path: Path, tiny_checkpoint: Path, load: Any, suffix: str) -> None:
-    tensors = load_file(tiny_checkpoint / "model.safetensors")
+def test_a_tensor_in_two_files_is_named(tmp_path: Path, bare_checkpoint: Path, load: Any, suffix: str) -> None:
+    tensors = load_file(bare_checkpoint / "model.safetensors")
     name, *others = tensors
     stem = "model" if suffix == "safetensors" else "pytorch_model"
     parts = {f"{stem}-1.{suffix}": [name, *others[:9]], f"{stem}-2.{suffix}": [*others[9:], name]}
@@ -453,7 +448,7 @@ def test_a_tensor_in_two_files_is_named(tmp_path: Path, tiny_checkpoint: Path, l
             save_file(part, tmp_path / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": {key: file for file, names in parts.items() for key in names}}
     (tmp_path / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
-    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    config = json.loads((bare_checkpoint / "config.json").read_text())
     del config["save"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
@@ -463,8 +458,8 @@ def test_a_tensor_in_two_files_is_named(tmp_path: Path, tiny_checkpoint: Path, l
 
 
 @pytest.mark.parametrize("load", [VGGTInt8.from_pretrained, VGGT.from_pretrained], ids=["VGGTInt8", "VGGT"])
-def test_a_tensor_that_a_header_describes_twice(tmp_path: Path, tiny_checkpoint: Path, load: Any) -> None:
-    shutil.copytree(tiny_checkpoint, tmp_path / "twice")
+def test_a_tensor_that_a_header_describes_twice(tmp_path: Path, bare_checkpoint: Path, load: Any) -> None:
+    shutil.copytree(bare_checkpoint, tmp_path / "twice")
     file = tmp_path / "twice" / "model.safetensors"
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")

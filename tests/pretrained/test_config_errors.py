@@ -31,9 +31,9 @@ PLAIN: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize(("text", "message"), PLAIN, ids=[str(row[0])[:24] for row in PLAIN])
 def test_the_plain_network_says_it_in_one_line(
-    tmp_path: Path, tiny_checkpoint: Path, text: bytes, message: str
+    tmp_path: Path, bare_checkpoint: Path, text: bytes, message: str
 ) -> None:
-    shutil.copytree(tiny_checkpoint, tmp_path / "plain")
+    shutil.copytree(bare_checkpoint, tmp_path / "plain")
     if text.startswith(b'{"embed_dim"'):
         text = json.dumps({**json.loads((tmp_path / "plain/config.json").read_text()), **json.loads(text)}).encode()
     (tmp_path / "plain/config.json").write_bytes(text)
@@ -44,8 +44,8 @@ def test_the_plain_network_says_it_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_the_plain_network_waits_for_no_pipe(tmp_path: Path, tiny_checkpoint: Path, name: str) -> None:
-    shutil.copytree(tiny_checkpoint, tmp_path / "plain")
+def test_the_plain_network_waits_for_no_pipe(tmp_path: Path, bare_checkpoint: Path, name: str) -> None:
+    shutil.copytree(bare_checkpoint, tmp_path / "plain")
     (tmp_path / "plain" / name).unlink()
     os.mkfifo(tmp_path / "plain" / name)
     with pytest.raises(ValueError, match="is a pipe, not a file"):
@@ -64,9 +64,9 @@ INDICES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("index", "message"), INDICES, ids=[str(row[0])[-40:] for row in INDICES])
 def test_the_plain_network_reads_no_files_of_others(
-    tmp_path: Path, tiny_checkpoint: Path, index: dict[str, Any], message: str
+    tmp_path: Path, bare_checkpoint: Path, index: dict[str, Any], message: str
 ) -> None:
-    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    shutil.copy(bare_checkpoint / "config.json", tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(ValueError, match=message):

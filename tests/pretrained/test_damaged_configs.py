@@ -27,9 +27,9 @@ GIBIBYTE = 2**30
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, int8_checkpoint: Path) -> Callable[[bytes], Path]:
+def checkpoint(tmp_path: Path, bare_int8: Path) -> Callable[[bytes], Path]:
     """A folder with the golden network's INT8 weights and the config.json given."""
-    shutil.copytree(int8_checkpoint, tmp_path / "checkpoint")
+    shutil.copytree(bare_int8, tmp_path / "checkpoint")
 
     def write(text: bytes) -> Path:
         (tmp_path / "checkpoint" / "config.json").write_bytes(text)
@@ -39,8 +39,8 @@ def checkpoint(tmp_path: Path, int8_checkpoint: Path) -> Callable[[bytes], Path]
 
 
 @pytest.fixture(scope="module")
-def sound(int8_checkpoint: Path) -> dict[str, Any]:
-    return json.loads((int8_checkpoint / "config.json").read_text())
+def sound(bare_int8: Path) -> dict[str, Any]:
+    return json.loads((bare_int8 / "config.json").read_text())
 
 
 SIZES: list[tuple[dict[str, Any], str]] = [

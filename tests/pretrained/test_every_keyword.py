@@ -89,22 +89,22 @@ def test_refused_before_anything_is_read(network: type[VGGT], name: str) -> None
 @CLASSES
 @pytest.mark.parametrize("name", sorted(REFUSED_AT_SAVING))
 def test_refused_before_anything_is_written(
-    network: type[VGGT], tmp_path: Path, tiny_sizes: dict[str, Any], name: str
+    network: type[VGGT], tmp_path: Path, bare_sizes: dict[str, Any], name: str
 ) -> None:
-    model = network(VGGTConfig(**tiny_sizes))
+    model = network(VGGTConfig(**bare_sizes))
     with pytest.raises((TypeError, CheckpointError), match=name):
         model.save_pretrained(tmp_path / "out", **{name: REFUSED_AT_SAVING[name]})
     assert list(tmp_path.iterdir()) == []
 
 
 @CLASSES
-def test_what_loads_does_what_it_says(network: type[VGGT], tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_what_loads_does_what_it_says(network: type[VGGT], tmp_path: Path, bare_checkpoint: Path) -> None:
     def load(**keywords: Any) -> Any:
-        return network.from_pretrained(tiny_checkpoint, **keywords)
+        return network.from_pretrained(bare_checkpoint, **keywords)
 
     assert load(dtype="bfloat16").dtype == torch.bfloat16
     assert load(torch_dtype=torch.bfloat16).dtype == torch.bfloat16
-    assert load(config=VGGTConfig.from_pretrained(tiny_checkpoint, enable_track=False)).track_head is None
+    assert load(config=VGGTConfig.from_pretrained(bare_checkpoint, enable_depth=False)).depth_head is None
     model, info = load(output_loading_info=True)
     assert not info["missing_keys"]
     assert load(device_map="cpu", disable_mmap=True).device.type == "cpu"
@@ -116,5 +116,5 @@ def test_what_loads_does_what_it_says(network: type[VGGT], tmp_path: Path, tiny_
         load(variant="fp16")
     with pytest.raises(CheckpointError, match="inner"):
         load(subfolder="inner")
-    (tmp_path / "inner").symlink_to(tiny_checkpoint)
+    (tmp_path / "inner").symlink_to(bare_checkpoint)
     assert network.from_pretrained(tmp_path, subfolder="inner") is not None

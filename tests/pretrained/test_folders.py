@@ -19,10 +19,10 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, bare_checkpoint: Path) -> Path:
     """The golden network in several files. Read only."""
     folder = tmp_path_factory.mktemp("shards") / "fp32"
-    VGGTInt8.from_pretrained(tiny_checkpoint).save_pretrained(folder, max_shard_size="2MB")
+    VGGTInt8.from_pretrained(bare_checkpoint).save_pretrained(folder, max_shard_size="900KB")
     return folder
 
 
@@ -87,7 +87,7 @@ def test_files_that_are_none_of_the_checkpoint(
 
 
 def test_unreadable_files_are_said_to_be_unreadable(
-    tmp_path: Path, shards: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shards: Path, bare_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a stand-in for the system's refusal: tests may run as root, to whom nothing is refused."""
     real = os.open
@@ -98,10 +98,10 @@ def test_unreadable_files_are_said_to_be_unreadable(
         return real(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", refuse)
-    for source in (tiny_checkpoint, shards, tiny_checkpoint / "model.safetensors"):
+    for source in (bare_checkpoint, shards, bare_checkpoint / "model.safetensors"):
         with pytest.raises(CheckpointError, match=r"cannot read .*model.*\.safetensors: Permission denied"):
             VGGTInt8.from_pretrained(source)
-    shutil.copytree(tiny_checkpoint, tmp_path / "secret")
+    shutil.copytree(bare_checkpoint, tmp_path / "secret")
     with pytest.raises(CheckpointError, match=r"cannot read .*config\.json: Permission denied"):
         VGGTInt8.from_pretrained(tmp_path / "secret")
 
@@ -159,7 +159,7 @@ def test_a_model_that_is_not_cached_is_said_to_be_so_at_once(tmp_path: Path) -> 
     assert "\n" not in str(e.value)
 
 
-def test_a_linked_file_of_weights_is_read(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    (tmp_path / "config.json").symlink_to(tiny_checkpoint / "config.json")
-    (tmp_path / "model.safetensors").symlink_to(tiny_checkpoint / "model.safetensors")
-    assert_same_weights(VGGTInt8.from_pretrained(tmp_path), VGGTInt8.from_pretrained(tiny_checkpoint))
+def test_a_linked_file_of_weights_is_read(tmp_path: Path, bare_checkpoint: Path) -> None:
+    (tmp_path / "config.json").symlink_to(bare_checkpoint / "config.json")
+    (tmp_path / "model.safetensors").symlink_to(bare_checkpoint / "model.safetensors")
+    assert_same_weights(VGGTInt8.from_pretrained(tmp_path), VGGTInt8.from_pretrained(bare_checkpoint))

@@ -26,9 +26,7 @@ MIXED = {
     "aggregator.frame_blocks": "disk",
     "aggregator.global_blocks": "cpu",
     "camera_head": "disk",
-    "depth_head": "cpu",
-    "point_head": "disk",
-    "track_head": "disk",
+    "depth_head": "disk",
 }
 
 
@@ -71,26 +69,26 @@ class PlainNetwork(PreTrainedModel):
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_class_of_the_hub_refuses_codes(
     monkeypatch: pytest.MonkeyPatch,
-    tiny_sizes: dict[str, Any],
-    tiny_checkpoint: Path,
-    int8_checkpoint: Path,
+    bare_sizes: dict[str, Any],
+    bare_checkpoint: Path,
+    bare_int8: Path,
     strict: bool,
 ) -> None:
-    monkeypatch.setattr(HubNetwork, "sizes", tiny_sizes)
-    assert HubNetwork.from_pretrained(tiny_checkpoint, strict=strict) is not None, "floats do load"
+    monkeypatch.setattr(HubNetwork, "sizes", bare_sizes)
+    assert HubNetwork.from_pretrained(bare_checkpoint, strict=strict) is not None, "floats do load"
     with pytest.raises(RuntimeError, match="size mismatch for aggregator"):
-        HubNetwork.from_pretrained(int8_checkpoint, strict=strict)
+        HubNetwork.from_pretrained(bare_int8, strict=strict)
 
 
 def test_transformers_without_this_package_refuses_codes(
-    monkeypatch: pytest.MonkeyPatch, tiny_sizes: dict[str, Any], tiny_checkpoint: Path, int8_checkpoint: Path
+    monkeypatch: pytest.MonkeyPatch, bare_sizes: dict[str, Any], bare_checkpoint: Path, bare_int8: Path
 ) -> None:
-    monkeypatch.setattr(PlainNetwork, "sizes", tiny_sizes)
+    monkeypatch.setattr(PlainNetwork, "sizes", bare_sizes)
     for registry in (AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING):
         monkeypatch.delitem(registry, "vggt_int8")
-    assert PlainNetwork.from_pretrained(tiny_checkpoint) is not None, "floats do load"
+    assert PlainNetwork.from_pretrained(bare_checkpoint) is not None, "floats do load"
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        PlainNetwork.from_pretrained(int8_checkpoint)
+        PlainNetwork.from_pretrained(bare_int8)
 
 
 def format_1(source: Path, folder: Path) -> Path:
@@ -129,10 +127,8 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("shards", ["5GB", "300KB"])
-def test_format_1_loads_and_is_saved_as_2(
-    tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, shards: str
-) -> None:
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
+def test_format_1_loads_and_is_saved_as_2(tmp_path: Path, bare_int8: Path, tiny_images: Tensor, shards: str) -> None:
+    model = VGGTInt8.from_pretrained(bare_int8)
     model.save_pretrained(tmp_path / "two", max_shard_size=shards)
     one = format_1(tmp_path / "two", tmp_path / "one")
     assert {len(shape) for shape in shapes(one).values()} == {2, 4}
@@ -147,10 +143,10 @@ def test_format_1_loads_and_is_saved_as_2(
     }
 
 
-def test_format_1_as_a_state_dict(tmp_path: Path, int8_checkpoint: Path) -> None:
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
-    one = load_file(format_1(int8_checkpoint, tmp_path / "one") / "model.safetensors")
-    other = VGGTInt8.from_pretrained(int8_checkpoint)
+def test_format_1_as_a_state_dict(tmp_path: Path, bare_int8: Path) -> None:
+    model = VGGTInt8.from_pretrained(bare_int8)
+    one = load_file(format_1(bare_int8, tmp_path / "one") / "model.safetensors")
+    other = VGGTInt8.from_pretrained(bare_int8)
     for parameter in other.parameters():
         parameter.data = torch.zeros_like(parameter)
     other.load_state_dict(one)
@@ -161,23 +157,21 @@ def test_format_1_as_a_state_dict(tmp_path: Path, int8_checkpoint: Path) -> None
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")  # two parameters
 @pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
 @pytest.mark.parametrize("device_map", [{"": "disk"}, MIXED], ids=["disk", "mixed"])
-def test_format_1_offloaded(
-    tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, device_map: dict[str, str]
-) -> None:
-    one = format_1(int8_checkpoint, tmp_path / "one")
+def test_format_1_offloaded(tmp_path: Path, bare_int8: Path, tiny_images: Tensor, device_map: dict[str, str]) -> None:
+    one = format_1(bare_int8, tmp_path / "one")
     model = VGGTInt8.from_pretrained(one, device_map=device_map, offload_folder=tmp_path / "offload")
-    whole = VGGTInt8.from_pretrained(int8_checkpoint)
+    whole = VGGTInt8.from_pretrained(bare_int8)
     whole.set_runtime("off")
     assert torch.equal(model(tiny_images).depth, whole(tiny_images).depth)
     model.save_pretrained(tmp_path / "again")
-    assert shapes(tmp_path / "again") == shapes(int8_checkpoint)
+    assert shapes(tmp_path / "again") == shapes(bare_int8)
     assert_same(VGGTInt8.from_pretrained(tmp_path / "again"), whole)
 
 
 @pytest.mark.parametrize("damage", ["narrow", "alike"])
-def test_codes_that_no_trained_layer_has_are_told(tmp_path: Path, int8_checkpoint: Path, damage: str) -> None:
+def test_codes_that_no_trained_layer_has_are_told(tmp_path: Path, bare_int8: Path, damage: str) -> None:
     name = "aggregator.frame_blocks.1.attn.qkv.weight"
-    shutil.copytree(int8_checkpoint, tmp_path / "other")
+    shutil.copytree(bare_int8, tmp_path / "other")
     file = tmp_path / "other" / "model.safetensors"
     tensors = load_file(file)
     if damage == "narrow":
@@ -205,11 +199,11 @@ NO_STATES = [
 
 
 @pytest.mark.parametrize("made", ["loaded", "quantized"])
-def test_a_state_dict_is_judged_as_files_are(
-    int8_checkpoint: Path, make_tiny: Callable[[], VGGTInt8], made: str
-) -> None:
+def test_a_state_dict_is_judged_as_files_are(bare_checkpoint: Path, bare_int8: Path, made: str) -> None:
     name = "aggregator.frame_blocks.1.attn.qkv"
-    model = VGGTInt8.from_pretrained(int8_checkpoint) if made == "loaded" else quantize(make_tiny(), "int8_dynamic")
+    model = VGGTInt8.from_pretrained(bare_int8 if made == "loaded" else bare_checkpoint)
+    if made == "quantized":
+        quantize(model, "int8_dynamic")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
     def changed(key: str, change: Callable[[Tensor], Any]) -> dict[str, Tensor]:
@@ -233,8 +227,8 @@ def test_a_state_dict_is_judged_as_files_are(
         outer.load_state_dict({f"net.{k}": v for k, v in changed(*NO_STATES[0][:2]).items()})
 
 
-def test_weights_beyond_fp16_are_not_quantized(tmp_path: Path, tiny_sizes: dict[str, Any]) -> None:
-    model = VGGTInt8(VGGTConfig(**tiny_sizes))
+def test_weights_beyond_fp16_are_not_quantized(tmp_path: Path, bare_sizes: dict[str, Any]) -> None:
+    model = VGGTInt8(VGGTConfig(**bare_sizes))
     model.aggregator.frame_blocks[0].attn.qkv.weight.data[3, 2] = 1e6
     model.save_pretrained(tmp_path / "fp32")
     message = r"aggregator\.frame_blocks\.0\.attn\.qkv\.weight: the weight holds 1e\+06, beyond fp16"
@@ -244,8 +238,8 @@ def test_weights_beyond_fp16_are_not_quantized(tmp_path: Path, tiny_sizes: dict[
         quantize(model, "int8_dynamic")
 
 
-def test_a_weight_of_zeros_is_sound(tmp_path: Path, tiny_sizes: dict[str, Any]) -> None:
-    model = VGGTInt8(VGGTConfig(**tiny_sizes))
+def test_a_weight_of_zeros_is_sound(tmp_path: Path, bare_sizes: dict[str, Any]) -> None:
+    model = VGGTInt8(VGGTConfig(**bare_sizes))
     model.camera_head.pose_branch.fc2.weight.data.zero_()
     model.aggregator.frame_blocks[0].attn.qkv.weight.data[3] = 1e-42
     quantize(model, "int8_dynamic").save_pretrained(tmp_path / "int8")

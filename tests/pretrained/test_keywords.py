@@ -63,9 +63,9 @@ def test_a_keyword_without_effect_is_refused_before_anything_is_read(keywords: d
         VGGTInt8.from_pretrained("./nothing is here", **keywords)
 
 
-def test_options_are_given_by_name(tiny_checkpoint: Path) -> None:
+def test_options_are_given_by_name(bare_checkpoint: Path) -> None:
     with pytest.raises(TypeError, match="by name, such as recipe='int8_dynamic'"):
-        VGGTInt8.from_pretrained(tiny_checkpoint, "int8_dynamic")
+        VGGTInt8.from_pretrained(bare_checkpoint, "int8_dynamic")
 
 
 @pytest.mark.parametrize(
@@ -79,32 +79,32 @@ def test_keywords_that_ask_for_what_happens_anyway_pass(keywords: dict[str, Any]
     assert check_keywords(keywords) == {}
 
 
-def test_keywords_that_pass_do_what_they_say(tiny_checkpoint: Path) -> None:
-    model, info = VGGTInt8.from_pretrained(tiny_checkpoint, output_loading_info=True, dtype="bf16")  # type: ignore[misc]
+def test_keywords_that_pass_do_what_they_say(bare_checkpoint: Path) -> None:
+    model, info = VGGTInt8.from_pretrained(bare_checkpoint, output_loading_info=True, dtype="bf16")  # type: ignore[misc]
     assert model.dtype == torch.bfloat16
     assert not info["missing_keys"]
-    own = VGGTConfig.from_pretrained(tiny_checkpoint)
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, config=own, enable_track=False, use_safetensors=True)
-    assert model.track_head is None
-    assert own.enable_track, "the caller's object is left alone"
+    own = VGGTConfig.from_pretrained(bare_checkpoint)
+    model = VGGTInt8.from_pretrained(bare_checkpoint, config=own, enable_depth=False, use_safetensors=True)
+    assert model.depth_head is None
+    assert own.enable_depth, "the caller's object is left alone"
 
 
-def test_the_same_holds_for_auto_model_and_the_plain_network(tiny_checkpoint: Path, int8_checkpoint: Path) -> None:
+def test_the_same_holds_for_auto_model_and_the_plain_network(bare_checkpoint: Path, bare_int8: Path) -> None:
     for keywords in ({"load_in_8bit": True}, {"attn_implementation": "a/kernel"}, {"output_hidden_states": True}):
         for load in (AutoModel.from_pretrained, VGGT.from_pretrained):
             with pytest.raises(TypeError, match=next(iter(keywords))):
-                load(tiny_checkpoint, **keywords)
+                load(bare_checkpoint, **keywords)
     with pytest.raises(TypeError, match="quantization_config="):
-        AutoModel.from_pretrained(tiny_checkpoint, quantization_config={"quant_method": "gptq"})
+        AutoModel.from_pretrained(bare_checkpoint, quantization_config={"quant_method": "gptq"})
     with pytest.raises(ValueError, match=r"is quantized: load it with VGGTInt8\.from_pretrained"):
-        VGGT.from_pretrained(int8_checkpoint)
+        VGGT.from_pretrained(bare_int8)
     with pytest.raises(TypeError, match="takes recipe= and backend="):
-        VGGT.from_pretrained(tiny_checkpoint, recipe="int8_dynamic")
-    assert type(VGGT.from_pretrained(tiny_checkpoint, enable_track=False)) is VGGT
+        VGGT.from_pretrained(bare_checkpoint, recipe="int8_dynamic")
+    assert type(VGGT.from_pretrained(bare_checkpoint, enable_depth=False)) is VGGT
 
 
-def test_the_plain_network_tells_of_weights_that_do_not_fit(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    shutil.copytree(tiny_checkpoint, tmp_path / "bad")
+def test_the_plain_network_tells_of_weights_that_do_not_fit(tmp_path: Path, bare_checkpoint: Path) -> None:
+    shutil.copytree(bare_checkpoint, tmp_path / "bad")
     tensors = load_file(tmp_path / "bad" / "model.safetensors")
     del tensors["aggregator.camera_token"]
     save_file(tensors, tmp_path / "bad" / "model.safetensors", metadata={"format": "pt"})

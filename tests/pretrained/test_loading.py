@@ -38,9 +38,9 @@ def assert_same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Load:
-    """The golden network under a recipe, in fp32, loaded once. Read only."""
-    return functools.cache(lambda recipe: VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe))
+def loaded(bare_checkpoint: Path) -> Load:
+    """The bare network under a recipe, in fp32, loaded once. Read only."""
+    return functools.cache(lambda recipe: VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe))
 
 
 def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "model.safetensors") -> Path:
@@ -52,9 +52,9 @@ def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "m
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_streaming_equals_quantizing_in_memory(
-    loaded: Load, make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, recipe: str
+    tiny_checkpoint: Path, make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, recipe: str
 ) -> None:
-    streamed = loaded(recipe)
+    streamed = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe)
     in_memory = quantize(make_tiny(), recipe)
     assert_same_state(streamed, in_memory)
     assert not streamed.training
@@ -66,10 +66,10 @@ def test_streaming_equals_quantizing_in_memory(
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "float64"])
 def test_codes_do_not_depend_on_the_compute_dtype(
-    tiny_checkpoint: Path, loaded: Load, recipe: str, dtype: torch.dtype | str
+    bare_checkpoint: Path, loaded: Load, recipe: str, dtype: torch.dtype | str
 ) -> None:
     fp32 = loaded(recipe).state_dict()
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, dtype=dtype)
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe, dtype=dtype)
     compute = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     int8 = {name for name, module in model.named_modules() if isinstance(module, Int8Storage)}
     assert recipe == "fp16" or int8
@@ -86,7 +86,7 @@ def test_codes_do_not_depend_on_the_compute_dtype(
 def test_all_compute_dtypes_run(
     tiny_checkpoint: Path, loaded: Load, tiny_images: Tensor, tiny_points: Tensor, dtype: torch.dtype
 ) -> None:
-    want = loaded(None)(tiny_images, query_points=tiny_points)
+    want = loaded(None)(tiny_images)
     model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic", dtype=dtype)
     got = model(tiny_images, query_points=tiny_points)
     for key, value in got.items():
@@ -95,26 +95,26 @@ def test_all_compute_dtypes_run(
     assert relative_error(got.depth, want.depth) < 0.1
 
 
-def test_the_former_name_of_dtype_is_heard(tiny_checkpoint: Path) -> None:
-    assert VGGTInt8.from_pretrained(tiny_checkpoint, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
-    assert VGGTInt8.from_pretrained(tiny_checkpoint).dtype == torch.float32
+def test_the_former_name_of_dtype_is_heard(bare_checkpoint: Path) -> None:
+    assert VGGTInt8.from_pretrained(bare_checkpoint, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert VGGTInt8.from_pretrained(bare_checkpoint).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_half_and_double_precision_checkpoints(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_weights: dict[str, Tensor], dtype: torch.dtype
+    tmp_path: Path, bare_checkpoint: Path, bare_weights: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
-    weights = {name: tensor.to(dtype) for name, tensor in tiny_weights.items()}
-    folder = write(tmp_path / "half", tiny_checkpoint, weights)
+    weights = {name: tensor.to(dtype) for name, tensor in bare_weights.items()}
+    folder = write(tmp_path / "half", bare_checkpoint, weights)
     model = VGGTInt8.from_pretrained(folder, recipe="int8_dynamic")
-    config = VGGTConfig.from_pretrained(tiny_checkpoint)
+    config = VGGTConfig.from_pretrained(bare_checkpoint)
     want = VGGTInt8(config).eval()
     want.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     assert_same_state(model, quantize(want, "int8_dynamic"))
 
 
-def test_a_sharded_float_checkpoint(tmp_path: Path, tiny_checkpoint: Path, loaded: Load) -> None:
-    loaded(None).save_pretrained(tmp_path / "shards", max_shard_size="500KB")
+def test_a_sharded_float_checkpoint(tmp_path: Path, bare_checkpoint: Path, loaded: Load) -> None:
+    loaded(None).save_pretrained(tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("model-*-of-*.safetensors"))) > 5
     assert_same_state(
         VGGTInt8.from_pretrained(tmp_path / "shards", recipe="int8_dynamic"),
@@ -124,15 +124,15 @@ def test_a_sharded_float_checkpoint(tmp_path: Path, tiny_checkpoint: Path, loade
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", "nested.pt", "old.pt"])
 def test_a_single_file(
-    tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_weights: dict[str, Tensor], suffix: str
+    tmp_path: Path, bare_checkpoint: Path, loaded: Load, bare_weights: dict[str, Tensor], suffix: str
 ) -> None:
     file = tmp_path / f"model{suffix}" if suffix.startswith(".") else tmp_path / suffix
     if suffix == ".safetensors":
-        save_file(tiny_weights, file)
+        save_file(bare_weights, file)
     else:
-        content = {"model": tiny_weights} if "nested" in suffix else tiny_weights
+        content = {"model": bare_weights} if "nested" in suffix else bare_weights
         torch.save(content, file, _use_new_zipfile_serialization="old" not in suffix)
-    config = VGGTConfig.from_pretrained(tiny_checkpoint)
+    config = VGGTConfig.from_pretrained(bare_checkpoint)
     for recipe in (None, "int8_dynamic"):
         assert_same_state(
             VGGTInt8.from_pretrained(file, recipe=recipe, config=config),
@@ -141,10 +141,10 @@ def test_a_single_file(
 
 
 def test_a_folder_with_a_pickle_of_tensors(
-    tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_weights: dict[str, Tensor]
+    tmp_path: Path, bare_checkpoint: Path, loaded: Load, bare_weights: dict[str, Tensor]
 ) -> None:
-    copy_config(tiny_checkpoint, tmp_path)
-    torch.save(tiny_weights, tmp_path / "pytorch_model.bin")
+    copy_config(bare_checkpoint, tmp_path)
+    torch.save(bare_weights, tmp_path / "pytorch_model.bin")
     assert_same_state(
         VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"),
         loaded("int8_dynamic"),
@@ -188,8 +188,10 @@ def test_fields_of_the_config_are_arguments(
     whole = loaded(recipe).state_dict()
     sources = [(tiny_checkpoint, recipe)] + ([(int8_checkpoint, None)] if recipe else [])
     for source, given in sources:
-        model = VGGTInt8.from_pretrained(source, recipe=given, enable_track=False, camera_iterations=1)
-        assert model.track_head is None
+        model = VGGTInt8.from_pretrained(
+            source, recipe=given, enable_point=False, enable_track=False, camera_iterations=1
+        )
+        assert (model.point_head, model.track_head) == (None, None)
         assert model.config.camera_iterations == 1
         assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
     assert "UNEXPECTED" not in caplog.text, "transformers' table of weights that were left out as asked"
@@ -197,25 +199,25 @@ def test_fields_of_the_config_are_arguments(
         VGGTInt8.from_pretrained(tiny_checkpoint, camera_iterations=0)
 
 
-def test_auto_model(tiny_checkpoint: Path, int8_checkpoint: Path, tiny_images: Tensor) -> None:
-    assert isinstance(AutoConfig.from_pretrained(int8_checkpoint), VGGTConfig)
-    model = AutoModel.from_pretrained(int8_checkpoint)
+def test_auto_model(bare_checkpoint: Path, bare_int8: Path, tiny_images: Tensor) -> None:
+    assert isinstance(AutoConfig.from_pretrained(bare_int8), VGGTConfig)
+    model = AutoModel.from_pretrained(bare_int8)
     assert type(model) is VGGTInt8
-    ours = VGGTInt8.from_pretrained(int8_checkpoint)
+    ours = VGGTInt8.from_pretrained(bare_int8)
     assert_same_state(model, ours)
     assert torch.equal(model(tiny_images).depth, ours(tiny_images).depth)
-    plain = AutoModel.from_pretrained(tiny_checkpoint)
+    plain = AutoModel.from_pretrained(bare_checkpoint)
     assert not any(isinstance(module, Int8Storage) for module in plain.modules())
-    assert_same_state(AutoModel.from_pretrained(tiny_checkpoint, recipe="int8_dynamic"), ours)
+    assert_same_state(AutoModel.from_pretrained(bare_checkpoint, recipe="int8_dynamic"), ours)
 
 
-def test_a_recipe_object_and_an_own_file(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_recipe_object_and_an_own_file(tmp_path: Path, bare_checkpoint: Path) -> None:
     pattern = r"aggregator\..*\.mlp\.fc[12]"
     recipe = Recipe(name="mlps", activations="dynamic", include=(pattern,))
     path = tmp_path / "mlps.toml"
     path.write_text(f"activations = 'dynamic'\ninclude = ['{pattern}']\n")
-    by_object = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe)
-    assert_same_state(by_object, VGGTInt8.from_pretrained(tiny_checkpoint, recipe=path))
+    by_object = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe)
+    assert_same_state(by_object, VGGTInt8.from_pretrained(bare_checkpoint, recipe=path))
     assert sum(isinstance(module, Int8Linear) for module in by_object.modules()) == 20
     by_object.save_pretrained(tmp_path / "saved")
     again = VGGTInt8.from_pretrained(tmp_path / "saved")
@@ -234,13 +236,13 @@ RUNS_ON = {
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RUNS_ON)
 def test_a_checkpoint_runs_on_every_backend_of_the_table(
-    tmp_path: Path, tiny_checkpoint: Path, loaded: Load, tiny_images: Tensor, recipe: str
+    tmp_path: Path, bare_checkpoint: Path, loaded: Load, tiny_images: Tensor, recipe: str
 ) -> None:
     if not int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates, so that two backends are refused")
     written = {}
     for backend in RUNS_ON[recipe]:
-        model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, backend=backend)
+        model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe, backend=backend)
         model.save_pretrained(tmp_path / backend)
         written[backend] = model(tiny_images).depth
         for file in ("config.json", "model.safetensors"):
@@ -261,8 +263,8 @@ def test_a_checkpoint_runs_on_every_backend_of_the_table(
         assert 1e-4 < relative_error(got, plain) < min(0.05, FACTOR * lost)
 
 
-def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: Tensor) -> None:
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
+def test_set_backend(bare_int8: Path, bare_checkpoint: Path, tiny_images: Tensor) -> None:
+    model = VGGTInt8.from_pretrained(bare_int8)
     model.set_runtime("off")  # the layers alone; `tests/runtime/test_cpu.py` has the fused network
     native = model(tiny_images).depth
     for backend in ("reference", "auto", "native", "reference"):
@@ -273,12 +275,12 @@ def test_set_backend(int8_checkpoint: Path, tiny_checkpoint: Path, tiny_images: 
     for bad in ("cuda", "Native"):
         with pytest.raises(BackendError, match=f"there is no backend '{bad}'"):
             model.set_backend(bad)
-    llm = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="llm_int8")
+    llm = VGGTInt8.from_pretrained(bare_checkpoint, recipe="llm_int8")
     with pytest.raises(BackendError, match=r"'native' cannot run LLM\.int8"):
         llm.set_backend("native")
     assert {m.backend for m in llm.modules() if isinstance(m, Int8Linear)} == {"auto"}
     with pytest.raises(BackendError, match="not quantized"):
-        VGGTInt8.from_pretrained(tiny_checkpoint).set_backend("native")
+        VGGTInt8.from_pretrained(bare_checkpoint).set_backend("native")
 
 
 @pytest.mark.parametrize("runtime", ["off", "on"])
@@ -311,8 +313,8 @@ def test_the_whole_forward_multiplies_integers(
     assert multiplied == {model.get_submodule(name).weight.data_ptr() for name in int8}
 
 
-def test_the_backend_is_not_stored_and_the_recipe_is_whole(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic", backend="reference")
+def test_the_backend_is_not_stored_and_the_recipe_is_whole(tmp_path: Path, bare_checkpoint: Path) -> None:
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_dynamic", backend="reference")
     model.save_pretrained(tmp_path / "saved")
     stored = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
     assert stored == {

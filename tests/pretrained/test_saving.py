@@ -27,7 +27,7 @@ def assert_same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:
         assert torch.equal(tensor, got[name]), name
 
 
-def assert_same_outputs(a: VGGTInt8, b: VGGTInt8, images: Tensor, points: Tensor) -> None:
+def assert_same_outputs(a: VGGTInt8, b: VGGTInt8, images: Tensor, points: Tensor | None = None) -> None:
     want, got = a(images, query_points=points), b(images, query_points=points)
     assert want.keys() == got.keys()
     for name in want:
@@ -41,13 +41,20 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_reload_is_bit_exact(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, recipe: str, dtype: torch.dtype
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    bare_checkpoint: Path,
+    tiny_images: Tensor,
+    tiny_points: Tensor,
+    recipe: str,
+    dtype: torch.dtype,
 ) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, dtype=dtype)
+    source, points = (tiny_checkpoint, tiny_points) if dtype == torch.float32 else (bare_checkpoint, None)
+    model = VGGTInt8.from_pretrained(source, recipe=recipe, dtype=dtype)
     model.save_pretrained(tmp_path / "first", max_shard_size="300KB" if dtype == torch.float16 else "5GB")
     again = VGGTInt8.from_pretrained(tmp_path / "first", dtype=dtype)
     assert_same_state(again, model)
-    assert_same_outputs(model, again, tiny_images, tiny_points)
+    assert_same_outputs(model, again, tiny_images, points)
     again.save_pretrained(tmp_path / "second", max_shard_size="300KB" if dtype == torch.float16 else "5GB")
     assert snapshot(tmp_path / "second") == snapshot(tmp_path / "first")
 
@@ -63,15 +70,15 @@ def test_a_model_quantized_in_memory_reloads_bit_exact(
 
 
 def test_the_plain_network_quantized_in_memory_reloads_bit_exact(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor
+    tmp_path: Path, bare_checkpoint: Path, tiny_images: Tensor
 ) -> None:
-    model = quantize(VGGT.from_pretrained(tiny_checkpoint, dtype=torch.float32), "int8_dynamic")
+    model = quantize(VGGT.from_pretrained(bare_checkpoint, dtype=torch.float32), "int8_dynamic")
     model.save_pretrained(tmp_path / "int8")
     again = VGGTInt8.from_pretrained(tmp_path / "int8")
     assert again.config.quantization_config.parsed().name == "int8_dynamic"
     assert_same_state(again, model)
     again.set_runtime("off")  # a `VGGT` has no other way to run
-    assert_same_outputs(model, again, tiny_images, tiny_points)
+    assert_same_outputs(model, again, tiny_images)
 
 
 def test_a_plain_model_reloads_bit_exact(tmp_path: Path, make_tiny: Callable[[], VGGTInt8]) -> None:
@@ -103,10 +110,10 @@ def test_the_files_hold_the_plain_format(int8_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_compute_dtype_changes_no_stored_dtype(tmp_path: Path, int8_checkpoint: Path, dtype: torch.dtype) -> None:
-    model = VGGTInt8.from_pretrained(int8_checkpoint, dtype=dtype)
+def test_compute_dtype_changes_no_stored_dtype(tmp_path: Path, bare_int8: Path, dtype: torch.dtype) -> None:
+    model = VGGTInt8.from_pretrained(bare_int8, dtype=dtype)
     model.save_pretrained(tmp_path / "again")
-    before = load_file(int8_checkpoint / "model.safetensors")
+    before = load_file(bare_int8 / "model.safetensors")
     after = load_file(tmp_path / "again" / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -116,19 +123,19 @@ def test_compute_dtype_changes_no_stored_dtype(tmp_path: Path, int8_checkpoint: 
 
 
 @pytest.mark.parametrize("change", ["half", "float", "bfloat16", "double"])
-def test_a_model_cast_later_saves_the_same_codes(tmp_path: Path, int8_checkpoint: Path, change: str) -> None:
-    model = getattr(VGGTInt8.from_pretrained(int8_checkpoint), change)()
+def test_a_model_cast_later_saves_the_same_codes(tmp_path: Path, bare_int8: Path, change: str) -> None:
+    model = getattr(VGGTInt8.from_pretrained(bare_int8), change)()
     model.save_pretrained(tmp_path / "again")
-    before = load_file(int8_checkpoint / "model.safetensors")
+    before = load_file(bare_int8 / "model.safetensors")
     for name, tensor in load_file(tmp_path / "again" / "model.safetensors").items():
         assert tensor.dtype == before[name].dtype
         if tensor.dtype != torch.float16:
             assert torch.equal(tensor, before[name])
 
 
-def test_shards(tmp_path: Path, int8_checkpoint: Path) -> None:
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
-    model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+def test_shards(tmp_path: Path, bare_int8: Path) -> None:
+    model = VGGTInt8.from_pretrained(bare_int8)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="80KB")
     index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
     files = {path.name for path in (tmp_path / "shards").glob("*.safetensors")}
     assert set(index["weight_map"].values()) == files
@@ -139,10 +146,10 @@ def test_shards(tmp_path: Path, int8_checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_an_interrupted_save_leaves_what_was_there(
-    tmp_path: Path, tiny_checkpoint: Path, int8_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, shards: bool
+    tmp_path: Path, bare_checkpoint: Path, bare_int8: Path, monkeypatch: pytest.MonkeyPatch, shards: bool
 ) -> None:
     folder = tmp_path / "checkpoint"
-    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copytree(bare_checkpoint, folder)
     before = snapshot(folder)
     written = []
 
@@ -153,35 +160,33 @@ def test_an_interrupted_save_leaves_what_was_there(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail_at_the_end)
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
+    model = VGGTInt8.from_pretrained(bare_int8)
     with pytest.raises(OSError, match="No space left"):
-        model.save_pretrained(folder, max_shard_size="200KB" if shards else "5GB")
+        model.save_pretrained(folder, max_shard_size="80KB" if shards else "5GB")
     assert written
     assert snapshot(folder) == before
-    assert_same_state(VGGTInt8.from_pretrained(folder), VGGTInt8.from_pretrained(tiny_checkpoint))
+    assert_same_state(VGGTInt8.from_pretrained(folder), VGGTInt8.from_pretrained(bare_checkpoint))
 
 
-def test_a_loaded_checkpoint_is_overwritten_in_place(
-    tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor
-) -> None:
+def test_a_loaded_checkpoint_is_overwritten_in_place(tmp_path: Path, bare_int8: Path, tiny_images: Tensor) -> None:
     """The model still reads the file's memory map while it is replaced."""
     folder = tmp_path / "int8"
-    shutil.copytree(int8_checkpoint, folder)
+    shutil.copytree(bare_int8, folder)
     model = VGGTInt8.from_pretrained(folder)
     model.save_pretrained(folder)
     assert snapshot(folder).keys() == {"config.json", "model.safetensors"}
     again = VGGTInt8.from_pretrained(folder)
-    assert_same_state(again, VGGTInt8.from_pretrained(int8_checkpoint))
-    assert_same_outputs(model, again, tiny_images, tiny_points)
+    assert_same_state(again, VGGTInt8.from_pretrained(bare_int8))
+    assert_same_outputs(model, again, tiny_images)
 
 
-def test_older_weights_go_and_other_files_stay(tmp_path: Path, int8_checkpoint: Path) -> None:
+def test_older_weights_go_and_other_files_stay(tmp_path: Path, bare_int8: Path) -> None:
     folder = tmp_path / "int8"
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
-    model.save_pretrained(folder, max_shard_size="200KB")
+    model = VGGTInt8.from_pretrained(bare_int8)
+    model.save_pretrained(folder, max_shard_size="80KB")
     for name in ("README.md", "tracks.safetensors", "model_of_mine.safetensors"):
         (folder / name).write_text("mine")
-    model.save_pretrained(folder, max_shard_size="600KB")
+    model.save_pretrained(folder, max_shard_size="300KB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert {p.name for p in folder.glob("model-*")} == set(index["weight_map"].values())
     assert_same_state(VGGTInt8.from_pretrained(folder), model)
@@ -191,9 +196,9 @@ def test_older_weights_go_and_other_files_stay(tmp_path: Path, int8_checkpoint: 
     assert_same_state(VGGTInt8.from_pretrained(folder), model)
 
 
-def test_a_recipe_replaces_a_float_checkpoint_in_place(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_recipe_replaces_a_float_checkpoint_in_place(tmp_path: Path, bare_checkpoint: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copytree(bare_checkpoint, folder)
     model = VGGTInt8.from_pretrained(folder, recipe="int8_dynamic")
     model.save_pretrained(folder)
     assert_same_state(VGGTInt8.from_pretrained(folder), model)
@@ -201,25 +206,25 @@ def test_a_recipe_replaces_a_float_checkpoint_in_place(tmp_path: Path, tiny_chec
         VGGTInt8.from_pretrained(folder, recipe="int8_dynamic")
 
 
-def test_others_may_read_what_is_saved(tmp_path: Path, int8_checkpoint: Path) -> None:
+def test_others_may_read_what_is_saved(tmp_path: Path, bare_int8: Path) -> None:
     (tmp_path / "any").touch()
-    VGGTInt8.from_pretrained(int8_checkpoint).save_pretrained(tmp_path / "new" / "folder", max_shard_size="600KB")
+    VGGTInt8.from_pretrained(bare_int8).save_pretrained(tmp_path / "new" / "folder", max_shard_size="300KB")
     usual = (tmp_path / "any").stat().st_mode
     assert {path.stat().st_mode for path in (tmp_path / "new" / "folder").iterdir()} == {usual}
     assert (tmp_path / "new" / "folder").stat().st_mode == tmp_path.joinpath("new").stat().st_mode
 
 
-def test_a_folder_behind_a_link(tmp_path: Path, int8_checkpoint: Path) -> None:
+def test_a_folder_behind_a_link(tmp_path: Path, bare_int8: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
+    model = VGGTInt8.from_pretrained(bare_int8)
     model.save_pretrained(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "disk" / "model.safetensors").is_file()
 
 
-def test_other_processes_write_nothing(tmp_path: Path, int8_checkpoint: Path) -> None:
-    model = VGGTInt8.from_pretrained(int8_checkpoint)
+def test_other_processes_write_nothing(tmp_path: Path, bare_int8: Path) -> None:
+    model = VGGTInt8.from_pretrained(bare_int8)
     model.save_pretrained(tmp_path / "int8", is_main_process=True)
     before = snapshot(tmp_path / "int8")
     model.save_pretrained(tmp_path / "int8", is_main_process=False)
@@ -228,8 +233,8 @@ def test_other_processes_write_nothing(tmp_path: Path, int8_checkpoint: Path) ->
     assert not (tmp_path / "none").exists()
 
 
-def test_a_file_is_no_folder(tmp_path: Path, int8_checkpoint: Path) -> None:
+def test_a_file_is_no_folder(tmp_path: Path, bare_int8: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match="is a file; save_pretrained needs a folder"):
-        VGGTInt8.from_pretrained(int8_checkpoint).save_pretrained(tmp_path / "file")
+        VGGTInt8.from_pretrained(bare_int8).save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
