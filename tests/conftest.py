@@ -204,6 +204,19 @@ def bare_weights(tiny_weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in tiny_weights.items() if not name.startswith(("point_head.", "track_head."))}
 
 
+@pytest.fixture
+def make_bare(bare_sizes: dict[str, object], bare_weights: dict[str, Tensor]) -> "Callable[[], VGGTInt8]":
+    """Builds the bare network in fp32, not quantized."""
+    from vggt_int8 import VGGTConfig, VGGTInt8
+
+    def make() -> VGGTInt8:
+        model = VGGTInt8(VGGTConfig(**bare_sizes)).eval()
+        model.load_state_dict(bare_weights)
+        return model
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def bare_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, bare_sizes: dict[str, object], bare_weights: dict[str, Tensor]

@@ -19,7 +19,7 @@ from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.quant import Int8Attention, attention
 from vggt_int8.runtime import Runtime
 
-MAPS = ("pose_enc", "depth", "world_points", "depth_conf", "world_points_conf")
+MAPS = ("pose_enc", "depth", "depth_conf")
 Make = Callable[[], VGGTInt8]
 
 
@@ -36,19 +36,19 @@ def scenes(images: Tensor) -> list[Tensor]:
     return [images, images.flip(0), images.flip(-1), 1 - images]
 
 
-def test_by_default_nothing_changes(make_tiny: Make) -> None:
+def test_by_default_nothing_changes(make_bare: Make) -> None:
     for name in ("fp16", "int8_dynamic"):
-        model = quantize(make_tiny(), name)
+        model = quantize(make_bare(), name)
         assert not int8_names(model)
         assert not any("attn.core" in row.name for row in model.quantization_report())
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8_weight_only", "int8_dynamic", "llm_int8"])
-def test_the_aggregator_computes_in_int8(make_tiny: Make, tiny_images: Tensor, name: str) -> None:
+def test_the_aggregator_computes_in_int8(make_bare: Make, tiny_images: Tensor, name: str) -> None:
     backend = "reference" if name == "llm_int8" else "auto"
-    exact = make_tiny()(tiny_images)
-    plain = quantize(make_tiny(), name, backend)(tiny_images)
-    model = quantize(make_tiny(), recipe(name), backend)
+    exact = make_bare()(tiny_images)
+    plain = quantize(make_bare(), name, backend)(tiny_images)
+    model = quantize(make_bare(), recipe(name), backend)
     attentions = [n for n, module in model.named_modules() if isinstance(module, SoftmaxAttention)]
     assert int8_names(model) == {n for n in attentions if n.startswith("aggregator.")}
     assert len(int8_names(model)) == model.config.encoder_depth + 2 * model.config.depth
@@ -64,40 +64,40 @@ def test_the_aggregator_computes_in_int8(make_tiny: Make, tiny_images: Tensor, n
 
 @pytest.mark.parametrize("backend", ["native", "reference", "torchao", "bitsandbytes"])
 def test_every_backend_computes_the_same(
-    make_tiny: Make, tiny_images: Tensor, backend: str, monkeypatch: pytest.MonkeyPatch
+    make_bare: Make, tiny_images: Tensor, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend in ("torchao", "bitsandbytes") and not int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates")
     calls = []
     operator = attention.ops.int8_attention
     monkeypatch.setattr(attention.ops, "int8_attention", lambda *qkv: calls.append(1) or operator(*qkv))
-    model = quantize(make_tiny(), recipe(), backend)
-    want = quantize(make_tiny(), recipe(), "reference")(tiny_images)
+    model = quantize(make_bare(), recipe(), backend)
+    want = quantize(make_bare(), recipe(), "reference")(tiny_images)
     assert not calls, "reference runs the definition itself"
     got = model(tiny_images)
     assert len(calls) == (0 if backend == "reference" else len(int8_names(model)))
-    apart = apart_by_codes(make_tiny(), quantize(make_tiny(), recipe(), "reference"), scenes(tiny_images))
+    apart = apart_by_codes(make_bare(), quantize(make_bare(), recipe(), "reference"), scenes(tiny_images))
     assert all(relative_error(got[key], want[key]) < apart[key] for key in MAPS)
 
 
 def test_the_fused_network_computes_it_too(
-    make_tiny: Make, tiny_images: Tensor, monkeypatch: pytest.MonkeyPatch
+    make_bare: Make, tiny_images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch)  # compiled kernels: their integer convolutions are another rounding
     for name in ("int8_weight_only", "int8_dynamic"):
-        model = quantize(make_tiny(), recipe(name), "reference")
-        plain = quantize(make_tiny(), name, "reference")
+        model = quantize(make_bare(), recipe(name), "reference")
+        plain = quantize(make_bare(), name, "reference")
         want, got, other = model(tiny_images), Runtime(model)(tiny_images), Runtime(plain)(tiny_images)
         # Of the codes of queries and keys; of the others as well where activations have codes.
-        exact = quantize(make_tiny(), "int8_weight_only" if name == "int8_weight_only" else "fp16", "auto")
+        exact = quantize(make_bare(), "int8_weight_only" if name == "int8_weight_only" else "fp16", "auto")
         apart = apart_by_codes(exact, model, scenes(tiny_images))
         for key in MAPS:
             assert relative_error(got[key], want[key]) < apart[key], (name, key)
         assert relative_error(got["depth"], other["depth"]) > 1e-5
 
 
-def test_the_report(make_tiny: Make) -> None:
-    model = quantize(make_tiny(), recipe())
+def test_the_report(make_bare: Make) -> None:
+    model = quantize(make_bare(), recipe())
     rows = {row.name: row for row in model.quantization_report()}
     row = rows["aggregator.global_blocks.0.attn.core"]
     assert (row.type, row.scheme, row.backend, row.bytes) == ("Int8Attention", "INT8 QK", "native", 0)
@@ -111,23 +111,23 @@ def test_the_report(make_tiny: Make) -> None:
     assert (row.backend, row.reason) == ("reference", "requested")
 
 
-def test_saved_and_loaded(make_tiny: Make, tiny_checkpoint: Path, tiny_images: Tensor, tmp_path: Path) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe())
+def test_saved_and_loaded(make_bare: Make, bare_checkpoint: Path, tiny_images: Tensor, tmp_path: Path) -> None:
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe())
     model.save_pretrained(tmp_path / "int8")
     stored = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]["recipe"]
     assert stored["attention"] == "int8"
     assert "encoder" not in str(stored["attention_layers"]), "groups are written out as patterns"
     again = VGGTInt8.from_pretrained(tmp_path / "int8")
-    assert int8_names(again) == int8_names(model) == int8_names(quantize(make_tiny(), recipe()))
+    assert int8_names(again) == int8_names(model) == int8_names(quantize(make_bare(), recipe()))
     want, got = model(tiny_images), again(tiny_images)
     assert all(torch.equal(got[key], want[key]) for key in MAPS)
     assert all("core" not in name for name in again.state_dict())
 
 
-def test_what_exclude_and_attention_layers_choose(make_tiny: Make) -> None:
-    model = quantize(make_tiny(), recipe(attention_layers=(r".*\.global_blocks\..*", r"camera_head\..*")))
+def test_what_exclude_and_attention_layers_choose(make_bare: Make) -> None:
+    model = quantize(make_bare(), recipe(attention_layers=(r".*\.global_blocks\..*", r"camera_head\..*")))
     assert {name.split(".")[-4] for name in int8_names(model)} == {"global_blocks", "trunk"}
-    model = quantize(make_tiny(), recipe(exclude=(r"aggregator\.frame_blocks\..*\.core",)))
+    model = quantize(make_bare(), recipe(exclude=(r"aggregator\.frame_blocks\..*\.core",)))
     assert {name.split(".")[-4] for name in int8_names(model)} == {"global_blocks", "blocks"}
     assert model.quantization_plan["aggregator.frame_blocks.0.attn.core"].reason == "excluded"
     for options, message in (
@@ -137,7 +137,7 @@ def test_what_exclude_and_attention_layers_choose(make_tiny: Make) -> None:
         ),
         ({"exclude": (r".*\.core",)}, "exclude leaves no attention to it"),
     ):
-        model = make_tiny()
+        model = make_bare()
         with pytest.raises(RecipeError, match=message):
             quantize(model, recipe(**options))
         assert not int8_names(model)
@@ -155,8 +155,8 @@ def test_a_model_without_attention_that_can_be_replaced() -> None:
     assert isinstance(model.qkv, nn.Linear)
 
 
-def test_twice(make_tiny: Make) -> None:
-    model = quantize(make_tiny(), recipe("fp16"))
+def test_twice(make_bare: Make) -> None:
+    model = quantize(make_bare(), recipe("fp16"))
     with pytest.raises(RecipeError, match="quantized already"):
         quantize(model, recipe("fp16"))
 

@@ -26,15 +26,16 @@ BOUND = 1e-6  # of the error's norm, relative to the result's
 DYNAMIC = Recipe(weights="int8", activations="dynamic", include=[".*"])
 WEIGHT_ONLY = Recipe(weights="int8", activations="none", include=[".*"])
 OUTLIERS = Recipe(weights="int8", activations="dynamic", include=[".*"], outlier_threshold=0.8)
+SLOW = pytest.mark.slow  # every backend is quick once, and so is every scheme
 WAYS = [
     pytest.param("native", DYNAMIC, id="native"),
-    pytest.param("native", WEIGHT_ONLY, id="native-weights"),
-    pytest.param("reference", DYNAMIC, id="reference"),
-    pytest.param("reference", WEIGHT_ONLY, id="reference-weights"),
+    pytest.param("native", WEIGHT_ONLY, id="native-weights", marks=SLOW),
+    pytest.param("reference", DYNAMIC, id="reference", marks=SLOW),
+    pytest.param("reference", WEIGHT_ONLY, id="reference-weights", marks=SLOW),
     pytest.param("reference", OUTLIERS, id="reference-outliers"),
     pytest.param("bitsandbytes", DYNAMIC, id="bitsandbytes"),
-    pytest.param("bitsandbytes", OUTLIERS, id="bitsandbytes-outliers"),
-    pytest.param("torchao", DYNAMIC, id="torchao"),
+    pytest.param("bitsandbytes", OUTLIERS, id="bitsandbytes-outliers", marks=SLOW),
+    pytest.param("torchao", DYNAMIC, id="torchao", marks=SLOW),
     pytest.param("torchao", WEIGHT_ONLY, id="torchao-weights"),
 ]
 

@@ -54,9 +54,9 @@ def test_a_foreign_module(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_vggt(int8_checkpoint: Path, tiny_images: Tensor, backend: str) -> None:
+def test_a_vggt(bare_int8: Path, tiny_images: Tensor, backend: str) -> None:
     skip_unless_usable(backend, Scheme())
-    model = VGGTInt8.from_pretrained(int8_checkpoint, dtype=torch.float64)
+    model = VGGTInt8.from_pretrained(bare_int8, dtype=torch.float64)
     model.set_runtime("off")
     want = model.float()(tiny_images, heads=("camera", "depth"))
     model.set_runtime("auto")

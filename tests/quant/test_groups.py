@@ -40,6 +40,11 @@ def embedded() -> VGGTInt8:
         return VGGTInt8(VGGTConfig.from_dict(config))
 
 
+@pytest.fixture(scope="module")
+def networks(vggt_1b: VGGTInt8, embedded: VGGTInt8) -> list[VGGTInt8]:
+    return [vggt_1b, embedded, on_meta(enable_track=False), on_meta(enable_camera=False, enable_depth=False)]
+
+
 def as_before(plan: dict[str, LayerPlan]) -> dict[str, LayerPlan]:
     """With the reasons that the rules had for a group that are two now."""
     return {name: replace(layer, reason=POSE.get(layer.reason, layer.reason)) for name, layer in plan.items()}
@@ -47,12 +52,10 @@ def as_before(plan: dict[str, LayerPlan]) -> dict[str, LayerPlan]:
 
 @pytest.mark.parametrize("options", [{}, ATTENTION], ids=["float attention", "INT8 attention"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in FORMAT_1.glob("*.toml")))
-def test_groups_decide_what_the_rules_did(
-    vggt_1b: VGGTInt8, embedded: VGGTInt8, name: str, options: dict[str, str]
-) -> None:
+def test_groups_decide_what_the_rules_did(networks: list[VGGTInt8], name: str, options: dict[str, str]) -> None:
     rules = replace(load_recipe(FORMAT_1 / f"{name}.toml"), **options)
     groups = replace(load_recipe(name), **options)
-    for model in (vggt_1b, embedded, on_meta(enable_track=False), on_meta(enable_camera=False, enable_depth=False)):
+    for model in networks:
         before = make_plan(model, rules)
         assert len(before) > 100
         assert as_before(make_plan(model, groups)) == before
@@ -149,8 +152,8 @@ def test_both_ways_give_the_same_checkpoint(tmp_path: Path, tiny_checkpoint: Pat
     assert in_place.config.quantization_config.recipe == stored
 
 
-def test_a_stored_recipe_needs_no_map(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic")
+def test_a_stored_recipe_needs_no_map(tmp_path: Path, bare_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_dynamic")
     model.save_pretrained(tmp_path)
     monkeypatch.setattr("vggt_int8.recipe.family.families", lambda: ())
     monkeypatch.setattr("vggt_int8.quant.plan.families", lambda: ())

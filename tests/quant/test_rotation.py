@@ -201,9 +201,9 @@ def test_the_recipe_rotates_what_is_w8a8(make_tiny: object) -> None:
 
 
 def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
-    tiny_checkpoint: Path, tmp_path: Path, tiny_images: Tensor
+    bare_checkpoint: Path, tmp_path: Path, tiny_images: Tensor
 ) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_rotated")
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_rotated")
     model.save_pretrained(tmp_path / "rotated")
     config = json.loads((tmp_path / "rotated" / "config.json").read_text())
     assert config["quantization_config"]["recipe"]["rotation"] == 256
@@ -211,7 +211,7 @@ def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     torch.testing.assert_close(dict(again(tiny_images)), dict(model(tiny_images)), rtol=0, atol=0, equal_nan=True)
-    in_place = quantize(VGGTInt8.from_pretrained(tiny_checkpoint), "int8_rotated")
+    in_place = quantize(VGGTInt8.from_pretrained(bare_checkpoint), "int8_rotated")
     assert all(
         torch.equal(a, b) for a, b in zip(in_place.state_dict().values(), again.state_dict().values(), strict=True)
     )
