@@ -46,6 +46,11 @@ def gemm(tile, **rest):
     operands = (codes(256, 128), torch.ones(256, 1), codes(256, 128), torch.ones(256, 1))
     triton_gemm.int8_gemm(*operands, Epilogue(half(256), torch.float16, **rest), tile)
 
+def codes_of(tile, **rest):
+    operands = (codes(256, 128), torch.ones(256, 1), codes(256, 128), torch.ones(256, 1))
+    follows = Epilogue(half(256), torch.float16, True, out_scale=torch.tensor(0.1), **rest)
+    triton_gemm.int8_gemm_codes(*operands, follows, tile)
+
 launchers, main = [], threading.main_thread()
 driver.set_active(Driver())
 compiled = []
@@ -83,7 +88,12 @@ with patch.object(JITFunction, "warmup", keep):
     for tile in tiles:
         gemm(tile, gelu=True)
         gemm(tile, gamma=half(256), residual=half(256, 256))
-        gemm(tile, gelu=True, out_scale=scale)
+    for tile in [t for t in tiles if t.parts == 1]:
+        codes_of(tile)
+        codes_of(tile, rotation=64)
+    for rotation in (0, 256):  # at the size that their tiles are measured for
+        fc1 = codes(10410, 1024), torch.ones(10410, 1), codes(4096, 1024), torch.ones(4096, 1)
+        triton_gemm.int8_gemm_codes(*fc1, Epilogue(None, torch.float16, True, out_scale=scale, rotation=rotation))
     qkv = half(1, 300, 3, 2, 64).permute(2, 0, 3, 1, 4).unbind(0)
     triton_attention.quantize_queries_and_keys(*qkv[:2])
     rules = [rule for rule in RULES if arch >= rule.arch]
@@ -92,6 +102,7 @@ with patch.object(JITFunction, "warmup", keep):
     for int8, variant in pairs:
         (triton_attention.int8_attention if int8 else triton_attention.float_attention)(*qkv, variant)
     triton_attention.float_attention(*(x.float() for x in qkv), SMALL)
+    triton_attention.float_attention_quantize(*qkv, scale)
 modules = [importlib.import_module(f"{cuda.__name__}.{found.name}") for found in pkgutil.iter_modules(cuda.__path__)]
 kernels = {value for module in modules for value in vars(module).values() if isinstance(value, JITFunction)}
 kernels = {kernel for kernel in kernels if kernel.__name__.endswith("_kernel")}
@@ -99,8 +110,8 @@ other = triton_gemm._pointer_kernel if arch >= 90 else triton_gemm._descriptor_k
 calls = Counter(kernel for kernel, _ in compiled)
 assert set(calls) == kernels - {other}, [kernel.__name__ for kernel in {*calls} ^ (kernels - {other})]
 gemm_kernel = ({triton_gemm._pointer_kernel, triton_gemm._descriptor_kernel} - {other}).pop()
-assert calls[gemm_kernel] == 1 + 3 * len(tiles)
-assert calls[triton_attention._attention_kernel] == len(pairs) + 1
+assert calls[gemm_kernel] == 3 + 2 * len(tiles) + 2 * sum(t.parts == 1 for t in tiles)
+assert calls[triton_attention._attention_kernel] == len(pairs) + 2
 shared = {80: 166912, 90: 232448}[arch]  # bytes a program may have; 86 and 89: 101376
 for function, kernel in compiled:
     name = function.__name__

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.kernels.compiled import LIBRARIES, use, walled
-from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows
+from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows, static_scales_of, ways_to_static_codes
+from tests.kernels.test_cpu import test_static_codes_pass_nan_on_through_the_scale_of_their_row as nan_in_a_row
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
@@ -49,7 +50,7 @@ def test_integer_product_is_exact(library: compiled.Library, m: int, k: int, n: 
 
 
 @every_library
-@pytest.mark.parametrize("ending", ["plain", "bias", "gelu", "residual", "gelu, residual", "static"])
+@pytest.mark.parametrize("ending", ["plain", "bias", "gelu", "residual", "gelu, residual"])
 def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
     """Bit for bit but for GELU, whose erf is another one."""
     for m, k, n in MORE_SHAPES:
@@ -59,8 +60,7 @@ def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
         bias = None if ending == "plain" else torch.linspace(-3, 3, n).half()
         residual = torch.randn(m, n, generator=generator) if "residual" in ending else None
         gamma = torch.rand(n, generator=generator) if "residual" in ending else None
-        out_scale = torch.tensor([0.02]) if ending == "static" else None
-        arguments = (*operands, scale, Epilogue(bias, torch.float32, "gelu" in ending, gamma, residual, out_scale))
+        arguments = (*operands, scale, Epilogue(bias, torch.float32, "gelu" in ending, gamma, residual))
         want, got = reference.int8_gemm(*arguments), cpu_ops.int8_gemm(*arguments)
         if "gelu" in ending:
             close(got, want)
@@ -72,19 +72,25 @@ def test_gemm_is_the_reference(library: compiled.Library, ending: str) -> None:
         if "gelu" not in ending:
             exact((got,), (want,))
         if ending in ("plain", "bias"):
-            exact(cpu_ops.int8_gemm_quantize(*arguments), reference.int8_gemm_quantize(*arguments))
+            for way in ({}, *ways_to_static_codes(m, n)):
+                follows = (*arguments[:-1], arguments[-1]._replace(**way))
+                exact(cpu_ops.int8_gemm_quantize(*follows), reference.int8_gemm_quantize(*follows))
         if residual is not None:  # which the result may be written over
             cpu_ops.int8_gemm_into_(residual, *arguments)
             exact((residual,), (got,))
 
 
 @every_library
-@pytest.mark.parametrize("static", ["", "one", "of each row"])
+def test_static_codes_pass_nan_on_through_the_scale_of_their_row(library: compiled.Library) -> None:
+    nan_in_a_row()
+
+
+@every_library
+@pytest.mark.parametrize("static", ["", "one", "take turns", "for each row"])
 @pytest.mark.parametrize("most", [0, 4, 256])
 def test_codes(library: compiled.Library, static: str, most: int) -> None:
     for m, k, _ in [*SHAPES, (5, 1536, 0)]:
-        of_rows = 0.02 * (1 + torch.arange(m).view(m, 1) % 3)
-        input_scale = None if not static else torch.tensor([0.02]) if static == "one" else of_rows
+        input_scale = static_scales_of(m)[static] if static else None
         rotation = Scheme(rotation=most).rotation_of(k)
         x, (weight, bias) = walled(hard_rows(m, k)), torch.randn(2, k, generator=torch.Generator().manual_seed(9))
         way = (input_scale, rotation)

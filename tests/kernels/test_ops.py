@@ -28,12 +28,15 @@ def operands() -> dict[str, tuple[Any, ...]]:
     return {
         "quantize_rows": (x,),
         "quantize_rows static": (x, scale),
+        "quantize_rows static, for each row": (x, torch.rand(5, 1, generator=generator)),
         "layer_norm_quantize": (x, vector, vector, 1e-5),
         "layer_norm_quantize static": (x, vector, vector, 1e-5, scale),
         "int8_gemm": (*gemm, True),
         "int8_gemm residual": (*gemm, False, torch.rand(24), torch.rand(5, 24)),
-        "int8_gemm static": (*gemm, True, None, None, scale),
         "int8_gemm_quantize": (*gemm, True, None, None, None),
+        "int8_gemm_quantize rotated": (*gemm, True, None, None, None, 8),
+        "int8_gemm_quantize static": (*gemm, True, None, None, scale),
+        "int8_gemm_quantize static rotated": (*gemm, True, None, None, torch.rand(5, 1, generator=generator), 8),
         "qk_norm_rope_": (qkv, head, head, head, head, torch.rand(2, 5, 16), 1e-5),
         "int8_gemm_into_": (torch.rand(5, 24).half(), *gemm, False, torch.rand(24), torch.rand(5, 24)),
         "layer_norm_halves": (x.view(1, 5, 64), x.view(1, 5, 64) * 2, 2, torch.rand(128), torch.rand(128), 1e-5),
@@ -53,6 +56,10 @@ def operands() -> dict[str, tuple[Any, ...]]:
         "w8a16_linear": (x, weight, weight_scale, torch.rand(24)),
         "int8_attention": tuple(qkv.view(1, 10, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)),
         "float_attention": tuple(qkv.view(2, 5, 3, 2, 16).half().permute(2, 0, 3, 1, 4).unbind(0)),
+        "float_attention_quantize": (
+            *qkv.view(2, 5, 3, 2, 16).half().permute(2, 0, 3, 1, 4).unbind(0),
+            torch.rand(5, generator=generator) * 0.01,
+        ),
     }
 
 
@@ -207,9 +214,9 @@ def test_operands_of_another_device() -> None:
     ("case", "position", "value", "message"),
     [
         ("quantize_rows", 0, torch.zeros(2, 3, 4), r"x must be a float tensor of 2 dimensions, not torch.float32 \[2,"),
-        ("quantize_rows static", 1, torch.ones(4, 1), r"must have 1 value or 5, one per row, not \[4, 1\]"),
-        ("quantize_rows static", 1, torch.ones(0), r"must have 1 value or 5, one per row, not \[0\]"),
-        ("layer_norm_quantize static", 4, torch.ones(2), r"must have 1 value or 5, one per row, not \[2\]"),
+        ("quantize_rows static", 1, torch.ones(4, 1), r"input_scale .* divide the 5 rows, .* torch.float32 \[4, 1\]"),
+        ("quantize_rows static", 1, torch.ones(0), r"input_scale .* divide the 5 rows, .* not torch.float32 \[0\]"),
+        ("layer_norm_quantize static", 4, torch.ones(2), r"input_scale .* divide the 5 rows, .* torch.float32 \[2\]"),
         ("int8_gemm", 0, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
         ("int8_gemm", 2, torch.ones(64, dtype=torch.int8), r"x_codes and weight must be int8 .* torch.int8 \[64\]"),
         ("int8_gemm_into_", 0, torch.ones(5, 24, dtype=torch.int8), r"out must be torch.float16, as .* not torch.int8"),
@@ -224,8 +231,12 @@ def test_operands_of_another_device() -> None:
         ("int8_gemm", 1, torch.ones(1), r"x_scale \[5, 1\] and weight_scale \[24, 1\], not \[1\]"),
         ("int8_gemm residual", 8, torch.ones(5, 1), r"residual must be \[5, 24\] and come with gamma \[24\], not"),
         ("int8_gemm", 4, torch.ones(1), r"bias must have 24 values, not \[1\]"),
-        ("int8_gemm static", 9, torch.ones(8), r"out_scale must have 1 values, not \[8\]"),
-        ("int8_gemm_quantize", 9, torch.ones(1), r"takes neither a residual nor an out_scale: call int8_gemm"),
+        ("int8_gemm_quantize static", 9, torch.ones(2), r"out_scale .* divide the 5 rows, .* not torch.float32 \[2\]"),
+        ("int8_gemm_quantize static", 9, torch.ones(0), r"out_scale .* divide the 5 rows, .* not torch.float32 \[0\]"),
+        ("int8_gemm_quantize static", 9, torch.ones(5).half(), r"out_scale must be fp32 .* not torch.float16 \[5\]"),
+        ("int8_gemm_quantize", 8, torch.ones(5, 24), r"residual must be \[5, 24\] and come with gamma \[24\]"),
+        ("int8_gemm_quantize static rotated", 10, 16, r"rotation must be 0 or a power .* the 24 channels, not 16"),
+        ("float_attention_quantize", 3, torch.ones(3), r"out_scale .* divide the 10 rows, .* not torch.float32 \[3\]"),
         ("w8a16_linear", 1, torch.ones(24, 63, dtype=torch.int8), r"weight must be int8 \[N, 64\], not .*\[24, 63\]"),
         ("w8a16_linear", 2, torch.ones(1, 1), r"weight_scale must have 24 values, not \[1, 1\]"),
         ("predict_", 2, torch.ones(1), r"bias must have 4 values, not \[1\]"),
@@ -245,6 +256,13 @@ def test_wrong_operands(case: str, position: int, value: Tensor, message: str, t
     arguments[position] = value
     with torch.set_grad_enabled(through_pytorch), pytest.raises(ValueError, match=message):
         getattr(ops, case.split()[0])(*packed(case, arguments))
+
+
+@pytest.mark.parametrize("follows", [{"rotation": 8}, {"out_scale": torch.ones(1)}])
+def test_floats_are_neither_rotated_nor_codes(follows: dict[str, Any]) -> None:
+    *tensors, epilogue = packed("int8_gemm", operands()["int8_gemm"])
+    with pytest.raises(ValueError, match=r"stays floats takes neither a rotation nor an out_scale, call int8_ge"):
+        ops.int8_gemm(*tensors, epilogue._replace(**follows))
 
 
 def test_import_does_not_need_triton() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vggt_int8.kernels.cuda import tiles
-from vggt_int8.kernels.cuda.tiles import Size, Tile, gemm_tile
+from vggt_int8.kernels.cuda.tiles import Size, Tile, codes_tile, gemm_tile
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227}  # KiB that one block may have
 
@@ -31,6 +31,20 @@ def test_nearest_size_of_the_same_kind_wins() -> None:
 @pytest.mark.parametrize(("n", "k"), [(3072, 37), (9, 1024)])
 def test_sizes_that_descriptors_cannot_take_go_through_pointers(n: int, k: int) -> None:
     assert not gemm_tile(90, Size(1041, n, k, False)).tma
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize("m", [1, 1041, 104100])
+@pytest.mark.parametrize("n", [4096, 4097])
+@pytest.mark.parametrize("rotation", [0, 2, 128, 256])
+def test_tiles_of_codes_hold_whole_groups(arch: int, m: int, n: int, rotation: int) -> None:
+    tile = codes_tile(arch, Size(m, n, 1024, False), rotation)
+    assert tile.block_n % max(1, rotation) == 0
+    assert tile.parts == 1
+    assert tile.tma is (arch == 90 and n % 16 == 0)
+    assert (tile.block_m + tile.block_n) * tile.block_k * tile.stages * max(1, tile.per_sm) <= SHARED_MEMORY[
+        arch
+    ] * 1024
 
 
 def test_other_architectures() -> None:

@@ -226,7 +226,7 @@ def test_what_is_not_rotated_is_stored_as_before(int8_checkpoint: Path) -> None:
 
 
 def test_a_static_scale_in_the_fused_mlp() -> None:
-    """fc1 writes floats there, since a tile of its product does not see whole rows."""
+    """fc1 writes the rotated codes there; the plain layer rotates what was rounded, which no code here shows."""
     from vggt_int8.runtime.linear import mlp_residual_
 
     norm, gamma, x = nn.LayerNorm(64), torch.rand(64), randn(10, 64)

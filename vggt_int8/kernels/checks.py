@@ -30,9 +30,20 @@ def check_float(x: Tensor, *_: Any, dims: int = 2, name: str = "x", **__: Any) -
 
 def check_quantize(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> None:
     check_float(x)
-    if input_scale is not None and input_scale.numel() not in (1, len(x)):
-        raise ValueError(f"input_scale must have 1 value or {len(x)}, one per row, not {list(input_scale.shape)}")
+    check_static("input_scale", input_scale, len(x))
     check_rotation(x.shape[1], rotation)
+
+
+def check_static(name: str, scale: Tensor | None, rows: int) -> None:
+    """R static scales of `rows` rows, which take turns."""
+    if scale is None:
+        return
+    count = scale.numel()
+    if scale.dtype != torch.float32 or count == 0 or rows % count:
+        raise ValueError(
+            f"{name} must be fp32 values as many as divide the {rows} rows, row m having number m % R: "
+            f"not {scale.dtype} {list(scale.shape)}"
+        )
 
 
 def check_rotation(channels: int, rotation: int) -> None:
@@ -80,10 +91,10 @@ def check_qkv(
 
 def check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> None:
     _check_gemm(x_codes, x_scale, weight, weight_scale, epilogue)
-    if epilogue.rotation:
+    if epilogue.rotation or epilogue.out_scale is not None:
         raise ValueError(
-            f"rotation {epilogue.rotation}: a product that stays floats, or becomes codes under one scale, is not "
-            "rotated: call int8_gemm_quantize, or quantize_rows after it"
+            f"rotation {epilogue.rotation}: a product that stays floats takes neither a rotation nor an out_scale, "
+            "call int8_gemm_quantize, or quantize_rows after it"
         )
 
 
@@ -100,11 +111,11 @@ def _check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: 
             f"a scale per row is needed: x_scale [{m}, 1] and weight_scale [{n}, 1], "
             f"not {list(x_scale.shape)} and {list(weight_scale.shape)}"
         )
-    bias, _, _, gamma, residual, out_scale, _ = epilogue
+    bias, _, _, gamma, residual, *_ = epilogue
     if (gamma is None) != (residual is None) or (residual is not None and residual.shape != (m, n)):
         shape = None if residual is None else list(residual.shape)
         raise ValueError(f"residual must be [{m}, {n}] and come with gamma [{n}], not {shape}")
-    check_sizes(bias=(bias, n), gamma=(gamma, n), out_scale=(out_scale, 1))
+    check_sizes(bias=(bias, n), gamma=(gamma, n))
 
 
 def check_gemm_quantize(
@@ -112,11 +123,9 @@ def check_gemm_quantize(
 ) -> None:
     _check_gemm(x_codes, x_scale, weight, weight_scale, epilogue)
     check_rotation(len(weight), epilogue.rotation)
-    if epilogue.residual is not None or epilogue.out_scale is not None:
-        raise ValueError(
-            "a product that becomes codes under a scale per row takes neither a residual nor an out_scale: "
-            "call int8_gemm and quantize_rows"
-        )
+    check_static("out_scale", epilogue.out_scale, len(x_codes))
+    if epilogue.residual is not None:
+        raise ValueError("a product that becomes codes takes no residual: call int8_gemm and quantize_rows")
 
 
 def check_gemm_into(
@@ -126,8 +135,8 @@ def check_gemm_into(
     m, n = x_codes.shape[0], weight.shape[0]
     if out.shape != (m, n) or not out.is_contiguous():
         raise ValueError(f"out must be contiguous [{m}, {n}], not {list(out.shape)}, strides {out.stride()}")
-    if out.dtype != epilogue.out_dtype:
-        raise ValueError(f"out must be {epilogue.out_dtype}, as the epilogue says, not {out.dtype}")
+    if out.dtype != epilogue.dtype:
+        raise ValueError(f"out must be {epilogue.dtype}, as the epilogue says, not {out.dtype}")
 
 
 def check_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
@@ -205,3 +214,8 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} must be like q, {q.dtype} {list(q.shape)}, not {x.dtype} {list(x.shape)}")
     if q.shape[3] > reference_attention.MAX_HEAD_DIM:
         raise ValueError(f"head dims up to {reference_attention.MAX_HEAD_DIM} are implemented, not {q.shape[3]}")
+
+
+def check_attention_quantize(q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor) -> None:
+    check_attention(q, k, v)
+    check_static("out_scale", out_scale, q.shape[0] * q.shape[2])

@@ -9,9 +9,9 @@ from torch import Tensor
 class Epilogue(NamedTuple):
     """The int32 sums times both scales, then in fp32 and in this order what is asked for, with one rounding at the end.
 
-    bias: [N] float. dtype: of the result. gelu: exact GELU. gamma [N] and residual [M, N] float, which come together:
-    `residual + gamma * y`. out_scale: one fp32 value; the result are int8 codes under it then, whatever `dtype` is.
-    rotation: of rows that become codes under a scale of each row (`int8_gemm_quantize`), the groups of `rotate`; or 0.
+    bias: [N] float. dtype: of the result, where that are floats. gelu: exact GELU. gamma [N] and residual [M, N] float,
+    which come together: `residual + gamma * y`. Of rows that become codes (`int8_gemm_quantize`) alone: rotation, the
+    groups of `rotate`, or 0; out_scale, static scales as `input_scale` of `quantize_rows`, or None for dynamic ones.
 
     A tuple, because every call makes one: that takes a third of the time of a frozen dataclass.
     """
@@ -23,7 +23,3 @@ class Epilogue(NamedTuple):
     residual: Tensor | None = None
     out_scale: Tensor | None = None
     rotation: int = 0
-
-    @property
-    def out_dtype(self) -> torch.dtype:
-        return self.dtype if self.out_scale is None else torch.int8

@@ -112,7 +112,7 @@ def _codes_like(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
 
 
 def _gemm_like(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, *epilogue: Any) -> Tensor:
-    return x_codes.new_empty((x_codes.shape[0], weight.shape[0]), dtype=Epilogue(*epilogue).out_dtype)
+    return x_codes.new_empty((x_codes.shape[0], weight.shape[0]), dtype=Epilogue(*epilogue).dtype)
 
 
 def _attention_like(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ int8_gemm = _operator(cpu_ops.int8_gemm, checks.check_gemm, "triton_gemm", _gemm
 int8_gemm_quantize = _operator(
     cpu_ops.int8_gemm_quantize,
     checks.check_gemm_quantize,
-    "triton_norm",
+    "triton_product",
     lambda x_codes, _, weight, *__: _codes_like(x_codes.new_empty(x_codes.shape[0], weight.shape[0])),
     gemm=f"({_GEMM}) -> (Tensor, Tensor)",
 )
@@ -171,4 +171,11 @@ dequantize = _operator(
 int8_attention, float_attention = (
     _operator(definition, checks.check_attention, "triton_attention", _attention_like, strided=True)
     for definition in (reference_attention.int8_attention, reference_attention.float_attention)
+)
+float_attention_quantize = _operator(
+    reference_attention.float_attention_quantize,
+    checks.check_attention_quantize,
+    "triton_attention",
+    lambda q, *_: _codes_like(q.new_empty(q.shape[0] * q.shape[2], q.shape[1] * q.shape[3])),
+    strided=True,
 )

@@ -61,14 +61,19 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
     """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`, `rotation` the groups of
     `rotate`, or 0 for none.
 
-    With a static scale every row gets that, except that NaN or inf in a row makes its scale NaN.
+    With static scales a row gets its own, except that NaN or inf in a row makes its scale NaN.
     """
     if rotation:
         x = rotate(x, rotation)
     if input_scale is None:
         return quantize_per_token(x)
-    input_scale = input_scale.view(-1, 1)
-    return quantize(x, input_scale), input_scale + (x.float() * 0).sum(dim=-1, keepdim=True)
+    scale = static_scales(input_scale, len(x))
+    return quantize(x, scale), scale + (x.float() * 0).sum(dim=-1, keepdim=True)
+
+
+def static_scales(scale: Tensor, rows: int) -> Tensor:
+    """R static scales, where R divides `rows`, to those of each row, [rows, 1]: row m has number m % R."""
+    return scale.reshape(-1, 1).repeat(rows // max(1, scale.numel()), 1)
 
 
 def int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:
@@ -96,8 +101,9 @@ def w8a8_linear(
 ) -> Tensor:
     """INT8 linear. x [M, K] float, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in x's dtype.
 
-    `input_scale` None: one dynamic scale per row of x. Otherwise static fp32 scales from calibration, one value or M,
-    one for each row; larger inputs saturate at 127 codes, but a row that holds NaN or inf still comes out as NaN.
+    `input_scale` None: one dynamic scale per row of x. Otherwise static fp32 scales from calibration, R values, where
+    R divides M: row m has number m % R, so that one value serves all rows, and one for each token of a frame all
+    frames. Larger inputs saturate at 127 codes, but a row that holds NaN or inf still comes out as NaN.
     """
     codes, x_scale = quantize_rows(x, input_scale)
     return scaled_epilogue(int8_matmul(codes, weight), x_scale, weight_scale, bias, x.dtype)
@@ -150,33 +156,40 @@ def layer_norm_quantize(
 
 def int8_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
     """x_codes [M, K] int8, x_scale [M, 1] fp32, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in
-    `epilogue.out_dtype`.
+    `epilogue.dtype`.
     """
     return finish(int8_matmul(x_codes, weight), x_scale, weight_scale, epilogue)
 
 
 def finish(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
-    """`scaled_epilogue`, then in fp32: exact GELU, `residual + gamma * y`, codes under `out_scale`, as asked.
+    """`scaled_epilogue`, then in fp32: exact GELU, `residual + gamma * y`, as asked.
 
-    acc [M, N] int32, scales as above -> [M, N] in `epilogue.out_dtype`.
+    acc [M, N] int32, scales as above -> [M, N] in `epilogue.dtype`.
     """
-    bias, dtype, gelu, gamma, residual, out_scale, _ = epilogue
+    bias, dtype, gelu, gamma, residual, *_ = epilogue
     y = scaled_epilogue(acc, x_scale, weight_scale, bias, torch.float32)
     if gelu:
         y = F.gelu(y)
     if residual is not None and gamma is not None:
         y = residual.float() + gamma.float() * y
-    return y.to(dtype) if out_scale is None else quantize(y, out_scale)
+    return y.to(dtype)
 
 
 def int8_gemm_quantize(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a dynamic scale per row, [M, 1] fp32.
+    """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a scale per row, [M, 1] fp32.
 
-    The epilogue may have a bias, GELU and a rotation.
+    The epilogue may have a bias, GELU, a rotation, and static scales `out_scale`. Under these the fp32 results become
+    codes without a rounding in between, and NaN or inf in x_scale is what makes the scale of a row NaN.
     """
-    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue), rotation=epilogue.rotation)
+    if epilogue.out_scale is None:
+        return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue), rotation=epilogue.rotation)
+    y = int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue._replace(dtype=torch.float32))
+    if epilogue.rotation:
+        y = rotate(y, epilogue.rotation)
+    scale = static_scales(epilogue.out_scale, len(y))
+    return quantize(y, scale), scale + 0 * x_scale.view(-1, 1)
 
 
 def qk_norm_rope(

@@ -11,7 +11,7 @@ Notation: B sequences, H heads, N tokens, D head dim, G = ceil(N / KEY_GROUP) gr
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.kernels.reference import absmax_scale, quantize
+from vggt_int8.kernels.reference import absmax_scale, quantize, quantize_rows
 
 KEY_GROUP = 128
 MAX_HEAD_DIM = 128
@@ -52,6 +52,14 @@ def float_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v [B, H, N, D] float of one dtype, any strides -> [B, N, H * D] in that dtype, contiguous.
     """
     return _attend(q, k, v)
+
+
+def float_attention_quantize(q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`float_attention` straight to the next linear's input: codes [B * N, H * D] int8, scales [B * N, 1] fp32.
+
+    out_scale: static scales, as `input_scale` of `reference.quantize_rows`.
+    """
+    return quantize_rows(float_attention(q, k, v).flatten(0, 1), out_scale)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None = None, k_scale: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from vggt_int8.model.layers import first_and_other_frames
 from vggt_int8.model.tables import image_statistics, rope_table
 from vggt_int8.runtime.blocks import run_block, run_block_in_parts
 from vggt_int8.runtime.memory import Plan, parts
+from vggt_int8.runtime.token_scales import TokenScales
 
 
 class Halves(NamedTuple):
@@ -44,11 +45,12 @@ def run_aggregator(aggregator: Aggregator, images: Tensor, layers: Collection[in
     rope = rope_table(*geometry, device=tokens.device)
     shape, x = tokens.shape, tokens.flatten(0, 1)
     del tokens
+    scales = TokenScales([*aggregator.frame_blocks, *aggregator.global_blocks], shape[1])
     kept = {}
     for layer in range(max(layers) + 1):
-        x = run_block_in_parts(aggregator.frame_blocks[layer], x, batch * frames, rope, plan.rows, plan.frames)
+        x = run_block_in_parts(aggregator.frame_blocks[layer], x, batch * frames, rope, plan.rows, plan.frames, scales)
         frame = x.view(shape) if layer in layers else None
-        x = run_block(aggregator.global_blocks[layer], x, batch, rope, plan.rows)
+        x = run_block(aggregator.global_blocks[layer], x, batch, rope, plan.rows, scales=scales)
         if frame is not None:
             kept[layer] = Halves(*(half.cpu() if plan.tokens_on_host else half for half in (frame, x.view(shape))))
     return kept
@@ -74,8 +76,9 @@ def _encode(encoder: Encoder, pixels: Tensor, grid: tuple[int, int], rows: int) 
     """Normalised images [f, 3, H, W] -> patch tokens [f, h * w, C]."""
     x = encoder.embed(encoder.patch_embed(pixels), *grid)
     shape, x = x.shape, x.flatten(0, 1)
+    scales = TokenScales(encoder.blocks, shape[1])
     for block in encoder.blocks:
-        x = run_block(block, x, len(pixels), None, rows)
+        x = run_block(block, x, len(pixels), None, rows, scales=scales)
     norm = encoder.norm
     x = x.view(shape)[:, encoder.num_special :]
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

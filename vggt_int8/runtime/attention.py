@@ -62,13 +62,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor
     if not q.is_cuda:
         return attention_cpu(q, k, v, integers).flatten(2)
     order = backends(architecture(q.device), q.shape[2], 3 * q.numel())
-    if order[0] == TRITON and q.dtype != torch.float32 and q.shape[3] <= 64:
+    if _by_our_kernel(q, order):
         y: Tensor = ops.float_attention(q, k, v)
         return y
     if only_compiling() and q.shape[2] > LONG:
         return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
     with sdpa_kernel([kernel for kernel in order if kernel != TRITON], set_priority=True):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def attention_codes(q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`attention` as codes [B * N, H * D] int8 under static scales, with those of each row, [B * N, 1] fp32; None where
+    the kernel that attends writes floats.
+    """
+    if not q.is_cuda or not _by_our_kernel(q, backends(architecture(q.device), q.shape[2], 3 * q.numel())):
+        return None
+    codes, scale = ops.float_attention_quantize(q, k, v, out_scale)
+    return codes, scale
+
+
+def _by_our_kernel(q: Tensor, order: tuple[Kernel, ...]) -> bool:
+    return order[0] == TRITON and q.dtype != torch.float32 and q.shape[3] <= 64
 
 
 def backends(arch: int, tokens: int, elements: int) -> tuple[Kernel, ...]:

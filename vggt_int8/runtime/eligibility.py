@@ -46,6 +46,9 @@ class Eligibility:
         self._offloaded = [name for name, m in zip(self._names, submodules, strict=True) if "_hf_hook" in m.__dict__]
         self._token = model.aggregator.camera_token
         self._devices = {p.device for p in self._parameters}
+        blocks = ("aggregator.patch_embed.blocks.", "aggregator.frame_blocks.", "aggregator.global_blocks.")
+        int8 = ((name, m) for name, m in zip(self._names, submodules, strict=True) if isinstance(m, Int8Linear))
+        self._special_elsewhere = [n for n, m in int8 if m.special_tokens and not n.startswith(blocks)]
         self._unasked: dict[str, str | None] = {}  # by kind of device
 
     @staticmethod
@@ -88,8 +91,8 @@ class Eligibility:
         patched = next((i for i, attributes in enumerate(self._attributes) if "forward" in attributes), None)
         if patched is not None:
             return f"{self._names[patched]} has a forward method of its own"
-        if any(m.special_tokens for m in self._int8):
-            return "static scales of special tokens are not implemented"
+        if self._special_elsewhere:
+            return f"{self._special_elsewhere[0]} has a static scale for special tokens, which only blocks know"
         threshold = next((m.scheme.outlier_threshold for m in self._int8 if m.scheme.outlier_threshold), None)
         return None if threshold is None else f"outlier columns (threshold {threshold}) are not implemented"
 

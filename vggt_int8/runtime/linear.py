@@ -1,10 +1,12 @@
 """A linear layer of a block with what stands before and after it, fused as far as the layer's kind allows.
 
 The layer is read, never copied: an `nn.Linear`, or an `Int8Linear` with INT8 or floating-point activations. The
-operators of `vggt_int8.kernels.ops` do the INT8 part.
+operators of `vggt_int8.kernels.ops` do the INT8 part. `scale_of` gives the static scales of a layer for the rows at
+hand (`TokenScales.of`); by default its own, one for all rows.
 """
 
-from typing import TypeGuard
+from collections.abc import Callable
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,24 @@ from vggt_int8.quant.backends import get_backend
 from vggt_int8.quant.linear import Int8Linear
 
 
-def linear(x: Tensor, layer: nn.Module) -> Tensor:
+class Codes(NamedTuple):
+    """What a layer multiplies, where the step before it made that: codes [M, K] int8, a scale per row [M, 1] fp32."""
+
+    codes: Tensor
+    scale: Tensor
+
+
+def own_scale(layer: Int8Linear) -> Tensor | None:
+    return layer.input_scale
+
+
+ScaleOf = Callable[[Int8Linear], Tensor | None]
+
+
+def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale) -> Tensor:
     """x [M, K] -> [M, N] in x's dtype."""
     if takes_codes(layer):
-        codes, scale = ops.quantize_rows(x, layer.input_scale, layer.rotation)
-        return _gemm(codes, scale, layer, Epilogue(layer.bias, x.dtype))
+        return _gemm(_quantize(x, layer, scale_of), layer, Epilogue(layer.bias, x.dtype))
     if isinstance(layer, Int8Linear):
         y: Tensor = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
         return y
@@ -28,45 +43,43 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = False) -> Tensor:
+def norm_linear(
+    x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = False, scale_of: ScaleOf = own_scale
+) -> Tensor:
     """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype."""
     if takes_codes(layer):
-        codes, scale = _norm(x, norm, layer)
-        return _gemm(codes, scale, layer, Epilogue(layer.bias, x.dtype, gelu))
+        return _gemm(_norm(x, norm, layer, scale_of), layer, Epilogue(layer.bias, x.dtype, gelu))
     y = linear(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), layer)
     return F.gelu(y) if gelu else y
 
 
-def linear_residual_(out: Tensor, y: Tensor, layer: nn.Module, gamma: Tensor, x: Tensor) -> None:
+def linear_residual_(
+    out: Tensor, y: Tensor | Codes, layer: nn.Module, gamma: Tensor, x: Tensor, scale_of: ScaleOf = own_scale
+) -> None:
     """Write `x + gamma * linear(y)` into `out`, which may be x: y [M, K], gamma [N], x and out [M, N]."""
     if takes_codes(layer):
-        codes, scale = ops.quantize_rows(y, layer.input_scale, layer.rotation)
-        _gemm_into(out, codes, scale, layer, Epilogue(layer.bias, out.dtype, gamma=gamma, residual=x))
+        codes = y if isinstance(y, Codes) else _quantize(y, layer, scale_of)
+        _gemm_into(out, codes, layer, Epilogue(layer.bias, out.dtype, gamma=gamma, residual=x))
     else:
+        assert isinstance(y, Tensor)
         torch.addcmul(x, linear(y, layer), gamma, out=out)
 
 
-def mlp_residual_(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module, gamma: Tensor) -> None:
+def mlp_residual_(
+    x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module, gamma: Tensor, scale_of: ScaleOf = own_scale
+) -> None:
     """`x += gamma * fc2(gelu(fc1(norm(x))))`, x [M, C].
 
-    fc1 makes fc2's codes where both take codes: with a static scale the hidden floats never exist, with a dynamic one
-    they do on a GPU, and on a CPU as long as they are in the cache.
+    fc1 makes fc2's codes where both take codes: with a static scale the hidden floats never exist (rotated, on a CPU
+    some rows of them), with a dynamic one they do on a GPU, and on a CPU as long as they are in the cache.
     """
     if not (takes_codes(fc1) and takes_codes(fc2)):
-        linear_residual_(x, norm_linear(x, norm, fc1, gelu=True), fc2, gamma, x)
+        linear_residual_(x, norm_linear(x, norm, fc1, gelu=True, scale_of=scale_of), fc2, gamma, x, scale_of)
         return
-    codes, scale = _norm(x, norm, fc1)
-    if fc2.input_scale is None:
-        epilogue = Epilogue(fc1.bias, x.dtype, gelu=True, rotation=fc2.rotation)
-        hidden, hidden_scale = ops.int8_gemm_quantize(codes, scale, fc1.codes, fc1.weight_scale, epilogue)
-    elif fc2.rotation:  # of whole rows, which a tile of the product does not see
-        floats = _gemm(codes, scale, fc1, Epilogue(fc1.bias, x.dtype, gelu=True))
-        hidden, hidden_scale = ops.quantize_rows(floats, fc2.input_scale, fc2.rotation)
-    else:
-        hidden = _gemm(codes, scale, fc1, Epilogue(fc1.bias, x.dtype, gelu=True, out_scale=fc2.input_scale))
-        # Codes cannot carry NaN: a row that holds it passes it on through its scale.
-        hidden_scale = fc2.input_scale + 0 * scale
-    _gemm_into(x, hidden, hidden_scale, fc2, Epilogue(fc2.bias, x.dtype, gamma=gamma, residual=x))
+    epilogue = Epilogue(fc1.bias, x.dtype, gelu=True, out_scale=scale_of(fc2), rotation=fc2.rotation)
+    normed = _norm(x, norm, fc1, scale_of)
+    hidden = Codes(*ops.int8_gemm_quantize(*normed, fc1.codes, fc1.weight_scale, epilogue))
+    _gemm_into(x, hidden, fc2, Epilogue(fc2.bias, x.dtype, gamma=gamma, residual=x))
 
 
 def takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
@@ -79,18 +92,20 @@ def kernel(layer: Int8Linear, device_type: str) -> str:
     return get_backend("native").kernel(layer, device_type)
 
 
-def _norm(x: Tensor, norm: nn.LayerNorm, layer: Int8Linear) -> tuple[Tensor, Tensor]:
+def _quantize(x: Tensor, layer: Int8Linear, scale_of: ScaleOf) -> Codes:
+    return Codes(*ops.quantize_rows(x, scale_of(layer), layer.rotation))
+
+
+def _norm(x: Tensor, norm: nn.LayerNorm, layer: Int8Linear, scale_of: ScaleOf) -> Codes:
     """What the layer multiplies: codes and scales of its LayerNorm."""
-    result: tuple[Tensor, Tensor] = ops.layer_norm_quantize(
-        x, norm.weight, norm.bias, norm.eps, layer.input_scale, layer.rotation
-    )
+    affine = norm.weight, norm.bias, norm.eps
+    return Codes(*ops.layer_norm_quantize(x, *affine, scale_of(layer), layer.rotation))
+
+
+def _gemm(x: Codes, layer: Int8Linear, epilogue: Epilogue) -> Tensor:
+    result: Tensor = ops.int8_gemm(*x, layer.codes, layer.weight_scale, epilogue)
     return result
 
 
-def _gemm(codes: Tensor, scale: Tensor, layer: Int8Linear, epilogue: Epilogue) -> Tensor:
-    result: Tensor = ops.int8_gemm(codes, scale, layer.codes, layer.weight_scale, epilogue)
-    return result
-
-
-def _gemm_into(out: Tensor, codes: Tensor, scale: Tensor, layer: Int8Linear, epilogue: Epilogue) -> None:
-    ops.int8_gemm_into_(out, codes, scale, layer.codes, layer.weight_scale, epilogue)
+def _gemm_into(out: Tensor, x: Codes, layer: Int8Linear, epilogue: Epilogue) -> None:
+    ops.int8_gemm_into_(out, *x, layer.codes, layer.weight_scale, epilogue)

@@ -64,6 +64,12 @@ def hard_rows(m: int, k: int, dtype: torch.dtype) -> Tensor:
     return x
 
 
+def static_scales_of(m: int) -> dict[str, Tensor]:
+    """For m rows: one, some that take turns, one for each. No round numbers: bf16 lies between two codes of them."""
+    counts = {"one": 1, "take turns": next((r for r in (3, 5, 2) if m % r == 0), 1), "for each row": m}
+    return {name: torch.linspace(0.02037, 0.04911, count, device=DEVICE)[:, None] for name, count in counts.items()}
+
+
 def codes(*shape: int) -> Tensor:
     return torch.randint(-127, 128, shape, device=DEVICE, dtype=torch.int8)
 

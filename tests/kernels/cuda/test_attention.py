@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.cuda.cases import DEVICE, INTERPRETED, has_descriptors, on_gpu, quick, rand
+from tests.kernels.cuda.cases import DEVICE, INTERPRETED, has_descriptors, on_gpu, quick, rand, static_scales_of
 from vggt_int8.kernels import reference_attention as definition
 from vggt_int8.kernels.cuda import triton_attention
 from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, Variant
@@ -149,6 +149,39 @@ def test_nan_and_inf_stay_in_their_sequence(name: str, variant: Variant) -> None
         got = getattr(triton_attention, name)(*qkv, variant)
         assert not got[0, 66].isfinite().all()
         assert got[1].isfinite().all()
+
+
+@one_quick_variant
+@pytest.mark.parametrize("static", ["one", "take turns", "for each row"])
+def test_static_codes(variant: Variant, static: str) -> None:
+    """Rounded once, where the definition rounds to the dtype first: to a code more or less where that decides."""
+    needs(variant)
+    for shape in [(2, 33, 2, 64), (1, 150, 1, 24)] + ([] if INTERPRETED else [(10, 1041, 16, 64)]):
+        qkv = views(*shape, torch.float16)
+        scale = static_scales_of(shape[0] * shape[1])[static] * 0.1
+        got = triton_attention.float_attention_quantize(*qkv, scale, variant)
+        want = definition.float_attention_quantize(*qkv, scale)
+        assert torch.equal(got[1], want[1])
+        off = (got[0].int() - want[0].int()).abs()
+        assert off.max() <= 1
+        assert off.float().mean() < 0.05
+
+
+@one_quick_variant
+def test_nan_and_inf_reach_the_scale_of_static_codes(variant: Variant) -> None:
+    """In one head of two: the other one's codes are as they were, and the row's scale is NaN for both."""
+    needs(variant)
+    scale = torch.tensor([0.01], device=DEVICE)
+    cases = [(float("nan"), 0), (float("inf"), 2)]
+    for value, which in cases if INTERPRETED else product((float("nan"), float("inf")), range(3)):
+        qkv = [x.clone() for x in views(2, 70, 2, 64, torch.float16)]
+        clean = triton_attention.float_attention_quantize(*qkv, scale, variant)
+        qkv[which][0, 1, 66] = value
+        got = triton_attention.float_attention_quantize(*qkv, scale, variant)
+        floats = triton_attention.float_attention(*qkv, variant).flatten(0, 1)
+        assert torch.equal(got[1].isfinite().flatten(), floats.isfinite().all(dim=1))
+        assert not got[1][66].isfinite()
+        assert torch.equal(got[0][:, :64], clean[0][:, :64])
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1000.0])

@@ -47,6 +47,11 @@ def test_operators_under_compile_and_in_a_graph() -> None:
     opcheck(ops.layer_norm_quantize.op, (x, weight, bias, 1e-5))
     opcheck(ops.int8_gemm.op, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16))
     opcheck(ops.int8_gemm_quantize.op, (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16, True))
+    static = torch.rand(347, 1, device=DEVICE), 256
+    opcheck(
+        ops.int8_gemm_quantize.op,
+        (*reference.quantize_rows(x), w_codes, w_scale, None, torch.float16, True, None, None, *static),
+    )
     opcheck(ops.w8a16_linear.op, (x[:5], w_codes, w_scale, None))
     opcheck(ops.resize.op, (rand(2, 4, 5, 8).half(), 8, 10, rand(10, 4), rand(8, 4), None, rand(2, 8, 10, 8).half()))
     opcheck(ops.predict_.op, (rand(1, 4, 5, 32).half(), rand(2, 32), None, True, rand(1, 4, 5, 1), rand(1, 4, 5)))

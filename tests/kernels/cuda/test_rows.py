@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from tests.kernels.cuda.cases import DEVICE, INTERPRETED, assert_same, assert_same_codes, hard_rows, rand
+from tests.kernels.cuda.cases import (
+    DEVICE,
+    INTERPRETED,
+    assert_same,
+    assert_same_codes,
+    hard_rows,
+    rand,
+    static_scales_of,
+)
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cuda import triton_norm
 from vggt_int8.recipe import Scheme
@@ -14,14 +22,12 @@ SHAPES = [(1, 64), (37, 37), (33, 96), (5, 1024), *FULL]  # M, K
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("m", "k"), SHAPES)
-@pytest.mark.parametrize("static", ["", "one", "of each row"])
+@pytest.mark.parametrize("static", ["", "one", "take turns", "for each row"])
 @pytest.mark.parametrize("rotated", [False, True])
 def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: str, rotated: bool) -> None:
     x = hard_rows(m, k, dtype)
     weight, bias = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype)
-    scale = torch.tensor(0.03, device=DEVICE) if static else None
-    if static == "of each row":
-        scale = 0.03 * (1 + torch.arange(m, device=DEVICE).view(m, 1) % 3)
+    scale = static_scales_of(m)[static] if static else None
     rotation = Scheme(rotation=256).rotation_of(k) if rotated else 0
     assert_same_codes(triton_norm.quantize_rows(x, scale, rotation), reference.quantize_rows(x, scale, rotation))
     norm = (weight, bias, 1e-5, scale, rotation)

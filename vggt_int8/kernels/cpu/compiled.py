@@ -19,6 +19,7 @@ from torch import Tensor
 from vggt_int8.kernels.cpu import cache
 from vggt_int8.kernels.cpu.compiler import NoCompiler, Unavailable, build
 from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.kernels.reference import static_scales
 from vggt_int8.machine import multiplies_exactly, threads
 
 SETTING = "VGGT_INT8_CPU_KERNELS"
@@ -90,7 +91,7 @@ def load(path: Path, amx: bool) -> Library:
 def _multiply(loaded: Library, codes: Tensor, weight: Tensor) -> Tensor:
     (m, k), n = codes.shape, len(weight)
     out = codes.new_empty(m, n, dtype=torch.int32)
-    loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, 0, m, n, k, out, None, None, None)
+    loaded.call("vi_linear", codes, None, weight, *(None,) * 5, 0, 0, 0, m, n, k, out, None, None, None)
     return out
 
 
@@ -112,7 +113,7 @@ _SIGNATURES = {
     "vi_layer_norm_halves": "ppqqqqppfp",
     "vi_qk_norm_rope": "pqqqpppppqf",
     "vi_resize": "pqqqqqqppppp",
-    "vi_linear": "ppppppppiqqqqpppp",
+    "vi_linear": "ppppppppqiqqqqpppp",
     "vi_predict": "pqqppqipp",
     "vi_weight_only": "pqqpppqp",
     "vi_conv": "pppppiqqqqqqqqqqqpp",
@@ -143,7 +144,7 @@ def as_floats(*tensors: Tensor | None) -> list[Tensor | None]:
 def quantize_rows(x: Tensor, input_scale: Tensor | None, rotation: int) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows` for x that is `usable`."""
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
-    call("vi_quantize_rows", x, *x.shape, input_scale, _step(input_scale), rotation, codes, scale)
+    call("vi_quantize_rows", x, *x.shape, *_static(input_scale), rotation, codes, scale)
     return codes, scale
 
 
@@ -153,13 +154,13 @@ def layer_norm_quantize(
     """`reference.layer_norm_quantize` for x that is `usable`."""
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
     floats = as_floats(weight, bias)
-    call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, input_scale, _step(input_scale), rotation, codes, scale)
+    call("vi_layer_norm_quantize", x, *x.shape, *floats, eps, *_static(input_scale), rotation, codes, scale)
     return codes, scale
 
 
-def _step(input_scale: Tensor | None) -> int:
-    """How far the scale of a row lies from that of the row before: 0 where all have the same."""
-    return int(input_scale is not None and input_scale.numel() > 1)
+def _static(scale: Tensor | None) -> tuple[Tensor | None, int]:
+    """Static scales, which are `usable`, and how many they are: row m has number m % that."""
+    return scale, 0 if scale is None else scale.numel()
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -200,19 +201,23 @@ def resize(
 def int8_gemm_into_(
     out: Tensor, x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> None:
-    """`reference.int8_gemm` into out: fp32, or int8 with an out_scale. out and residual are `usable`."""
-    results = (None, out, None, None) if epilogue.out_scale is None else (None, None, out, None)
-    _linear(x_codes, x_scale, weight, weight_scale, epilogue, results)
+    """`reference.int8_gemm` into out, which is fp32; out and residual are `usable`."""
+    _linear(x_codes, x_scale, weight, weight_scale, epilogue, (None, out, None, None))
 
 
 def int8_gemm_quantize(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """`reference.int8_gemm_quantize` of an fp32 result."""
+    """`reference.int8_gemm_quantize` of an fp32 result. Only rows with a scale of their own, or that are rotated, are
+    floats before they are codes.
+    """
     out = x_codes.new_empty(len(x_codes), len(weight))
-    row_scale = x_codes.new_empty(len(x_codes), 1, dtype=torch.float32)
-    _linear(x_codes, x_scale, weight, weight_scale, epilogue, (None, None, out, row_scale))
-    return out, row_scale
+    if epilogue.out_scale is None or epilogue.rotation:  # whole rows
+        row_scale = x_codes.new_empty(len(x_codes), 1, dtype=torch.float32)
+        _linear(x_codes, x_scale, weight, weight_scale, epilogue, (None, None, out, row_scale))
+        return out, row_scale
+    _linear(x_codes, x_scale, weight, weight_scale, epilogue, (None, None, out, None))
+    return out, static_scales(epilogue.out_scale, len(x_codes)) + 0 * x_scale.view(-1, 1)
 
 
 def _linear(
@@ -228,7 +233,7 @@ def _linear(
     bias, _, gelu, gamma, residual, out_scale, rotation = epilogue
     codes, stored = x_codes.contiguous(), weight.contiguous()
     row_scale, column_scale, *parameters = as_floats(x_scale, weight_scale, bias, gamma)
-    operands = (codes, row_scale, stored, column_scale, *parameters, residual, out_scale, int(gelu))
+    operands = (codes, row_scale, stored, column_scale, *parameters, residual, *_static(out_scale), int(gelu))
     call("vi_linear", *operands, rotation, m, n, k, *results)
 
 

@@ -27,7 +27,7 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
         return compiled.quantize_rows(x, input_scale, rotation)
     codes, scale = _codes(x, *x.shape)
     for rows in slices_of_rows(*x.shape):
-        codes[rows], scale[rows] = reference.quantize_rows(x[rows], _of_rows(input_scale, rows), rotation)
+        codes[rows], scale[rows] = reference.quantize_rows(x[rows], _of_rows(input_scale, rows, len(x)), rotation)
     return codes, scale
 
 
@@ -39,19 +39,19 @@ def layer_norm_quantize(
         return compiled.layer_norm_quantize(x, weight, bias, eps, input_scale, rotation)
     codes, scale = _codes(x, *x.shape)
     for rows in slices_of_rows(*x.shape):
-        own = _of_rows(input_scale, rows)
+        own = _of_rows(input_scale, rows, len(x))
         codes[rows], scale[rows] = reference.layer_norm_quantize(x[rows], weight, bias, eps, own, rotation)
     return codes, scale
 
 
-def _of_rows(input_scale: Tensor | None, rows: slice) -> Tensor | None:
-    """The static scales of some rows, where each has one of its own."""
-    return input_scale if input_scale is None or input_scale.numel() == 1 else input_scale.view(-1, 1)[rows]
+def _of_rows(static: Tensor | None, rows: slice, total: int) -> Tensor | None:
+    """Static scales of some of `total` rows."""
+    return static if static is None or static.numel() == 1 else reference.static_scales(static, total)[rows]
 
 
 def int8_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
     """`reference.int8_gemm`."""
-    out = x_codes.new_empty(len(x_codes), len(weight), dtype=epilogue.out_dtype)
+    out = x_codes.new_empty(len(x_codes), len(weight), dtype=epilogue.dtype)
     int8_gemm_into_(out, x_codes, x_scale, weight, weight_scale, epilogue)
     return out
 
@@ -60,8 +60,7 @@ def int8_gemm_into_(
     out: Tensor, x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> None:
     """`reference.int8_gemm` into out [M, N], in its dtype. `out` may be the residual itself."""
-    floats = out if epilogue.out_scale is None else epilogue.out_scale
-    if compiled.usable(floats, epilogue.residual) and out.is_contiguous():
+    if compiled.usable(out, epilogue.residual):
         compiled.int8_gemm_into_(out, x_codes, x_scale, weight, weight_scale, epilogue)
         return
     for rows, result in _gemm_parts(x_codes, x_scale, weight, weight_scale, epilogue):
@@ -72,11 +71,13 @@ def int8_gemm_quantize(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
     """`reference.int8_gemm_quantize`. Floats become codes while they are in the cache."""
-    if epilogue.dtype == torch.float32 and compiled.usable(x_scale):
+    if epilogue.dtype == torch.float32 and compiled.usable(x_scale, epilogue.out_scale):
         return compiled.int8_gemm_quantize(x_codes, x_scale, weight, weight_scale, epilogue)
     codes, scale = _codes(x_codes, len(x_codes), len(weight))
-    for rows, result in _gemm_parts(x_codes, x_scale, weight, weight_scale, epilogue):
-        codes[rows], scale[rows] = reference.quantize_rows(result, rotation=epilogue.rotation)
+    static, rotation = epilogue.out_scale, epilogue.rotation
+    of_floats = epilogue if static is None else epilogue._replace(dtype=torch.float32)
+    for rows, result in _gemm_parts(x_codes, x_scale, weight, weight_scale, of_floats):
+        codes[rows], scale[rows] = reference.quantize_rows(result, _of_rows(static, rows, len(x_codes)), rotation)
     return codes, scale
 
 

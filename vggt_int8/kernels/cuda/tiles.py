@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,20 @@ class Tile:
         return " ".join(parts)
 
 
+# Of products whose results become codes on Hopper, by (whether rows are many, whether groups of 256 are rotated): the
+# best for VGGT-1B's fc1 at 1, 10 and 32 frames on an H200 (`benchmarks/NOTES.md`, 23). To make codes takes longer than
+# to make floats, so two programs on a multiprocessor gain, one of which multiplies meanwhile; of four warps each, they
+# have 255 registers a thread.
+_MANY_ROWS, _CODES_COLUMNS = 3000, 128
+_CODES = {
+    (False, False): Tile(64, 128, 128, 4, 4, tma=True, per_sm=2),
+    (False, True): Tile(64, 256, 64, 4, 4, tma=True, per_sm=2),
+    (True, False): Tile(128, 128, 128, 4, 3, tma=True, per_sm=2),
+    (True, True): Tile(128, 256, 128, 8, 3, tma=True, per_sm=1),
+}
+_ROTATED = Tile(128, 256, 64, 8, 3)
+
+
 class Size(NamedTuple):
     """A GEMM [m, k] x [n, k], and whether a residual is added to it."""
 
@@ -70,9 +84,24 @@ def gemm_tile(arch: int, size: Size, fp32: bool = False) -> Tile:
     tile = _nearest(os.environ.get(ENVIRONMENT) or str(SHIPPED), arch, size)
     if fp32 and tile.tma and tile.block_m * tile.block_n > _FP32_BLOCK:
         tile = Tile(128, 128, 128, 8, 3, tma=True, per_sm=1, parts=2)
-    if tile.tma and (size.k % 16 or size.n % 16):
+    if tile.tma and _needs_pointers(size):
         return Tile(min(tile.block_m, 128), min(tile.block_n, 128), 64, 4, 3)
     return tile
+
+
+def codes_tile(arch: int, size: Size, rotation: int) -> Tile:
+    """`gemm_tile` for results that become codes under static scales: a tile holds whole groups of `rotation` columns.
+
+    By `_CODES` on Hopper; elsewhere the tiles of floats, where they are wide enough, without measurement.
+    """
+    if arch == 90 and not _needs_pointers(size):
+        return _CODES[size.m >= _MANY_ROWS, rotation > _CODES_COLUMNS]
+    tile = gemm_tile(arch, size)
+    return _ROTATED if tile.block_n < rotation else replace(tile, parts=1)
+
+
+def _needs_pointers(size: Size) -> bool:
+    return bool(size.k % 16 or size.n % 16)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -24,6 +24,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vggt_int8.kernels.cuda.attention_variants import Variant, attention_variant
 from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.triton_attention_codes import alike, load_rows, padded_dim, quantize_queries_and_keys
+from vggt_int8.kernels.cuda.triton_gemm import to_codes
+from vggt_int8.kernels.reference import static_scales
 from vggt_int8.kernels.reference_attention import KEY_GROUP
 from vggt_int8.machine import architecture
 
@@ -111,14 +113,28 @@ def _attend(
     return b_acc, b_sum
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit
+def _store_codes(y, wrong, o_row, m_row, m_d, p_y, p_row_scale, p_out_scale, SCALES):
+    """Rows y [BLOCK_M, DIM] of one head as codes under static scales. Those stand in p_row_scale before, for all heads:
+    a row that holds NaN or inf here, which only tiles that are `wrong` do, becomes NaN there.
+    """
+    b_scale = tl.load(p_out_scale + o_row % SCALES)
+    tl.store(p_y, to_codes(y * (1.0 / b_scale)[:, None]), mask=m_row[:, None] & m_d[None, :])
+    if wrong:
+        b_poison = tl.sum(y * 0.0, axis=1)
+        tl.store(p_row_scale + o_row, b_poison, mask=m_row & (b_poison != b_poison))
+
+
+@triton.jit(do_not_specialize=["N", "SCALES"])
 def _attention_kernel(
-    q, k, v, p_out, p_q_scale, p_k_scale, N, H, scale,
+    q, k, v, p_out, p_row_scale, p_out_scale, SCALES, p_q_scale, p_k_scale, N, H, scale,
     stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
     TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """q, k [B, H, N, D] with the same strides, v with its own: pointers or descriptors -> out [B, N, H, D]."""
+    """q, k [B, H, N, D] with the same strides, v with its own: pointers or descriptors -> out [B, N, H, D], floats, or
+    codes where there is p_out_scale.
+    """
     tiles = tl.cdiv(N, BLOCK_M)
     i_head = tl.program_id(0) // tiles  # programs side by side share keys and values in the L2 cache
     i_m = tl.program_id(0) % tiles * BLOCK_M
@@ -136,6 +152,7 @@ def _attention_kernel(
         b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
         D, DIM, BLOCK_N, GROUP, TMA, MAGIC, FROZEN,
     )  # fmt: skip
+    wrong = 1
     if FROZEN:
         m_finite = (tl.abs(b_acc) < float("inf")) & (b_sum < float("inf"))[:, None]
         wrong = tl.max(tl.max(tl.where(m_finite, 0, 1), axis=1), axis=0)
@@ -144,26 +161,47 @@ def _attention_kernel(
                 b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
                 D, DIM, BLOCK_N, GROUP, TMA, MAGIC, False,
             )  # fmt: skip
-    p_y = p_out + ((i_b.to(tl.int64) * N + o_m)[:, None] * H + i_h) * D + o_d[None, :]
-    tl.store(p_y, (b_acc / b_sum[:, None]).to(p_out.dtype.element_ty), mask=(o_m < N)[:, None] & (o_d < D)[None, :])
+    y = b_acc / b_sum[:, None]
+    o_row, m_row, m_d = i_b.to(tl.int64) * N + o_m, o_m < N, o_d < D
+    p_y = p_out + (o_row[:, None] * H + i_h) * D + o_d[None, :]
+    if p_out_scale is not None:
+        _store_codes(y, wrong, o_row, m_row, m_d, p_y, p_row_scale, p_out_scale, SCALES)
+    else:
+        tl.store(p_y, y.to(p_out.dtype.element_ty), mask=m_row[:, None] & m_d[None, :])
 
 
 def int8_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
     """`reference_attention.int8_attention` on the GPU. `variant` None: the table's choice for this GPU and length."""
     q_codes, q_scale, k_codes, k_scale = quantize_queries_and_keys(q, k)
-    return _attention(q_codes, k_codes, v, q_scale, k_scale, variant)
+    return _attention(q_codes, k_codes, v, variant, q_scale, k_scale)
 
 
 def float_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
     """`reference_attention.float_attention` on the GPU; `variant` as for `int8_attention`."""
-    return _attention(q, k, v, None, None, variant)
+    return _attention(q, k, v, variant)
+
+
+def float_attention_quantize(
+    q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor, variant: Variant | None = None
+) -> tuple[Tensor, Tensor]:
+    """`reference_attention.float_attention_quantize` on the GPU, of results that were not rounded before."""
+    row_scale = static_scales(out_scale, v.shape[0] * v.shape[2])
+    return _attention(q, k, v, variant, row_scale=row_scale, out_scale=out_scale).flatten(0, 1), row_scale
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None, k_scale: Tensor | None, variant: Variant | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    variant: Variant | None,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     batch, heads, tokens, dim = v.shape
-    out = torch.empty(batch, tokens, heads * dim, device=v.device, dtype=v.dtype)
+    dtype = v.dtype if out_scale is None else torch.int8
+    out = torch.empty(batch, tokens, heads * dim, device=v.device, dtype=dtype)
     if out.numel() == 0:
         return out
     variant = variant or attention_variant(architecture(v.device), tokens, dim, v.dtype, q_scale is not None)
@@ -173,7 +211,9 @@ def _attention(
         stride * x.element_size() % 16 for x in (k, v) for stride in x.stride()[:3]
     )
     grid = (triton.cdiv(tokens, variant.block_m) * batch * heads,)
-    rest = (out, q_scale, k_scale, tokens, heads, math.log2(math.e) * dim**-0.5)
+    scales = 1 if out_scale is None else out_scale.numel()
+    results = (out, row_scale, out_scale, scales)
+    rest = (q_scale, k_scale, tokens, heads, math.log2(math.e) * dim**-0.5)
     shared: dict[str, Any] = {
         "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "GROUP": KEY_GROUP,
         "num_warps": variant.warps,
@@ -186,7 +226,7 @@ def _attention(
             for x, rows in zip(operands, blocks, strict=True)
         )
     launch(
-        *(_attention_kernel, grid, *operands, *rest, *strides),
+        *(_attention_kernel, grid, *operands, *results, *rest, *strides),
         **shared, DIM=padded_dim(dim), TMA=tma and variant.tma, MAGIC=variant.magic, FROZEN=variant.frozen,
         num_stages=variant.stages,
     )  # fmt: skip

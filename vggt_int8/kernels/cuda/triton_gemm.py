@@ -2,7 +2,8 @@
 
 [M, K] x [N, K] -> [M, N]. Both operands have K innermost, which is what the integer tensor cores read
 (Hopper's take nothing else). The sum is exact in int32 registers and never goes to memory as such: scales,
-bias, GELU, LayerScale and residual are applied to it in fp32, with one rounding at the end.
+bias, GELU, LayerScale and residual are applied to it in fp32, with one rounding at the end. Under static scales
+that end are the next linear's codes, of rotated rows if asked: a tile holds whole groups of them.
 
 Two kernels share the epilogue. The pointer kernel runs on every GPU since Ampere. The descriptor kernel lets
 Hopper's copy engine (TMA) fetch tiles, and may be persistent: few programs walk over many tiles, so that the
@@ -22,15 +23,18 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vggt_int8.kernels.cuda.launch import launch
-from vggt_int8.kernels.cuda.tiles import Size, Tile, gemm_tile
+from vggt_int8.kernels.cuda.tiles import Size, Tile, codes_tile, gemm_tile
+from vggt_int8.kernels.cuda.triton_rotate import rotation_factor, steps, sums_and_differences
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.machine import architecture, processors
 
 
 @triton.jit
 def to_codes(y):
-    """fp32 -> int8, round half to even, clamped. Adding 1.5 * 2^23 leaves the integer in the low mantissa bits."""
-    y = tl.minimum(tl.maximum(y, -127.0), 127.0) + 12582912.0
+    """fp32 -> int8, round half to even, clamped, which takes one instruction where limits differ in the sign alone.
+    Adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
+    """
+    y = tl.clamp(y, -127.0, 127.0) + 12582912.0
     return y.to(tl.int32, bitcast=True).to(tl.int8)
 
 
@@ -63,10 +67,8 @@ def _tile_index(i_tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROU
 
 
 @triton.jit
-def _epilogue(
-    b_acc, b_residual, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_out_scale, GELU: tl.constexpr
-):
-    """int32 sums of rows o_m and columns o_n -> results, fp32 or int8 codes. b_residual may be None."""
+def _epilogue(b_acc, b_residual, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, GELU: tl.constexpr):
+    """int32 sums of rows o_m and columns o_n -> fp32 results. b_residual may be None."""
     m_m, m_n = o_m < M, o_n < N
     y = b_acc.to(tl.float32) * tl.load(p_x_scale + o_m, mask=m_m, other=0.0)[:, None]
     y *= tl.load(p_w_scale + o_n, mask=m_n, other=0.0)[None, :]
@@ -77,9 +79,25 @@ def _epilogue(
     if b_residual is not None:
         gamma = tl.load(p_gamma + o_n, mask=m_n, other=0.0).to(tl.float32)
         y = b_residual.to(tl.float32) + gamma[None, :] * y
-    if p_out_scale is not None:
-        y = to_codes(y / tl.load(p_out_scale))
     return y
+
+
+@triton.jit
+def _row_factors(o_m, i_n, M, p_x_scale, p_out_scale, p_row_scale, SCALES, STEPS: tl.constexpr):
+    """What makes rows o_m codes under their static scales [BLOCK_M]; the first tile of a row writes its scale, too.
+
+    Codes cannot carry NaN: a row that holds it passes it on through its scale.
+    """
+    b_scale = tl.load(p_out_scale + o_m % SCALES)
+    if i_n == 0:
+        b_poison = 0.0 * tl.load(p_x_scale + o_m, mask=o_m < M, other=0.0)
+        tl.store(p_row_scale + o_m, b_scale + b_poison, mask=o_m < M)
+    return rotation_factor(STEPS) / b_scale
+
+
+@triton.jit
+def _codes(y, b_factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr):
+    return to_codes(sums_and_differences(y, ROWS, COLUMNS, STEPS, True) * b_factor[:, None])
 
 
 @triton.jit
@@ -98,11 +116,12 @@ def _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K: tl.cons
     return last, b_acc
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "SCALES"])
 def _pointer_kernel(
-    p_x, p_w, p_out, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, p_sums, p_done, M, N, K,
+    p_x, p_w, p_out, p_x_scale, p_w_scale, p_bias, p_gamma, p_residual, p_out_scale, p_row_scale, SCALES,
+    p_sums, p_done, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, GELU: tl.constexpr, EVEN_K: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, STEPS: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     i_tile = tl.program_id(0)
     i_split = tl.program_id(1)
@@ -134,15 +153,19 @@ def _pointer_kernel(
         b_residual = None
         if p_residual is not None:
             b_residual = tl.load(p_residual + o_y, mask=mask, other=0.0)
-        y = _epilogue(b_acc, b_residual, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_out_scale, GELU)
+        y = _epilogue(b_acc, b_residual, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, GELU)
+        if p_out_scale is not None:
+            b_factor = _row_factors(o_m, i_n, M, p_x_scale, p_out_scale, p_row_scale, SCALES, STEPS)
+            y = _codes(y, b_factor, BLOCK_M, BLOCK_N, STEPS)
         tl.store(p_out + o_y, y.to(p_out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "SCALES"])
 def _descriptor_kernel(
-    d_x, d_w, d_out, p_x_scale, p_w_scale, p_bias, p_gamma, d_residual, p_out_scale, p_sums, p_done, M, N, K,
+    d_x, d_w, d_out, p_x_scale, p_w_scale, p_bias, p_gamma, d_residual, p_out_scale, p_row_scale, SCALES,
+    p_sums, p_done, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, GELU: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr,
+    SPLIT_K: tl.constexpr, GELU: tl.constexpr, STEPS: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
@@ -164,9 +187,10 @@ def _descriptor_kernel(
                 b_residual = None
                 if d_residual is not None:
                     b_residual = d_residual.load([i_m * BLOCK_M, i_n * BLOCK_N])
-                y = _epilogue(
-                    b_acc, b_residual, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_out_scale, GELU
-                )
+                y = _epilogue(b_acc, b_residual, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, GELU)
+                if p_out_scale is not None:
+                    b_factor = _row_factors(o_m, i_n, M, p_x_scale, p_out_scale, p_row_scale, SCALES, STEPS)
+                    y = _codes(y, b_factor, BLOCK_M, BLOCK_N, STEPS)
                 d_out.store([i_m * BLOCK_M, i_n * BLOCK_N], y.to(d_out.dtype))
             else:
                 # One half of the columns after the other: half the registers, half the shared memory to store from.
@@ -178,9 +202,7 @@ def _descriptor_kernel(
                     if d_residual is not None:
                         b_residual = d_residual.load([i_m * BLOCK_M, i_column])
                     b = b_halves[i_half]
-                    y = _epilogue(
-                        b, b_residual, o_m, o_half, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, p_out_scale, GELU
-                    )
+                    y = _epilogue(b, b_residual, o_m, o_half, M, N, p_x_scale, p_w_scale, p_bias, p_gamma, GELU)
                     d_out.store([i_m * BLOCK_M, i_column], y.to(d_out.dtype))
 
 
@@ -194,9 +216,25 @@ def int8_gemm(
 ) -> Tensor:
     """`reference.int8_gemm` on the GPU; every matrix contiguous. `tile` None: the table's choice for this size."""
     shape = (x_codes.shape[0], weight.shape[0])
-    out = torch.empty(shape, device=x_codes.device, dtype=epilogue.out_dtype)
-    int8_gemm_into_(out, x_codes, x_scale, weight, weight_scale, epilogue, tile)
+    out = torch.empty(shape, device=x_codes.device, dtype=epilogue.dtype)
+    _product(out, None, x_codes, x_scale, weight, weight_scale, epilogue, tile)
     return out
+
+
+def int8_gemm_codes(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    epilogue: Epilogue,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`reference.int8_gemm_quantize` on the GPU, under static scales; `tile` as for `int8_gemm`."""
+    shape = (x_codes.shape[0], weight.shape[0])
+    out = torch.empty(shape, device=x_codes.device, dtype=torch.int8)
+    row_scale = torch.empty(shape[0], 1, device=x_codes.device, dtype=torch.float32)
+    _product(out, row_scale, x_codes, x_scale, weight, weight_scale, epilogue, tile)
+    return out, row_scale
 
 
 def int8_gemm_into_(
@@ -209,26 +247,42 @@ def int8_gemm_into_(
     tile: Tile | None = None,
 ) -> None:
     """`int8_gemm` into `out` [M, N], which may be the residual: a program reads what it will overwrite first."""
-    bias, _, gelu, gamma, residual, out_scale, _ = epilogue
+    _product(out, None, x_codes, x_scale, weight, weight_scale, epilogue, tile)
+
+
+def _product(
+    out: Tensor,
+    row_scale: Tensor | None,
+    x_codes: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    epilogue: Epilogue,
+    tile: Tile | None,
+) -> None:
+    """Into `out`; row_scale: where the scales of rows go, if out are codes under static ones."""
+    bias, _, gelu, gamma, residual, out_scale, rotation = epilogue
     (m, k), n = x_codes.shape, weight.shape[0]
     if m == 0:
         return
-    tile = tile or gemm_tile(
-        architecture(x_codes.device), Size(m, n, k, residual is not None), out.dtype == torch.float32
-    )
+    size, arch = Size(m, n, k, residual is not None), architecture(x_codes.device)
+    if tile is None and row_scale is not None:
+        tile = codes_tile(arch, size, rotation)
+    tile = tile or gemm_tile(arch, size, out.dtype == torch.float32)
     tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
     sums = done = None
     if tile.split_k > 1:
         workspace = torch.zeros(m * n + tiles, device=out.device, dtype=torch.int32)
         sums, done = workspace[: m * n], workspace[m * n :]
-    scales, rest = (x_scale, weight_scale, bias, gamma), (out_scale, sums, done, m, n, k)
+    scales = (x_scale, weight_scale, bias, gamma)
+    rest = (out_scale, row_scale, 1 if out_scale is None else out_scale.numel(), sums, done, m, n, k)
     shared: dict[str, Any] = {
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": tile.group_m,
-        "SPLIT_K": tile.split_k, "GELU": gelu, "num_warps": tile.warps, "num_stages": tile.stages,
+        "SPLIT_K": tile.split_k, "GELU": gelu, "STEPS": steps(rotation),
+        "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
     if not tile.tma:
-        steps = triton.cdiv(triton.cdiv(k, tile.block_k), tile.split_k)
-        even = k == steps * tile.split_k * tile.block_k
+        even = k % (tile.split_k * tile.block_k) == 0
         launch(
             _pointer_kernel,
             (tiles, tile.split_k),

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vggt_int8.kernels.cuda.launch import launch
-from vggt_int8.kernels.cuda.triton_gemm import int8_gemm, to_codes
-from vggt_int8.kernels.epilogue import Epilogue
+from vggt_int8.kernels.cuda.triton_gemm import to_codes
+from vggt_int8.kernels.cuda.triton_rotate import rotation_factor, steps, sums_and_differences
 
 _TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
 # Of rows that are rotated, measured on an H200 for 1024 and 4096 channels at 1041 and 10410 rows: with fewer threads,
@@ -24,27 +24,8 @@ _ROTATED_TILE, _ROTATED_THREAD = 1024, 64
 
 
 @triton.jit
-def _sums_and_differences(y, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DISTANCE: tl.constexpr):
-    pairs = tl.permute(tl.reshape(y, (ROWS * COLUMNS // (2 * DISTANCE), 2, DISTANCE)), (0, 2, 1))
-    one, other = tl.split(pairs)
-    return tl.reshape(tl.permute(tl.join(one + other, one - other), (0, 2, 1)), (ROWS, COLUMNS))
-
-
-@triton.jit
-def _rotate(y, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr):
-    """`reference.rotate` of rows [ROWS, COLUMNS] fp32 in groups of 2^STEPS; columns past K hold zeros."""
-    y = y * (2.0 ** (-0.5 * STEPS))
-    for step in tl.static_range(STEPS):
-        y = _sums_and_differences(y, ROWS, COLUMNS, 1 << step)
-    return y
-
-
-@triton.jit
-def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, scale_step, o_row, o_k, m_row, mask, K):
-    """Rows y [R, K] fp32 -> codes and scales. b_poison [R] is 0, or NaN for a row that holds NaN or inf.
-
-    The static scale of row m, where there is one, is number m * scale_step.
-    """
+def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, SCALES, o_row, o_k, m_row, mask, K):
+    """Rows y [R, K] fp32 -> codes and scales. b_poison [R] is 0, or NaN for a row that holds NaN or inf."""
     if p_input_scale is None:
         absmax = tl.max(tl.abs(y), axis=1)
         # Below 1e-35 the reciprocal would overflow: such rows become zeros.
@@ -52,15 +33,15 @@ def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, scale_step, o_row
         scale = tl.where(absmax > 0.0, absmax / 127.0, 1.0)
         b_codes = to_codes(y * inverse[:, None])
     else:
-        scale = tl.load(p_input_scale + o_row * scale_step, mask=m_row, other=1.0)
-        b_codes = to_codes(y / scale[:, None])
+        scale = tl.load(p_input_scale + o_row % SCALES)
+        b_codes = to_codes(y * (1.0 / scale)[:, None])
     tl.store(p_codes + o_row.to(tl.int64)[:, None] * K + o_k[None, :], b_codes, mask=mask)
     tl.store(p_scale + o_row, scale + b_poison, mask=m_row)
 
 
-@triton.jit(do_not_specialize=["M", "scale_step"])
+@triton.jit(do_not_specialize=["M", "SCALES"])
 def _layer_norm_kernel(
-    p_x, p_weight, p_bias, p_codes, p_scale, p_input_scale, scale_step, M, eps,
+    p_x, p_weight, p_bias, p_codes, p_scale, p_input_scale, SCALES, M, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -77,13 +58,13 @@ def _layer_norm_kernel(
     y += tl.load(p_bias + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
     poison = tl.sum(tl.where(mask, y * 0.0, 0.0), axis=1)
     if STEPS > 0:
-        y = _rotate(tl.where(mask, y, 0.0), BLOCK_M, BLOCK_K, STEPS)
-    _store_codes(y, poison, p_codes, p_scale, p_input_scale, scale_step, o_row, o_k, m_row, mask, K)
+        y = sums_and_differences(tl.where(mask, y, 0.0) * rotation_factor(STEPS), BLOCK_M, BLOCK_K, STEPS, False)
+    _store_codes(y, poison, p_codes, p_scale, p_input_scale, SCALES, o_row, o_k, m_row, mask, K)
 
 
-@triton.jit(do_not_specialize=["M", "scale_step"])
+@triton.jit(do_not_specialize=["M", "SCALES"])
 def _quantize_kernel(
-    p_x, p_codes, p_scale, p_input_scale, scale_step, M,
+    p_x, p_codes, p_scale, p_input_scale, SCALES, M,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -93,8 +74,8 @@ def _quantize_kernel(
     x = tl.load(p_x + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=mask, other=0.0).to(tl.float32)
     poison = tl.sum(x * 0.0, axis=1)
     if STEPS > 0:
-        x = _rotate(x, BLOCK_M, BLOCK_K, STEPS)
-    _store_codes(x, poison, p_codes, p_scale, p_input_scale, scale_step, o_row, o_k, m_row, mask, K)
+        x = sums_and_differences(x * rotation_factor(STEPS), BLOCK_M, BLOCK_K, STEPS, False)
+    _store_codes(x, poison, p_codes, p_scale, p_input_scale, SCALES, o_row, o_k, m_row, mask, K)
 
 
 @triton.jit(do_not_specialize=["ROWS", "P", "SKIP"])
@@ -128,23 +109,15 @@ def layer_norm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """`reference.layer_norm_quantize` in one pass; x [M, C] contiguous."""
     codes, scale = _outputs(x)
-    outputs = codes, scale, input_scale, _step(input_scale)
-    _launch(_layer_norm_kernel, rotation, x, x, weight, bias, *outputs, x.shape[0], eps)
+    _launch(_layer_norm_kernel, rotation, x, x, weight, bias, codes, scale, *_static(input_scale), x.shape[0], eps)
     return codes, scale
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> tuple[Tensor, Tensor]:
     """`reference.quantize_rows` in one pass; x [M, K] contiguous."""
     codes, scale = _outputs(x)
-    _launch(_quantize_kernel, rotation, x, x, codes, scale, input_scale, _step(input_scale), x.shape[0])
+    _launch(_quantize_kernel, rotation, x, x, codes, scale, *_static(input_scale), x.shape[0])
     return codes, scale
-
-
-def int8_gemm_quantize(
-    x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
-) -> tuple[Tensor, Tensor]:
-    """`reference.int8_gemm_quantize`, in two kernels: a tile does not see whole rows."""
-    return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue), None, epilogue.rotation)
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -165,9 +138,9 @@ def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, 
     return out
 
 
-def _step(input_scale: Tensor | None) -> int:
-    """How far the scale of a row lies from that of the row before: 0 where all have the same."""
-    return int(input_scale is not None and input_scale.numel() > 1)
+def _static(scale: Tensor | None) -> tuple[Tensor | None, int]:
+    """Static scales, and how many they are."""
+    return scale, 1 if scale is None else scale.numel()
 
 
 def _outputs(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,5 +157,5 @@ def _launch(kernel: triton.JITFunction, rotation: int, x: Tensor, *arguments: ob
     tile, per_thread = (_ROTATED_TILE, _ROTATED_THREAD) if rotation else (_TILE, 32)
     block_m = max(1, tile // block_k)
     warps = min(16, max(1, block_m * block_k // (32 * per_thread)))
-    grid, steps = (triton.cdiv(m, block_m),), max(0, rotation.bit_length() - 1)
-    launch(kernel, grid, *arguments, K=k, BLOCK_M=block_m, BLOCK_K=block_k, STEPS=steps, num_warps=warps)
+    grid = (triton.cdiv(m, block_m),)
+    launch(kernel, grid, *arguments, K=k, BLOCK_M=block_m, BLOCK_K=block_k, STEPS=steps(rotation), num_warps=warps)

@@ -4,8 +4,8 @@ typedef struct {
   const int8_t *codes, *weight;                  /* [m, k], [n, k] */
   const float *x_scale, *weight_scale;           /* [m], [n] */
   const float *bias, *gamma, *residual;          /* [n], [n], [m, n] or null */
-  const float *out_scale;                        /* one value or null */
-  i64 m, n, k;
+  const float *out_scale;                        /* null, or that of row r is out_scale[r % scales] */
+  i64 scales, m, n, k;
   int gelu;
 } Linear;
 
@@ -165,8 +165,10 @@ static inline void finish_rows(const Linear *g, const Packed *p, const Result *o
       FINISH(WITH_RESIDUAL);
       FINISH(WITH_GELU | WITH_RESIDUAL);
     }
-    if (y == spare)
-      for (i64 j = 0; j < columns; j++) out->codes[place + j] = (int8_t)nearest(clamp(y[j] / *g->out_scale, CODE_MAX));
+    if (y == spare) {
+      const float step = g->out_scale[r % g->scales];
+      for (i64 j = 0; j < columns; j++) out->codes[place + j] = (int8_t)nearest(clamp(y[j] / step, CODE_MAX));
+    }
   }
 }
 
@@ -187,13 +189,13 @@ static void linear_rows(const Linear *g, const Packed *p, const Result *out, i64
   }
 }
 
-/* A row of hidden floats, which lie in panels, to codes and their scale. */
-static void quantize_hidden(const float *hidden, i64 step, i64 n, i64 rotation, float *row, int8_t *codes,
-                            float *scale) {
+/* A row of hidden floats, which lie in panels, to codes and their scale; out_scale: null, or a static one. */
+static void quantize_hidden(const float *hidden, i64 step, i64 n, i64 rotation, const float *out_scale, float *row,
+                            int8_t *codes, float *scale) {
   for (i64 first = 0; first < n; first += MAX_WIDTH, hidden += step)
     memcpy(row + first, hidden, 4 * min_of(MAX_WIDTH, n - first));
   if (rotation) rotate_row(row, n, rotation);
-  quantize_row(row, n, NULL, codes, scale);
+  quantize_row(row, n, out_scale, codes, scale);
 }
 
 /* How many of the threads share the columns; the others share the rows. What each packs it uses alone, since fetching
@@ -208,12 +210,13 @@ static i64 column_parts(i64 panels, i64 row_tiles, i64 threads) {
 }
 
 /* One of: the sums [m, n] int32; floats [m, n], which may be the residual; codes [m, n] under out_scale; codes and a
-   scale for each row, row_scale [m], of rows that are rotated first if asked. */
+   scale for each row, row_scale [m], of rows that are rotated first if asked, where the scale is that of out_scale if
+   there is one. */
 int vi_linear(const int8_t *codes, const float *x_scale, const int8_t *weight, const float *weight_scale,
-              const float *bias, const float *gamma, const float *residual, const float *out_scale, int gelu,
-              i64 rotation, i64 m, i64 n, i64 k, int32_t *out_sums, float *out_floats, int8_t *out_codes,
+              const float *bias, const float *gamma, const float *residual, const float *out_scale, i64 scales,
+              int gelu, i64 rotation, i64 m, i64 n, i64 k, int32_t *out_sums, float *out_floats, int8_t *out_codes,
               float *row_scale, int threads) {
-  Linear g = {codes, weight, x_scale, weight_scale, bias, gamma, residual, out_scale, m, n, k, gelu};
+  Linear g = {codes, weight, x_scale, weight_scale, bias, gamma, residual, out_scale, scales, m, n, k, gelu};
   Packed p = {.panel = groups_of(k) * MAX_WIDTH * 4, .pitch = groups_of(k) * 4};
   const i64 panels = parts_of(n, MAX_WIDTH), at_once = row_scale ? min_of(m, 3 * ROW_BLOCK) : m;
   const i64 across = column_parts(panels, parts_of(at_once, tile_rows()), threads), down = threads / across;
@@ -255,8 +258,8 @@ int vi_linear(const int8_t *codes, const float *x_scale, const int8_t *weight, c
 #pragma omp barrier
 #pragma omp for schedule(static)
           for (i64 row = begin; row < end; row++)
-            quantize_hidden(out.hidden + (row - begin) * MAX_WIDTH, at_once * MAX_WIDTH, n, rotation, spare,
-                            out_codes + row * n, row_scale + row);
+            quantize_hidden(out.hidden + (row - begin) * MAX_WIDTH, at_once * MAX_WIDTH, n, rotation,
+                            out_scale ? out_scale + row % scales : NULL, spare, out_codes + row * n, row_scale + row);
         }
       }
       threads_end();

@@ -1,7 +1,7 @@
 /* LayerNorm, quantization, RoPE, resizing and the last layer of a dense head: one pass over memory each. */
 
-/* input_scale: NULL, or that of row m is input_scale[m * scale_step]. */
-int vi_quantize_rows(const float *x, i64 rows, i64 k, const float *input_scale, i64 scale_step, i64 rotation,
+/* input_scale: null, or that of row m is input_scale[m % scales]. */
+int vi_quantize_rows(const float *x, i64 rows, i64 k, const float *input_scale, i64 scales, i64 rotation,
                      int8_t *codes, float *scale, int threads) {
   float *rotated = rotation ? allocate(4 * round_up(k, 16) * threads) : NULL;
   if (rotation && !rotated) return OUT_OF_MEMORY;
@@ -14,14 +14,14 @@ int vi_quantize_rows(const float *x, i64 rows, i64 k, const float *input_scale, 
       rotate_row(y, k, rotation);
       row = y;
     }
-    quantize_row(row, k, input_scale ? input_scale + m * scale_step : NULL, codes + m * k, scale + m);
+    quantize_row(row, k, input_scale ? input_scale + m % scales : NULL, codes + m * k, scale + m);
   }
   free(rotated);
   return 0;
 }
 
 int vi_layer_norm_quantize(const float *x, i64 rows, i64 k, const float *weight, const float *bias, float eps,
-                           const float *input_scale, i64 scale_step, i64 rotation, int8_t *codes, float *scale,
+                           const float *input_scale, i64 scales, i64 rotation, int8_t *codes, float *scale,
                            int threads) {
   float *normed = allocate(4 * round_up(k, 16) * threads);
   if (!normed) return OUT_OF_MEMORY;
@@ -30,7 +30,7 @@ int vi_layer_norm_quantize(const float *x, i64 rows, i64 k, const float *weight,
     float *y = normed + round_up(k, 16) * omp_get_thread_num();
     norm_row(x + m * k, k, weight, bias, eps, y);
     if (rotation) rotate_row(y, k, rotation);
-    quantize_row(y, k, input_scale ? input_scale + m * scale_step : NULL, codes + m * k, scale + m);
+    quantize_row(y, k, input_scale ? input_scale + m % scales : NULL, codes + m * k, scale + m);
   }
   free(normed);
   return 0;
