@@ -103,6 +103,8 @@ def test_codes_equal_the_reference(dtype: torch.dtype, static: str, monkeypatch:
         for rotation in {0, Scheme(rotation=256).rotation_of(k)}:
             way = (input_scale, rotation)
             exact(cpu_ops.quantize_rows(x, *way), reference.quantize_rows(x, *way))
+            if rotation:
+                assert torch.equal(cpu_ops.rotate_rows(x, rotation), reference.rotate_rows(x, rotation))
             norm = (x, weight.to(dtype), bias.to(dtype), 1e-5, *way)
             exact(cpu_ops.layer_norm_quantize(*norm), reference.layer_norm_quantize(*norm))
 

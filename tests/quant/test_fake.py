@@ -3,6 +3,7 @@ the identity, by an independent computation."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,15 +200,16 @@ def test_under_autocast_codes_are_of_what_comes_in() -> None:
     assert layer.weight.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_rotated", "llm_int8"])
-def test_a_network_computes_what_its_checkpoint_will(recipe: str, make_tiny: Callable[..., VGGTInt8]) -> None:
+@pytest.mark.parametrize("name", ["int8_dynamic", "int8_rotated", "llm_int8"])
+def test_a_network_computes_what_its_checkpoint_will(name: str, make_tiny: Callable[..., VGGTInt8]) -> None:
     """The aggregator's tokens are equal; heads have weight-only layers, whose products round in another order."""
+    recipe = replace(load_recipe(name), smoothing=0)  # which changes the floats that are trained, before they are
     images = torch.rand(1, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     model = make_tiny()
     round_kept_parameters(model)
     names = set(model.state_dict())
     layers = range(model.config.depth)
-    fake_quantize(model, make_plan(model, load_recipe(recipe)))
+    fake_quantize(model, make_plan(model, recipe))
     assert len(list(fake_layers(model))) >= 4
     with torch.no_grad():
         tokens, output = model.aggregator(images, layers), VGGT.forward(model, images)

@@ -39,10 +39,12 @@ def test_vggt_1b_layer_by_layer(vggt_1b: VGGTInt8, name: str) -> None:
         **{(head, "Conv2d"): number for head, number in convolutions.items()},
         **{(head, "ConvTranspose2d"): 2 for head in convolutions},
     }
+    camera_head = Scheme("none", rotation=256) if name == "int8_rotated" else Scheme("none")
     for layer, scheme in int8.items():
-        linear = isinstance(vggt_1b.get_submodule(layer), nn.Linear)
-        main = linear and not layer.startswith("camera_head.")
-        assert scheme == (load_recipe(name).scheme if main else Scheme("none")), layer
+        if not isinstance(vggt_1b.get_submodule(layer), nn.Linear):
+            assert scheme == Scheme("none"), layer
+        else:
+            assert scheme == (camera_head if layer.startswith("camera_head.") else load_recipe(name).scheme), layer
     kept = [layer for layer in plan if layer not in int8]
     assert all(plan[layer].reason for layer in kept)
     assert {layer for layer in kept if "out_proj" not in layer} == {

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,14 +96,14 @@ def test_codes_by_an_independent_computation() -> None:
 
 @pytest.mark.parametrize("device", CPU_AND_GPU)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("activations", ["dynamic", "static", "none"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("k", [96, 1024])
 def test_every_backend_computes_the_definition(
     k: int, backend: str, activations: str, dtype: torch.dtype, device: str
 ) -> None:
-    if backend == "bitsandbytes" and activations == "static":
-        pytest.skip("bitsandbytes has no static scales")
+    if backend == "bitsandbytes" and activations != "dynamic":
+        pytest.skip("bitsandbytes has dynamic scales alone")
     skip_unless_usable(backend, Scheme(activations), device)
     x = with_outliers(37, k).to(device, dtype)
     options = {"input_scale": 0.05 if activations == "static" else None, "rotation": 256}
@@ -179,25 +180,46 @@ def test_recipes_refuse_other_rotations(rotation: object) -> None:
         Recipe(include=".*", rotation=rotation)  # type: ignore[arg-type]
 
 
-def test_a_rotation_needs_int8_activations() -> None:
-    with pytest.raises(
-        RecipeError, match=r"rotation 64 is for activations that are INT8, not for activations = 'none'"
-    ):
-        Int8Linear.from_linear(nn.Linear(64, 8), "none", rotation=64)
-    with pytest.raises(RecipeError, match=r"not for outlier_threshold 6"):
+def test_a_rotation_that_would_do_nothing_or_harm_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"rotation 256 would spread the columns that outlier_threshold 6"):
         replace(load_recipe("llm_int8"), rotation=256)
-    with pytest.raises(RecipeError, match=r"rotation 64 has no effect: no layer has INT8 activations"):
+    with pytest.raises(RecipeError, match=r"rotation 64 has no effect: no layer has INT8 activations. rotate_weight_"):
         replace(load_recipe("int8_weight_only"), rotation=64)
+    with pytest.raises(RecipeError, match=r"rotate_weight_only has no effect: rotation is 0"):
+        replace(load_recipe("int8_weight_only"), rotate_weight_only=True)
+    with pytest.raises(RecipeError, match=r"rotate_weight_only has no effect: no layer is weight-only"):
+        Recipe(rotation=64, rotate_weight_only=True)
+    with pytest.raises(RecipeError, match=r"rotate_weight_only is 1; it must be true or false"):
+        replace(load_recipe("int8_rotated"), rotate_weight_only=1)  # type: ignore[arg-type]
 
 
-def test_the_recipe_rotates_what_is_w8a8(make_tiny: object) -> None:
-    model = quantize(make_tiny(), "int8_rotated")  # type: ignore[operator]
+@pytest.mark.parametrize("weight_only", [True, False])
+def test_the_recipe_rotates_linears(weight_only: bool, make_tiny: object) -> None:
+    recipe = replace(load_recipe("int8_rotated"), rotate_weight_only=weight_only)
+    model = quantize(make_tiny(), recipe)  # type: ignore[operator]
     plain = quantize(make_tiny(), "int8_dynamic")  # type: ignore[operator]
     for (name, layer), (_, other) in zip(model.named_modules(), plain.named_modules(), strict=True):
         if isinstance(layer, Int8Linear):
-            assert layer.scheme == replace(other.scheme, rotation=256 * (other.scheme.activations == "dynamic")), name
+            rotated = other.scheme.activations == "dynamic" or weight_only
+            assert layer.scheme == replace(other.scheme, rotation=256 * rotated), name
     labels = {row.scheme for row in model.quantization_report()}
-    assert {"W8A8 dynamic rotated", "W8A16"} <= labels
+    assert labels >= {"W8A8 dynamic rotated", "W8A16"}  # the latter are convolutions, which are not rotated
+    assert ("W8A16 rotated" in labels) == weight_only
+
+
+def test_a_rotated_weight_only_recipe(make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor) -> None:
+    """Every linear's weight is another one, and the network the same but for rounding."""
+    recipe = replace(load_recipe("int8_weight_only"), rotation=256, rotate_weight_only=True, smoothing=0)
+    model, plain = make_tiny(), make_tiny()
+    quantize(model, recipe, "native")
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    for name, layer in model.named_modules():
+        if isinstance(layer, Int8Linear):
+            weight = plain.get_submodule(name).weight
+            back = layer.codes.double() * layer.weight_scale
+            back = by_definition(back, layer.rotation) if layer.rotation else back
+            assert relative_error(back, weight.double()) < 0.01, name
+    assert relative_error(model(tiny_images).depth, plain(tiny_images).depth) < 0.02
 
 
 def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
@@ -206,7 +228,8 @@ def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
     model = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_rotated")
     model.save_pretrained(tmp_path / "rotated")
     config = json.loads((tmp_path / "rotated" / "config.json").read_text())
-    assert config["quantization_config"]["recipe"]["rotation"] == 256
+    recipe = config["quantization_config"]["recipe"]
+    assert (recipe["rotation"], recipe["rotate_weight_only"]) == (256, True)
     again = VGGTInt8.from_pretrained(tmp_path / "rotated")
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -220,7 +243,7 @@ def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
 def test_what_is_not_rotated_is_stored_as_before(int8_checkpoint: Path) -> None:
     """Versions that know no rotation refuse the word, and go on to read checkpoints without it."""
     config = json.loads((int8_checkpoint / "config.json").read_text())
-    assert "rotation" not in config["quantization_config"]["recipe"]
+    assert not {"rotation", "rotate_weight_only"} & config["quantization_config"]["recipe"].keys()
     with pytest.raises(RecipeError, match="unknown"):
         Recipe.from_dict(load_recipe("int8_rotated").to_dict() | {"another": 1})
 

@@ -55,6 +55,13 @@ def check_rotation(channels: int, rotation: int) -> None:
         )
 
 
+def check_rotated(x: Tensor, rotation: int) -> None:
+    check_float(x)
+    if rotation == 0:
+        raise ValueError("rotation 0: rows that are not rotated stay as they are")
+    check_rotation(x.shape[1], rotation)
+
+
 def check_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None, rotation: int = 0
 ) -> None:

@@ -57,6 +57,13 @@ def rotate(x: Tensor, group: int) -> Tensor:
     return y
 
 
+def rotate_rows(x: Tensor, rotation: int) -> Tensor:
+    """`rotate` of rows [M, K] float in groups of `rotation` numbers, rounded once, to x's dtype: what a weight-only
+    layer with a rotated weight multiplies.
+    """
+    return rotate(x, rotation).to(x.dtype)
+
+
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> tuple[Tensor, Tensor]:
     """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`, `rotation` the groups of
     `rotate`, or 0 for none.

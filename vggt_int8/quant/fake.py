@@ -177,25 +177,29 @@ def _hadamard(order: int, device: torch.device) -> Tensor:
 
 
 class RoundedWeight(nn.Module):
-    """A parametrization: the float weight -> the floats that weight-only INT8 multiplies with; gradients pass."""
+    """A parametrization: the float weight -> the floats that weight-only INT8 multiplies with; gradients pass.
 
-    def __init__(self, channel_axis: int) -> None:
+    rotation: of the weight's rows, which are turned back: rotating inputs instead is the same but for rounding floats.
+    """
+
+    def __init__(self, channel_axis: int, rotation: int) -> None:
         super().__init__()
-        self.channel_axis = channel_axis
+        self.channel_axis, self.rotation = channel_axis, rotation
 
     def forward(self, weight: Tensor) -> Tensor:
-        rounded: Tensor = _Rounded.apply(weight, self.channel_axis)
+        rounded: Tensor = _Rounded.apply(weight, self.channel_axis, self.rotation)
         return rounded
 
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, channel_axis: int) -> Tensor:
-        return dequantize(*weight_codes(weight, channel_axis), weight.dtype)
+    def forward(ctx: Any, weight: Tensor, channel_axis: int, rotation: int) -> Tensor:
+        rounded = dequantize(*weight_codes(weight, channel_axis, rotation), torch.float32)
+        return _turned(rounded, rotation).to(weight.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
 
 
 def fake_quantize(model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mapping[str, Tensor] | None = None) -> None:
@@ -225,7 +229,8 @@ def _faked(module: nn.Module, scheme: Scheme | AttentionScheme | None, input_sca
     if isinstance(module, nn.Linear) and scheme is not None and scheme.activations != "none":
         return FakeInt8Linear.of(module, scheme, input_scale if scheme.input_scales else None)
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
-    parametrize.register_parametrization(module, "weight", RoundedWeight(axis), unsafe=True)  # shapes stay
+    rotation = scheme.rotation_of(module.in_features) if isinstance(module, nn.Linear) and scheme is not None else 0
+    parametrize.register_parametrization(module, "weight", RoundedWeight(axis, rotation), unsafe=True)  # shapes stay
     return module
 
 

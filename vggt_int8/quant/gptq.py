@@ -21,7 +21,7 @@ _ROWS = 4096  # of inputs that are float64 at once
 
 
 class Gram:
-    """What rounding must know of a layer's inputs: the sum of x^T x over all rows seen, [K, K] fp64, and their count."""
+    """What rounding must know of a layer's inputs: the sum of x^T x over all rows seen, [K, K] fp64."""
 
     def __init__(self) -> None:
         self.rows = 0

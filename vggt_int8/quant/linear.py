@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.kernels.reference import rotate
+from vggt_int8.kernels.reference import rotate, rotate_rows
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.backends import Backend, auto_reason, backend_in_call, lacking, resolve
 from vggt_int8.quant.layer import Choice
@@ -172,7 +172,8 @@ class Int8Linear(Int8Storage):
 
     def _product(self, backend: Backend, rows: Tensor, input_scale: Tensor | None) -> Tensor:
         if self.rotation and not backend.rotates:
-            return backend.linear(rotate(rows, self.rotation), self, input_scale).to(rows.dtype)
+            turned = rotate if self.scheme.activations != "none" else rotate_rows
+            return backend.linear(turned(rows, self.rotation), self, input_scale).to(rows.dtype)
         return backend.linear(rows, self, input_scale)
 
     def extra_repr(self) -> str:

@@ -189,7 +189,7 @@ def layer_choice(kind: type[Int8Layer], scheme: Scheme | AttentionScheme, recipe
 
 def _beside_codes(scheme: Scheme | AttentionScheme, recipe: Recipe) -> bool:
     """Whether a layer is weight-only in a recipe for INT8 activations."""
-    return scheme == Scheme("none") and recipe.activations != "none"
+    return isinstance(scheme, Scheme) and scheme.activations == "none" and recipe.activations != "none"
 
 
 def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, device_type: str) -> None:

@@ -26,7 +26,7 @@ from vggt_int8.recipe.scheme import (
     SPECIAL_TOKENS,
     WEIGHTS,
     Scheme,
-    check_rotation,
+    check_rotations,
     check_smoothing,
 )
 
@@ -85,6 +85,7 @@ class Recipe:
     weights: "int8", or "keep" to quantize nothing unless a group or rule says so.
     activations, outlier_threshold: the default `Scheme`.
     rotation: of every layer with INT8 activations; see `Scheme`.
+    rotate_weight_only: whether that is also of linears whose activations stay floats.
     smoothing: 0, or "weights": factors of channels are folded into neighbouring layers before weights are rounded, by
         the size of weights alone (`vggt_int8.quant.smoothing`).
     keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
@@ -107,6 +108,7 @@ class Recipe:
     activations: str = "dynamic"
     outlier_threshold: float = 0.0
     rotation: int = 0
+    rotate_weight_only: bool = False
     smoothing: float | str = 0
     keep: str = "fp16"
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -143,14 +145,12 @@ class Recipe:
         integer("calibration_samples", self.calibration_samples, 1)
         if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
             raise RecipeError(f"vggt_1b is {shown(self.vggt_1b)}; it must be a table of module = number", "vggt_1b")
-        check_rotation(self.rotation)
         check_smoothing(self.smoothing)
         _ = self.scheme
         self._validate_groups()
         self._validate_patterns()
         asked = self.activations_asked
-        if self.rotation and asked.isdisjoint({"dynamic", "static"}):
-            raise RecipeError(f"rotation {self.rotation} has no effect: no layer has INT8 activations", "rotation")
+        check_rotations(self.rotation, self.rotate_weight_only, asked)
         if self.special_tokens != "shared" and "static" not in asked:
             raise RecipeError(
                 f"special_tokens = {self.special_tokens!r} has no effect: no layer has static scales", "special_tokens"
@@ -210,7 +210,8 @@ class Recipe:
 
     def _scheme(self, activations: str, special_tokens: int = 0) -> Scheme:
         if activations == "none":  # whatever other layers do with their inputs
-            return Scheme("none", self.outlier_threshold if self.activations == "none" else 0.0)
+            threshold = self.outlier_threshold if self.activations == "none" else 0.0
+            return Scheme("none", threshold, self.rotation if self.rotate_weight_only else 0)
         threshold = self.outlier_threshold if activations in ("dynamic", self.activations) else 0.0
         return Scheme(activations, threshold, self.rotation, special_tokens if activations == "static" else 0)
 
@@ -226,7 +227,8 @@ class Recipe:
         if self.format == PATTERNS_ALONE:
             del data["groups"]
         # So that versions which do not know these still read what has none of them.
-        return _without_defaults(data, ("rotation", "special_tokens", "smoothing"), type(self))
+        later = ("rotation", "rotate_weight_only", "smoothing", "special_tokens")
+        return _without_defaults(data, later, type(self))
 
     @classmethod
     def from_dict(

@@ -1,6 +1,7 @@
 """Schemes: how one quantized layer computes, and the words by which recipes say so."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,9 +52,11 @@ class Scheme:
                 "outlier_threshold",
             )
         check_rotation(self.rotation)
-        if self.rotation and (self.activations == "none" or threshold):
-            other = f"outlier_threshold {threshold}" if threshold else "activations = 'none'"
-            raise RecipeError(f"rotation {self.rotation} is for activations that are INT8, not for {other}", "rotation")
+        if self.rotation and threshold:
+            raise RecipeError(
+                f"rotation {self.rotation} would spread the columns that outlier_threshold {threshold} parts",
+                "rotation",
+            )
         integer("special_tokens", self.special_tokens, 0)
         if self.special_tokens and self.activations != "static":
             raise RecipeError(
@@ -77,7 +80,8 @@ class Scheme:
         """Short name for tables: "W8A16", "W8A8 dynamic", "W8A8 static rotated" or "LLM.int8()" and the like."""
         if self.outlier_threshold:
             return "LLM.int8()"
-        return "W8A16" if self.activations == "none" else f"W8A8 {self.activations}" + " rotated" * bool(self.rotation)
+        kind = "W8A16" if self.activations == "none" else f"W8A8 {self.activations}"
+        return kind + " rotated" * bool(self.rotation)
 
 
 def check_rotation(rotation: object) -> None:
@@ -92,6 +96,25 @@ def check_smoothing(smoothing: object) -> None:
     """Raise `RecipeError` unless it is a way of smoothing."""
     if isinstance(smoothing, bool) or smoothing not in SMOOTHINGS:
         raise RecipeError(f"smoothing is {shown(smoothing)}; it must be 0 (off) or 'weights'", "smoothing")
+
+
+def check_rotations(rotation: object, weight_only: object, asked: Collection[str]) -> None:
+    """Raise `RecipeError` unless a recipe's `rotation` and `rotate_weight_only` rotate some of its layers.
+
+    asked: what it says of activations, for all its layers together.
+    """
+    check_rotation(rotation)
+    key = "rotate_weight_only"
+    if type(weight_only) is not bool:
+        raise RecipeError(f"{key} is {shown(weight_only)}; it must be true or false", key)
+    if weight_only and (not rotation or "none" not in asked):
+        lacks = "no layer is weight-only" if rotation else "rotation is 0: set it, to 256 for example"
+        raise RecipeError(f"{key} has no effect: {lacks}", key)
+    if rotation and not weight_only and not {"dynamic", "static"} & set(asked):
+        raise RecipeError(
+            f"rotation {rotation} has no effect: no layer has INT8 activations. {key} = true rotates the others",
+            "rotation",
+        )
 
 
 @dataclass(frozen=True)

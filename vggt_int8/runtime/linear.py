@@ -37,6 +37,7 @@ def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale) -> Tensor
     if takes_codes(layer):
         return _gemm(_quantize(x, layer, scale_of), layer, Epilogue(layer.bias, x.dtype))
     if isinstance(layer, Int8Linear):
+        x = ops.rotate_rows(x, layer.rotation) if layer.rotation else x
         y: Tensor = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
         return y
     assert isinstance(layer, nn.Linear)

@@ -17,6 +17,7 @@ from vggt_int8.kernels.cuda import triton_norm
 from vggt_int8.recipe import Scheme
 
 FULL = [] if INTERPRETED else [(1041, 1024), (3 * 1374, 4096)]
+ROTATED = [] if INTERPRETED else [(64, 8192, 256), (1041, 2048, 256)]  # M, K, group
 SHAPES = [(1, 64), (37, 37), (33, 96), (5, 1024), *FULL]  # M, K
 
 
@@ -32,6 +33,13 @@ def test_rows_to_codes(m: int, k: int, dtype: torch.dtype, static: str, rotated:
     assert_same_codes(triton_norm.quantize_rows(x, scale, rotation), reference.quantize_rows(x, scale, rotation))
     norm = (weight, bias, 1e-5, scale, rotation)
     assert_same_codes(triton_norm.layer_norm_quantize(x, *norm), reference.layer_norm_quantize(x, *norm))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("m", "k", "group"), [(1, 64, 64), (9, 96, 32), (37, 6, 2), (5, 1024, 256), *ROTATED])
+def test_rotated_rows(m: int, k: int, group: int, dtype: torch.dtype) -> None:
+    x = hard_rows(m, k, dtype)
+    assert_same(triton_norm.rotate_rows(x, group), reference.rotate_rows(x, group))
 
 
 def test_nan_and_inf_reach_the_scale() -> None:

@@ -109,6 +109,7 @@ _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 }
 _SIGNATURES = {
     "vi_quantize_rows": "pqqpqqpp",
+    "vi_rotate_rows": "pqqqp",
     "vi_layer_norm_quantize": "pqqppfpqqpp",
     "vi_layer_norm_halves": "ppqqqqppfp",
     "vi_qk_norm_rope": "pqqqpppppqf",
@@ -146,6 +147,13 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None, rotation: int) -> tuple
     codes, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), 1)
     call("vi_quantize_rows", x, *x.shape, *_static(input_scale), rotation, codes, scale)
     return codes, scale
+
+
+def rotate_rows(x: Tensor, rotation: int) -> Tensor:
+    """`reference.rotate_rows` for x that is `usable`."""
+    out = x.new_empty(x.shape)
+    call("vi_rotate_rows", x, *x.shape, rotation, out)
+    return out
 
 
 def layer_norm_quantize(

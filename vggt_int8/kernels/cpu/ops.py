@@ -31,6 +31,16 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
     return codes, scale
 
 
+def rotate_rows(x: Tensor, rotation: int) -> Tensor:
+    """`reference.rotate_rows`."""
+    if compiled.usable(x):
+        return compiled.rotate_rows(x, rotation)
+    out = x.new_empty(x.shape)
+    for rows in slices_of_rows(*x.shape):
+        out[rows] = reference.rotate_rows(x[rows], rotation)
+    return out
+
+
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None, rotation: int = 0
 ) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,19 @@ def _quantize_kernel(
     _store_codes(x, poison, p_codes, p_scale, p_input_scale, SCALES, o_row, o_k, m_row, mask, K)
 
 
+@triton.jit(do_not_specialize=["M"])
+def _rotate_kernel(
+    p_x, p_out, M, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_k = tl.arange(0, BLOCK_K)
+    mask = (o_row < M)[:, None] & (o_k < K)[None, :]
+    o_x = o_row.to(tl.int64)[:, None] * K + o_k[None, :]
+    x = tl.load(p_x + o_x, mask=mask, other=0.0).to(tl.float32) * rotation_factor(STEPS)
+    y = sums_and_differences(x, BLOCK_M, BLOCK_K, STEPS, False)
+    tl.store(p_out + o_x, y.to(p_out.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["ROWS", "P", "SKIP"])
 def _layer_norm_halves_kernel(
     p_first, p_second, p_weight, p_bias, p_out, ROWS, P, SKIP, eps,
@@ -118,6 +131,13 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
     codes, scale = _outputs(x)
     _launch(_quantize_kernel, rotation, x, x, codes, scale, *_static(input_scale), x.shape[0])
     return codes, scale
+
+
+def rotate_rows(x: Tensor, rotation: int) -> Tensor:
+    """`reference.rotate_rows` in one pass; x [M, K] contiguous."""
+    out = torch.empty_like(x)
+    _launch(_rotate_kernel, rotation, x, x, out, x.shape[0])
+    return out
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -57,7 +57,7 @@ class Backend(ABC):
     """One way to compute an `Int8Linear`."""
 
     name: str
-    rotates = False  # whether it rotates inputs itself, for layers that want that; else they arrive rotated, in fp32
+    rotates = False  # whether it rotates inputs itself, for layers that want that; else they arrive rotated
 
     @abstractmethod
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:

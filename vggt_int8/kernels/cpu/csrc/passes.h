@@ -20,6 +20,16 @@ int vi_quantize_rows(const float *x, i64 rows, i64 k, const float *input_scale, 
   return 0;
 }
 
+/* rotation: at least 2. */
+int vi_rotate_rows(const float *x, i64 rows, i64 k, i64 rotation, float *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 m = 0; m < rows; m++) {
+    memcpy(out + m * k, x + m * k, 4 * k);
+    rotate_row(out + m * k, k, rotation);
+  }
+  return 0;
+}
+
 int vi_layer_norm_quantize(const float *x, i64 rows, i64 k, const float *weight, const float *bias, float eps,
                            const float *input_scale, i64 scales, i64 rotation, int8_t *codes, float *scale,
                            int threads) {
