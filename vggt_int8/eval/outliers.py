@@ -9,12 +9,8 @@ The factors are powers of two, so every product and sum keeps its bits: in fp32 
 exactly the same. Activations then span a range that one static scale per tensor cannot hold, and weight
 columns shrink below what their row's scale resolves, as in the real model.
 
-What this cannot make, for want of a transform that keeps the function:
-- outliers at the input of fc2 (VGGT-1B: about 142 in one encoder block). GELU(c x) is not c GELU(x), so a hidden
-  channel cannot be scaled up before the GELU and down after it. Only a dead channel, whose column of fc2 is zero,
-  could take any value; a trained network has none, and one added by hand would change the shapes and mean nothing.
-- outlier tokens. All tokens share the weights, and LayerNorm gives every token the same norm: what would make special
-  tokens stick out at the input of a linear changes what the linear computes.
+What this cannot make, for want of a transform that keeps every bit: outliers at the input of fc2, since GELU(c x) is
+not c GELU(x), and outlier tokens. Those are made by `vggt_int8.eval.outlier_tokens`.
 """
 
 import copy
@@ -43,7 +39,7 @@ def with_outliers(model: Model, seed: int, *, share: float = 0.015, factors: tup
         raise ValueError(f"factors must be positive powers of two, or the function would change; got {factors}")
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    blocks = list(_blocks(model))
+    blocks = list(transformer_blocks(model))
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no transformer blocks (norm1, attn, norm2, mlp)")
     with torch.no_grad():
@@ -80,7 +76,8 @@ def _draw(
     return channels.to(device), torch.tensor(factors)[chosen].to(device)
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def transformer_blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and module of everything with `norm1`, `attn.qkv`, `norm2` and `mlp`."""
     for name, module in model.named_modules():
         parts = ("norm1", "attn", "norm2", "mlp")
         if all(hasattr(module, part) for part in parts) and hasattr(module.attn, "qkv"):
