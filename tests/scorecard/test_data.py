@@ -31,6 +31,16 @@ def test_rendered_scenes_are_those_of_the_renderer(monkeypatch: pytest.MonkeyPat
     assert len(first_scenes(scenes, 5)) == len(scenes) == 2
 
 
+def test_kept_scenes_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = list(RenderedScenes(2, 3, SIZE, "free", folder=tmp_path))
+    monkeypatch.setattr(module, "render_scenes", None)  # nothing is rendered now
+    for found, scene in zip(RenderedScenes(2, 3, SIZE, "free", folder=tmp_path), wanted, strict=True):
+        assert found.name == scene.name
+        assert all(torch.equal(getattr(found, name), getattr(scene, name)) for name in module._KNOWN)
+    with pytest.raises(TypeError):
+        list(RenderedScenes(1, 2, SIZE, "free", folder=tmp_path))
+
+
 def test_the_scale_by_hand() -> None:
     rendered = next(iter(RenderedScenes(1, 2, SIZE, "free")))
     assert rendered.scale() == pytest.approx(1, abs=1e-3), "the renderer divides by it"

@@ -88,6 +88,12 @@ def test_what_is_not_known_is_not_scored(truth: TrueScene) -> None:
     assert "auc_5" not in score_scene({"depth": perfect(truth)["depth"]}, truth, Protocol())
 
 
+def test_no_points_are_no_clouds(truth: TrueScene) -> None:
+    found, whole = (score_scene(perfect(truth), truth, Protocol(points=points)) for points in (0, 100))
+    assert set(whole) - set(found) == {"accuracy", "completeness", "f_score", "normal_consistency"}
+    assert all(whole[name] == value for name, value in found.items())
+
+
 def test_what_is_unknown_between_known_pixels_is_no_surface(truth: TrueScene) -> None:
     """Depth that is known in one half alone, 0 elsewhere as in stored scenes: normals stay perfect up to its edge."""
     assert truth.depth is not None

@@ -68,29 +68,30 @@ def markdown(rows: Sequence[Row], plot: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def with_table(path: Path, text: str) -> str | None:
-    """Content of a file with `text` between its markers, line ends as they are there; None if that changes nothing.
+def with_table(path: Path, text: str, name: str = "bench") -> str | None:
+    """Content of a file with `text` between the markers of a table, `<!-- name:begin -->` and `<!-- name:end -->`, line
+    ends as they are there; None if that changes nothing.
 
     Raises OSError if the file cannot be written, and ValueError unless each marker is there once, in order.
     """
     check_place(path)
-    before = path.read_bytes().decode("utf-8")
-    if before.count(BEGIN) != 1 or before.count(END) != 1 or before.index(BEGIN) > before.index(END):
-        raise ValueError(f"{path} must hold the lines {BEGIN} and {END}, once each and in this order")
-    head, tail = before.split(BEGIN)[0], before.split(END)[1]
-    middle = f"{BEGIN}\n{text}{END}"
+    before, begin, end = path.read_bytes().decode("utf-8"), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if before.count(begin) != 1 or before.count(end) != 1 or before.index(begin) > before.index(end):
+        raise ValueError(f"{path} must hold the lines {begin} and {end}, once each and in this order")
+    head, tail = before.split(begin)[0], before.split(end)[1]
+    middle = f"{begin}\n{text}{end}"
     if "\r\n" in before:
         middle = middle.replace("\n", "\r\n")
     after = f"{head}{middle}{tail}"
     return None if after == before else after
 
 
-def update_readme(path: Path, text: str) -> bool:
+def update_readme(path: Path, text: str, name: str = "bench") -> bool:
     """Put `text` between the markers of a file, whole or not at all; whether that changed anything.
 
     Raises OSError and ValueError as `with_table`.
     """
-    after = with_table(path, text)
+    after = with_table(path, text, name)
     if after is not None:
         write_whole(path, after.encode())
     return after is not None

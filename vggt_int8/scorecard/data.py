@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from vggt_int8.files import write_whole
 from vggt_int8.geometry import camera_center, unproject_depth
 from vggt_int8.scenes import load_scene, render_scenes, scene_seeds
 from vggt_int8.scenes.render import GENERATOR_VERSION
 
 _KEPT_BYTES = 1 << 30
+_KNOWN = ("images", "extrinsic", "intrinsic", "depth", "valid")  # of a rendered scene, as of `TrueScene`
 
 
 @dataclass(frozen=True)
@@ -65,32 +68,57 @@ class RenderedScenes:
     """Scenes 0 ... scenes - 1 of a split of the procedural ones, `views` views of `size` (H, W) each.
 
     Rendered on `device`, since at the size of VGGT-1B a CPU takes minutes for a scene; given on the CPU as all others.
-    They are read once a model, so up to `_KEPT_BYTES` of them stay in memory; others are rendered again.
+    They are read once a model, so up to `_KEPT_BYTES` of them stay in memory; others are rendered again, or read from
+    `folder`, where each is kept by its name from one run to the next. pixel_aspect: see `describe_scenes`.
     """
 
     def __init__(
-        self, scenes: int, views: int, size: tuple[int, int], split: str = "held_out", device: str = "cpu"
+        self,
+        scenes: int,
+        views: int,
+        size: tuple[int, int],
+        split: str = "held_out",
+        device: str = "cpu",
+        *,
+        pixel_aspect: tuple[float, float] = (1.0, 1.0),
+        folder: Path | None = None,
     ) -> None:
         self.scenes, self.views, self.size, self.split, self.device = scenes, views, size, split, device
+        self.pixel_aspect, self.folder = pixel_aspect, folder
         self._kept: list[TrueScene] = []
 
     def __len__(self) -> int:
         return self.scenes
 
     def __iter__(self) -> Iterator[TrueScene]:
-        for index in range(self.scenes):
-            yield self._kept[index] if index < len(self._kept) else self._render(index)
+        return map(self.scene, range(self.scenes))
 
-    def _render(self, index: int) -> TrueScene:
-        # By itself: in a batch of another size it would have other bits.
-        seeds = scene_seeds(self.split, [index])
-        batch = render_scenes(seeds, self.views, self.size, device=self.device).to("cpu")
-        known = (batch.images, batch.extrinsic, batch.intrinsic, batch.depth, batch.valid)
-        scene = TrueScene(f"{self.split} {index}", *(tensor[0] for tensor in known))
-        bytes_of_one = sum(tensor.nbytes for tensor in known)
+    def scene(self, index: int) -> TrueScene:
+        if index < len(self._kept):
+            return self._kept[index]
+        tensors = self._from_disk(index)
+        scene = TrueScene(f"{self.split} {index}", *(tensors[name] for name in _KNOWN))
+        bytes_of_one = sum(tensor.nbytes for tensor in tensors.values())
         if index == len(self._kept) and (index + 1) * bytes_of_one <= _KEPT_BYTES:
             self._kept.append(scene)
         return scene
+
+    def _from_disk(self, index: int) -> dict[str, Tensor]:
+        """A name tells all that decides a scene, so what is there fits."""
+        if self.folder is None:
+            return self._render(index)
+        what = [self.split, self.views, *self.size, *self.pixel_aspect, self.device.partition(":")[0]]
+        path = self.folder / f"{'_'.join(map(str, what))}_v{GENERATOR_VERSION}_{index:05d}.safetensors"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, save(self._render(index)))
+        return load_file(path)
+
+    def _render(self, index: int) -> dict[str, Tensor]:
+        # By itself: in a batch of another size it would have other bits.
+        seeds = scene_seeds(self.split, [index])
+        batch = render_scenes(seeds, self.views, self.size, device=self.device, pixel_aspect=self.pixel_aspect)
+        return {name: getattr(batch, name)[0].cpu().contiguous() for name in _KNOWN}
 
     def identity(self) -> dict[str, Any]:
         """Without their number: scene i is the same among few and among many, so more can be added."""
@@ -100,6 +128,7 @@ class RenderedScenes:
             "split": self.split,
             "views": self.views,
             "size": list(self.size),
+            **({} if self.pixel_aspect == (1.0, 1.0) else {"pixel_aspect": list(self.pixel_aspect)}),
         }
 
 

@@ -1,18 +1,18 @@
 """One row of the table: a model as it is asked for, and its predictions, made where they are not there yet."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vggt_int8.eval.active import int8_layer_names
 from vggt_int8.eval.metrics import layer_sqnr
 from vggt_int8.scorecard.cache import OUTPUTS, Predictions, folder_name
-from vggt_int8.scorecard.data import DataSet, first_scenes
+from vggt_int8.scorecard.data import DataSet, TrueScene, first_scenes
 
 SQNR_SCENES = 2  # scenes that single layers are compared on
 TRACKED = 16  # points that the track head follows meanwhile
@@ -57,22 +57,30 @@ def is_complete(predictions: Predictions, data: DataSet) -> bool:
     return all(predictions.has(index) for index in range(len(data)))
 
 
-@torch.inference_mode()
 def export(
-    model: nn.Module, predictions: Predictions, data: DataSet, on_scene: Callable[[int, int], None] | None = None
+    model: nn.Module,
+    predictions: Predictions,
+    data: DataSet,
+    on_scene: Callable[[int, int], None] | None = None,
+    outputs: Sequence[str] = OUTPUTS,
 ) -> None:
-    """Run `model` on every scene whose predictions are not there yet."""
+    """Run `model` on every scene whose predictions are not there yet, and keep `outputs`, those that it has."""
     predictions.begin()
-    device = next(model.parameters()).device
+    for index, scene in enumerate(data):
+        if not predictions.has(index):
+            predictions.write(index, predict(model, scene, outputs))
+        if on_scene is not None:
+            on_scene(index + 1, len(data))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, scene: TrueScene, outputs: Sequence[str] = OUTPUTS) -> dict[str, Tensor]:
+    """What `model` makes of a scene, without a batch axis, in fp32 on the CPU: those of `outputs` that it has."""
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False  # convolutions would run in TF32 and still be called fp32
     try:
-        for index, scene in enumerate(data):
-            if not predictions.has(index):
-                output: Any = model(scene.images.to(device))
-                predictions.write(index, {name: output[name][0] for name in OUTPUTS if name in output})
-            if on_scene is not None:
-                on_scene(index + 1, len(data))
+        output: Any = model(scene.images.to(next(model.parameters()).device))
+        return {name: output[name][0].float().cpu() for name in outputs if name in output}
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
 

@@ -38,7 +38,7 @@ Outputs = Mapping[str, Tensor]  # pose_enc [S, 9], depth [S, H, W, 1], world_poi
 
 @dataclass(frozen=True)
 class Protocol:
-    """threshold: of the F-score, in parts of the scene's scale. points: most points of a cloud."""
+    """threshold: of the F-score, in parts of the scene's scale. points: most points of a cloud; 0 scores no clouds."""
 
     points: int = 5000
     threshold: float = 0.05
@@ -118,7 +118,7 @@ def _depth(found: Reconstruction, truth: TrueScene) -> dict[str, float]:
 
 def _points(found: Reconstruction, truth: TrueScene, protocol: Protocol) -> dict[str, float]:
     true, scale = truth.points(), truth.scale()
-    if found.points is None or true is None or truth.valid is None or scale is None:
+    if not protocol.points or found.points is None or true is None or truth.valid is None or scale is None:
         return {}
     both = truth.valid & found.points.isfinite().all(-1) & true.isfinite().all(-1)
     pixels = both.flatten().nonzero().squeeze(-1)

@@ -1,24 +1,44 @@
 """Scores of all rows as one document: per scene, in the mean, and as differences from the first row."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from vggt_int8.difference import Difference
 from vggt_int8.eval.active import check_active
-from vggt_int8.scorecard.cache import Predictions
 from vggt_int8.scorecard.data import DataSet
 from vggt_int8.scorecard.intervals import paired_interval
-from vggt_int8.scorecard.scores import Protocol, add_differences, differences, score_scene
+from vggt_int8.scorecard.scores import Protocol as ScoreProtocol
+from vggt_int8.scorecard.scores import add_differences, differences, score_scene
 
 # Errors whose change is told in per cent of the first row's error, as "AbsRel +1 %".
 RELATIVE = ("abs_rel", "rmse", "accuracy", "completeness", "ate")
 
 
+class Scored(Protocol):
+    """What `summarize` reads of a row: `Predictions`, or outputs that are made as they are asked for."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """`int8_layers` and `sqnr_db` of `describe`."""
+        ...
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """The outputs for scene `index`, without a batch axis."""
+        ...
+
+
 def summarize(
-    rows: Sequence[Predictions],
+    rows: Sequence[Scored],
     data: DataSet,
-    protocol: Protocol,
+    protocol: ScoreProtocol,
     on_scene: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Score what is in the cache. One entry a row, the first of which is the reference:
@@ -53,8 +73,8 @@ def summarize(
 
 
 def _entry(
-    row: Predictions,
-    facts: dict[str, Any],
+    row: Scored,
+    facts: Mapping[str, Any],
     relative: dict[str, float],
     own: list[dict[str, float]],
     first: list[dict[str, float]],
