@@ -244,3 +244,26 @@ def test_a_weight_of_zeros_is_sound(tmp_path: Path, bare_sizes: dict[str, Any]) 
     model.aggregator.frame_blocks[0].attn.qkv.weight.data[3] = 1e-42
     quantize(model, "int8_dynamic").save_pretrained(tmp_path / "int8")
     assert_same(VGGTInt8.from_pretrained(tmp_path / "int8", verify=True), model)
+
+
+def test_a_checkpoint_with_int8_attention_computes_it_in_floats(
+    int8_checkpoint: Path, tiny_images: Tensor, tmp_path: Path
+) -> None:
+    shutil.copytree(int8_checkpoint, tmp_path / "older")
+    config = json.loads((tmp_path / "older" / "config.json").read_text())
+    recipe = config["quantization_config"]["recipe"]
+    recipe |= {"attention": "int8", "attention_layers": [r"aggregator\.global_blocks\.\d+\.attn\.core"]}
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="attention is computed in floating point"):
+        model = VGGTInt8.from_pretrained(tmp_path / "older")
+    with torch.inference_mode():
+        found, wanted = model(tiny_images), VGGTInt8.from_pretrained(int8_checkpoint)(tiny_images)
+    assert torch.equal(found.pose_enc, wanted.pose_enc)
+    assert torch.equal(found.depth, wanted.depth)
+    model.save_pretrained(tmp_path / "again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        VGGTInt8.from_pretrained(tmp_path / "again")
+    assert (
+        "attention" not in json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]["recipe"]
+    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.usable import skip_unless_usable
 from vggt_int8 import Recipe, VGGTInt8, quantize
 from vggt_int8.difference import relative_error
-from vggt_int8.quant import Int8Attention, Int8Linear
+from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Scheme
 
@@ -35,14 +35,6 @@ def test_an_int8_linear(backend: str, activations: str) -> None:
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.dtype == torch.float64
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_int8_attention(backend: str) -> None:
-    q, k, v = torch.rand(3, 1, 2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    y = Int8Attention(backend)(q, k, v)
-    assert y.dtype == torch.float64
-    assert torch.equal(y.float(), Int8Attention(backend)(q.float(), k.float(), v.float()))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

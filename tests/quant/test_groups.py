@@ -19,7 +19,6 @@ from vggt_int8.recipe import Rule, Scheme, find_family
 
 FORMAT_1 = Path(__file__).parent.parent / "data" / "recipes_format_1"
 VGGT_MAP = find_family("vggt", ())
-ATTENTION = {"attention": "int8"}
 POSE = {"pose embedding": "pose embedding and pose output", "pose output": "pose embedding and pose output"}
 
 
@@ -50,11 +49,9 @@ def as_before(plan: dict[str, LayerPlan]) -> dict[str, LayerPlan]:
     return {name: replace(layer, reason=POSE.get(layer.reason, layer.reason)) for name, layer in plan.items()}
 
 
-@pytest.mark.parametrize("options", [{}, ATTENTION], ids=["float attention", "INT8 attention"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in FORMAT_1.glob("*.toml")))
-def test_groups_decide_what_the_rules_did(networks: list[VGGTInt8], name: str, options: dict[str, str]) -> None:
-    rules = replace(load_recipe(FORMAT_1 / f"{name}.toml"), **options)
-    groups = replace(load_recipe(name), **options)
+def test_groups_decide_what_the_rules_did(networks: list[VGGTInt8], name: str) -> None:
+    rules, groups = load_recipe(FORMAT_1 / f"{name}.toml"), load_recipe(name)
     for model in networks:
         before = make_plan(model, rules)
         assert len(before) > 100
@@ -72,17 +69,6 @@ def test_every_layer_belongs_to_exactly_one_group(vggt_1b: VGGTInt8, embedded: V
         if model is vggt_1b:
             counts = Counter(found[0] for found in owners.values())
             assert counts == {name: group.layers for name, group in VGGT_MAP.groups.items()}
-
-
-def test_the_attention_of_groups(vggt_1b: VGGTInt8) -> None:
-    def int8(**options: object) -> Counter[str]:
-        plan = make_plan(vggt_1b, replace(load_recipe("int8_dynamic"), attention="int8", **options))
-        return Counter(name.split(".")[-4] for name, layer in plan.items() if name.endswith("core") and layer.scheme)
-
-    assert int8() == {"blocks": 24, "frame_blocks": 24, "global_blocks": 24}
-    assert int8(attention_layers="camera_head") == {"trunk": 4}
-    assert int8(attention_layers=["global_blocks", r"camera_head\..*"]) == {"global_blocks": 24, "trunk": 4}
-    assert int8(exclude=["encoder", "camera_head"]) == {"frame_blocks": 24, "global_blocks": 24}
 
 
 def test_exclude_by_group_keeps_all_of_it(vggt_1b: VGGTInt8) -> None:

@@ -7,24 +7,21 @@ from torch import Tensor, nn
 from vggt_int8 import BackendError, Recipe, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import matmul
-from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.quant import BACKENDS, quantization_report
 from vggt_int8.quant.layer import int8_layers
 from vggt_int8.quant.layer_types import INT8_TYPES, WITH_WEIGHTS, int8_type
-from vggt_int8.recipe import AttentionScheme, Rule, Scheme
+from vggt_int8.recipe import Rule, Scheme
 
 FLOATS: list[nn.Module] = [
     nn.Linear(6, 4),
     nn.Linear(6, 4, bias=False),
     nn.Conv2d(4, 6, 3),
     nn.ConvTranspose2d(4, 6, 2, bias=False),
-    SoftmaxAttention(),
 ]
 STORED = {
     nn.Linear: {"weight", "weight_scale"},
     nn.Conv2d: {"weight", "weight_scale"},
     nn.ConvTranspose2d: {"weight", "weight_scale"},
-    SoftmaxAttention: set(),
 }
 
 
@@ -32,10 +29,9 @@ STORED = {
 def test_every_row_of_the_table(layer: nn.Module) -> None:
     kind = int8_type(layer)
     assert kind is INT8_TYPES[type(layer)]
-    scheme = kind.narrowed(Scheme("dynamic", 6.0)) if isinstance(layer, WITH_WEIGHTS) else AttentionScheme()
-    assert scheme == {nn.Linear: Scheme("dynamic", 6.0), SoftmaxAttention: AttentionScheme()}.get(
-        type(layer), Scheme("none")
-    )
+    assert isinstance(layer, WITH_WEIGHTS)
+    scheme = kind.narrowed(Scheme("dynamic", 6.0))
+    assert scheme == (Scheme("dynamic", 6.0) if isinstance(layer, nn.Linear) else Scheme("none"))
     bias = {"bias"} if getattr(layer, "bias", None) is not None else set()
     for new in (kind.of(layer, scheme, "reference"), kind.unfilled(layer, scheme, "reference")):
         assert isinstance(new, kind)
@@ -45,7 +41,7 @@ def test_every_row_of_the_table(layer: nn.Module) -> None:
         assert new.kernel("cpu")
         assert new.reason("cpu")
         shapes = {name: tensor.shape for name, tensor in new.state_dict().items()}
-        assert shapes.get("weight_scale", torch.Size()).numel() in (1, 4, 6)
+        assert shapes["weight_scale"].numel() in (4, 6)
 
 
 class Mixed(nn.Module):

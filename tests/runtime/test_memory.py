@@ -218,8 +218,3 @@ def test_parts_are_of_nearly_equal_length() -> None:
         assert max(lengths) - min(lengths) <= 1
         assert len(slices) == -(-total // at_most)
         assert memory.longest_part(total, at_most) == max(lengths)
-
-
-def test_codes_of_int8_attention_are_counted() -> None:
-    plain, int8 = shape(100), Shape(1, 100, 392, 518, HEADS, 2, int8_attention=True)
-    assert int8.peak_bytes(CONFIG, SMALLEST) - plain.peak_bytes(CONFIG, SMALLEST) == 100 * 1041 * (2 * 1024 + 16 * 4)

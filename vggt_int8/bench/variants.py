@@ -99,7 +99,7 @@ def _quantized(recipe: str, backend: str) -> Build:
         on_cuda = device.type == "cuda"
         model = fill(VGGTInt8, source, device, torch.float16 if on_cuda else torch.float32)
         loaded = load_recipe(recipe)
-        has_int8 = "int8" in (loaded.weights, loaded.attention)
+        has_int8 = loaded.weights == "int8"
         if not has_int8 and backend != "native":
             raise BackendError(f"recipe {recipe!r} quantizes nothing, so there is nothing for {backend!r} to run")
         if not has_int8 and not on_cuda:

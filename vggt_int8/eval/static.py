@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vggt_int8.kernels.reference import scale_from_absmax
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.quantize import apply_plan, plan_module, replace_module
-from vggt_int8.recipe import Recipe, Scheme, load_recipe
+from vggt_int8.recipe import Recipe, load_recipe
 
 
 def quantize_static(
@@ -26,7 +26,7 @@ def quantize_static(
     """
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
-    schemes = {name: layer.scheme for name, layer in plan.items() if isinstance(layer.scheme, Scheme)}
+    schemes = {name: layer.scheme for name, layer in plan.items() if layer.scheme is not None}
     static = [name for name, scheme in schemes.items() if scheme.activations == "dynamic"]
     largest = input_absmax(model, static, images)
     apply_plan(model, {name: layer for name, layer in plan.items() if name not in largest}, recipe, backend)

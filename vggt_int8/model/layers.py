@@ -1,15 +1,12 @@
 """What the encoder, the aggregator and the camera head are built of: attention with 2-D RoPE, MLP, pre-norm block.
 
-Every linear, and attention itself, is called as a module and never looked into, so that it can be replaced by a
-quantized one.
+Every linear is called as a module and never looked into, so that it can be replaced by a quantized one.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from vggt_int8.model.attention import SoftmaxAttention
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
@@ -45,7 +42,6 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
-        self.core = SoftmaxAttention()
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None) -> Tensor:
@@ -56,7 +52,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        y = self.core(q, k, v)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj(y if scenes is None else y.reshape(x.shape))
 
 

@@ -29,7 +29,7 @@ from vggt_int8.quant.seams import Seam, find_seams
 from vggt_int8.quant.smoothing import Folds, TensorOf, estimated_folds
 from vggt_int8.quant.soundness import LARGEST_FP16_SCALE
 from vggt_int8.quant.storage import Int8Storage, copy_pieces, empty_encoding, encode_into, stored_layers, to_fp16
-from vggt_int8.recipe import Recipe, RecipeError
+from vggt_int8.recipe import Recipe, RecipeError, with_float_attention
 
 QUANT_METHOD = "vggt_int8"
 FORMAT_VERSION = 2
@@ -71,7 +71,7 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
             raise CheckpointError(f"quantization_config must hold the whole recipe, not {shown(recipe)}")
         self.quant_method = quant_method
         self.format_version = format_version
-        self.recipe = recipe
+        self.recipe = with_float_attention(recipe)
         self.calibration = calibration
         self.training = training
         self.backend = backend

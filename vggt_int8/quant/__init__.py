@@ -1,6 +1,5 @@
 """Quantization of any module by a recipe: plan, INT8 layers, backends, report."""
 
-from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.backends import BACKENDS, BackendError
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.linear import Int8Linear
@@ -11,7 +10,6 @@ from vggt_int8.quant.report import LayerReport, QuantizationReport, estimate_mod
 __all__ = [
     "BACKENDS",
     "BackendError",
-    "Int8Attention",
     "Int8Conv2d",
     "Int8ConvTranspose2d",
     "Int8Linear",

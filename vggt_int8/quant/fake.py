@@ -22,11 +22,10 @@ from vggt_int8.kernels import ops
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.kernels.reference import llm_int8_linear, quantize, rotate, scale_from_absmax
 from vggt_int8.kernels.weight_only import dequantize
-from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import replace_module
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX
-from vggt_int8.recipe import AttentionScheme, RecipeError, Scheme
+from vggt_int8.recipe import RecipeError, Scheme
 
 
 def weight_codes(weight: Tensor, channel_axis: int = 0, rotation: int = 0) -> tuple[Tensor, Tensor]:
@@ -210,9 +209,9 @@ def fake_quantize(model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mappi
     """
     scales = scales or {}
     chosen = {name: layer for name, layer in plan.items() if layer.scheme is not None}
-    if not any(isinstance(layer.scheme, Scheme) for layer in chosen.values()):
+    if not chosen:
         raise RecipeError("the recipe quantizes no layer of this model, so there is nothing to train for")
-    static = {name for name, p in chosen.items() if isinstance(p.scheme, Scheme) and p.scheme.input_scales}
+    static = {name for name, p in chosen.items() if p.scheme is not None and p.scheme.input_scales}
     if missing := sorted(static - scales.keys()):
         raise RecipeError(f"{missing[0]} has no static scale, nor have {len(missing) - 1} others: calibrate them first")
     fakes: dict[nn.Module, nn.Module] = {}
@@ -223,9 +222,7 @@ def fake_quantize(model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mappi
         replace_module(model, name, fakes[module])
 
 
-def _faked(module: nn.Module, scheme: Scheme | AttentionScheme | None, input_scale: Tensor | None) -> nn.Module:
-    if isinstance(scheme, AttentionScheme):
-        return Int8Attention()  # its gradients are straight-through already
+def _faked(module: nn.Module, scheme: Scheme | None, input_scale: Tensor | None) -> nn.Module:
     if isinstance(module, nn.Linear) and scheme is not None and scheme.activations != "none":
         return FakeInt8Linear.of(module, scheme, input_scale if scheme.input_scales else None)
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
@@ -240,7 +237,7 @@ def fake_layers(model: nn.Module) -> Iterator[tuple[str, FakeInt8Linear]]:
 
 
 def restore(model: nn.Module) -> dict[str, Tensor]:
-    """Undo `fake_quantize`, in place, but for INT8 attention, which holds nothing: plain layers with the trained
+    """Undo `fake_quantize`, in place: plain layers with the trained
     parameters. Returns the static scales, by name."""
     scales: dict[str, Tensor] = {}
     for name, fake in list(fake_layers(model)):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import nn
 
-from vggt_int8.recipe import AttentionScheme, Scheme
+from vggt_int8.recipe import Scheme
 
 
 class Choice(NamedTuple):
@@ -21,7 +21,7 @@ class Int8Layer:
     scheme: how it computes. backend: what it asks for, a name or "auto". backend_reason: see `Choice`.
     """
 
-    scheme: Scheme | AttentionScheme
+    scheme: Scheme
     backend: str
     backend_reason: str = ""
 

@@ -5,15 +5,12 @@
                                              static also input_scale             W8A8 static, LLM.int8()
     nn.Conv2d           Int8Conv2d           weight, weight_scale, bias          W8A16, whatever is asked for
     nn.ConvTranspose2d  Int8ConvTranspose2d  weight, weight_scale, bias          W8A16, whatever is asked for
-    SoftmaxAttention    Int8Attention        nothing                             INT8 QK
 
 A new kind is a subclass of `Int8Layer` (of `Int8Storage`, if it stores codes) and a row here.
 """
 
 from torch import nn
 
-from vggt_int8.model.attention import SoftmaxAttention
-from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.layer import Int8Layer
 from vggt_int8.quant.linear import Int8Linear
@@ -22,7 +19,6 @@ INT8_TYPES: dict[type[nn.Module], type[Int8Layer]] = {
     nn.Linear: Int8Linear,
     nn.Conv2d: Int8Conv2d,
     nn.ConvTranspose2d: Int8ConvTranspose2d,
-    SoftmaxAttention: Int8Attention,
 }
 WITH_WEIGHTS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # what a recipe's groups, rules and patterns decide
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from vggt_int8.model.attention import SoftmaxAttention
 from vggt_int8.patterns import fits
 from vggt_int8.plain_data import shown
 from vggt_int8.quant.layer import Int8Layer
-from vggt_int8.quant.layer_types import INT8_TYPES, WITH_WEIGHTS, int8_type
+from vggt_int8.quant.layer_types import WITH_WEIGHTS, int8_type
 from vggt_int8.quant.replaceable import Keeping, every_name
 from vggt_int8.recipe import (
-    AttentionScheme,
     Recipe,
     RecipeError,
     Rule,
@@ -34,7 +32,7 @@ class LayerPlan:
     """
 
     name: str
-    scheme: Scheme | AttentionScheme | None
+    scheme: Scheme | None
     reason: str = ""
     unable: bool = False
     becomes: type[Int8Layer] | None = None
@@ -76,13 +74,13 @@ def _without_covered(rules: tuple[Rule, ...], model: nn.Module) -> tuple[Rule, .
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
-    """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order, and then, where the
-    recipe asks for INT8 attention, every attention module. A module under several names has an entry for each.
+    """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order. A module under
+    several names has an entry for each.
 
     Works on meta tensors. Layers that an INT8 layer cannot stand in for are kept (`replaceable`). Raises `RecipeError`
     if a rule, `include` or `exclude` matches nothing although the model has that part, if a rule decides another number
-    of layers than it states for VGGT-1B, if one module is decided differently under two names, if a recipe for INT8
-    quantizes nothing at all, or if INT8 attention is asked for and the model has none that could be replaced.
+    of layers than it states for VGGT-1B, if one module is decided differently under two names, or if a recipe for
+    INT8 quantizes nothing at all.
     """
     recipe = recipe_for(model, recipe)
     layers = {name: module for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)}
@@ -102,7 +100,6 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
             becomes = int8_type(module)
             plan[name] = LayerPlan(name, becomes.narrowed(scheme), becomes=becomes)
     _check_hits(model, recipe, hits)
-    plan |= _plan_attention(model, recipe)
     _check_alike(model, recipe, plan)
     for option in ("include", "exclude"):
         for pattern in getattr(recipe, option):
@@ -124,36 +121,6 @@ def _decide(name: str, recipe: Recipe) -> tuple[int | None, Scheme | None, str]:
     if recipe.weights == "int8" and any(fits(pattern, name) for pattern in recipe.include):
         return None, recipe.scheme, ""
     return None, None, "no rule matches"
-
-
-def _plan_attention(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
-    if recipe.attention == "float":
-        return {}
-    names = [name for name, module in every_name(model) if isinstance(module, SoftmaxAttention)]
-    if not names:
-        raise RecipeError(
-            f"recipe {recipe.name!r}: attention = 'int8', but no attention of this {type(model).__name__} can be "
-            "replaced: it is computed inside of other modules. Load the weights with VGGTInt8.from_pretrained, or "
-            "leave attention = 'float'"
-        )
-    for pattern in recipe.attention_layers:
-        if not any(fits(pattern, name) for name in names):
-            raise RecipeError(
-                f"recipe {recipe.name!r}: attention_layers {shown(pattern)} matches no attention of this model, whose "
-                f"names are such as {names[0]!r}"
-            )
-
-    def decide(name: str) -> LayerPlan:
-        if any(fits(pattern, name) for pattern in recipe.exclude):
-            return LayerPlan(name, None, "excluded")
-        if any(fits(pattern, name) for pattern in recipe.attention_layers):
-            return LayerPlan(name, AttentionScheme(), becomes=INT8_TYPES[SoftmaxAttention])
-        return LayerPlan(name, None, "not among attention_layers")
-
-    plan = {name: decide(name) for name in names}
-    if not any(layer.scheme for layer in plan.values()):
-        raise RecipeError(f"recipe {recipe.name!r}: attention = 'int8', but exclude leaves no attention to it")
-    return plan
 
 
 def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
@@ -197,7 +164,7 @@ def _check_alike(model: nn.Module, recipe: Recipe, plan: dict[str, LayerPlan]) -
 def _check_not_idle(recipe: Recipe, plan: dict[str, LayerPlan]) -> None:
     """A recipe for INT8 that quantizes nothing: another model's names, or a wrapper's prefix before them."""
     wants_int8 = recipe.weights == "int8" or any(rule.weights == "int8" for rule in recipe.rules)
-    if wants_int8 and not any(isinstance(layer.scheme, Scheme) for layer in plan.values()):
+    if wants_int8 and not any(layer.scheme for layer in plan.values()):
         unable = next((layer for layer in plan.values() if layer.unable), None)
         layers = f"its layers have names such as {next(iter(plan))!r}" if plan else "it has no linear or convolution"
         layers = layers if unable is None else f"{unable.name!r} cannot be replaced: {unable.reason}"

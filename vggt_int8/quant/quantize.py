@@ -19,7 +19,7 @@ from vggt_int8.quant.replaceable import carry_over, check_model
 from vggt_int8.quant.seams import find_seams
 from vggt_int8.quant.smoothing import Fold, Folds, estimated_folds, fold_, folded_linear, parameters_of
 from vggt_int8.quant.storage import all_finite, check_incoming, to_fp16
-from vggt_int8.recipe import AttentionScheme, Recipe, RecipeError, Scheme, load_recipe
+from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -131,7 +131,7 @@ class _Conversion(NamedTuple):
 
     names: list[str]
     becomes: type[Int8Layer]
-    scheme: Scheme | AttentionScheme
+    scheme: Scheme
     choice: Choice
     size: int
     fold: Fold | None
@@ -182,12 +182,12 @@ def _for_each(work: Callable[[Item], Result], items: Sequence[Item], on_cpu: boo
     return map_in_threads(work, items) if on_cpu else [work(item) for item in items]
 
 
-def layer_choice(kind: type[Int8Layer], scheme: Scheme | AttentionScheme, recipe: Recipe, backend: str) -> Choice:
+def layer_choice(kind: type[Int8Layer], scheme: Scheme, recipe: Recipe, backend: str) -> Choice:
     """The backend that an INT8 layer asks for in a model whose backend is `backend`."""
     return kind.choose(scheme, backend, _beside_codes(scheme, recipe))
 
 
-def _beside_codes(scheme: Scheme | AttentionScheme, recipe: Recipe) -> bool:
+def _beside_codes(scheme: Scheme, recipe: Recipe) -> bool:
     """Whether a layer is weight-only in a recipe for INT8 activations."""
     return isinstance(scheme, Scheme) and scheme.activations == "none" and recipe.activations != "none"
 
@@ -224,7 +224,7 @@ def _check_layer(plan: LayerPlan, layer: nn.Module) -> None:
             f"the model is itself a {type(layer).__name__}, which cannot be replaced in place: put it into a module, "
             "such as nn.Sequential, or use Int8Linear.from_linear"
         )
-    if isinstance(scheme, Scheme) and scheme.activations == "static":
+    if scheme is not None and scheme.activations == "static":
         raise RecipeError(
             f"{name}: activations = 'static' needs calibrated input scales: use Int8Linear.from_linear with input_scale"
         )

@@ -7,11 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from vggt_int8.model.attention import SoftmaxAttention
-from vggt_int8.quant.layer import Int8Layer, int8_layers
+from vggt_int8.quant.layer import Int8Layer
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import device_type_of
-from vggt_int8.recipe import AttentionScheme
 
 
 @runtime_checkable
@@ -26,9 +24,9 @@ class RunsFused(Protocol):
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One module that owns parameters, or attention in a model that has some of it in INT8.
+    """One module that owns parameters.
 
-    scheme: "W8A8 dynamic", "W8A16", "LLM.int8()", "INT8 QK", ... or the dtype of a layer that is kept.
+    scheme: "W8A8 dynamic", "W8A16", "LLM.int8()", ... or the dtype of a layer that is kept.
     backend: what computes it when the module is called ("pytorch" for kept layers). kernel: what multiplies in a call
     of the model, which for a `VGGTInt8` may be fused (`runtime_report()` says whether the last one was). bytes: of its
     own parameters as held in memory. reason: why it is kept, or why this backend.
@@ -75,7 +73,7 @@ class QuantizationReport:
 def quantization_report(
     model: nn.Module, plan: dict[str, LayerPlan] | None = None, device_type: str | None = None
 ) -> QuantizationReport:
-    """Report every module of `model` that owns parameters, and attention if the recipe made some of it INT8.
+    """Report every module of `model` that owns parameters.
 
     plan: what `quantize_module` returned, for the reasons of kept layers; by default what `quantize` left with the
     model. device_type: "cuda" or "cpu" to report for; by default where the model lies.
@@ -84,10 +82,9 @@ def quantization_report(
     plan = plan or getattr(model, "quantization_plan", None) or {}
     fused = model.fused_kernels(device_type) if isinstance(model, RunsFused) else {}
     rows = []
-    with_attention = any(layer.scheme == AttentionScheme() for _, layer in int8_layers(model))
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        if own or (with_attention and isinstance(module, SoftmaxAttention)):
+        if own:
             size = sum(p.numel() * p.element_size() for p in own)
             rows.append(_row(name, module, own, size, plan, device_type, fused.get(name)))
     return QuantizationReport(tuple(rows))
@@ -105,9 +102,6 @@ def _row(
     kind = type(module).__name__
     if isinstance(module, Int8Layer):
         return _int8_row(name, kind, module, size, device_type, fused)
-    if isinstance(module, SoftmaxAttention):
-        reason = plan[name].reason if name in plan else "not INT8"
-        return LayerReport(name, kind, "float", "pytorch", "scaled_dot_product_attention", 0, reason)
     dtypes = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
     reason = plan[name].reason if name in plan else f"{kind} is not quantized"
     return LayerReport(name, kind, dtypes, "pytorch", kind, size, reason)

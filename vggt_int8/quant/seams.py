@@ -30,7 +30,7 @@ from vggt_int8.patterns import fits
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.replaceable import every_name, has_call_hooks, tensor_address, tensor_owners
-from vggt_int8.recipe import Family, RecipeError, Scheme, find_family
+from vggt_int8.recipe import Family, RecipeError, find_family
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _takes_part(seam: Seam, modules: Mapping[str, nn.Module], plan: Mapping[str,
     """Whether the reader, or the linear that is wrapped in its place, becomes INT8."""
     inside = f"{seam.reader}."
     layers = [layer for name, layer in plan.items() if name == seam.reader or name.startswith(inside)]
-    return any(isinstance(layer.scheme, Scheme) for layer in layers)
+    return any(layer.scheme is not None for layer in layers)
 
 
 def _seam_problem(

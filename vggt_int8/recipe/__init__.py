@@ -23,12 +23,12 @@ from vggt_int8.recipe.expand import expand, names_groups
 from vggt_int8.recipe.family import Family, Group, Seams, families, find_family, known_words
 from vggt_int8.recipe.load import RECIPE_FOLDER, available_recipes, load_recipe
 from vggt_int8.recipe.recipe import RECIPE_FORMAT, Recipe, Rule
-from vggt_int8.recipe.scheme import AttentionScheme, Scheme
+from vggt_int8.recipe.retired import with_float_attention
+from vggt_int8.recipe.scheme import Scheme
 
 __all__ = [
     "RECIPE_FOLDER",
     "RECIPE_FORMAT",
-    "AttentionScheme",
     "Family",
     "Group",
     "Recipe",
@@ -43,4 +43,5 @@ __all__ = [
     "known_words",
     "load_recipe",
     "names_groups",
+    "with_float_attention",
 ]

@@ -1,6 +1,5 @@
 """From choices by groups to rules by patterns: a recipe written out for one family, which needs no map any more."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from vggt_int8.plain_data import shown
@@ -21,7 +20,6 @@ def expand(recipe: Recipe, family: Family, special_tokens: int = 0) -> Recipe:
         return recipe
     included, include = _parted(recipe, "include", family)
     excluded, exclude = _parted(recipe, "exclude", family)
-    attention, attention_layers = _parted(recipe, "attention_layers", family)
     choices = _choices(recipe, family)
     if recipe.groups and not recipe.include and recipe.weights == "int8":
         included = list(family.groups.values())
@@ -30,8 +28,6 @@ def expand(recipe: Recipe, family: Family, special_tokens: int = 0) -> Recipe:
     for group in family.groups.values():
         if group not in excluded and (group.name in choices or group in included):
             rules.append(_rule(group, family, choices.get(group.name)))
-    if recipe.attention == "int8":
-        exclude += _attention(excluded)
     if recipe.rules:  # which may take layers away from groups, so that counts no longer say anything
         rules = [replace(rule, layers=None) if rule.source else rule for rule in rules]
     if recipe.special_tokens == "own":
@@ -46,7 +42,6 @@ def expand(recipe: Recipe, family: Family, special_tokens: int = 0) -> Recipe:
         rules=tuple(rules),
         include=tuple(include),
         exclude=tuple(exclude),
-        attention_layers=(*_attention(attention), *attention_layers),
         vggt_1b=recipe.vggt_1b or (dict(family.full_size) if any(rule.source for rule in rules) else {}),
         format=PATTERNS_ALONE,
     )
@@ -103,9 +98,3 @@ def _rule(group: Group, family: Family, choice: str | None, reason: str = "") ->
         line=group.line,
         source=family.source,
     )
-
-
-def _attention(groups: Iterable[Group]) -> list[str]:
-    """One pattern for the attention of all these groups, so that one that a model lacks is no error; or none."""
-    patterns = [group.attention for group in groups if group.attention]
-    return ["|".join(patterns)] if patterns else []

@@ -6,7 +6,6 @@ A map says for each group:
     part: module whose absence (a head that is switched off) means that the group is absent.
     layers: how many layers it has on the family's full size, checked on every model of that size.
     reason: what it is, for the report on a layer that is kept.
-    attention: regular expression on the names of its attention modules; absent if it has none that can be replaced.
     special_tokens: true if its layers see all tokens of a frame, [..., P, C], the special ones (camera and registers,
         or class and registers) first.
 
@@ -46,16 +45,14 @@ class Group:
     part: str
     layers: int
     reason: str
-    attention: str = ""
     special_tokens: bool = False
     line: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("match", "part", "reason", "attention"):
+        for name in ("match", "part", "reason"):
             text(name, getattr(self, name))
         integer("layers", self.layers, 1)
         regular_expression("match", self.match)
-        regular_expression("attention", self.attention)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from vggt_int8.recipe.checks import (
     texts,
 )
 from vggt_int8.recipe.family import known_words
+from vggt_int8.recipe.retired import without_retired
 from vggt_int8.recipe.scheme import (
     ACTIVATIONS,
-    ATTENTIONS,
     CHOICES,
     KEEP_DTYPES,
     OBSERVERS,
@@ -34,7 +34,7 @@ PATTERNS_ALONE, RECIPE_FORMAT = 1, 2
 MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500. Matching takes seconds at most
 _LONGEST_NAME = 200
 _WORDS = {"name", "description", "format"}  # keys that say nothing of layers
-_PATTERNS = ("include", "exclude", "attention_layers")  # keys that hold names of groups or regular expressions
+_PATTERNS = ("include", "exclude")  # keys that hold names of groups or regular expressions
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,6 @@ class Recipe:
     groups: name of a group or set of the model's family -> "keep", "weight_only", "dynamic" or "static".
     rules: choices by patterns on names, the first that fits decides.
     include, exclude: names of groups and sets, or regular expressions on module names; also a single string.
-    attention: "float", or "int8": products of queries and keys in INT8, of the attention modules that
-        `attention_layers` names, as include does, and `exclude` does not.
     observer, calibration_samples: how static activation scales are found, and from how many images (used with
         activations = "static"; see `vggt_int8.calibration`).
     special_tokens: "own": camera and register tokens have static scales of their own, in the groups whose layers see
@@ -115,8 +113,6 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    attention: str = "float"
-    attention_layers: tuple[str, ...] = (".*",)
     observer: str = "minmax"
     calibration_samples: int = 32
     special_tokens: str = "shared"
@@ -141,7 +137,6 @@ class Recipe:
         one_of("observer", self.observer, OBSERVERS)
         one_of("special_tokens", self.special_tokens, SPECIAL_TOKENS)
         one_of("keep", self.keep, KEEP_DTYPES)
-        one_of("attention", self.attention, ATTENTIONS)
         integer("calibration_samples", self.calibration_samples, 1)
         if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
             raise RecipeError(f"vggt_1b is {shown(self.vggt_1b)}; it must be a table of module = number", "vggt_1b")
@@ -248,6 +243,7 @@ class Recipe:
         if not isinstance(rules, list):
             raise RecipeError(f"{source}: rules must be a list of tables ([[rules]]), not {type(rules).__name__}")
         top, *of_rules = lines if len(lines) == len(rules) + 1 else [{}] * (len(rules) + 1)
+        data = without_retired(data, source, top)
         known = {f.name for f in fields(cls)}
         if misplaced := [key for key in data if key not in known and key in known_words()]:
             raise RecipeError(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
 
 from vggt_int8.plain_data import shown
 from vggt_int8.recipe.checks import RecipeError, integer, one_of
@@ -12,7 +11,6 @@ WEIGHTS = ("int8", "keep")
 ACTIVATIONS = ("none", "dynamic", "static")
 # What a recipe may choose for a group of layers: floats, or int8 weights with these activations.
 CHOICES = {"keep": "", "weight_only": "none", "dynamic": "dynamic", "static": "static"}
-ATTENTIONS = ("float", "int8")
 OBSERVERS = ("minmax", "percentile", "histogram", "mse", "per_channel")
 SPECIAL_TOKENS = ("own", "shared")
 KEEP_DTYPES = ("fp16",)
@@ -115,10 +113,3 @@ def check_rotations(rotation: object, weight_only: object, asked: Collection[str
             f"rotation {rotation} has no effect: no layer has INT8 activations. {key} = true rotates the others",
             "rotation",
         )
-
-
-@dataclass(frozen=True)
-class AttentionScheme:
-    """Attention whose product of queries and keys is INT8: `vggt_int8.kernels.reference_attention`."""
-
-    label: ClassVar[str] = "INT8 QK"

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
 from vggt_int8.model.layers import Attention, Block
-from vggt_int8.quant.attention import Int8Attention
 from vggt_int8.runtime.attention import attention, attention_codes
 from vggt_int8.runtime.linear import Codes, linear_residual_, mlp_residual_, norm_linear, takes_codes
 from vggt_int8.runtime.memory import parts
@@ -80,8 +79,6 @@ def _attention_output(
         assert isinstance(k_norm, nn.LayerNorm)
         ops.qk_norm_rope_(qkv, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, rope, q_norm.eps)
     q, k, v = qkv.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    if isinstance(attn.core, Int8Attention):
-        return attn.core(q, k, v).flatten(0, 1)
     proj = attn.proj
     static = scales.of(proj) if takes_codes(proj) and not proj.rotation else None
     if static is not None and (codes := attention_codes(q, k, v, static)) is not None:

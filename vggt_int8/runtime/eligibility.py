@@ -18,7 +18,6 @@ from vggt_int8.model.call import Call
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.layer import int8_layers
 from vggt_int8.quant.linear import Int8Linear
-from vggt_int8.recipe import AttentionScheme
 from vggt_int8.runtime.linear import takes_codes
 
 
@@ -36,7 +35,6 @@ class Eligibility:
         self._int8 = [m for m in modules if isinstance(m, Int8Linear)]
         self._choosing = [layer for _, layer in int8_layers(model)]
         self._backends = [m.backend for m in self._choosing]
-        self.int8_attention = any(layer.scheme == AttentionScheme() for layer in self._choosing)
         submodules = modules[1:]
         self._hooks = [h for m in submodules for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._names = [name for name, _ in model.named_modules()][1:]

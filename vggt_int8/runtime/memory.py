@@ -70,8 +70,8 @@ SMALLEST = PLANS[-1]
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), INT8 attention or not, and the
-    query points of each scene.
+    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), and the query points of each
+    scene.
     """
 
     batch: int
@@ -80,7 +80,6 @@ class Shape:
     width: int
     heads: tuple[str, ...]
     number_bytes: int
-    int8_attention: bool = False
     points: int = 0
 
     def tokens_per_frame(self, config: VGGTConfig) -> int:
@@ -99,8 +98,7 @@ class Shape:
         kept = 0 if plan.tokens_on_host else 2 * (self._layers(config) - 1)
         rows = min(plan.rows, tokens)
         mlp = int((config.mlp_ratio * (self.number_bytes + 1) + 1) * config.embed_dim) * rows
-        codes = tokens * (2 * config.embed_dim + 4 * config.num_heads) if self.int8_attention else 0
-        return tokens * unit * kept + max(5 * tokens * unit + codes, 2 * tokens * unit + mlp)
+        return tokens * unit * kept + max(5 * tokens * unit, 2 * tokens * unit + mlp)
 
     def _head_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         pixels, all_frames = self.height * self.width, self.batch * self.frames

@@ -160,11 +160,10 @@ class Runtime:
 
     def _shape(self, call: Call) -> Shape:
         """What decides how much memory the call takes."""
-        assert self._eligibility is not None
         batch, frames, _, height, width = call.images.shape
         number_bytes = self.model.aggregator.camera_token.element_size()
         points = 0 if call.query_points is None else call.query_points.shape[1]
-        return Shape(batch, frames, height, width, call.heads, number_bytes, self._eligibility.int8_attention, points)
+        return Shape(batch, frames, height, width, call.heads, number_bytes, points)
 
     def _replay_ahead(self, call: Call) -> _Ahead | None:
         """The outputs that the call has unless something about the model has changed; None if there is no graph.

@@ -16,7 +16,7 @@ from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.quantize import plan_folds, stored_dtype
 from vggt_int8.quant.replaceable import every_name
 from vggt_int8.quant.smoothing import fold_
-from vggt_int8.recipe import Recipe, Rule, Scheme, find_family
+from vggt_int8.recipe import Recipe, Rule, find_family
 
 BY = ("group", "block", "layer")
 BASE, KEEP = "base", "keep"
@@ -100,7 +100,7 @@ def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] 
     if not layers:
         raise ValueError(f"recipe {base.name!r} quantizes no layer of this model: there is nothing to measure")
     for layer in layers.values():
-        if isinstance(layer.scheme, Scheme) and layer.scheme.activations == "static":
+        if layer.scheme is not None and layer.scheme.activations == "static":
             raise ValueError(
                 f"recipe {base.name!r} has {layer.scheme.label} layers such as {layer.name}, which need calibration: "
                 "measure a recipe with dynamic scales"
@@ -178,7 +178,7 @@ def _option(model: nn.Module, choice: str, plan: list[LayerPlan]) -> Option:
         stored = module if layer.becomes is None else layer.becomes.unfilled(module, layer.scheme, "auto")
         assert isinstance(stored, nn.Module)
         own = sum(_stored_bytes(f".{name}", tensor) for name, tensor in stored.state_dict().items())
-        in_floats = not isinstance(layer.scheme, Scheme) or layer.scheme.activations == "none"
+        in_floats = layer.scheme is None or layer.scheme.activations == "none"
         size, cost = size + own, cost + own + in_floats * sum(p.numel() for p in module.parameters() if p.ndim > 1)
     labels = {layer.scheme.label if layer.scheme else "fp16" for layer in plan}
     return Option(choice, ", ".join(sorted(labels)), tuple(plan), size, cost)

@@ -80,10 +80,7 @@ def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
 def attention_variant(arch: int, tokens: int, dim: int, dtype: torch.dtype, int8: bool) -> Variant:
     """The variant for sequences of `tokens` on architecture `arch` (10 * major + minor)."""
     if arch < 80:
-        raise ValueError(
-            f"the attention kernels need a GPU of compute capability 8.0 or newer, not {arch / 10}: "
-            "use a recipe with attention = 'float'"
-        )
+        raise ValueError(f"the attention kernel needs a GPU of compute capability 8.0 or newer, not {arch / 10}")
     if dim > 64 or dtype == torch.float32:
         return SMALL
     arch = 89 if arch > 90 else arch  # what fits Ada fits everywhere
