@@ -3,10 +3,11 @@
     python -m benchmarks.embedded_accuracy    # the shipped numbers: 128 scenes x 4 and 8 views
     python -m benchmarks.embedded_accuracy --outliers 0 --variants fp32 fp16 int8_weight_only int8_dynamic int8_static
 
-A variant is "fp32", "fp16" (weights and arithmetic), "int8_static" (plain rounding with one input scale per layer,
-the largest value over scenes of the split "calibration"), or a recipe: a shipped name or a .toml file. Recipes compute
-in fp32 on a CPU and in fp16 on CUDA, as `from_pretrained` does. `--outliers SEED` adds `with_outliers(model, SEED)`:
-the same function with outlier channels, so its fp32 row is the same and all others are harder.
+A variant is "fp32", "fp16" (weights and arithmetic), or a recipe: a shipped name or a .toml file. Those with static
+scales are calibrated with scenes of the split "calibration", of 8 views each, which are none of those that are scored.
+Recipes compute in fp32 on a CPU and in fp16 on CUDA, as `from_pretrained` does. `--outliers SEED` adds
+`with_outliers(model, SEED)`: the same function with outlier channels, so its fp32 row is the same and all others are
+harder.
 
 Relative errors are of outputs against fp32's. Differences in AUC are in points, those of AbsRel in per cent of fp32's;
 their intervals are those of `vggt_int8.scorecard.intervals`, so a limit is missed where one lies beyond it as a whole.
@@ -23,15 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggt_int8 import VGGTInt8, available_recipes, quantize
+from vggt_int8 import VGGTInt8, available_recipes, load_recipe, quantize
+from vggt_int8.calibration import observe
+from vggt_int8.calibration.observers import MinMax
 from vggt_int8.eval.active import check_active, int8_layer_names
 from vggt_int8.eval.held_out import score_models
 from vggt_int8.eval.outliers import with_outliers
-from vggt_int8.eval.static import input_absmax, quantize_static
 from vggt_int8.export.report import describe_machine, installed_versions
 from vggt_int8.files import write_json
 from vggt_int8.plain_data import finite
 from vggt_int8.quant import BackendError
+from vggt_int8.recipe import Scheme
 from vggt_int8.scenes import scene_batches
 from vggt_int8.scorecard.intervals import paired_interval
 
@@ -71,9 +74,8 @@ def main(command_line: list[str] | None = None) -> None:
     kinds = {"plain": plain}
     if arguments.outliers is not None:
         kinds["hard"] = with_outliers(plain, arguments.outliers)
-    calibration = [
-        batch.images for batch in scene_batches("calibration", arguments.calibration_scenes, 8, size, device=device)
-    ]
+    batches = scene_batches("calibration", arguments.calibration_scenes, 8, size, device=device)
+    calibration = torch.cat([batch.images for batch in batches])
     ranges = {kind: activation_ranges(model, calibration) for kind, model in kinds.items()}
     models, left_out = build_all(kinds, arguments, calibration)
     rows: list[dict[str, Any]] = []
@@ -144,7 +146,7 @@ def parse(command_line: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pixel-aspect", type=float, nargs=2, default=[1.0, 1.0], metavar=("LOW", "HIGH"), help="fx / fy"
     )
-    parser.add_argument("--calibration-scenes", type=int, default=16, help="for int8_static, with 8 views each")
+    parser.add_argument("--calibration-scenes", type=int, default=16, help="for static scales, with 8 views each")
     parser.add_argument("--frames-per-batch", type=int, default=64)
     parser.add_argument("--device", default=default)
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -154,7 +156,7 @@ def parse(command_line: list[str] | None) -> argparse.Namespace:
 
 
 def build_all(
-    kinds: dict[str, VGGTInt8], arguments: argparse.Namespace, calibration: list[Tensor]
+    kinds: dict[str, VGGTInt8], arguments: argparse.Namespace, calibration: Tensor
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """ "kind:variant" -> model, plain fp32 first; and why a variant is missing, where its backend cannot run it."""
     models: dict[str, nn.Module] = {}
@@ -168,21 +170,19 @@ def build_all(
     return models, left_out
 
 
-def build(plain: VGGTInt8, variant: str, backend: str, calibration: list[Tensor]) -> nn.Module:
-    """A copy of the fp32 model as the variant says."""
+def build(plain: VGGTInt8, variant: str, backend: str, calibration: Tensor) -> nn.Module:
+    """A copy of the fp32 model as the variant says. calibration: scenes [B, S, 3, H, W]."""
     model = copy.deepcopy(plain)
     if variant == "fp32":
         return model
     if variant == "fp16":
         return model.half()
-    if variant == "int8_static":
-        quantize_static(model, calibration, backend=backend)
-    else:
-        quantize(model, variant, backend)
+    recipe = load_recipe(variant)
+    quantize(model, recipe, backend, calibration=calibration if recipe.needs_calibration else None)
     return model.half() if model.device.type == "cuda" else model
 
 
-def activation_ranges(model: nn.Module, calibration: list[Tensor]) -> dict[str, list[float]]:
+def activation_ranges(model: VGGTInt8, calibration: Tensor) -> dict[str, list[float]]:
     """Part and kind of linear -> smallest and largest absmax of its input over the blocks."""
     parts = {
         "encoder": "aggregator.patch_embed.blocks",
@@ -196,8 +196,9 @@ def activation_ranges(model: nn.Module, calibration: list[Tensor]) -> dict[str, 
         for part, path in parts.items()
         for reader in READERS
     }
-    largest = input_absmax(model, [name for names in groups.values() for name in names], calibration)
-    values = {group: [largest[name].item() for name in names] for group, names in groups.items()}
+    schemes = {name: Scheme("static") for names in groups.values() for name in names}
+    seen = observe(model, list(calibration), schemes, lambda name: MinMax)
+    values = {group: [seen[name][0].range() for name in names] for group, names in groups.items()}
     return {group: [min(found), max(found)] for group, found in values.items()}
 
 

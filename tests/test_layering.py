@@ -1,7 +1,7 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> {bench, training, scorecard, sensitivity} -> {eval, export} -> pretrained -> runtime -> quant
-        -> {model, kernels, …}
+    cli -> {bench, training, scorecard, sensitivity} -> {eval, export} -> pretrained -> {runtime, calibration}
+        -> quant -> {model, kernels, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -40,7 +40,7 @@ TIERS = [
         "saves",
     },
     {"quant"},
-    {"runtime"},
+    {"runtime", "calibration"},
     {"pretrained"},
     {"eval", "export", "auto_classes"},
     {"bench", "training", "scorecard", "sensitivity"},  # all score what they or models make, so they stand above eval

@@ -12,7 +12,8 @@ from vggt_int8.recipe import Family, Rule, Scheme, expand, find_family, known_wo
 from vggt_int8.recipe.family import FAMILY_FOLDER
 
 VGGT_MAP = find_family("vggt", ())
-SHIPPED = ["fp16", "int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8"]
+STATIC = ["int8_static", "int8_static_rotated"]
+SHIPPED = ["fp16", "int8_dynamic", "int8_rotated", *STATIC, "int8_weight_only", "llm_int8"]
 
 
 def test_the_promised_recipes_are_shipped() -> None:
@@ -40,6 +41,10 @@ def test_schemes_of_the_shipped_recipes() -> None:
     assert load_recipe("int8_weight_only").scheme == Scheme("none")
     assert load_recipe("int8_rotated").scheme == Scheme("dynamic", rotation=256)
     assert load_recipe("llm_int8").scheme == Scheme("dynamic", 6.0)
+    assert load_recipe("int8_static").scheme == Scheme("static")
+    assert load_recipe("int8_static_rotated").scheme == Scheme("static", rotation=256)
+    assert [name for name in SHIPPED if load_recipe(name).needs_calibration] == STATIC
+    assert [load_recipe(name).special_tokens for name in STATIC] == ["own", "own"]
     assert [
         Scheme("none").label,
         Scheme("dynamic").label,
@@ -52,7 +57,7 @@ def test_one_set_of_layers_for_every_int8_recipe() -> None:
     """The recipes differ in how layers compute, not in which layers are INT8."""
     rules = [
         [(r.match, r.part, r.weights == "keep", r.layers) for r in expand(load_recipe(name), VGGT_MAP).rules]
-        for name in ("int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8")
+        for name in SHIPPED[1:]
     ]
     assert all(others == rules[0] for others in rules)
 

@@ -271,7 +271,7 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         None,
         {"recipe": replace(load_recipe("int8_dynamic"), activations="static")},
         RecipeError,
-        "calibrated input scales",
+        "static scales",
     ),
     (None, {"recipe": replace(load_recipe("int8_dynamic"), rules=(Rule("nothing"),))}, RecipeError, "decides no layer"),
     (None, {"recipe": "int8"}, RecipeError, "there is no recipe 'int8'"),

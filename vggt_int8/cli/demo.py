@@ -9,7 +9,7 @@ import hashlib
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PLAIN, TRUTH = "fp32", "ground_truth"
 PICTURED = "int8_dynamic"  # the recipe whose depth stands beside fp32's
 TIMED_RUNS, TIMED_SECONDS = 5, 15.0  # of all models; whichever comes first
+CALIBRATION_SCENES = 2  # of 8 images, for recipes with static scales
 LEAST_BYTES = 20e6  # written in the end; the models lie beside it meanwhile
 
 # Result of one recipe: scene -> what the network gave.
@@ -108,12 +109,27 @@ def embedded_model() -> Path:
 
 def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
     """Quantize, save, reload: the model under a recipe as a user would have it, and its megabytes on disk."""
-    from vggt_int8 import VGGTInt8
+    from vggt_int8 import VGGTInt8, load_recipe
 
     saved = scratch / name
-    VGGTInt8.from_pretrained(source, recipe=None if name == PLAIN else name).save_pretrained(saved)
+    recipe = None if name == PLAIN else load_recipe(name)
+    images = None
+    if recipe is not None and recipe.needs_calibration:
+        images = calibration_images()
+        recipe = replace(recipe, calibration_samples=images.shape[0] * images.shape[1])
+    VGGTInt8.from_pretrained(source, recipe=recipe, calibration=images).save_pretrained(saved)
     megabytes = sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 1e6
     return VGGTInt8.from_pretrained(saved).eval(), megabytes
+
+
+@functools.cache
+def calibration_images() -> "Tensor":
+    """[B, S, 3, H, W]: scenes that are none of those which are reconstructed."""
+    import torch
+
+    from vggt_int8.scenes import scene_batches
+
+    return torch.cat([batch.images for batch in scene_batches("calibration", CALIBRATION_SCENES, 8, (112, 112))])
 
 
 def reconstruct(model: "VGGTInt8", scenes: "dict[str, StoredScene]") -> Outputs:

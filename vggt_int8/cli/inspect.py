@@ -17,6 +17,8 @@ from rich.table import Table
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Model
+from vggt_int8.cli.quantize import summary
+from vggt_int8.listing import first_few
 
 if TYPE_CHECKING:
     from vggt_int8.model.config import VGGTConfig
@@ -89,14 +91,15 @@ def inspect_model(
         config, tensors = read_checkpoint(model, verify=verify)
         quantization = stored_quantization(config, model)
         layers = layer_table(config, tensors, every=as_json or not brief)
-    recipe, checkpoint_format = None, None
+    recipe, checkpoint_format, calibration = None, None, None
     if quantization is not None:
         recipe, checkpoint_format = quantization.parsed().name, quantization.format_version
+        calibration = quantization.calibration
     total = sum(tensor.size for tensor in tensors.values())
     dtypes = _summed((DTYPES.get(t.dtype, (t.dtype, 0))[0], t.size) for t in tensors.values())
     parts = _summed((part_of(name), t.size) for name, t in tensors.items())
     if as_json:
-        facts = {"model": model, "recipe": recipe, "checkpoint_format": checkpoint_format}
+        facts = {"model": model, "recipe": recipe, "checkpoint_format": checkpoint_format, "calibration": calibration}
         sizes = {"tensors": len(tensors), "bytes": total, "parts": parts, "dtypes": dtypes}
         console.document("inspect", {**facts, **sizes, "layers": [layer.to_document() for layer in layers]})
         return
@@ -105,6 +108,9 @@ def inspect_model(
         console.say(line)
     console.show(_size_table("part", parts, total), _size_table("dtype", dtypes, total))
     what = "not quantized" if recipe is None else f"recipe {recipe}, format {checkpoint_format}"
+    if calibration is not None:
+        for line in _calibration_lines(calibration, brief):
+            console.say(line)
     console.say(f"\n{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
 
 
@@ -251,6 +257,20 @@ def _fitted(layers: list[Layer], width: int) -> Iterator[str]:
     yield ""
     for how, number in notes.items():
         yield from textwrap.wrap(f"[{number}] {how}", width, subsequent_indent="    ")
+
+
+def _calibration_lines(calibration: dict[str, Any], brief: bool) -> Iterator[str]:
+    """How it was calibrated, and the ranges: of layers that are alike from the smallest to the largest, or of each."""
+    yield f"\n{summary(calibration)}"
+    yield f"images (sha256 of pixels): {first_few(calibration['sha256'], 3, spell=lambda digest: digest[:16])}"
+    groups: dict[str, list[list[float]]] = defaultdict(list)
+    for name, ranges in calibration["ranges"].items():
+        groups[re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) if brief else name].append(ranges)
+    for name, found in groups.items():
+        kinds = zip(*found, strict=True)
+        spans = [f"{min(kind):.3g}" + (f" to {max(kind):.3g}" if len(kind) > 1 else "") for kind in kinds]
+        words = [f"special tokens {spans[0]}", f"others {spans[1]}"] if len(spans) == 2 else spans
+        yield f"  {name}: {', '.join(words)}"
 
 
 def part_of(name: str) -> str:

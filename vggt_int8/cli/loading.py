@@ -111,11 +111,15 @@ def load_model(
     model: str,
     *,
     recipe: Any = None,
+    calibration: Any = None,
+    seed: int = 0,
     backend: str = "auto",
     device: str | None = None,
     dtype: str | None = None,
 ) -> "VGGTInt8":
-    """`VGGTInt8.from_pretrained` in evaluation mode, with a bar for the download and a spinner for the rest."""
+    """`VGGTInt8.from_pretrained` in evaluation mode, with a bar for the download and for calibration, and a spinner for
+    the rest.
+    """
     target, compute = resolve_device(device), resolve_dtype(dtype)
     from vggt_int8 import VGGTInt8, load_recipe
     from vggt_int8.saves.names import check_source
@@ -126,8 +130,13 @@ def load_model(
         check_source(os.path.expanduser(model), {})  # a Path would lose "./"
     fetch(model)
     how = "" if recipe is None else f" with recipe {recipe.name}"
-    with console.step(f"Loading {model}{how}"):
-        loaded = VGGTInt8.from_pretrained(model, recipe=recipe, backend=backend, device_map=str(target), dtype=compute)
+    on_images: dict[str, Any] = {}
+    with console.step(f"Loading {model}{how}") as progress:
+        if calibration is not None:
+            on_images = {"calibration": calibration, "calibration_seed": seed, "on_call": progress}
+        loaded = VGGTInt8.from_pretrained(
+            model, recipe=recipe, backend=backend, device_map=str(target), dtype=compute, **on_images
+        )
     return loaded.eval()
 
 

@@ -1,6 +1,6 @@
 """`vggt-int8 quantize`: a floating-point checkpoint in, an INT8 checkpoint out."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,9 +8,12 @@ import typer
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Backend, Device, Model, load_model, local_bytes
+from vggt_int8.recipe import RecipeError, load_recipe
+from vggt_int8.recipe.scheme import OBSERVERS
 
 if TYPE_CHECKING:
-    from vggt_int8 import VGGTInt8
+    from vggt_int8 import Recipe, VGGTInt8
+    from vggt_int8.calibration.images import Scenes
 
 
 def quantize(
@@ -20,6 +23,28 @@ def quantize(
         str,
         typer.Option("--recipe", "-r", help="A shipped recipe's name or a .toml file.", **options.recipe_option()),
     ] = "int8_dynamic",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Images that static scales are found on: a folder, a pattern or a file; may be given several times. A "
+            "folder is a scene.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="How many of them are used; by default what the recipe says.", **options.between(1)),
+    ] = None,
+    observer: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How a range is found from what was seen: {', '.join(OBSERVERS)}; by default what the recipe says.",
+            **options.choice("observer", *OBSERVERS),
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Which images are used, where there are more than wanted.", **options.between(0))
+    ] = 0,
     backend: Backend = "auto",
     device: Device = None,
     max_shard_size: Annotated[
@@ -31,20 +56,69 @@ def quantize(
     """Quantize a checkpoint by a recipe and save it; the result runs under every backend that fits the recipe."""
     from vggt_int8.export import staged_folder
 
+    chosen = calibrated_recipe(recipe, calibration, samples, observer)
+    scenes = find_calibration(chosen, calibration)
     entries: list[str] = []  # known once the weights are written: their files may be numbered
     with staged_folder(out, entries=entries, overwrite=None, needed=local_bytes(model) / 4) as folder:  # of fp32
-        loaded = load_model(model, recipe=recipe, backend=backend, device=device, dtype="fp16")  # as it is stored
+        loaded = load_model(
+            model,
+            recipe=chosen,
+            calibration=scenes,
+            seed=seed,
+            backend=backend,
+            device=device,
+            dtype="fp16",  # as it is stored
+        )
         with console.step(f"Saving {out}"):
             loaded.save_pretrained(folder, max_shard_size=max_shard_size)
         files = sorted(folder.iterdir())
         entries += sorted((file.name for file in files), key=lambda name: name == "config.json")  # that comes last
         weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
     if as_json:
-        content = {"out": out, "model": model, "recipe": recipe, "weight_bytes": weights}
+        content = {"out": out, "model": model, "recipe": recipe, "weight_bytes": weights, "calibration": facts(loaded)}
         console.document("quantize", {**content, "files": [file.name for file in files], "layers": layers_of(loaded)})
         return
     console.say(loaded.quantization_report().summary())
+    if (found := facts(loaded)) is not None:
+        console.say(summary(found))
     console.say(f"{out}: {console.megabytes(weights)} in {len(files)} files")
+
+
+def calibrated_recipe(name: str, calibration: list[str] | None, samples: int | None, observer: str | None) -> "Recipe":
+    """The recipe with what the options say of calibration. Raises `RecipeError` if they and the recipe contradict."""
+    recipe = load_recipe(name)
+    changed: dict[str, Any] = {"calibration_samples": samples, "observer": observer}
+    changed = {key: value for key, value in changed.items() if value is not None}
+    if changed and calibration is None:
+        option = "samples" if samples is not None else "observer"
+        raise RecipeError(f"--{option} says how to calibrate, so --calibration is needed beside it")
+    return replace(recipe, **changed) if changed else recipe
+
+
+def find_calibration(recipe: "Recipe", calibration: list[str] | None) -> "Scenes | None":
+    """The images, before a model is fetched. Raises what is wrong with them, and `RecipeError` if they are missing."""
+    from vggt_int8.calibration import find_scenes
+    from vggt_int8.pretrained.in_place import check_calibration
+
+    check_calibration(recipe, calibration)
+    return None if calibration is None else find_scenes(calibration)
+
+
+def facts(model: "VGGTInt8") -> dict[str, Any] | None:
+    """What the model's config says of its calibration."""
+    found: dict[str, Any] | None = getattr(model.config.quantization_config, "calibration", None)
+    return found
+
+
+def summary(calibration: dict[str, Any]) -> str:
+    """The same in a line."""
+    images = console.count_images(calibration["images"])
+    ranges = [own for layer in calibration["ranges"].values() for own in layer]
+    return (
+        f"calibrated with {images} in {calibration['calls']} calls, observer {calibration['observer']}, seed "
+        f"{calibration['seed']}: ranges of {len(calibration['ranges'])} layers from {min(ranges):.3g} to "
+        f"{max(ranges):.3g}"
+    )
 
 
 def layers_of(model: "VGGTInt8") -> list[dict[str, Any]]:

@@ -1,14 +1,18 @@
 """`quantize`: a model that is there already, in place, whoever's it is."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
+from transformers.utils import logging
 
+from vggt_int8.calibration import Calibration, calibrate, channel_folds, inputs_for
 from vggt_int8.interrupts import uninterrupted
 from vggt_int8.model.vggt import VGGT
-from vggt_int8.pretrained.checkpoint import check_incoming_values
+from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
 from vggt_int8.pretrained.quantizer import (
     VGGTInt8QuantizationConfig,
     VGGTInt8Quantizer,
@@ -16,13 +20,21 @@ from vggt_int8.pretrained.quantizer import (
     round_kept_parameters,
 )
 from vggt_int8.quant.plan import recipe_for
-from vggt_int8.quant.quantize import apply_plan, plan_folds, plan_module
-from vggt_int8.recipe import Recipe, load_recipe
+from vggt_int8.quant.quantize import HOW_TO_CALIBRATE, apply_plan, plan_folds, plan_module
+from vggt_int8.recipe import Recipe, RecipeError, load_recipe
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backend: str = "auto") -> Module:
+def quantize(
+    model: Module,
+    recipe: str | Path | Recipe = "int8_dynamic",
+    backend: str = "auto",
+    *,
+    calibration: Any = None,
+    calibration_seed: int = 0,
+    on_call: Callable[[int, int], None] | None = None,
+) -> Module:
     """Quantize a model in place and return it.
 
     A `VGGTInt8`, or this package's `VGGT`, can be saved afterwards and loaded as `VGGTInt8`; its kept parameters are
@@ -35,24 +47,96 @@ def quantize(model: Module, recipe: str | Path | Recipe = "int8_dynamic", backen
     in place, which turns the layers that they wrap into INT8; `exclude=[".*lora.*"]` leaves LoRA's own layers, still
     trainable, as floats. Layers under other adapters (DoRA, which reads their weights) are kept.
 
-    Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit, `BackendError` if the backend
-    cannot run it, `ValueError` naming the layer for weights with NaN or inf.
+    calibration: images for a recipe with static scales: folders, files, patterns, or tensors [S, 3, H, W] in [0, 1],
+        one or a list; for a module that is no `VGGT` of this package tensors, one for each call of it. Each folder or
+        tensor is a scene. The recipe's `calibration_samples` of them are seen, in an order of their own: which, and
+        the scales, depend on the images and `calibration_seed` alone (`vggt_int8.calibration.images`).
+    on_call: called with (calls done, all calls) during calibration, in the place of a progress bar.
+
+    Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit, or needs a calibration that is
+    not given, or is given one that it does not need, `CalibrationError` for images or a network without ranges,
+    `BackendError` if the backend cannot run it, `ValueError` naming the layer for weights with NaN or inf.
     """
     recipe = load_recipe(recipe)
+    check_calibration(recipe, calibration)
     plan = plan_module(model, recipe, backend)
     recipe = recipe_for(model, recipe)
     folds = plan_folds(model, plan, recipe)
     if isinstance(model, VGGT):
         check_parameters(model, plan)
+    found: Calibration | None = None
+    if calibration is not None:
+        inputs = inputs_for(model, calibration, recipe.calibration_samples, calibration_seed)
+        with progress_of(on_call) as shown:
+            if recipe.observer == "per_channel":
+                folds = channel_folds(model, plan, recipe, inputs, shown)
+            found = calibrate(model, plan, recipe, inputs, folds=folds, seed=calibration_seed, on_call=shown)
     with uninterrupted():
-        apply_plan(model, plan, recipe, backend, folds)
+        apply_plan(model, plan, recipe, backend, folds, {} if found is None else found.scales)
         model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
         if isinstance(model, VGGT):
             round_kept_parameters(model)
-            quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
+            facts = None if found is None else found.facts
+            quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend, calibration=facts)
             model.config = deepcopy(model.config)  # other models may have been made of the same one
             model.config.quantization_config = quantization
             model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
             model.register_load_state_dict_pre_hook(check_incoming_values)
             model.requires_grad_(False)
     return model
+
+
+def check_calibration(recipe: Recipe | None, calibration: Any) -> None:
+    """Raise `RecipeError` unless calibration is given where a recipe needs it, and nowhere else."""
+    if recipe is None:
+        if calibration is not None:
+            raise RecipeError("calibration belongs to a recipe with static scales: pass recipe= as well")
+        return
+    needed = recipe.needs_calibration
+    if needed and calibration is None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} computes with static scales, which are found on images: {HOW_TO_CALIBRATE}. A "
+            "checkpoint that was calibrated needs neither"
+        )
+    if calibration is not None and not needed:
+        raise RecipeError(
+            f"recipe {recipe.name!r} has no static scales, so calibration would have no effect: leave it out, or "
+            "choose a recipe with activations = 'static', such as int8_static_rotated"
+        )
+
+
+def calibrate_loaded(
+    model: Any,
+    recipe: Recipe | None,
+    backend: str,
+    calibration: Any,
+    seed: int,
+    on_call: Callable[[int, int], None] | None,
+) -> None:
+    """`quantize` for a model that `from_pretrained` has just loaded in floating point. Raises `CheckpointError` if it
+    lies on several devices.
+    """
+    assert recipe is not None
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    if len(places) > 1:
+        raise CheckpointError(
+            f"the model lies on several devices ({', '.join(sorted(map(str, places)))}), where it cannot be "
+            "calibrated: load it onto one (device_map='cpu' takes any size), save_pretrained() the INT8 model, then "
+            "load that"
+        )
+    quantize(model, recipe, backend, calibration=calibration, calibration_seed=seed, on_call=on_call)
+
+
+@contextmanager
+def progress_of(on_call: Callable[[int, int], None] | None) -> Iterator[Callable[[int, int], None]]:
+    """`on_call`, or what draws a bar on stderr as transformers does while it loads, unless its bars are off."""
+    if on_call is not None:
+        yield on_call
+        return
+    with logging.tqdm(desc="Calibrating", total=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

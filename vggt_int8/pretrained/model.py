@@ -1,7 +1,7 @@
 """`VGGTInt8`: a VGGT that can be quantized, saved and loaded again."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from json import JSONDecodeError
 from pathlib import Path
@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from vggt_int8.calibration.images import Images, find_scenes
 from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
 from vggt_int8.model.call import Call
 from vggt_int8.model.config import VGGTConfig
@@ -20,6 +21,7 @@ from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.pretrained.checkpoint import opened_tensors, validate_checkpoint
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import check_values, is_capturing
+from vggt_int8.pretrained.in_place import calibrate_loaded, check_calibration
 from vggt_int8.pretrained.names import with_plain_names
 from vggt_int8.pretrained.quantizer import VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.pretrained.source import (
@@ -39,7 +41,7 @@ from vggt_int8.quant.layer import int8_layers
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import check_backend, layer_choice
 from vggt_int8.quant.report import QuantizationReport, quantization_report
-from vggt_int8.recipe import Recipe
+from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.runtime import Runtime, RuntimeReport
 from vggt_int8.runtime.runtime import LowVram, Mode
 from vggt_int8.saves.errors import CheckpointError
@@ -64,11 +66,14 @@ class VGGTInt8(VGGT):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
         recipe: str | Path | Recipe | None = None,
+        calibration: Images | None = None,
+        calibration_seed: int = 0,
         backend: str = "auto",
         device_map: Any = None,
         dtype: torch.dtype | str | None = None,
         config: VGGTConfig | None = None,
         verify: bool = False,
+        on_call: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> "VGGTInt8":
         """Load a model from the Hub or from disk, quantizing it on the way if `recipe` is given.
@@ -79,6 +84,8 @@ class VGGTInt8(VGGT):
             ("module.", "_orig_mod.", "model.") is taken off.
         recipe: shipped name, path of a TOML file, or `Recipe`; only for a floating-point checkpoint. A quantized
             checkpoint holds its recipe and is loaded as it is.
+        calibration, calibration_seed, on_call: for a recipe with static scales, as `vggt_int8.quantize` takes them. The
+            model is loaded in fp32 then, runs on the images, and is quantized in place; it must lie on one device.
         backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
         device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.
         dtype: the dtype to compute in; by default fp16 on CUDA and fp32 on the CPU.
@@ -87,23 +94,33 @@ class VGGTInt8(VGGT):
             what transformers does as it says (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
             See `vggt_int8.model.keywords` for what is refused, and why.
 
-        Raises `CheckpointError`, `RecipeError`, `BackendError` or, for keywords, TypeError, saying what does not fit;
-        then nothing is loaded.
+        Raises `CheckpointError`, `RecipeError`, `BackendError`, `CalibrationError` or, for keywords, TypeError, saying
+        what does not fit; then nothing is loaded.
         """
         source = resolve_source(pretrained_model_name_or_path)
         if args:
             raise TypeError(f"from_pretrained takes its options by name, such as recipe={args[0]!r:.60}")
-        options = check_keywords(kwargs, own=("recipe", "backend"))
+        options = check_keywords(kwargs, own=("recipe", "backend", "calibration"))
+        recipe = None if recipe is None else load_recipe(recipe)
+        check_calibration(recipe, calibration)
+        # What is no image is refused before anything is loaded.
+        scenes = None if calibration is None else find_scenes(calibration)
+        calibrated = scenes is not None
         check_backend_name(backend)
         check_device(device_map)
         dtype = compute_dtype(dtype, options.pop("torch_dtype", None), device_map)
-        options |= {"device_map": device_map, "dtype": dtype}
+        options |= {"device_map": device_map, "dtype": torch.float32 if calibrated else dtype}
+        asked: dict[str, Any] = {"backend": backend, "config": config, "verify": verify, "calibrated": calibrated}
         # With copies: an attempt takes options out, and writes what it finds into the config.
-        return load_settled(
-            source,
-            options.get("subfolder"),
-            lambda: cls._load(source, dict(options), recipe=recipe, backend=backend, config=config, verify=verify),
+        loaded = load_settled(
+            source, options.get("subfolder"), lambda: cls._load(source, dict(options), recipe=recipe, **asked)
         )
+        if not calibrated:
+            return loaded
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        calibrate_loaded(model, recipe, backend, scenes, calibration_seed, on_call)
+        model.to(dtype)
+        return loaded
 
     @classmethod
     def _load(
@@ -111,12 +128,13 @@ class VGGTInt8(VGGT):
         source: str,
         options: dict[str, Any],
         *,
-        recipe: str | Path | Recipe | None,
+        recipe: Recipe | None,
         backend: str,
         config: VGGTConfig | None,
         verify: bool,
+        calibrated: bool,
     ) -> "VGGTInt8":
-        """`from_pretrained`, once its keywords are checked."""
+        """`from_pretrained`, once its keywords are checked; in floating point if it is to be `calibrated`."""
         if config is not None:
             config = given_config(config, options)
         check_source(source, options)
@@ -125,7 +143,7 @@ class VGGTInt8(VGGT):
             folder, config = open_file(source, config, options)
         elif config is None:
             config = load_config(source, options)
-        set_quantization(config, options, recipe, backend, source)
+        set_quantization(config, options, recipe, backend, source, in_place=calibrated)
         options["config"] = config
         load = super(VGGT, cls).from_pretrained  # of transformers: VGGT's own is for the plain network
         if not folder:

@@ -18,13 +18,14 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from vggt_int8.calibration import facts_problem
 from vggt_int8.kernels.cpu.threads import Workers
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
 from vggt_int8.quant.plan import LayerPlan, recipe_for
-from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
+from vggt_int8.quant.quantize import HOW_TO_CALIBRATE, check_backend, prepare_module, stored_dtype
 from vggt_int8.quant.seams import Seam, find_seams
 from vggt_int8.quant.smoothing import Folds, TensorOf, estimated_folds
 from vggt_int8.quant.soundness import LARGEST_FP16_SCALE
@@ -69,6 +70,8 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
             )
         if not isinstance(recipe, dict):
             raise CheckpointError(f"quantization_config must hold the whole recipe, not {shown(recipe)}")
+        if calibration is not None and (problem := facts_problem(calibration)):
+            raise CheckpointError(f"quantization_config does not say how the model was calibrated: {problem}")
         self.quant_method = quant_method
         self.format_version = format_version
         self.recipe = with_float_attention(recipe)
@@ -111,6 +114,8 @@ class VGGTInt8Quantizer(HfQuantizer):
     ) -> PreTrainedModel:
         recipe, backend = recipe_for(model, self.quantization_config.parsed()), self.quantization_config.backend
         self.quantization_config.recipe = recipe.to_dict()  # what is saved needs no map of the family any more
+        if not self.pre_quantized and recipe.needs_calibration:
+            raise RecipeError(f"recipe {recipe.name!r} computes with static scales: {HOW_TO_CALIBRATE}")
         plan = prepare_module(model, recipe, backend)
         model.register_load_state_dict_pre_hook(check_incoming_values)
         if self.quantization_config.format_version == 1:

@@ -21,7 +21,7 @@ from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.pretrained.names import load_tensors
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
-from vggt_int8.recipe import Recipe, load_recipe
+from vggt_int8.recipe import Recipe
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.hub import NO_NETWORK
 from vggt_int8.saves.names import check_source
@@ -182,9 +182,17 @@ def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8Quantization
 
 
 def set_quantization(
-    config: VGGTConfig, kwargs: dict[str, Any], recipe: str | Path | Recipe | None, backend: str, source: str
+    config: VGGTConfig,
+    kwargs: dict[str, Any],
+    recipe: Recipe | None,
+    backend: str,
+    source: str,
+    *,
+    in_place: bool = False,
 ) -> None:
-    """Hand recipe and backend to transformers: with the checkpoint's own config, or as `quantization_config`."""
+    """Hand recipe and backend to transformers: with the checkpoint's own config, or as `quantization_config`; or not,
+    where the model is quantized `in_place` once it is loaded.
+    """
     stored = stored_quantization(config, source)
     if stored is not None:
         if recipe is not None:
@@ -194,8 +202,8 @@ def set_quantization(
             )
         config.quantization_config = {**stored.to_dict(), "format_version": stored.format_version, "backend": backend}
     elif recipe is not None:
-        parsed = load_recipe(recipe)
-        kwargs["quantization_config"] = VGGTInt8QuantizationConfig(recipe=parsed.to_dict(), backend=backend)
+        if not in_place:
+            kwargs["quantization_config"] = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
     elif backend != "auto":
         raise BackendError(f"backend {backend!r} runs INT8 layers, but {source} has none: give a recipe as well")
 

@@ -43,7 +43,13 @@ class _Int8Conv(Int8Storage):
         return cls.of(conv, cls.scheme, "auto")
 
     @classmethod
-    def of(cls, layer: nn.Conv2d | nn.ConvTranspose2d, scheme: Scheme, backend: str) -> Self:
+    def of(
+        cls,
+        layer: nn.Conv2d | nn.ConvTranspose2d,
+        scheme: Scheme,
+        backend: str,
+        input_scale: Tensor | None = None,
+    ) -> Self:
         self = cls.unfilled(layer, scheme, backend)
         self._fill(layer)
         return self

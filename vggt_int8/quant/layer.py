@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from vggt_int8.recipe import Scheme
 
@@ -26,8 +26,8 @@ class Int8Layer:
     backend_reason: str = ""
 
     @classmethod
-    def of(cls, layer: Any, scheme: Any, backend: str) -> Self:
-        """The INT8 layer for a float layer, which is not changed."""
+    def of(cls, layer: Any, scheme: Any, backend: str, input_scale: Tensor | None = None) -> Self:
+        """The INT8 layer for a float layer, which is not changed. input_scale: where the scheme has a static one."""
         raise NotImplementedError
 
     @classmethod

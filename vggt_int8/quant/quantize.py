@@ -24,6 +24,11 @@ from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 NO_FOLDS: Mapping[str, Fold] = MappingProxyType({})
+NO_SCALES: Mapping[str, torch.Tensor] = MappingProxyType({})
+HOW_TO_CALIBRATE = (
+    "pass calibration= (folders, files or tensors of images) to vggt_int8.quantize or VGGTInt8.from_pretrained, or "
+    "--calibration to `vggt-int8 quantize`"
+)
 _LARGEST_FP32 = torch.finfo(torch.float32).max
 
 
@@ -39,8 +44,9 @@ def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "au
     (weight_norm, pruning), shared with other modules (tied) or read by them (`nn.TransformerEncoderLayer`,
     `nn.MultiheadAttention`). In the same way a layer is quantized without smoothing if nothing can be folded before it.
 
-    Returns the plan. Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit the model,
-    `BackendError` if the backend cannot run it, `ValueError` naming the layer whose weights hold NaN or inf.
+    Returns the plan. Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit the model or
+    asks for static scales (`vggt_int8.quantize` finds those), `BackendError` if the backend cannot run it, `ValueError`
+    naming the layer whose weights hold NaN or inf.
     """
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
@@ -80,16 +86,20 @@ def apply_plan(
     recipe: Recipe,
     backend: str = "auto",
     folds: Mapping[str, Fold] = NO_FOLDS,
+    input_scales: Mapping[str, torch.Tensor] = NO_SCALES,
 ) -> None:
     """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists.
 
-    folds: as `plan_folds` gives them; layers take them as they become codes, the others in place.
+    folds: as `plan_folds` gives them; layers take them as they become codes, the others in place. input_scales: of
+    every layer with static activations, by name, as `Int8Linear` has them. Raises `RecipeError`, changing nothing, if
+    one is missing.
 
     Each layer's floats are freed as its INT8 layer takes its place. The largest come first, as many as are at work at
     once, and are replaced when all of them are there: memory that suffices for them suffices for the rest, since their
     floats took more. So what there is no memory for fails while the model is as it was. Signals wait until all is done.
     """
-    jobs = _conversions(model, plan, recipe, backend, folds)
+    _check_scales(plan, recipe, input_scales)
+    jobs = _conversions(model, plan, recipe, backend, folds, input_scales)
     becoming = {name for job in jobs for name in job.names}
     in_place = {name: fold for name, fold in folds.items() if name not in becoming}
     on_cpu = _on_cpu([model.get_submodule(job.names[0]) for job in jobs])
@@ -135,12 +145,13 @@ class _Conversion(NamedTuple):
     choice: Choice
     size: int
     fold: Fold | None
+    input_scale: torch.Tensor | None
 
     def new(self, layer: nn.Module) -> nn.Module:
         if self.fold is not None:
             assert isinstance(layer, nn.Linear)
             layer = folded_linear(layer, self.fold)
-        return self._module(self.becomes.of(layer, self.scheme, self.choice.backend))
+        return self._module(self.becomes.of(layer, self.scheme, self.choice.backend, self.input_scale))
 
     def unfilled(self, layer: nn.Module) -> nn.Module:
         return self._module(self.becomes.unfilled(layer, self.scheme, self.choice.backend))
@@ -152,7 +163,12 @@ class _Conversion(NamedTuple):
 
 
 def _conversions(
-    model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe, backend: str, folds: Mapping[str, Fold] = NO_FOLDS
+    model: nn.Module,
+    plan: dict[str, LayerPlan],
+    recipe: Recipe,
+    backend: str,
+    folds: Mapping[str, Fold] = NO_FOLDS,
+    input_scales: Mapping[str, torch.Tensor] = NO_SCALES,
 ) -> list[_Conversion]:
     """What the plan asks for, the largest layers first."""
     found: dict[nn.Module, _Conversion] = {}
@@ -161,7 +177,8 @@ def _conversions(
             module = model.get_submodule(name)
             size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
             choice = layer_choice(layer.becomes, layer.scheme, recipe, backend)
-            job = _Conversion([], layer.becomes, layer.scheme, choice, size, folds.get(name))
+            found_of = folds.get(name), input_scales.get(name)
+            job = _Conversion([], layer.becomes, layer.scheme, choice, size, *found_of)
             found.setdefault(module, job).names.append(name)
     return sorted(found.values(), key=lambda job: job.size, reverse=True)
 
@@ -217,16 +234,21 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def _check_scales(plan: dict[str, LayerPlan], recipe: Recipe, input_scales: Mapping[str, torch.Tensor]) -> None:
+    static = (name for name, p in plan.items() if isinstance(p.scheme, Scheme) and p.scheme.activations == "static")
+    if missing := [name for name in static if name not in input_scales]:
+        raise RecipeError(
+            f"recipe {recipe.name!r} needs static scales of {len(missing)} layers, such as {missing[0]!r}, which "
+            f"calibration finds: {HOW_TO_CALIBRATE}"
+        )
+
+
 def _check_layer(plan: LayerPlan, layer: nn.Module) -> None:
     name, scheme = plan.name, plan.scheme
     if not name:
         raise RecipeError(
             f"the model is itself a {type(layer).__name__}, which cannot be replaced in place: put it into a module, "
             "such as nn.Sequential, or use Int8Linear.from_linear"
-        )
-    if scheme is not None and scheme.activations == "static":
-        raise RecipeError(
-            f"{name}: activations = 'static' needs calibrated input scales: use Int8Linear.from_linear with input_scale"
         )
     if any(parameter.is_meta for parameter in layer.parameters()):
         raise ValueError(

@@ -146,6 +146,8 @@ class Recipe:
         self._validate_patterns()
         asked = self.activations_asked
         check_rotations(self.rotation, self.rotate_weight_only, asked)
+        if self.smoothing and self.observer == "per_channel" and "static" in asked:
+            raise RecipeError("observer = 'per_channel' smooths by itself: leave smoothing out", "smoothing")
         if self.special_tokens != "shared" and "static" not in asked:
             raise RecipeError(
                 f"special_tokens = {self.special_tokens!r} has no effect: no layer has static scales", "special_tokens"
@@ -191,6 +193,11 @@ class Recipe:
         """What the recipe says of activations: its default, unless it keeps what is not named, its groups and rules."""
         asked = {self.activations} if self.weights == "int8" else set()
         return asked | {CHOICES[choice] for choice in self.groups.values()} | {rule.activations for rule in self.rules}
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether something of it is found on images."""
+        return "static" in self.activations_asked
 
     @property
     def scheme(self) -> Scheme:

@@ -1,0 +1,130 @@
+"""What observers are shown, against hooks of this test's own; and that a network is left as it was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vggt_int8 import VGGTInt8
+from vggt_int8.calibration import CalibrationError, Observer, observe
+from vggt_int8.calibration.observers import MeanSquaredError, MinMax
+from vggt_int8.kernels.reference import rotate
+from vggt_int8.recipe import Scheme
+
+LAYER = "aggregator.global_blocks.1.mlp.fc1"
+
+
+class Keeper(Observer):
+    """Keeps what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def _see(self, x: Tensor) -> None:
+        self.seen.append(x.clone())
+
+    def range(self) -> float:
+        return self.absmax
+
+
+def inputs_of(model: nn.Module, name: str, calls: Tensor) -> Tensor:
+    """[calls, F, P, K], by a hook of another kind."""
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(args[0])
+
+    handle = model.get_submodule(name).register_forward_hook(hook)
+    with torch.no_grad():
+        for call in calls:
+            model(call)
+    handle.remove()
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("rotation", [0, 8])
+@pytest.mark.parametrize("special", [0, 5])
+def test_observers_see_every_input_rotated_and_by_kind(
+    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, rotation: int, special: int
+) -> None:
+    model = make_tiny()
+    want = inputs_of(model, LAYER, scenes)
+    group = Scheme("static", rotation=rotation).rotation_of(want.shape[-1])
+    scheme = Scheme("static", rotation=rotation, special_tokens=special)
+    seen: Any = observe(model, list(scenes), {LAYER: scheme}, lambda name: Keeper)
+    kinds = [want[:, :, :special], want[:, :, special:]] if special else [want]
+    assert len(seen[LAYER]) == len(kinds)
+    for observer, tokens in zip(seen[LAYER], kinds, strict=True):
+        rows = tokens.reshape(-1, want.shape[-1])
+        got = torch.cat(observer.seen)
+        assert torch.equal(got, rotate(rows, group) if group else rows)
+        assert observer.rows == len(rows)
+        assert observer.range() == got.abs().max().item()
+
+
+def test_a_long_input_is_seen_in_parts(
+    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Any = observe(make_tiny(), list(scenes), {LAYER: Scheme("static")}, lambda name: Keeper)
+    monkeypatch.setattr("vggt_int8.calibration.watch._AT_ONCE", 90)
+    parts: Any = observe(make_tiny(), list(scenes), {LAYER: Scheme("static")}, lambda name: Keeper)
+    assert len(parts[LAYER][0].seen) > 5 * len(whole[LAYER][0].seen)
+    assert torch.equal(torch.cat(parts[LAYER][0].seen), torch.cat(whole[LAYER][0].seen))
+
+
+def test_passes_and_progress(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+    done: list[tuple[int, int]] = []
+    model = make_tiny()
+    width = model.get_submodule(LAYER).in_features
+    schemes = {LAYER: Scheme("static"), "aggregator.frame_blocks.0.attn.qkv": Scheme("static")}
+    makers: dict[str, Any] = dict.fromkeys(schemes, Keeper) | {LAYER: lambda: MeanSquaredError(torch.ones(width))}
+    seen: Any = observe(model, list(scenes), schemes, makers.__getitem__, on_call=lambda *at: done.append(at))
+    assert done == [(i, 6) for i in range(1, 7)]
+    (keeper,) = seen["aggregator.frame_blocks.0.attn.qkv"]
+    assert len(keeper.seen) == 3, "an observer of one pass does not see the second"
+    assert seen[LAYER][0].errors.min() > 0
+
+
+def test_the_model_is_left_as_it_was(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+    model = make_tiny()
+    model.train()
+    model.aggregator.patch_embed.eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for fails in (False, True):
+        bad = [*scenes, "no tensor"] if fails else list(scenes)
+        try:
+            observe(model, bad, {LAYER: Scheme("static")}, lambda name: MinMax)  # type: ignore[arg-type]
+            assert not fails
+        except TypeError:
+            assert fails
+        assert [module.training for module in model.modules()] == modes
+        assert not any(module._forward_pre_hooks for module in model.modules()), "a hook was left behind"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_was_not_seen_is_named(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+    static = Scheme("static")
+    with pytest.raises(CalibrationError, match="no image was given"):
+        observe(make_tiny(), [], {LAYER: static}, lambda name: MinMax)
+    never = "track_head.tracker.ffeat_updater.0"
+    with pytest.raises(CalibrationError, match=rf"{never}: the calibration images never reached it"):
+        observe(make_tiny(), list(scenes), {LAYER: static, never: static}, lambda name: MinMax)
+    tokens = 10_000
+    with pytest.raises(CalibrationError, match=rf"{LAYER}: the calibration images showed it no patch token"):
+        observe(make_tiny(), list(scenes), {LAYER: Scheme("static", special_tokens=tokens)}, lambda name: MinMax)
+
+
+def test_ranges_that_are_none(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+    for value, message in ((0.0, "its inputs were nothing but zeros"), (float("nan"), "its input holds NaN or inf")):
+        model = make_tiny()
+        with torch.no_grad():
+            norm = model.aggregator.global_blocks[1].norm2
+            norm.weight.fill_(value)
+            norm.bias.fill_(value)
+        with pytest.raises(CalibrationError, match=rf"{LAYER}: {message}"):
+            observe(model, list(scenes), {LAYER: Scheme("static")}, lambda name: MinMax)
+        assert not model.get_submodule(LAYER)._forward_pre_hooks

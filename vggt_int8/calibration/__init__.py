@@ -1,0 +1,28 @@
+"""Calibration: from images to the ranges that static scales cover.
+
+    images     which images are looked at, and in which order, whatever order they came in
+    watch      runs the network on them and shows every layer's input, rotated if the layer's is, to its observers
+    observers  what is remembered of the values, and which range follows: the whole, or with the rarest cut off
+    scales     a plan and images -> static scales, and what a checkpoint says of them
+
+Nothing of an input is kept beyond the call of its layer but counts, so the memory needed is that of the floating-point
+network and of one call of at most `images.FRAMES` frames.
+"""
+
+from vggt_int8.calibration.images import find_scenes
+from vggt_int8.calibration.observers import CalibrationError, Observer
+from vggt_int8.calibration.scales import Calibration, calibrate, channel_folds, facts_problem, inputs_for, static_layers
+from vggt_int8.calibration.watch import observe
+
+__all__ = [
+    "Calibration",
+    "CalibrationError",
+    "Observer",
+    "calibrate",
+    "channel_folds",
+    "facts_problem",
+    "find_scenes",
+    "inputs_for",
+    "observe",
+    "static_layers",
+]

@@ -1,0 +1,158 @@
+"""Which images a network is calibrated with, and in which order.
+
+Images of one folder, pattern or tensor belong to one scene. Of a scene, at most `FRAMES` are seen in one call. All
+scenes have their turn before any has a second one, until there are as many images as wanted.
+
+Neither what is chosen nor its order depends on the order in which images were given, nor on their names: both follow
+from hashes of the contents and the seed, so the same images give the same scales, bit by bit.
+"""
+
+import hashlib
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vggt_int8.calibration.observers import CalibrationError
+from vggt_int8.images import check_images, find_images, read_images
+from vggt_int8.model.call import check_is_tensor, check_range
+
+FRAMES = 10  # of a scene in one call: memory grows with it
+
+Frame = Path | Tensor  # a file, or [3, H, W]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """frames: of each scene, in the order in which they were given."""
+
+    frames: tuple[tuple[Frame, ...], ...]
+
+
+Images = str | PathLike[str] | Tensor | Sequence[str | PathLike[str] | Tensor] | Scenes
+
+
+class Chosen(NamedTuple):
+    """frames: of one call, in their order. key: of the scene that they are from."""
+
+    key: bytes
+    frames: list[Frame]
+
+
+def find_scenes(images: Images) -> Scenes:
+    """What a user gave -> the frames of each scene; cheap, so it stands before a model is loaded.
+
+    images: files, folders or patterns (each folder and pattern is a scene of its own, single files are one together),
+    tensors [S, 3, H, W] or [B, S, 3, H, W] of values in [0, 1], or a list of these. Raises what `find_images` and
+    `check_images` raise, `CalibrationError` for images that are NaN or none, TypeError for anything else.
+    """
+    if isinstance(images, Scenes):  # looked at already
+        return images
+    sources = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    scenes: list[Sequence[Frame]] = []
+    files: list[str | PathLike[str]] = []
+    for number, source in enumerate(sources):
+        if isinstance(source, Tensor):
+            scenes += _scenes_of(source, number)
+        elif isinstance(source, str | PathLike) and Path(source).expanduser().is_file():
+            files.append(source)
+        elif isinstance(source, str | PathLike):
+            scenes.append(find_images(source, stacklevel=2))
+        else:
+            raise TypeError(
+                f"calibration images are paths of files or folders, or tensors [S, 3, H, W]; got a "
+                f"{type(source).__name__}"
+            )
+    if files:
+        scenes.append(find_images(files, stacklevel=2))
+    if not any(scenes):
+        raise CalibrationError("no image was given to calibrate with: pass at least one file, folder or tensor")
+    check_images([frame for scene in scenes for frame in scene if isinstance(frame, Path)], stacklevel=2)
+    return Scenes(tuple(map(tuple, scenes)))
+
+
+def _scenes_of(images: Tensor, number: int) -> list[Sequence[Frame]]:
+    check_is_tensor(images)
+    if images.ndim not in (4, 5) or images.shape[-3] != 3 or not images.is_floating_point():
+        raise CalibrationError(
+            f"calibration images must be floats [S, 3, H, W] or [B, S, 3, H, W] in [0, 1], got {images.dtype} "
+            f"{list(images.shape)}"
+        )
+    if not images.numel():
+        raise CalibrationError(f"calibration images {list(images.shape)} are none: pass at least one")
+    scenes = images.detach() if images.ndim == 5 else images.detach()[None]
+    finite = scenes.flatten(2).isfinite().all(dim=-1)
+    if not bool(finite.all()):
+        scene, frame = (int(index) for index in (~finite).nonzero()[0])
+        raise CalibrationError(f"image {frame} of scene {number + scene} of the calibration images holds NaN or inf")
+    check_range(scenes)
+    return [scene.unbind() for scene in scenes]
+
+
+def choose(scenes: Scenes, samples: int, seed: int) -> list[Chosen]:
+    """At most `samples` images of these scenes, as calls of at most `FRAMES` images of one scene."""
+    calls: list[tuple[int, Chosen]] = []
+    for scene in scenes.frames:
+        keyed = sorted(((_key(frame, seed), number) for number, frame in enumerate(scene)), key=lambda pair: pair[0])
+        scene_key = hashlib.sha256(b"".join(key for key, _ in keyed)).digest()
+        for turn, start in enumerate(range(0, len(keyed), FRAMES)):
+            frames = [scene[number] for _, number in keyed[start : start + FRAMES]]
+            calls.append((turn, Chosen(scene_key, frames)))
+    calls.sort(key=lambda call: (call[0], call[1].key))
+    found = sum(len(chosen.frames) for _, chosen in calls)
+    if found < samples:
+        warnings.warn(f"calibrated with {found} images, all that there are, not with {samples}", stacklevel=4)
+    taken: list[Chosen] = []
+    left = samples
+    for _, (key, frames) in calls:
+        if left > 0:
+            taken.append(Chosen(key, frames[:left]))
+            left -= len(frames)
+    return taken
+
+
+def read(chosen: Chosen, model: Any) -> Tensor:
+    """The images of a call, [S, 3, H, W] fp32 on the CPU, files at the size that `model` was made for."""
+    paths = [frame for frame in chosen.frames if isinstance(frame, Path)]
+    if paths:
+        return read_images(paths, model=model)[0]
+    return torch.stack([frame for frame in chosen.frames if isinstance(frame, Tensor)]).float().cpu()
+
+
+def choose_inputs(inputs: Any, samples: int, seed: int) -> list[Tensor]:
+    """The same for any module: each tensor is what it is called with once."""
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"a module that is no VGGT of this package is calibrated with tensors, one for each call of it; got a "
+                f"{type(tensor).__name__}"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CalibrationError(f"an input {list(tensor.shape)} to calibrate with holds NaN or inf")
+    return sorted(tensors, key=lambda tensor: _key(tensor, seed))[:samples]
+
+
+def content_hash(image: Tensor) -> str:
+    """sha256 of a tensor's shape and values, as fp32, in hexadecimal."""
+    return _digest(image).hex()
+
+
+def _key(frame: Frame, seed: int) -> bytes:
+    if isinstance(frame, Path):
+        with frame.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+    else:
+        content = _digest(frame)
+    return hashlib.sha256(struct.pack("<q", seed) + content).digest()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    values = tensor.detach().float().cpu().contiguous()
+    return hashlib.sha256(str(list(values.shape)).encode() + values.numpy().tobytes()).digest()

@@ -1,0 +1,186 @@
+"""Observers: what is remembered of a layer's inputs, and the range [-r, r] that its static scale, r / 127, covers.
+
+    minmax       the largest value that was seen
+    percentile   what all values but a share of `BEYOND` stay below
+    histogram    the range under which rounding and clipping together cost the least squared error of the input
+    mse          the same of the layer's output, as far as its columns' norms tell; searched on some rows of each call
+    per_channel  the largest value, once every channel has been given the same range by factors that are folded into the
+                 layer and into what writes its input, where that is exact (`scales.channel_folds`)
+
+Every result follows from counts and maxima, or from sums in the order of the calls, so it is the same on every run.
+
+torchao has observers of its own, and they do not fit: their symmetric scale is range / 127.5, whose codes are others;
+its MSE observer forgets what came before the last batch; none knows tokens of two kinds
+(`tests/calibration/test_torchao.py` shows the first two).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vggt_int8.kernels.reference import CODE_MAX, quantize, rotate
+
+# Bins of |x|: fp32 cut to its upper 16 bits, so a bin is 1/128 of its value wide, whatever that is.
+MANTISSA_BITS = 7
+_BINS = 0x7F80  # positive finite numbers of that kind
+BEYOND = 1e-5  # of all values, what `percentile` leaves beyond its range
+_STEPS, _OCTAVES = 16, 6  # ranges tried in each octave below the largest value, and how many octaves
+_ROWS = 256  # of each call, and of tokens of a kind, that `mse` searches on
+
+
+class CalibrationError(ValueError):
+    """Images or a network that no ranges can be found from. The message names what is wrong, and the way out."""
+
+
+class Observer(ABC):
+    """Sees the inputs of one layer, or of one kind of its tokens, call after call.
+
+    passes: how often it wants to see all calls, in the same order. rows: how many it has seen in the first pass.
+    """
+
+    passes = 1
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.absmax = 0.0
+        self.number = 0  # of the pass
+
+    def start(self, number: int) -> None:
+        """A pass over all calls begins; they are counted from 0."""
+        self.number = number
+
+    def add(self, x: Tensor) -> None:
+        """x [rows, K] fp32, of one call. Raises `CalibrationError` for NaN and inf."""
+        if self.number:
+            if self.number < self.passes:
+                self._see(x)
+            return
+        largest = x.abs().amax().item()
+        if not math.isfinite(largest):
+            raise CalibrationError("its input holds NaN or inf")
+        self.rows += len(x)
+        self.absmax = max(self.absmax, largest)
+        self._see(x)
+
+    @abstractmethod
+    def _see(self, x: Tensor) -> None:
+        """Remember what is needed of x."""
+
+    @abstractmethod
+    def range(self) -> float:
+        """What the scale covers, after the last pass."""
+
+
+class MinMax(Observer):
+    def _see(self, x: Tensor) -> None:
+        pass
+
+    def range(self) -> float:
+        return self.absmax
+
+
+class PerChannel(Observer):
+    """channels: [K] fp32, the largest value of each; None before the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: Tensor | None = None
+
+    def _see(self, x: Tensor) -> None:
+        largest = x.abs().amax(dim=0)
+        self.channels = largest if self.channels is None else torch.maximum(self.channels, largest)
+
+    def range(self) -> float:
+        return self.absmax
+
+
+class _Counts(Observer):
+    """Counts of |x| in bins of constant relative width. Integers, so their order makes no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Tensor | None = None  # [bins] int64
+
+    def _see(self, x: Tensor) -> None:
+        bins = x.abs().contiguous().view(torch.int32) >> (23 - MANTISSA_BITS)
+        counts = torch.bincount(bins.view(-1), minlength=_BINS)
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def _filled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the bins that are not empty: counts, middles and widths, float64, in rising order, on the CPU."""
+        assert self.counts is not None
+        counts = self.counts.cpu()
+        number = counts.nonzero().view(-1)
+        edges = torch.stack([number, number + 1]).to(torch.int32) << (23 - MANTISSA_BITS)
+        low, high = edges.view(torch.float32).double()
+        return counts[number].double(), (low + high) / 2, high - low
+
+
+class Percentile(_Counts):
+    def range(self) -> float:
+        counts, middle, width = self._filled()
+        within = counts.cumsum(0) >= (1 - BEYOND) * counts.sum()
+        bin_ = int(within.nonzero()[0])
+        return min(self.absmax, float(middle[bin_] + width[bin_] / 2))
+
+
+class Histogram(_Counts):
+    def range(self) -> float:
+        counts, middle, width = self._filled()
+        ranges = [self.absmax * factor for factor in candidates()]
+        errors = [float((counts * squared_error(middle, width, r)).sum()) for r in ranges]
+        return ranges[errors.index(min(errors))]
+
+
+def candidates() -> list[float]:
+    """Ranges to try, as shares of the largest value, which comes first."""
+    return [2.0 ** (-step / _STEPS) for step in range(_STEPS * _OCTAVES)]
+
+
+def squared_error(middle: Tensor, width: Tensor, clip: float) -> Tensor:
+    """What codes of the scale `clip / 127` cost values around `middle`, spread over `width`: float64 like these.
+
+    A bin as wide as an eighth of a step, or wider, holds values of any remainder: a twelfth of the step's square.
+    """
+    step = clip / CODE_MAX
+    codes = (middle / step).round().clamp(max=CODE_MAX)
+    exact = (middle - codes * step).square()
+    return torch.where((width > step / 8) & (middle < clip), step**2 / 12, exact)
+
+
+class MeanSquaredError(Observer):
+    """weights: [K] fp32, how much an error of each channel counts: the squared norm of the layer's column."""
+
+    passes = 2
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = weights
+        self.errors = torch.zeros(_STEPS * _OCTAVES, dtype=torch.float64)
+
+    def _see(self, x: Tensor) -> None:
+        if self.number == 0:  # the largest value decides which ranges are tried
+            return
+        some = x[:: max(1, math.ceil(len(x) / _ROWS))]
+        errors = []
+        for factor in candidates():
+            scale = some.new_tensor(self.absmax * factor / CODE_MAX)
+            error = (quantize(some, scale).float() * scale - some).square().double().sum(dim=0)
+            errors.append((error * self.weights.double()).sum())
+        self.errors += torch.stack(errors).cpu()
+
+    def range(self) -> float:
+        return self.absmax * candidates()[int(self.errors.argmin())]
+
+
+def observer_for(kind: str, weight: Tensor, rotation: int) -> Callable[[], Observer]:
+    """What makes the observers of a layer. kind: one of `recipe.scheme.OBSERVERS`; weight: the layer's, [N, K] float,
+    which rotates in groups of so many inputs, or does not if `rotation` is 0.
+    """
+    if kind == "mse":
+        weights = (rotate(weight, rotation) if rotation else weight.float()).square().sum(dim=0)
+        return lambda: MeanSquaredError(weights)
+    return {"minmax": MinMax, "percentile": Percentile, "histogram": Histogram, "per_channel": PerChannel}[kind]

@@ -1,0 +1,168 @@
+"""From a plan and images to static scales, and to the facts that a checkpoint keeps of them."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.calibration import images as chosen_images
+from vggt_int8.calibration.observers import CalibrationError, Observer, PerChannel, observer_for
+from vggt_int8.calibration.watch import observe
+from vggt_int8.kernels.reference import scale_from_absmax
+from vggt_int8.model.call import HEADS
+from vggt_int8.model.vggt import VGGT
+from vggt_int8.plain_data import shown
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.seams import find_seams
+from vggt_int8.quant.smoothing import Fold, Folds, add_seam, column_sizes, factors, parameters_of
+from vggt_int8.recipe import Recipe, Scheme
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """scales: of each static layer, [2] (special tokens, others) or [1] fp32, as `Int8Linear.input_scale` has them.
+
+    facts: plain data for `config.json`: observer, seed, number of images and calls, sha256 of the images' pixels, and
+    the ranges of each layer, which are 127 times its scales.
+    """
+
+    scales: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def facts_problem(facts: Any) -> str | None:
+    """What is wrong with `Calibration.facts` from a file, in words; None if nothing. What is not known is let pass."""
+    if not isinstance(facts, dict):
+        return f"it is {shown(facts)}"
+    kinds = {"observer": str, "seed": int, "images": int, "calls": int, "sha256": list, "ranges": dict}
+    for key, kind in kinds.items():
+        if type(facts.get(key)) is not kind:
+            return f"its {key} is {shown(facts.get(key))}"
+    if not all(isinstance(digest, str) for digest in facts["sha256"]):
+        return "its sha256 is no list of texts"
+    for name, ranges in facts["ranges"].items():
+        numbers = isinstance(ranges, list) and all(isinstance(r, int | float) and 0 < r < inf for r in ranges)
+        if not numbers or len(ranges) not in (1, 2):
+            return f"its range of {shown(name)} is {shown(ranges)}"
+    return None
+
+
+def static_layers(plan: Mapping[str, LayerPlan]) -> dict[str, Scheme]:
+    """The layers of a plan that need a calibrated scale, by name."""
+    schemes = {name: layer.scheme for name, layer in plan.items() if isinstance(layer.scheme, Scheme)}
+    return {name: scheme for name, scheme in schemes.items() if scheme.activations == "static"}
+
+
+def calibrate(
+    model: nn.Module,
+    plan: Mapping[str, LayerPlan],
+    recipe: Recipe,
+    inputs: Sequence[Tensor],
+    *,
+    folds: Mapping[str, Fold] = MappingProxyType({}),
+    seed: int = 0,
+    on_call: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Find the scales of a plan's static layers; the model, in floating point, is not changed.
+
+    inputs: what `inputs_for` gives. folds: what will be folded into the layers before they become codes. seed: that of
+    the inputs, for the facts. Raises `CalibrationError`.
+    """
+    schemes = static_layers(plan)
+    once = _first_names(model, schemes)  # a module under several names is watched once
+    divisors = {name: fold.columns for name, fold in folds.items() if fold.columns is not None}
+
+    def maker(name: str) -> Callable[[], Observer]:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        weight = folds[name].apply("weight", layer.weight) if name in folds else layer.weight.detach()
+        return observer_for(recipe.observer, weight, schemes[name].rotation_of(layer.in_features))
+
+    watched = {name: schemes[name] for name in once}
+    run = _caller(model, once)
+    found = observe(model, inputs, watched, maker, divisors=divisors, run=run, on_call=on_call)
+    ranges = {name: [observer.range() for observer in found[first]] for name, first in _all_names(once).items()}
+    is_vggt = isinstance(model, VGGT)
+    facts = {
+        "observer": recipe.observer,
+        "seed": seed,
+        "images": sum(len(given) for given in inputs) if is_vggt else len(inputs),
+        "calls": len(inputs),
+        "sha256": [chosen_images.content_hash(i) for given in inputs for i in (given if is_vggt else [given])],
+        "ranges": ranges,
+    }
+    return Calibration({name: scale_from_absmax(torch.tensor(own)) for name, own in ranges.items()}, facts)
+
+
+def inputs_for(model: nn.Module, images: Any, samples: int, seed: int = 0) -> list[Tensor]:
+    """What `model` is called with, in order: at most `samples` of `images`.
+
+    images: as in `images.find_scenes`, whose errors are raised; for a module that is no `VGGT`, tensors, one for each
+    call. seed: which of them are taken, where there are more.
+    """
+    if not isinstance(model, VGGT):
+        return chosen_images.choose_inputs(images, samples, seed)
+    scenes = chosen_images.find_scenes(images)
+    return [chosen_images.read(chosen, model) for chosen in chosen_images.choose(scenes, samples, seed)]
+
+
+def channel_folds(
+    model: nn.Module,
+    plan: Mapping[str, LayerPlan],
+    recipe: Recipe,
+    inputs: Sequence[Tensor],
+    on_call: Callable[[int, int], None] | None = None,
+) -> Folds:
+    """Of the observer `per_channel`: factors that give every channel of a static layer's input the same range, where
+    they can be folded into what writes it (`quant/seams.py`: not before fc2).
+    """
+    static = static_layers(plan)
+    seams = [seam for seam in find_seams(model, plan, recipe.name) if seam.reader in static]
+    watched = {seam.reader: Scheme("static") for seam in seams}
+    found = observe(model, inputs, watched, lambda name: PerChannel, run=_caller(model, watched), on_call=on_call)
+    folds: Folds = {}
+    tensor_of = parameters_of(model)
+    for seam in seams:
+        (observer,) = found[seam.reader]
+        assert isinstance(observer, PerChannel)
+        assert observer.channels is not None
+        columns = column_sizes(tensor_of(f"{seam.reader}.weight"))
+        add_seam(folds, seam, factors(observer.channels, columns, strength=1.0), tensor_of)
+    return folds
+
+
+def _caller(model: nn.Module, names: Collection[str]) -> Callable[[Tensor], object]:
+    """Calls the model with an input, where the model lies; of a VGGT only the heads run that have one of these layers,
+    or a cheap one.
+    """
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    heads = {"heads": _heads(model, names)} if isinstance(model, VGGT) else {}
+    return lambda given: model(given.to(place), **heads)
+
+
+def _first_names(model: nn.Module, schemes: Mapping[str, Scheme]) -> dict[str, list[str]]:
+    """First name of each module -> all its names."""
+    names: dict[nn.Module, list[str]] = {}
+    for name in schemes:
+        names.setdefault(model.get_submodule(name), []).append(name)
+    return {own[0]: own for own in names.values()}
+
+
+def _all_names(once: Mapping[str, list[str]]) -> dict[str, str]:
+    return {name: first for first, own in once.items() for name in own}
+
+
+def _heads(model: VGGT, names: Collection[str]) -> tuple[str, ...]:
+    """The heads that must run for these layers to be called; one that is cheap if none is among them."""
+    present = [head for head in HEADS if getattr(model, f"{head}_head") is not None]
+    asked = [head for head in present if any(name.startswith(f"{head}_head.") for name in names)]
+    if "track" in asked:
+        raise CalibrationError(
+            "the track head runs with query points alone, which calibration images do not have: choose "
+            "track_head = 'dynamic' (or 'weight_only' or 'keep') in the recipe's groups"
+        )
+    return tuple(asked or present[:1])
