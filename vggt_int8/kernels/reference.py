@@ -188,7 +188,8 @@ def int8_gemm_quantize(
     """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a scale per row, [M, 1] fp32.
 
     The epilogue may have a bias, GELU, a rotation, and static scales `out_scale`. Under these the fp32 results become
-    codes without a rounding in between, and NaN or inf in x_scale is what makes the scale of a row NaN.
+    codes without a rounding to `epilogue.dtype` in between, which kernels may do, and NaN or inf in x_scale is what
+    makes the scale of a row NaN.
     """
     if epilogue.out_scale is None:
         return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue), rotation=epilogue.rotation)

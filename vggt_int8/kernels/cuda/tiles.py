@@ -51,17 +51,13 @@ class Tile:
         return " ".join(parts)
 
 
-# Of products whose results become codes on Hopper, by (whether rows are many, whether groups of 256 are rotated): the
-# best for VGGT-1B's fc1 at 1, 10 and 32 frames on an H200 (`benchmarks/NOTES.md`, 23). To make codes takes longer than
-# to make floats, so two programs on a multiprocessor gain, one of which multiplies meanwhile; of four warps each, they
-# have 255 registers a thread.
-_MANY_ROWS, _CODES_COLUMNS = 3000, 128
-_CODES = {
-    (False, False): Tile(64, 128, 128, 4, 4, tma=True, per_sm=2),
-    (False, True): Tile(64, 256, 64, 4, 4, tma=True, per_sm=2),
-    (True, False): Tile(128, 128, 128, 4, 3, tma=True, per_sm=2),
-    (True, True): Tile(128, 256, 128, 8, 3, tma=True, per_sm=1),
-}
+# Of products whose results become codes on Hopper: the best for VGGT-1B's fc1 at 1, 10, 32 frames on an H200 ("Static
+# scales in kernels" in `benchmarks/NOTES.md`). To make codes takes longer than to make floats, so two programs on a
+# multiprocessor gain, one of which multiplies meanwhile; of four warps each, they have 255 registers a thread.
+MANY_ROWS = 3000
+_CODES_FEW_ROWS = Tile(64, 128, 128, 4, 4, tma=True, per_sm=2)
+_CODES = Tile(128, 128, 128, 4, 3, tma=True, per_sm=2)
+_CODES_ROTATED = Tile(128, 256, 128, 8, 3, tma=True, per_sm=1)
 _ROTATED = Tile(128, 256, 64, 8, 3)
 
 
@@ -92,16 +88,17 @@ def gemm_tile(arch: int, size: Size, fp32: bool = False) -> Tile:
 def codes_tile(arch: int, size: Size, rotation: int) -> Tile:
     """`gemm_tile` for results that become codes under static scales: a tile holds whole groups of `rotation` columns.
 
-    By `_CODES` on Hopper; elsewhere the tiles of floats, where they are wide enough, without measurement.
+    Not on Hopper, the tiles of floats, where they are wide enough; without measurement.
     """
     if arch == 90 and not _needs_pointers(size):
-        return _CODES[size.m >= _MANY_ROWS, rotation > _CODES_COLUMNS]
+        few = _CODES_FEW_ROWS if size.m < MANY_ROWS else _CODES
+        return few if rotation <= few.block_n else _CODES_ROTATED
     tile = gemm_tile(arch, size)
     return _ROTATED if tile.block_n < rotation else replace(tile, parts=1)
 
 
 def _needs_pointers(size: Size) -> bool:
-    return bool(size.k % 16 or size.n % 16)
+    return bool(size.k % 16 or size.n % 16 or size.k == 0)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -169,6 +169,7 @@ def _descriptor_kernel(
 ):  # fmt: skip
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
+    tl.assume(steps > 0)  # or the compiler writes the end of a tile twice
     o_k = tl.program_id(1) * steps * BLOCK_K
     for i_tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=PERSISTENT):
         i_m, i_n = _tile_index(i_tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
