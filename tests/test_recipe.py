@@ -117,7 +117,7 @@ BAD_FILES = [
     ("[groups]\nencoder = 'keep'\ncamera_haed = 'keep'", ["line 3: groups names 'camera_haed'", "camera_head"]),
     (
         "[groups]\nencoder = 'int4'",
-        [r"line 2: groups\.encoder is 'int4'", "'keep', 'weight_only', 'dynamic', 'static'"],
+        [r"line 2: groups\.encoder is 'int4'", "'keep', 'weight_only', 'weight_only_rotated', 'dynamic', 'static'"],
     ),
     ("groups.encoder = ['keep']", [r"line 1: groups\.encoder is \['keep'\]"]),
     ("groups = {encoder = 'x'}", [r"line 1: groups\.encoder is 'x'"]),

@@ -119,7 +119,6 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
         facts["outlier threshold"] = recipe["outlier_threshold"]
     if recipe.get("rotation"):
         facts["rotation of inputs"] = f"in groups of at most {recipe['rotation']}"
-        facts["rotation of weight-only layers"] = "linears" if recipe.get("rotate_weight_only") else None
     facts["everything else"] = recipe.get("keep")
     facts["checkpoint format"] = quantization.get("format_version")
     rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]

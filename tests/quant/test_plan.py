@@ -40,7 +40,7 @@ def test_vggt_1b_layer_by_layer(vggt_1b: VGGTInt8, name: str) -> None:
         **{(head, "Conv2d"): number for head, number in convolutions.items()},
         **{(head, "ConvTranspose2d"): 2 for head in convolutions},
     }
-    camera_head = Scheme("none", rotation=256) if name == "int8_rotated" else Scheme("none")
+    camera_head = Scheme("none", rotation=256 if "rotated" in name or name == "int8_weight_only" else 0)
     for layer, scheme in int8.items():
         want = load_recipe(name).scheme
         if not isinstance(vggt_1b.get_submodule(layer), nn.Linear):

@@ -17,7 +17,7 @@ from vggt_int8.kernels import ops, reference
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.storage import encode
-from vggt_int8.recipe import Scheme
+from vggt_int8.recipe import Rule, Scheme
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BACKENDS = ["native", "reference", "torchao", "bitsandbytes"]
@@ -183,42 +183,44 @@ def test_recipes_refuse_other_rotations(rotation: object) -> None:
 def test_a_rotation_that_would_do_nothing_or_harm_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"rotation 256 would spread the columns that outlier_threshold 6"):
         replace(load_recipe("llm_int8"), rotation=256)
-    with pytest.raises(RecipeError, match=r"rotation 64 has no effect: no layer has INT8 activations. rotate_weight_"):
-        replace(load_recipe("int8_weight_only"), rotation=64)
-    with pytest.raises(RecipeError, match=r"rotate_weight_only has no effect: rotation is 0"):
-        replace(load_recipe("int8_weight_only"), rotate_weight_only=True)
-    with pytest.raises(RecipeError, match=r"rotate_weight_only has no effect: no layer is weight-only"):
-        Recipe(rotation=64, rotate_weight_only=True)
-    with pytest.raises(RecipeError, match=r"rotate_weight_only is 1; it must be true or false"):
-        replace(load_recipe("int8_rotated"), rotate_weight_only=1)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"rotation 64 has no effect: no layer has INT8 activations, and no group is"):
+        Recipe(activations="none", rotation=64)
+    with pytest.raises(RecipeError, match=r"groups.camera_head asks for rotated inputs, but rotation is 0"):
+        Recipe(groups={"camera_head": "weight_only_rotated"})
+    with pytest.raises(RecipeError, match=r"match = 'a' asks for rotated inputs, but rotation is 0"):
+        Recipe(rules=(Rule("a", activations="none", rotated=True),))
+    with pytest.raises(RecipeError, match=r"rotated is True; .* is for activations = 'none', not for 'dynamic'"):
+        Rule("a", activations="dynamic", rotated=True)
+    with pytest.raises(RecipeError, match=r"rotated is 1; it must be true or false"):
+        Rule("a", activations="none", rotated=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("weight_only", [True, False])
-def test_the_recipe_rotates_linears(weight_only: bool, make_tiny: object) -> None:
-    recipe = replace(load_recipe("int8_rotated"), rotate_weight_only=weight_only)
-    model = quantize(make_tiny(), recipe)  # type: ignore[operator]
-    plain = quantize(make_tiny(), "int8_dynamic")  # type: ignore[operator]
-    for (name, layer), (_, other) in zip(model.named_modules(), plain.named_modules(), strict=True):
-        if isinstance(layer, Int8Linear):
-            rotated = other.scheme.activations == "dynamic" or weight_only
-            assert layer.scheme == replace(other.scheme, rotation=256 * rotated), name
-    labels = {row.scheme for row in model.quantization_report()}
-    assert labels >= {"W8A8 dynamic rotated", "W8A16"}  # the latter are convolutions, which are not rotated
-    assert ("W8A16 rotated" in labels) == weight_only
+@pytest.mark.parametrize("name", ["int8_rotated", "int8_weight_only"])
+def test_recipes_rotate_the_camera_head(name: str, make_tiny: Callable[[], VGGTInt8]) -> None:
+    """And whatever has INT8 activations."""
+    model = quantize(make_tiny(), name)
+    rotated = {layer: module.rotation > 0 for layer, module in model.named_modules() if isinstance(module, Int8Linear)}
+    odd = {layer for layer in rotated if model.get_submodule(layer).in_features % 2}
+    main = name == "int8_rotated"
+    wanted = {layer: layer not in odd and (main or layer.startswith("camera_head.")) for layer in rotated}
+    assert rotated == wanted
+    assert "W8A16 rotated" in {row.scheme for row in model.quantization_report()}
 
 
-def test_a_rotated_weight_only_recipe(make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor) -> None:
+def test_a_rotated_weight_only_rule(make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor) -> None:
     """Every linear's weight is another one, and the network the same but for rounding."""
-    recipe = replace(load_recipe("int8_weight_only"), rotation=256, rotate_weight_only=True, smoothing=0)
+    rules = (Rule(r".*attn\.\w+|.*mlp\.fc\d", activations="none", rotated=True),)
+    recipe = Recipe(activations="none", rotation=256, rules=rules)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
     model, plain = make_tiny(), make_tiny()
     quantize(model, recipe, "native")
-    assert Recipe.from_dict(recipe.to_dict()) == recipe
-    for name, layer in model.named_modules():
-        if isinstance(layer, Int8Linear):
-            weight = plain.get_submodule(name).weight
-            back = layer.codes.double() * layer.weight_scale
-            back = by_definition(back, layer.rotation) if layer.rotation else back
-            assert relative_error(back, weight.double()) < 0.01, name
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    assert len(layers) >= 16
+    for name, layer in layers.items():
+        weight = plain.get_submodule(name).weight
+        back = layer.codes.double() * layer.weight_scale
+        back = by_definition(back, layer.rotation) if layer.rotation else back
+        assert relative_error(back, weight.double()) < 0.01, name
     assert relative_error(model(tiny_images).depth, plain(tiny_images).depth) < 0.02
 
 
@@ -229,7 +231,8 @@ def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
     model.save_pretrained(tmp_path / "rotated")
     config = json.loads((tmp_path / "rotated" / "config.json").read_text())
     recipe = config["quantization_config"]["recipe"]
-    assert (recipe["rotation"], recipe["rotate_weight_only"]) == (256, True)
+    assert recipe["rotation"] == 256
+    assert [rule["match"].startswith("camera_head") for rule in recipe["rules"] if "rotated" in rule] == [True]
     again = VGGTInt8.from_pretrained(tmp_path / "rotated")
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -243,7 +246,9 @@ def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
 def test_what_is_not_rotated_is_stored_as_before(int8_checkpoint: Path) -> None:
     """Versions that know no rotation refuse the word, and go on to read checkpoints without it."""
     config = json.loads((int8_checkpoint / "config.json").read_text())
-    assert not {"rotation", "rotate_weight_only"} & config["quantization_config"]["recipe"].keys()
+    recipe = config["quantization_config"]["recipe"]
+    assert "rotation" not in recipe
+    assert not any("rotated" in rule for rule in recipe["rules"])
     with pytest.raises(RecipeError, match="unknown"):
         Recipe.from_dict(load_recipe("int8_rotated").to_dict() | {"another": 1})
 

@@ -6,7 +6,7 @@ from vggt_int8.plain_data import shown
 from vggt_int8.recipe.checks import RecipeError
 from vggt_int8.recipe.family import Family, Group, known_words
 from vggt_int8.recipe.recipe import PATTERNS_ALONE, Recipe, Rule
-from vggt_int8.recipe.scheme import CHOICES
+from vggt_int8.recipe.scheme import CHOICES, ROTATED_CHOICE
 
 
 def expand(recipe: Recipe, family: Family, special_tokens: int = 0) -> Recipe:
@@ -95,6 +95,7 @@ def _rule(group: Group, family: Family, choice: str | None, reason: str = "") ->
         activations=activations,
         layers=group.layers,
         reason=reason or group.reason,
+        rotated=choice == ROTATED_CHOICE,
         line=group.line,
         source=family.source,
     )

@@ -23,6 +23,7 @@ from vggt_int8.recipe.scheme import (
     CHOICES,
     KEEP_DTYPES,
     OBSERVERS,
+    ROTATED_CHOICE,
     SPECIAL_TOKENS,
     WEIGHTS,
     Scheme,
@@ -46,6 +47,7 @@ class Rule:
     weights, activations: "" takes the recipe's default.
     layers: how many layers the rule decides on VGGT-1B; checked whenever the model has that shape.
     reason: why, shown by `quantization_report()`.
+    rotated: whether a linear with floating-point activations is rotated, in groups as the recipe says.
     special_tokens: how many tokens at the beginning of each frame have a static scale of their own; see `Scheme`.
     line, source: line in the TOML file, and which file if it is not the recipe's own, for error messages (0: made in
         Python).
@@ -57,6 +59,7 @@ class Rule:
     activations: str = ""
     layers: int | None = None
     reason: str = ""
+    rotated: bool = False
     special_tokens: int = 0
     line: int = field(default=0, compare=False)
     source: str = field(default="", compare=False)
@@ -70,6 +73,12 @@ class Rule:
         one_of("weights", self.weights, ("", *WEIGHTS))
         one_of("activations", self.activations, ("", *ACTIVATIONS))
         integer("special_tokens", self.special_tokens, 0)
+        if type(self.rotated) is not bool or (self.rotated and self.activations != "none"):
+            raise RecipeError(
+                f"rotated is {shown(self.rotated)}; it must be true or false, and true is for activations = 'none', "
+                f"not for {self.activations!r}: others are rotated if the recipe's rotation is not 0",
+                "rotated",
+            )
 
     @property
     def where(self) -> str:
@@ -84,12 +93,12 @@ class Recipe:
 
     weights: "int8", or "keep" to quantize nothing unless a group or rule says so.
     activations, outlier_threshold: the default `Scheme`.
-    rotation: of every layer with INT8 activations; see `Scheme`.
-    rotate_weight_only: whether that is also of linears whose activations stay floats.
+    rotation: of every layer with INT8 activations, and of linears that a group or rule wants rotated; see `Scheme`.
     smoothing: 0, or "weights": factors of channels are folded into neighbouring layers before weights are rounded, by
         the size of weights alone (`vggt_int8.quant.smoothing`).
     keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
-    groups: name of a group or set of the model's family -> "keep", "weight_only", "dynamic" or "static".
+    groups: name of a group or set of the model's family -> "keep", "weight_only", "weight_only_rotated",
+        "dynamic" or "static".
     rules: choices by patterns on names, the first that fits decides.
     include, exclude: names of groups and sets, or regular expressions on module names; also a single string.
     observer, calibration_samples: how static activation scales are found, and from how many images (used with
@@ -106,7 +115,6 @@ class Recipe:
     activations: str = "dynamic"
     outlier_threshold: float = 0.0
     rotation: int = 0
-    rotate_weight_only: bool = False
     smoothing: float | str = 0
     keep: str = "fp16"
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -145,7 +153,8 @@ class Recipe:
         self._validate_groups()
         self._validate_patterns()
         asked = self.activations_asked
-        check_rotations(self.rotation, self.rotate_weight_only, asked)
+        rotated = [f"groups.{word}" for word, choice in self.groups.items() if choice == ROTATED_CHOICE]
+        check_rotations(self.rotation, asked, [*rotated, *(rule.where for rule in self.rules if rule.rotated)])
         if self.smoothing and self.observer == "per_channel" and "static" in asked:
             raise RecipeError("observer = 'per_channel' smooths by itself: leave smoothing out", "smoothing")
         if self.special_tokens != "shared" and "static" not in asked:
@@ -208,12 +217,12 @@ class Recipe:
         """The scheme a rule asks for; None when it keeps the layer."""
         if (rule.weights or self.weights) == "keep":
             return None
-        return self._scheme(rule.activations or self.activations, rule.special_tokens)
+        return self._scheme(rule.activations or self.activations, rule.special_tokens, rule.rotated)
 
-    def _scheme(self, activations: str, special_tokens: int = 0) -> Scheme:
+    def _scheme(self, activations: str, special_tokens: int = 0, rotated: bool = False) -> Scheme:
         if activations == "none":  # whatever other layers do with their inputs
             threshold = self.outlier_threshold if self.activations == "none" else 0.0
-            return Scheme("none", threshold, self.rotation if self.rotate_weight_only else 0)
+            return Scheme("none", threshold, self.rotation if rotated else 0)
         threshold = self.outlier_threshold if activations in ("dynamic", self.activations) else 0.0
         return Scheme(activations, threshold, self.rotation, special_tokens if activations == "static" else 0)
 
@@ -222,14 +231,14 @@ class Recipe:
         data = {"format": self.format, **asdict(self)}
         data["rules"] = [
             {k: v for k, v in rule.items() if v not in ("", None) and k not in ("line", "source")}
-            for rule in (_without_defaults(rule, ("special_tokens",), Rule) for rule in data["rules"])
+            for rule in (_without_defaults(rule, ("rotated", "special_tokens"), Rule) for rule in data["rules"])
         ]
         data |= {name: list(getattr(self, name)) for name in _PATTERNS}
         data["vggt_1b"] = dict(self.vggt_1b)
         if self.format == PATTERNS_ALONE:
             del data["groups"]
         # So that versions which do not know these still read what has none of them.
-        later = ("rotation", "rotate_weight_only", "smoothing", "special_tokens")
+        later = ("rotation", "smoothing", "special_tokens")
         return _without_defaults(data, later, type(self))
 
     @classmethod

@@ -10,7 +10,14 @@ from vggt_int8.recipe.checks import RecipeError, integer, one_of
 WEIGHTS = ("int8", "keep")
 ACTIVATIONS = ("none", "dynamic", "static")
 # What a recipe may choose for a group of layers: floats, or int8 weights with these activations.
-CHOICES = {"keep": "", "weight_only": "none", "dynamic": "dynamic", "static": "static"}
+CHOICES = {
+    "keep": "",
+    "weight_only": "none",
+    "weight_only_rotated": "none",
+    "dynamic": "dynamic",
+    "static": "static",
+}
+ROTATED_CHOICE = "weight_only_rotated"  # of the others, those with INT8 activations are rotated if the recipe rotates
 OBSERVERS = ("minmax", "percentile", "histogram", "mse", "per_channel")
 SPECIAL_TOKENS = ("own", "shared")
 KEEP_DTYPES = ("fp16",)
@@ -96,20 +103,18 @@ def check_smoothing(smoothing: object) -> None:
         raise RecipeError(f"smoothing is {shown(smoothing)}; it must be 0 (off) or 'weights'", "smoothing")
 
 
-def check_rotations(rotation: object, weight_only: object, asked: Collection[str]) -> None:
-    """Raise `RecipeError` unless a recipe's `rotation` and `rotate_weight_only` rotate some of its layers.
+def check_rotations(rotation: object, asked: Collection[str], rotated: Collection[str]) -> None:
+    """Raise `RecipeError` unless a recipe's `rotation` rotates some of its layers, and all that are to be rotated.
 
-    asked: what it says of activations, for all its layers together.
+    asked: what it says of activations, for all its layers together. rotated: its entries that ask for weight-only
+    layers with rotated inputs.
     """
     check_rotation(rotation)
-    key = "rotate_weight_only"
-    if type(weight_only) is not bool:
-        raise RecipeError(f"{key} is {shown(weight_only)}; it must be true or false", key)
-    if weight_only and (not rotation or "none" not in asked):
-        lacks = "no layer is weight-only" if rotation else "rotation is 0: set it, to 256 for example"
-        raise RecipeError(f"{key} has no effect: {lacks}", key)
-    if rotation and not weight_only and not {"dynamic", "static"} & set(asked):
+    if rotated and not rotation:
+        entry = next(iter(rotated))
+        raise RecipeError(f"{entry} asks for rotated inputs, but rotation is 0: set it, to 256 for example", entry)
+    if rotation and not rotated and not {"dynamic", "static"} & set(asked):
         raise RecipeError(
-            f"rotation {rotation} has no effect: no layer has INT8 activations. {key} = true rotates the others",
+            f"rotation {rotation} has no effect: no layer has INT8 activations, and no group is {ROTATED_CHOICE!r}",
             "rotation",
         )
