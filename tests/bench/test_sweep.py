@@ -43,6 +43,21 @@ def test_rows_are_complete(sweep_rows: Rows) -> None:
         assert row["mode"].startswith("fused") == row["variant"].endswith(":native")
 
 
+def test_static_scales_are_found_before_anything_is_timed(sweep_rows: Rows) -> None:
+    (row,) = [row for row in sweep_rows("int8_static_rotated:native", seconds=0.01) if row["frames"] == 2]
+    assert row["status"] == "ok", row["reason"]
+    assert row["mode"].startswith("fused")
+    assert 0 < max(error["relative"] for error in row["errors"].values()) < 0.2
+
+
+def test_calibration_images_are_others_than_those_that_are_measured(tiny_source: Source) -> None:
+    for source in (tiny_source, load_source("embedded", torch.device("cpu"))):
+        scenes, size = source.calibration(6), (source.config.img_size,) * 2
+        assert [scene.shape for scene in scenes] == [(4, 3, *size), (2, 3, *size)]
+        assert all(torch.equal(a, b) for a, b in zip(scenes, source.calibration(6), strict=True))
+        assert not torch.equal(scenes[0], source.images(4, size, torch.device("cpu")))
+
+
 def test_weights_are_those_of_the_dtype(sweep_rows: Rows) -> None:
     size = {row["variant"]: row["weights_gib"] for row in sweep_rows("fp32", "bf16", "torchao", "int8_dynamic:native")}
     assert size["bf16"] == size["fp32"] / 2

@@ -24,6 +24,7 @@ from vggt_int8.runtime.memory import PLANS, SMALLEST
 pytestmark = pytest.mark.gpu
 GIB = 2**30
 SIZE = (392, 518)
+STATIC = ("int8_static", "int8_static_rotated")
 FIELDS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 
 
@@ -48,7 +49,8 @@ def build(weights: dict[str, Tensor], recipe: str, backend: str) -> VGGTInt8:
     model = model.eval().requires_grad_(False)
     for child in model.children():
         child.half()
-    quantize(model.cuda(), recipe, backend)
+    scenes = [images_of(8, (140, 294), seed=100 + i) for i in range(4)] if "static" in recipe else None
+    quantize(model.cuda(), recipe, backend, calibration=scenes)
     release()
     return model
 
@@ -76,7 +78,7 @@ def images_of(frames: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tenso
     return torch.rand(frames, 3, *size, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
-@pytest.mark.parametrize("recipe", ["fp16", "int8_weight_only", "int8_dynamic", "int8_rotated"])
+@pytest.mark.parametrize("recipe", ["fp16", "int8_weight_only", "int8_dynamic", "int8_rotated", *STATIC])
 def test_the_fused_network_loses_no_more_than_the_plain_one(weights: dict[str, Tensor], recipe: str) -> None:
     """Against the same quantized tensors computed in fp32 by the definition, over several inputs of each shape.
 
@@ -99,6 +101,20 @@ def test_the_fused_network_loses_no_more_than_the_plain_one(weights: dict[str, T
             if not error < limit:
                 worse.append(f"{frames} frames of {size}, {name}: {error:.2e}, not below {limit:.2e}")
     assert not worse, "\n".join(worse)
+
+
+def test_a_graph_reads_the_static_scales_that_layers_hold(weights: dict[str, Tensor]) -> None:
+    model, images = build(weights, "int8_static", "native"), images_of(2)
+    modes = [(model(images), model.runtime_report().mode)[1] for _ in range(3)]
+    assert modes == ["fused", "fused, CUDA graph", "fused, CUDA graph"]
+    before = model(images).depth
+    for block in model.aggregator.frame_blocks:
+        block.attn.proj.input_scale.mul_(4)
+    replayed = model(images).depth
+    assert model.runtime_report().mode == "fused, CUDA graph"
+    assert not torch.equal(replayed, before)
+    model.set_runtime("off")
+    assert relative_error(replayed, model(images).depth) < 0.5 * relative_error(before, model(images).depth)
 
 
 def test_it_runs_by_itself_when_native(int8: VGGTInt8) -> None:

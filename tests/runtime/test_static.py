@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.codes import apart_by_codes
 from tests.runtime.test_network import FP32, errors, images_of
-from vggt_int8 import VGGTInt8
+from vggt_int8 import VGGTInt8, quantize
 from vggt_int8.model.call import Call
 from vggt_int8.model.layers import Block
 from vggt_int8.quant import Int8Linear
@@ -55,6 +55,19 @@ def test_the_fused_network_is_the_network(
     limits = apart_by_codes(*plain, [images_of(*sizes, seed) for seed in range(2)])
     images = images_of(*sizes)
     found = errors(dict(Runtime(model)(images, heads=HEADS).items()), plain[1](images))
+    assert all(found[name] < FP32 + limits[name] for name in found), (found, limits)
+
+
+@pytest.mark.parametrize("recipe", ["int8_static", "int8_static_rotated"])
+def test_the_recipes_run_fused_unasked(make_tiny: Callable[[], VGGTInt8], recipe: str) -> None:
+    model, exact = make_tiny(), make_tiny().requires_grad_(False)
+    quantize(model, recipe, "native", calibration=[images_of(1, 16)[0], images_of(1, 16, seed=1)[0]])
+    images = images_of(2, 3, seed=2)
+    got = dict(model(images, heads=HEADS).items())
+    assert (model.runtime_report().mode, model.runtime_report().reason) == ("fused", "on the CPU")
+    model.set_runtime("off")
+    plain = [lambda x, m=m: dict(m(x, heads=HEADS).items()) for m in (exact, model)]
+    limits, found = apart_by_codes(*plain, [images]), errors(got, plain[1](images))
     assert all(found[name] < FP32 + limits[name] for name in found), (found, limits)
 
 

@@ -38,6 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 LOGIT_SPREAD = 0.5  # standard deviation of what goes into the exponentials of depth, points and confidences
 FIELD_OF_VIEW = 1.0  # radians, about 60 degrees
+SCENE = 4  # images of a scene that static scales are found on
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,18 @@ class Source:
         if not self.is_random:
             return render_scenes(scene_seeds("demo", [0]), frames, size, device=device, supersample=1).images[0]
         return torch.rand(frames, 3, *size, generator=torch.Generator().manual_seed(frames)).to(device)
+
+    def calibration(self, images: int) -> list[Tensor]:
+        """Scenes [S, 3, H, W] of so many images together, for recipes with static scales; none that is measured. Of the
+        size that the network was made for, since ranges of activations depend on no other.
+        """
+        scenes, size = -(-images // SCENE), (self.config.img_size, self.config.img_size)
+        if self.is_random:
+            generator = torch.Generator().manual_seed(1 << 40)
+            found = torch.rand(scenes, SCENE, 3, *size, generator=generator)
+        else:
+            found = render_scenes(scene_seeds("calibration", range(scenes)), SCENE, size, supersample=1).images
+        return [scene[: images - i * SCENE] for i, scene in enumerate(found)]
 
 
 def describe_source(name: str) -> str:

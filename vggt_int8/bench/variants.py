@@ -104,7 +104,8 @@ def _quantized(recipe: str, backend: str) -> Build:
             raise BackendError(f"recipe {recipe!r} quantizes nothing, so there is nothing for {backend!r} to run")
         if not has_int8 and not on_cuda:
             raise BackendError(f"recipe {recipe!r} on a CPU is the plain network in fp32: see variant fp32")
-        quantize(model, recipe, backend if has_int8 else "auto")
+        scenes = source.calibration(loaded.calibration_samples) if loaded.needs_calibration else None
+        quantize(model, recipe, backend if has_int8 else "auto", calibration=scenes)
         if backend == "native":
             model.set_runtime("on")
         return Network(
