@@ -27,8 +27,11 @@ import triton
 from vggt_int8.files import append_json_line
 from vggt_int8.kernels.cuda import (
     tiles,
+    triton_attention,
+    triton_gemm,
     triton_norm,
     triton_predict,
+    triton_product,
     triton_resize,
     triton_rope,
     triton_weight_only,
@@ -36,6 +39,7 @@ from vggt_int8.kernels.cuda import (
 )
 from vggt_int8.kernels.cuda.launch import compiling
 from vggt_int8.kernels.cuda.tiles import Size, Tile
+from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.machine import processors
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -111,6 +115,37 @@ def row_passes(log: Log, copy: float) -> None:
             rate = m * bytes_per_row * 1e-6 / ms
             log.write(kind="row pass", name=name, m=m, ms=ms, gb_s=rate, copy_gb_s=copy)
             print(f"{name:28s}{m:8d}{ms * 1e3:9.1f}{rate:8.0f}{rate / copy:9.0%}", flush=True)
+
+
+def results_to_codes(log: Log) -> None:
+    """What makes a linear's input of VGGT-1B, to codes: dynamic scales in two kernels, static ones in one, for every
+    token of a frame. Microseconds, and the plain result in fp16.
+    """
+    print(f"\n{'results to codes':28s}{'M':>8s}{'fp16':>9s}{'dynamic':>9s}{'static':>9s} us")
+    scale = torch.linspace(0.01, 0.02, 1041, device="cuda")
+    for frames in (1, 10, 32):
+        data = tune.operands(tune.LINEARS[2], frames * 1041)
+        ways: dict[str, list[list[Any]]] = {}
+        for name, rotation in (("fc1, GELU", 0), ("fc1, GELU, rotated", 256)):
+            floats = Epilogue(data.bias, torch.float16, gelu=True)
+            codes, dynamic = triton_product.int8_gemm_quantize, floats._replace(rotation=rotation)
+            makers = (triton_gemm.int8_gemm, floats), (codes, dynamic), (codes, dynamic._replace(out_scale=scale))
+            ways[name] = [
+                [partial(make, data.x, data.x_scale, w, data.weight_scale, end) for w in data.weights]
+                for make, end in makers
+            ]
+        qkv = torch.randn(frames, 1041, 3, HEADS, C // HEADS, device="cuda", dtype=torch.float16)
+        heads = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attend = partial(triton_attention.float_attention, *heads)
+        ways["attention in frames"] = [
+            [attend],
+            [lambda attend=attend: triton_norm.quantize_rows(attend().flatten(0, 1))],
+            [partial(triton_attention.float_attention_quantize, *heads, scale)],
+        ]
+        for name, calls in ways.items():
+            us = [tune.time_in_graph(way) * 1e3 for way in calls]
+            log.write(kind="to codes", name=name, m=frames * 1041, fp16_us=us[0], dynamic_us=us[1], static_us=us[2])
+            print(f"{name:28s}{frames * 1041:8d}" + "".join(f"{value:9.1f}" for value in us), flush=True)
 
 
 def dense_passes(log: Log, copy: float) -> None:
@@ -267,6 +302,7 @@ def main() -> None:
     copy, _ = ceilings(log)
     if green:
         row_passes(log, copy)
+        results_to_codes(log)
         dense_passes(log, copy)
         weight_only(log, copy)
     else:

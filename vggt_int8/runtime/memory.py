@@ -7,6 +7,7 @@ tokens a frame; all other sizes by `Shape.peak_bytes`):
       with INT8 scores  codes of q and k 1 KB each, 16 scales of 4 bytes                    12 KB
     kept tokens         4 layers of two halves of 2 KB; the last is x while it is made      12 -> 16 KB
     MLP                 x 2 KB; per row of a part: hidden 8, its codes 4, x's codes 1       2 KB + 13 KB a row
+      static scales     no hidden floats; counted as if there were                          2 KB + 5 KB a row
     dense head          per frame at work, at full size: 128 channels before the resize (17 MB) and after it (52 MB),
                         32 channels (13 MB); outputs are made in their place                82 MB
     outputs             6 floats a pixel                                                    4.9 MB a frame
