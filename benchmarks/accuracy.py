@@ -1,0 +1,293 @@
+"""The table of accuracy: recipes on a plain model and on harder variants of it, against fp32 of the same variant.
+
+    python -m benchmarks.accuracy -o FOLDER                        # the shipped numbers: 128 scenes x 8 views
+    python -m benchmarks.accuracy -o FOLDER --scenes 8 --recipes int8_dynamic int8_rotated     # a try, in minutes
+    python -m benchmarks.accuracy -o FOLDER --write README.md      # and put the table between its markers there
+
+Variants: `benchmarks.accuracy_models`. Rows: shipped recipes or .toml files, calibrated where they need it on scenes
+that no row is scored on (split "calibration"), and with --checkpoint LABEL:KIND=FOLDER what was made elsewhere, as by
+`vggt-int8 qat`. Columns, limits and what counts as missed: `benchmarks.accuracy_table`. Scores, intervals and the proof
+that quantizers are active are those of `vggt-int8 eval` (`vggt_int8.scorecard`), of which this is the loop over
+variants. The model with real weights is judged by `vggt-int8 eval facebook/VGGT-1B -r RECIPE ... --data FOLDER`.
+
+FOLDER keeps scenes, variants, predictions in fp32 and a file for each finished row, so a run that was stopped goes on,
+and new recipes add rows. Another model, size, number of scenes or of views wants another folder. Rows are shared out to
+processes (--processes), which on a GPU take turns.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.accuracy_models import check_kind, folder_of, save_kinds
+from benchmarks.accuracy_table import RECIPES, markdown
+from vggt_int8 import VGGTInt8, load_recipe
+from vggt_int8.bench.table import update_readme
+from vggt_int8.embedded import resolve_source
+from vggt_int8.export.repeat import identify_model
+from vggt_int8.export.report import describe_machine, installed_versions
+from vggt_int8.files import write_json
+from vggt_int8.plain_data import finite
+from vggt_int8.pretrained.source import load_config
+from vggt_int8.scorecard.cache import Predictions
+from vggt_int8.scorecard.data import RenderedScenes
+from vggt_int8.scorecard.rows import describe, export, predict
+from vggt_int8.scorecard.scores import Protocol
+from vggt_int8.scorecard.summary import summarize
+
+KINDS = ["plain", "channels:0", "channels:7", "channels:11", "tokens:0"]
+FP32, OUTPUTS = "fp32", ("pose_enc", "depth")
+KEPT = ("auc_30", "auc_5", "auc_3", "abs_rel")  # metrics of which a row keeps each scene's value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a row beside its variant and recipe. size: (H, W) of images."""
+
+    out: Path
+    size: tuple[int, int]
+    scenes: int
+    views: int
+    pixel_aspect: tuple[float, float]
+    calibration: int
+    device: str
+    backend: str
+
+    def rendered(self, split: str, scenes: int) -> RenderedScenes:
+        folder = self.out / "scenes"
+        return RenderedScenes(
+            scenes, self.views, self.size, split, self.device, pixel_aspect=self.pixel_aspect, folder=folder
+        )
+
+    def identity(self) -> dict[str, Any]:
+        data = self.rendered("held_out", self.scenes).identity()
+        return {"data": data, "scenes": self.scenes, "device": torch.device(self.device).type, "format_version": 1}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row: a recipe (a shipped name or a .toml file), a finished checkpoint, or fp32, on one kind of model."""
+
+    kind: str
+    label: str
+    checkpoint: str | None = None
+
+
+def main(command_line: list[str] | None = None) -> None:
+    arguments = parse(command_line)
+    start = time.perf_counter()
+    out = arguments.out
+    config = load_config(resolve_source(arguments.model), {})
+    size = tuple(arguments.size or (config.img_size, config.img_size))
+    settings = Settings(
+        out, (size[0], size[1]), arguments.scenes, arguments.views, tuple(arguments.pixel_aspect),
+        arguments.calibration_scenes, arguments.device, arguments.backend,
+    )  # fmt: skip
+    check_folder(settings, arguments.model)
+    save_kinds(arguments.model, arguments.kinds, out, settings.size)
+    first = [Job(kind, FP32) for kind in arguments.kinds]
+    rest = [Job(kind, recipe) for recipe in arguments.recipes for kind in arguments.kinds]
+    rest += [job for job in arguments.checkpoints if job.kind in arguments.kinds]
+    with workers(arguments.processes) as pool:
+        run(pool, settings, first)
+        run(pool, settings, rest)
+    rows = [json.loads(row_file(settings, job).read_text(encoding="utf-8")) for job in (*first, *rest)]
+    document = {
+        "format_version": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command_line": shown_command(command_line or sys.argv[1:]),
+        "machine": describe_machine(torch.device(settings.device)),
+        "versions": installed_versions(),
+        "settings": {**settings.identity(), "backend": settings.backend, "calibration_scenes": settings.calibration},
+        "seconds": time.perf_counter() - start,
+        "rows": rows,
+    }
+    write_json(out / "accuracy.json", finite(document))
+    print(markdown(document))
+    for path in arguments.write:
+        update_readme(path, markdown(document, chinese=path.name.endswith("zh-CN.md")), "accuracy")
+
+
+def shown_command(words: list[str]) -> str:
+    """As a reader would call it: a folder is named, wherever it lay."""
+    short = [Path(word).name if Path(word).is_absolute() else word for word in words]
+    return " ".join(["python -m benchmarks.accuracy", *short])
+
+
+def parse(command_line: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    mini = Path(__file__).parent.parent / "vggt_int8" / "assets" / "mini"
+    parser.add_argument("--out", "-o", type=Path, required=True, help="folder, see above")
+    parser.add_argument("--model", default=str(mini), help="folder of a floating-point model")
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="rows beside fp32")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, help="plain, channels:SEED, tokens:SEED")
+    parser.add_argument(
+        "--checkpoints", nargs="*", default=[], metavar="LABEL:KIND=FOLDER", help="finished INT8 models"
+    )
+    parser.add_argument("--backend", default="auto", help="what runs INT8 layers: reference, native, auto, ...")
+    parser.add_argument("--scenes", type=int, default=128)
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels; else the model's square")
+    parser.add_argument("--pixel-aspect", type=float, nargs=2, default=(1.0, 1.0), metavar=("LOW", "HIGH"))
+    parser.add_argument("--calibration-scenes", type=int, default=16)
+    parser.add_argument("--processes", type=int, default=8 if default == "cuda" else 2)
+    parser.add_argument("--device", default=default)
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="documents that get the table")
+    arguments = parser.parse_args(command_line)
+    for name in ("scenes", "views", "calibration_scenes", "processes"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: at least 1 is needed")
+    try:
+        for kind in arguments.kinds:
+            check_kind(kind)
+        arguments.checkpoints = [_checkpoint(text) for text in arguments.checkpoints]
+        for recipe in arguments.recipes:
+            load_recipe(recipe)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def _checkpoint(text: str) -> Job:
+    name, found, folder = text.partition("=")
+    label, colon, kind = name.partition(":")
+    if not (found and colon and label and folder):
+        raise ValueError(f"--checkpoints {text!r} is not of the form LABEL:KIND=FOLDER, as int8_qat:tokens:0=qat")
+    check_kind(kind)
+    return Job(kind, label, folder)
+
+
+def check_folder(settings: Settings, model: str) -> None:
+    """Write what the folder is of. Raises ValueError, naming the way out, if it is of something else."""
+    path = settings.out / "settings.json"
+    wanted = {"model": identify_model(model)["value"], **settings.identity()}
+    if not path.is_file():
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if wrong := [key for key in wanted if found.get(key) != wanted[key]]:
+        raise ValueError(
+            f"{settings.out} holds rows of another {wrong[0]} ({found.get(wrong[0])}, asked for is "
+            f"{wanted[wrong[0]]}): choose another --out"
+        )
+
+
+def workers(processes: int) -> ProcessPoolExecutor:
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return ProcessPoolExecutor(processes, get_context("spawn"), _begin, (threads,))
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    disable_progress_bar()  # of loading, which all processes would draw at once
+
+
+def run(pool: ProcessPoolExecutor, settings: Settings, jobs: list[Job]) -> None:
+    """Rows that are not there yet, each said as it is done."""
+    waiting = {pool.submit(make_row, settings, job): job for job in jobs if not is_done(settings, job)}
+    for number, future in enumerate(as_completed(waiting), 1):
+        job = waiting[future]
+        try:
+            seconds = future.result()
+        except Exception as error:
+            error.add_note(f"in the row {job.label} on {job.kind}; finished rows are kept in {settings.out}")
+            raise
+        print(f"{number}/{len(waiting)} {job.label} on {job.kind}: {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def row_file(settings: Settings, job: Job) -> Path:
+    name = job.label if job.checkpoint or not job.label.endswith(".toml") else Path(job.label).stem
+    return settings.out / "rows" / job.kind.replace(":", "_") / f"{name}.json"
+
+
+def is_done(settings: Settings, job: Job) -> bool:
+    """A row whose recipe, checkpoint or backend has changed since is made anew."""
+    path = row_file(settings, job)
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["of"] == what_decides(settings, job)
+
+
+def what_decides(settings: Settings, job: Job) -> dict[str, Any]:
+    if job.label == FP32:
+        return {"recipe": None}
+    if job.checkpoint is not None:
+        return {"checkpoint": identify_model(job.checkpoint)["value"], "backend": settings.backend}
+    recipe = load_recipe(job.label)
+    of = {"recipe": json.loads(json.dumps(recipe.to_dict())), "backend": settings.backend}
+    return {**of, "calibration_scenes": settings.calibration} if recipe.needs_calibration else of
+
+
+@cache
+def scenes_of(settings: Settings, split: str, scenes: int) -> RenderedScenes:
+    """Read once a process, for all of its rows."""
+    return settings.rendered(split, scenes)
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A row of `summarize` whose outputs are made as it asks for them, and are not kept."""
+
+    label: str
+    model: VGGTInt8
+    data: RenderedScenes
+    identity: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        return describe(self.model, None, self.data)
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        return predict(self.model, self.data.scene(index), OUTPUTS)
+
+
+def make_row(settings: Settings, job: Job) -> float:
+    """Write one row; how many seconds it took."""
+    start = time.perf_counter()
+    data = scenes_of(settings, "held_out", settings.scenes)
+    plain = Predictions(settings.out / "predictions" / job.kind.replace(":", "_"), FP32, settings.identity())
+    model = load(settings, job)
+    if job.label == FP32:
+        plain.check()
+        export(model, plain, data, outputs=OUTPUTS)
+        plain.write_facts(describe(model, None, data))
+        (entry,) = summarize([plain], data, Protocol(points=0))
+    else:
+        entry = summarize([plain, _Computed(job.label, model, data, {})], data, Protocol(points=0))[1]
+    entry["scenes"] = {name: entry["scenes"][name] for name in KEPT}
+    del entry["identity"], entry["sqnr_db"]
+    seconds = time.perf_counter() - start
+    path = row_file(settings, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = {"kind": job.kind, "label": path.stem, "dtype": str(model.dtype).removeprefix("torch."), "seconds": seconds}
+    write_json(path, finite({**entry, **own, "of": what_decides(settings, job)}))
+    return seconds
+
+
+def load(settings: Settings, job: Job) -> VGGTInt8:
+    options: dict[str, Any] = {"device_map": settings.device}
+    if job.label == FP32:
+        options["dtype"] = torch.float32
+    else:
+        options["backend"] = settings.backend
+        if job.checkpoint is None:
+            options["recipe"] = recipe = load_recipe(job.label)
+            if recipe.needs_calibration:
+                calibration = scenes_of(settings, "calibration", settings.calibration)
+                options |= {"calibration": [scene.images for scene in calibration], "on_call": lambda *_: None}
+    return VGGTInt8.from_pretrained(job.checkpoint or folder_of(job.kind, settings.out), **options).eval()
+
+
+if __name__ == "__main__":
+    main()
