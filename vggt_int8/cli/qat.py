@@ -24,7 +24,15 @@ def qat(
     recipe: Annotated[
         str,
         typer.Option("--recipe", "-r", help="A shipped recipe's name or a .toml file.", **options.recipe_option()),
-    ] = "int8_rotated",
+    ] = "int8_static_rotated",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            help="Images for static scales: file, folder or pattern, also several times; by default of the data.",
+            show_default=False,
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="TOML file of the run.", show_default=False, **options.file_option()),
@@ -57,6 +65,7 @@ def qat(
         data,
         out,
         recipe,
+        calibration=calibration or None,
         config=None if config is None else config.expanduser(),
         total_steps=total_steps,
         max_minutes=max_minutes,

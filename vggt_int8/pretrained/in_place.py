@@ -19,8 +19,9 @@ from vggt_int8.pretrained.quantizer import (
     check_parameters,
     round_kept_parameters,
 )
-from vggt_int8.quant.plan import recipe_for
+from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import HOW_TO_CALIBRATE, apply_plan, plan_folds, plan_module
+from vggt_int8.quant.smoothing import Folds
 from vggt_int8.recipe import Recipe, RecipeError, load_recipe
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -61,16 +62,42 @@ def quantize(
     check_calibration(recipe, calibration)
     plan = plan_module(model, recipe, backend)
     recipe = recipe_for(model, recipe)
-    folds = plan_folds(model, plan, recipe)
     if isinstance(model, VGGT):
         check_parameters(model, plan)
-    found: Calibration | None = None
-    if calibration is not None:
-        inputs = inputs_for(model, calibration, recipe.calibration_samples, calibration_seed)
-        with progress_of(on_call) as shown:
-            if recipe.observer == "per_channel":
-                folds = channel_folds(model, plan, recipe, inputs, shown)
-            found = calibrate(model, plan, recipe, inputs, folds=folds, seed=calibration_seed, on_call=shown)
+    folds, found = measured(model, plan, recipe, calibration, calibration_seed, on_call)
+    install(model, plan, recipe, backend, folds, found)
+    return model
+
+
+def measured(
+    model: nn.Module,
+    plan: dict[str, LayerPlan],
+    recipe: Recipe,
+    calibration: Any = None,
+    seed: int = 0,
+    on_call: Callable[[int, int], None] | None = None,
+) -> tuple[Folds, Calibration | None]:
+    """What a recipe asks to be folded into layers, and the static scales of what is then folded; arguments as of
+    `quantize`. The model is not changed."""
+    folds = plan_folds(model, plan, recipe)
+    if calibration is None:
+        return folds, None
+    inputs = inputs_for(model, calibration, recipe.calibration_samples, seed)
+    with progress_of(on_call) as shown:
+        if recipe.observer == "per_channel":
+            folds = channel_folds(model, plan, recipe, inputs, shown)
+        return folds, calibrate(model, plan, recipe, inputs, folds=folds, seed=seed, on_call=shown)
+
+
+def install(
+    model: nn.Module,
+    plan: dict[str, LayerPlan],
+    recipe: Recipe,
+    backend: str,
+    folds: Folds,
+    found: Calibration | None,
+) -> None:
+    """Make a model INT8 in place by what was measured; a `VGGT` can be saved afterwards. Signals wait until it is."""
     with uninterrupted():
         apply_plan(model, plan, recipe, backend, folds, {} if found is None else found.scales)
         model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
@@ -83,7 +110,6 @@ def quantize(
             model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
             model.register_load_state_dict_pre_hook(check_incoming_values)
             model.requires_grad_(False)
-    return model
 
 
 def check_calibration(recipe: Recipe | None, calibration: Any) -> None:

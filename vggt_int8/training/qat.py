@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
+from vggt_int8.calibration import Calibration
 from vggt_int8.files import write_whole
+from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.model import VGGT
 from vggt_int8.pretrained import VGGTInt8
-from vggt_int8.pretrained.in_place import quantize
+from vggt_int8.pretrained.in_place import check_calibration, install, measured
 from vggt_int8.pretrained.upload import card_of
 from vggt_int8.quant.fake import fake_quantize, restore
-from vggt_int8.quant.plan import make_plan, recipe_for
+from vggt_int8.quant.plan import LayerPlan, make_plan, recipe_for
+from vggt_int8.quant.quantize import plan_module
+from vggt_int8.quant.smoothing import fold_
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.training.distiller import Distiller
 from vggt_int8.training.log import check_run_folder
@@ -55,6 +60,7 @@ def train_qat(
     out: Path,
     recipe: str | Path | Recipe,
     *,
+    calibration: Any = None,
     config: Path | None = None,
     total_steps: int | None = None,
     max_minutes: float | None = None,
@@ -65,8 +71,9 @@ def train_qat(
     """Train `model` under the rounding of `recipe` until it follows itself in floats; write it to `out` as INT8.
 
     model: as `VGGTInt8.from_pretrained` takes it, in floating point. data: "synthetic" for rendered scenes, or folders
-    of images (`views.find_scenes`). config: a TOML file (`qat_config`). total_steps: instead of the file's.
-    max_minutes: wall clock of this call. on_image: called with (images done, all images) while folders are read.
+    of images (`views.find_scenes`). calibration: as `vggt_int8.quantize` takes it, for static scales; by default from
+    the data. config: a TOML file (`qat_config`). total_steps: instead of the file's. max_minutes: wall clock of this
+    call. on_image: called with (images done, all images) while folders are read.
 
     What is written is the best that validation has seen, the model without training among them. Returns None on every
     process but the main one. Raises ValueError if the model is INT8, the data have no two views of a scene, or a run in
@@ -75,6 +82,8 @@ def train_qat(
     """
     check_out(out)
     recipe, table = load_recipe(recipe), read_table(config)
+    if calibration is not None:
+        check_calibration(recipe, calibration)
     scenes = None if is_synthetic(data) else find_scenes(data)
     teacher = plain_network(model)
     settings = settings_for(table, teacher.config, config)
@@ -83,8 +92,9 @@ def train_qat(
     source = Rendered() if scenes is None else Album.read(scenes, teacher.config, on_image)
     recipe = recipe_for(teacher, recipe)
     plan = make_plan(teacher, recipe)
-    student = copy_of(teacher, VGGT)
-    fake_quantize(student, plan)
+    if calibration is None and recipe.needs_calibration:
+        calibration = source.calibration(settings, recipe.calibration_samples)
+    student, found = prepare_student(teacher, plan, recipe, calibration)
     origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "data": source.facts()}
     distiller = Distiller(settings, out / RUN, student, teacher, source, origin, quiet=quiet)
     reason = distiller.train(RunLimits(max_minutes, save_minutes=save_minutes))
@@ -95,9 +105,24 @@ def train_qat(
     best = distiller.restore_best()
     student = distiller.network.cpu()
     end = QatEnd(step, settings.optimizer.total_steps, reason, best["step"], best["loss"], best["start_loss"])
-    write_int8(student, recipe, out, training_facts(settings, source, end))
+    write_int8(student, recipe, out, training_facts(settings, source, end), found)
     accelerator.end_training()
     return end
+
+
+def prepare_student(
+    teacher: VGGT, plan: dict[str, LayerPlan], recipe: Recipe, calibration: Any
+) -> tuple[VGGT, Calibration | None]:
+    """A copy of the teacher with fake layers, and the calibration of its static scales.
+
+    What the recipe folds into layers is folded before, which changes nothing in floats: its factors are trained with
+    the weights.
+    """
+    student = copy_of(teacher, VGGT).to(Accelerator().device)
+    folds, found = measured(student, plan, recipe, calibration)
+    fold_(student, folds)
+    fake_quantize(student, plan, {} if found is None else found.scales)
+    return student, found
 
 
 def plain_network(model: str) -> VGGT:
@@ -154,11 +179,17 @@ def training_facts(config: QatConfig, source: Source, end: QatEnd) -> dict[str, 
     }
 
 
-def write_int8(student: VGGT, recipe: Recipe, out: Path, facts: dict[str, Any]) -> None:
-    """A network with fake layers as an INT8 checkpoint with a model card. The network becomes a plain one."""
-    restore(student)
+def write_int8(student: VGGT, recipe: Recipe, out: Path, facts: dict[str, Any], found: Calibration | None) -> None:
+    """A network with fake layers as an INT8 checkpoint with a model card. The network becomes a plain one.
+
+    found: its calibration, whose ranges are told as training has left them.
+    """
+    scales = restore(student)
+    if found is not None:
+        ranges = {name: (CODE_MAX * scale).tolist() for name, scale in scales.items()}
+        found = Calibration(scales, {**found.facts, "ranges": ranges})
     model = copy_of(student, VGGTInt8).eval()
-    quantize(model, recipe)
+    install(model, plan_module(model, recipe), recipe, "auto", {}, found)
     model.config.quantization_config.training = facts
     model.save_pretrained(out)
     write_whole(out / "README.md", card_of(model, out, str(out)))
