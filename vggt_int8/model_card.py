@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from vggt_int8.embedded import EMBEDDED
+from vggt_int8.plain_data import flat
 
 VGGT_1B = "facebook/VGGT-1B"
 METRICS = {
@@ -131,19 +132,11 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
 
 def _training(facts: Mapping[str, Any]) -> str:
     """What `training.qat` writes of itself."""
-    rows = [f"| {key.replace('_', ' ')} | `{value}` |" for key, value in _flat(facts) if value is not None]
+    rows = [f"| {key.replace('_', ' ')} | `{value}` |" for key, value in flat(facts) if value is not None]
     return (
         "Trained under the rounding of INT8 to follow its own outputs in floating point, on images without labels. The "
         "losses are those of the validation, before and after.\n\n" + "\n".join(["| | |", "|---|---|", *rows])
     )
-
-
-def _flat(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Tables within are written out: "data kind", "data images"."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in facts.items():
-        rows += [(f"{key} {k}", v) for k, v in value.items()] if isinstance(value, Mapping) else [(key, value)]
-    return rows
 
 
 def _difference_table(differences: Mapping[str, Any]) -> str:

@@ -70,3 +70,11 @@ def _inside(value: Any) -> list[Any]:
     """The lists and tables in a list or table."""
     entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return [entry for entry in entries if isinstance(entry, Mapping | list | tuple)]
+
+
+def flat(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Keys and values for people; those of a table within are written out: "data kind", "data images"."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        rows += [(f"{key} {k}", v) for k, v in value.items()] if isinstance(value, Mapping) else [(key, value)]
+    return rows

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.utils import logging
 
 from tests.calibrated import calibration_for
 from tests.codes import FACTOR
@@ -18,6 +19,7 @@ from vggt_int8 import VGGT, BackendError, CheckpointError, Recipe, RecipeError, 
 from vggt_int8.calibration import CalibrationError
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels.reference import rotate
+from vggt_int8.pretrained.in_place import progress_of
 from vggt_int8.pretrained.quantizer import VGGTInt8QuantizationConfig
 from vggt_int8.quant import Int8Linear, quantize_module
 from vggt_int8.recipe import Scheme
@@ -292,3 +294,13 @@ def test_any_module(static_recipe: Recipe) -> None:
 def test_the_recipes_of_tests_are_calibrated(scenes: Tensor) -> None:
     assert calibration_for("int8_static", scenes) == {"calibration": scenes}
     assert calibration_for("int8_dynamic", scenes) == calibration_for(None, scenes) == {}
+
+
+def test_progress_that_is_off_stops_nothing() -> None:
+    logging.disable_progress_bar()
+    try:
+        with progress_of(None) as shown:
+            shown(1, 2)
+            shown(2, 2)
+    finally:
+        logging.enable_progress_bar()

@@ -43,9 +43,24 @@ def test_a_run_is_a_document_and_a_checkpoint(
     assert (found["command"], found["step"], found["total_steps"]) == ("qat", 1, 1)
     assert found["best_loss"] <= found["start_loss"]
     assert VGGTInt8.from_pretrained(found["out"]).quantization_plan
+    inspected = json.loads(cli("inspect", out, "--json"))["training"]
+    assert (inspected["data"]["images"], inspected["steps"]) == (2, 1)
+    assert "trained for INT8: data images 2, data kind images" in cli("inspect", out)
     said = cli(*arguments, "--quiet")
     assert "stopped at step 2: all steps are done" in said
     assert str(out) in said
+
+
+def test_static_scales_are_calibrated_on_what_is_said(
+    cli, tiny: Path, photos: list[Path], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("qat", tiny, photos[0].parent, "-o", out, "--config", config, "--total-steps", "1", "--json")
+    assert json.loads(cli(*arguments, "--calibration", photos[0]))["recipe"] == "int8_static_rotated"
+    found = json.loads(cli("inspect", out, "--json"))
+    assert found["calibration"]["images"] == 1
+    assert found["training"]["scales"] == "learned"
+    assert "no static scales" in cli(*arguments, "--calibration", photos[0], "--recipe", "int8_rotated", code=2)
 
 
 def fails(*_: Any, **__: Any) -> None:

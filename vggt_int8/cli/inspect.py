@@ -19,6 +19,7 @@ from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Model
 from vggt_int8.cli.quantize import summary
 from vggt_int8.listing import first_few
+from vggt_int8.plain_data import flat
 
 if TYPE_CHECKING:
     from vggt_int8.model.config import VGGTConfig
@@ -91,15 +92,16 @@ def inspect_model(
         config, tensors = read_checkpoint(model, verify=verify)
         quantization = stored_quantization(config, model)
         layers = layer_table(config, tensors, every=as_json or not brief)
-    recipe, checkpoint_format, calibration = None, None, None
+    recipe, checkpoint_format, calibration, training = None, None, None, None
     if quantization is not None:
         recipe, checkpoint_format = quantization.parsed().name, quantization.format_version
-        calibration = quantization.calibration
+        calibration, training = quantization.calibration, quantization.training
     total = sum(tensor.size for tensor in tensors.values())
     dtypes = _summed((DTYPES.get(t.dtype, (t.dtype, 0))[0], t.size) for t in tensors.values())
     parts = _summed((part_of(name), t.size) for name, t in tensors.items())
     if as_json:
-        facts = {"model": model, "recipe": recipe, "checkpoint_format": checkpoint_format, "calibration": calibration}
+        facts: dict[str, Any] = {"model": model, "recipe": recipe, "checkpoint_format": checkpoint_format}
+        facts |= {"calibration": calibration, "training": training}
         sizes = {"tensors": len(tensors), "bytes": total, "parts": parts, "dtypes": dtypes}
         console.document("inspect", {**facts, **sizes, "layers": [layer.to_document() for layer in layers]})
         return
@@ -111,6 +113,8 @@ def inspect_model(
     if calibration is not None:
         for line in _calibration_lines(calibration, brief):
             console.say(line)
+    if training is not None:
+        console.say("\ntrained for INT8: " + ", ".join(f"{key} {value}" for key, value in flat(training)))
     console.say(f"\n{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
 
 

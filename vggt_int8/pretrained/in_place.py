@@ -159,10 +159,13 @@ def progress_of(on_call: Callable[[int, int], None] | None) -> Iterator[Callable
     if on_call is not None:
         yield on_call
         return
+    shown = 0  # a bar that is off knows no number of its own
     with logging.tqdm(desc="Calibrating", total=None, leave=False) as bar:
 
         def show(done: int, total: int) -> None:
+            nonlocal shown
             bar.total = total
-            bar.update(done - bar.n)
+            bar.update(done - shown)
+            shown = done
 
         yield show

@@ -72,6 +72,8 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
             raise CheckpointError(f"quantization_config must hold the whole recipe, not {shown(recipe)}")
         if calibration is not None and (problem := facts_problem(calibration)):
             raise CheckpointError(f"quantization_config does not say how the model was calibrated: {problem}")
+        if training is not None and not isinstance(training, dict):
+            raise CheckpointError(f"the training of quantization_config must be a table, not {shown(training)}")
         self.quant_method = quant_method
         self.format_version = format_version
         self.recipe = with_float_attention(recipe)
