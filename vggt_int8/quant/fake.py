@@ -237,8 +237,7 @@ def fake_layers(model: nn.Module) -> Iterator[tuple[str, FakeInt8Linear]]:
 
 
 def restore(model: nn.Module) -> dict[str, Tensor]:
-    """Undo `fake_quantize`, in place: plain layers with the trained
-    parameters. Returns the static scales, by name."""
+    """Undo `fake_quantize`, in place: plain layers with the trained parameters. Returns the static scales, by name."""
     scales: dict[str, Tensor] = {}
     for name, fake in list(fake_layers(model)):
         plain = nn.Linear(fake.in_features, fake.out_features, fake.bias is not None, device="meta")
