@@ -96,12 +96,9 @@ with patch.object(JITFunction, "warmup", keep):
         fc1 = codes(10410, 1024), torch.ones(10410, 1), codes(4096, 1024), torch.ones(4096, 1)
         triton_gemm.int8_gemm_codes(*fc1, Epilogue(None, torch.float16, True, out_scale=scale, rotation=rotation))
     qkv = half(1, 300, 3, 2, 64).permute(2, 0, 3, 1, 4).unbind(0)
-    triton_attention.quantize_queries_and_keys(*qkv[:2])
-    rules = [rule for rule in RULES if arch >= rule.arch]
-    pairs = {(rule.int8, rule.variant) for rule in rules}
-    pairs |= {(int8, v) for int8 in (False, True) for v in candidates(arch, int8)}
-    for int8, variant in pairs:
-        (triton_attention.int8_attention if int8 else triton_attention.float_attention)(*qkv, variant)
+    variants = {rule.variant for rule in RULES if arch >= rule.arch} | set(candidates(arch))
+    for variant in variants:
+        triton_attention.float_attention(*qkv, variant)
     triton_attention.float_attention(*(x.float() for x in qkv), SMALL)
     triton_attention.float_attention_quantize(*qkv, scale)
 modules = [importlib.import_module(f"{cuda.__name__}.{found.name}") for found in pkgutil.iter_modules(cuda.__path__)]
@@ -112,7 +109,7 @@ calls = Counter(kernel for kernel, _ in compiled)
 assert set(calls) == kernels - {other}, [kernel.__name__ for kernel in {*calls} ^ (kernels - {other})]
 gemm_kernel = ({triton_gemm._pointer_kernel, triton_gemm._descriptor_kernel} - {other}).pop()
 assert calls[gemm_kernel] == 3 + 2 * len(tiles) + 2 * sum(t.parts == 1 for t in tiles)
-assert calls[triton_attention._attention_kernel] == len(pairs) + 2
+assert calls[triton_attention._attention_kernel] == len(variants) + 2
 shared = {80: 166912, 90: 232448}[arch]  # bytes a program may have; 86 and 89: 101376
 for function, kernel in compiled:
     name = function.__name__

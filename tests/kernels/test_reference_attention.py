@@ -1,4 +1,4 @@
-"""What defines INT8 attention, against exact attention: close, not the same, and smoothing does its part."""
+"""What defines attention, against exact attention."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference_attention
-from vggt_int8.kernels.reference_attention import float_attention, int8_attention, quantize_queries_and_keys
+from vggt_int8.kernels.reference_attention import float_attention
 
 
 def tensors(tokens: int = 150, dim: int = 64, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -23,59 +23,26 @@ def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize("dim", [24, 64, 128])
 def test_close_to_exact_attention(tokens: int, dim: int) -> None:
     q, k, v = tensors(tokens, dim)
-    want = exact(q, k, v)
-    assert relative_error(float_attention(q, k, v), want) < 1e-6
-    got = int8_attention(q, k, v)
-    assert relative_error(got, want) < 0.02
-    assert (got - want).abs().max() < 0.06
-    assert tokens == 1 or relative_error(got, want) > 1e-3, "codes cost something: they must be in use"
-    half = relative_error(int8_attention(*(x.half() for x in (q, k, v))), want)
-    assert half < 0.02
+    assert relative_error(float_attention(q, k, v), exact(q, k, v)) < 1e-6
+    halves = [x.half() for x in (q, k, v)]
+    assert relative_error(float_attention(*halves), exact(*halves)) < 1e-3
 
 
 def test_layout() -> None:
     qkv = torch.randn(2, 5, 3, 4, 8, generator=torch.Generator().manual_seed(0)).half()
-    for attend in (int8_attention, float_attention):
-        y = attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
-        assert y.shape == (2, 5, 32)
-        assert y.dtype == torch.float16
-        assert y.is_contiguous()
-        assert attend(*(x[:, :, :0] for x in qkv.permute(2, 0, 3, 1, 4).unbind(0))).shape == (2, 0, 32)
-
-
-def test_what_is_common_to_all_keys_costs_nothing() -> None:
-    q, k, v = tensors()
-    common = 50 * torch.randn(2, 3, 1, 64, generator=torch.Generator().manual_seed(1))
-    assert relative_error(int8_attention(q, k + common, v), exact(q, k, v)) < 0.02
-    scale = quantize_queries_and_keys(q, k + common)[3]
-    torch.testing.assert_close(scale, quantize_queries_and_keys(q, k)[3], rtol=1e-4, atol=0)
-
-
-def test_constant_keys_give_the_mean_of_the_values() -> None:
-    q, k, v = tensors()
-    want = v.mean(dim=2, keepdim=True).transpose(1, 2).flatten(2).expand(-1, 150, -1)
-    torch.testing.assert_close(int8_attention(q, torch.full_like(k, 3.25), v), want, rtol=1e-4, atol=1e-5)
-
-
-def test_an_outlier_stays_in_its_token_or_group() -> None:
-    q, k, v = tensors(300)
-    q[0, 0, 7], k[0, 0, 200] = 1e3 * q[0, 0, 7], 20 * k[0, 0, 200]
-    plain, found = (quantize_queries_and_keys(*x) for x in (tensors(300)[:2], (q, k)))
-    changed_q, changed_k = (found[i] / plain[i] for i in (1, 3))
-    assert (changed_q != 1).nonzero().tolist() == [[0, 0, 7]]
-    assert (changed_k[0, 0] > 2).tolist() == [False, True, False]
-    assert (changed_k[0, 0, ::2] - 1).abs().max() < 0.1  # the mean moved
-    got, want = int8_attention(q, k, v), exact(q, k, v)
-    assert relative_error(got[1], want[1]) < 0.02
-    assert relative_error(got[0], want[0]) < 0.2
+    y = float_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+    assert y.shape == (2, 5, 32)
+    assert y.dtype == torch.float16
+    assert y.is_contiguous()
+    assert float_attention(*(x[:, :, :0] for x in qkv.permute(2, 0, 3, 1, 4).unbind(0))).shape == (2, 0, 32)
 
 
 def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = tensors(37)
-    whole = int8_attention(q, k, v)
+    whole = float_attention(q, k, v)
     for scores in (1, 6 * 37 * 5):
         monkeypatch.setattr(reference_attention, "_SCORES", scores)
-        torch.testing.assert_close(int8_attention(q, k, v), whole)
+        torch.testing.assert_close(float_attention(q, k, v), whole)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -83,7 +50,9 @@ def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nan_and_inf_reach_the_result(value: float, which: int) -> None:
     qkv = tensors(37)
     qkv[which][0, 1, 3, 5] = value
-    got = int8_attention(*qkv).unflatten(-1, (3, -1))
-    assert not got[0, 3, 1].isfinite().all()
+    got = float_attention(*qkv).unflatten(-1, (3, -1))
+    meets = slice(None) if which != 1 or value != value else qkv[0][0, 1, :, 5] > 0  # a key at -inf has no weight
+    reached = ~got[0, meets, 1].isfinite().all(dim=-1)
+    assert reached[3] if which == 0 else reached.all()
     assert got[1].isfinite().all()
     assert got[0, :, [0, 2]].isfinite().all()

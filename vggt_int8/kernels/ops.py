@@ -169,9 +169,8 @@ dequantize = _operator(
     "triton_weight_only",
     lambda weight, _, dtype: weight.new_empty(weight.shape[0], weight.shape[2], weight.shape[1], dtype=dtype),
 )
-int8_attention, float_attention = (
-    _operator(definition, checks.check_attention, "triton_attention", _attention_like, strided=True)
-    for definition in (reference_attention.int8_attention, reference_attention.float_attention)
+float_attention = _operator(
+    reference_attention.float_attention, checks.check_attention, "triton_attention", _attention_like, strided=True
 )
 float_attention_quantize = _operator(
     reference_attention.float_attention_quantize,

@@ -19,10 +19,10 @@ from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, Variant
 ROWS = 32 if INTERPRETED else 128
 VARIANTS = [
     Variant(ROWS, 32, 4, 2),
-    Variant(ROWS, 64, 4, 2, magic=True),
+    Variant(ROWS, 64, 4, 2),
     Variant(ROWS, 32, 4, 2, frozen=True),
     Variant(ROWS, 64, 4, 3, tma=True),
-    Variant(ROWS, 64, 4, 3, tma=True, frozen=True, magic=True),
+    Variant(ROWS, 64, 4, 3, tma=True, frozen=True),
 ]
 HARDEST = VARIANTS[-1]
 if not INTERPRETED:
@@ -34,7 +34,6 @@ if not INTERPRETED:
 SHAPES = [(1, 1, 2, 64), (2, 37, 2, 64), (1, 300, 1, 64), (1, 150, 1, 16), (1, 65, 1, 24), (1, 70, 1, 128)]
 SHAPES += [] if INTERPRETED else [(3, 1041, 16, 64), (1, 3 * 1374, 16, 64), (2, 128, 3, 32)]  # B, N, H, D
 DTYPES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]  # whose bits the interpreter multiplies
-OPERATORS = ["int8_attention", "float_attention"]
 GROWTHS = quick((0.99, 8.0).__contains__, [0.8, 0.99, 1.2, 8.0])  # of scores over their estimate, in units of 2^16
 Shape = tuple[int, int, int, int]
 one_quick_variant = pytest.mark.parametrize("variant", quick(HARDEST.__eq__, VARIANTS), ids=str)
@@ -50,21 +49,10 @@ def needs(variant: Variant) -> None:
         pytest.skip("tensor descriptors need compute capability 9.0")
 
 
-def want_of(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if name == "float_attention":
-        return definition.float_attention(q, k, v)
-    q_codes, q_scale, k_codes, k_scale = triton_attention.quantize_queries_and_keys(q, k)
-    real = (slice(None), slice(None), slice(q.shape[2]), slice(q.shape[3]))
-    return definition.attention_of_codes(q_codes[real], q_scale, k_codes[real], k_scale, v)
-
-
-def assert_same(name: str, variant: Variant, *qkv: Tensor) -> Tensor:
-    """Weights are rounded relative to another maximum, which costs less than the dtype does at the size of the values.
-
-    INT8 from the kernel's own codes on (see `test_codes`): one more or less moves sharp weights.
-    """
-    got = getattr(triton_attention, name)(*qkv, variant)
-    want = want_of(name, *qkv)
+def assert_same(variant: Variant, *qkv: Tensor) -> Tensor:
+    """Weights are rounded relative to another maximum, which costs less than the dtype does at the values' size."""
+    got = triton_attention.float_attention(*qkv, variant)
+    want = definition.float_attention(*qkv)
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     assert got.is_contiguous()
@@ -77,46 +65,42 @@ def assert_same(name: str, variant: Variant, *qkv: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", quick(lambda shape: shape[1] < 100, SHAPES), ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_lengths_and_head_dims(name: str, variant: Variant, dtype: torch.dtype, shape: Shape) -> None:
+def test_lengths_and_head_dims(variant: Variant, dtype: torch.dtype, shape: Shape) -> None:
     needs(variant)
     if shape[3] <= 64 or variant.block_m * variant.block_n <= 64 * 64:
-        assert_same(name, variant, *views(*shape, dtype))
+        assert_same(variant, *views(*shape, dtype))
 
 
 @pytest.mark.parametrize("tokens", quick(lambda tokens: tokens < 100, [37, 150]))
-@pytest.mark.parametrize("name", OPERATORS)
-def test_the_table_and_fp32(name: str, tokens: int) -> None:
+def test_the_table_and_fp32(tokens: int) -> None:
     for dtype in (torch.float16, torch.float32):
         q, k, v = views(1, tokens, 2, 64, dtype)
         if dtype == torch.float32 or not INTERPRETED:
-            assert_same(name, SMALL if dtype == torch.float32 else VARIANTS[0], q, k, v)
-        assert torch.equal(getattr(triton_attention, name)(q, k, v), getattr(triton_attention, name)(q, k, v))
+            assert_same(SMALL if dtype == torch.float32 else VARIANTS[0], q, k, v)
+        assert torch.equal(triton_attention.float_attention(q, k, v), triton_attention.float_attention(q, k, v))
 
 
 @one_quick_variant
-@pytest.mark.parametrize("name", OPERATORS)
-def test_hard_rows(name: str, variant: Variant) -> None:
+def test_hard_rows(variant: Variant) -> None:
     needs(variant)
     q, k, v = (x.clone() for x in views(1, 150, 1, 64, torch.float16))
     q[0, 0, 3, 7], k[0, 0, 140, 7], q[0, 0, 5] = 300, -40, 0  # one outlier each, a row of zeros
     q[0, 0, 6], q[0, 0, 7] = q[0, 0, 6] * 1e-4, q[0, 0, 7] * 30
-    assert_same(name, variant, q, k, v)
+    assert_same(variant, q, k, v)
     constant = k[:, :, :1].expand_as(k).contiguous()
     mean = v.float().mean(dim=2).half()[:, 0]
-    got = assert_same(name, variant, q, constant, v)
+    got = assert_same(variant, q, constant, v)
     torch.testing.assert_close(got[0], mean.expand(150, -1), rtol=1e-2, atol=1e-3)
     for scale in (1e-6, 100.0):
-        assert_same(name, variant, q * scale, k, v)
+        assert_same(variant, q * scale, k, v)
 
 
 @pytest.mark.parametrize("variant", quick(HARDEST.__eq__, [v for v in VARIANTS if v.frozen]), ids=str)
-@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize(
     "growth", quick((0.99, 8.0).__contains__, [0.8, 0.99, 1.2, 8.0])
 )  # of the scores over the estimate, in units of 2^16
-def test_scores_that_outgrow_the_estimate(name: str, variant: Variant, growth: float) -> None:
+def test_scores_that_outgrow_the_estimate(variant: Variant, growth: float) -> None:
     """One key behind the first block, before the last and not with its query is the largest by far."""
     needs(variant)
     tokens = 8 * variant.block_m
@@ -124,7 +108,7 @@ def test_scores_that_outgrow_the_estimate(name: str, variant: Variant, growth: f
     q, k = q * 0.05, k * 0.05
     q[0, 0, :, 0], k[0, 0, :, 0] = 8, 0
     k[0, 0, 5 * variant.block_m + 1, 0] = growth * 16 * np.log(2)
-    got = assert_same(name, variant, q, k, v)
+    got = assert_same(variant, q, k, v)
     share = 2 ** (16 * growth)
     expected = share / (share + tokens) * v[0, 0, 5 * variant.block_m + 1].float()
     assert (got[0, 0].float() - expected).norm() < 0.1 * expected.norm()
@@ -140,13 +124,12 @@ def test_weights_whose_sum_overflows_while_the_values_do_not() -> None:
 
 
 @one_quick_variant
-@pytest.mark.parametrize("name", OPERATORS)
-def test_nan_and_inf_stay_in_their_sequence(name: str, variant: Variant) -> None:
+def test_nan_and_inf_stay_in_their_sequence(variant: Variant) -> None:
     needs(variant)
     for value, which in product((float("nan"), float("inf")), range(3)):
         qkv = [x.clone() for x in views(2, 70, 1, 64, torch.float16)]
         qkv[which][0, 0, 66] = value
-        got = getattr(triton_attention, name)(*qkv, variant)
+        got = triton_attention.float_attention(*qkv, variant)
         assert not got[0, 66].isfinite().all()
         assert got[1].isfinite().all()
 
@@ -184,41 +167,23 @@ def test_nan_and_inf_reach_the_scale_of_static_codes(variant: Variant) -> None:
         assert torch.equal(got[0][:, :64], clean[0][:, :64])
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1000.0])
-def test_codes(scale: float) -> None:
-    for dim in (64, 24):
-        q, k, _ = (x * scale for x in views(2, 300, 2, dim, torch.float16))
-        q[0, 0, 3, 7], k[1, 1, 290, 5], q[0, 1, 5] = 30 * scale, -9 * scale, 0
-        got = triton_attention.quantize_queries_and_keys(q, k)
-        want = definition.quantize_queries_and_keys(q, k)
-        for i in (1, 3):
-            torch.testing.assert_close(got[i], want[i], rtol=1e-5, atol=0)
-        for i in (0, 2):
-            assert not got[i][:, :, 300:].any(), "zeros past the end"
-            assert not got[i][..., dim:].any(), "zeros past the head dim"
-            off = (got[i][:, :, :300, :dim].int() - want[i].int()).abs()
-            assert off.max() <= 1
-            assert off.float().mean() < 1e-3
-
-
 def test_tensors_that_are_no_views_of_one() -> None:
     q, k, v = views(1, 40, 2, 64, torch.float16)
     want = triton_attention.float_attention(q, k, v, VARIANTS[0])
     for parts in ((q.contiguous(), k, v), (q, k, v.contiguous()), (q, k, v.transpose(2, 3).contiguous().mT)):
         assert torch.equal(triton_attention.float_attention(*parts, VARIANTS[0]), want)
-    assert triton_attention.int8_attention(*(x[:, :, :0] for x in (q, k, v))).shape == (1, 0, 128)
+    assert triton_attention.float_attention(*(x[:, :, :0] for x in (q, k, v))).shape == (1, 0, 128)
 
 
 @on_gpu
-@pytest.mark.parametrize("name", OPERATORS)
-def test_more_than_2_to_the_31_elements(name: str) -> None:
+def test_more_than_2_to_the_31_elements() -> None:
     """Queries, keys and values of the last head of the last sequence lie behind 2^31 elements."""
     batch, tokens, heads = 700, 1041, 16
     qkv = torch.empty(batch, tokens, 3, heads, 64, device=DEVICE, dtype=torch.float16).normal_()
     assert qkv.numel() > 2**31
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    got = getattr(triton_attention, name)(q, k, v)
-    want = getattr(definition, name)(q[-1:, -1:], k[-1:, -1:], v[-1:, -1:])
+    got = triton_attention.float_attention(q, k, v)
+    want = definition.float_attention(q[-1:, -1:], k[-1:, -1:], v[-1:, -1:])
     assert (got[-1, :, -64:] - want[0]).abs().max() < 5e-3
 
 
@@ -229,14 +194,13 @@ def test_operators_under_compile_and_in_a_graph() -> None:
     from vggt_int8.kernels import ops
 
     qkv = views(2, 1041, 16, 64, torch.float16)
-    for name in OPERATORS:
-        operator = getattr(ops, name)
-        opcheck(operator.op, qkv)
-        want = operator(*qkv)
-        assert torch.equal(torch.compile(operator, fullgraph=True)(*qkv), want)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = operator(*qkv)
-        out.fill_(float("nan"))
-        graph.replay()
-        assert torch.equal(out, want)
+    operator = ops.float_attention
+    opcheck(operator.op, qkv)
+    want = operator(*qkv)
+    assert torch.equal(torch.compile(operator, fullgraph=True)(*qkv), want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = operator(*qkv)
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out, want)

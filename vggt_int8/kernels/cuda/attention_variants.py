@@ -17,7 +17,6 @@ class Variant:
     frozen: the loop subtracts an estimate of the row maximum made before it, so there is neither a maximum nor a
         rescaling in it. A tile whose scores outgrow the estimate by 2^16 is computed again with the maximum: the
         result is right for every input.
-    magic: INT8 sums become floats by starting from 1.5 * 2^23 and taking it away again, not by a conversion.
     """
 
     block_m: int
@@ -26,20 +25,18 @@ class Variant:
     stages: int
     tma: bool = False
     frozen: bool = False
-    magic: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.block_m}x{self.block_n}", f"w{self.warps}", f"s{self.stages}"]
-        switches = ("tma", "frozen", "magic")
+        switches = ("tma", "frozen")
         return " ".join(parts + [name for name in switches if getattr(self, name)])
 
 
 class Rule(NamedTuple):
-    """`variant` for GPUs of compute capability `arch` / 10 and up (to 9.0), at least `tokens` tokens, INT8 or not."""
+    """`variant` for GPUs of compute capability `arch` / 10 and up (to 9.0), at least `tokens` tokens."""
 
     arch: int
     tokens: int
-    int8: bool
     variant: Variant
 
 
@@ -47,21 +44,17 @@ _AMPERE = Variant(128, 64, 8, 3)  # also of Ada
 _HOPPER = Variant(128, 64, 8, 3, tma=True, frozen=True)
 # The first rule that fits decides. Measured on Hopper alone.
 RULES = (
-    Rule(90, 0, False, _HOPPER),
-    Rule(90, 0, True, _HOPPER),
-    Rule(86, 0, True, _AMPERE),
-    Rule(80, 0, True, replace(_AMPERE, magic=True)),
-    Rule(80, 0, False, _AMPERE),
+    Rule(90, 0, _HOPPER),
+    Rule(80, 0, _AMPERE),
 )
 SMALL = Variant(64, 32, 4, 2)  # for fp32 and for head dims above 64, whose blocks are larger
 
 
-def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
+def candidates(arch: int) -> tuple[Variant, ...]:
     """What `benchmarks/attention.py` measures on architecture `arch`, the simplest first."""
     if arch != 90:
-        magic = int8 and arch == 80
         shapes = (Variant(128, 64, 8, 3), Variant(128, 64, 4, 3), Variant(64, 64, 4, 3), Variant(128, 32, 8, 3))
-        return tuple(replace(v, magic=magic, frozen=frozen) for v in shapes for frozen in (False, True))
+        return tuple(replace(v, frozen=frozen) for v in shapes for frozen in (False, True))
     narrow = Variant(128, 64, 8, 3, tma=True)
     return (
         narrow,
@@ -77,11 +70,11 @@ def candidates(arch: int, int8: bool) -> tuple[Variant, ...]:
     )
 
 
-def attention_variant(arch: int, tokens: int, dim: int, dtype: torch.dtype, int8: bool) -> Variant:
+def attention_variant(arch: int, tokens: int, dim: int, dtype: torch.dtype) -> Variant:
     """The variant for sequences of `tokens` on architecture `arch` (10 * major + minor)."""
     if arch < 80:
         raise ValueError(f"the attention kernel needs a GPU of compute capability 8.0 or newer, not {arch / 10}")
     if dim > 64 or dtype == torch.float32:
         return SMALL
     arch = 89 if arch > 90 else arch  # what fits Ada fits everywhere
-    return next(r.variant for r in RULES if arch >= r.arch and tokens >= r.tokens and int8 == r.int8)
+    return next(r.variant for r in RULES if arch >= r.arch and tokens >= r.tokens)

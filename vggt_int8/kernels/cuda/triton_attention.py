@@ -1,4 +1,4 @@
-"""Attention in Triton, with the product of queries and keys in INT8 or in floating point.
+"""Attention in Triton.
 
 A program owns BLOCK_M queries of one head and walks over the keys, BLOCK_N at a time. Scores never go to memory: the
 softmax is taken online, in powers of two, and every sum is fp32. The block of keys that may be cut off by the end of
@@ -23,15 +23,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vggt_int8.kernels.cuda.attention_variants import Variant, attention_variant
 from vggt_int8.kernels.cuda.launch import launch
-from vggt_int8.kernels.cuda.triton_attention_codes import alike, load_rows, padded_dim, quantize_queries_and_keys
 from vggt_int8.kernels.cuda.triton_gemm import to_codes
 from vggt_int8.kernels.reference import static_scales
-from vggt_int8.kernels.reference_attention import KEY_GROUP
 from vggt_int8.machine import architecture
-
-# 1.5 * 2^23: added to an integer below 2^22 it leaves the integer in the low mantissa bits.
-_MAGIC = tl.constexpr(12582912.0)
-_MAGIC_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
@@ -45,26 +39,36 @@ def _dot(a, b, acc):
 
 
 @triton.jit
-def _scores(b_q, b_k, INT8: tl.constexpr, MAGIC: tl.constexpr):
-    """Products of queries and keys, fp32. MAGIC: sums of codes start where they are the mantissas of floats, which a
-    subtraction then makes exact: an A100 converts integers at a quarter of that rate, in the unit that exponentials
-    need. (Newer GPUs do it at full rate.)
-    """
-    if not INT8:
-        b_s = _dot(b_q, b_k.T, tl.zeros((b_q.shape[0], b_k.shape[0]), tl.float32))
-    elif MAGIC:
-        b_acc = tl.full((b_q.shape[0], b_k.shape[0]), _MAGIC_BITS, tl.int32)
-        b_s = tl.dot(b_q, b_k.T, b_acc, out_dtype=tl.int32).to(tl.float32, bitcast=True) - _MAGIC
+def _scores(b_q, b_k):
+    """Products of queries and keys, fp32."""
+    return _dot(b_q, b_k.T, tl.zeros((b_q.shape[0], b_k.shape[0]), tl.float32))
+
+
+@triton.jit
+def _load_rows(
+    x, at, i_b, i_h, i_row, stride, N,
+    BLOCK: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Rows i_row ... of one head -> [BLOCK, DIM], zeros outside of [N, D]. at: of the head, from the pointer x."""
+    if TMA:
+        b_x = x.load([i_b, i_h, i_row, 0]).reshape([BLOCK, DIM])
     else:
-        b_s = tl.dot(b_q, b_k.T, out_dtype=tl.int32).to(tl.float32)
-    return b_s
+        o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, DIM)
+        p_x = x + (at + tl.cast(i_row, tl.int64) * stride) + (o_row[:, None] * stride + o_d[None, :])
+        mask = (o_d < D)[None, :]
+        if MASKED:
+            b_x = tl.load(p_x, mask=mask & (i_row + o_row < N)[:, None], other=0)
+        elif D == DIM:
+            b_x = tl.load(p_x)
+        else:
+            b_x = tl.load(p_x, mask=mask, other=0)
+    return b_x
 
 
 @triton.jit
 def _attend(
-    b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, N,
-    D: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr,
+    b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, N,
+    D: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
     """Queries b_q [M, DIM] from number i_own on -> weighted sums of the values [M, DIM], sums of the weights [M].
 
@@ -72,43 +76,32 @@ def _attend(
     are likely: the end, the beginning, and the queries themselves. Weights grow up to 2^16 (fp16) or 2^127 before the
     result is inf or NaN, and the largest is at least 1, so none is less exact than with the true maximum.
     """
-    INT8: tl.constexpr = p_k_scale is not None
-    K_DIM: tl.constexpr = DIM if INT8 else D  # codes are stored with their zeros
     last = tl.cdiv(N, BLOCK_N) - 1
-    b_k = load_rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, True)
-    b_v = load_rows(v, at_v, i_b, i_h, last * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, True)
+    b_k = _load_rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, N, BLOCK_N, D, DIM, TMA, True)
+    b_v = _load_rows(v, at_v, i_b, i_h, last * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, True)
     m_n = last * BLOCK_N + tl.arange(0, BLOCK_N) < N
-    b_s = tl.where(m_n[None, :], _scores(b_q, b_k, INT8, MAGIC), float("-inf"))
-    b_c = b_scale
-    if INT8:
-        b_c *= tl.load(p_k_scale + last * BLOCK_N // GROUP)
-    b_max = tl.max(b_s, axis=1) * b_c
+    b_s = tl.where(m_n[None, :], _scores(b_q, b_k), float("-inf"))
+    b_max = tl.max(b_s, axis=1) * scale
     if FROZEN:
         for i in range(tl.where(last > 0, b_q.shape[0] // BLOCK_N + 1, 0)):
             i_block = tl.where(i == 0, 0, tl.minimum(i_own // BLOCK_N + i - 1, last - 1))
-            b_k = load_rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
-            b_c2 = b_scale
-            if INT8:
-                b_c2 *= tl.load(p_k_scale + i_block * BLOCK_N // GROUP)
-            b_max = tl.maximum(b_max, tl.max(_scores(b_q, b_k, INT8, MAGIC), axis=1) * b_c2)
-    b_p = tl.exp2(b_s * b_c[:, None] - b_max[:, None])
+            b_k = _load_rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, N, BLOCK_N, D, DIM, TMA, False)
+            b_max = tl.maximum(b_max, tl.max(_scores(b_q, b_k), axis=1) * scale)
+    b_p = tl.exp2(b_s * scale - b_max[:, None])
     b_sum = tl.sum(b_p, axis=1)
     b_acc = _dot(b_p.to(b_v.dtype), b_v, tl.zeros((b_q.shape[0], DIM), tl.float32))
     for i in range(last):
-        b_k = load_rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, N, BLOCK_N, K_DIM, DIM, TMA, False)
-        b_s = _scores(b_q, b_k, INT8, MAGIC)
-        b_c = b_scale
-        if INT8:
-            b_c *= tl.load(p_k_scale + i * BLOCK_N // GROUP)
+        b_k = _load_rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, N, BLOCK_N, D, DIM, TMA, False)
+        b_s = _scores(b_q, b_k)
         if not FROZEN:
-            b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * b_c)
+            b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
             b_shrink = tl.exp2(b_max - b_new)
             b_sum *= b_shrink
             b_acc *= b_shrink[:, None]
             b_max = b_new
-        b_p = tl.exp2(b_s * b_c[:, None] - b_max[:, None])
+        b_p = tl.exp2(b_s * scale - b_max[:, None])
         b_sum += tl.sum(b_p, axis=1)
-        b_v = load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
+        b_v = _load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
         b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
     return b_acc, b_sum
 
@@ -127,10 +120,10 @@ def _store_codes(y, wrong, o_row, m_row, m_d, p_y, p_row_scale, p_out_scale, SCA
 
 @triton.jit(do_not_specialize=["N", "SCALES"])
 def _attention_kernel(
-    q, k, v, p_out, p_row_scale, p_out_scale, SCALES, p_q_scale, p_k_scale, N, H, scale,
+    q, k, v, p_out, p_row_scale, p_out_scale, SCALES, N, H, scale,
     stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
-    D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-    TMA: tl.constexpr, MAGIC: tl.constexpr, FROZEN: tl.constexpr,
+    D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
     """q, k [B, H, N, D] with the same strides, v with its own: pointers or descriptors -> out [B, N, H, D], floats, or
     codes where there is p_out_scale.
@@ -142,15 +135,9 @@ def _attention_kernel(
     at_k = i_b.to(tl.int64) * stride_k_b + i_h.to(tl.int64) * stride_k_h
     at_v = i_b.to(tl.int64) * stride_v_b + i_h.to(tl.int64) * stride_v_h
     o_m, o_d = i_m + tl.arange(0, BLOCK_M), tl.arange(0, DIM)
-    INT8: tl.constexpr = p_q_scale is not None
-    b_scale = tl.full((BLOCK_M,), 1.0, tl.float32) * scale
-    if INT8:
-        b_scale *= tl.load(p_q_scale + i_head.to(tl.int64) * N + o_m, mask=o_m < N, other=1.0)
-        p_k_scale += i_head * tl.cdiv(N, GROUP)
-    b_q = load_rows(q, at_k, i_b, i_h, i_m, stride_k, N, BLOCK_M, DIM if INT8 else D, DIM, TMA, True)
+    b_q = _load_rows(q, at_k, i_b, i_h, i_m, stride_k, N, BLOCK_M, D, DIM, TMA, True)
     b_acc, b_sum = _attend(
-        b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
-        D, DIM, BLOCK_N, GROUP, TMA, MAGIC, FROZEN,
+        b_q, scale, k, v, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N, D, DIM, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
     wrong = 1
     if FROZEN:
@@ -158,8 +145,7 @@ def _attention_kernel(
         wrong = tl.max(tl.max(tl.where(m_finite, 0, 1), axis=1), axis=0)
         if wrong:  # scores grew by more than fp16 holds, or an operand is not finite: once more, safely
             b_acc, b_sum = _attend(
-                b_q, b_scale, k, v, p_k_scale, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N,
-                D, DIM, BLOCK_N, GROUP, TMA, MAGIC, False,
+                b_q, scale, k, v, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N, D, DIM, BLOCK_N, TMA, False,
             )  # fmt: skip
     y = b_acc / b_sum[:, None]
     o_row, m_row, m_d = i_b.to(tl.int64) * N + o_m, o_m < N, o_d < D
@@ -170,14 +156,8 @@ def _attention_kernel(
         tl.store(p_y, y.to(p_out.dtype.element_ty), mask=m_row[:, None] & m_d[None, :])
 
 
-def int8_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
-    """`reference_attention.int8_attention` on the GPU. `variant` None: the table's choice for this GPU and length."""
-    q_codes, q_scale, k_codes, k_scale = quantize_queries_and_keys(q, k)
-    return _attention(q_codes, k_codes, v, variant, q_scale, k_scale)
-
-
 def float_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
-    """`reference_attention.float_attention` on the GPU; `variant` as for `int8_attention`."""
+    """`reference_attention.float_attention` on the GPU. `variant` None: the table's choice for this GPU and length."""
     return _attention(q, k, v, variant)
 
 
@@ -194,8 +174,6 @@ def _attention(
     k: Tensor,
     v: Tensor,
     variant: Variant | None,
-    q_scale: Tensor | None = None,
-    k_scale: Tensor | None = None,
     row_scale: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> Tensor:
@@ -204,19 +182,18 @@ def _attention(
     out = torch.empty(batch, tokens, heads * dim, device=v.device, dtype=dtype)
     if out.numel() == 0:
         return out
-    variant = variant or attention_variant(architecture(v.device), tokens, dim, v.dtype, q_scale is not None)
-    (q, k), (v, _) = alike(q, k), alike(v, v)
+    variant = variant or attention_variant(architecture(v.device), tokens, dim, v.dtype)
+    (q, k), (v, _) = _alike(q, k), _alike(v, v)
     strides = (*k.stride()[:3], *v.stride()[:3])
-    tma = padded_dim(dim) == dim and not any(
+    tma = _padded_dim(dim) == dim and not any(
         stride * x.element_size() % 16 for x in (k, v) for stride in x.stride()[:3]
     )
     grid = (triton.cdiv(tokens, variant.block_m) * batch * heads,)
     scales = 1 if out_scale is None else out_scale.numel()
     results = (out, row_scale, out_scale, scales)
-    rest = (q_scale, k_scale, tokens, heads, math.log2(math.e) * dim**-0.5)
+    rest = (tokens, heads, math.log2(math.e) * dim**-0.5)
     shared: dict[str, Any] = {
-        "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "GROUP": KEY_GROUP,
-        "num_warps": variant.warps,
+        "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "num_warps": variant.warps,
     }  # fmt: skip
     operands = (q, k, v)
     if tma and variant.tma:
@@ -227,7 +204,18 @@ def _attention(
         )
     launch(
         *(_attention_kernel, grid, *operands, *results, *rest, *strides),
-        **shared, DIM=padded_dim(dim), TMA=tma and variant.tma, MAGIC=variant.magic, FROZEN=variant.frozen,
-        num_stages=variant.stages,
+        **shared, DIM=_padded_dim(dim), TMA=tma and variant.tma, FROZEN=variant.frozen, num_stages=variant.stages,
     )  # fmt: skip
     return out
+
+
+def _padded_dim(dim: int) -> int:
+    """The head dim that a program works on: a power of two, at least 32."""
+    return max(32, triton.next_power_of_2(dim))
+
+
+def _alike(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the same strides and channels side by side; views of one qkv tensor are, and are not copied."""
+    if q.stride() == k.stride() and q.stride(-1) == 1:
+        return q, k
+    return q.contiguous(), k.contiguous()
