@@ -266,7 +266,8 @@ def make_row(settings: Settings, job: Job) -> float:
     else:
         entry = summarize([plain, _Computed(job.label, model, data, {})], data, Protocol(points=0))[1]
     entry["scenes"] = {name: entry["scenes"][name] for name in KEPT}
-    del entry["identity"], entry["sqnr_db"]
+    for name in ("identity", "sqnr_db", "calibration"):
+        del entry[name]
     seconds = time.perf_counter() - start
     path = row_file(settings, job)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,26 @@ def test_the_numbers_are_those_of_the_model_itself(evaluated: Path, tiny: Path, 
     assert 0 < quantized["relative"]["depth"] < 0.5
 
 
+@pytest.mark.slow
+def test_a_static_checkpoint_shows_its_ranges_and_that_it_is_active(tiny: Path, scenes: Path, tmp_path: Path) -> None:
+    from tests.cli.conftest import Cli
+
+    cli = Cli()
+    refused = cli("eval", tiny, "-r", "int8_static", "--data", scenes, "-o", tmp_path / "out", code=2)
+    assert "--calibration IMAGES`, and name FOLDER among the models" in " ".join(refused.split())
+    assert not (tmp_path / "out").exists()
+    images = [load_scene(scene).images for scene in sorted(scenes.iterdir())]
+    VGGTInt8.from_pretrained(tiny, recipe="int8_static_rotated", calibration=images).save_pretrained(
+        tmp_path / "static"
+    )
+    cli("eval", tiny, tmp_path / "static", "--data", scenes, "-o", tmp_path / "out", "--device", "cpu")
+    row = json.loads((tmp_path / "out" / "scores.json").read_text())["rows"][1]
+    assert row["calibration"]["images"] == 6
+    assert all(row["relative"][name] > 0 for name in ("pose_enc", "depth"))
+    assert max(row["sqnr_db"].values()) < 100, "a layer was left exact"
+    assert "Calibrated ranges of static layers" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_report_opens_without_a_network(evaluated: Path) -> None:
     page = (evaluated / "report.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []

@@ -46,7 +46,9 @@ def rows(tmp_path: Path) -> list[Predictions]:
     for label, layers in (("fp32", []), ("int8 | <b>", ["aggregator.x"])):
         row = Predictions(tmp_path / str(len(found)), label, {"label": label})
         sqnr = {"a.1": 30.0, "a.2": "inf"} if layers else None
-        row.write_facts({"complete": True, "int8_layers": layers, "sqnr_db": sqnr})
+        ranges = {"a.1.fc1": [4.0, 2.0], "a.2.fc1": [142.0, 3.0], "a.1.proj": [1.5, 1.25]}
+        calibration = {"observer": "minmax", "images": 7, "ranges": ranges} if layers else None
+        row.write_facts({"complete": True, "int8_layers": layers, "sqnr_db": sqnr, "calibration": calibration})
         pose = camera_to_pose_encoding(truth.extrinsic, truth.intrinsic, SIZE)
         pose[1, 0] += 0.2 * bool(layers)
         for index in range(2):
@@ -87,6 +89,19 @@ def test_the_page_is_whole_and_escapes_what_it_shows(rows: list[Predictions]) ->
     assert "<img" not in text
     assert "Difference from fp32" in text
     assert "int8 \\| <b>" in markdown(document(rows))
+
+
+def test_calibrated_ranges_are_shown(rows: list[Predictions]) -> None:
+    whole = document(rows)
+    text = markdown(whole)
+    assert "| a.*.fc1 | 4 … 142 \\| 2 … 3 |" in text
+    assert "| a.*.proj | 1.5 \\| 1.25 |" in text
+    assert "observer minmax, 7 images" in text
+    assert "Calibrated ranges" not in markdown(whole, layers=False)
+    shown = page(whole, rows, CamerasAlone())
+    assert shown.count("<svg") == 2
+    assert "special tokens" in shown
+    assert "Calibrated ranges" not in page(document(rows[:1]), rows[:1], CamerasAlone())
 
 
 def test_a_quantizer_that_does_nothing_is_refused(rows: list[Predictions]) -> None:

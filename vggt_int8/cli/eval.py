@@ -11,7 +11,7 @@ from vggt_int8.cli.loading import EMBEDDED, Backend, Device, Dtype, fetch, load_
 from vggt_int8.disk import check_place
 
 if TYPE_CHECKING:
-    from vggt_int8 import VGGTInt8
+    from vggt_int8 import Recipe, VGGTInt8
     from vggt_int8.scorecard.cache import Predictions
     from vggt_int8.scorecard.data import DataSet
     from vggt_int8.scorecard.rows import Row
@@ -157,12 +157,24 @@ def _identified(rows: "list[Row]", data: "DataSet", out: Path, device_type: str)
         shared = {"data": data.identity(), "device": device_type, "version": __version__, "format_version": 1}
         found = []
         for row in rows:
-            recipe = None if row.recipe is None else load_recipe(row.recipe).to_dict()
+            recipe = None if row.recipe is None else _data_free(load_recipe(row.recipe), row.model).to_dict()
             model = identify_model(row.model)
             if model["value"] is None:
                 raise FileNotFoundError(f"{row.model} is neither a folder nor a file here, nor a model in the cache")
             found.append(row.predictions(out, {"model": model, "recipe": recipe, **shared}))
     return found
+
+
+def _data_free(recipe: "Recipe", model: str) -> "Recipe":
+    """Raise `RecipeError`, saying the way out, for a recipe that is calibrated."""
+    from vggt_int8.recipe import RecipeError
+
+    if recipe.needs_calibration:
+        raise RecipeError(
+            f"recipe {recipe.name!r} is calibrated on images, which `eval` does not do: run `vggt-int8 quantize "
+            f"{model} -o FOLDER --recipe {recipe.name} --calibration IMAGES`, and name FOLDER among the models"
+        )
+    return recipe
 
 
 def _export(

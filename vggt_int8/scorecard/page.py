@@ -10,8 +10,8 @@ from PIL import Image
 
 from vggt_int8.scorecard.cache import Predictions
 from vggt_int8.scorecard.data import DataSet, first_scenes
-from vggt_int8.scorecard.pictures import cloud_picture, depth_picture, sqnr_chart
-from vggt_int8.scorecard.tables import Table, all_tables, facts, heading
+from vggt_int8.scorecard.pictures import cloud_picture, depth_picture, range_chart, sqnr_chart
+from vggt_int8.scorecard.tables import LAYERS, RANGES, Table, all_tables, facts, heading
 
 PICTURED_SCENES = 3
 
@@ -24,13 +24,17 @@ img { max-width: 100%; image-rendering: pixelated } p.note, ul.facts { color: #5
 
 
 def page(document: Mapping[str, Any], rows: Sequence[Predictions], data: DataSet) -> str:
-    """The whole file: tables, SQNR of layers, and pictures of the first scenes."""
+    """The whole file: tables, SQNR and calibrated ranges of layers, and pictures of the first scenes."""
     title = escape(heading(dict(document)))
     parts = [f"<h1>{title}</h1>", '<ul class="facts">', *(f"<li>{_text(line)}</li>" for line in facts(dict(document)))]
-    parts += ["</ul>", *map(_table, all_tables(dict(document)))]
-    measured = {row["label"]: row["sqnr_db"] for row in document["rows"] if row["sqnr_db"]}
-    if measured:
-        parts.append(f'<div class="wide">{sqnr_chart(measured)}</div>')
+    parts.append("</ul>")
+    charts = {LAYERS: (sqnr_chart, "sqnr_db"), RANGES: (range_chart, "calibration")}
+    for table in all_tables(dict(document)):
+        parts.append(_table(table))
+        if table.title in charts:
+            draw, what = charts[table.title]
+            measured = {row["label"]: row[what] for row in document["rows"] if row[what]}
+            parts.append(f'<div class="wide">{draw(measured)}</div>')
     for index, truth in enumerate(first_scenes(data, PICTURED_SCENES)):
         outputs = {row.label: row.read(index) for row in rows}
         parts.append(f"<h2>{escape(truth.name)}</h2>")

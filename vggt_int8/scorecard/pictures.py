@@ -1,6 +1,7 @@
 """Pictures of a few scenes: depth and its errors side by side, clouds from above and behind the first camera."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,20 @@ def sqnr_chart(rows: Mapping[str, Mapping[str, float]]) -> str:
     }
     panel = Panel("SQNR of single layers", series, Axis("layer, in the network's order"), Axis("dB"), markers=True)
     return draw_svg([panel], columns=1, size=(880, 320))
+
+
+def range_chart(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """SVG: the calibrated range of each static layer in the order of the network, for special tokens and for others.
+
+    rows: label -> facts of calibration.
+    """
+    series = {}
+    for label, facts in rows.items():
+        ranges = list(facts["ranges"].values())
+        for index, tokens in ((0, "special tokens"), (-1, "other tokens")):
+            series[f"{label}: {tokens}"] = [(float(i), float(found[index])) for i, found in enumerate(ranges)]
+    axes = (Axis("static layer, by name"), Axis("largest input", log=True))
+    return draw_svg([Panel("Calibrated ranges", series, *axes, markers=True)], columns=1, size=(880, 320))
 
 
 def _seen(points: Tensor) -> np.ndarray:

@@ -86,9 +86,12 @@ def predict(model: nn.Module, scene: TrueScene, outputs: Sequence[str] = OUTPUTS
 
 
 def describe(model: nn.Module, reference: nn.Module | None, data: DataSet) -> dict[str, Any]:
-    """Facts of a finished row, JSON-ready: its INT8 layers, and each one's SQNR where there is a float reference."""
+    """Facts of a finished row, JSON-ready: its INT8 layers, each one's SQNR where there is a float reference, and what
+    calibration has found, as `config.json` has it."""
     layers = int8_layer_names(model)
-    facts: dict[str, Any] = {"complete": True, "int8_layers": layers, "sqnr_db": None}
+    quantization: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    calibration = getattr(quantization, "calibration", None)
+    facts: dict[str, Any] = {"complete": True, "int8_layers": layers, "sqnr_db": None, "calibration": calibration}
     if layers and reference is not None and not int8_layer_names(reference):
         device = next(reference.parameters()).device
         scenes = first_scenes(data, SQNR_SCENES)

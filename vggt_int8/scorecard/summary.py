@@ -27,7 +27,7 @@ class Scored(Protocol):
     def identity(self) -> Mapping[str, Any]: ...
 
     def facts(self) -> Mapping[str, Any]:
-        """`int8_layers` and `sqnr_db` of `describe`."""
+        """`int8_layers`, `sqnr_db` and `calibration` of `describe`."""
         ...
 
     def read(self, index: int) -> dict[str, Tensor]:
@@ -43,9 +43,10 @@ def summarize(
 ) -> list[dict[str, Any]]:
     """Score what is in the cache. One entry a row, the first of which is the reference:
 
-    `label`, `identity`, `int8_layers` (number), `sqnr_db` (layer -> dB, or None), `relative` (output -> error norm over
-    norm, over all scenes), `scenes` (metric -> a value a scene, None where there is none), `scores` (metric -> mean),
-    `differences` (metric -> `value`, `low`, `high`: from the first row, in per cent of it for those of `RELATIVE`).
+    `label`, `identity`, `int8_layers` (number), `sqnr_db` (layer -> dB, or None), `calibration` (facts of static
+    scales, or None), `relative` (output -> error norm over norm, over all scenes), `scenes` (metric -> a value a scene,
+    None where there is none), `scores` (metric -> mean), `differences` (metric -> `value`, `low`, `high`: from the
+    first row, in per cent of it for those of `RELATIVE`).
 
     Raises RuntimeError for a row with INT8 layers whose outputs are exactly the first row's, and `StaleError`.
     """
@@ -88,6 +89,7 @@ def _entry(
         "int8_layers": len(facts["int8_layers"]),
         "sqnr_db": facts["sqnr_db"] and {layer: float(db) for layer, db in facts["sqnr_db"].items()},
         "relative": relative,
+        "calibration": facts.get("calibration"),
         "scores": {name: _mean(values) for name, values in scenes.items()},
         "scenes": scenes,
     }

@@ -43,6 +43,7 @@ METRICS = {
     "f_score": Metric("F-score", "%", 2),
 }
 LAYERS = "SQNR of single layers (dB)"
+RANGES = "Calibrated ranges of static layers"
 HEADLINES = ("auc_30", "auc_5", "auc_3", "abs_rel", "accuracy")
 FROM_FIRST = {
     "rotation_degrees_from_first": Metric("rotation", "°", 3),
@@ -63,15 +64,15 @@ class Table(NamedTuple):
 def all_tables(document: dict[str, Any]) -> list[Table]:
     """Those that have something to say."""
     rows = document["rows"]
-    tables = [_differences(rows), _agreement(rows), _scores(rows), _layers(rows)]
+    tables = [_differences(rows), _agreement(rows), _scores(rows), _layers(rows), _ranges(rows)]
     return [table for table in tables if table.lines]
 
 
 def markdown(document: dict[str, Any], *, layers: bool = True) -> str:
-    """The report as Markdown; layers: with the table of single layers, which is long."""
+    """The report as Markdown; layers: with the tables of single layers, which are long."""
     parts = [f"# {heading(document)}", "", *(f"- {line}" for line in facts(document))]
     for table in all_tables(document):
-        if not layers and table.title == LAYERS:
+        if not layers and table.title in (LAYERS, RANGES):
             continue
         parts += ["", f"## {table.title}", ""]
         parts += [_line(table.head), _line(["---", *["---:"] * (len(table.head) - 1)]), *map(_line, table.lines)]
@@ -162,6 +163,33 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
         lines.append([kind, *cells])
     note = "Lowest / median over the layers of a kind, each on the inputs that it has in the first model."
     return Table(LAYERS, ["", *(row["label"] for row in measured)], lines, note)
+
+
+def _ranges(rows: list[dict[str, Any]]) -> Table:
+    """A line a kind of layer, a column a row that was calibrated: special tokens, then the others, where both have a
+    range of their own."""
+    calibrated = {row["label"]: row["calibration"] for row in rows if row["calibration"]}
+    kinds = list(dict.fromkeys(kind_of(name) for facts in calibrated.values() for name in facts["ranges"]))
+    lines = []
+    for kind in kinds:
+        cells = []
+        for facts in calibrated.values():
+            found = [ranges for name, ranges in facts["ranges"].items() if kind_of(name) == kind]
+            cells.append(" | ".join(map(_span, zip(*found, strict=True))) if found else "–")
+        lines.append([kind, *cells])
+    how = "; ".join(
+        f"{label}: observer {facts['observer']}, {facts['images']} images" for label, facts in calibrated.items()
+    )
+    note = (
+        "From the smallest to the largest layer of a kind, camera and register tokens | all others; of rotated inputs "
+        f"where a layer rotates. {how}."
+    )
+    return Table(RANGES, ["", *calibrated], lines, note)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
 
 
 def kind_of(layer: str) -> str:
