@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vggt_int8.eval.compare import compare_model_outputs
     from vggt_int8.images import load_images
     from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.model.omega.config import VGGTOmegaConfig
+    from vggt_int8.model.omega.network import VGGTOmega, VGGTOmegaOutput
     from vggt_int8.model.vggt import VGGT, VGGTOutput
     from vggt_int8.pretrained import CheckpointError, VGGTInt8, quantize
     from vggt_int8.quant import BackendError, estimate_model_size
@@ -31,6 +33,9 @@ _HOMES = {
     "RecipeError": "vggt_int8.recipe",
     "VGGTConfig": "vggt_int8.model.config",
     "VGGTInt8": "vggt_int8.pretrained",
+    "VGGTOmega": "vggt_int8.model.omega.network",
+    "VGGTOmegaConfig": "vggt_int8.model.omega.config",
+    "VGGTOmegaOutput": "vggt_int8.model.omega.network",
     "VGGTOutput": "vggt_int8.model.vggt",
     "available_recipes": "vggt_int8.recipe",
     "compare_model_outputs": "vggt_int8.eval.compare",
@@ -48,6 +53,9 @@ __all__ = [
     "RecipeError",
     "VGGTConfig",
     "VGGTInt8",
+    "VGGTOmega",
+    "VGGTOmegaConfig",
+    "VGGTOmegaOutput",
     "VGGTOutput",
     "available_recipes",
     "compare_model_outputs",

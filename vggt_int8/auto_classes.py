@@ -1,4 +1,4 @@
-"""Makes transformers' `AutoConfig` and `AutoModel` know VGGT, without importing transformers.
+"""Makes transformers' `AutoConfig` and `AutoModel` know the networks, without importing transformers.
 
 Importing transformers takes seconds, since PyTorch comes with it, and a command that only prints its help needs
 neither. So the registration follows the Auto classes: it runs at once where transformers has loaded them, and else
@@ -10,6 +10,7 @@ name "embedded" is known to `from_pretrained` of `VGGTInt8`, `VGGT` and `VGGTCon
 change how every other model is loaded.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -18,13 +19,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggt_int8.pretrained import VGGTInt8
+    from vggt_int8.model.network_config import NetworkConfig
 
 Action = Callable[[ModuleType], None]
 
 
 def register_when_loaded() -> None:
-    """Register "vggt" with the Auto classes, now or as soon as they are imported. Calling it again changes nothing."""
+    """Register the networks with the Auto classes, now or as soon as they are imported; once more changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     for name, action in _ACTIONS.items():
@@ -33,41 +34,48 @@ def register_when_loaded() -> None:
 
 
 def _register_config(module: ModuleType) -> None:
-    from vggt_int8.model.config import VGGTConfig
-
     # exist_ok: a program may load transformers' modules anew, and who imports this package means its "vggt".
-    module.AutoConfig.register("vggt", VGGTConfig, exist_ok=True)
+    for config in _configs():
+        module.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model(module: ModuleType) -> None:
+    for config, model in zip(_configs(), ("vggt_int8.pretrained.VGGTInt8", "vggt_int8.VGGTOmega"), strict=True):
+        module.AutoModel.register(config, _stand_in(config, model), exist_ok=True)
+
+
+def _configs() -> "tuple[type[NetworkConfig], ...]":
     from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.model.omega.config import VGGTOmegaConfig
 
-    class AutoVGGTInt8:
-        """Stands for `VGGTInt8` until it is used: transformers' model classes import torchao, which prints and is slow.
+    return VGGTConfig, VGGTOmegaConfig
 
-        When `vggt_int8.pretrained` is imported, the real class takes over.
-        """
 
-        config_class = VGGTConfig
+def _stand_in(config: type, model: str) -> type:
+    """Stands for a model class until it is used: transformers' model classes import torchao, which prints and is slow.
+
+    model: its dotted name. When `vggt_int8.pretrained` is imported, `VGGTInt8` itself takes over.
+    """
+
+    def real_class() -> Any:
+        from vggt_int8.quiet import quiet_import
+
+        home, _, name = model.rpartition(".")
+        with quiet_import():
+            return getattr(importlib.import_module(home), name)
+
+    class StandIn:
+        config_class = config
 
         @classmethod
-        def from_pretrained(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
-            return _real_class().from_pretrained(*args, **kwargs)
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            return real_class().from_pretrained(*args, **kwargs)
 
         @classmethod
-        def _from_config(cls, *args: Any, **kwargs: Any) -> "VGGTInt8":
-            return _real_class()._from_config(*args, **kwargs)
+        def _from_config(cls, *args: Any, **kwargs: Any) -> Any:
+            return real_class()._from_config(*args, **kwargs)
 
-    module.AutoModel.register(VGGTConfig, AutoVGGTInt8, exist_ok=True)
-
-
-def _real_class() -> "type[VGGTInt8]":
-    from vggt_int8.quiet import quiet_import
-
-    with quiet_import():
-        from vggt_int8.pretrained import VGGTInt8
-
-    return VGGTInt8
+    return StandIn
 
 
 _ACTIONS: dict[str, Action] = {

@@ -80,7 +80,7 @@ def test_a_recipe_file_is_read_early(cli, tmp_path: Path) -> None:
         ("vggt-int8 run --backend torch", ["torchao"]),
         ("vggt-int8 compare --dtype b", ["bf16"]),
         ("vggt-int8 eval embedded -r int8_w", ["int8_weight_only"]),
-        ("vggt-int8 run --mode ", ["crop", "pad"]),
+        ("vggt-int8 run --mode ", ["crop", "pad", "balanced", "max_size"]),
         ("vggt-int8 run --device c", ["cpu", "cuda"]),
         ("vggt-int8 bench --variants fp32,llm_int8:ref", ["fp32,llm_int8:reference"]),
         ("vggt-int8 insp", ["inspect"]),

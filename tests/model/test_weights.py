@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vggt_int8.model import VGGT, VGGTConfig
 from vggt_int8.model.layers import LayerScale
+from vggt_int8.model.network import Network
 
 
 def test_names_and_shapes_are_those_of_the_public_checkpoint(parity_folder: Path) -> None:
@@ -62,7 +63,7 @@ def test_weights_missing_from_a_checkpoint_are_refused_and_only_they_initialised
     save_file({name: value for name, value in weights.items() if name not in absent}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"does not fit the network: \['camera_head"):
         VGGT.from_pretrained(tmp_path, dtype=torch.float32)
-    loaded = super(VGGT, VGGT).from_pretrained(tmp_path, dtype=torch.float32)  # as transformers would have it
+    loaded = super(Network, VGGT).from_pretrained(tmp_path, dtype=torch.float32)  # as transformers would have it
     assert torch.equal(loaded.aggregator.camera_token, weights["aggregator.camera_token"])
     assert (loaded.camera_head.trunk[0].ls1.gamma == 0.01).all()
     assert 0 < loaded.camera_head.trunk[0].mlp.fc1.weight.std() < 0.03

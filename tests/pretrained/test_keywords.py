@@ -76,7 +76,7 @@ def test_options_are_given_by_name(bare_checkpoint: Path) -> None:
     ],
 )
 def test_keywords_that_ask_for_what_happens_anyway_pass(keywords: dict[str, Any]) -> None:
-    assert check_keywords(keywords) == {}
+    assert check_keywords(keywords, VGGTConfig) == {}
 
 
 def test_keywords_that_pass_do_what_they_say(bare_checkpoint: Path) -> None:

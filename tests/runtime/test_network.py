@@ -237,7 +237,7 @@ def test_a_call_is_checked_once(
     model, images, points = make_quantized("int8_dynamic"), images_of(1, 2), torch.tensor([[3.0, 4.0]])
     model.set_runtime(mode)
     calls = []
-    checks = ("_checked_images", "_checked_heads", "_checked_query_points")
+    checks = ("checked_images", "_checked_heads", "_checked_query_points")
     for name, check in ((name, getattr(call, name)) for name in checks):
         monkeypatch.setattr(call, name, lambda *a, name=name, check=check: calls.append(name) or check(*a))
     model(images, points, check_finite=check_finite)

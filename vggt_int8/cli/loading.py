@@ -59,7 +59,8 @@ Dtype = Annotated[
 Mode = Annotated[
     str,
     typer.Option(
-        help="Fit images by crop (width fills the model) or pad (nothing is cut off).",
+        help="Fit images by crop (width fills the model), pad (nothing is cut off), or, in their own shape, balanced "
+        "(as many pixels as a square) or max_size (the longer side fills the model).",
         **options.choice("mode", *options.MODES),
     ),
 ]

@@ -23,7 +23,7 @@ from vggt_int8.recipe import available_recipes, load_recipe
 # Written out here, since the modules that own them load PyTorch; a test compares.
 BACKENDS = ("auto", "native", "torchao", "bitsandbytes", "reference")
 DTYPES = ("fp32", "fp16", "bf16")
-MODES = ("crop", "pad")
+MODES = ("crop", "pad", "balanced", "max_size")
 POINTS = ("depth", "world_points")
 BASELINES = (
     *("reference", "fp32", "bf16-autocast", "bf16", "fp16", "bf16-compiled-blocks", "bf16-compiled"),

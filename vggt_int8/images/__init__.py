@@ -3,9 +3,13 @@
 Sizes are (H, W); points, scales and offsets are (x, y). "Original" means the image as it is looked at: after
 its EXIF orientation has been applied.
 
-Two ways to fit an image into `size` x `size` pixels (518 for VGGT-1B); both sides become whole patches:
+Four ways to fit an image to `size` pixels (518 for VGGT-1B, 512 for VGGT-Ω); both sides become whole patches. For VGGT:
 - `crop`: the width becomes `size`; a height above `size` is cropped around the middle.
 - `pad`: the longer side becomes `size`; the other one is padded with white to a square. All pixels stay.
+
+For VGGT-Ω; of what is more than twice as long as wide, the middle is taken first:
+- `balanced`: the shape stays, with about as many patches as a square of `size` pixels has.
+- `max_size`: the shape stays, and the longer side becomes `size`.
 
 Sizes and pixels equal those of the reference preprocessing, for the same Pillow version.
 

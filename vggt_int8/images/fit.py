@@ -14,10 +14,11 @@ from torch import Tensor
 
 from vggt_int8.images.pixels import OPAQUE_FROM
 
-Mode = Literal["crop", "pad"]
+Mode = Literal["crop", "pad", "balanced", "max_size"]
 
 # A picture that is resized to more than so many times the height that is kept is cropped first.
 _TALLEST_RESIZED_WHOLE = 8
+_MOST_ELONGATED = 2  # longer side over shorter side of what modes balanced and max_size keep
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ImageTransform:
     original_size: tuple[int, int]  # (H, W)
     model_size: tuple[int, int]  # (H, W)
     scale: tuple[float, float]  # (x, y): model pixels per original pixel
-    offset: tuple[int, int]  # (x, y): model position of the original's corner; negative where cropped
+    offset: tuple[float, float]  # (x, y): model position of the original's corner; negative where cropped
     # bool [H, W] of the model's image: False where the file is transparent (alpha, resized and cropped like the
     # colours, below one half); None where nothing is
     opaque: Tensor | None = field(default=None, compare=False, repr=False)
@@ -81,11 +82,11 @@ class ImageTransform:
 
     def _inside(self) -> Tensor:
         """bool [H, W] of the model's image: False on padding."""
-        (height, width), (offset_x, offset_y) = self.model_size, self.offset
-        content_width = round(self.original_size[1] * self.scale[0])
-        content_height = round(self.original_size[0] * self.scale[1])
-        mask = torch.zeros(height, width, dtype=torch.bool)
-        mask[max(offset_y, 0) : offset_y + content_height, max(offset_x, 0) : offset_x + content_width] = True
+        (offset_x, offset_y), (height, width) = self.offset, self.original_size
+        left, right = round(offset_x), round(offset_x + width * self.scale[0])
+        top, bottom = round(offset_y), round(offset_y + height * self.scale[1])
+        mask = torch.zeros(self.model_size, dtype=torch.bool)
+        mask[max(top, 0) : bottom, max(left, 0) : right] = True
         return mask
 
 
@@ -104,6 +105,8 @@ def fit_image(
     `image` is a reduced version of it.
     """
     height, width = original_size or (image.height, image.width)
+    if mode in ("balanced", "max_size"):
+        return _fit_to_resolution(image, alpha, (height, width), mode == "balanced", size, patch_size)
     if mode == "crop" or width >= height:
         new_width = size
         new_height = max(round(height * (size / width) / patch_size), 1) * patch_size
@@ -113,16 +116,53 @@ def fit_image(
     crop_top = max(new_height - size, 0) // 2
     rows = (crop_top, min(crop_top + size, new_height))
     pixels = torch.from_numpy(_resized_rows(image, (new_height, new_width), rows)).permute(2, 0, 1).float() / 255
-    opaque = None
-    if alpha is not None:
-        opaque = torch.from_numpy(_resized_rows(alpha, (new_height, new_width), rows) >= OPAQUE_FROM)
-        opaque = None if bool(opaque.all()) else opaque
+    opaque = None if alpha is None else _opaque(_resized_rows(alpha, (new_height, new_width), rows))
 
     scale = (new_width / width, new_height / height)
     transform = ImageTransform((height, width), (pixels.shape[1], new_width), scale, (0, -crop_top), opaque)
     if mode == "pad":
         return pad_white(pixels, (size, size)), transform.padded_to((size, size))
     return pixels, transform
+
+
+def _fit_to_resolution(
+    image: Image.Image,
+    alpha: Image.Image | None,
+    original_size: tuple[int, int],
+    balanced: bool,
+    size: int,
+    patch_size: int,
+) -> tuple[Tensor, ImageTransform]:
+    """`fit_image` of modes balanced and max_size: the middle of what is too elongated, resized."""
+    most_width, most_height = _MOST_ELONGATED * image.height, _MOST_ELONGATED * image.width
+    box_width, box_height = min(image.width, most_width), min(image.height, most_height)
+    left, top = (image.width - box_width) // 2, (image.height - box_height) // 2
+    ratio = box_height / box_width
+    if balanced:  # as many patches as a square of `size` has
+        across = size / patch_size / ratio**0.5
+        target = (round(across * ratio), round(across))
+    else:
+        longer = size / patch_size / max(box_height, box_width)
+        target = (round(longer * box_height), round(longer * box_width))
+    new_height, new_width = (max(patches, 1) * patch_size for patches in target)
+
+    def resized(picture: Image.Image) -> np.ndarray:
+        # Cropped first: a resize with a box would look at pixels beyond it.
+        picture = picture.crop((left, top, left + box_width, top + box_height))
+        return np.array(picture.resize((new_width, new_height), Image.Resampling.BICUBIC))
+
+    pixels = torch.from_numpy(resized(image)).permute(2, 0, 1).float() / 255
+    opaque = None if alpha is None else _opaque(resized(alpha))
+    (height, width), reduced = original_size, (image.width, image.height)
+    scale = (new_width / box_width * reduced[0] / width, new_height / box_height * reduced[1] / height)
+    offset = (-left * new_width / box_width, -top * new_height / box_height)
+    return pixels, ImageTransform(original_size, (new_height, new_width), scale, offset, opaque)
+
+
+def _opaque(alpha: np.ndarray) -> Tensor | None:
+    """bool [H, W] of resized alpha; None where nothing is transparent."""
+    opaque = torch.from_numpy(alpha >= OPAQUE_FROM)
+    return None if bool(opaque.all()) else opaque
 
 
 def pad_white(image: Tensor, size: tuple[int, int]) -> Tensor:

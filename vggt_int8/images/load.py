@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def load_images(
     """Image files -> fp32 [S, 3, H, W] in [0, 1], and on request one `ImageTransform` per image.
 
     images: what `find_images` takes: files, folders, glob patterns, one or a list.
-    mode: `crop` or `pad`, see the module's docstring.
+    mode: `crop`, `pad`, `balanced` or `max_size`, see the package's docstring.
     model: the model that will read them, or its config: gives size and patch size. Without it they are VGGT-1B's.
     size, patch_size: instead of a model: `config.img_size` and `config.patch_size`.
     max_pixels: the largest image that is decoded; by default 250 megapixels (`MAX_PIXELS`).
@@ -141,8 +141,8 @@ def read_images(
 
 
 def _checked_sizes(mode: str, model: Any, size: int | None, patch_size: int | None) -> tuple[int, int]:
-    if mode not in ("crop", "pad"):
-        raise ValueError(f"mode is {mode!r}; it must be 'crop' or 'pad'")
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(map(repr, get_args(Mode)))}")
     if model is not None:
         if size is not None or patch_size is not None:
             raise ValueError(

@@ -56,10 +56,19 @@ class Aggregator(nn.Module):
         return kept
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, S, 3, H, W] -> tokens [B, S, P, C]. Normalised in fp32, then cast to the parameters' dtype."""
-        batch, frames = images.shape[:2]
-        mean, std = image_statistics(device=images.device).unbind(0)
-        images = ((images - mean) / std).to(self.camera_token.dtype)
-        patches = self.patch_embed(images.flatten(0, 1)).unflatten(0, (batch, frames))
-        special = torch.cat([self.camera_token, self.register_token], dim=2).to(patches)
-        return torch.cat([first_and_other_frames(special, batch, frames), patches], dim=2)
+        """Images [B, S, 3, H, W] -> tokens [B, S, P, C]."""
+        return embed_images(images, self.patch_embed, self.camera_token, self.register_token)
+
+
+def embed_images(images: Tensor, encoder: nn.Module, camera_token: Tensor, register_token: Tensor) -> Tensor:
+    """Images [B, S, 3, H, W] -> tokens [B, S, P, C]. Normalised in fp32, then cast to the parameters' dtype.
+
+    encoder: normalised images [F, 3, H, W] -> patch tokens. camera_token [1, 2, 1, C] and register_token [1, 2, R, C],
+    which stand before them: as in `first_and_other_frames`.
+    """
+    batch, frames = images.shape[:2]
+    mean, std = image_statistics(device=images.device).unbind(0)
+    images = ((images - mean) / std).to(camera_token.dtype)
+    patches = encoder(images.flatten(0, 1)).unflatten(0, (batch, frames))
+    special = torch.cat([camera_token, register_token], dim=2).to(patches)
+    return torch.cat([first_and_other_frames(special, batch, frames), patches], dim=2)

@@ -52,17 +52,12 @@ class Call:
         """The arguments of `VGGT.forward`, for `model`. Raises ValueError or TypeError that names what does not fit."""
         config = model.config
         moved = "_hf_hook" in vars(model)  # by accelerate, where the model lies on several devices
-        images = _checked_images(images, config.patch_size, None if moved else model.aggregator.camera_token.device)
+        images = checked_images(images, config.patch_size, None if moved else model.aggregator.camera_token.device)
         present = tuple(head for head in HEADS if getattr(model, f"{head}_head") is not None)
         heads = _checked_heads(heads, present, query_points is not None)
         if query_points is not None:
             query_points = _checked_query_points(query_points, images, config.track_corr_levels)
-        if frames_chunk_size is not None and not isinstance(frames_chunk_size, torch.SymInt):  # of a graph's own sizes
-            check_integer("frames_chunk_size", frames_chunk_size, ", or None for all frames")
-            if frames_chunk_size < 1:
-                raise ValueError(
-                    f"frames_chunk_size must be at least 1, or None for all frames; got {frames_chunk_size}"
-                )
+        check_chunk_size(frames_chunk_size)
         return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config))
 
 
@@ -73,7 +68,16 @@ def layers_read(heads: Iterable[str], config: VGGTConfig) -> frozenset[int]:
     return frozenset(camera | set(config.dpt_layers) if heads - {"camera"} else camera)
 
 
-def _checked_images(images: Any, patch: int, device: torch.device | None) -> Tensor:
+def check_chunk_size(frames: int | None) -> None:
+    """Raise ValueError or TypeError unless a dense head can work on so many frames at a time."""
+    if frames is None or isinstance(frames, torch.SymInt):  # of a graph's own sizes
+        return
+    check_integer("frames_chunk_size", frames, ", or None for all frames")
+    if frames < 1:
+        raise ValueError(f"frames_chunk_size must be at least 1, or None for all frames; got {frames}")
+
+
+def checked_images(images: Any, patch: int, device: torch.device | None) -> Tensor:
     """-> [B, S, 3, H, W]. device: where the model wants them; None if something moves them there.
 
     Raises TypeError or ValueError that names what came instead.
@@ -110,18 +114,24 @@ def _checked_heads(heads: Sequence[str] | None, present: tuple[str, ...], tracks
         raise ValueError("query_points need the track head, but this model has none (enable_track is False)")
     if heads is None:
         return tuple(head for head in present if head != "track" or tracks)
-    if isinstance(heads, str) or not heads:
-        raise ValueError(f"heads must be a tuple with at least one of {HEADS}, or None for all; got {heads!r}")
-    for head in heads:
-        if head not in HEADS:
-            raise ValueError(f"unknown head {head!r}; there are {', '.join(HEADS)}")
-        if head not in present:
-            raise ValueError(f"this model has no {head} head (enable_{head} is False)")
+    heads = known_heads(heads, HEADS, present)
     if ("track" in heads) != tracks:
         raise ValueError(
             f"the track head and query_points go together: got heads {tuple(heads)} "
             f"and {'' if tracks else 'no '}query_points"
         )
+    return heads
+
+
+def known_heads(heads: Sequence[str], known: Sequence[str], present: Sequence[str]) -> tuple[str, ...]:
+    """The heads asked for. known: of this kind of network; present: of this model. Raises ValueError for others."""
+    if isinstance(heads, str) or not heads:
+        raise ValueError(f"heads must be a tuple with at least one of {tuple(known)}, or None for all; got {heads!r}")
+    for head in heads:
+        if head not in known:
+            raise ValueError(f"unknown head {head!r}; there are {', '.join(known)}")
+        if head not in present:
+            raise ValueError(f"this model has no {head} head (enable_{head} is False)")
     return tuple(heads)
 
 

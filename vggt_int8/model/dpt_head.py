@@ -4,7 +4,7 @@ Source of the architecture: Ranftl et al., "Vision Transformers for Dense Predic
 (`projects`, `scratch.refinenet1`, …) are those of the public checkpoint.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,8 @@ def add_uv_embedding(x: Tensor, image_size: tuple[int, int]) -> Tensor:
     return x + UV_WEIGHT * torch.cat([u.to(x.dtype), v.to(x.dtype)])
 
 
-class ResidualUnit(nn.Module):
-    """Two convolutions with a shortcut. The shortcut carries the rectified input: so the checkpoint was trained."""
+class PlainResidualUnit(nn.Module):
+    """Two convolutions with a shortcut."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,19 +45,30 @@ class ResidualUnit(nn.Module):
         self.conv2 = conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(F.relu(x))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """x: the rectified input."""
+        return self.conv2(F.relu(self.conv1(x)))
+
+
+class ResidualUnit(PlainResidualUnit):
+    """VGGT's: the shortcut carries the rectified input. So the checkpoint was trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        return x + self.conv2(F.relu(self.conv1(x)))
+        return x + self.branch(x)
 
 
 class FusionBlock(nn.Module):
     """Adds the next finer map (where there is one), refines, and resizes to `size`."""
 
-    def __init__(self, channels: int, has_finer: bool = True) -> None:
+    def __init__(self, channels: int, unit: type[PlainResidualUnit] = ResidualUnit, *, has_finer: bool = True) -> None:
         super().__init__()
         self.out_conv = nn.Conv2d(channels, channels, kernel_size=1)
         if has_finer:
-            self.resConfUnit1 = ResidualUnit(channels)
-        self.resConfUnit2 = ResidualUnit(channels)
+            self.resConfUnit1 = unit(channels)
+        self.resConfUnit2 = unit(channels)
 
     def forward(self, x: Tensor, size: tuple[int, int], finer: Tensor | None = None) -> Tensor:
         if finer is not None:
@@ -66,22 +77,37 @@ class FusionBlock(nn.Module):
         return resize(self.out_conv(self.resConfUnit2(x)), size)
 
 
-class Scratch(nn.Module):
-    """Fuses four maps, from coarse to fine, into one of `out_channels` at twice the finest map's size.
+class Fusion(nn.Module):
+    """Fuses four maps of `in_channels`, from coarse to fine, into one of `channels`."""
 
-    `output_conv2` comes after the resize to full size, if the head predicts `num_outputs` values a pixel.
-    """
-
-    def __init__(self, in_channels: list[int], channels: int, out_channels: int, num_outputs: int | None) -> None:
+    def __init__(self, in_channels: list[int], channels: int, unit: type[PlainResidualUnit]) -> None:
         super().__init__()
         self.layer1_rn = conv3x3(in_channels[0], channels, bias=False)
         self.layer2_rn = conv3x3(in_channels[1], channels, bias=False)
         self.layer3_rn = conv3x3(in_channels[2], channels, bias=False)
         self.layer4_rn = conv3x3(in_channels[3], channels, bias=False)
-        self.refinenet1 = FusionBlock(channels)
-        self.refinenet2 = FusionBlock(channels)
-        self.refinenet3 = FusionBlock(channels)
-        self.refinenet4 = FusionBlock(channels, has_finer=False)
+        self.refinenet1 = FusionBlock(channels, unit)
+        self.refinenet2 = FusionBlock(channels, unit)
+        self.refinenet3 = FusionBlock(channels, unit)
+        self.refinenet4 = FusionBlock(channels, unit, has_finer=False)
+
+    def fuse(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps from fine to coarse -> [F, channels, *size]."""
+        map1, map2, map3, map4 = maps
+        x = self.refinenet4(self.layer4_rn(map4), map3.shape[2:])
+        x = self.refinenet3(x, map2.shape[2:], self.layer3_rn(map3))
+        x = self.refinenet2(x, map1.shape[2:], self.layer2_rn(map2))
+        return self.refinenet1(x, size, self.layer1_rn(map1))
+
+
+class Scratch(Fusion):
+    """Fuses four maps into one of `out_channels` at twice the finest map's size.
+
+    `output_conv2` comes after the resize to full size, if the head predicts `num_outputs` values a pixel.
+    """
+
+    def __init__(self, in_channels: list[int], channels: int, out_channels: int, num_outputs: int | None) -> None:
+        super().__init__(in_channels, channels, ResidualUnit)
         self.output_conv1 = conv3x3(channels, out_channels)
         self.output_conv2: nn.Module = nn.Identity()
         if num_outputs is not None:
@@ -92,14 +118,65 @@ class Scratch(nn.Module):
             )
 
     def forward(self, map1: Tensor, map2: Tensor, map3: Tensor, map4: Tensor) -> Tensor:
-        x = self.refinenet4(self.layer4_rn(map4), map3.shape[2:])
-        x = self.refinenet3(x, map2.shape[2:], self.layer3_rn(map3))
-        x = self.refinenet2(x, map1.shape[2:], self.layer2_rn(map2))
-        x = self.refinenet1(x, (2 * map1.shape[2], 2 * map1.shape[3]), self.layer1_rn(map1))
+        x = self.fuse([map1, map2, map3, map4], (2 * map1.shape[2], 2 * map1.shape[3]))
         return self.output_conv1(x)
 
 
-class DPT(nn.Module):
+class DenseSizes(Protocol):
+    """What a dense head reads of a network's config; see `VGGTConfig`."""
+
+    patch_size: int
+    embed_dim: int
+    num_register_tokens: int
+    dpt_out_channels: list[int]
+    dpt_layers: list[int]
+
+
+class Pyramid(nn.Module):
+    """Tokens of four layers -> four maps of a frame, from fine to coarse, some frames at a time.
+
+    channels: of the largest map that is made of them.
+    """
+
+    def __init__(self, config: DenseSizes, channels: int) -> None:
+        super().__init__()
+        dim, widths = 2 * config.embed_dim, config.dpt_out_channels
+        self.layers = tuple(config.dpt_layers)
+        self.patch_size, self.num_special = config.patch_size, 1 + config.num_register_tokens
+        self.channels = channels
+        self.norm = nn.LayerNorm(dim)
+        self.projects = nn.ModuleList(nn.Conv2d(dim, width, kernel_size=1) for width in widths)
+        self.resize_layers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(widths[0], widths[0], kernel_size=4, stride=4),
+                nn.ConvTranspose2d(widths[1], widths[1], kernel_size=2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(widths[3], widths[3], kernel_size=3, stride=2, padding=1),
+            ]
+        )
+
+    def frame_chunks(
+        self, tokens: dict[int, Tensor], image_size: tuple[int, int], size: int | None
+    ) -> list[list[Tensor]]:
+        """Patch tokens [B, s, P, 2C] of the four layers, for each run of at most `size` frames (None: all)."""
+        batch, frames = tokens[self.layers[0]].shape[:2]
+        largest = MAX_ELEMENTS // (batch * self.channels * image_size[0] * image_size[1])
+        size = max(1, min(frames if size is None else size, largest))
+        patches = [tokens[layer][:, :, self.num_special :] for layer in self.layers]
+        return [[x[:, start : start + size] for x in patches] for start in range(0, frames, size)]
+
+    def maps(self, patches: list[Tensor], image_size: tuple[int, int], uv: bool) -> list[Tensor]:
+        """Four times [B, s, P, 2C] -> four maps [B * s, ...]; uv: with position embeddings."""
+        height, width = image_size
+        grid = (height // self.patch_size, width // self.patch_size)
+        maps = []
+        for x, project, resize_layer in zip(patches, self.projects, self.resize_layers, strict=True):
+            x = project(self.norm(x.flatten(0, 1)).transpose(1, 2).unflatten(-1, grid))
+            maps.append(resize_layer(add_uv_embedding(x, image_size) if uv else x))
+        return maps
+
+
+class DPT(Pyramid):
     """Tokens -> one map per frame, some frames at a time.
 
     stride: image pixels per map pixel. uv: add position embeddings. num_outputs: channels of the map if it is a
@@ -115,41 +192,14 @@ class DPT(nn.Module):
         uv: bool,
         num_outputs: int | None = None,
     ) -> None:
-        super().__init__()
-        dim, widths = 2 * config.embed_dim, config.dpt_out_channels
-        self.layers = tuple(config.dpt_layers)
-        self.patch_size, self.num_special = config.patch_size, 1 + config.num_register_tokens
-        self.channels, self.stride, self.uv = channels, stride, uv
-        self.norm = nn.LayerNorm(dim)
-        self.projects = nn.ModuleList(nn.Conv2d(dim, width, kernel_size=1) for width in widths)
-        self.resize_layers = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(widths[0], widths[0], kernel_size=4, stride=4),
-                nn.ConvTranspose2d(widths[1], widths[1], kernel_size=2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(widths[3], widths[3], kernel_size=3, stride=2, padding=1),
-            ]
-        )
-        self.scratch = Scratch(widths, channels, out_channels, num_outputs)
-
-    def frame_chunks(
-        self, tokens: dict[int, Tensor], image_size: tuple[int, int], size: int | None
-    ) -> list[list[Tensor]]:
-        """Patch tokens [B, s, P, 2C] of the four layers, for each run of at most `size` frames (None: all)."""
-        batch, frames = tokens[self.layers[0]].shape[:2]
-        largest = MAX_ELEMENTS // (batch * self.channels * image_size[0] * image_size[1])
-        size = max(1, min(frames if size is None else size, largest))
-        patches = [tokens[layer][:, :, self.num_special :] for layer in self.layers]
-        return [[x[:, start : start + size] for x in patches] for start in range(0, frames, size)]
+        super().__init__(config, channels)
+        self.stride, self.uv = stride, uv
+        self.scratch = Scratch(config.dpt_out_channels, channels, out_channels, num_outputs)
 
     def run_chunk(self, patches: list[Tensor], image_size: tuple[int, int]) -> Tensor:
         """Four times [B, s, P, 2C] -> [B, s, channels of the map, H / stride, W / stride]."""
         height, width = image_size
-        grid = (height // self.patch_size, width // self.patch_size)
-        maps = []
-        for x, project, resize_layer in zip(patches, self.projects, self.resize_layers, strict=True):
-            x = project(self.norm(x.flatten(0, 1)).transpose(1, 2).unflatten(-1, grid))
-            maps.append(resize_layer(add_uv_embedding(x, image_size) if self.uv else x))
+        maps = self.maps(patches, image_size, self.uv)
         x = resize(self.scratch(*maps), (height // self.stride, width // self.stride))
         x = self.scratch.output_conv2(add_uv_embedding(x, image_size) if self.uv else x)
         return x.unflatten(0, patches[0].shape[:2])

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.network_config import NetworkConfig
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -71,14 +71,16 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def check_keywords(keywords: Mapping[str, Any], own: tuple[str, ...] = ()) -> dict[str, Any]:
+def check_keywords(
+    keywords: Mapping[str, Any], config: type[NetworkConfig], own: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The keywords to hand on, without those that ask for what happens anyway.
 
-    own: names that the caller takes itself, for the suggestion where one is misspelt. Fields of `VGGTConfig` pass.
+    config: whose fields pass. own: names that the caller takes itself, for the suggestion where one is misspelt.
 
     Raises TypeError, naming the keyword, its value and the way out.
     """
-    fields = set(VGGTConfig.__annotations__) - {"model_type"}
+    fields = set(config.__annotations__) - {"model_type"}
     passed = {}
     for name, value in keywords.items():
         if name in _PASSED or name in fields:

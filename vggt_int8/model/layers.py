@@ -34,12 +34,17 @@ class Attention(nn.Module):
 
     Its linears see the tokens as they come, frame by frame; `scenes`, unless it is None, joins the frames of each of so
     many scenes to one sequence for attention itself.
+
+    projection, rotate: the linear that makes queries, keys and values, and how positions turn queries and keys.
     """
+
+    projection: type[nn.Linear] = nn.Linear
+    rotate = staticmethod(apply_rope)
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = self.projection(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
@@ -51,7 +56,7 @@ class Attention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
+            q, k = self.rotate(q, rope), self.rotate(k, rope)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj(y if scenes is None else y.reshape(x.shape))
 
@@ -81,7 +86,7 @@ class LayerScale(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
-    """Pre-norm transformer block. x [B, N, C] -> [B, N, C]; `rope` as in `apply_rope`, None for no RoPE.
+    """Pre-norm transformer block. x [B, N, C] -> [B, N, C]; `rope` as `attention` takes it, None for no RoPE.
 
     scenes: None for attention within each of the B sequences; else how many scenes they are frames of, scene by scene,
     for attention within each scene.
@@ -96,10 +101,11 @@ class Block(GradientCheckpointingLayer):
         qk_norm: bool = False,
         norm_eps: float = 1e-5,
         layer_scale: float = 0.01,
+        attention: type[Attention] = Attention,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads, qk_norm)
+        self.attn = attention(dim, num_heads, qk_norm)
         self.ls1 = LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)

@@ -8,19 +8,15 @@ island in its layer, and all results are fp32. The forward never waits for the d
 it compiles into one graph and can be captured in a CUDA graph (after one call, which fills the constant tables).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from vggt_int8.embedded import resolve_source
 from vggt_int8.geometry import pose_encoding_to_camera
 from vggt_int8.model.aggregator import Aggregator
 from vggt_int8.model.call import HEADS, Call, check_range
@@ -28,32 +24,10 @@ from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.model.encoder import Encoder
-from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
 from vggt_int8.model.layers import LayerScale
-from vggt_int8.model.size import FAR_LARGER, least_parameters
+from vggt_int8.model.network import Network
 from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
 from vggt_int8.model.track_head import Tracker, TrackHead
-from vggt_int8.saves.errors import CheckpointError
-from vggt_int8.saves.names import check_source
-from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
-from vggt_int8.saves.save_id import check_loaded, verifying
-from vggt_int8.saves.settled import load_settled
-from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
-
-
-def _check_weights(source: str, options: dict[str, Any]) -> None:
-    """Raise `CheckpointError` for weights of a folder that are none, and for sizes far beyond what its files hold."""
-    folder = Path(source) / (options.get("subfolder") or "")
-    if not folder.is_dir():
-        return
-    check_weight_files(folder, options.get("variant"))
-    files = [path for path in folder.iterdir() if path.suffix in SINGLE_FILES and path.is_file()]
-    size, count = sum(path.stat().st_size for path in files), least_parameters(options["config"])
-    if files and count > FAR_LARGER * size:
-        raise CheckpointError(
-            f"the sizes in the config of {source!r} make {count:.3g} parameters, but its files have {size:.3g} bytes: "
-            "the config belongs to other weights"
-        )
 
 
 @dataclass
@@ -86,13 +60,12 @@ class VGGTOutput(ModelOutput):
     pose_enc_list: tuple[Tensor, ...] | None = None
 
 
-class VGGT(PreTrainedModel):
+class VGGT(Network):
     """The plain network; `vggt_int8.VGGTInt8` is the one that can be quantized."""
 
     config_class = VGGTConfig
-    main_input_name = "images"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
+    int8_hint = "VGGTInt8.from_pretrained takes recipe= and backend="
+    quantized_hint = "load it with VGGTInt8.from_pretrained"
     _no_split_modules = ["Block", "CameraHead", "DPTHead", "DPTFeatures", "Tracker"]  # noqa: RUF012
 
     def __init__(self, config: VGGTConfig) -> None:
@@ -106,77 +79,6 @@ class VGGT(PreTrainedModel):
         absent = {rf"^{head}_head\." for head in HEADS if getattr(self, f"{head}_head") is None}
         self._keys_to_ignore_on_load_unexpected = absent
         self.post_init()
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, verify: bool = False, **kwargs: Any
-    ) -> Any:
-        """Load the plain network from the Hub or a folder in floating point, or "embedded", as transformers does.
-
-        verify: compare the contents of the files with the digests in config.json; that reads them once more.
-
-        `VGGTInt8.from_pretrained` loads the same without a recipe, reads more kinds of files and checks them before
-        it loads; here a checkpoint that does not fit, or is quantized, raises ValueError afterwards, and files of
-        two saves `CheckpointError` before. TypeError for a keyword that would have no effect.
-        """
-        source = resolve_source(pretrained_model_name_or_path)
-        if args or not {"recipe", "backend"}.isdisjoint(kwargs):
-            raise TypeError("VGGT is the plain network: VGGTInt8.from_pretrained takes recipe= and backend=")
-        options = check_keywords(kwargs)
-        return load_settled(
-            source, options.get("subfolder"), lambda: cls._load_plain(source, dict(options), verify=verify)
-        )
-
-    @classmethod
-    def _load_plain(cls, source: str, options: dict[str, Any], *, verify: bool) -> Any:
-        """`from_pretrained`, once its keywords are checked."""
-        wants_info = bool(options.pop("output_loading_info", False))
-        if options.get("config") is None:
-            restore(Path(source) / (options.get("subfolder") or ""))
-            hub = {key: options[key] for key in HUB_KEYWORDS if key in options}
-            fields = {key: options.pop(key) for key in VGGTConfig.__annotations__ if key in options}
-            options["config"] = VGGTConfig.from_pretrained(source, **hub, **fields)
-        else:
-            check_source(source, options)
-        if getattr(options["config"], "quantization_config", None) is not None:
-            raise ValueError(f"{source} is quantized: load it with VGGTInt8.from_pretrained")
-        _check_weights(source, options)
-        # Tensors of other shapes are told of below, by name.
-        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        with verifying(verify):
-            model, info = super().from_pretrained(source, **options, **told)
-        if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]:
-            raise ValueError(f"{source} does not fit the network: {sorted(map(str, wrong))[:5]} ({len(wrong)} in all)")
-        return (model, info) if wants_info else model
-
-    @staticmethod
-    def _load_pretrained_model(
-        model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        # transformers comes by here with the files resolved, before any weight is read.
-        check_loaded(checkpoint_files)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
-
-        Everything is written to a hidden folder first and then renamed: an interrupted save leaves what was there
-        before. All files carry one id, so that files of two saves are never loaded together, and config.json holds
-        digests for `from_pretrained(…, verify=True)`. Where an adapter is loaded, it alone is written, by transformers.
-
-        Raises `CheckpointError` if the folder cannot take the save, TypeError for an option without effect; OSError.
-        """
-        if not kwargs.get("is_main_process", True):
-            return
-        if getattr(self, "_hf_peft_config_loaded", False):
-            super().save_pretrained(save_directory, **kwargs)
-            return
-        target = Path(save_directory).expanduser()
-        options, push = check_saving(self, target, kwargs)
-        with saved_whole(target) as temporary, headers_with_id(self, options.get("state_dict")):
-            super().save_pretrained(temporary, **options)
-        if push is not None:
-            self.push_to_hub(**push)
 
     if TYPE_CHECKING:  # nn.Module's own says Any
 

@@ -17,6 +17,7 @@ from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
 from vggt_int8.model.call import Call
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import check_keywords
+from vggt_int8.model.network import Network
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.pretrained.checkpoint import opened_tensors, validate_checkpoint
 from vggt_int8.pretrained.finite import check_finite as check_outputs
@@ -100,7 +101,7 @@ class VGGTInt8(VGGT):
         source = resolve_source(pretrained_model_name_or_path)
         if args:
             raise TypeError(f"from_pretrained takes its options by name, such as recipe={args[0]!r:.60}")
-        options = check_keywords(kwargs, own=("recipe", "backend", "calibration"))
+        options = check_keywords(kwargs, VGGTConfig, own=("recipe", "backend", "calibration"))
         recipe = None if recipe is None else load_recipe(recipe)
         check_calibration(recipe, calibration)
         # What is no image is refused before anything is loaded.
@@ -145,7 +146,7 @@ class VGGTInt8(VGGT):
             config = load_config(source, options)
         set_quantization(config, options, recipe, backend, source, in_place=calibrated)
         options["config"] = config
-        load = super(VGGT, cls).from_pretrained  # of transformers: VGGT's own is for the plain network
+        load = super(Network, cls).from_pretrained  # of transformers: a network's own is for plain ones
         if not folder:
             tensors = load_file(source, config)
             check_one_save([source], verify=verify)

@@ -17,21 +17,25 @@ NO_NETWORK = f"No network? {EMBEDDED!r} names the small model inside this packag
 _FIRST_FILES = ("config.json", SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
-def check_hub(source: str, options: Mapping[str, Any]) -> None:
+def check_hub(source: str, options: Mapping[str, Any], filename: str | None = None) -> None:
     """Raise `CheckpointError` for a Hub id of which nothing is in the cache, if the Hub is not to be asked or silent.
 
-    options: those of `from_pretrained`. What is in the cache is asked for without tries, so that loads as before. A
-    Hub that answers anything at all is left to its own library, which says best what is wrong with a name or a token.
+    options: those of `from_pretrained`. filename: the one file that is wanted; None: a whole model. What is in the
+    cache is asked for without tries, so that loads as before. A Hub that answers anything at all is left to its own
+    library, which says best what is wrong with a name or a token.
     """
-    if not options.get("force_download") and _is_cached(source, options):
+    if not options.get("force_download") and _is_cached(
+        source, options, _FIRST_FILES if filename is None else (filename,)
+    ):
         return
-    lacking = f"cannot get the config.json of {source!r}: it is neither a folder here nor in the cache, and"
+    filename = filename or "config.json"
+    lacking = f"cannot get the {filename} of {source!r}: it is neither a folder here nor in the cache, and"
     if is_offline_mode() or options.get("local_files_only"):
         raise CheckpointError(
             f"{lacking} the Hub is not asked (HF_HUB_OFFLINE or local_files_only). Allow it, or download the files and "
             f"pass their folder. {NO_NETWORK}"
         )
-    url = hf_hub_url(source, "config.json", subfolder=options.get("subfolder"), revision=options.get("revision"))
+    url = hf_hub_url(source, filename, subfolder=options.get("subfolder"), revision=options.get("revision"))
     try:
         get_hf_file_metadata(url, token=options.get("token"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HfHubHTTPError:
@@ -44,7 +48,7 @@ def check_hub(source: str, options: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _is_cached(source: str, options: Mapping[str, Any]) -> bool:
-    names = ["/".join(filter(None, [options.get("subfolder"), name])) for name in _FIRST_FILES]
+def _is_cached(source: str, options: Mapping[str, Any], files: tuple[str, ...]) -> bool:
+    names = ["/".join(filter(None, [options.get("subfolder"), name])) for name in files]
     found = (try_to_load_from_cache(source, name, options.get("cache_dir"), options.get("revision")) for name in names)
     return any(isinstance(path, str) for path in found)

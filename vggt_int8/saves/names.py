@@ -14,14 +14,14 @@ from vggt_int8.saves.hub import NO_NETWORK, check_hub
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_readable
 
 
-def check_source(source: str, options: Mapping[str, Any]) -> None:
+def check_source(source: str, options: Mapping[str, Any], filename: str | None = None) -> None:
     """Raise `CheckpointError` for a name that is neither there nor one that the Hub could know, and where there is no
     Hub to ask.
 
-    options: those of `from_pretrained`. A path is asked of nobody; see `check_hub` for the rest.
+    options, filename: as in `check_hub`. A path is asked of nobody.
     """
     if is_hub_id(source, options.get("subfolder")):
-        check_hub(source, options)
+        check_hub(source, options, filename)
 
 
 def is_hub_id(source: str, subfolder: str | None = None) -> bool:

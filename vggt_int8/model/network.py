@@ -1,0 +1,129 @@
+"""What all networks have in common as models of transformers: how their plain weights are loaded and saved."""
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vggt_int8.embedded import resolve_source
+from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
+from vggt_int8.model.network_config import NetworkConfig
+from vggt_int8.model.size import FAR_LARGER
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.names import check_source
+from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
+from vggt_int8.saves.save_id import check_loaded, verifying
+from vggt_int8.saves.settled import load_settled
+from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
+
+
+def _check_weights(source: str, options: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for weights of a folder that are none, and for sizes far beyond what its files hold."""
+    folder = Path(source) / (options.get("subfolder") or "")
+    if not folder.is_dir():
+        return
+    check_weight_files(folder, options.get("variant"))
+    files = [path for path in folder.iterdir() if path.suffix in SINGLE_FILES and path.is_file()]
+    size, count = sum(path.stat().st_size for path in files), options["config"].least_parameters()
+    if files and count > FAR_LARGER * size:
+        raise CheckpointError(
+            f"the sizes in the config of {source!r} make {count:.3g} parameters, but its files have {size:.3g} bytes: "
+            "the config belongs to other weights"
+        )
+
+
+class Network(PreTrainedModel):
+    """A network in floating point. Its config class is a `NetworkConfig`.
+
+    int8_hint, quantized_hint: what to do instead, for who asks for INT8 and for who has it already.
+    """
+
+    config_class: type[NetworkConfig]
+    main_input_name = "images"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    int8_hint: ClassVar[str]
+    quantized_hint: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, verify: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load the plain network from the Hub or a folder in floating point, or "embedded", as transformers does.
+
+        verify: compare the contents of the files with the digests in config.json; that reads them once more.
+
+        A checkpoint that does not fit raises ValueError afterwards; a quantized one, and files of two saves
+        (`CheckpointError`), before. `VGGTInt8.from_pretrained` loads a VGGT without a recipe, too, reads more kinds of
+        files and checks them all before. TypeError for a keyword that would have no effect.
+        """
+        source = resolve_source(pretrained_model_name_or_path)
+        if args or not {"recipe", "backend"}.isdisjoint(kwargs):
+            raise TypeError(f"{cls.__name__} is the plain network: {cls.int8_hint}")
+        options = check_keywords(kwargs, cls.config_class)
+        return load_settled(
+            source, options.get("subfolder"), lambda: cls._load_plain(source, dict(options), verify=verify)
+        )
+
+    @classmethod
+    def _load_plain(cls, source: str, options: dict[str, Any], *, verify: bool) -> Any:
+        """`from_pretrained`, once its keywords are checked."""
+        wants_info = bool(options.pop("output_loading_info", False))
+        if options.get("config") is None:
+            restore(Path(source) / (options.get("subfolder") or ""))
+            hub = {key: options[key] for key in HUB_KEYWORDS if key in options}
+            fields = {key: options.pop(key) for key in cls.config_class.__annotations__ if key in options}
+            options["config"] = cls.config_class.from_pretrained(source, **hub, **fields)
+        else:
+            check_source(source, options)
+        if getattr(options["config"], "quantization_config", None) is not None:
+            raise ValueError(f"{source} is quantized: {cls.quantized_hint}")
+        _check_weights(source, options)
+        with verifying(verify):
+            model, info = cls._load_told(source, options)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_told(cls, source: str, options: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> Any:
+        """Model and what transformers says of the load; of `tensors`, if they are read already.
+
+        Raises ValueError if they are not those of the network.
+        """
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # other shapes are told of here, by name
+        if tensors is not None:
+            options = {**options, "state_dict": tensors}
+        model, info = super().from_pretrained(source if tensors is None else None, **options, **told)
+        if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]:
+            raise ValueError(f"{source} does not fit the network: {sorted(map(str, wrong))[:5]} ({len(wrong)} in all)")
+        return model, info
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # transformers comes by here with the files resolved, before any weight is read.
+        check_loaded(checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
+
+        Everything is written to a hidden folder first and then renamed: an interrupted save leaves what was there
+        before. All files carry one id, so that files of two saves are never loaded together, and config.json holds
+        digests for `from_pretrained(…, verify=True)`. Where an adapter is loaded, it alone is written, by transformers.
+
+        Raises `CheckpointError` if the folder cannot take the save, TypeError for an option without effect; OSError.
+        """
+        if not kwargs.get("is_main_process", True):
+            return
+        if getattr(self, "_hf_peft_config_loaded", False):
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        target = Path(save_directory).expanduser()
+        options, push = check_saving(self, target, kwargs)
+        with saved_whole(target) as temporary, headers_with_id(self, options.get("state_dict")):
+            super().save_pretrained(temporary, **options)
+        if push is not None:
+            self.push_to_hub(**push)

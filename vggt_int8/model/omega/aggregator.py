@@ -1,0 +1,63 @@
+"""The aggregator: attention inside each frame, then between frames, of all tokens or of camera and registers alone."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.model.aggregator import embed_images
+from vggt_int8.model.layers import Block
+from vggt_int8.model.omega.config import MLP_RATIO, VGGTOmegaConfig
+from vggt_int8.model.omega.encoder import OmegaEncoder
+from vggt_int8.model.omega.layers import AxialPeriods, OmegaAttention, axial_rope_table
+
+
+class OmegaAggregator(nn.Module):
+    """Images [B, S, 3, H, W] in [0, 1] -> tokens of the layers asked for, {layer: [B, S, P, 2C]}.
+
+    A frame's P tokens are: camera token, registers, then the patches row by row. A layer is one frame block and one
+    block between frames; its output is both results side by side.
+    """
+
+    def __init__(self, config: VGGTOmegaConfig) -> None:
+        super().__init__()
+        dim, heads = config.embed_dim, config.num_heads
+        self.patch_size = config.patch_size
+        self.num_special = 1 + config.num_register_tokens
+        self.head_dim = dim // heads
+        self.register_layers = frozenset(config.register_layers)
+        self.patch_embed = OmegaEncoder(config)
+        self.rope_embed = AxialPeriods(self.head_dim)
+        self.frame_blocks, self.inter_frame_blocks = (
+            nn.ModuleList(
+                Block(dim, heads, MLP_RATIO, qk_norm=True, attention=OmegaAttention) for _ in range(config.depth)
+            )
+            for _ in range(2)
+        )
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))
+        self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, dim))
+
+    def forward(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """Only `layers` are kept in memory, and no block behind the last of them runs."""
+        batch, frames, _, height, width = images.shape
+        tokens = embed_images(images, self.patch_embed, self.camera_token, self.register_token).flatten(0, 1)
+        grid = (height // self.patch_size, width // self.patch_size)
+        rope = axial_rope_table(*grid, self.head_dim, device=tokens.device)
+        kept = {}
+        for layer in range(max(layers) + 1):
+            frame_tokens = self.frame_blocks[layer](tokens, rope)
+            tokens = self.between_frames(layer, frame_tokens, batch)
+            if layer in layers:
+                kept[layer] = torch.cat([frame_tokens, tokens], dim=-1).unflatten(0, (batch, frames))
+        return kept
+
+    def between_frames(self, layer: int, tokens: Tensor, scenes: int) -> Tensor:
+        """[B * S, P, C] of so many scenes -> the same shape, without positions.
+
+        In a register layer patches neither see nor are seen, and stay as they are.
+        """
+        block = self.inter_frame_blocks[layer]
+        if layer not in self.register_layers:
+            return block(tokens, None, scenes)
+        special, patches = tokens.split([self.num_special, tokens.shape[1] - self.num_special], dim=1)
+        return torch.cat([block(special, None, scenes), patches], dim=1)

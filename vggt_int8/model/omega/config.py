@@ -1,0 +1,98 @@
+"""The shape of a VGGT-Ω network; the defaults are those of the public checkpoint for images of 512 pixels."""
+
+from dataclasses import field
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+
+from vggt_int8.model.network_config import NetworkConfig, with_plain_errors
+from vggt_int8.model.size import block_parameters, fusion_parameters
+from vggt_int8.plain_data import shown
+
+# Constants of the architecture.
+MLP_RATIO = 4.0
+STORAGE_TOKENS = 4  # of the encoder, beside its class token
+HEAD_BLOCKS, HEAD_HEADS = 4, 16  # of the heads that read camera and register tokens
+MAP_STRIDE = 4  # image pixels per pixel of the dense head's maps, before the pixel shuffle: patch_size / 4
+
+# field -> the largest value that a network can sensibly have.
+_MOST = {
+    "img_size": 16384,
+    "patch_size": 512,
+    "embed_dim": 32768,
+    "num_register_tokens": 4096,
+    "encoder_depth": 256,
+    "depth": 256,
+    "encoder_num_heads": 1024,
+    "num_heads": 1024,
+    "dpt_features": 16384,
+}
+
+
+@with_plain_errors
+@strict
+class VGGTOmegaConfig(NetworkConfig):
+    """Sizes and switches of a VGGT-Ω network. Impossible values raise ValueError, naming the field and the value.
+
+    img_size: resolution that images are brought to (see `vggt_int8.images`); any whole number of patches works.
+    patch_size: of the image encoder; depth is predicted `patch_size / 4` by `patch_size / 4` pixels at a time.
+    embed_dim: token width C. The heads read both halves of a layer side by side, so 2C wide.
+    encoder_depth, depth: blocks of the image encoder; (frame block, block between frames) pairs of the aggregator.
+    register_layers: layers in whose second block only camera and register tokens see one another.
+    dpt_layers: the four layers that the dense head reads, from fine to coarse.
+    dpt_out_channels: channels of those four after their projection; dpt_features: channels after fusion.
+    enable_*: a head that is switched off has no module and no weights. The text head is only in the public checkpoint
+        for images of 256 pixels.
+    """
+
+    kind = "VGGT-Omega"
+    model_type: ClassVar[str] = "vggt_omega"
+
+    img_size: int = 512
+    patch_size: int = 16
+    embed_dim: int = 1024
+    encoder_depth: int = 24
+    encoder_num_heads: int = 16
+    depth: int = 24
+    num_heads: int = 16
+    num_register_tokens: int = 16
+    register_layers: list[int] = field(default_factory=lambda: [2, 6, 9, 14, 20])
+    dpt_layers: list[int] = field(default_factory=lambda: [4, 11, 17, 23])
+    dpt_features: int = 256
+    dpt_out_channels: list[int] = field(default_factory=lambda: [256, 512, 1024, 1024])
+    enable_camera: bool = True
+    enable_depth: bool = True
+    enable_text: bool = False
+
+    def validate_sizes(self) -> None:
+        """Runs after construction, since `@strict` calls every `validate_*` method."""
+        self._check_least(
+            *("img_size", "patch_size", "embed_dim", "encoder_depth", "encoder_num_heads", "depth", "num_heads"),
+            *("num_register_tokens", "dpt_features"),
+        )
+        self._check_most(_MOST)
+        self._check_multiple("img_size", self.patch_size, "patch_size")
+        for heads in ("encoder_num_heads", "num_heads"):
+            self._check_multiple(
+                "embed_dim", 4 * getattr(self, heads), f"4 * {heads}: RoPE turns pairs of channels along two axes"
+            )
+        if self.enable_camera or self.enable_text:
+            self._check_multiple("embed_dim", HEAD_HEADS // 2, "half the attention heads over both halves of a layer")
+        self._check_layers("register_layers")
+        if len(set(self.register_layers)) < len(self.register_layers):
+            raise ValueError(f"register_layers must name a layer once, got {shown(self.register_layers)}")
+        if self.enable_depth:
+            self._check_dense_heads(_MOST["dpt_features"])
+            self._check_multiple("dpt_features", 4, "position embedding")
+            self._check_multiple("patch_size", MAP_STRIDE, "the dense head's maps have a quarter of the image's size")
+        self._check_parameters(self.least_parameters())
+
+    def least_parameters(self) -> int:
+        """Number of weights in the matrices and kernels of a network: at most 3 % less than all its parameters."""
+        dim = self.embed_dim
+        count = 3 * self.patch_size**2 * dim + 2 * self.num_register_tokens * dim
+        count += (self.encoder_depth + 2 * self.depth) * block_parameters(dim, MLP_RATIO)
+        heads = self.enable_camera + self.enable_text
+        count += heads * (HEAD_BLOCKS * block_parameters(2 * dim, MLP_RATIO) + 2 * dim * dim)
+        count += 2 * dim * dim if self.enable_text else 0
+        return count + (fusion_parameters(self, self.dpt_features) if self.enable_depth else 0)

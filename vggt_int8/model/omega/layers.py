@@ -1,0 +1,124 @@
+"""What VGGT-Ω's blocks have of their own: a linear without a bias for keys, and rotary embeddings of patches alone."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggt_int8.model.layers import Attention
+from vggt_int8.model.tables import constant_table
+
+ROPE_BASE = 100.0
+
+
+class ConstantBuffer(nn.Module):
+    """Base of a layer with a buffer of constants, which is in the checkpoint and which `forward` does not read.
+
+    So a loader that leaves buffers uninitialised does no harm, and neither does one that rounds them. Other constants
+    in a checkpoint would be another network: loading them by `load_state_dict` raises, and `holds` finds them.
+    """
+
+    buffer: ClassVar[str]
+
+    def constants(self, device: torch.device | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def holds(self, values: Tensor) -> bool:
+        """Whether a buffer has these constants, as far as bfloat16 has them."""
+        want = self.constants(values.device)
+        return values.shape == want.shape and torch.allclose(values.float(), want, rtol=2**-8, atol=0)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        name = prefix + self.buffer
+        if (values := state_dict.get(name)) is not None and not (values.is_meta or self.holds(values)):
+            *_, errors = rest
+            errors.append(f"{name} holds other constants than those of VGGT-Omega")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class KeylessBiasLinear(nn.Linear, ConstantBuffer):
+    """Queries, keys and values [..., 3C] of tokens [..., C]; the bias has no part for keys.
+
+    The checkpoint holds something in its place, and `bias_mask`, a mask of ones, zeros and ones.
+    """
+
+    buffer = "bias_mask"
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_buffer(self.buffer, self.constants())
+
+    def constants(self, device: torch.device | None = None) -> Tensor:
+        """[3C] of ones, zeros (keys) and ones."""
+        return torch.tensor([1.0, 0.0, 1.0], device=device).repeat_interleave(self.out_features // 3)
+
+    def effective_bias(self) -> Tensor:
+        """[3C]: what is added to the product."""
+        query, key, value = self.bias.chunk(3)
+        return torch.cat([query, torch.zeros_like(key), value])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.effective_bias())
+
+
+class AxialPeriods(ConstantBuffer):
+    """Holds `periods` [D/4], wave lengths of the rotary embedding, under the checkpoint's name.
+
+    `axial_rope_table` computes them in fp32: those stored in fp16 would move tokens by 1e-5.
+    """
+
+    buffer = "periods"
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.register_buffer(self.buffer, self.constants())
+
+    def constants(self, device: torch.device | None = None) -> Tensor:
+        return axial_periods(self.head_dim, device)
+
+
+def axial_periods(head_dim: int, device: torch.device | None = None) -> Tensor:
+    """[D/4] fp32: from 1 to nearly `ROPE_BASE`, in equal ratios."""
+    count = head_dim // 4
+    return (ROPE_BASE ** (torch.arange(count, dtype=torch.float64, device=device) / count)).float()
+
+
+@constant_table
+def axial_rope_table(height: int, width: int, head_dim: int, *, device: torch.device) -> Tensor:
+    """[2, height * width, D]: cosine and sine for a frame's patches, row by row.
+
+    A patch sits at its centre, divided by the longer side of the grid and mapped to [-1, 1]. The first quarter of the
+    D channels turns with the row, the second with the column, and channel i is paired with channel i + D/2.
+    """
+    longer = max(height, width)
+    row, column = (
+        (2 * torch.arange(size, dtype=torch.float64, device=device) + 1) / longer - 1 for size in (height, width)
+    )
+    positions = torch.stack([row.repeat_interleave(width), column.repeat(height)], dim=-1)  # [height * width, 2]
+    angles = 2 * math.pi * positions[:, :, None] / axial_periods(head_dim, device).double()
+    angles = angles.flatten(1).repeat(1, 2)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def apply_axial_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn queries or keys. x [F, H, P, D] of one frame each, rope [2, N, D] fp32 of its last N tokens -> like x.
+
+    The tokens before them have no position. The fp32 table makes this an fp32 island: it is rounded to x's dtype once.
+    """
+    cos, sin = rope.unbind(0)
+    special, patches = x.split([x.shape[-2] - cos.shape[-2], cos.shape[-2]], dim=-2)
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([special, turned.to(x.dtype)], dim=-2)
+
+
+class OmegaAttention(Attention):
+    """Self-attention of VGGT-Ω; `rope` as in `apply_axial_rope`."""
+
+    projection = KeylessBiasLinear
+    rotate = staticmethod(apply_axial_rope)
