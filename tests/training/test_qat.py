@@ -157,7 +157,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
 
 def build(model: Path, out: Path, config: QatConfig) -> Distiller:
     teacher = qat.plain_network(str(model))
-    student = qat.copy_of(teacher, VGGT)
+    student = qat.copy_of(teacher)
     fake_quantize(student, make_plan(student, load_recipe("int8_dynamic")))
     return Distiller(config, out, student, teacher, qat.Rendered(), {"recipe": "int8_dynamic"}, quiet=True)
 

@@ -71,6 +71,7 @@ def qat(
         max_minutes=max_minutes,
         save_minutes=save_minutes,
         quiet=console.settings.quiet,
+        on_image=_said,
     )
     if end is None:  # another process speaks for all
         return
@@ -81,3 +82,7 @@ def qat(
         f"stopped at step {end.step}: {end.reason}. {out}: the weights of step {end.best_step}, whose distance from "
         f"the floats is {end.best_loss:.4g} (untrained {end.start_loss:.4g})"
     )
+
+
+def _said(done: int, total: int) -> None:
+    console.note(f"read {done} of {console.count_images(total)}")

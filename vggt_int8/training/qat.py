@@ -7,17 +7,18 @@ The output folder is an ordinary INT8 checkpoint; its folder `run/` holds what g
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from vggt_int8.calibration import Calibration
 from vggt_int8.files import write_whole
 from vggt_int8.kernels.reference import CODE_MAX
-from vggt_int8.model import VGGT
+from vggt_int8.model import VGGT, VGGTConfig
 from vggt_int8.pretrained import VGGTInt8
 from vggt_int8.pretrained.in_place import check_calibration, install, measured
 from vggt_int8.pretrained.upload import card_of
@@ -33,6 +34,7 @@ from vggt_int8.training.qat_config import QatConfig, read_table, settings_for
 from vggt_int8.training.views import SYNTHETIC, Album, Rendered, Source, find_scenes
 
 RUN = "run"
+Network = TypeVar("Network", bound=VGGT)
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,7 @@ def train_qat(
         check_calibration(recipe, calibration)
     scenes = None if is_synthetic(data) else find_scenes(data)
     teacher = plain_network(model)
-    settings = settings_for(table, teacher.config, config)
-    if total_steps is not None:
-        settings = replace(settings, optimizer=replace(settings.optimizer, total_steps=total_steps))
+    settings = settings_for(table, teacher.config, config, total_steps)
     source = Rendered() if scenes is None else Album.read(scenes, teacher.config, on_image)
     recipe = recipe_for(teacher, recipe)
     plan = make_plan(teacher, recipe)
@@ -118,7 +118,7 @@ def prepare_student(
     What the recipe folds into layers is folded before, which changes nothing in floats: its factors are trained with
     the weights.
     """
-    student = copy_of(teacher, VGGT).to(Accelerator().device)
+    student = copy_of(teacher).to(Accelerator().device)
     folds, found = measured(student, plan, recipe, calibration)
     fold_(student, folds)
     fake_quantize(student, plan, {} if found is None else found.scales)
@@ -130,16 +130,21 @@ def plain_network(model: str) -> VGGT:
     loaded = VGGTInt8.from_pretrained(model, dtype=torch.float32)
     if loaded.quantization_plan is not None:
         raise ValueError(f"{model} is INT8 already: training starts from the floating-point model that it was made of")
-    return copy_of(loaded, VGGT)
+    return network_of(loaded.state_dict(), loaded.config, VGGT)
 
 
-def copy_of(model: VGGT, kind: type[VGGT]) -> VGGT:
-    """A network of that class with copies of the weights, on the CPU."""
-    with torch.device("meta"):
-        copy = kind(model.config)
+def copy_of(model: VGGT) -> VGGT:
+    """A plain network with copies of the weights."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    copy.load_state_dict(state, assign=True)
-    return copy
+    return network_of(state, model.config, VGGT)
+
+
+def network_of(state: dict[str, Tensor], config: VGGTConfig, kind: type[Network]) -> Network:
+    """A network of that class whose parameters are these tensors."""
+    with torch.device("meta"):
+        network = kind(config)
+    network.load_state_dict(state, assign=True)
+    return network
 
 
 def is_synthetic(data: Sequence[str | Path]) -> bool:
@@ -188,7 +193,7 @@ def write_int8(student: VGGT, recipe: Recipe, out: Path, facts: dict[str, Any], 
     if found is not None:
         ranges = {name: (CODE_MAX * scale).tolist() for name, scale in scales.items()}
         found = Calibration(scales, {**found.facts, "ranges": ranges})
-    model = copy_of(student, VGGTInt8).eval()
+    model = network_of(student.state_dict(), student.config, VGGTInt8).eval()
     install(model, plan_module(model, recipe), recipe, "auto", {}, found)
     model.config.quantization_config.training = facts
     model.save_pretrained(out)

@@ -91,13 +91,17 @@ def read_table(path: Path | None) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def settings_for(table: dict[str, Any], model: VGGTConfig, path: Path | None) -> QatConfig:
+def settings_for(
+    table: dict[str, Any], model: VGGTConfig, path: Path | None, total_steps: int | None = None
+) -> QatConfig:
     """The table of a file, every key of which is known and typed; what it leaves out is as in `default_config`.
 
-    Raises ValueError that names the file, `path`, and the key.
+    total_steps: unless it is None, instead of the file's. Raises ValueError that names the file, `path`, and the key.
     """
     try:
         config = qat_from_table(table, default_config(model))
+        if total_steps is not None:
+            config = replace(config, optimizer=replace(config.optimizer, total_steps=total_steps))
         config.check_sizes(model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
