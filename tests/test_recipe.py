@@ -13,7 +13,8 @@ from vggt_int8.recipe.family import FAMILY_FOLDER
 
 VGGT_MAP = find_family("vggt", ())
 STATIC = ["int8_static", "int8_static_rotated"]
-SHIPPED = ["fp16", "int8_dynamic", "int8_rotated", *STATIC, "int8_weight_only", "llm_int8"]
+SMOOTH = ["int8_smooth", "int8_smooth_rotated"]
+SHIPPED = ["fp16", "int8_dynamic", "int8_rotated", *SMOOTH, *STATIC, "int8_weight_only", "llm_int8"]
 
 
 def test_the_promised_recipes_are_shipped() -> None:
@@ -43,7 +44,13 @@ def test_schemes_of_the_shipped_recipes() -> None:
     assert load_recipe("llm_int8").scheme == Scheme("dynamic", 6.0)
     assert load_recipe("int8_static").scheme == Scheme("static")
     assert load_recipe("int8_static_rotated").scheme == Scheme("static", rotation=256)
-    assert [name for name in SHIPPED if load_recipe(name).needs_calibration] == STATIC
+    assert [name for name in SHIPPED if load_recipe(name).needs_calibration] == SMOOTH + STATIC
+    assert load_recipe("int8_smooth").scheme == Scheme("dynamic")
+    assert load_recipe("int8_smooth_rotated").scheme == Scheme("dynamic", rotation=256)
+    smoothing = {name: load_recipe(name).smoothing for name in SHIPPED if load_recipe(name).smoothing}
+    assert smoothing == dict.fromkeys(SMOOTH, "search") | dict.fromkeys(
+        ["int8_rotated", *STATIC, "int8_weight_only"], "weights"
+    )
     assert [load_recipe(name).special_tokens for name in STATIC] == ["own", "own"]
     assert [
         Scheme("none").label,

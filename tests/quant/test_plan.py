@@ -16,7 +16,8 @@ from vggt_int8.recipe import Rule, Scheme
 
 FORMAT_1 = Path(__file__).parent.parent / "data" / "recipes_format_1"  # the shipped recipes as files of rules
 STATIC = ["int8_static", "int8_static_rotated"]
-INT8_RECIPES = ["int8_dynamic", "int8_rotated", *STATIC, "int8_weight_only", "llm_int8"]
+SMOOTH = ["int8_smooth", "int8_smooth_rotated"]
+INT8_RECIPES = ["int8_dynamic", "int8_rotated", *SMOOTH, *STATIC, "int8_weight_only", "llm_int8"]
 
 
 @pytest.fixture(scope="module")

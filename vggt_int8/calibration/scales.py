@@ -27,7 +27,7 @@ class Calibration:
     """scales: of each static layer, [2] (special tokens, others) or [1] fp32, as `Int8Linear.input_scale` has them.
 
     facts: plain data for `config.json`: observer, seed, number of images and calls, sha256 of the images' pixels, and
-    the ranges of each layer, which are 127 times its scales.
+    the ranges of each layer, which are 127 times its scales; and the strength of smoothing before each layer.
     """
 
     scales: dict[str, Tensor]
@@ -48,6 +48,11 @@ def facts_problem(facts: Any) -> str | None:
         numbers = isinstance(ranges, list) and all(isinstance(r, int | float) and 0 < r < inf for r in ranges)
         if not numbers or len(ranges) not in (1, 2):
             return f"its range of {shown(name)} is {shown(ranges)}"
+    strengths = facts.get("smoothing", {})
+    if not isinstance(strengths, dict) or not all(
+        isinstance(s, int | float) and 0 <= s <= 1 for s in strengths.values()
+    ):
+        return f"its smoothing is {shown(strengths)}"
     return None
 
 
@@ -64,13 +69,14 @@ def calibrate(
     inputs: Sequence[Tensor],
     *,
     folds: Mapping[str, Fold] = MappingProxyType({}),
+    strengths: Mapping[str, float] = MappingProxyType({}),
     seed: int = 0,
     on_call: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Find the scales of a plan's static layers; the model, in floating point, is not changed.
 
-    inputs: what `inputs_for` gives. folds: what will be folded into the layers before they become codes. seed: that of
-    the inputs, for the facts. Raises `CalibrationError`.
+    inputs: what `inputs_for` gives. folds: what will be folded into the layers before they become codes. strengths,
+    seed: those of smoothing, and that of the inputs, for the facts. Raises `CalibrationError`.
     """
     schemes = static_layers(plan)
     once = _first_names(model, schemes)  # a module under several names is watched once
@@ -83,8 +89,8 @@ def calibrate(
         return observer_for(recipe.observer, weight, schemes[name].rotation_of(layer.in_features))
 
     watched = {name: schemes[name] for name in once}
-    run = _caller(model, once)
-    found = observe(model, inputs, watched, maker, divisors=divisors, run=run, on_call=on_call)
+    run = caller(model, once)
+    found = observe(model, inputs, watched, maker, divisors=divisors, run=run, on_call=on_call) if once else {}
     ranges = {name: [observer.range() for observer in found[first]] for name, first in _all_names(once).items()}
     is_vggt = isinstance(model, VGGT)
     facts = {
@@ -94,6 +100,7 @@ def calibrate(
         "calls": len(inputs),
         "sha256": [chosen_images.content_hash(i) for given in inputs for i in (given if is_vggt else [given])],
         "ranges": ranges,
+        **({"smoothing": dict(strengths)} if strengths else {}),
     }
     return Calibration({name: scale_from_absmax(torch.tensor(own)) for name, own in ranges.items()}, facts)
 
@@ -123,7 +130,7 @@ def channel_folds(
     static = static_layers(plan)
     seams = [seam for seam in find_seams(model, plan, recipe.name) if seam.reader in static]
     watched = {seam.reader: Scheme("static") for seam in seams}
-    found = observe(model, inputs, watched, lambda name: PerChannel, run=_caller(model, watched), on_call=on_call)
+    found = observe(model, inputs, watched, lambda name: PerChannel, run=caller(model, watched), on_call=on_call)
     folds: Folds = {}
     tensor_of = parameters_of(model)
     for seam in seams:
@@ -135,7 +142,7 @@ def channel_folds(
     return folds
 
 
-def _caller(model: nn.Module, names: Collection[str]) -> Callable[[Tensor], object]:
+def caller(model: nn.Module, names: Collection[str]) -> Callable[[Tensor], object]:
     """Calls the model with an input, where the model lies; of a VGGT only the heads run that have one of these layers,
     or a cheap one.
     """

@@ -27,8 +27,8 @@ def quantize(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Images that static scales are found on: a folder, a pattern or a file; may be given several times. A "
-            "folder is a scene.",
+            help="Images that static scales, or strengths of smoothing, are found on: a folder, a pattern or a file; "
+            "may be given several times. A folder is a scene.",
         ),
     ] = None,
     samples: Annotated[
@@ -38,7 +38,8 @@ def quantize(
     observer: Annotated[
         str | None,
         typer.Option(
-            help=f"How a range is found from what was seen: {', '.join(OBSERVERS)}; by default what the recipe says.",
+            help=f"How a range is found from what was seen: {', '.join(OBSERVERS)}; by default what the recipe says. "
+            "per_channel takes the place of the recipe's smoothing.",
             **options.choice("observer", *OBSERVERS),
         ),
     ] = None,
@@ -89,6 +90,8 @@ def calibrated_recipe(name: str, calibration: list[str] | None, samples: int | N
     recipe = load_recipe(name)
     changed: dict[str, Any] = {"calibration_samples": samples, "observer": observer}
     changed = {key: value for key, value in changed.items() if value is not None}
+    if observer == "per_channel":  # which folds factors of its own
+        changed["smoothing"] = 0
     if changed and calibration is None:
         option = "samples" if samples is not None else "observer"
         raise RecipeError(f"--{option} says how to calibrate, so --calibration is needed beside it")
@@ -114,11 +117,16 @@ def summary(calibration: dict[str, Any]) -> str:
     """The same in a line."""
     images = console.count_images(calibration["images"])
     ranges = [own for layer in calibration["ranges"].values() for own in layer]
-    return (
-        f"calibrated with {images} in {calibration['calls']} calls, observer {calibration['observer']}, seed "
-        f"{calibration['seed']}: ranges of {len(calibration['ranges'])} layers from {min(ranges):.3g} to "
-        f"{max(ranges):.3g}"
-    )
+    strengths = calibration.get("smoothing", {}).values()
+    found = []
+    if ranges:
+        found.append(
+            f"observer {calibration['observer']}: ranges of {len(calibration['ranges'])} layers from {min(ranges):.3g} "
+            f"to {max(ranges):.3g}"
+        )
+    if strengths:
+        found.append(f"smoothing before {len(strengths)} layers of strength {min(strengths):g} to {max(strengths):g}")
+    return f"calibrated with {images} in {calibration['calls']} calls, seed {calibration['seed']}: {'; '.join(found)}"
 
 
 def layers_of(model: "VGGTInt8") -> list[dict[str, Any]]:

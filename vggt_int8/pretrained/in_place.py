@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.utils import logging
 
-from vggt_int8.calibration import Calibration, calibrate, channel_folds, inputs_for
+from vggt_int8.calibration import Calibration, calibrate, channel_folds, inputs_for, smoothing_folds
 from vggt_int8.interrupts import uninterrupted
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
@@ -40,18 +40,20 @@ def quantize(
 
     A `VGGTInt8`, or this package's `VGGT`, can be saved afterwards and loaded as `VGGTInt8`; its kept parameters are
     rounded to fp16 values, in which they are stored. On any other module, the reference repository's `VGGT` included,
-    only the layers that the recipe names change. All is checked first, so an error leaves the model as it was; then
-    layer after layer gives its floats back as its codes take their place (a layer a thread on a CPU), so that no second
-    model exists, and Ctrl-C waits until that is done. Layers that must stay as they are
-    (`vggt_int8.quant.quantize_module` says which) are warned of; `model.quantization_plan` has all, with the reasons.
+    only the layers that the recipe names change and, where it smooths, those before them. All is checked first, so an
+    error leaves the model as it was; then layer after layer gives its floats back as its codes take their place (a
+    layer a thread on a CPU), so that no second model exists, and Ctrl-C waits until that is done. Layers that must stay
+    as they are (`vggt_int8.quant.quantize_module` says which) are warned of; `model.quantization_plan` has all, with
+    the reasons.
     Adapters (peft's LoRA) come first, for peft wraps no layer that is INT8 already: merge them, or quantize with them
     in place, which turns the layers that they wrap into INT8; `exclude=[".*lora.*"]` leaves LoRA's own layers, still
     trainable, as floats. Layers under other adapters (DoRA, which reads their weights) are kept.
 
-    calibration: images for a recipe with static scales: folders, files, patterns, or tensors [S, 3, H, W] in [0, 1],
-        one or a list; for a module that is no `VGGT` of this package tensors, one for each call of it. Each folder or
-        tensor is a scene. The recipe's `calibration_samples` of them are seen, in an order of their own: which, and
-        the scales, depend on the images and `calibration_seed` alone (`vggt_int8.calibration.images`).
+    calibration: images for a recipe with static scales, or one that smooths by what inputs show: folders, files,
+        patterns, or tensors [S, 3, H, W] in [0, 1], one or a list; for a module that is no `VGGT` of this package
+        tensors, one for each call of it. Each folder or tensor is a scene. The recipe's `calibration_samples` of them
+        are seen, in an order of their own: which, and what follows, depend on the images and `calibration_seed` alone
+        (`vggt_int8.calibration.images`).
     on_call: called with (calls done, all calls) during calibration, in the place of a progress bar.
 
     Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit, or needs a calibration that is
@@ -79,14 +81,19 @@ def measured(
 ) -> tuple[Folds, Calibration | None]:
     """What a recipe asks to be folded into layers, and the static scales of what is then folded; arguments as of
     `quantize`. The model is not changed."""
-    folds = plan_folds(model, plan, recipe)
     if calibration is None:
-        return folds, None
+        return plan_folds(model, plan, recipe), None
     inputs = inputs_for(model, calibration, recipe.calibration_samples, seed)
+    strengths: dict[str, float] = {}
     with progress_of(on_call) as shown:
-        if recipe.observer == "per_channel":
+        if recipe.smoothing not in (0, "weights"):
+            folds, strengths = smoothing_folds(model, plan, recipe, inputs, shown)
+        elif recipe.observer == "per_channel":
             folds = channel_folds(model, plan, recipe, inputs, shown)
-        return folds, calibrate(model, plan, recipe, inputs, folds=folds, seed=seed, on_call=shown)
+        else:
+            folds = plan_folds(model, plan, recipe)
+        found = calibrate(model, plan, recipe, inputs, folds=folds, strengths=strengths, seed=seed, on_call=shown)
+    return folds, found
 
 
 def install(
@@ -116,18 +123,19 @@ def check_calibration(recipe: Recipe | None, calibration: Any) -> None:
     """Raise `RecipeError` unless calibration is given where a recipe needs it, and nowhere else."""
     if recipe is None:
         if calibration is not None:
-            raise RecipeError("calibration belongs to a recipe with static scales: pass recipe= as well")
+            raise RecipeError("calibration belongs to a recipe that needs it: pass recipe= as well")
         return
     needed = recipe.needs_calibration
     if needed and calibration is None:
+        static = "static" in recipe.activations_asked
+        why = "computes with static scales, which are found on images" if static else "smooths by what inputs show"
         raise RecipeError(
-            f"recipe {recipe.name!r} computes with static scales, which are found on images: {HOW_TO_CALIBRATE}. A "
-            "checkpoint that was calibrated needs neither"
+            f"recipe {recipe.name!r} {why}: {HOW_TO_CALIBRATE}. A checkpoint that was calibrated needs neither"
         )
     if calibration is not None and not needed:
         raise RecipeError(
-            f"recipe {recipe.name!r} has no static scales, so calibration would have no effect: leave it out, or "
-            "choose a recipe with activations = 'static', such as int8_static_rotated"
+            f"recipe {recipe.name!r} needs no images, so calibration would have no effect: leave it out, or choose "
+            "one that does, such as int8_static_rotated or int8_smooth_rotated"
         )
 
 

@@ -85,7 +85,7 @@ class VGGTInt8(VGGT):
             ("module.", "_orig_mod.", "model.") is taken off.
         recipe: shipped name, path of a TOML file, or `Recipe`; only for a floating-point checkpoint. A quantized
             checkpoint holds its recipe and is loaded as it is.
-        calibration, calibration_seed, on_call: for a recipe with static scales, as `vggt_int8.quantize` takes them. The
+        calibration, calibration_seed, on_call: for a recipe that needs images, as `vggt_int8.quantize` takes them. The
             model is loaded in fp32 then, runs on the images, and is quantized in place; it must lie on one device.
         backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
         device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.

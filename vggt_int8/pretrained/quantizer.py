@@ -117,7 +117,7 @@ class VGGTInt8Quantizer(HfQuantizer):
         recipe, backend = recipe_for(model, self.quantization_config.parsed()), self.quantization_config.backend
         self.quantization_config.recipe = recipe.to_dict()  # what is saved needs no map of the family any more
         if not self.pre_quantized and recipe.needs_calibration:
-            raise RecipeError(f"recipe {recipe.name!r} computes with static scales: {HOW_TO_CALIBRATE}")
+            raise RecipeError(f"recipe {recipe.name!r} needs images: {HOW_TO_CALIBRATE}")
         plan = prepare_module(model, recipe, backend)
         model.register_load_state_dict_pre_hook(check_incoming_values)
         if self.quantization_config.format_version == 1:

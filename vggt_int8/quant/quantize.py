@@ -74,9 +74,14 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
 
 
 def plan_folds(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe) -> Folds:
-    """What `recipe` folds into the layers of `model`, which is not changed. Raises `RecipeError` as `find_seams`."""
+    """What `recipe` folds into the layers of `model` by its weights alone; the model is not changed.
+
+    Raises `RecipeError` as `find_seams`, and for a recipe that needs images to say how strongly.
+    """
     if not recipe.smoothing:
         return {}
+    if recipe.smoothing != "weights":
+        raise RecipeError(f"recipe {recipe.name!r} smooths by what inputs show: {HOW_TO_CALIBRATE}", "smoothing")
     return estimated_folds(find_seams(model, plan, recipe.name), parameters_of(model))
 
 

@@ -95,7 +95,8 @@ class Recipe:
     activations, outlier_threshold: the default `Scheme`.
     rotation: of every layer with INT8 activations, and of linears that a group or rule wants rotated; see `Scheme`.
     smoothing: 0, or "weights": factors of channels are folded into neighbouring layers before weights are rounded, by
-        the size of weights alone (`vggt_int8.quant.smoothing`).
+        the size of weights alone; a strength of up to 1, or "search": by that of inputs as well, on calibration images
+        (`vggt_int8.quant.smoothing`).
     keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
     groups: name of a group or set of the model's family -> "keep", "weight_only", "weight_only_rotated",
         "dynamic" or "static".
@@ -206,7 +207,7 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether something of it is found on images."""
-        return "static" in self.activations_asked
+        return "static" in self.activations_asked or self.smoothing not in (0, "weights")
 
     @property
     def scheme(self) -> Scheme:

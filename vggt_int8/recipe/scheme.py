@@ -22,7 +22,7 @@ OBSERVERS = ("minmax", "percentile", "histogram", "mse", "per_channel")
 SPECIAL_TOKENS = ("own", "shared")
 KEEP_DTYPES = ("fp16",)
 ROTATIONS = (2, 4, 8, 16, 32, 64, 128, 256)
-SMOOTHINGS = (0, "weights")
+SMOOTHINGS = ("weights", "search")  # or a strength
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,12 @@ def check_rotation(rotation: object) -> None:
 
 def check_smoothing(smoothing: object) -> None:
     """Raise `RecipeError` unless it is a way of smoothing."""
-    if isinstance(smoothing, bool) or smoothing not in SMOOTHINGS:
-        raise RecipeError(f"smoothing is {shown(smoothing)}; it must be 0 (off) or 'weights'", "smoothing")
+    strength = type(smoothing) in (int, float) and 0 <= smoothing <= 1  # type: ignore[operator]
+    if not (strength or (isinstance(smoothing, str) and smoothing in SMOOTHINGS)):
+        raise RecipeError(
+            f"smoothing is {shown(smoothing)}; it must be 0 (off), a strength of up to 1, 'search' or 'weights'",
+            "smoothing",
+        )
 
 
 def check_rotations(rotation: object, asked: Collection[str], rotated: Collection[str]) -> None:

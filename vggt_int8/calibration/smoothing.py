@@ -1,0 +1,58 @@
+"""From a plan and images to what smoothing folds into a model: its linears' inputs are seen, then strengths follow."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vggt_int8.calibration.observers import Observer
+from vggt_int8.calibration.scales import caller
+from vggt_int8.calibration.watch import observe
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.seams import find_seams
+from vggt_int8.quant.smoothing import Folds, parameters_of
+from vggt_int8.quant.strengths import InputSample, calibrated_folds
+from vggt_int8.recipe import Recipe, Scheme
+
+
+class Sampled(Observer):
+    """Keeps an `InputSample` of what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sample = InputSample()
+
+    def _see(self, x: Tensor) -> None:
+        self.sample.add(x)
+
+    def range(self) -> float:
+        return self.absmax
+
+
+@torch.no_grad()
+def smoothing_folds(
+    model: nn.Module,
+    plan: Mapping[str, LayerPlan],
+    recipe: Recipe,
+    inputs: Sequence[Tensor],
+    on_call: Callable[[int, int], None] | None = None,
+) -> tuple[Folds, dict[str, float]]:
+    """What a recipe whose `smoothing` is a strength or "search" folds into the model, which is not changed.
+
+    inputs: what `inputs_for` gives. Returns the folds, and the strength by the name of each linear behind a seam, 0 for
+    none. Beside the network 2 kB for each input channel of such a linear is held (VGGT-1B: 0.5 GB). Raises
+    `CalibrationError`, and `RecipeError` as `find_seams`.
+    """
+    seams = find_seams(model, plan, recipe.name)
+    watched = {seam.reader: Scheme() for seam in seams}  # neither rotated nor parted into kinds of tokens
+    found = observe(model, inputs, watched, lambda name: Sampled, run=caller(model, watched), on_call=on_call)
+    samples = {}
+    for name, (observer,) in found.items():
+        assert isinstance(observer, Sampled)
+        samples[name] = observer.sample
+    schemes = {}
+    for seam in seams:
+        scheme = plan[seam.reader].scheme
+        assert isinstance(scheme, Scheme)
+        schemes[seam] = scheme
+    return calibrated_folds(schemes, samples, recipe.smoothing, parameters_of(model))
