@@ -82,19 +82,19 @@ def test_the_embedded_model_is_loaded_and_named() -> None:
     assert type(VGGT.from_pretrained("embedded", enable_point=False, verify=True)) is VGGT
 
 
-def test_a_single_file_of_a_quantized_folder(tmp_path: Path, int8_checkpoint: Path, tiny_checkpoint: Path) -> None:
-    whole = VGGTInt8.from_pretrained(int8_checkpoint)
-    file = int8_checkpoint / "model.safetensors"
+def test_a_single_file_of_a_quantized_folder(tmp_path: Path, bare_int8: Path, bare_checkpoint: Path) -> None:
+    whole = VGGTInt8.from_pretrained(bare_int8)
+    file = bare_int8 / "model.safetensors"
     assert_same_weights(VGGTInt8.from_pretrained(file), whole)
-    assert_same_weights(VGGTInt8.from_pretrained(file, config=VGGTConfig.from_pretrained(tiny_checkpoint)), whole)
-    for config in (None, VGGTConfig.from_pretrained(tiny_checkpoint)):
+    assert_same_weights(VGGTInt8.from_pretrained(file, config=VGGTConfig.from_pretrained(bare_checkpoint)), whole)
+    for config in (None, VGGTConfig.from_pretrained(bare_checkpoint)):
         with pytest.raises(CheckpointError, match="is quantized already, by recipe 'int8_dynamic': load it without"):
             VGGTInt8.from_pretrained(file, recipe="int8_dynamic", config=config)
     shutil.copy(file, tmp_path / "mine.safetensors")
-    for keywords in ({}, {"recipe": "int8_dynamic"}, {"config": VGGTConfig.from_pretrained(tiny_checkpoint)}):
+    for keywords in ({}, {"recipe": "int8_dynamic"}, {"config": VGGTConfig.from_pretrained(bare_checkpoint)}):
         with pytest.raises(CheckpointError, match=r"holds INT8 codes, but the config\.json .* is not beside it"):
             VGGTInt8.from_pretrained(tmp_path / "mine.safetensors", **keywords)
-    shutil.copy(int8_checkpoint / "config.json", tmp_path)
+    shutil.copy(bare_int8 / "config.json", tmp_path)
     assert_same_weights(VGGTInt8.from_pretrained(tmp_path / "mine.safetensors"), whole)
 
 
@@ -111,18 +111,18 @@ def test_a_single_file_of_a_quantized_folder(tmp_path: Path, int8_checkpoint: Pa
     ids=["lfs", "zip", "pickle", "gzip", "page", "damaged"],
 )
 def test_whole_files_of_other_kinds_are_not_said_to_be_damaged(
-    tmp_path: Path, tiny_checkpoint: Path, content: bytes, message: str
+    tmp_path: Path, bare_checkpoint: Path, content: bytes, message: str
 ) -> None:
-    shutil.copy(tiny_checkpoint / "config.json", tmp_path)
+    shutil.copy(bare_checkpoint / "config.json", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         VGGTInt8.from_pretrained(tmp_path)
 
 
-def test_a_single_file_has_no_variants(tiny_checkpoint: Path) -> None:
+def test_a_single_file_has_no_variants(bare_checkpoint: Path) -> None:
     for name in ("variant", "subfolder"):
         with pytest.raises(TypeError, match=f"{name}='fp16' chooses among files"):
-            VGGTInt8.from_pretrained(tiny_checkpoint / "model.safetensors", **{name: "fp16"})
+            VGGTInt8.from_pretrained(bare_checkpoint / "model.safetensors", **{name: "fp16"})
 
 
 @pytest.mark.parametrize(
@@ -158,30 +158,30 @@ WRAPPED: list[tuple[str, Callable[[State], dict[str, Any]]]] = [
 
 @pytest.mark.parametrize(("what", "wrap"), WRAPPED, ids=[what for what, _ in WRAPPED])
 def test_wrappers_around_a_state_dict_are_taken_off(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_weights: State, what: str, wrap: Callable[[State], dict[str, Any]]
+    tmp_path: Path, bare_checkpoint: Path, bare_weights: State, what: str, wrap: Callable[[State], dict[str, Any]]
 ) -> None:
-    copy_config(tiny_checkpoint, tmp_path)
-    content = wrap(tiny_weights)
+    copy_config(bare_checkpoint, tmp_path)
+    content = wrap(bare_weights)
     torch.save(content, tmp_path / "pytorch_model.bin")
     sources = [tmp_path / "pytorch_model.bin", tmp_path]  # by itself; as the weights of a folder
     if all(isinstance(value, Tensor) for value in content.values()):
         (tmp_path / "safe").mkdir()
-        copy_config(tiny_checkpoint, tmp_path / "safe")
+        copy_config(bare_checkpoint, tmp_path / "safe")
         save_file(content, tmp_path / "safe" / "model.safetensors", metadata={"format": "pt"})
         sources.append(tmp_path / "safe")
-    want = {name: tensor for name, tensor in tiny_weights.items() if not name.startswith(("track_head", "point_head"))}
+    want = {name: tensor for name, tensor in bare_weights.items() if not name.startswith("depth_head.")}
     for source in sources:
-        got = VGGTInt8.from_pretrained(source, enable_track=False, enable_point=False).state_dict()
+        got = VGGTInt8.from_pretrained(source, enable_depth=False).state_dict()
         assert got.keys() == want.keys()
         assert all(torch.equal(tensor, got[name]) for name, tensor in want.items())
 
 
 def test_a_prefixed_checkpoint_is_quantized_like_any_other(
-    tmp_path: Path, tiny_weights: State, tiny_checkpoint: Path
+    tmp_path: Path, bare_weights: State, bare_checkpoint: Path
 ) -> None:
-    copy_config(tiny_checkpoint, tmp_path)
-    save_file(prefixed("module.")(tiny_weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    want = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic")
+    copy_config(bare_checkpoint, tmp_path)
+    save_file(prefixed("module.")(bare_weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    want = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_dynamic")
     assert_same_weights(VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
     assert_same_weights(AutoModel.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
 
@@ -222,32 +222,32 @@ UNDECIDED: list[tuple[str, Callable[[State], Any], str]] = [
 @pytest.mark.parametrize(("what", "make", "message"), UNDECIDED, ids=[row[0] for row in UNDECIDED])
 def test_what_cannot_be_decided_is_said(
     tmp_path: Path,
-    tiny_checkpoint: Path,
-    tiny_weights: State,
+    bare_checkpoint: Path,
+    bare_weights: State,
     what: str,
     make: Callable[[State], Any],
     message: str,
 ) -> None:
-    copy_config(tiny_checkpoint, tmp_path)
-    torch.save(make(tiny_weights), tmp_path / "pytorch_model.bin")
+    copy_config(bare_checkpoint, tmp_path)
+    torch.save(make(bare_weights), tmp_path / "pytorch_model.bin")
     for source in (tmp_path, tmp_path / "pytorch_model.bin"):
         with pytest.raises(CheckpointError, match=message):
             VGGTInt8.from_pretrained(source)
 
 
 def test_averaged_weights_beside_the_others_are_told(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_weights: State
+    tmp_path: Path, bare_checkpoint: Path, bare_weights: State
 ) -> None:
-    copy_config(tiny_checkpoint, tmp_path)
-    torch.save({"model": tiny_weights, "ema": tiny_weights, "optimizer": {"a": torch.ones(1)}}, tmp_path / "w.pt")
+    copy_config(bare_checkpoint, tmp_path)
+    torch.save({"model": bare_weights, "ema": bare_weights, "optimizer": {"a": torch.ones(1)}}, tmp_path / "w.pt")
     with pytest.warns(UserWarning, match="under 'model' is loaded; under 'ema' there is"):
         VGGTInt8.from_pretrained(tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"no file named model.safetensors; it holds w\.pt: pass the path"):
         VGGTInt8.from_pretrained(tmp_path)
 
 
-def test_archives_that_hold_no_tensors_are_not_said_to_be_damaged(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    copy_config(tiny_checkpoint, tmp_path)
+def test_archives_that_hold_no_tensors_are_not_said_to_be_damaged(tmp_path: Path, bare_checkpoint: Path) -> None:
+    copy_config(bare_checkpoint, tmp_path)
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
         archive.writestr("code.py", "raise SystemExit")
     torch.jit.trace(torch.nn.Identity(), torch.ones(1)).save(tmp_path / "script.pt")
@@ -256,8 +256,8 @@ def test_archives_that_hold_no_tensors_are_not_said_to_be_damaged(tmp_path: Path
             VGGTInt8.from_pretrained(tmp_path / f"{name}.pt")
 
 
-def test_a_pipe_beside_a_single_file_is_no_config(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    shutil.copy(tiny_checkpoint / "model.safetensors", tmp_path)
+def test_a_pipe_beside_a_single_file_is_no_config(tmp_path: Path, bare_checkpoint: Path) -> None:
+    shutil.copy(bare_checkpoint / "model.safetensors", tmp_path)
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match=r"config\.json is a pipe"):
         VGGTInt8.from_pretrained(tmp_path / "model.safetensors")

@@ -52,11 +52,8 @@ OVER = {
 }
 
 
-QUICK = ("fp32 over INT8", "shards over shards")
-
-
 @pytest.mark.parametrize(
-    "what", [what if what in QUICK else pytest.param(what, marks=pytest.mark.slow) for what in OVER]
+    "what", [what if what == "shards over shards" else pytest.param(what, marks=pytest.mark.slow) for what in OVER]
 )
 def test_a_save_that_is_killed_before_any_step(tmp_path: Path, small: Path, what: str) -> None:
     (old_recipe, old_size), (new_recipe, new_size) = OVER[what]

@@ -1,5 +1,6 @@
 """The golden network under each recipe, and what its tracker is called with."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -34,15 +35,23 @@ def float_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "attention_cpu", lambda q, k, v, _: attention_cpu(q, k, v))
 
 
+@pytest.fixture(scope="module")
+def originals() -> dict[str, VGGTInt8]:
+    """What `make_quantized` has built, to be copied."""
+    return {}
+
+
 @pytest.fixture
-def make_quantized(make_tiny: Callable[[], VGGTInt8]) -> Make:
+def make_quantized(make_tiny: Callable[[], VGGTInt8], originals: dict[str, VGGTInt8]) -> Make:
     """Builds the golden network under a recipe ("none": not quantized), INT8 layers on the reference backend."""
 
     def make(recipe: str, dtype: torch.dtype = torch.float32) -> VGGTInt8:
-        model = make_tiny().requires_grad_(False)
-        if recipe != "none":
-            quantize(model, recipe, "auto" if recipe == "fp16" else "reference")
-        return model.to(dtype)
+        if recipe not in originals:
+            model = make_tiny().requires_grad_(False)
+            if recipe != "none":
+                quantize(model, recipe, "auto" if recipe == "fp16" else "reference")
+            originals[recipe] = model
+        return copy.deepcopy(originals[recipe]).to(dtype)
 
     return make
 
