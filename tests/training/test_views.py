@@ -55,6 +55,12 @@ def test_processes_share_a_step() -> None:
 def test_more_views_than_there_are_images_are_not_asked_for() -> None:
     assert Album([scene(2), scene(5)]).views_possible((2, 4, 8)) == [2, 4]
     assert Album([scene(3)]).views_possible((4, 8)) == [3]
+    config = QatConfig(data=DataConfig(views=(2, 4), frames_per_step=8), validation=ValidationConfig(views=(8,)))
+    assert Album([scene(8)]).remarks(config) == []
+    assert Album([scene(3)]).remarks(config) == [
+        "no scene has 4 images: steps with 2 views",
+        "no scene has 8 images: validation with 3 views",
+    ]
 
 
 def test_what_validation_sees_is_always_the_same() -> None:

@@ -59,6 +59,8 @@ class Distiller(Loop):
         # In training mode it tells the poses of all refinements; it has nothing that is random.
         self.teacher = teacher.to(self.device).requires_grad_(False).train()
         self.best = self._read_best()
+        for remark in source.remarks(config):
+            self.console.print(remark, highlight=False)
 
     @property
     def best_folder(self) -> Path:
@@ -87,15 +89,15 @@ class Distiller(Loop):
     def score(self, scenes: int | None) -> dict[str, dict[str, float]]:
         results = {}
         for views in self.config.validation.views:
-            kept, sums, count = ScoreKeeper(), dict[str, float](), 0
+            kept, sums, count, seen = ScoreKeeper(), dict[str, float](), 0, views
             for batch in self.source.held_out(self.config, views, self.device):
                 wanted, got = (predict(net, net, batch.images) for net in (self.teacher, self.network))
                 for name, value in distill_losses(got, wanted, self.config.loss).items():
                     sums[name] = sums.get(name, 0.0) + value.item() * len(batch.images)
-                count += len(batch.images)
+                count, seen = count + len(batch.images), batch.images.shape[1]
                 if isinstance(batch, SceneBatch):
                     kept.add_output(got.output, batch)
-            results[f"{views} views"] = {**{name: value / count for name, value in sums.items()}, **kept.scores()}
+            results[f"{seen} views"] = {**{name: value / count for name, value in sums.items()}, **kept.scores()}
         return results
 
     def validate(self, scenes: int | None = None) -> dict[str, dict[str, float]] | None:

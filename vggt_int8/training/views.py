@@ -56,6 +56,10 @@ class Source(ABC):
     def facts(self) -> dict[str, Any]:
         """What it is, for the checkpoint: plain data."""
 
+    def remarks(self, config: RunConfig) -> list[str]:
+        """What of a configuration is not done as asked, in words."""
+        return []
+
 
 class Rendered(Source):
     """Procedural scenes (`vggt_int8.scenes`), of the split "train"; validated on "free"."""
@@ -132,6 +136,19 @@ class Album(Source):
         """Those of `views` that some scene has enough images for; the most that there are if there are none."""
         most = max(len(scene) for scenes in self.by_size.values() for scene in scenes)
         return [count for count in views if count <= most] or [most]
+
+    def remarks(self, config: RunConfig) -> list[str]:
+        steps, validation = config.data.views, config.validation.views
+        held = self.held or self
+        found = {
+            "steps": (steps, self.views_possible(steps)),
+            "validation": (validation, [held.views_possible([views])[0] for views in validation]),
+        }
+        return [
+            f"no scene has {max(asked)} images: {what} with {', '.join(map(str, possible))} views"
+            for what, (asked, possible) in found.items()
+            if set(possible) != set(asked)
+        ]
 
     def draw(self, seed: str, views: Sequence[int], frames: int) -> Tensor:
         """frames // v scenes of v views each, v one of `views`: [B, v, 3, H, W] uint8, a function of the arguments."""
