@@ -48,9 +48,9 @@ def inputs_of(model: nn.Module, name: str, calls: Tensor) -> Tensor:
 @pytest.mark.parametrize("rotation", [0, 8])
 @pytest.mark.parametrize("special", [0, 5])
 def test_observers_see_every_input_rotated_and_by_kind(
-    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, rotation: int, special: int
+    make_bare: Callable[[], VGGTInt8], scenes: Tensor, rotation: int, special: int
 ) -> None:
-    model = make_tiny()
+    model = make_bare()
     want = inputs_of(model, LAYER, scenes)
     group = Scheme("static", rotation=rotation).rotation_of(want.shape[-1])
     scheme = Scheme("static", rotation=rotation, special_tokens=special)
@@ -66,18 +66,18 @@ def test_observers_see_every_input_rotated_and_by_kind(
 
 
 def test_a_long_input_is_seen_in_parts(
-    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, monkeypatch: pytest.MonkeyPatch
+    make_bare: Callable[[], VGGTInt8], scenes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole: Any = observe(make_tiny(), list(scenes), {LAYER: Scheme("static")}, lambda name: Keeper)
+    whole: Any = observe(make_bare(), list(scenes), {LAYER: Scheme("static")}, lambda name: Keeper)
     monkeypatch.setattr("vggt_int8.calibration.watch._AT_ONCE", 90)
-    parts: Any = observe(make_tiny(), list(scenes), {LAYER: Scheme("static")}, lambda name: Keeper)
+    parts: Any = observe(make_bare(), list(scenes), {LAYER: Scheme("static")}, lambda name: Keeper)
     assert len(parts[LAYER][0].seen) > 5 * len(whole[LAYER][0].seen)
     assert torch.equal(torch.cat(parts[LAYER][0].seen), torch.cat(whole[LAYER][0].seen))
 
 
-def test_passes_and_progress(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+def test_passes_and_progress(make_bare: Callable[[], VGGTInt8], scenes: Tensor) -> None:
     done: list[tuple[int, int]] = []
-    model = make_tiny()
+    model = make_bare()
     width = model.get_submodule(LAYER).in_features
     schemes = {LAYER: Scheme("static"), "aggregator.frame_blocks.0.attn.qkv": Scheme("static")}
     makers: dict[str, Any] = dict.fromkeys(schemes, Keeper) | {LAYER: lambda: MeanSquaredError(torch.ones(width))}
@@ -88,8 +88,8 @@ def test_passes_and_progress(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) 
     assert seen[LAYER][0].errors.min() > 0
 
 
-def test_the_model_is_left_as_it_was(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
-    model = make_tiny()
+def test_the_model_is_left_as_it_was(make_bare: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+    model = make_bare()
     model.train()
     model.aggregator.patch_embed.eval()
     modes = [module.training for module in model.modules()]
@@ -118,9 +118,9 @@ def test_what_was_not_seen_is_named(make_tiny: Callable[[], VGGTInt8], scenes: T
         observe(make_tiny(), list(scenes), {LAYER: Scheme("static", special_tokens=tokens)}, lambda name: MinMax)
 
 
-def test_ranges_that_are_none(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+def test_ranges_that_are_none(make_bare: Callable[[], VGGTInt8], scenes: Tensor) -> None:
     for value, message in ((0.0, "its inputs were nothing but zeros"), (float("nan"), "its input holds NaN or inf")):
-        model = make_tiny()
+        model = make_bare()
         with torch.no_grad():
             norm = model.aggregator.global_blocks[1].norm2
             norm.weight.fill_(value)

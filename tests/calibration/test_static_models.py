@@ -51,15 +51,14 @@ def shuffled(scenes: Tensor) -> Tensor:
     "observer", ["mse", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OBSERVERS if kind != "mse")]
 )
 def test_the_same_images_in_another_order_give_the_same_bits(
-    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, static_recipe: Recipe, observer: str
+    make_bare: Callable[[], VGGTInt8], scenes: Tensor, static_recipe: Recipe, observer: str
 ) -> None:
-    smoothing = 0 if observer == "per_channel" else static_recipe.smoothing
-    recipe = replace(static_recipe, observer=observer, smoothing=smoothing, calibration_samples=4)
-    one, other = (quantize(make_tiny(), recipe, calibration=images) for images in (scenes, shuffled(scenes)))
+    recipe = replace(static_recipe, observer=observer, calibration_samples=4)
+    one, other = (quantize(make_bare(), recipe, calibration=images) for images in (scenes, shuffled(scenes)))
     assert_same_state(one, other)
     assert one.config.quantization_config.to_dict() == other.config.quantization_config.to_dict()
     assert len(set(one.config.quantization_config.calibration["sha256"])) == 4
-    seeded = quantize(make_tiny(), recipe, calibration=scenes, calibration_seed=3)
+    seeded = quantize(make_bare(), recipe, calibration=scenes, calibration_seed=3)
     assert (
         seeded.config.quantization_config.calibration["sha256"] != one.config.quantization_config.calibration["sha256"]
     )
@@ -76,37 +75,31 @@ def channel_ranges(model: nn.Module, name: str, calls: Tensor) -> Tensor:
     return torch.cat(seen).abs().flatten(0, -2).amax(dim=0)
 
 
-@pytest.mark.parametrize(
-    "change", [{"smoothing": 0, "observer": "per_channel"}, {"smoothing": "weights", "observer": "minmax"}]
-)
+@pytest.mark.parametrize("change", [{"observer": "per_channel"}, {"observer": "minmax"}])
 def test_ranges_are_those_of_what_is_folded(
-    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, tiny_images: Tensor, change: dict[str, Any]
+    make_bare: Callable[[], VGGTInt8], scenes: Tensor, tiny_images: Tensor, change: dict[str, str]
 ) -> None:
     """Of the first layer, whose inputs are those of the float network but for what is folded, and fp16's rounding."""
     name = "aggregator.patch_embed.blocks.0.attn.qkv"
     recipe = replace(load_recipe("int8_static"), special_tokens="shared", **change)
-    before, model = channel_ranges(make_tiny(), name, scenes), quantize(make_tiny(), recipe, calibration=scenes)
+    assert recipe.smoothing == "weights", "of all layers, or of those that per_channel does not see"
+    before, model = channel_ranges(make_bare(), name, scenes), quantize(make_bare(), recipe, calibration=scenes)
     after = channel_ranges(model, name, scenes)
     assert model.config.quantization_config.calibration["ranges"][name] == pytest.approx([after.max().item()], rel=2e-3)
     assert (after / before).max() > 1.02 * (after / before).min(), "something was folded"
     if recipe.observer == "per_channel":
         assert before.max() > 1.1 * before.min()
         torch.testing.assert_close(after, after.max().expand_as(after), rtol=2e-3, atol=0)
-    plain = make_tiny()(tiny_images).depth
+    plain = make_bare()(tiny_images).depth
     assert relative_error(model(tiny_images).depth, plain) < 0.1
-
-
-def test_smoothing_and_channels_contradict_each_other(static_recipe: Recipe) -> None:
-    with pytest.raises(RecipeError, match="'per_channel' smooths by itself: leave smoothing out"):
-        replace(static_recipe, observer="per_channel", smoothing="weights")
 
 
 @pytest.mark.parametrize("recipe", STATIC)
 def test_scales_are_the_largest_inputs_of_each_kind_of_token(
-    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, recipe: str
+    make_bare: Callable[[], VGGTInt8], scenes: Tensor, recipe: str
 ) -> None:
     """Against hooks of this test's own; with minmax, so that there is a number to compare with."""
-    model = make_tiny()
+    model = make_bare()
     name, special = "aggregator.global_blocks.0.attn.proj", model.special_tokens
     seen: list[Tensor] = []
     handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: seen.append(args[0]))
@@ -130,15 +123,15 @@ def test_scales_are_the_largest_inputs_of_each_kind_of_token(
 @pytest.mark.parametrize(("recipe", "dtype"), [(STATIC[0], torch.float32), (STATIC[1], torch.float16)])
 def test_ways_in_agree_and_a_reload_is_exact(
     tmp_path: Path,
-    tiny_checkpoint: Path,
-    make_tiny: Callable[[], VGGTInt8],
+    bare_checkpoint: Path,
+    make_bare: Callable[[], VGGTInt8],
     scenes: Tensor,
     tiny_images: Tensor,
     recipe: str,
     dtype: torch.dtype,
 ) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, calibration=scenes, dtype=dtype)
-    in_memory = quantize(make_tiny(), recipe, calibration=list(scenes)).to(dtype)
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe, calibration=scenes, dtype=dtype)
+    in_memory = quantize(make_bare(), recipe, calibration=list(scenes)).to(dtype)
     assert_same_state(model, in_memory)
     assert next(p for p in model.parameters() if p.is_floating_point()).dtype == dtype
     model.save_pretrained(tmp_path / "int8")
@@ -157,10 +150,10 @@ def test_ways_in_agree_and_a_reload_is_exact(
 
 @pytest.mark.parametrize("recipe", [pytest.param(STATIC[0], marks=pytest.mark.slow), STATIC[1]])
 def test_one_checkpoint_on_every_backend(
-    tmp_path: Path, make_tiny: Callable[[], VGGTInt8], scenes: Tensor, tiny_images: Tensor, recipe: str
+    tmp_path: Path, make_bare: Callable[[], VGGTInt8], scenes: Tensor, tiny_images: Tensor, recipe: str
 ) -> None:
-    plain = make_tiny()(tiny_images).depth
-    quantize(make_tiny(), recipe, calibration=scenes).save_pretrained(tmp_path / "int8")
+    plain = make_bare()(tiny_images).depth
+    quantize(make_bare(), recipe, calibration=scenes).save_pretrained(tmp_path / "int8")
     outputs = {}
     for backend in ("reference", "native", "torchao"):
         skip_unless_usable(backend, Scheme("static"), "cpu")
@@ -175,12 +168,17 @@ def test_one_checkpoint_on_every_backend(
         VGGTInt8.from_pretrained(tmp_path / "int8", backend="bitsandbytes")
 
 
-def test_one_black_image_is_enough(make_tiny: Callable[[], VGGTInt8], static_recipe: Recipe) -> None:
+def test_one_black_image_is_enough(make_bare: Callable[[], VGGTInt8], static_recipe: Recipe) -> None:
     """Black is not zero behind the normalisation of images; layers' inputs have ranges, if narrow ones."""
-    model = quantize(make_tiny(), static_recipe, calibration=torch.zeros(1, 3, 42, 56))
+    model = quantize(make_bare(), static_recipe, calibration=torch.zeros(1, 3, 42, 56))
     assert model.config.quantization_config.calibration["images"] == 1
     assert all(bool((scale > 0).all()) for scale in scales_of(model).values())
     assert model(torch.zeros(2, 3, 42, 56)).depth.isfinite().all()
+
+
+def test_channels_and_measured_smoothing_contradict_each_other(static_recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match="'per_channel' smooths by itself: leave smoothing 'search' out"):
+        replace(static_recipe, observer="per_channel", smoothing="search")
 
 
 def test_what_cannot_be_calibrated_leaves_the_model_as_it_was(
@@ -213,34 +211,34 @@ def test_what_cannot_be_calibrated_leaves_the_model_as_it_was(
 
 
 def test_from_pretrained_asks_for_images_before_it_loads(
-    tiny_checkpoint: Path, int8_checkpoint: Path, tmp_path: Path, scenes: Tensor
+    bare_checkpoint: Path, bare_int8: Path, tmp_path: Path, scenes: Tensor
 ) -> None:
     with pytest.raises(RecipeError, match="computes with static scales, which are found on images"):
         VGGTInt8.from_pretrained(tmp_path / "nowhere", recipe="int8_static")
     with pytest.raises(FileNotFoundError, match="no such image"):
         VGGTInt8.from_pretrained(tmp_path / "nowhere", recipe="int8_static", calibration=tmp_path / "no_images")
     with pytest.raises(RecipeError, match="calibration belongs to a recipe that needs it"):
-        VGGTInt8.from_pretrained(tiny_checkpoint, calibration=scenes)
+        VGGTInt8.from_pretrained(bare_checkpoint, calibration=scenes)
     with pytest.raises(RecipeError, match="'int8_dynamic' needs no images"):
-        VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_dynamic", calibration=scenes)
+        VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_dynamic", calibration=scenes)
     with pytest.raises(CheckpointError, match="is quantized already"):
-        VGGTInt8.from_pretrained(int8_checkpoint, recipe="int8_static", calibration=scenes)
+        VGGTInt8.from_pretrained(bare_int8, recipe="int8_static", calibration=scenes)
     config = VGGTInt8QuantizationConfig(recipe=load_recipe("int8_static").to_dict())
     with pytest.raises(RecipeError, match="computes with static scales"):
-        super(VGGT, VGGTInt8).from_pretrained(tiny_checkpoint, quantization_config=config)
+        super(VGGT, VGGTInt8).from_pretrained(bare_checkpoint, quantization_config=config)
 
 
-def test_folders_of_files(tiny_checkpoint: Path, folders: list[Path]) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_static", calibration=folders)
+def test_folders_of_files(bare_checkpoint: Path, folders: list[Path]) -> None:
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_static", calibration=folders)
     facts = model.config.quantization_config.calibration
     assert (facts["images"], facts["calls"]) == (5, 2)
-    again = VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_static", calibration=folders[::-1])
+    again = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_static", calibration=folders[::-1])
     assert_same_state(again, model)
 
 
-def test_with_loading_info(tiny_checkpoint: Path, scenes: Tensor) -> None:
+def test_with_loading_info(bare_checkpoint: Path, scenes: Tensor) -> None:
     model, info = VGGTInt8.from_pretrained(  # type: ignore[misc]
-        tiny_checkpoint, recipe="int8_static", calibration=scenes, output_loading_info=True
+        bare_checkpoint, recipe="int8_static", calibration=scenes, output_loading_info=True
     )
     assert scales_of(model)
     assert not info["missing_keys"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.calibrated import calibration_for
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, compare_model_outputs, estimate_model_size
 from vggt_int8.quant.backends import BACKENDS, BackendError
 
@@ -40,6 +41,21 @@ def test_quantizing_on_the_gpu_needs_little_more_than_the_int8_model(
     assert peak <= size + 200 * MB
 
 
+def test_calibration_at_full_size_takes_the_floats_and_one_call(full_size_checkpoint: Path) -> None:
+    """A scene of ten frames; the limit is that of a card of 24 GB."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    images = torch.rand(10, 3, 392, 518, generator=torch.Generator().manual_seed(0))
+    model = VGGTInt8.from_pretrained(
+        full_size_checkpoint, recipe="int8_static_rotated", calibration=images, device_map="cuda"
+    )
+    peak = torch.cuda.max_memory_allocated() - before
+    print(f"peak {peak / MB:.0f} MB")
+    assert peak <= 24e9
+    assert len(model.config.quantization_config.calibration["ranges"]) == 288
+
+
 def test_a_full_size_checkpoint_reloads_exactly(full_size_checkpoint: Path, tmp_path: Path) -> None:
     model = VGGTInt8.from_pretrained(full_size_checkpoint, recipe="int8_dynamic", device_map="cuda")
     assert next(model.parameters()).dtype == torch.float16
@@ -56,11 +72,16 @@ def test_a_full_size_checkpoint_reloads_exactly(full_size_checkpoint: Path, tmp_
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_rotated", "int8_weight_only", "llm_int8", "fp16"])
+RECIPES = ["int8_dynamic", "int8_rotated", "int8_static", "int8_static_rotated", "int8_weight_only", "llm_int8", "fp16"]
+
+
+@pytest.mark.filterwarnings("ignore:calibrated with")
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_one_checkpoint_under_every_backend(
     tiny_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, tmp_path: Path, recipe: str
 ) -> None:
-    VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe).save_pretrained(tmp_path / recipe)
+    calibration = calibration_for(recipe, tiny_images)
+    VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, **calibration).save_pretrained(tmp_path / recipe)
     reference = VGGTInt8.from_pretrained(tmp_path / recipe, dtype=torch.float32)
     ran = []
     for backend in ("auto", *BACKENDS):
@@ -75,6 +96,8 @@ def test_one_checkpoint_under_every_backend(
     allowed = {
         "int8_dynamic": ["auto", "native", "torchao", "bitsandbytes", "reference"],
         "int8_rotated": ["auto", "native", "torchao", "bitsandbytes", "reference"],
+        "int8_static": ["auto", "native", "torchao", "reference"],
+        "int8_static_rotated": ["auto", "native", "torchao", "reference"],
         "int8_weight_only": ["auto", "native", "torchao", "reference"],
         "llm_int8": ["auto", "bitsandbytes", "reference"],
         "fp16": ["auto"],

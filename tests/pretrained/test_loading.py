@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 import vggt_int8
+from tests.calibrated import calibration_for
 from tests.codes import FACTOR
 from tests.other_weights import copy_config
 from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
@@ -228,12 +229,14 @@ def test_a_recipe_object_and_an_own_file(tmp_path: Path, bare_checkpoint: Path) 
 # Which backends run a checkpoint, from the design's table.
 RUNS_ON = {
     "int8_weight_only": ["reference", "native", "torchao"],
+    "int8_static": ["reference", "native", "torchao"],
     "int8_dynamic": ["reference", "native", "torchao", "bitsandbytes"],
     "llm_int8": ["reference", "bitsandbytes"],
 }
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:calibrated with")
 @pytest.mark.parametrize("recipe", RUNS_ON)
 def test_a_checkpoint_runs_on_every_backend_of_the_table(
     tmp_path: Path, bare_checkpoint: Path, loaded: Load, tiny_images: Tensor, recipe: str
@@ -242,7 +245,8 @@ def test_a_checkpoint_runs_on_every_backend_of_the_table(
         pytest.skip("this CPU's integer product saturates, so that two backends are refused")
     written = {}
     for backend in RUNS_ON[recipe]:
-        model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe, backend=backend)
+        calibration = calibration_for(recipe, tiny_images)
+        model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe, backend=backend, **calibration)
         model.save_pretrained(tmp_path / backend)
         written[backend] = model(tiny_images).depth
         for file in ("config.json", "model.safetensors"):

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels.reference import CODE_MAX, quantize, rotate
+from vggt_int8.kernels.reference import CODE_MAX, rotate
 
 # Bins of |x|: fp32 cut to its upper 16 bits, so a bin is 1/128 of its value wide, whatever that is.
 MANTISSA_BITS = 7
@@ -29,6 +29,7 @@ _BINS = 0x7F80  # positive finite numbers of that kind
 BEYOND = 1e-5  # of all values, what `percentile` leaves beyond its range
 _STEPS, _OCTAVES = 16, 6  # ranges tried in each octave below the largest value, and how many octaves
 _ROWS = 256  # of each call, and of tokens of a kind, that `mse` searches on
+_AT_ONCE = 1 << 22  # values that it rounds at once
 
 
 class CalibrationError(ValueError):
@@ -165,12 +166,12 @@ class MeanSquaredError(Observer):
         if self.number == 0:  # the largest value decides which ranges are tried
             return
         some = x[:: max(1, math.ceil(len(x) / _ROWS))]
+        scales = some.new_tensor(candidates()).view(-1, 1, 1) * (self.absmax / CODE_MAX)
         errors = []
-        for factor in candidates():
-            scale = some.new_tensor(self.absmax * factor / CODE_MAX)
-            error = (quantize(some, scale).float() * scale - some).square().double().sum(dim=0)
-            errors.append((error * self.weights.double()).sum())
-        self.errors += torch.stack(errors).cpu()
+        for part in scales.split(max(1, _AT_ONCE // some.numel())):
+            rounded = (some / part).round_().clamp_(-CODE_MAX, CODE_MAX).mul_(part)
+            errors.append(rounded.sub_(some).square_().sum(dim=1).double() @ self.weights.double())
+        self.errors += torch.cat(errors).cpu()
 
     def range(self) -> float:
         return self.absmax * candidates()[int(self.errors.argmin())]

@@ -18,7 +18,7 @@ from vggt_int8.model.vggt import VGGT
 from vggt_int8.plain_data import shown
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.seams import find_seams
-from vggt_int8.quant.smoothing import Fold, Folds, add_seam, column_sizes, factors, parameters_of
+from vggt_int8.quant.smoothing import Fold, Folds, add_seam, column_sizes, estimated_folds, factors, parameters_of
 from vggt_int8.recipe import Recipe, Scheme
 
 
@@ -125,14 +125,15 @@ def channel_folds(
     on_call: Callable[[int, int], None] | None = None,
 ) -> Folds:
     """Of the observer `per_channel`: factors that give every channel of a static layer's input the same range, where
-    they can be folded into what writes it (`quant/seams.py`: not before fc2).
+    they can be folded into what writes it (`quant/seams.py`: not before fc2). Other layers have the factors of the
+    recipe's smoothing.
     """
-    static = static_layers(plan)
-    seams = [seam for seam in find_seams(model, plan, recipe.name) if seam.reader in static]
+    static, tensor_of = static_layers(plan), parameters_of(model)
+    seams = find_seams(model, plan, recipe.name)
+    folds = estimated_folds([s for s in seams if s.reader not in static], tensor_of) if recipe.smoothing else {}
+    seams = [seam for seam in seams if seam.reader in static]
     watched = {seam.reader: Scheme("static") for seam in seams}
     found = observe(model, inputs, watched, lambda name: PerChannel, run=caller(model, watched), on_call=on_call)
-    folds: Folds = {}
-    tensor_of = parameters_of(model)
     for seam in seams:
         (observer,) = found[seam.reader]
         assert isinstance(observer, PerChannel)

@@ -122,7 +122,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    observer: str = "minmax"
+    observer: str = "histogram"
     calibration_samples: int = 32
     special_tokens: str = "shared"
     vggt_1b: Mapping[str, int] = field(default_factory=dict)
@@ -156,8 +156,10 @@ class Recipe:
         asked = self.activations_asked
         rotated = [f"groups.{word}" for word, choice in self.groups.items() if choice == ROTATED_CHOICE]
         check_rotations(self.rotation, asked, [*rotated, *(rule.where for rule in self.rules if rule.rotated)])
-        if self.smoothing and self.observer == "per_channel" and "static" in asked:
-            raise RecipeError("observer = 'per_channel' smooths by itself: leave smoothing out", "smoothing")
+        if self.observer == "per_channel" and self.smoothing not in (0, "weights") and "static" in asked:
+            raise RecipeError(
+                f"observer = 'per_channel' smooths by itself: leave smoothing {shown(self.smoothing)} out", "smoothing"
+            )
         if self.special_tokens != "shared" and "static" not in asked:
             raise RecipeError(
                 f"special_tokens = {self.special_tokens!r} has no effect: no layer has static scales", "special_tokens"
