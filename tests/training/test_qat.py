@@ -155,10 +155,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
         assert all(torch.equal(one[name], other[name]) for name in one), place
 
 
-def build(model: Path, out: Path, config: QatConfig) -> Distiller:
+def build(model: Path, out: Path, config: QatConfig, recipe: str = "int8_dynamic") -> Distiller:
     teacher = qat.plain_network(str(model))
     student = qat.copy_of(teacher)
-    fake_quantize(student, make_plan(student, load_recipe("int8_dynamic")))
+    fake_quantize(student, make_plan(student, load_recipe(recipe)))
     return Distiller(config, out, student, teacher, qat.Rendered(), {"recipe": "int8_dynamic"}, quiet=True)
 
 
@@ -180,6 +180,13 @@ def test_the_best_weights_are_kept(
     assert any(not torch.equal(last[name], value) for name, value in distiller.network.named_parameters())
     again = build(model, tmp_path / "run", settings)
     assert again.best == distiller.best
+
+
+def test_outlier_columns_are_not_recorded(model: Path, settings: QatConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot record layers with an outlier_threshold"):
+        build(model, tmp_path, dataclasses.replace(settings, cuda_graph=True), "llm_int8")
+    losses, _ = (distiller := build(model, tmp_path, settings, "llm_int8")).train_step(next(distiller.items(1)))
+    assert losses["total"].isfinite()
 
 
 def test_where_the_truth_is_known_it_is_scored_too(model: Path, settings: QatConfig, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class _Int8Product(torch.autograd.Function):
                 slope = _slope_in_scale(rows, row_scale, x_codes, way.rotation)
             y = ops.int8_gemm(x_codes, x_scale, codes, scale, Epilogue(bias, way.dtype))
         ctx.save_for_backward(x_codes, x_scale, codes, scale, slope)
-        return y.to(way.dtype)
+        return y if y.dtype == way.dtype else y.to(way.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -48,6 +48,11 @@ class Distiller(Loop):
     ) -> None:
         """student: with fake layers, see `quant.fake`. teacher: the same network without. origin: what both were made
         of, which a checkpoint that is resumed must have been made of, too: plain data."""
+        if config.cuda_graph and any(fake.scheme.outlier_threshold for _, fake in fake_layers(student)):
+            raise ValueError(
+                "cuda_graph = true cannot record layers with an outlier_threshold, whose columns depend on the values: "
+                "leave it out, or choose another recipe"
+            )
         choose_parameters(student, config)
         if config.gradient_checkpointing:
             # transformers gives it another name from 5.23 on.
