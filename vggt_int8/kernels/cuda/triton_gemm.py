@@ -271,31 +271,19 @@ def _product(
         tile = codes_tile(arch, size, rotation)
     tile = tile or gemm_tile(arch, size, out.dtype == torch.float32)
     tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
-    sums = done = None
-    if tile.split_k > 1:
-        workspace = torch.zeros(m * n + tiles, device=out.device, dtype=torch.int32)
-        sums, done = workspace[: m * n], workspace[m * n :]
     scales = (x_scale, weight_scale, bias, gamma)
-    rest = (out_scale, row_scale, 1 if out_scale is None else out_scale.numel(), sums, done, m, n, k)
+    static = (out_scale, row_scale, 1 if out_scale is None else out_scale.numel())
+    rest = (*static, *_workspace(out, tiles if tile.split_k > 1 else 0), m, n, k)
     shared: dict[str, Any] = {
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": tile.group_m,
         "SPLIT_K": tile.split_k, "GELU": gelu, "STEPS": steps(rotation),
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
     if not tile.tma:
-        even = k % (tile.split_k * tile.block_k) == 0
         launch(
-            _pointer_kernel,
-            (tiles, tile.split_k),
-            x_codes,
-            weight,
-            out,
-            *scales,
-            residual,
-            *rest,
-            **shared,
-            EVEN_K=even,
-        )
+            *(_pointer_kernel, (tiles, tile.split_k), x_codes, weight, out, *scales, residual, *rest),
+            **shared, EVEN_K=k % (tile.split_k * tile.block_k) == 0,
+        )  # fmt: skip
         return
     block = [tile.block_m, tile.block_n // tile.parts]
     descriptors = (
@@ -309,3 +297,11 @@ def _product(
         *(_descriptor_kernel, (programs, tile.split_k), *descriptors, *scales, d_residual, *rest),
         **shared, PERSISTENT=tile.per_sm > 0, PARTS=tile.parts,
     )  # fmt: skip
+
+
+def _workspace(out: Tensor, tiles: int) -> tuple[Tensor | None, Tensor | None]:
+    """Where the parts of a sum meet, and how many parts of each tile have come; nothing for no tiles."""
+    if not tiles:
+        return None, None
+    zeros = torch.zeros(out.numel() + tiles, device=out.device, dtype=torch.int32)
+    return zeros[: out.numel()], zeros[out.numel() :]
