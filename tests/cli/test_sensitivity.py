@@ -160,7 +160,7 @@ def test_another_measurement_is_refused_or_begun_anew(
         (("synthetic", "--error", "0"), "--error: 0 is out of range"),
         (("synthetic", "--views", "1"), "--views: 1 is out of range, it must be at least 2"),
         (("synthetic", "--by", "blocks"), "did you mean 'block'"),
-        (("synthetic", "--upgrade", "fp16"), "choose one of weight_only, keep"),
+        (("synthetic", "--upgrade", "fp16"), "choose one of weight_only, weight_only_rotated, keep"),
         (("synthetic", "--size", "30", "28"), "multiples of the model's patch size 14"),
     ],
 )

@@ -13,6 +13,7 @@ from vggt_int8.quant.for_now import quantized_for_now
 from vggt_int8.quant.plan import make_plan
 from vggt_int8.quant.quantize import stored_dtype
 from vggt_int8.sensitivity.units import (
+    UPGRADES,
     StoredChange,
     block_of,
     changes_of,
@@ -65,11 +66,17 @@ def test_blocks_by_name(layer: str, block: str) -> None:
 def test_units_become_more_exact_than_the_recipe_and_never_less(model: VGGTInt8) -> None:
     units = {unit.name: unit for unit in find_units(model, load_recipe(BASE), "group")}
     options = {name: [option.choice for option in unit.options] for name, unit in units.items()}
-    assert options["encoder"] == ["base", "weight_only", "keep"]
-    assert options["camera_head"] == ["base", "keep"], "it is weight-only already"
+    assert options["encoder"] == ["base", "weight_only_rotated", "keep"]
+    assert options["camera_head"] == ["base", "keep"], "it is weight-only and rotated already"
     assert options["depth_convolutions"] == ["base", "keep"]
     assert units["encoder"].options[0].label == "W8A8 dynamic rotated"
     assert units["encoder"].options[2].label == "fp16"
+    plain = replace(load_recipe(BASE), groups={**load_recipe(BASE).groups, "camera_head": "weight_only"})
+    every = {unit.name: unit for unit in find_units(model, plain, "group", UPGRADES)}
+    assert [option.choice for option in every["encoder"].options] == ["base", *UPGRADES]
+    assert [option.label for option in every["camera_head"].options] == ["W8A16", "W8A16 rotated", "fp16"]
+    usual = {unit.name: unit for unit in find_units(model, load_recipe("int8_dynamic"), "group")}
+    assert [option.choice for option in usual["encoder"].options] == ["base", "weight_only", "keep"]
     (only,) = (unit for unit in find_units(model, load_recipe(BASE), "group", ["keep"]) if unit.name == "encoder")
     assert [option.choice for option in only.options] == ["base", "keep"]
 

@@ -58,12 +58,12 @@ def test_recipes_of_all_kinds_read_back(recipe: Recipe, tmp_path: Path) -> None:
 def test_groups_fit_every_size(tiny: VGGTInt8, tmp_path: Path) -> None:
     base = load_recipe("int8_rotated")
     units = find_units(tiny, base, "group")
-    choice = chosen(units, camera_head="keep", encoder="weight_only", depth_convolutions="keep")
+    choice = chosen(units, camera_head="keep", encoder="weight_only_rotated", depth_convolutions="keep")
     recipe = reread(chosen_recipe(tiny, base, units, choice, by="group", name="mine", about="a"), tmp_path)
     assert recipe.groups == {
         **base.groups,
         "camera_head": "keep",
-        "encoder": "weight_only",
+        "encoder": "weight_only_rotated",
         "depth_convolutions": "keep",
     }
     with torch.device("meta"):
@@ -71,7 +71,7 @@ def test_groups_fit_every_size(tiny: VGGTInt8, tmp_path: Path) -> None:
     before, after = schemes(large, base), schemes(large, recipe)
     assert sum(scheme is None for scheme in after.values()) - sum(s is None for s in before.values()) == 18 + 31
     encoder = {scheme.label for name, scheme in after.items() if scheme and ".patch_embed.blocks." in name}
-    assert encoder == {"W8A16 rotated"}, "as the base has it for what is weight-only"
+    assert encoder == {"W8A16 rotated"}
 
 
 @pytest.mark.parametrize("by", ["block", "layer"])

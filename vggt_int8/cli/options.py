@@ -31,7 +31,7 @@ BASELINES = (
 )
 SPLITS = ("free", "train", "held_out", "calibration", "demo")
 UNITS = ("group", "block", "layer")
-UPGRADES = ("weight_only", "keep")
+UPGRADES = ("weight_only", "weight_only_rotated", "keep")
 COMPILABLE = ("render", "blocks", "heads")
 # What other programs call them.
 SYNONYMS = {

@@ -59,7 +59,7 @@ def sensitivity(
     upgrade: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"What they may become instead; repeatable, by default {' and '.join(options.UPGRADES)}.",
+            help="What they may become instead; repeatable, by default weight-only (rotated if --recipe is) and keep.",
             show_default=False,
             **options.choices("choice", *options.UPGRADES),
         ),
@@ -119,7 +119,9 @@ def sensitivity(
         data = _rendered(config, scenes or 8, views or 4, size, target)
     else:
         data = _read(sources, config, mode, most)
-    settings = {"by": by, "upgrades": upgrade or list(options.UPGRADES), "dtype": dtype, "seed": seed}
+    from vggt_int8.sensitivity.units import usual_upgrades
+
+    settings = {"by": by, "upgrades": upgrade or list(usual_upgrades(base)), "dtype": dtype, "seed": seed}
     settings |= {"backend": backend, "device": target.type}
     record = _record(out, model, base, settings, data, overwrite)
     plain = load_model(model, device=str(target), dtype=dtype)

@@ -4,7 +4,6 @@ Bytes per token at width C = 1024 and 2 bytes a number, beside weights and image
 tokens a frame; all other sizes by `Shape.peak_bytes`):
 
     global attention    x 2 KB, q k v 6 KB, output 2 KB                                     10 KB
-      with INT8 scores  codes of q and k 1 KB each, 16 scales of 4 bytes                    12 KB
     kept tokens         4 layers of two halves of 2 KB; the last is x while it is made      12 -> 16 KB
     MLP                 x 2 KB; per row of a part: hidden 8, its codes 4, x's codes 1       2 KB + 13 KB a row
       static scales     no hidden floats; counted as if there were                          2 KB + 5 KB a row

@@ -16,11 +16,12 @@ from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.quantize import plan_folds, stored_dtype
 from vggt_int8.quant.replaceable import every_name
 from vggt_int8.quant.smoothing import fold_
-from vggt_int8.recipe import Recipe, Rule, find_family
+from vggt_int8.recipe import Recipe, Rule, Scheme, find_family
+from vggt_int8.recipe.scheme import ROTATED_CHOICE
 
 BY = ("group", "block", "layer")
 BASE, KEEP = "base", "keep"
-UPGRADES = ("weight_only", KEEP)  # what recipes say for a group, from the less exact on
+UPGRADES = ("weight_only", ROTATED_CHOICE, KEEP)  # what recipes say for a group, from the less exact on
 ALL, STORED = "(all together)", "(floats as stored)"
 
 
@@ -88,13 +89,15 @@ def smooth(model: nn.Module, base: Recipe) -> None:
     fold_(model, plan_folds(model, make_plan(model, base), base))
 
 
-def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] = UPGRADES) -> list[Unit]:
+def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] | None = None) -> list[Unit]:
     """The units of `model` by "group", "block" or "layer", in module order.
 
     base: the recipe that is to become more exact. upgrades: what units may become instead of what it says, of
-    `UPGRADES`. Raises `RecipeError` if the base does not fit the model, ValueError if it quantizes nothing, or needs
-    calibration.
+    `UPGRADES`, by default `usual_upgrades`.
+
+    Raises `RecipeError` if the base does not fit the model, ValueError if it quantizes nothing, or needs calibration.
     """
+    upgrades = usual_upgrades(base) if upgrades is None else upgrades
     plan = make_plan(model, base)
     layers = {layer.name: layer for layer in plan.values() if layer.scheme is not None}
     if not layers:
@@ -156,19 +159,31 @@ def _unit_names(model: nn.Module, layers: list[str], by: str) -> Mapping[str, st
     return {layer: family.group_of(layer) for layer in layers}
 
 
+def usual_upgrades(base: Recipe) -> tuple[str, ...]:
+    """Weight-only layers are rotated where the base rotates."""
+    return (ROTATED_CHOICE if base.rotation else "weight_only", KEEP)
+
+
 def _unit(model: nn.Module, name: str, layers: list[LayerPlan], base: Recipe, upgrades: Sequence[str]) -> Unit:
     options = [_option(model, BASE, layers)]
-    if "weight_only" in upgrades:
-        scheme = base.rule_scheme(Rule(match=".*", weights="int8", activations="none"))
-        more_exact = [
-            replace(layer, scheme=layer.becomes.narrowed(scheme)) if layer.becomes and scheme else layer
-            for layer in layers
-        ]
-        if more_exact != layers:
-            options.append(_option(model, "weight_only", more_exact))
+    for choice in UPGRADES:
+        if choice in upgrades and choice != KEEP:
+            rule = Rule(match=".*", weights="int8", activations="none", rotated=choice == ROTATED_CHOICE)
+            more_exact = [_more_exact(layer, base.rule_scheme(rule)) for layer in layers]
+            if more_exact != layers:
+                options.append(_option(model, choice, more_exact))
     if KEEP in upgrades:
         options.append(_option(model, KEEP, [LayerPlan(layer.name, None, "kept") for layer in layers]))
     return Unit(name, tuple(layer.name for layer in layers), tuple(options))
+
+
+def _more_exact(layer: LayerPlan, scheme: Scheme | None) -> LayerPlan:
+    """The layer under a weight-only scheme, unless it is as exact already: weight-only, and rotated if that one is."""
+    if layer.becomes is None or layer.scheme is None or scheme is None:
+        return layer
+    narrowed = layer.becomes.narrowed(scheme)
+    as_exact = layer.scheme.activations == "none" and layer.scheme.rotation >= narrowed.rotation
+    return layer if as_exact else replace(layer, scheme=narrowed)
 
 
 def _option(model: nn.Module, choice: str, plan: list[LayerPlan]) -> Option:

@@ -4,7 +4,7 @@ by patterns with the names of this model's layers."""
 import json
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from vggt_int8.quant.layer_types import WITH_WEIGHTS
 from vggt_int8.quant.plan import make_plan
 from vggt_int8.quant.replaceable import every_name
 from vggt_int8.recipe import Recipe, Rule
-from vggt_int8.recipe.scheme import CHOICES
+from vggt_int8.recipe.scheme import CHOICES, ROTATED_CHOICE
 from vggt_int8.sensitivity.units import BASE, KEEP, Unit
 
 
@@ -46,7 +46,9 @@ def chosen_recipe(
 def recipe_text(recipe: Recipe, remarks: Iterable[str]) -> str:
     """A recipe as the text of a TOML file, which reads as an equal one; what it leaves at its default is left out."""
     data = recipe.to_dict()
-    plain = Recipe(weights=recipe.weights, groups=recipe.groups, rules=recipe.rules).to_dict() | {"groups": {}}
+    plain = {field.name: field.default for field in fields(Recipe)}
+    everything = recipe.weights == "int8" and not recipe.groups and not recipe.rules  # what include is, left out
+    plain |= {"include": [".*"] if everything else [], "exclude": [], "groups": {}, "vggt_1b": {}}
     lines = [f"# {remark}" for remark in remarks]
     always = ("format", "description", "weights", "activations")
     keys = [key for key in data if key not in ("name", "rules") and (key in always or data[key] != plain.get(key))]
@@ -74,7 +76,8 @@ def _still_needed(rules: Iterable[Rule], model: nn.Module, decided: Container[st
 def _rule(pattern: str, choice: str) -> Rule:
     if choice == KEEP:
         return Rule(match=pattern, weights="keep", reason="kept for its sensitivity")
-    return Rule(match=pattern, weights="int8", activations=CHOICES[choice], reason="chosen for its sensitivity")
+    why = "chosen for its sensitivity"
+    return Rule(pattern, weights="int8", activations=CHOICES[choice], reason=why, rotated=choice == ROTATED_CHOICE)
 
 
 def _patterns(layers: Mapping[str, str]) -> list[tuple[str, str]]:
