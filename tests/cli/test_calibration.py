@@ -41,6 +41,23 @@ def test_quantize_and_inspect(cli, tiny: Path, tmp_path: Path, photos: list[Path
 
 
 @pytest.mark.filterwarnings("ignore:calibrated with")
+def test_strengths_of_smoothing_are_told(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
+    given = [word for photo in photos for word in ("--calibration", photo)]
+    text = cli("quantize", tiny, "-o", tmp_path / "out", "--recipe", "int8_smooth_rotated", *given)
+    strengths = VGGTInt8.from_pretrained(tmp_path / "out").config.quantization_config.calibration["smoothing"].values()
+    line = f"smoothing before {len(strengths)} layers of strength {min(strengths):g} to {max(strengths):g}"
+    assert line in text
+    assert line in cli("inspect", tmp_path / "out")
+    assert "observer" not in text
+
+
+@pytest.mark.filterwarnings("ignore:calibrated with")
+def test_channels_take_the_place_of_smoothing(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
+    static(cli, tiny, tmp_path / "out", photos, "--observer", "per_channel")
+    assert "smoothing" not in VGGTInt8.from_pretrained(tmp_path / "out").config.quantization_config.recipe
+
+
+@pytest.mark.filterwarnings("ignore:calibrated with")
 def test_the_order_of_images_does_not_matter(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
     for name, given in (("one", photos), ("other", photos[::-1])):
         static(cli, tiny, tmp_path / name, given)
@@ -52,7 +69,7 @@ def test_the_order_of_images_does_not_matter(cli, tiny: Path, tmp_path: Path, ph
     ("options", "message"),
     [
         (["-r", "int8_static"], "computes with static scales, which are found on images: pass calibration="),
-        (["-r", "int8_dynamic", "--calibration", "PHOTO"], "'int8_dynamic' has no static scales, so calibration would"),
+        (["-r", "int8_dynamic", "--calibration", "PHOTO"], "'int8_dynamic' needs no images, so calibration would"),
         (["-r", "int8_static", "--calibration", "nowhere.png"], "no such image file or folder: nowhere.png"),
         (["-r", "int8_static", "--samples", "4"], "--samples says how to calibrate, so --calibration is needed"),
         (["-r", "int8_static", "--observer", "mse"], "--observer says how to calibrate, so --calibration is needed"),

@@ -120,13 +120,13 @@ def summary(calibration: dict[str, Any]) -> str:
     strengths = calibration.get("smoothing", {}).values()
     found = []
     if ranges:
-        found.append(
-            f"observer {calibration['observer']}: ranges of {len(calibration['ranges'])} layers from {min(ranges):.3g} "
-            f"to {max(ranges):.3g}"
-        )
+        number = len(calibration["ranges"])
+        found.append(f"ranges of {number} layers from {min(ranges):.3g} to {max(ranges):.3g}")
     if strengths:
         found.append(f"smoothing before {len(strengths)} layers of strength {min(strengths):g} to {max(strengths):g}")
-    return f"calibrated with {images} in {calibration['calls']} calls, seed {calibration['seed']}: {'; '.join(found)}"
+    observer = f"observer {calibration['observer']}, " if ranges else ""
+    how = f"calibrated with {images} in {calibration['calls']} calls, {observer}seed {calibration['seed']}"
+    return f"{how}: {'; '.join(found)}"
 
 
 def layers_of(model: "VGGTInt8") -> list[dict[str, Any]]:
