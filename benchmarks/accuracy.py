@@ -122,9 +122,14 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def shown_command(words: list[str]) -> str:
-    """As a reader would call it: a folder is named, wherever it lay."""
-    short = [Path(word).name if Path(word).is_absolute() else word for word in words]
-    return " ".join(["python -m benchmarks.accuracy", *short])
+    """As a reader would call it for the same numbers: folders by their names, wherever they lay, and nothing of what
+    decides no number."""
+    shown, skipped = ["python -m benchmarks.accuracy"], False
+    for word in words:
+        skipped = word in ("--write", "--processes") or (skipped and not word.startswith("-"))
+        if not skipped:
+            shown.append(Path(word).name if Path(word).is_absolute() else word)
+    return " ".join(shown)
 
 
 def parse(command_line: list[str] | None) -> argparse.Namespace:

@@ -126,6 +126,23 @@ def test_a_limit_is_missed_where_an_interval_lies_beyond_it() -> None:
     assert "种子 0, 7" in markdown(document(rows), chinese=True)
 
 
+def test_the_command_is_shown_as_a_reader_would_call_it() -> None:
+    words = [
+        "-o",
+        "/tmp/x/acc",
+        "--processes",
+        "12",
+        "--scenes",
+        "8",
+        "--write",
+        "README.md",
+        "b/README.md",
+        "--views",
+        "4",
+    ]
+    assert accuracy.shown_command(words) == "python -m benchmarks.accuracy -o acc --scenes 8 --views 4"
+
+
 def test_half_of_another_row() -> None:
     rows = [
         row("plain", "int8_static_rotated", (-0.8, -1, -0.6), (1.0, 0, 2)),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vggt_int8.difference import relative_error
 from vggt_int8.eval.outlier_tokens import linear_inputs, with_outlier_tokens
 from vggt_int8.model import VGGT
+from vggt_int8.scenes import render_scenes, scene_seeds
 
 FRAME, SPECIAL = "aggregator.frame_blocks.0", 5
 
@@ -88,6 +89,22 @@ def test_the_seed_and_the_images_decide(strong_model: VGGT, hard: VGGT) -> None:
     again, other = (with_outlier_tokens(strong_model, seed, [images(1), images(2)]).state_dict() for seed in (0, 1))
     assert all(torch.equal(tensor, again[name]) for name, tensor in hard.state_dict().items())
     assert any(not torch.equal(tensor, other[name]) for name, tensor in hard.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_embedded_model_keeps_its_function_on_other_scenes() -> None:
+    """Within what a rounding of its weights costs, which is about a per cent of a block's branch."""
+    plain = VGGT.from_pretrained("embedded", dtype=torch.float32).eval()
+    made, other = (render_scenes(scene_seeds("free", seeds), 4, (112, 112)).images for seeds in ([0, 1], [9]))
+    hard = with_outlier_tokens(plain, 0, [made])
+    peak = "aggregator.patch_embed.blocks.0.mlp.fc2"
+    found = linear_inputs(hard, [peak], [other])[peak]
+    assert found.special.abs().amax(-1).min() > 100, "every special token has it"
+    assert found.patches.abs().max() < 30
+    with torch.no_grad():
+        wanted, got = plain(other), hard(other)
+    for name in ("pose_enc", "depth", "world_points"):
+        assert relative_error(got[name], wanted[name]) < 0.03, name
 
 
 @pytest.mark.parametrize(

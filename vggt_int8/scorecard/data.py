@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,10 @@ class TrueScene:
     def scale(self) -> float | None:
         """The scene's scale: mean distance of its valid points from the first camera; of the other cameras where no
         depth is known, None where these do not move, or are not known. In the unit of the truth."""
+        return self._scale
+
+    @cached_property
+    def _scale(self) -> float | None:  # every metric of every model asks for it
         points = self.points()
         if points is not None and self.extrinsic is not None and self.valid is not None and self.valid.any():
             return (points[self.valid] - camera_center(self.extrinsic[0])).norm(dim=-1).mean().item()
