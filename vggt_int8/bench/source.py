@@ -61,8 +61,10 @@ class Source:
 
     def calibration(self, images: int) -> list[Tensor]:
         """Scenes [S, 3, H, W] of so many images together, for recipes with static scales; none that is measured. Of the
-        size that the network was made for, since ranges of activations depend on no other.
+        size that the network was made for, since ranges of activations depend on no other. Random weights get one
+        scene at most: their ranges are those of any image.
         """
+        images = min(images, SCENE) if self.is_random else images
         scenes, size = -(-images // SCENE), (self.config.img_size, self.config.img_size)
         if self.is_random:
             generator = torch.Generator().manual_seed(1 << 40)

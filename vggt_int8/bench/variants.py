@@ -5,7 +5,7 @@ A name is one of `BASELINES`, or `<recipe>:<backend>` for any recipe and any bac
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -105,7 +105,9 @@ def _quantized(recipe: str, backend: str) -> Build:
         if not has_int8 and not on_cuda:
             raise BackendError(f"recipe {recipe!r} on a CPU is the plain network in fp32: see variant fp32")
         scenes = source.calibration(loaded.calibration_samples) if loaded.needs_calibration else None
-        quantize(model, recipe, backend if has_int8 else "auto", calibration=scenes)
+        if scenes is not None:
+            loaded = replace(loaded, calibration_samples=sum(map(len, scenes)))
+        quantize(model, loaded, backend if has_int8 else "auto", calibration=scenes)
         if backend == "native":
             model.set_runtime("on")
         return Network(
