@@ -120,6 +120,8 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
         facts["outlier threshold"] = recipe["outlier_threshold"]
     if recipe.get("rotation"):
         facts["rotation of inputs"] = f"in groups of at most {recipe['rotation']}"
+    if recipe.get("rounding", "nearest") != "nearest":
+        facts["rounding of weights"] = recipe["rounding"]
     facts["everything else"] = recipe.get("keep")
     facts["checkpoint format"] = quantization.get("format_version")
     rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]

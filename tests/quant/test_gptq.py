@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.kernels.reference import quantize
-from vggt_int8.quant.gptq import DAMPING, Gram, round_by_inputs
+from vggt_int8.quant.gptq import DAMPING, round_by_inputs
 
 
 def inputs(rows: int, k: int, seed: int = 0) -> Tensor:
@@ -22,9 +22,7 @@ def weight_and_scale(n: int, k: int, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def gram_of(x: Tensor) -> Tensor:
-    gram = Gram()
-    gram.add(x)
-    return gram.matrix()
+    return x.double().t() @ x.double()
 
 
 def by_least_squares(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
@@ -39,7 +37,8 @@ def by_least_squares(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
         given = weight[row].double()
         now = given.clone()
         for place, column in enumerate(order):
-            code = torch.round(now[column] / step).clamp(-127, 127)
+            exact = given if column == given.abs().argmax() else now  # the largest keeps its code
+            code = torch.round(exact[column] / step).clamp(-127, 127)
             codes[row, column], now[column] = code.to(torch.int8), code * step
             free, fixed = order[place + 1 :], order[: place + 1]
             if free:
@@ -68,24 +67,27 @@ def test_fewer_rows_than_columns_are_damped() -> None:
 
 
 def test_the_best_of_all_codes_of_two_columns_is_not_missed_by_much() -> None:
-    """Every pair of codes near the floats is tried: what is found must be within a step's loss of the best of them, and
-    better than the nearest codes over many rows.
+    """Of two columns that go together all pairs of codes near the floats are tried, beside a third whose large weight
+    gives the scale: none is better than the best, and together they lose far less than the nearest codes.
     """
-    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     x[:, 1] = x[:, 0] + 0.1 * x[:, 1]
-    weight, scale = weight_and_scale(200, 2)
-    scale *= 1.07  # or a row's largest weight would be a code without a remainder
+    weight = weight_and_scale(200, 3)[0]
+    weight[:, 2] = 5
+    scale = torch.full((200, 1), 5 / 127)
     gram = gram_of(x)
 
     def loss(codes: Tensor) -> Tensor:
         return ((weight.double() - codes.double() * scale) @ x.t()).square().sum(1)
 
     nearest = quantize(weight, scale)
-    steps = torch.cartesian_prod(torch.arange(-6, 7), torch.arange(-6, 7))
-    best = torch.stack([loss((nearest + step).clamp(-127, 127)) for step in steps]).amin(0)
+    near = torch.arange(-3, 4)
+    steps = torch.cartesian_prod(near, near, torch.zeros(1, dtype=torch.int64))
+    best = torch.stack([loss(nearest + step) for step in steps]).amin(0)
     found = loss(round_by_inputs(weight, scale, gram))
     assert bool((found >= best * (1 - 1e-9)).all())
-    assert best.sum() <= found.sum() < 0.5 * loss(nearest).sum()
+    # The remainder of the first column is made good, so one of two is left: half of the squared error.
+    assert found.sum() < 0.6 * loss(nearest).sum()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -114,27 +116,12 @@ def test_codes_stay_within_range_and_a_row_of_zeros_stays_zero() -> None:
     weight, scale = weight_and_scale(6, 32)
     weight[2], scale[2] = 0, 1
     codes = round_by_inputs(weight, scale, gram_of(inputs(100, 32)))
+    assert codes.abs().amax(1).tolist() == [127, 127, 0, 127, 127, 127]
     assert codes.min() >= -127  # and none is above 127, which is int8's largest
     assert not codes[2].any()
 
 
-def test_order_and_parts_of_inputs_do_not_matter() -> None:
-    x = inputs(50, 8)
-    parts = Gram()
-    for part in x.flip(0).split(7):
-        parts.add(part)
-    assert parts.rows == 50
-    torch.testing.assert_close(parts.matrix(), gram_of(x), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gram_of(x), x.t() @ x, rtol=1e-12, atol=1e-12)
-
-
 def test_what_cannot_be_rounded_by() -> None:
-    with pytest.raises(ValueError, match="saw no inputs"):
-        Gram().matrix()
-    nan = Gram()
-    nan.add(torch.tensor([[1.0, float("nan")]]))
-    with pytest.raises(ValueError, match="NaN or inf"):
-        nan.matrix()
     weight, scale = weight_and_scale(2, 4)
     with pytest.raises(ValueError, match=r"\[3, 3\] for a layer of 4 inputs"):
         round_by_inputs(weight, scale, torch.eye(3, dtype=torch.float64))

@@ -1,7 +1,7 @@
 """From a plan and images to static scales, and to the facts that a checkpoint keeps of them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
 from typing import Any
@@ -26,12 +26,14 @@ from vggt_int8.recipe import Recipe, Scheme
 class Calibration:
     """scales: of each static layer, [2] (special tokens, others) or [1] fp32, as `Int8Linear.input_scale` has them.
 
+    codes: of each linear whose weight is not rounded to the nearest, int8 [N, K].
     facts: plain data for `config.json`: observer, seed, number of images and calls, sha256 of the images' pixels, and
     the ranges of each layer, which are 127 times its scales; and the strength of smoothing before each layer.
     """
 
     scales: dict[str, Tensor]
     facts: dict[str, Any]
+    codes: dict[str, Tensor] = field(default_factory=dict)
 
 
 def facts_problem(facts: Any) -> str | None:
@@ -79,7 +81,7 @@ def calibrate(
     seed: those of smoothing, and that of the inputs, for the facts. Raises `CalibrationError`.
     """
     schemes = static_layers(plan)
-    once = _first_names(model, schemes)  # a module under several names is watched once
+    once = first_names(model, schemes)  # a module under several names is watched once
     divisors = {name: fold.columns for name, fold in folds.items() if fold.columns is not None}
 
     def maker(name: str) -> Callable[[], Observer]:
@@ -152,7 +154,7 @@ def caller(model: nn.Module, names: Collection[str]) -> Callable[[Tensor], objec
     return lambda given: model(given.to(place), **heads)
 
 
-def _first_names(model: nn.Module, schemes: Mapping[str, Scheme]) -> dict[str, list[str]]:
+def first_names(model: nn.Module, schemes: Collection[str]) -> dict[str, list[str]]:
     """First name of each module -> all its names."""
     names: dict[nn.Module, list[str]] = {}
     for name in schemes:

@@ -3,13 +3,21 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers.utils import logging
 
-from vggt_int8.calibration import Calibration, calibrate, channel_folds, inputs_for, smoothing_folds
+from vggt_int8.calibration import (
+    Calibration,
+    calibrate,
+    channel_folds,
+    inputs_for,
+    round_weights,
+    smoothing_folds,
+)
 from vggt_int8.interrupts import uninterrupted
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
@@ -79,7 +87,7 @@ def measured(
     seed: int = 0,
     on_call: Callable[[int, int], None] | None = None,
 ) -> tuple[Folds, Calibration | None]:
-    """What a recipe asks to be folded into layers, and the static scales of what is then folded; arguments as of
+    """What a recipe asks to be folded into layers, and static scales and codes of what is then folded; arguments as of
     `quantize`. The model is not changed."""
     if calibration is None:
         return plan_folds(model, plan, recipe), None
@@ -93,6 +101,8 @@ def measured(
         else:
             folds = plan_folds(model, plan, recipe)
         found = calibrate(model, plan, recipe, inputs, folds=folds, strengths=strengths, seed=seed, on_call=shown)
+        if recipe.rounding == "gptq":
+            found = replace(found, codes=round_weights(model, plan, inputs, folds=folds, on_call=shown))
     return folds, found
 
 
@@ -106,7 +116,7 @@ def install(
 ) -> None:
     """Make a model INT8 in place by what was measured; a `VGGT` can be saved afterwards. Signals wait until it is."""
     with uninterrupted():
-        apply_plan(model, plan, recipe, backend, folds, {} if found is None else found.scales)
+        apply_plan(model, plan, recipe, backend, folds, *(() if found is None else (found.scales, found.codes)))
         model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
         if isinstance(model, VGGT):
             round_kept_parameters(model)
@@ -128,7 +138,9 @@ def check_calibration(recipe: Recipe | None, calibration: Any) -> None:
     needed = recipe.needs_calibration
     if needed and calibration is None:
         static = "static" in recipe.activations_asked
-        why = "computes with static scales, which are found on images" if static else "smooths by what inputs show"
+        smooths = recipe.smoothing not in (0, "weights")
+        why = "smooths by what inputs show" if smooths else "rounds weights by what inputs show"
+        why = "computes with static scales, which are found on images" if static else why
         raise RecipeError(
             f"recipe {recipe.name!r} {why}: {HOW_TO_CALIBRATE}. A checkpoint that was calibrated needs neither"
         )

@@ -4,7 +4,8 @@ Rounding each weight to the nearest code is best only if inputs do not go togeth
 the other, and after each the columns that are still floats move to where, with what is rounded already, the layer's
 outputs on calibration inputs are closest to those of the float layer (Frantar et al., "GPTQ", 2023; the idea is that of
 Hassibi and Stork's "Optimal Brain Surgeon", 1992). Of the inputs it needs their Gram matrix alone. The scale of a row
-stays that of its largest weight, so the stored layer is an ordinary one and nothing is different at run time.
+stays that of its largest weight, and so does the code of that weight: the stored layer is an ordinary one, each row of
+which has a code of 127 or -127, and nothing is different at run time.
 
 All in float64: then CPUs and GPUs, which add in other orders, hardly ever choose another code.
 """
@@ -17,31 +18,6 @@ from vggt_int8.kernels.reference import CODE_MAX
 # Of the mean of the Gram matrix's diagonal, added to all of it: inputs that calibration hardly showed must not decide.
 DAMPING = 0.01
 _BLOCK = 128  # columns that are rounded before what they lost is handed to the columns behind them, in one product
-_ROWS = 4096  # of inputs that are float64 at once
-
-
-class Gram:
-    """What rounding must know of a layer's inputs: the sum of x^T x over all rows seen, [K, K] fp64."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._sum: Tensor | None = None
-
-    def add(self, x: Tensor) -> None:
-        """Take in inputs [rows, K] of any float dtype, rotated if the layer's are."""
-        for part in x.detach().split(_ROWS):
-            floats = part.double()
-            product = floats.t() @ floats
-            self._sum = product if self._sum is None else self._sum.add_(product)
-        self.rows += len(x)
-
-    def matrix(self) -> Tensor:
-        """The sum. Raises `ValueError` where nothing was seen, and where it holds NaN or inf."""
-        if self._sum is None or not self.rows:
-            raise ValueError("the layer saw no inputs, so there is nothing to round its weight by")
-        if not bool(self._sum.isfinite().all()):
-            raise ValueError("the layer's calibration inputs hold NaN or inf, or values whose squares overflow")
-        return self._sum
 
 
 @torch.no_grad()
@@ -57,13 +33,15 @@ def round_by_inputs(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
     order = gram.diagonal().argsort(descending=True, stable=True)
     factor = _cholesky_of_inverse(gram[order][:, order])
     floats, steps = weight.double()[:, order], scale.double().view(n, 1)
+    largest = floats.abs().argmax(dim=1, keepdim=True)
+    kept = (floats.gather(1, largest) / steps).round_()
     codes = torch.empty(n, k, dtype=torch.int8, device=weight.device)
     for begin in range(0, k, _BLOCK):
         end = min(begin + _BLOCK, k)
         lost = torch.empty(n, end - begin, dtype=torch.float64, device=weight.device)
         for column in range(begin, end):
             exact = floats[:, column : column + 1]
-            rounded = (exact / steps).round_().clamp_(-CODE_MAX, CODE_MAX)
+            rounded = torch.where(largest == column, kept, exact / steps).round_().clamp_(-CODE_MAX, CODE_MAX)
             codes[:, order[column]] = rounded.view(-1).to(torch.int8)
             error = (exact - rounded * steps) / factor[column, column]
             floats[:, column:end] -= error * factor[column, column:end]

@@ -18,13 +18,14 @@ from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.replaceable import carry_over, check_model
 from vggt_int8.quant.seams import find_seams
 from vggt_int8.quant.smoothing import Fold, Folds, estimated_folds, fold_, folded_linear, parameters_of
-from vggt_int8.quant.storage import all_finite, check_incoming, to_fp16
+from vggt_int8.quant.storage import Int8Storage, all_finite, check_incoming, to_fp16
 from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 NO_FOLDS: Mapping[str, Fold] = MappingProxyType({})
 NO_SCALES: Mapping[str, torch.Tensor] = MappingProxyType({})
+NO_CODES: Mapping[str, torch.Tensor] = MappingProxyType({})
 HOW_TO_CALIBRATE = (
     "pass calibration= (folders, files or tensors of images) to vggt_int8.quantize or VGGTInt8.from_pretrained, or "
     "--calibration to `vggt-int8 quantize`"
@@ -92,19 +93,26 @@ def apply_plan(
     backend: str = "auto",
     folds: Mapping[str, Fold] = NO_FOLDS,
     input_scales: Mapping[str, torch.Tensor] = NO_SCALES,
+    codes: Mapping[str, torch.Tensor] = NO_CODES,
 ) -> None:
     """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists.
 
     folds: as `plan_folds` gives them; layers take them as they become codes, the others in place. input_scales: of
-    every layer with static activations, by name, as `Int8Linear` has them. Raises `RecipeError`, changing nothing, if
-    one is missing.
+    every layer with static activations, by name, as `Int8Linear` has them. codes: of layers whose weights are not to be
+    rounded to the nearest, int8 [N, K], by name. Raises `RecipeError`, changing nothing, if a scale is missing, or all
+    codes of a recipe that rounds by inputs.
 
     Each layer's floats are freed as its INT8 layer takes its place. The largest come first, as many as are at work at
     once, and are replaced when all of them are there: memory that suffices for them suffices for the rest, since their
     floats took more. So what there is no memory for fails while the model is as it was. Signals wait until all is done.
     """
     _check_scales(plan, recipe, input_scales)
-    jobs = _conversions(model, plan, recipe, backend, folds, input_scales)
+    if recipe.rounding != "nearest" and not codes:
+        raise RecipeError(
+            f"recipe {recipe.name!r} rounds weights by the inputs of their layers, which calibration shows: "
+            f"{HOW_TO_CALIBRATE}"
+        )
+    jobs = _conversions(model, plan, recipe, backend, folds, input_scales, codes)
     becoming = {name for job in jobs for name in job.names}
     in_place = {name: fold for name, fold in folds.items() if name not in becoming}
     on_cpu = _on_cpu([model.get_submodule(job.names[0]) for job in jobs])
@@ -151,12 +159,17 @@ class _Conversion(NamedTuple):
     size: int
     fold: Fold | None
     input_scale: torch.Tensor | None
+    codes: torch.Tensor | None
 
     def new(self, layer: nn.Module) -> nn.Module:
         if self.fold is not None:
             assert isinstance(layer, nn.Linear)
             layer = folded_linear(layer, self.fold)
-        return self._module(self.becomes.of(layer, self.scheme, self.choice.backend, self.input_scale))
+        made = self.becomes.of(layer, self.scheme, self.choice.backend, self.input_scale)
+        if self.codes is not None:
+            assert isinstance(made, Int8Storage)
+            made.replace_codes(self.codes)
+        return self._module(made)
 
     def unfilled(self, layer: nn.Module) -> nn.Module:
         return self._module(self.becomes.unfilled(layer, self.scheme, self.choice.backend))
@@ -174,6 +187,7 @@ def _conversions(
     backend: str,
     folds: Mapping[str, Fold] = NO_FOLDS,
     input_scales: Mapping[str, torch.Tensor] = NO_SCALES,
+    codes: Mapping[str, torch.Tensor] = NO_CODES,
 ) -> list[_Conversion]:
     """What the plan asks for, the largest layers first."""
     found: dict[nn.Module, _Conversion] = {}
@@ -182,7 +196,7 @@ def _conversions(
             module = model.get_submodule(name)
             size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
             choice = layer_choice(layer.becomes, layer.scheme, recipe, backend)
-            found_of = folds.get(name), input_scales.get(name)
+            found_of = folds.get(name), input_scales.get(name), codes.get(name)
             job = _Conversion([], layer.becomes, layer.scheme, choice, size, *found_of)
             found.setdefault(module, job).names.append(name)
     return sorted(found.values(), key=lambda job: job.size, reverse=True)

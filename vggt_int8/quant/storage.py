@@ -54,6 +54,18 @@ class Int8Storage(nn.Module, Int8Layer):
         """Take over what `encode` returns."""
         self.weight, self.weight_scale = self._parameter(codes.unsqueeze(0)), self._parameter(scale)
 
+    def replace_codes(self, codes: Tensor) -> None:
+        """Take over codes of the same weight under the same scales that are rounded in another way.
+
+        codes: int8 in the shape of the layer's floats, in [-127, 127]. Raises ValueError for others.
+        """
+        if codes.dtype != torch.int8 or codes.shape != self.codes.shape or bool((codes < -CODE_MAX).any()):
+            raise ValueError(
+                f"codes must be int8 {list(self.codes.shape)} of at least -{CODE_MAX}, not {_dtype(codes)} "
+                f"{list(codes.shape)}"
+            )
+        self.weight = self._parameter(codes.to(self.weight.device).unsqueeze(0))
+
     @property
     def codes(self) -> Tensor:
         """The int8 codes in the shape of the layer's floats, [N, K] or [O, I, kh, kw]: the memory of `weight`."""

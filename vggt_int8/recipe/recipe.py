@@ -24,6 +24,7 @@ from vggt_int8.recipe.scheme import (
     KEEP_DTYPES,
     OBSERVERS,
     ROTATED_CHOICE,
+    ROUNDINGS,
     SPECIAL_TOKENS,
     WEIGHTS,
     Scheme,
@@ -97,6 +98,8 @@ class Recipe:
     smoothing: 0, or "weights": factors of channels are folded into neighbouring layers before weights are rounded, by
         the size of weights alone; a strength of up to 1, or "search": by that of inputs as well, on calibration images
         (`vggt_int8.quant.smoothing`).
+    rounding: of the weights of linears: to the "nearest" code, or "gptq": by what the layers' inputs are on calibration
+        images (`vggt_int8.quant.gptq`).
     keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
     groups: name of a group or set of the model's family -> "keep", "weight_only", "weight_only_rotated",
         "dynamic" or "static".
@@ -117,6 +120,7 @@ class Recipe:
     outlier_threshold: float = 0.0
     rotation: int = 0
     smoothing: float | str = 0
+    rounding: str = "nearest"
     keep: str = "fp16"
     groups: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
@@ -144,6 +148,7 @@ class Recipe:
             )
         one_of("weights", self.weights, WEIGHTS)
         one_of("observer", self.observer, OBSERVERS)
+        one_of("rounding", self.rounding, ROUNDINGS)
         one_of("special_tokens", self.special_tokens, SPECIAL_TOKENS)
         one_of("keep", self.keep, KEEP_DTYPES)
         integer("calibration_samples", self.calibration_samples, 1)
@@ -166,6 +171,8 @@ class Recipe:
             )
         if self.smoothing and not asked - {""}:
             raise RecipeError(f"smoothing {shown(self.smoothing)} has no effect: no layer is INT8", "smoothing")
+        if self.rounding != "nearest" and not asked - {""}:
+            raise RecipeError(f"rounding {self.rounding!r} has no effect: no layer is INT8", "rounding")
         if self.include and self.weights == "keep":
             raise RecipeError(
                 "weights = 'keep' quantizes by groups and rules alone, so include has no effect: use weights = 'int8'",
@@ -209,7 +216,8 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether something of it is found on images."""
-        return "static" in self.activations_asked or self.smoothing not in (0, "weights")
+        smoothed = self.smoothing not in (0, "weights")
+        return smoothed or self.rounding == "gptq" or "static" in self.activations_asked
 
     @property
     def scheme(self) -> Scheme:
@@ -241,7 +249,7 @@ class Recipe:
         if self.format == PATTERNS_ALONE:
             del data["groups"]
         # So that versions which do not know these still read what has none of them.
-        later = ("rotation", "smoothing", "special_tokens")
+        later = ("rotation", "smoothing", "rounding", "special_tokens")
         return _without_defaults(data, later, type(self))
 
     @classmethod

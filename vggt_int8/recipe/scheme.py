@@ -19,6 +19,7 @@ CHOICES = {
 }
 ROTATED_CHOICE = "weight_only_rotated"  # of the others, those with INT8 activations are rotated if the recipe rotates
 OBSERVERS = ("minmax", "percentile", "histogram", "mse", "per_channel")
+ROUNDINGS = ("nearest", "gptq")
 SPECIAL_TOKENS = ("own", "shared")
 KEEP_DTYPES = ("fp16",)
 ROTATIONS = (2, 4, 8, 16, 32, 64, 128, 256)

@@ -7,7 +7,7 @@ The output folder is an ordinary INT8 checkpoint; its folder `run/` holds what g
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,7 +83,8 @@ def train_qat(
     diverges; OSError if `out` cannot be written.
     """
     check_out(out)
-    recipe, table = load_recipe(recipe), read_table(config)
+    # Weights learn to make good what rounding costs, so that the nearest codes are theirs.
+    recipe, table = replace(load_recipe(recipe), rounding="nearest"), read_table(config)
     if calibration is not None:
         check_calibration(recipe, calibration)
     scenes = None if is_synthetic(data) else find_scenes(data)
