@@ -12,6 +12,7 @@ from vggt_int8.difference import relative_error
 from vggt_int8.model.omega.layers import KeylessBiasLinear, apply_axial_rope, axial_rope_table
 
 Make = Callable[..., VGGTOmega]
+SIZES = ("img_size", "embed_dim", "encoder_num_heads", "num_heads", "dpt_features", "dpt_out_channels")
 
 
 @pytest.fixture
@@ -128,6 +129,18 @@ def test_the_meta_device_is_enough(omega_config: VGGTOmegaConfig) -> None:
         output = model(torch.zeros(1, 2, 3, 32, 48, device="meta"))
     assert output.depth.shape == (1, 2, 32, 48, 1)
     assert all(value.dtype == torch.float32 for value in output.values())
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_compiles_into_one_graph_for_each_shape(omega_config: VGGTOmegaConfig, images: Tensor) -> None:
+    torch._dynamo.reset()
+    few = {"encoder_depth": 1, "depth": 2, "register_layers": [1], "dpt_layers": [0, 0, 1, 1], "enable_text": False}
+    model = VGGTOmega(VGGTOmegaConfig(**{name: getattr(omega_config, name) for name in SIZES} | few)).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for inputs in (images, images.mT.contiguous()):
+        expected, output = model(inputs), compiled(inputs)
+        assert all(relative_error(output[name], value) < 1e-6 for name, value in expected.items())
 
 
 @pytest.mark.parametrize(
