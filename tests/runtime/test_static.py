@@ -45,7 +45,10 @@ def make_static(make_tiny: Callable[[], VGGTInt8]) -> Make:
     return make
 
 
-@pytest.mark.parametrize("way", WAYS)
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[slow] * (way != "special tokens, rotated")) for way in WAYS])
 @pytest.mark.parametrize("sizes", [(1, 1, 42, 56), (2, 3, 42, 56), (1, 2, 14, 42)])
 def test_the_fused_network_is_the_network(
     make_static: Make, make_tiny: Callable[[], VGGTInt8], way: str, sizes: tuple[int, int, int, int]
@@ -58,7 +61,7 @@ def test_the_fused_network_is_the_network(
     assert all(found[name] < FP32 + limits[name] for name in found), (found, limits)
 
 
-@pytest.mark.parametrize("recipe", ["int8_static", "int8_static_rotated"])
+@pytest.mark.parametrize("recipe", [pytest.param("int8_static", marks=slow), "int8_static_rotated"])
 def test_the_recipes_run_fused_unasked(make_tiny: Callable[[], VGGTInt8], recipe: str) -> None:
     model, exact = make_tiny(), make_tiny().requires_grad_(False)
     quantize(model, recipe, "native", calibration=[images_of(1, 16)[0], images_of(1, 16, seed=1)[0]])
