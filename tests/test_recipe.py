@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from vggt_int8 import Recipe, RecipeError, available_recipes, load_recipe
+from vggt_int8 import VGGT, Recipe, RecipeError, VGGTConfig, available_recipes, load_recipe
+from vggt_int8.quant import make_plan
 from vggt_int8.recipe import Family, Rule, Scheme, expand, find_family, known_words
 from vggt_int8.recipe.family import FAMILY_FOLDER
 
 VGGT_MAP = find_family("vggt", ())
 STATIC = ["int8_static", "int8_static_rotated"]
 SMOOTH = ["int8_smooth", "int8_smooth_rotated"]
-SHIPPED = ["fp16", "int8_dynamic", "int8_rotated", *SMOOTH, *STATIC, "int8_weight_only", "llm_int8"]
+SHIPPED = ["fp16", "int8_dynamic", "int8_mixed", "int8_rotated", *SMOOTH, *STATIC, "int8_weight_only", "llm_int8"]
 
 
 def test_the_promised_recipes_are_shipped() -> None:
@@ -49,7 +51,7 @@ def test_schemes_of_the_shipped_recipes() -> None:
     assert load_recipe("int8_smooth_rotated").scheme == Scheme("dynamic", rotation=256)
     smoothing = {name: load_recipe(name).smoothing for name in SHIPPED if load_recipe(name).smoothing}
     assert smoothing == dict.fromkeys(SMOOTH, "search") | dict.fromkeys(
-        ["int8_rotated", *STATIC, "int8_weight_only"], "weights"
+        ["int8_mixed", "int8_rotated", *STATIC, "int8_weight_only"], "weights"
     )
     assert [load_recipe(name).special_tokens for name in STATIC] == ["own", "own"]
     assert [
@@ -65,8 +67,18 @@ def test_one_set_of_layers_for_every_int8_recipe() -> None:
     rules = [
         [(r.match, r.part, r.weights == "keep", r.layers) for r in expand(load_recipe(name), VGGT_MAP).rules]
         for name in SHIPPED[1:]
+        if name != "int8_mixed"
     ]
     assert all(others == rules[0] for others in rules)
+
+
+def test_the_mixed_recipe_is_the_rotated_one_but_for_the_point_head() -> None:
+    with torch.device("meta"):
+        model = VGGT(VGGTConfig())
+    rotated, mixed = (make_plan(model, load_recipe(name)) for name in ("int8_rotated", "int8_mixed"))
+    other = {name for name in rotated if rotated[name].scheme != mixed[name].scheme}
+    assert len(other) == 31
+    assert all(name.startswith("point_head.") and mixed[name].scheme is None for name in other)
 
 
 def test_the_camera_head_is_weight_only() -> None:

@@ -14,6 +14,7 @@ from vggt_int8.recipe import load_recipe
 FACTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "fp16": (2_513_075_032, ()),
     "int8_dynamic": (1_277_529_560, ("native", "torchao", "bitsandbytes", "reference")),
+    "int8_mixed": (1_310_128_984, ("native", "torchao", "bitsandbytes", "reference")),
     "int8_rotated": (1_277_529_560, ("native", "torchao", "bitsandbytes", "reference")),
     "int8_smooth": (1_277_529_560, ("native", "torchao", "bitsandbytes", "reference")),
     "int8_smooth_rotated": (1_277_529_560, ("native", "torchao", "bitsandbytes", "reference")),
