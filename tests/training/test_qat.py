@@ -31,7 +31,7 @@ from vggt_int8.training.sections import DataConfig
 from vggt_int8.training.start import fresh_model
 from vggt_int8.training.views import Album, find_scenes
 
-SMALL = {**TINY_MODEL, "img_size": 16}
+SMALL = {**TINY_MODEL, "img_size": 16, "camera_iterations": 2, "dpt_features": 8, "dpt_out_channels": [8, 8, 8, 8]}
 CONFIG = """
 log_steps = 1
 [data]
@@ -114,7 +114,7 @@ def test_images_become_an_int8_checkpoint(model: Path, photos: Path, config: Pat
     assert "training" in VGGTInt8.from_pretrained(out).config.quantization_config.to_dict()
 
 
-@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_static_rotated"])
+@pytest.mark.parametrize("recipe", [pytest.param("int8_dynamic", marks=pytest.mark.slow), "int8_static_rotated"])
 def test_the_network_that_was_trained_is_the_one_that_is_written(
     model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
@@ -299,6 +299,7 @@ def test_recorded_steps_learn_as_others_do(model: Path, settings: QatConfig, tmp
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_static_scales_are_found_learned_and_written(
     model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ def test_static_scales_are_found_learned_and_written(
     assert changed > len(facts["ranges"]) / 2
 
 
+@pytest.mark.slow
 def test_a_recipe_with_folded_factors_trains_what_is_folded(
     model: Path, photos: Path, config: Path, tmp_path: Path
 ) -> None:
