@@ -108,8 +108,8 @@ def test_a_graph_reads_the_static_scales_that_layers_hold(weights: dict[str, Ten
     modes = [(model(images), model.runtime_report().mode)[1] for _ in range(3)]
     assert modes == ["fused", "fused, CUDA graph", "fused, CUDA graph"]
     before = model(images).depth
-    for block in model.aggregator.frame_blocks:
-        block.attn.proj.input_scale.mul_(4)
+    for block in model.aggregator.frame_blocks:  # all codes become zeros: the attention of a frame is lost
+        block.attn.proj.input_scale.mul_(1000)
     replayed = model(images).depth
     assert model.runtime_report().mode == "fused, CUDA graph"
     assert not torch.equal(replayed, before)
