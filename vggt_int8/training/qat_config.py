@@ -63,7 +63,7 @@ def default_config(model: VGGTConfig) -> QatConfig:
     """
     size = (model.img_size, model.img_size)
     optimizer = OptimizerConfig(
-        learning_rate=1e-5, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=20, total_steps=1000, decay_share=1.0
+        learning_rate=2e-6, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=20, total_steps=1000, decay_share=1.0
     )
     if least_parameters(model) < LARGE:
         return QatConfig(
