@@ -1,7 +1,7 @@
 """A product straight to the next linear's codes: by one kernel under static scales, else by two.
 
 Of few rotated rows under static scales, too: tiles that hold groups of 256 columns are few then, and each launch
-fetches twice as many instructions (a call of one frame on an H200: 10.6 ms by two kernels, 11.3 by one).
+fetches twice as many instructions (a call of one frame on an H200 took 11.3 ms so; `int8_rotated`, by two, 10.6).
 """
 
 from torch import Tensor
