@@ -299,9 +299,11 @@ def test_a_model_that_is_half_converted_is_said_to_be(
 
 
 def test_ctrl_c_waits_until_all_layers_are_replaced(
-    monkeypatch: pytest.MonkeyPatch, make_tiny: Callable[[], VGGTInt8]
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, make_tiny: Callable[[], VGGTInt8]
 ) -> None:
     model, calls = make_tiny(), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     watched(monkeypatch, lambda layer: calls.append(layer.in_features) or signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         quantize(model, Recipe(include=r".*\.mlp\.fc[12]"))
