@@ -83,6 +83,7 @@ def test_upload_folder_comes_back_byte_for_byte(hub: HubServer, tmp_path: Path) 
     assert hub.failures == []
 
 
+@pytest.mark.slow
 def test_second_commit_keeps_the_first(hub: HubServer, tmp_path: Path) -> None:
     files = write_folder(tmp_path / "in")
     first = client(hub, tmp_path / "home", UPLOAD, "tiny", str(tmp_path / "in")).stdout.split()[1]

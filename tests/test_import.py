@@ -46,6 +46,7 @@ print(json.dumps(seen | {"registered": "vggt" in CONFIG_MAPPING}))
 """
 
 
+@pytest.mark.slow
 def test_import_has_no_side_effects(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -68,6 +69,7 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
 
+@pytest.mark.slow
 def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
     """The same program with a package that does everything wrong, so that the test above can fail."""
     package = tmp_path / "vggt_int8"

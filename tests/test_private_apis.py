@@ -123,6 +123,7 @@ def private_of_others(tree: ast.AST, own: set[str]) -> Iterator[str]:
                 yield name
 
 
+@pytest.mark.slow
 def test_all_that_is_used_is_in_the_table() -> None:
     trees = {path: ast.parse(text) for path, text in SOURCES.items()}
     own = {name for tree in trees.values() for name in defined(tree)}

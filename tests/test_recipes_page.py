@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from vggt_int8 import VGGTConfig, VGGTInt8, load_recipe
@@ -29,6 +30,7 @@ def test_the_file_quantizes_a_vggt_1b(tmp_path: Path) -> None:
     assert plan["camera_head.pose_branch.fc1"].scheme.label == "W8A16"
 
 
+@pytest.mark.slow
 def test_the_lines_of_python_run() -> None:
     names: dict[str, Any] = {}
     for text in blocks("python"):

@@ -10,6 +10,7 @@ from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.vggt import VGGT
 
 
+@pytest.mark.slow
 def test_the_polynomial_is_the_count(tiny_source: Source, tiny_work: WorkCounter) -> None:
     with torch.device("meta"):
         model = VGGT(tiny_source.config).eval().requires_grad_(False)
@@ -19,6 +20,7 @@ def test_the_polynomial_is_the_count(tiny_source: Source, tiny_work: WorkCounter
     assert vars(counted) == pytest.approx(vars(direct), rel=5e-3)
 
 
+@pytest.mark.slow
 def test_work_of_vggt_1b_with_fewer_blocks() -> None:
     """By hand: blocks of 12 C^2 weights, attentions inside frames and over all; the camera head's are few."""
     tokens, frames, width = 28 * 37 + 5, 10, 1024

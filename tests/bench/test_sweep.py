@@ -22,6 +22,7 @@ from vggt_int8.bench.variants import BASELINES, DEFAULTS, Variant, find_variant,
 Rows = Callable[..., list[Row]]
 
 
+@pytest.mark.slow
 def test_rows_are_complete(sweep_rows: Rows) -> None:
     rows = sweep_rows(*DEFAULTS["cpu"], "int8_dynamic:reference", seconds=0.01)
     assert [(row["variant"], row["frames"]) for row in rows] == [
@@ -43,6 +44,7 @@ def test_rows_are_complete(sweep_rows: Rows) -> None:
         assert row["mode"].startswith("fused") == row["variant"].endswith(":native")
 
 
+@pytest.mark.slow
 def test_static_scales_are_found_before_anything_is_timed(sweep_rows: Rows) -> None:
     (row,) = [row for row in sweep_rows("int8_static_rotated:native", seconds=0.01) if row["frames"] == 2]
     assert row["status"] == "ok", row["reason"]
@@ -58,6 +60,7 @@ def test_calibration_images_are_others_than_those_that_are_measured(tiny_source:
         assert not torch.equal(scenes[0], source.images(4, size, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_dtype(sweep_rows: Rows) -> None:
     size = {row["variant"]: row["weights_gib"] for row in sweep_rows("fp32", "bf16", "torchao", "int8_dynamic:native")}
     assert size["bf16"] == size["fp32"] / 2
@@ -76,6 +79,7 @@ def altered(change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Vari
     return replace(BASELINES["fp32"], name="altered", build=build)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -95,6 +99,7 @@ def test_wrong_outputs_show_no_time(sweep_rows: Rows, change: Callable, reason: 
     assert [row[name] for name in ("ms", "ms_low", "ms_high", "share", "runs")] == [None] * 4 + [0]
 
 
+@pytest.mark.slow
 def test_what_is_timed_is_checked_too(sweep_rows: Rows) -> None:
     """Right in the first call and wrong afterwards, as a badly captured graph would be."""
     calls = []
@@ -109,6 +114,7 @@ def test_what_is_timed_is_checked_too(sweep_rows: Rows) -> None:
     assert [row[name] for name in ("status", "ms", "share", "runs")] == ["wrong", None, None, 0]
 
 
+@pytest.mark.slow
 def test_what_fails_says_why_and_the_sweep_goes_on(sweep_rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(source: Source, device: torch.device) -> Network:
         def forward(images: Tensor) -> Mapping[str, Tensor]:
@@ -134,6 +140,7 @@ def test_what_fails_says_why_and_the_sweep_goes_on(sweep_rows: Rows, monkeypatch
     assert {row["variant"] for row in rows if row["status"] == "ok"} == {"failing", "fp32"}
 
 
+@pytest.mark.slow
 def test_the_reference_repository_is_measured_where_it_is_installed(
     sweep_rows: Rows, tiny_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +170,7 @@ def test_the_reference_repository_is_measured_where_it_is_installed(
     assert 0 < row["errors"]["depth"]["relative"] < 0.1
 
 
+@pytest.mark.slow
 def test_rows_that_exist_are_left_out(sweep_rows: Rows) -> None:
     rows = sweep_rows("fp32")
     rest = sweep_rows("fp32", "bf16", done=tuple(identity(row) for row in rows), frames=(1, 2, 3))
@@ -176,6 +184,7 @@ def test_zero_seconds_time_the_first_call(sweep_rows: Rows) -> None:
     assert row["ms"] == row["first_s"] * 1e3
 
 
+@pytest.mark.slow
 def test_profiles_are_written(sweep_rows: Rows, tmp_path: Path) -> None:
     sweep_rows("fp32", frames=(1,), profile=tmp_path / "profiles")
     assert "aten::" in (tmp_path / "profiles" / "fp32-1.txt").read_text()

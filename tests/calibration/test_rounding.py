@@ -78,6 +78,7 @@ def test_what_is_folded_is_seen(make_tiny: Callable[[], VGGTInt8], scenes: Tenso
     assert (layer.codes != want).float().mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_passes_in_parts_give_the_same_codes(
     make_tiny: Callable[[], VGGTInt8], scenes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_what_images_do_not_reach_is_rounded_to_the_nearest(make_tiny: Callable[
         assert torch.equal(linears(rounded)[name].codes, linears(nearest)[name].codes), name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_it_comes_back(tiny_checkpoint: Path, tmp_path: Path, scenes: Tensor) -> None:
     model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=ROUNDED, calibration=scenes)
     model.save_pretrained(tmp_path / "rounded")

@@ -101,6 +101,7 @@ def test_the_same_from_any_order_and_any_way_and_loaded_again(
     assert again.config.quantization_config.recipe["smoothing"] == "search"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "reference", "torchao", "bitsandbytes"])
 def test_every_backend_runs_it(make_tiny: Make, scenes: Tensor, backend: str) -> None:
     skip_unless_usable(backend, Scheme("dynamic", rotation=256))
@@ -110,6 +111,7 @@ def test_every_backend_runs_it(make_tiny: Make, scenes: Tensor, backend: str) ->
     assert relative_error(model(scenes[0]).depth, expected) < 0.05
 
 
+@pytest.mark.slow
 def test_static_scales_are_of_the_inputs_that_are_left(make_tiny: Make, scenes: Tensor) -> None:
     """Largest values of inputs that are divided by the factors, and then rotated."""
     model = make_tiny()

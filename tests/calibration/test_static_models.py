@@ -120,6 +120,7 @@ def test_scales_are_the_largest_inputs_of_each_kind_of_token(
     assert (facts["images"], facts["calls"], facts["observer"], facts["seed"]) == (6, 3, "minmax", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "dtype"), [(STATIC[0], torch.float32), (STATIC[1], torch.float16)])
 def test_ways_in_agree_and_a_reload_is_exact(
     tmp_path: Path,
@@ -228,6 +229,7 @@ def test_from_pretrained_asks_for_images_before_it_loads(
         PreTrainedModel.from_pretrained.__func__(VGGTInt8, bare_checkpoint, quantization_config=config)
 
 
+@pytest.mark.slow
 def test_folders_of_files(bare_checkpoint: Path, folders: list[Path]) -> None:
     model = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_static", calibration=folders)
     facts = model.config.quantization_config.calibration

@@ -60,6 +60,7 @@ def test_default_sweep_names_what_it_leaves_out(cli, tmp_path: Path) -> None:
     assert "bf16-autocast" in text
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_keeps_its_rows(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

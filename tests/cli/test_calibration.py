@@ -51,12 +51,14 @@ def test_strengths_of_smoothing_are_told(cli, tiny: Path, tmp_path: Path, photos
     assert "observer" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibrated with")
 def test_channels_take_the_place_of_smoothing(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
     static(cli, tiny, tmp_path / "out", photos, "--observer", "per_channel")
     assert "smoothing" not in VGGTInt8.from_pretrained(tmp_path / "out").config.quantization_config.recipe
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibrated with")
 def test_the_order_of_images_does_not_matter(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
     for name, given in (("one", photos), ("other", photos[::-1])):

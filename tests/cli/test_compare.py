@@ -22,6 +22,7 @@ def test_a_model_equals_itself(cli, tiny: Path, photos: list[Path]) -> None:
     assert all(row[:3] == [0, 0, 0] for row in table.values())
 
 
+@pytest.mark.slow
 def test_recipe_applies_to_the_second_model(cli, tiny: Path, tiny_int8: Path, photos: list[Path]) -> None:
     on_the_fly = rows(cli("compare", tiny, tiny, *photos, "--recipe", "int8_dynamic"))
     saved = rows(cli("compare", tiny, tiny_int8, *photos))
@@ -46,6 +47,7 @@ def test_degrees_and_per_cent(cli, tiny: Path, tiny_int8: Path, photos: list[Pat
         assert re.search(rf"^{title}.* [\d.e-]+{unit} +[\d.e-]+{unit} ", text, re.M), text
 
 
+@pytest.mark.slow
 def test_as_json(cli, tiny: Path, tiny_int8: Path, photos: list[Path]) -> None:
     found = json.loads(cli("compare", tiny, tiny_int8, *photos, "--json"))
     assert found["images"] == [str(path) for path in photos]

@@ -17,6 +17,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_quantize_inspect_and_compare(cli, photos: list[Path]) -> None:
     cli("quantize", "embedded", "-o", "int8")
     assert json.loads(Path("int8/config.json").read_text())["quantization_config"]["recipe"]["name"] == "int8_dynamic"

@@ -40,6 +40,7 @@ def again(out: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(out, tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_model_itself(evaluated: Path, tiny: Path, scenes: Path) -> None:
     document = json.loads((evaluated / "scores.json").read_text())
     assert {path.name for path in evaluated.iterdir()} == FILES
@@ -100,6 +101,7 @@ def test_the_report_opens_without_a_network(evaluated: Path) -> None:
     assert re.search(r"^\| .*, int8_dynamic \| [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] ", text, re.M)
 
 
+@pytest.mark.slow
 def test_predictions_are_not_made_twice(
     cli, evaluated: Path, tiny: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_predictions_are_not_made_twice(
     assert json.loads(cli(*common, "--json", "--points", 50))["rows"][1]["scores"] != before["rows"][1]["scores"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on(cli, evaluated: Path, tiny: Path, scenes: Path, tmp_path: Path) -> None:
     out = again(evaluated, tmp_path)
     (folder,) = (path for path in (out / "predictions").iterdir() if "int8_dynamic" in path.name)

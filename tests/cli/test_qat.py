@@ -30,6 +30,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_is_a_document_and_a_checkpoint(
     cli, tiny: Path, photos: list[Path], config: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """`vggt-int8 recipes` names every shipped recipe, its size on VGGT-1B and its backends."""
 
+import pytest
+
 from vggt_int8 import available_recipes
 from vggt_int8.cli.recipes import FACTS, measure
 
@@ -14,6 +16,7 @@ def test_every_recipe_has_a_row(cli) -> None:
     assert "native" not in lines["llm_int8"].split("MB")[1]
 
 
+@pytest.mark.slow
 def test_the_facts_are_what_is_measured() -> None:
     assert list(FACTS) == available_recipes()
     for name, (size, backends) in FACTS.items():
@@ -23,6 +26,7 @@ def test_the_facts_are_what_is_measured() -> None:
         assert "reference" in usable or not backends
 
 
+@pytest.mark.slow
 def test_what_runs_here_is_tried_on_request(cli) -> None:
     lines = {line.split()[0]: line for line in cli("recipes", "--check").splitlines()}
     assert "on this machine" in lines["recipe"]

@@ -187,6 +187,7 @@ def test_a_broken_image_is_named(cli, tiny: Path, photos: list[Path], tmp_path: 
     assert list(tmp_path.iterdir()) == [broken]
 
 
+@pytest.mark.slow
 def test_points_are_chosen_as_in_python(cli, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
     def points(*options: object) -> dict[str, int]:
         cli("run", tiny, *photos, "-o", tmp_path / "out", "--overwrite", *options)

@@ -96,6 +96,7 @@ def test_what_was_cut_off_goes_on(
     assert found["units"] == ranked["units"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["--error", "--size-mb"])
 def test_a_budget_becomes_a_recipe(
     cli, ranked: dict, small: Path, photos: list[Path], folder: Path, budget: str

@@ -13,6 +13,7 @@ SMALL = {"img_size": 56, "embed_dim": 128, "encoder_num_heads": 2, "num_heads": 
 BATCH = torch.rand(1, 2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_weights_and_inputs_have_the_published_ranges() -> None:
     state = torch.get_rng_state()
     model = layer_error.make_model(0, [BATCH], **SMALL)

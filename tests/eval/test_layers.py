@@ -58,6 +58,7 @@ def test_every_layer_of_a_network(model: VGGT) -> None:
     assert not any(module._forward_hooks for module in model.modules()), "a hook was left behind"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["int8_rotated", "int8_weight_only"])
 def test_smoothed_layers_see_the_inputs_that_they_get(model: VGGT, recipe: str) -> None:
     """By the factors themselves, which the metric has to find: inputs divided, value rows multiplied."""

@@ -34,6 +34,7 @@ def changed_units(model: VGGT, hard: VGGT, block: str) -> list[int]:
     return (before != after).nonzero().flatten().tolist()
 
 
+@pytest.mark.slow
 def test_special_tokens_alone_get_outliers_of_the_published_size(strong_model: VGGT, hard: VGGT) -> None:
     names = readers(hard, "mlp.fc2")
     before, after = (linear_inputs(network, names, [images(1), images(2)]) for network in (strong_model, hard))
@@ -85,6 +86,7 @@ def test_the_function_is_nearly_the_same(strong_model: VGGT, hard: VGGT) -> None
     assert all(torch.equal(before[name], parameter) for name, parameter in strong_model.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_images_decide(strong_model: VGGT, hard: VGGT) -> None:
     again, other = (with_outlier_tokens(strong_model, seed, [images(1), images(2)]).state_dict() for seed in (0, 1))
     assert all(torch.equal(tensor, again[name]) for name, tensor in hard.state_dict().items())

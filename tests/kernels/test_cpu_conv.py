@@ -87,6 +87,7 @@ def test_sum_and_relu(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(got, want.relu() if relu else want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
 
 
+@pytest.mark.slow
 def test_frames_have_scales_of_their_own_and_large_ones_take_turns(library: str) -> None:
     if library.startswith("emulated"):
         pytest.skip("too large for an emulation")

@@ -267,6 +267,7 @@ def test_floats_are_neither_rotated_nor_codes(follows: dict[str, Any]) -> None:
         ops.int8_gemm(*tensors, epilogue._replace(**follows))
 
 
+@pytest.mark.slow
 def test_import_does_not_need_triton() -> None:
     code = "import sys; sys.modules['triton'] = None; import vggt_int8.kernels.ops, vggt_int8.kernels.cpu.matmul"
     subprocess.run([sys.executable, "-c", code], check=True)

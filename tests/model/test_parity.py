@@ -62,6 +62,7 @@ def test_every_output_is_reproduced(
         assert_reproduced(name, actual[name], expected[name], amplified if name in TRACK_OUTPUTS else 1.0)
 
 
+@pytest.mark.slow
 def test_loading_gives_these_weights(make_model: Callable[..., VGGT], parity_folder: Path, tmp_path: Path) -> None:
     shutil.copy(parity_folder / "tiny_vggt.safetensors", tmp_path / "model.safetensors")
     shutil.copy(parity_folder / "tiny_vggt_config.json", tmp_path / "config.json")

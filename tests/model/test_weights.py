@@ -51,6 +51,7 @@ def test_random_initialisation(tiny_config: VGGTConfig) -> None:
     assert all(value.isfinite().all() for name, value in output.items() if name != "intrinsic")
 
 
+@pytest.mark.slow
 def test_weights_missing_from_a_checkpoint_are_refused_and_only_they_initialised(
     tiny_config: VGGTConfig, make_model: Callable[..., VGGT], tmp_path: Path
 ) -> None:

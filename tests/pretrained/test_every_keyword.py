@@ -97,6 +97,7 @@ def test_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @CLASSES
 def test_what_loads_does_what_it_says(network: type[VGGT], tmp_path: Path, bare_checkpoint: Path) -> None:
     def load(**keywords: Any) -> Any:

@@ -126,6 +126,7 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(tensor, got[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", ["5GB", "300KB"])
 def test_format_1_loads_and_is_saved_as_2(tmp_path: Path, bare_int8: Path, tiny_images: Tensor, shards: str) -> None:
     model = VGGTInt8.from_pretrained(bare_int8)
@@ -246,6 +247,7 @@ def test_a_weight_of_zeros_is_sound(tmp_path: Path, bare_sizes: dict[str, Any]) 
     assert_same(VGGTInt8.from_pretrained(tmp_path / "int8", verify=True), model)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_int8_attention_computes_it_in_floats(
     int8_checkpoint: Path, tiny_images: Tensor, tmp_path: Path
 ) -> None:

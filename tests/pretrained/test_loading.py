@@ -51,6 +51,7 @@ def write(folder: Path, source: Path, weights: dict[str, Tensor], file: str = "m
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_streaming_equals_quantizing_in_memory(
     tiny_checkpoint: Path, make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, recipe: str
@@ -83,6 +84,7 @@ def test_codes_do_not_depend_on_the_compute_dtype(
             assert torch.equal(tensor, fp32[name].to(compute)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_compute_dtypes_run(
     tiny_checkpoint: Path, loaded: Load, tiny_images: Tensor, tiny_points: Tensor, dtype: torch.dtype
@@ -212,6 +214,7 @@ def test_auto_model(bare_checkpoint: Path, bare_int8: Path, tiny_images: Tensor)
     assert_same_state(AutoModel.from_pretrained(bare_checkpoint, recipe="int8_dynamic"), ours)
 
 
+@pytest.mark.slow
 def test_a_recipe_object_and_an_own_file(tmp_path: Path, bare_checkpoint: Path) -> None:
     pattern = r"aggregator\..*\.mlp\.fc[12]"
     recipe = Recipe(name="mlps", activations="dynamic", include=(pattern,))
@@ -287,6 +290,7 @@ def test_set_backend(bare_int8: Path, bare_checkpoint: Path, tiny_images: Tensor
         VGGTInt8.from_pretrained(bare_checkpoint).set_backend("native")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["off", "on"])
 def test_the_whole_forward_multiplies_integers(
     int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor, runtime: str, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,7 @@ def offloaded(model: VGGTInt8) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.is_meta}
 
 
+@pytest.mark.slow
 def test_device_map_with_disk(tmp_path: Path, int8_checkpoint: Path, tiny_images: Tensor, tiny_points: Tensor) -> None:
     whole = VGGTInt8.from_pretrained(int8_checkpoint)
     model = VGGTInt8.from_pretrained(int8_checkpoint, device_map=MIXED, offload_folder=tmp_path / "offload")
@@ -85,6 +86,7 @@ def test_device_maps_of_a_machine_without_gpu(
     assert_same_outputs(whole, model, tiny_images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 def test_offload_of_a_loaded_model(tmp_path: Path, bare_int8: Path, tiny_images: Tensor, where: str) -> None:
     whole = VGGTInt8.from_pretrained(bare_int8)

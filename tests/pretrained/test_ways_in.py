@@ -82,6 +82,7 @@ def test_the_embedded_model_is_loaded_and_named() -> None:
     assert type(VGGT.from_pretrained("embedded", enable_point=False, verify=True)) is VGGT
 
 
+@pytest.mark.slow
 def test_a_single_file_of_a_quantized_folder(tmp_path: Path, bare_int8: Path, bare_checkpoint: Path) -> None:
     whole = VGGTInt8.from_pretrained(bare_int8)
     file = bare_int8 / "model.safetensors"

@@ -86,6 +86,7 @@ def test_a_save_that_is_killed_before_any_step(tmp_path: Path, small: Path, what
     assert len(seen) > 15
 
 
+@pytest.mark.slow
 def test_a_folder_between_two_renames_is_no_checkpoint_for_others(tmp_path: Path, small: Path) -> None:
     """transformers and the Hub's classes, which know nothing of journals, find no config.json there."""
     new = VGGTInt8.from_pretrained(small, recipe="int8_dynamic")

@@ -64,6 +64,7 @@ def compiled(model: Callable[..., Any], backend: str = "eager") -> Callable[...,
     return torch.compile(model, backend=backend, fullgraph=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "recipe"), WAYS)
 def test_torch_compile_sees_one_graph(backend: str, recipe: Recipe) -> None:
     skip_unless_usable(backend, Scheme(recipe.activations, recipe.outlier_threshold))
@@ -74,6 +75,7 @@ def test_torch_compile_sees_one_graph(backend: str, recipe: Recipe) -> None:
             assert error(graph(rows(count)), model(rows(count))) <= BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "reference", "bitsandbytes", "torchao"])
 def test_gradients_pass_a_compiled_layer(backend: str) -> None:
     skip_unless_usable(backend, Scheme())

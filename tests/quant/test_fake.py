@@ -200,6 +200,7 @@ def test_under_autocast_codes_are_of_what_comes_in() -> None:
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8_dynamic", "int8_rotated", "llm_int8"])
 def test_a_network_computes_what_its_checkpoint_will(name: str, make_tiny: Callable[..., VGGTInt8]) -> None:
     """The aggregator's tokens are equal; heads have weight-only layers, whose products round in another order."""

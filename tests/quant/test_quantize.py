@@ -363,6 +363,7 @@ def test_a_kept_parameter_that_fp16_cannot_hold(make_tiny: Callable[[], VGGTInt8
         assert_untouched(model, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"])
 def test_vggt_stays_close_to_float(
     make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, tiny_points: Tensor, name: str

@@ -116,6 +116,7 @@ def test_folded_numbers_stay_where_fp16_has_its_digits() -> None:
     assert rounding <= 2**-11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_rotated", "int8_weight_only"])
 def test_outlier_channels_cost_next_to_nothing(make_tiny: Make, tiny_images: Tensor, recipe: str) -> None:
     """A model with them is as exact as the same one without; unless it is smoothed it is not."""
@@ -161,6 +162,7 @@ def test_codes_by_an_independent_computation(make_tiny: Make) -> None:
     assert torch.allclose(model.get_parameter(f"{block}.attn.qkv.bias").double(), bias, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_while_it_streams_by_is_the_same_as_in_place(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """And as saved and loaded again, from one file of another kind, and with a prefix before names."""
     streamed = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=SMOOTHED)

@@ -37,6 +37,7 @@ def test_native_is_the_reference(make_quantized: Make, frames: int, height: int,
         assert (got[name] - want[name]).abs().max() < 2 * INTEGER_CONVOLUTIONS * want[name].abs().max(), name
 
 
+@pytest.mark.slow
 def test_native_loses_no_more_than_the_reference(make_quantized: Make) -> None:
     """Against the network before quantization. Both round codes on a boundary by chance, so over several scenes."""
     exact, reference, native = (make_quantized(recipe) for recipe in ("none", "int8_dynamic", "int8_dynamic"))

@@ -157,6 +157,7 @@ def test_modes_of_autograd(make_quantized: Make) -> None:
         assert torch.equal(runtime(images.clone()).depth, want.depth)
 
 
+@pytest.mark.slow
 def test_the_model_stays_as_it_is(make_quantized: Make, tmp_path: Path) -> None:
     model, images = make_quantized("int8_dynamic"), images_of(1, 2)
     modules, tensors = dict(model.named_modules()), {n: (p.data_ptr(), p.clone()) for n, p in model.named_parameters()}

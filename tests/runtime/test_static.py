@@ -61,6 +61,7 @@ def test_the_fused_network_is_the_network(
     assert all(found[name] < FP32 + limits[name] for name in found), (found, limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [pytest.param("int8_static", marks=slow), "int8_static_rotated"])
 def test_the_recipes_run_fused_unasked(make_tiny: Callable[[], VGGTInt8], recipe: str) -> None:
     model, exact = make_tiny(), make_tiny().requires_grad_(False)

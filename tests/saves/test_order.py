@@ -51,6 +51,7 @@ def test_what_makes_it_a_save_goes_first_and_comes_last(
     assert len(come) >= least
 
 
+@pytest.mark.slow
 def test_contents_are_on_the_disk_before_they_are_renamed(
     int8_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

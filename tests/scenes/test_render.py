@@ -40,6 +40,7 @@ def seen_from(batch: SceneBatch, tolerance: float = 0.03) -> tuple[Tensor, Tenso
     return inside, inside & in_range, inside & (depth >= farthest * (1 + tolerance))
 
 
+@pytest.mark.slow
 def test_fields_and_first_camera(batch: SceneBatch) -> None:
     assert batch.images.shape == (24, 5, 3, *SIZE)
     assert all(getattr(batch, f.name).isfinite().all() for f in dataclasses.fields(batch))
@@ -127,6 +128,7 @@ def test_views_agree_on_one_world(batch: SceneBatch) -> None:
     assert occluded.sum() > 0.02 * inside.sum(), "scenes without occlusion would prove nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "least"), [(2, 0.2), (4, 0.2), (8, 0.3), (24, 0.6)])
 def test_every_view_overlaps_with_others(frames: int, least: float) -> None:
     scenes = 48 if frames < 24 else 12
@@ -160,6 +162,7 @@ def test_tracks(batch: SceneBatch) -> None:
     assert not batch.visibility[outside].any()
 
 
+@pytest.mark.slow
 def test_visibility_is_what_marching_along_the_ray_finds() -> None:
     """500 steps from each camera to each tracked point, asking of each whether it is inside a thing; in float64."""
     frames = 4

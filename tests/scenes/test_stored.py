@@ -32,6 +32,7 @@ def test_three_scenes_ship_and_are_small() -> None:
         assert torch.equal(scene.extrinsic[0], torch.eye(3, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_files_are_what_the_seed_renders(name: str) -> None:
     """Half a code of rounding. On another CPU a ray on an edge may fall to the other side, hence the share."""

@@ -37,6 +37,7 @@ def scenes(tiny_images: Tensor) -> list[Scene]:
     return [Scene("one", tiny_images), Scene("other", tiny_images.flip(-1))]
 
 
+@pytest.mark.slow
 def test_changes_of_any_kind_are_measured(
     make_tiny: Callable[[], VGGTInt8], scenes: list[Scene], tmp_path: Path
 ) -> None:

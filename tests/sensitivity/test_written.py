@@ -126,6 +126,7 @@ def test_every_layer_of_the_full_size_fits_into_one_recipe() -> None:
     assert len(recipe.rules) < 40
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_with_it(tiny_checkpoint: Path, make_tiny: Callable[[], VGGTInt8], tmp_path: Path) -> None:
     base, model = load_recipe("int8_dynamic"), make_tiny()
     units = find_units(model, base, "group")

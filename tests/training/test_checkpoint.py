@@ -32,6 +32,7 @@ def one_layer(step: int) -> nn.Linear:
     return layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [None, 1])
 def test_a_kill_before_any_step_of_a_save_loses_no_checkpoint(tmp_path: Path, before: int | None) -> None:
     alone: Any = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
@@ -54,6 +55,7 @@ def test_a_kill_before_any_step_of_a_save_loses_no_checkpoint(tmp_path: Path, be
     assert seen == [before] * seen.count(before) + [2] * seen.count(2), "first the old one, then the new one"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_small_and_faithful(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config, tmp_path)
     trainer.train(dataclasses.replace(ONLY, max_steps=3))
@@ -74,6 +76,7 @@ def test_a_checkpoint_is_small_and_faithful(tiny_config: TrainingConfig, tmp_pat
             assert ((now["exp_avg_sq"] > 0) | (was["exp_avg_sq"] < 1e-20)).all(), "a zero would blow the next step up"
 
 
+@pytest.mark.slow
 def test_muon_takes_the_matrices_of_the_blocks_and_its_moments_are_kept(
     tiny_config: TrainingConfig, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
+@pytest.mark.slow
 def test_images_become_an_int8_checkpoint(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     end = qat.train_qat(str(model), [photos], out, "int8_rotated", config=config, quiet=True)
@@ -139,6 +140,7 @@ def test_the_network_that_was_trained_is_the_one_that_is_written(
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
     model: Path, photos: Path, config: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +169,7 @@ def settings(config: Path) -> QatConfig:
     return load_qat(config, VGGTConfig(**SMALL))
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept(
     model: Path, settings: QatConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +185,7 @@ def test_the_best_weights_are_kept(
     assert again.best == distiller.best
 
 
+@pytest.mark.slow
 def test_outlier_columns_are_not_recorded(model: Path, settings: QatConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot record layers with an outlier_threshold"):
         build(model, tmp_path, dataclasses.replace(settings, cuda_graph=True), "llm_int8")
@@ -265,6 +269,7 @@ def test_a_run_is_not_mixed_with_another(model: Path, photos: Path, config: Path
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_says_so_and_leaves_what_was_good(model: Path, settings: QatConfig, tmp_path: Path) -> None:
     optimizer = dataclasses.replace(settings.optimizer, learning_rate=1e30)
     distiller = build(model, tmp_path, dataclasses.replace(settings, optimizer=optimizer))

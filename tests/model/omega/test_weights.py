@@ -73,6 +73,7 @@ def test_other_constants_are_another_network(
         VGGTOmega.from_pretrained(tmp_path / "model.safetensors", config=omega_config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_a_single_file(
     omega_config: VGGTOmegaConfig, omega_weights: dict[str, Tensor], tmp_path: Path, suffix: str
