@@ -113,6 +113,7 @@ def test_missing_weights_are_an_error_that_says_so(tmp_path: Path, monkeypatch: 
 def test_only_an_earlier_demo_is_replaced(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "MINI", small_model)
     monkeypatch.setattr(demo, "TIMED_RUNS", 1)
+    monkeypatch.setattr("vggt_int8.recipe.available_recipes", lambda: ["int8_dynamic"])
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "notes.txt").write_text("precious")
     (tmp_path / "report.json").write_text('{"mine": 1}')

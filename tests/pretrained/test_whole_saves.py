@@ -52,9 +52,15 @@ OVER = {
 }
 
 
-@pytest.mark.parametrize(
-    "what", [what if what == "shards over shards" else pytest.param(what, marks=pytest.mark.slow) for what in OVER]
-)
+MARKS = {  # the other one is quick
+    "fp32 over INT8": pytest.mark.slow,
+    "a file over shards": pytest.mark.slow,
+    "another recipe of the same shapes": pytest.mark.exhaustive,
+    "shards over a file": pytest.mark.exhaustive,
+}
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=MARKS.get(what, ())) for what in OVER])
 def test_a_save_that_is_killed_before_any_step(tmp_path: Path, small: Path, what: str) -> None:
     (old_recipe, old_size), (new_recipe, new_size) = OVER[what]
     start = tmp_path / "start"
