@@ -1,14 +1,17 @@
-"""What all networks have in common as models of transformers: how their plain weights are loaded and saved."""
+"""What all networks have in common as models of transformers: how their plain weights are made, loaded and saved."""
 
 import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 
 from vggt_int8.embedded import resolve_source
 from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
+from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.size import FAR_LARGER
 from vggt_int8.saves.errors import CheckpointError
@@ -127,3 +130,21 @@ class Network(PreTrainedModel):
             super().save_pretrained(temporary, **options)
         if push is not None:
             self.push_to_hub(**push)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random weights of the kinds of layers that networks share; `init` skips what was loaded from a checkpoint."""
+        match module:
+            case nn.Linear():
+                init.trunc_normal_(module.weight, std=0.02)
+                init.zeros_(module.bias)
+            case nn.Conv2d() | nn.ConvTranspose2d():
+                init.kaiming_uniform_(module.weight, a=5**0.5)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+            case nn.LayerNorm() | nn.GroupNorm():
+                if module.weight is not None:
+                    init.ones_(module.weight)
+                    init.zeros_(module.bias)
+            case LayerScale():
+                init.constant_(module.gamma, module.init_value)

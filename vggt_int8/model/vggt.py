@@ -24,7 +24,6 @@ from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.model.encoder import Encoder
-from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.network import Network
 from vggt_int8.model.track_former import MultiheadAttention, UpdateFormer
 from vggt_int8.model.track_head import Tracker, TrackHead
@@ -142,20 +141,8 @@ class VGGT(Network):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights as the reference starts training. `init` skips what was loaded from a checkpoint."""
+        super()._init_weights(module)
         match module:
-            case nn.Linear():
-                init.trunc_normal_(module.weight, std=0.02)
-                init.zeros_(module.bias)
-            case nn.Conv2d() | nn.ConvTranspose2d():
-                init.kaiming_uniform_(module.weight, a=5**0.5)
-                if module.bias is not None:
-                    init.zeros_(module.bias)
-            case nn.LayerNorm() | nn.GroupNorm():
-                if module.weight is not None:
-                    init.ones_(module.weight)
-                    init.zeros_(module.bias)
-            case LayerScale():
-                init.constant_(module.gamma, module.init_value)
             case Encoder():
                 init.trunc_normal_(module.pos_embed, std=0.02)
                 init.normal_(module.cls_token, std=1e-6)

@@ -17,7 +17,6 @@ from transformers.utils import ModelOutput
 
 from vggt_int8.geometry import pose_encoding_to_camera, unproject_depth
 from vggt_int8.model.call import check_chunk_size, check_range, checked_images, known_heads
-from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.network import Network
 from vggt_int8.model.omega.aggregator import OmegaAggregator
 from vggt_int8.model.omega.camera_head import OmegaCameraHead
@@ -163,19 +162,8 @@ class VGGTOmega(Network):
         """Random weights to start training with. `init` skips what was loaded from a checkpoint."""
         if isinstance(module, ConstantBuffer):
             init.copy_(module.get_buffer(module.buffer), module.constants())
+        super()._init_weights(module)
         match module:
-            case nn.Linear():
-                init.trunc_normal_(module.weight, std=0.02)
-                init.zeros_(module.bias)
-            case nn.Conv2d() | nn.ConvTranspose2d():
-                init.kaiming_uniform_(module.weight, a=5**0.5)
-                if module.bias is not None:
-                    init.zeros_(module.bias)
-            case nn.LayerNorm():
-                init.ones_(module.weight)
-                init.zeros_(module.bias)
-            case LayerScale():
-                init.constant_(module.gamma, module.init_value)
             case OmegaEncoder():
                 init.normal_(module.cls_token, std=1e-6)
                 init.normal_(module.storage_tokens, std=1e-6)
