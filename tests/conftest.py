@@ -163,17 +163,22 @@ def _save_int8(folder: Path, source: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def make_tiny(tiny_sizes: dict[str, object], tiny_weights: dict[str, Tensor]) -> "Callable[[], VGGTInt8]":
-    """Builds the golden network in fp32, not quantized."""
+def _maker(sizes: dict[str, object], weights: dict[str, Tensor]) -> "Callable[[], VGGTInt8]":
+    """Builds a network of these sizes and weights in fp32, not quantized."""
     from vggt_int8 import VGGTConfig, VGGTInt8
 
     def make() -> VGGTInt8:
-        model = VGGTInt8(VGGTConfig(**tiny_sizes)).eval()
-        model.load_state_dict(tiny_weights)
+        model = VGGTInt8(VGGTConfig(**sizes)).eval()
+        model.load_state_dict(weights)
         return model
 
     return make
+
+
+@pytest.fixture
+def make_tiny(tiny_sizes: dict[str, object], tiny_weights: dict[str, Tensor]) -> "Callable[[], VGGTInt8]":
+    """Builds the golden network in fp32, not quantized."""
+    return _maker(tiny_sizes, tiny_weights)
 
 
 @pytest.fixture(scope="session")
@@ -207,14 +212,7 @@ def bare_weights(tiny_weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture
 def make_bare(bare_sizes: dict[str, object], bare_weights: dict[str, Tensor]) -> "Callable[[], VGGTInt8]":
     """Builds the bare network in fp32, not quantized."""
-    from vggt_int8 import VGGTConfig, VGGTInt8
-
-    def make() -> VGGTInt8:
-        model = VGGTInt8(VGGTConfig(**bare_sizes)).eval()
-        model.load_state_dict(bare_weights)
-        return model
-
-    return make
+    return _maker(bare_sizes, bare_weights)
 
 
 @pytest.fixture(scope="session")
