@@ -47,15 +47,7 @@ def eval_models(
         int | None,
         typer.Option(help="Images of a synthetic scene; by default 8.", show_default=False, **options.between(1)),
     ] = None,
-    size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(
-            help="Height and width of synthetic images; by default the model's square.",
-            metavar="H W",
-            show_default=False,
-            **options.each_between(1),
-        ),
-    ] = None,
+    size: options.SyntheticSize = None,
     split: Annotated[
         str | None,
         typer.Option(

@@ -260,3 +260,14 @@ def with_globals(command: Callable[..., None]) -> Callable[..., None]:
     )
     run.__annotations__ = {**command.__annotations__, **added}
     return run
+
+
+SyntheticSize = Annotated[
+    tuple[int, int] | None,
+    typer.Option(
+        help="Height and width of synthetic images; by default the model's square.",
+        metavar="H W",
+        show_default=False,
+        **each_between(1),
+    ),
+]

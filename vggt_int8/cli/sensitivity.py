@@ -84,15 +84,7 @@ def sensitivity(
     views: Annotated[
         int | None, typer.Option(help="Images of a synthetic scene; by default 4.", **options.between(2))
     ] = None,
-    size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(
-            help="Height and width of synthetic images; by default the model's square.",
-            metavar="H W",
-            show_default=False,
-            **options.each_between(1),
-        ),
-    ] = None,
+    size: options.SyntheticSize = None,
     seed: Annotated[int, typer.Option(help="Of the points that tracks are followed from.", **options.between(0))] = 0,
     backend: Backend = "auto",
     device: Device = None,
