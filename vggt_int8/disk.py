@@ -1,11 +1,11 @@
-"""Full, failing and forbidden disks: asked before long work where that is cheap, and named where it is too late."""
+"""Full, failing and forbidden disks, and folders of others: asked before long work where that is cheap, else named."""
 
 import errno
 import os
 import re
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -50,6 +50,22 @@ def check_place(path: str | PathLike[str], needed: float = 0) -> None:
     if free < needed:
         need = f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: about {need}", str(path))
+
+
+def check_own_folder(folder: Path, names: Collection[str], first: str, what: str) -> None:
+    """Raise OSError, naming it, if `folder` is a file, or there and not a folder of this package's `what`.
+
+    names: what may lie in it, beside hidden files. first: of these the one that is written first, so it is there.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, a folder is needed")
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if foreign := [name for name in found if name not in names]:
+        raise FileExistsError(f"{folder} is not empty, {foreign[0]!r} is no file of {what}: choose another --out")
+    if found and first not in found:
+        raise FileExistsError(f"{folder} holds {found[0]!r} and no {first}, so it is not ours: move it away")
 
 
 def _disk_error(error: Exception, path: str | PathLike[str]) -> int | None:

@@ -8,7 +8,7 @@ import typer
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import EMBEDDED, Backend, Device, Dtype, fetch, load_model, resolve_device
-from vggt_int8.disk import check_place
+from vggt_int8.disk import check_own_folder, check_place
 
 if TYPE_CHECKING:
     from vggt_int8 import Recipe, VGGTInt8
@@ -70,7 +70,7 @@ def eval_models(
     """Score models against the truth and against the first of them; predictions are kept and not made twice."""
     out = out.expanduser()
     check_place(out)
-    _check_out(out)
+    check_own_folder(out, {"predictions", *FILES}, "predictions", "an evaluation")
     for option, value in (("--views", views), ("--size", size), ("--split", split)):
         if data != SYNTHETIC and value is not None:
             raise ValueError(f"{option} makes synthetic scenes, and --data is {data}: leave one of them out")
@@ -93,19 +93,6 @@ def eval_models(
 
     console.say(markdown(document, layers=False))
     console.say(f"Results: {', '.join(str(out / name) for name in FILES)}")
-
-
-def _check_out(out: Path) -> None:
-    """Raise OSError, naming it, if `out` is a file, or a folder of something else."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file, a folder is needed")
-    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if foreign := sorted(names - {"predictions", *FILES}):
-        raise FileExistsError(f"{out} is not empty, {foreign[0]!r} is no file of an evaluation: choose another --out")
-    if names and "predictions" not in names:
-        raise FileExistsError(f"{out} holds {sorted(names)[0]!r} and no predictions, so it is not ours: move it away")
 
 
 def _data(

@@ -18,7 +18,7 @@ from vggt_int8.cli.loading import (
     resolve_device,
 )
 from vggt_int8.cli.ranking_table import ranking_table
-from vggt_int8.disk import check_place
+from vggt_int8.disk import check_own_folder, check_place
 from vggt_int8.listing import first_few
 from vggt_int8.recipe import Recipe, load_recipe
 
@@ -98,7 +98,8 @@ def sensitivity(
 ) -> None:
     """Quantize one group, block or layer at a time, and rank them by what changes at the outputs."""
     out = out.expanduser()
-    _check_out(out)
+    check_place(out)
+    check_own_folder(out, {MEASURED, RESULT, CHART, RECIPE}, MEASURED, "this command")
     _check_options(images, {"--scenes": scenes, "--views": views, "--size": size}, error, size_mb)
     from vggt_int8.sensitivity.sources import find_scenes
 
@@ -131,20 +132,6 @@ def sensitivity(
         return
     console.show(ranking_table(rows, by, SHOWN))
     _conclude(rows, document, out)
-
-
-def _check_out(out: Path) -> None:
-    """Raise OSError, naming it, if `out` is a file, cannot be written, or is a folder of something else."""
-    check_place(out)
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file, a folder is needed")
-    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if foreign := sorted(names - {MEASURED, RESULT, CHART, RECIPE}):
-        raise FileExistsError(f"{out} is not empty, {foreign[0]!r} is no file of this command: choose another --out")
-    if names and MEASURED not in names:
-        raise FileExistsError(f"{out} holds {sorted(names)[0]!r} and no {MEASURED}, so it is not ours: move it away")
 
 
 def _check_options(images: list[str], of_scenes: dict[str, Any], error: float | None, size_mb: float | None) -> None:
