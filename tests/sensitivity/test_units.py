@@ -176,5 +176,8 @@ def test_what_cannot_be_measured_is_said(model: VGGTInt8) -> None:
     static = Recipe(name="mine", weights="int8", activations="static")
     with pytest.raises(ValueError, match=r"'mine' has W8A8 static layers such as .*, which need calibration"):
         find_units(model, static, "layer")
+    for needy in (load_recipe("int8_smooth"), Recipe(name="mine", rounding="gptq")):
+        with pytest.raises(ValueError, match=rf"'{needy.name}' smooths or rounds by what calibration images show"):
+            find_units(model, needy, "layer")
     with pytest.raises(ValueError, match="no map says which groups a Sequential has: measure by block or by layer"):
         find_units(torch.nn.Sequential(torch.nn.Linear(4, 4)), Recipe(), "group")

@@ -108,6 +108,11 @@ def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] 
                 f"recipe {base.name!r} has {layer.scheme.label} layers such as {layer.name}, which need calibration: "
                 "measure a recipe with dynamic scales"
             )
+    if base.needs_calibration:
+        raise ValueError(
+            f"recipe {base.name!r} smooths or rounds by what calibration images show, which is not done here: measure "
+            "a recipe that needs none, such as int8_rotated"
+        )
     names = _unit_names(model, list(layers), by)
     members: dict[str, list[LayerPlan]] = {}
     for layer in layers.values():
