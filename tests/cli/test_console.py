@@ -157,6 +157,11 @@ def test_steps_tell_how_long_they_took(capsys: pytest.CaptureFixture[str]) -> No
     with console.step("Reading [x]") as progress:
         progress(1, 2)
     assert re.fullmatch(r"Reading \[x\] \d+\.\d s", capsys.readouterr().err.strip())
+    with console.step("Reading", images=3):
+        time.sleep(0.01)
+    rate = re.fullmatch(r"Reading \d+\.\d s, ([\d.]+) images/s", capsys.readouterr().err.strip())
+    assert rate is not None
+    assert 0 < float(rate[1]) <= 300
 
 
 def test_debug_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,8 @@ def test_whatever_a_folder_holds_and_is_not_used_is_counted_with_its_reason(tmp_
     assert "\n" not in said[0]
     for part in (
         "10 of 12 entries are not used",
-        "2 .HEIC (3.HEIC, 4.HEIC; HEIC/HEIF needs Pillow's plugin: `pip install pillow-heif`)",
+        "2 .HEIC (3.HEIC, 4.HEIC; HEIC/HEIF needs Pillow's plugin: `pip install 'vggt-int8[heif]'`, or "
+        "`pip install pillow-heif`)",
         "1 .CR2 (5.CR2; a camera's raw data: develop",
         "1 .mp4 (6.mp4; a video",
         "1 .txt (notes.txt)",

@@ -139,10 +139,11 @@ def complain(message: str) -> None:
 
 
 @contextmanager
-def step(what: str) -> Iterator[Callable[[int, int], None]]:
+def step(what: str, *, images: int = 0) -> Iterator[Callable[[int, int], None]]:
     """A spinner with the elapsed time while the block runs; one line with the total when it is done.
 
     Yields a function of (done, all) that turns the spinner into a bar. Under --quiet nothing is shown.
+    images: how many the block works on; then bar and line say how many a second.
     """
     if settings.quiet:
         yield lambda done, total: None
@@ -157,9 +158,19 @@ def step(what: str) -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(what, total=None, count="")
-        yield lambda done, total: progress.update(task, completed=done, total=total, count=f"{done}/{total}")
-    taken = f"{time.perf_counter() - start:.1f} s" + (_memory() if settings.verbose else "")
+
+        def update(done: int, total: int) -> None:
+            speed = _rate(done, start) if images else ""
+            progress.update(task, completed=done, total=total, count=f"{done}/{total}{speed}")
+
+        yield update
+    taken = f"{time.perf_counter() - start:.1f} s{_rate(images, start)}" + (_memory() if settings.verbose else "")
     err.print(f"{escape(what)} [dim]{taken}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _rate(images: int, start: float) -> str:
+    """ ", 8.3 images/s"; empty where there are none."""
+    return f", {images / max(time.perf_counter() - start, 1e-6):.3g} images/s" if images else ""
 
 
 def _memory() -> str:

@@ -210,7 +210,7 @@ def load_images_for(
     """Images [S, 3, H, W] at the size that `model` was made for, and the transforms to original pixels."""
     from vggt_int8.images import read_images
 
-    with console.step(f"Reading {console.count_images(len(paths))}") as progress:
+    with console.step(f"Reading {console.count_images(len(paths))}", images=len(paths)) as progress:
         return read_images(
             paths,
             cast("FitMode", mode),  # an unknown one raises ValueError there

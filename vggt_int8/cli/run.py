@@ -142,7 +142,8 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
         with clock.phase("load_images"):
             pixels, transforms = load_images_for(network, wanted.paths, wanted.mode, wanted.max_megapixels)
             inputs = _describe_inputs(wanted.paths, transforms)
-        with clock.phase("reconstruct"), console.step(f"Reconstructing {count}"), torch.inference_mode():
+        step = console.step(f"Reconstructing {count}", images=len(wanted.paths))
+        with clock.phase("reconstruct"), step, torch.inference_mode():
             pred = network(pixels.to(network.device), frames_chunk_size=wanted.frames_chunk)
         console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
         with clock.phase("write"):

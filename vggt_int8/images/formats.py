@@ -31,7 +31,7 @@ RAW_SUFFIXES = frozenset(
 )
 _VIDEO_SUFFIXES = (".3gp", ".avi", ".insv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 _WORDS = {
-    "heif": "HEIC/HEIF needs Pillow's plugin: `pip install pillow-heif`",
+    "heif": "HEIC/HEIF needs Pillow's plugin: `pip install 'vggt-int8[heif]'`, or `pip install pillow-heif`",
     "jxl": "JPEG XL needs Pillow's plugin: `pip install pillow-jxl-plugin`",
     "raw": "a camera's raw data: develop it to JPEG, or to TIFF or PNG of 8 or 16 bits",
     "video": "a video: save its frames as pictures and pass these",
