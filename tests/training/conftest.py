@@ -42,3 +42,17 @@ def tracking_config(tiny_config: TrainingConfig) -> TrainingConfig:
     tracker = {"enable_track": True, "track_features": 32, "track_hidden_size": 64, "track_iterations": 2}
     model = {**TINY_MODEL, **tracker, "track_corr_levels": 2, "track_corr_radius": 2}
     return dataclasses.replace(tiny_config, model=model, data=dataclasses.replace(tiny_config.data, tracks=6))
+
+
+@pytest.fixture
+def omega_training(tiny_config: TrainingConfig) -> TrainingConfig:
+    """The same run of a VGGT-Omega."""
+    model = {
+        **{name: TINY_MODEL[name] for name in ("img_size", "patch_size", "embed_dim", "encoder_depth", "depth")},
+        **{name: TINY_MODEL[name] for name in ("num_heads", "encoder_num_heads", "mlp_ratio", "camera_num_heads")},
+        **{name: TINY_MODEL[name] for name in ("camera_depth", "dpt_features", "dpt_out_channels", "dpt_layers")},
+        "model_type": "vggt_omega",
+        "num_register_tokens": 3,
+        "register_layers": [0],
+    }
+    return dataclasses.replace(tiny_config, model=model)

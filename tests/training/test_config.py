@@ -22,7 +22,7 @@ RESULTS = ROOT / "benchmarks/results/h200"
 def test_the_embedded_model_fits_its_limits() -> None:
     config = load_run(MINI)[0]
     with torch.device("meta"):
-        model = VGGT(config.vggt())
+        model = VGGT(config.network())
     # 64 KiB for the file's header.
     assert 2 * sum(p.numel() for p in model.parameters()) + 2**16 <= 16e6
     assert config.model["embed_dim"] // config.model["num_heads"] == 64

@@ -78,7 +78,7 @@ class FusionBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Fuses four maps of `in_channels`, from coarse to fine, into one of `channels`."""
+    """Fuses four maps of `in_channels`, from coarse to fine, into one of `channels` at the finest map's size."""
 
     def __init__(self, in_channels: list[int], channels: int, unit: type[PlainResidualUnit]) -> None:
         super().__init__()
@@ -90,6 +90,9 @@ class Fusion(nn.Module):
         self.refinenet2 = FusionBlock(channels, unit)
         self.refinenet3 = FusionBlock(channels, unit)
         self.refinenet4 = FusionBlock(channels, unit, has_finer=False)
+
+    def forward(self, map1: Tensor, map2: Tensor, map3: Tensor, map4: Tensor) -> Tensor:
+        return self.fuse([map1, map2, map3, map4], (map1.shape[2], map1.shape[3]))
 
     def fuse(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Maps from fine to coarse -> [F, channels, *size]."""
@@ -138,6 +141,8 @@ class Pyramid(nn.Module):
     channels: of the largest map that is made of them.
     """
 
+    scratch: Fusion
+
     def __init__(self, config: DenseSizes, channels: int) -> None:
         super().__init__()
         dim, widths = 2 * config.embed_dim, config.dpt_out_channels
@@ -182,6 +187,8 @@ class DPT(Pyramid):
     stride: image pixels per map pixel. uv: add position embeddings. num_outputs: channels of the map if it is a
     prediction; None: features of `out_channels`.
     """
+
+    scratch: Scratch
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 from vggt_int8.listing import first_few
 from vggt_int8.model import VGGTConfig
 from vggt_int8.plain_data import shown
+from vggt_int8.training.networks import TrainableConfig, config_class
 from vggt_int8.training.sections import (
     DataConfig,
     Limits,
@@ -35,32 +36,30 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(RunConfig):
-    """A whole run on scenes with known geometry. `model` holds the keyword arguments of `VGGTConfig`."""
+    """A whole run on scenes with known geometry.
+
+    model: the keyword arguments of the network's config, and which it is: `model_type`, "vggt" by default.
+    """
 
     model: dict[str, Any]
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        model = self.vggt()
+        model = self.network()
         self.check_sizes(model)
-        if self.data.tracks and not model.enable_track:
+        if self.data.tracks and not getattr(model, "enable_track", False):
             raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
 
     def _limits(self) -> Limits:
         return {**super()._limits(), **loss_limits(self.loss)}
 
-    def vggt(self) -> VGGTConfig:
-        unknown = sorted(set(self.model) - set(VGGTConfig.__annotations__))
+    def network(self) -> TrainableConfig:
+        kind = config_class(self.model.get("model_type", VGGTConfig.model_type))
+        unknown = sorted(set(self.model) - set(kind.__annotations__))
         if unknown:
             raise ValueError(f"[model] has unknown keys {first_few(unknown, spell=shown)}")
-        return VGGTConfig(**self.model)
-
-
-def first_difference(found: VGGTConfig, wanted: VGGTConfig) -> tuple[str, Any, Any] | None:
-    """The first field by which two networks differ, and its two values; None if they are the same."""
-    both = ((key, getattr(found, key), getattr(wanted, key)) for key in sorted(VGGTConfig.__annotations__))
-    return next((field for field in both if field[1] != field[2]), None)
+        return kind(**self.model)
 
 
 def load_run(path: str | Path) -> list[TrainingConfig]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vggt_int8.geometry import camera_to_pose_encoding
 from vggt_int8.model import VGGTOutput
+from vggt_int8.model.omega.network import VGGTOmegaOutput
 from vggt_int8.scenes import SceneBatch
 from vggt_int8.training.config import LossConfig
 
@@ -19,7 +20,7 @@ TRACK_UNIT = 1 / 16  # a track error of 16 pixels counts as 1
 LEAST_CONFIDENCE = 1e-6
 
 
-def scene_losses(output: VGGTOutput, batch: SceneBatch, config: LossConfig) -> dict[str, Tensor]:
+def scene_losses(output: VGGTOutput | VGGTOmegaOutput, batch: SceneBatch, config: LossConfig) -> dict[str, Tensor]:
     """Every term that the output has, unweighted, and "total", their weighted sum. All scalars."""
     losses: dict[str, Tensor] = {}
     if output.pose_enc_list is not None:
@@ -27,12 +28,12 @@ def scene_losses(output: VGGTOutput, batch: SceneBatch, config: LossConfig) -> d
     if output.depth is not None and output.depth_conf is not None:
         truth = batch.depth[..., None]
         losses["depth"] = confident_loss(output.depth, output.depth_conf, truth, batch.valid, config.alpha)
-    if output.world_points is not None and output.world_points_conf is not None:
+    if "world_points_conf" in output:  # by key: VGGT-Omega predicts neither points nor tracks
         losses["point"] = confident_loss(
-            output.world_points, output.world_points_conf, batch.world_points, batch.valid, config.alpha
+            output["world_points"], output["world_points_conf"], batch.world_points, batch.valid, config.alpha
         )
-    if output.track is not None and output.vis is not None:
-        losses["track"] = track_loss(output.track, output.vis, batch)
+    if "track" in output:
+        losses["track"] = track_loss(output["track"], output["vis"], batch)
     if not losses:
         raise ValueError("the output has nothing to learn from: is the model in training mode, with a head?")
     losses["total"] = torch.stack([getattr(config, name) * value for name, value in losses.items()]).sum()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vggt_int8.listing import first_few
-from vggt_int8.model import VGGTConfig
+from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.plain_data import shown
 
 SEEDS = 1 << 8  # of runs: each has 2^40 of the 2^48 scenes of the split "train"
@@ -141,7 +141,7 @@ class RunConfig:
             **{f"optimizer.{name}": (getattr(optimizer, name), 0, None) for name in at_least_0},
         }
 
-    def check_sizes(self, model: VGGTConfig) -> None:
+    def check_sizes(self, model: NetworkConfig) -> None:
         """Raises ValueError for frames that are not whole patches of a network."""
         sizes = {"data.size": self.data.size}
         sizes |= {f"data.shapes[{index}].size": shape.size for index, shape in enumerate(self.data.shapes)}

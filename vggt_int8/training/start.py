@@ -11,52 +11,56 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from vggt_int8.model import VGGT
+from vggt_int8.model.vggt import VGGT
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.muon import StackedMuon
+from vggt_int8.training.networks import Trainable, blocks_between_frames, dense_heads, network_class
 from vggt_int8.training.sections import OptimizerConfig, RunConfig
 
 TOKEN_STD = 0.05
 BRANCH_SCALE = 0.2  # LayerScale of aggregator and camera head
-START_FOV = 0.25  # radians that each refinement adds at the start
-START_QUATERNION_W = 0.25
+START_FOV = 1.0  # radians of the poses at the start, which are without rotation
+START_REFINEMENTS = 4  # of a camera head, in which these are shared out
 MUON_LEAST_WIDTH = 32
 RECOMPILE_LIMIT = 64  # shapes and module variants of one compiled function; the default of 8 is for servers
 
 
-def fresh_model(config: TrainingConfig) -> VGGT:
+def fresh_model(config: TrainingConfig) -> Trainable:
     """A model with random weights that depend on `config.seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = VGGT(config.vggt())
+        sizes = config.network()
+        model: Trainable = network_class(sizes)(sizes)
         with torch.no_grad():
             _initialise(model)
     return model
 
 
-def _initialise(model: VGGT) -> None:
+def _initialise(model: Trainable) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(("ls1.gamma", "ls2.gamma")) and "patch_embed" not in name:
             parameter.fill_(BRANCH_SCALE)
-        elif name.endswith(("camera_token", "register_token", "cls_token", "register_tokens")):
+        elif name.endswith(("camera_token", "register_token", "cls_token", "register_tokens", "storage_tokens")):
             parameter.normal_(std=TOKEN_STD)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
     if model.camera_head is not None:
-        last = model.camera_head.pose_branch.fc2
+        if isinstance(model, VGGT):  # each refinement adds its part
+            last, share = model.camera_head.pose_branch.fc2, 1 / START_REFINEMENTS
+        else:
+            last, share = model.camera_head.pose_output, 1.0
         last.weight.mul_(0.1)
-        last.bias.copy_(torch.tensor([0.0] * 6 + [START_QUATERNION_W, START_FOV, START_FOV]))
+        last.bias.copy_(share * torch.tensor([0.0] * 6 + [1.0, START_FOV, START_FOV]))
 
 
-def prepare_network(network: VGGT, config: RunConfig) -> None:
+def prepare_network(network: Trainable, config: RunConfig) -> None:
     """fp32 for the camera head, channels-last convolutions, and what `config.compile` names, in place."""
     if network.camera_head is not None:
         _without_autocast(network.camera_head)
-    for head in (network.depth_head, network.point_head):
-        if head is not None:
-            head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if network.track_head is not None:
+    for head in dense_heads(network):
+        head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(network, VGGT) and network.track_head is not None:
         # No loss reads the tracks' confidence, and DDP waits for the gradient of whatever asks for one.
         network.track_head.tracker.conf_predictor.requires_grad_(False)
     if not config.compile:
@@ -68,12 +72,11 @@ def prepare_network(network: VGGT, config: RunConfig) -> None:
         for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
             block.compile(dynamic=bool(config.data.shapes))
         # The number of scenes and tokens changes with the number of views: one kernel for all.
-        for block in aggregator.global_blocks:
+        for block in blocks_between_frames(network):
             block.compile(dynamic=True)
     if "heads" in config.compile:
-        for head in (network.depth_head, network.point_head):
-            if head is not None:
-                head.scratch.compile(dynamic=False)
+        for head in dense_heads(network):
+            head.scratch.compile(dynamic=False)
 
 
 def _without_autocast(head: nn.Module) -> None:

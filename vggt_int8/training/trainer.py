@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from vggt_int8.model import VGGT
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.checkpoint import config_in
-from vggt_int8.training.config import TrainingConfig, first_difference
+from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.loop import Loop, settings_of
 from vggt_int8.training.losses import scene_losses
+from vggt_int8.training.networks import Trainable, first_difference
 from vggt_int8.training.start import fresh_model
 from vggt_int8.training.validation import validate
 
@@ -23,7 +23,9 @@ class Trainer(Loop):
 
     config: TrainingConfig
 
-    def __init__(self, config: TrainingConfig, out: Path, model: VGGT | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, config: TrainingConfig, out: Path, model: Trainable | None = None, *, quiet: bool = False
+    ) -> None:
         """`model`: train this one instead of a fresh one. quiet: no progress on stderr."""
         super().__init__(config, out, fresh_model(config) if model is None else model, quiet=quiet)
 
@@ -44,7 +46,8 @@ class Trainer(Loop):
 
     def losses(self, batch: SceneBatch) -> dict[str, Tensor]:
         with self.autocast():
-            output = self.model(batch.images, query_points=batch.query_points, frames_chunk_size=None)
+            points = {} if batch.query_points is None else {"query_points": batch.query_points}
+            output = self.model(batch.images, **points, frames_chunk_size=None)
         return scene_losses(output, batch, self.config.loss)
 
     def score(self, scenes: int | None) -> dict[str, dict[str, float]]:
@@ -53,7 +56,7 @@ class Trainer(Loop):
     def check_resumable(self, facts: dict[str, Any]) -> None:
         """Raises ValueError if the checkpoint is of another network, and tells what else is set differently now."""
         stored = config_in(facts, self.checkpoint)
-        if difference := first_difference(stored.vggt(), self.config.vggt()):
+        if difference := first_difference(stored.network(), self.config.network()):
             key, found, wanted = difference
             raise ValueError(f"{self.checkpoint} is of a network with {key} {found}, not {wanted}")
         before, now = (settings_of(asdict(config)) for config in (stored, self.config))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vggt_int8.model.aggregator import embed_images
 from vggt_int8.model.layers import Block
-from vggt_int8.model.omega.config import MLP_RATIO, VGGTOmegaConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.omega.encoder import OmegaEncoder
 from vggt_int8.model.omega.layers import AxialPeriods, OmegaAttention, axial_rope_table
 
@@ -30,7 +30,7 @@ class OmegaAggregator(nn.Module):
         self.rope_embed = AxialPeriods(self.head_dim)
         self.frame_blocks, self.inter_frame_blocks = (
             nn.ModuleList(
-                Block(dim, heads, MLP_RATIO, qk_norm=True, attention=OmegaAttention) for _ in range(config.depth)
+                Block(dim, heads, config.mlp_ratio, qk_norm=True, attention=OmegaAttention) for _ in range(config.depth)
             )
             for _ in range(2)
         )

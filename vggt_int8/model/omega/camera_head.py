@@ -6,15 +6,16 @@ from torch import Tensor, nn
 
 from vggt_int8.model.camera_head import POSE_DIM
 from vggt_int8.model.layers import Block
-from vggt_int8.model.omega.config import HEAD_BLOCKS, HEAD_HEADS, MLP_RATIO, VGGTOmegaConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.omega.layers import OmegaAttention
 
 LEAST_FIELD_OF_VIEW = 0.01  # radians; added, so that no focal length is infinite
 
 
-def token_blocks(dim: int) -> nn.Sequential:
-    """The blocks of the heads that read camera and register tokens, of width `dim` = 2C."""
-    return nn.Sequential(*(Block(dim, HEAD_HEADS, MLP_RATIO, attention=OmegaAttention) for _ in range(HEAD_BLOCKS)))
+def token_blocks(config: VGGTOmegaConfig, depth: int, heads: int) -> nn.Sequential:
+    """The blocks of a head that reads camera and register tokens, 2C wide."""
+    width, ratio = 2 * config.embed_dim, config.mlp_ratio
+    return nn.Sequential(*(Block(width, heads, ratio, attention=OmegaAttention) for _ in range(depth)))
 
 
 class OmegaCameraHead(nn.Module):
@@ -27,9 +28,16 @@ class OmegaCameraHead(nn.Module):
         super().__init__()
         dim = 2 * config.embed_dim
         self.token_norm = nn.LayerNorm(dim)
-        self.trunk = token_blocks(dim)
+        self.trunk = token_blocks(config, config.camera_depth, config.camera_num_heads)
         self.trunk_norm = nn.LayerNorm(dim)
         self.camera_branch = nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, POSE_DIM))
+
+    @property
+    def pose_output(self) -> nn.Linear:
+        """What writes the poses."""
+        last = self.camera_branch[2]
+        assert isinstance(last, nn.Linear)
+        return last
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.trunk(self.token_norm(tokens.flatten(1, 2)))

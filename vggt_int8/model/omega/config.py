@@ -10,9 +10,8 @@ from vggt_int8.model.size import block_parameters, fusion_parameters
 from vggt_int8.plain_data import shown
 
 # Constants of the architecture.
-MLP_RATIO = 4.0
 STORAGE_TOKENS = 4  # of the encoder, beside its class token
-HEAD_BLOCKS, HEAD_HEADS = 4, 16  # of the heads that read camera and register tokens
+TEXT_BLOCKS, TEXT_HEADS = 4, 16
 MAP_STRIDE = 4  # image pixels per pixel of the dense head's maps, before the pixel shuffle: patch_size / 4
 
 # field -> the largest value that a network can sensibly have.
@@ -23,8 +22,11 @@ _MOST = {
     "num_register_tokens": 4096,
     "encoder_depth": 256,
     "depth": 256,
+    "camera_depth": 64,
     "encoder_num_heads": 1024,
     "num_heads": 1024,
+    "camera_num_heads": 1024,
+    "mlp_ratio": 64,
     "dpt_features": 16384,
 }
 
@@ -38,6 +40,8 @@ class VGGTOmegaConfig(NetworkConfig):
     patch_size: of the image encoder; depth is predicted `patch_size / 4` by `patch_size / 4` pixels at a time.
     embed_dim: token width C. The heads read both halves of a layer side by side, so 2C wide.
     encoder_depth, depth: blocks of the image encoder; (frame block, block between frames) pairs of the aggregator.
+    mlp_ratio: hidden width of the MLPs relative to their block's width, in all blocks.
+    camera_depth, camera_num_heads: blocks of the camera head, 2C wide, and their attention heads.
     register_layers: layers in whose second block only camera and register tokens see one another.
     dpt_layers: the four layers that the dense head reads, from fine to coarse.
     dpt_out_channels: channels of those four after their projection; dpt_features: channels after fusion.
@@ -55,8 +59,11 @@ class VGGTOmegaConfig(NetworkConfig):
     encoder_num_heads: int = 16
     depth: int = 24
     num_heads: int = 16
+    mlp_ratio: float | int = 4.0
     num_register_tokens: int = 16
     register_layers: list[int] = field(default_factory=lambda: [2, 6, 9, 14, 20])
+    camera_depth: int = 4
+    camera_num_heads: int = 16
     dpt_layers: list[int] = field(default_factory=lambda: [4, 11, 17, 23])
     dpt_features: int = 256
     dpt_out_channels: list[int] = field(default_factory=lambda: [256, 512, 1024, 1024])
@@ -68,16 +75,20 @@ class VGGTOmegaConfig(NetworkConfig):
         """Runs after construction, since `@strict` calls every `validate_*` method."""
         self._check_least(
             *("img_size", "patch_size", "embed_dim", "encoder_depth", "encoder_num_heads", "depth", "num_heads"),
-            *("num_register_tokens", "dpt_features"),
+            *("num_register_tokens", "camera_depth", "camera_num_heads", "dpt_features"),
         )
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio must be above 0, got {shown(self.mlp_ratio)}")
         self._check_most(_MOST)
         self._check_multiple("img_size", self.patch_size, "patch_size")
-        for heads in ("encoder_num_heads", "num_heads"):
-            self._check_multiple(
-                "embed_dim", 4 * getattr(self, heads), f"4 * {heads}: RoPE turns pairs of channels along two axes"
-            )
-        if self.enable_camera or self.enable_text:
-            self._check_multiple("embed_dim", HEAD_HEADS // 2, "half the attention heads over both halves of a layer")
+        for field_name in ("encoder_num_heads", "num_heads"):
+            why = f"4 * {field_name}: RoPE turns pairs of channels along two axes"
+            self._check_multiple("embed_dim", 4 * getattr(self, field_name), why)
+        heads = {"camera_num_heads": self.camera_num_heads} if self.enable_camera else {}
+        heads |= {"the text head's attention heads": TEXT_HEADS} if self.enable_text else {}
+        for what, count in heads.items():
+            if 2 * self.embed_dim % count:
+                raise ValueError(f"2 * embed_dim must be a multiple of {what}, {count}; got embed_dim {self.embed_dim}")
         self._check_layers("register_layers")
         if len(set(self.register_layers)) < len(self.register_layers):
             raise ValueError(f"register_layers must name a layer once, got {shown(self.register_layers)}")
@@ -91,8 +102,8 @@ class VGGTOmegaConfig(NetworkConfig):
         """Number of weights in the matrices and kernels of a network: at most 3 % less than all its parameters."""
         dim = self.embed_dim
         count = 3 * self.patch_size**2 * dim + 2 * self.num_register_tokens * dim
-        count += (self.encoder_depth + 2 * self.depth) * block_parameters(dim, MLP_RATIO)
-        heads = self.enable_camera + self.enable_text
-        count += heads * (HEAD_BLOCKS * block_parameters(2 * dim, MLP_RATIO) + 2 * dim * dim)
-        count += 2 * dim * dim if self.enable_text else 0
+        count += (self.encoder_depth + 2 * self.depth) * block_parameters(dim, self.mlp_ratio)
+        head_block = block_parameters(2 * dim, self.mlp_ratio)
+        count += self.camera_depth * head_block + 2 * dim * dim if self.enable_camera else 0
+        count += TEXT_BLOCKS * head_block + 4 * dim * dim if self.enable_text else 0
         return count + (fusion_parameters(self, self.dpt_features) if self.enable_depth else 0)

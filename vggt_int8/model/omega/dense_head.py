@@ -35,7 +35,7 @@ class OmegaDenseHead(Pyramid):
         Exponentials leave fp16's range: an fp32 island.
         """
         maps = self.maps(patches, image_size, uv=True)
-        x = add_uv_embedding(self.scratch.fuse(maps, (maps[0].shape[2], maps[0].shape[3])), image_size)
+        x = add_uv_embedding(self.scratch(*maps), image_size)
         depth, confidence = (
             F.pixel_shuffle(proj(x).float(), self.shuffle).squeeze(1).unflatten(0, patches[0].shape[:2]).exp()
             for proj in (self.proj, self.proj_conf)

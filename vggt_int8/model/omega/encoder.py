@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vggt_int8.model.encoder import PatchEmbed
 from vggt_int8.model.layers import Block
-from vggt_int8.model.omega.config import MLP_RATIO, STORAGE_TOKENS, VGGTOmegaConfig
+from vggt_int8.model.omega.config import STORAGE_TOKENS, VGGTOmegaConfig
 from vggt_int8.model.omega.layers import AxialPeriods, OmegaAttention, axial_rope_table
 
 
@@ -28,7 +28,8 @@ class OmegaEncoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False)
         self.rope_embed = AxialPeriods(self.head_dim)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, MLP_RATIO, layer_scale=1.0, attention=OmegaAttention) for _ in range(config.encoder_depth)
+            Block(dim, heads, config.mlp_ratio, layer_scale=1.0, attention=OmegaAttention)
+            for _ in range(config.encoder_depth)
         )
         self.norm = nn.LayerNorm(dim)
 

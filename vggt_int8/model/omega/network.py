@@ -53,6 +53,11 @@ class VGGTOmegaOutput(ModelOutput):
     text_alignment_token: Tensor | None = None
 
     @property
+    def pose_enc_list(self) -> tuple[Tensor, ...] | None:
+        """`pose_enc` of every refinement, as in `VGGTOutput`, for a loss: there is one."""
+        return None if self.pose_enc is None else (self.pose_enc,)
+
+    @property
     def world_points(self) -> Tensor | None:
         """[B, S, H, W, 3] in the world frame, from depth and cameras; None without both. Computed on each access."""
         if self.depth is None or self.extrinsic is None or self.intrinsic is None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.model.omega.camera_head import token_blocks
-from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.omega.config import TEXT_BLOCKS, TEXT_HEADS, VGGTOmegaConfig
 
 
 class TextAlignmentHead(nn.Module):
@@ -16,7 +16,7 @@ class TextAlignmentHead(nn.Module):
         dim = 2 * config.embed_dim
         self.language_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.token_norm = nn.LayerNorm(dim)
-        self.readout_blocks = token_blocks(dim)
+        self.readout_blocks = token_blocks(config, TEXT_BLOCKS, TEXT_HEADS)
         self.language_token_norm = nn.LayerNorm(dim)
         self.embedding_projector = nn.Sequential(
             nn.Linear(dim, dim // 2), nn.GELU(), nn.LayerNorm(dim // 2), nn.Linear(dim // 2, dim)
