@@ -1,7 +1,7 @@
 """What README and docs show is true: Python runs offline, command lines are taken, and the cheap ones run.
 
-Three photographs of a bundled scene are in `photos/`. In the place of the public model and of CUDA stand the embedded
-model and the CPU. `PARSED_ALONE` are parsed alone, and so is what is not of this package.
+Three photographs of a bundled scene are in `photos/`, and a video is `clip.mp4`. In the place of the public model and
+of CUDA stand the embedded model and the CPU. `PARSED_ALONE` are parsed alone, and so is what is not of this package.
 """
 
 import ast
@@ -16,6 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.video.clips import write_clip
 from vggt_int8.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos").mkdir()
     for number in range(3):
         shutil.copy(ROOT / "vggt_int8" / "assets" / "scenes" / "room" / f"image_{number}.png", tmp_path / "photos")
+    write_clip(tmp_path / "clip.mp4", [i / 2 for i in range(30)])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     return tmp_path

@@ -38,6 +38,7 @@ TIERS = [
         "placeholders",
         "plain_data",
         "saves",
+        "video",
     },
     {"quant"},
     {"runtime", "calibration"},
@@ -71,6 +72,7 @@ HOMES = {
     "torchao": ("quant/backends/", "bench/baselines.py"),
     "bitsandbytes": ("quant/backends/",),
     "scipy": ("eval/metrics/points.py",),
+    "av": ("video/",),
 }
 
 Import = tuple[str, int, str]  # importing file, line, absolute dotted name of what is imported

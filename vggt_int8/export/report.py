@@ -17,7 +17,7 @@ from vggt_int8.export.repeat import command_line, readable
 from vggt_int8.images import ImageTransform, portable_name
 from vggt_int8.machine import cpu_name
 
-PACKAGES = ("vggt-int8", "torch", "transformers", "torchao", "bitsandbytes", "triton", "numpy", "pillow", "scipy")
+PACKAGES = ("vggt-int8", "torch", "transformers", "torchao", "bitsandbytes", "triton", "numpy", "pillow", "av", "scipy")
 
 
 class PhaseClock:

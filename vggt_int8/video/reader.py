@@ -1,0 +1,234 @@
+"""`Video`: opens a video file with PyAV and decodes it frame by frame, as far as it goes."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from PIL import Image
+
+from vggt_int8.video.color import TRANSFERS, sharpness, square_size, to_rgb
+from vggt_int8.video.frame import Ending, VideoError, VideoFrame
+from vggt_int8.video.orientation import SIDEWAYS, turn_of
+from vggt_int8.video.pick import check_choice, pick
+
+# Containers of cameras and programs. Playlists, which name other files and addresses, are none.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,ivf,mxf,h264,hevc,m4v,mpegvideo,vc1,dv,obu,av1"
+)
+_SLACK_FRAMES, _SLACK_SECONDS = 3, 0.5  # by which a whole video may end before its stated duration
+
+
+class Video:
+    """A video file, open until the `with` block ends or `close()`.
+
+    path: a regular file. Raises FileNotFoundError, and `VideoError` (a ValueError) for what is no video or if PyAV is
+    missing.
+
+    rate: frames a second on average, as the file says; None if it does not. duration: seconds, likewise. transfer:
+    "PQ" or "HLG" for high dynamic range, else None. size: (H, W) as frames come out: upright, with square pixels.
+    ending: None, or after `frames` has come to the end of a video that is not whole, where and why: as far as its
+    container tells how long it was (transport streams do not).
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            kind = "no such video file" if not self.path.exists() else "not a regular file"
+            raise FileNotFoundError(f"{kind}: {self.path}")
+        self._av = _import_av(self.path)
+        self.ending: Ending | None = None
+        self._open()
+        stream = self._stream
+        self.rate = float(stream.average_rate) if stream.average_rate else None
+        declared = stream.duration and stream.duration * stream.time_base
+        if declared is None and self._container.duration:
+            declared = self._container.duration / self._av.time_base
+        self.duration = None if declared is None else float(declared)
+        self._look_at_first()
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def frames(
+        self,
+        *,
+        fps: float | None = None,
+        every: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        sharpest: bool = False,
+        skip: int = 0,
+    ) -> Iterator[VideoFrame]:
+        """Frames in the order of time, decoded as they are asked for; each call starts anew.
+
+        fps: so many a second, nearest to even times, by timestamps; never a frame twice. every: each so-manieth frame
+        instead. start, end: seconds from the first frame, `end` itself left out. sharpest: of each interval of `fps`
+        or `every` the sharpest frame. skip: leave out so many of the first of these frames, to go on where an earlier
+        reading stopped.
+
+        A video that is damaged or cut off gives what can be decoded; `ending` then says where and why, and a warning
+        does, too. Raises `VideoError` if no frame can be decoded, or none lies between `start` and `end`, and
+        ValueError or TypeError for options that do not fit.
+        """
+        check_choice(fps, every, start, end, sharpest)
+        if skip < 0:
+            raise ValueError(f"skip is {skip}; it must be 0 or more")
+        return self._frames(fps, every, start, end, sharpest, skip)
+
+    def _frames(
+        self, fps: float | None, every: int | None, start: float | None, end: float | None, sharpest: bool, skip: int
+    ) -> Iterator[VideoFrame]:
+        measure = (lambda item: sharpness(item[1])) if sharpest else None
+        picked = pick(self._decode(start or 0.0), fps=fps, every=every, start=start, end=end, sharpness=measure)
+        found = False
+        for number, (seconds, (index, frame)) in enumerate(picked):
+            found = True
+            if number >= skip:
+                yield VideoFrame(self._upright(frame), seconds, index, f"{self.path.stem}_{seconds:09.3f}.png")
+        if self.ending is not None:
+            warnings.warn(f"{self.path} {self.ending.reason}", stacklevel=2)
+        if not found:
+            between = "" if start is None and end is None else f" between {start or 0:g} s and {end or 'the end'}"
+            length = "" if self.duration is None else f"; it is {self.duration:.3f} s long"
+            raise VideoError(f"{self.path} has no frame that can be decoded{between}{length}")
+
+    def _upright(self, frame: Any) -> Image.Image:
+        try:
+            picture = to_rgb(frame, self._stream.sample_aspect_ratio)
+        except ValueError as error:
+            raise VideoError(f"{self.path} cannot be used: {error}") from error
+        return picture if self.turn is None else picture.transpose(self.turn)
+
+    def _open(self) -> None:
+        path = os.fsdecode(os.path.abspath(self.path))
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+        try:
+            self._container = self._av.open(f"file:{path}", options=options, metadata_errors="replace")
+        except (self._av.FFmpegError, ValueError) as error:
+            raise VideoError(
+                f"{self.path} cannot be opened as a video ({_reason(error)}): it is of another kind, or cut off before "
+                "the index that some cameras write last; untrunc or the camera itself may mend that"
+            ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise VideoError(f"{self.path} holds no video stream")
+        self._stream = self._container.streams.best("video") or self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+
+    def _look_at_first(self) -> None:
+        """Orientation, size and dynamic range, which stand at the first frame."""
+        _, (_, frame) = next(self._decode(0.0), (0.0, (0, None)))
+        if frame is None:
+            self.close()
+            raise VideoError(f"{self.path} has no frame that can be decoded")
+        matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        try:
+            self.turn = None if matrix is None else turn_of(matrix)
+        except ValueError as error:
+            self.close()
+            raise VideoError(f"{self.path} cannot be used: {error}") from error
+        self.transfer = TRANSFERS.get(int(frame.color_trc))
+        width, height = self._upright_size(frame)
+        self.size = (height, width)
+
+    def _upright_size(self, frame: Any) -> tuple[int, int]:
+        width, height = square_size(frame, self._stream.sample_aspect_ratio)
+        return (height, width) if self.turn in SIDEWAYS else (width, height)
+
+    def _decode(self, start: float) -> Iterator[tuple[float, tuple[int, Any]]]:
+        """Every frame from the last key frame before `start`: (seconds, (index, frame)). Sets `ending`."""
+        self._container.close()
+        self._open()
+        stream, self.ending = self._stream, None
+        origin = float((stream.start_time or 0) * stream.time_base)
+        if start > 0:
+            self._seek(start, origin)
+        damaged: list[float] = []
+        index, last, fault = 0, 0.0, ""
+        for packet in self._packets():
+            if isinstance(packet, str):
+                fault = packet
+                break
+            for frame in self._decoded(packet, damaged, last):
+                seconds = self._seconds(frame, origin, index)
+                if index and seconds <= last:
+                    continue  # repeated or turned back by damage
+                if frame.is_corrupt:
+                    damaged.append(seconds)
+                yield seconds, (index, frame)
+                index, last = index + 1, seconds
+        self.ending = self._ended(last, damaged, fault)
+
+    def _packets(self) -> Iterator[Any]:
+        """Packets; at last a word about a file that could not be read on."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except self._av.FFmpegError as error:
+                yield _reason(error)
+                return
+            if packet is None:
+                return
+            yield packet
+
+    def _decoded(self, packet: Any, damaged: list[float], last: float) -> Iterator[Any]:
+        try:
+            yield from packet.decode()
+        except self._av.error.EOFError:
+            return
+        except self._av.FFmpegError:  # this packet cannot be decoded; the next key frame can
+            damaged.append(last)
+
+    def _seek(self, start: float, origin: float) -> None:
+        try:
+            self._container.seek(max(int((start + origin) / self._stream.time_base), 0), stream=self._stream)
+        except self._av.FFmpegError:  # raw streams have no index: decode from the beginning
+            self._container.close()
+            self._open()
+
+    def _seconds(self, frame: Any, origin: float, index: int) -> float:
+        if frame.pts is not None:
+            return float(frame.pts * frame.time_base) - origin
+        if not self.rate:
+            raise VideoError(f"{self.path} has neither timestamps nor a frame rate: put it into an .mp4 or .mkv first")
+        return index / self.rate  # a raw stream
+
+    def _ended(self, last: float, damaged: list[float], fault: str) -> Ending | None:
+        expected, frame = self.duration, 1 / self.rate if self.rate else 0.0
+        short = expected is not None and last + frame < expected - max(_SLACK_FRAMES * frame, _SLACK_SECONDS)
+        if not (short or damaged or fault):
+            return None
+        what = []
+        if short or fault:
+            of = "" if expected is None else f" of {expected:.3f} s"
+            what.append(f"ends at {last:.3f} s{of}{f' ({fault})' if fault else ': the file is cut off'}")
+        if damaged:
+            what.append(f"is damaged at {len(damaged)} places, first at {damaged[0]:.3f} s; frames there may be wrong")
+        return Ending(last, expected, len(damaged), " and ".join(what))
+
+
+def _import_av(path: Path) -> Any:
+    """PyAV, with its messages on the console left to us."""
+    try:
+        import av
+    except ImportError as error:
+        raise VideoError(f"{path} is a video, and reading it needs PyAV: pip install 'vggt-int8[video]'") from error
+    av.logging.set_level(None)
+    return av
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
