@@ -1,6 +1,6 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> {bench, training, scorecard, sensitivity} -> {eval, export} -> pretrained -> {runtime, calibration}
+    cli -> {bench, training, scorecard, sensitivity, doctor} -> {eval, export} -> pretrained -> {runtime, calibration}
         -> quant -> {model, kernels, …}
 
 Read from the source text, so that imports inside functions count too.
@@ -44,7 +44,13 @@ TIERS = [
     {"runtime", "calibration"},
     {"pretrained"},
     {"eval", "export", "auto_classes"},
-    {"bench", "training", "scorecard", "sensitivity"},  # all score what they or models make, so they stand above eval
+    {
+        "bench",
+        "training",
+        "scorecard",
+        "sensitivity",
+        "doctor",
+    },  # all score what they or models make, so they stand above eval
     {"cli", "__main__"},
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}

@@ -5,7 +5,11 @@ What cannot change while a process runs is asked once.
 
 import functools
 import math
+import os
 import platform
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -143,3 +147,28 @@ def free_gpu_bytes(device: torch.device) -> int:
     reserved = torch.cuda.memory_reserved(device)
     share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
     return min(free, share - reserved) + reserved - torch.cuda.memory_allocated(device)
+
+
+def nvidia_driver() -> str | None:
+    """Version of NVIDIA's driver, also where PyTorch cannot use it; None without one."""
+    version = Path("/proc/driver/nvidia/version")
+    if version.exists():
+        found = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)", version.read_text(encoding="utf-8"))
+        return found[1] if found else "unknown"
+    program = shutil.which("nvidia-smi")  # under WSL the driver is the host's
+    if program is None:
+        return None
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.split()[0] if asked.returncode == 0 and asked.stdout.strip() else None
+
+
+def total_ram() -> int | None:
+    """Bytes of main memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None

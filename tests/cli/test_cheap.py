@@ -14,6 +14,8 @@ CHEAP: list[tuple[list[str], int]] = [
     (["run", "--help"], 0),
     (["bench", "--help"], 0),
     (["tune", "--help"], 0),
+    (["doctor", "--help"], 0),
+    (["estimate", "--size", "3"], 2),
     (["eval", "--help"], 0),
     (["eval", "embedded", "-o", "out", "-r", "int8"], 2),
     (["sensitivity", "--help"], 0),

@@ -11,6 +11,8 @@ from vggt_int8.cli import console, options
 from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
 from vggt_int8.cli.demo import demo
+from vggt_int8.cli.doctor import doctor
+from vggt_int8.cli.estimate import estimate
 from vggt_int8.cli.eval import eval_models
 from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.inspect import inspect_model
@@ -85,6 +87,16 @@ EXAMPLES = {
         "vggt-int8 bench --frames 1,10 --variants fp32,int8_dynamic:native",
         "vggt-int8 bench facebook/VGGT-1B -o rows.jsonl --resume",
     ),
+    "doctor": (
+        "Examples:",
+        "vggt-int8 doctor [dim]# exit code 1 if something is wrong[/]",
+        "vggt-int8 doctor --skip-run --json | jq .findings",
+    ),
+    "estimate": (
+        "Examples:",
+        "vggt-int8 estimate [dim]# VGGT-1B's sizes on common cards[/]",
+        "vggt-int8 estimate facebook/VGGT-1B --frames 100 --size 392x518 --memory-gb 12",
+    ),
     "scenes": (
         "Examples:",
         "vggt-int8 scenes render --split free --index 7 --views 8 --to scene",
@@ -152,7 +164,7 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 COMMANDS: tuple[Command, ...] = (
     *(demo, run, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
-    *(bench, bench_report, tune),
+    *(bench, bench_report, tune, doctor, estimate),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),

@@ -55,7 +55,7 @@ def bench(
         typer.Option(
             help=f"Height x width, pixels; by default {SIZE['cuda']}, on cpu {SIZE['cpu']}.",
             metavar="HxW",
-            **options.checked(lambda text: _height_and_width(text)),
+            **options.checked(lambda text: height_and_width(text)),
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Timed work per row; 0 times the first call alone.")] = 1.0,
@@ -177,7 +177,7 @@ def _settings(
             raise ValueError(f"--memory-gb is {memory_gb:g}, and this GPU has {total:.1f} GB")
     return Settings(
         frames=_numbers("--frames", FRAMES[device_type] if frames is None else frames, ","),
-        size=_height_and_width(SIZE[device_type] if size is None else size),
+        size=height_and_width(SIZE[device_type] if size is None else size),
         variants=tuple(find_variants(names)),
         seconds=seconds,
         memory_gb=memory_gb,
@@ -198,7 +198,8 @@ def _numbers(option: str, text: str, separator: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers)) if separator == "," else numbers
 
 
-def _height_and_width(text: str) -> tuple[int, int]:
+def height_and_width(text: str) -> tuple[int, int]:
+    """Of "392x518". Raises ValueError."""
     numbers = _numbers("--size", text, "x")
     if len(numbers) != 2:
         raise ValueError(f"--size is {text!r}: give height x width, such as {SIZE['cuda']}")

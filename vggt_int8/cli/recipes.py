@@ -65,15 +65,13 @@ def measure(name: str) -> tuple[int, list[str]]:
     import torch
 
     from vggt_int8.model.config import VGGTConfig
-    from vggt_int8.model.vggt import VGGT
     from vggt_int8.quant.backends import BACKENDS, BackendError
-    from vggt_int8.quant.quantize import check_backend, prepare_module, stored_dtype
+    from vggt_int8.quant.quantize import check_backend
+    from vggt_int8.runtime.fits import skeleton, stored_bytes
 
     recipe = load_recipe(name)
-    with torch.device("meta"):
-        model = VGGT(VGGTConfig())
-    plan = prepare_module(model, recipe)
-    size = sum(t.numel() * stored_dtype(name, t).itemsize for name, t in model.state_dict().items())
+    model, plan = skeleton(VGGTConfig(), recipe)
+    size = stored_bytes(model)
     if not any(layer.scheme for layer in plan.values()):
         return size, []
     usable = []

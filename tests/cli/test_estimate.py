@@ -1,0 +1,59 @@
+"""`vggt-int8 estimate`: what fits, by the runtime's own plan."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vggt_int8.cli.recipes import FACTS
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.runtime.fits import Question
+
+
+def rows(cli, *arguments: object) -> list[dict]:
+    return json.loads(cli("estimate", *arguments, "--json"))["rows"]
+
+
+def test_weights_are_those_of_a_checkpoint(cli) -> None:
+    found = rows(cli, "--memory-gb", 12, "-r", "fp16", "-r", "int8_dynamic")
+    assert {row["recipe"]: row["weight_bytes"] for row in found} == {
+        name: FACTS[name][0] for name in ("fp16", "int8_dynamic")
+    }
+
+
+def test_a_quantized_model_brings_its_recipe(cli, tiny_int8: Path) -> None:
+    (row,) = rows(cli, tiny_int8, "--memory-gb", 8, "--size", "42x56")
+    assert row["recipe"] == "int8_dynamic"
+    assert "quantized already" in cli("estimate", tiny_int8, "-r", "fp16", code=2)
+
+
+def test_text_names_the_way_it_runs(cli) -> None:
+    lines = cli("estimate", "-r", "int8_rotated", "--memory-gb", 80, "--memory-gb", 6, "--frames", 200).splitlines()
+    assert "host memory" in lines[2]
+    assert "all on the GPU" in lines[3]
+
+
+def test_frames_that_fit_nowhere_are_an_exit_code(cli) -> None:
+    cli("estimate", "-r", "int8_rotated", "--memory-gb", 2, "--frames", 1000, code=1)
+
+
+def test_sizes_are_checked(cli) -> None:
+    assert "multiples of 14" in cli("estimate", "--size", "390x518", code=2)
+    assert "height x width" in cli("estimate", "--size", "3", code=2)
+    assert "at least 1" in cli("estimate", "--memory-gb", 0, code=2)
+
+
+@pytest.mark.parametrize("gigabytes", [3, 8, 80])
+def test_the_largest_number_fits_and_one_more_does_not(gigabytes: int) -> None:
+    question, memory = Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518)), gigabytes << 30
+    most, on_gpu = question.most_frames(memory), question.frames_on_gpu(memory)
+    assert question.need(most, memory).fits
+    assert question.need(most, memory).total <= memory
+    assert not question.need(most + 1, memory).fits
+    assert not question.need(on_gpu, memory).plan.tokens_on_host
+    assert question.need(on_gpu + 1, memory).plan.tokens_on_host
+
+
+def test_none_fit_where_the_weights_do_not() -> None:
+    question = Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518))
+    assert question.most_frames(1 << 30) == question.frames_on_gpu(1 << 30) == 0

@@ -1,0 +1,139 @@
+"""`vggt-int8 estimate`: how many frames fit into a GPU's memory under each recipe, before anything is bought or loaded.
+
+From the config alone, which is all that is read of a model.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from vggt_int8.cli import console, options
+from vggt_int8.cli.bench import height_and_width
+
+if TYPE_CHECKING:
+    from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.runtime.fits import Question
+
+RECIPES = ("fp16", "int8_rotated")  # where none is asked for; INT8 recipes differ by a few per cent in size
+SIZE = "392x518"
+DEFAULT = "VGGT-1B"
+
+
+def estimate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, a model on the Hugging Face Hub, or embedded, of which the config alone is read; by "
+            "default VGGT-1B's sizes, without asking anybody.",
+            show_default=False,
+            autocompletion=options.offer_embedded,
+        ),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help=f"Of a floating-point model; several times for several; by default {' and '.join(RECIPES)}.",
+            **options.recipes_option(),
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(help="Also what so many frames take; exit code 1 if they fit nowhere.", **options.between(1)),
+    ] = None,
+    size: Annotated[
+        str,
+        typer.Option(
+            help="Height x width of the images in the model, pixels.",
+            metavar="HxW",
+            **options.checked(lambda text: height_and_width(text)),
+        ),
+    ] = SIZE,
+    memory_gb: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Memory of the GPU as cards are sold (a 12 GB card has 12 GiB); several times for several.",
+            show_default=False,
+            **options.each_between(1),
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Estimate how many frames fit into a GPU's memory, by the runtime's own plan; nothing is loaded."""
+    from vggt_int8.runtime.fits import cards_with
+
+    rows, pixels = [], height_and_width(size)
+    for name, question in _questions(model, recipe, pixels):
+        for gigabytes, memory in cards_with(memory_gb or ()):
+            row: dict[str, Any] = {
+                "memory_gb": gigabytes,
+                "recipe": name,
+                "weight_bytes": question.weights,
+                "frames_on_gpu": question.frames_on_gpu(memory),
+                "frames": question.most_frames(memory),
+            }
+            if frames is not None:
+                need = question.need(frames, memory)
+                row["asked"] = {
+                    "frames": frames,
+                    "fits": need.fits,
+                    "bytes": need.total,
+                    "how": need.words,
+                    "plan": asdict(need.plan),
+                }
+            rows.append(row)
+    rows.sort(key=lambda row: row["memory_gb"])  # a stable sort: recipes stay in the order they were given
+    if as_json:
+        console.document("estimate", {"model": model or DEFAULT, "size": pixels, "rows": rows})
+    else:
+        console.say(f"{model or DEFAULT}, images of {pixels[0]} x {pixels[1]} pixels, fp16, native backend")
+        console.show(_table(rows, frames))
+    if frames is not None and not any(row["asked"]["fits"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _questions(model: str | None, recipes: list[str] | None, size: tuple[int, int]) -> "list[tuple[str, Question]]":
+    """(name of the recipe, what is asked) of each row's weights. Raises as `from_pretrained` for a bad source."""
+    from vggt_int8.recipe import load_recipe
+    from vggt_int8.runtime.fits import Question, skeleton, stored_bytes
+
+    config, stored = _config(model)
+    if stored is not None and recipes:
+        raise ValueError(f"{model} is quantized already, by {stored.name}: leave --recipe out")
+    chosen = [stored] if stored is not None else [load_recipe(name) for name in recipes or RECIPES]
+    return [(recipe.name, Question(config, stored_bytes(skeleton(config, recipe)[0]), size)) for recipe in chosen]
+
+
+def _config(model: str | None) -> "tuple[VGGTConfig, Any]":
+    """Sizes of a model, and the recipe that it was quantized by; None for a floating-point one."""
+    from vggt_int8.embedded import resolve_source
+    from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.pretrained.source import load_config, stored_quantization
+    from vggt_int8.saves.names import check_source
+
+    if model is None:
+        return VGGTConfig(), None
+    source = resolve_source(model)
+    check_source(source, {})
+    config = load_config(source, {})
+    quantization = stored_quantization(config, model)
+    return config, None if quantization is None else quantization.parsed()
+
+
+def _table(rows: list[dict[str, Any]], frames: int | None) -> Table:
+    table = Table(
+        "GPU", "recipe", "weights", "frames, all on it", "frames, parts on the host", box=None, pad_edge=False
+    )
+    if frames is not None:
+        table.add_column(f"{frames} frames")
+    for row in rows:
+        cells = [f"{row['memory_gb']:g} GB", row["recipe"], console.megabytes(row["weight_bytes"])]
+        cells += [f"{row['frames_on_gpu']:,}", f"{row['frames']:,}"]
+        if frames is not None:
+            asked = row["asked"]
+            cells.append(f"{asked['bytes'] / 2**30:.1f} GiB, {asked['how'] if asked['fits'] else 'does not fit'}")
+        table.add_row(*cells)
+    return table

@@ -1,0 +1,170 @@
+"""What is on this machine, as plain data. Nothing is judged here, and nothing that is missing raises."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
+
+from vggt_int8.export.report import installed_versions
+from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.machine import cpu_name, free_gpu_bytes, nvidia_driver, threads, total_ram
+from vggt_int8.quant.backends import BACKENDS, BackendError, get_backend, resolve
+from vggt_int8.recipe import Scheme
+
+# What a recipe asks of a backend, by the name that stands in tables.
+SCHEMES = {
+    "weight-only": Scheme("none"),
+    "dynamic": Scheme("dynamic"),
+    "static": Scheme("static"),
+    "LLM.int8()": Scheme("dynamic", outlier_threshold=6.0),
+}
+PREFIXES = ("VGGT_INT8_", "HF_", "CUDA_VISIBLE", "TRITON_", "OMP_NUM", "PYTORCH_")
+SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """capability: 10 * major + minor. supported: whether this PyTorch has kernels for it."""
+
+    name: str
+    capability: int
+    total_bytes: int
+    free_bytes: int
+    supported: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """cuda, hip: the versions that PyTorch was built for; None for a build without. cuda_error: why PyTorch sees no GPU
+    although it was built for them. driver: of NVIDIA's GPUs, None where there is none.
+
+    backends: kind of activations -> backend -> why it cannot run that here, "" if it can. chosen: what "auto" takes.
+    """
+
+    system: str
+    versions: dict[str, str | None]
+    cpu: str
+    threads: int
+    ram_bytes: int | None
+    cpu_kernel: str
+    cpu_kernel_missing: str
+    compiler: str | None
+    cuda: str | None
+    hip: str | None
+    cuda_error: str
+    driver: str | None
+    gpus: list[Gpu] = field(default_factory=list)
+    backends: dict[str, dict[str, str]] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+    cache: str = ""
+    cache_free_bytes: int = 0
+    offline: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def device_type(self) -> str:
+        """Where commands compute unless they are told otherwise."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def look() -> Facts:
+    """At this machine. Compiles the CPU kernels if that has not been done before."""
+    gpus, cuda_error = _gpus()
+    device_type = "cuda" if gpus else "cpu"
+    cache = _nearest(Path(HF_HUB_CACHE))
+    return Facts(
+        system=platform.platform(),
+        versions=installed_versions(),
+        cpu=cpu_name(),
+        threads=threads(),
+        ram_bytes=total_ram(),
+        cpu_kernel=matmul.cpu_int8_kernel(),
+        cpu_kernel_missing=compiled.unavailable() or "",
+        compiler=_compiler(),
+        cuda=torch.version.cuda,
+        hip=torch.version.hip,
+        cuda_error=cuda_error,
+        driver=nvidia_driver(),
+        gpus=gpus,
+        backends=_backends(device_type),
+        chosen={kind: _chosen(scheme, device_type) for kind, scheme in SCHEMES.items()},
+        cache=HF_HUB_CACHE,
+        cache_free_bytes=shutil.disk_usage(cache).free,
+        offline=is_offline_mode(),
+        environment=_environment(),
+    )
+
+
+def _gpus() -> tuple[list[Gpu], str]:
+    """Those that PyTorch sees, and its own words if it was built for GPUs and sees none."""
+    if not torch.backends.cuda.is_built():
+        return [], ""
+    try:
+        torch.cuda.init()
+        return [_gpu(torch.device("cuda", index)) for index in range(torch.cuda.device_count())], ""
+    except (RuntimeError, AssertionError) as error:
+        return [], " ".join(str(error).split())
+
+
+def _gpu(device: torch.device) -> Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    capability = 10 * properties.major + properties.minor
+    return Gpu(properties.name, capability, properties.total_memory, free_gpu_bytes(device), _has_kernels(capability))
+
+
+def _has_kernels(capability: int) -> bool:
+    """Whether PyTorch's list of architectures covers it: binaries run on later minors of their major, PTX on all later
+    ones.
+    """
+    for name in torch.cuda.get_arch_list():
+        kind, _, number = name.partition("_")
+        digits = int("".join(filter(str.isdigit, number)) or 0)
+        if kind == "sm" and digits // 10 == capability // 10 and digits <= capability:
+            return True
+        if kind == "compute" and digits <= capability:
+            return True
+    return torch.version.hip is not None  # whose names are others
+
+
+def _backends(device_type: str) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for kind, scheme in SCHEMES.items():
+        found[kind] = {}
+        for name in BACKENDS:
+            try:
+                found[kind][name] = get_backend(name).unsupported(scheme, device_type) or ""
+            except BackendError as error:
+                found[kind][name] = str(error)
+    return found
+
+
+def _chosen(scheme: Scheme, device_type: str) -> str:
+    try:
+        return resolve("auto", scheme, device_type).name
+    except BackendError as error:
+        return f"none: {error}"
+
+
+def _compiler() -> str | None:
+    """The C compiler that Triton and we would take."""
+    return next((found for name in ("gcc", "cc", "clang") if (found := shutil.which(name))), None) or os.environ.get(
+        "CC"
+    )
+
+
+def _nearest(folder: Path) -> Path:
+    """A folder that is there: the one named, or above it."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _environment() -> dict[str, str]:
+    """Settings that change what runs or where files lie; secrets by name alone."""
+    return {
+        name: "set" if any(word in name for word in SECRET) else value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(PREFIXES)
+    }

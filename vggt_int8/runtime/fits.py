@@ -1,0 +1,118 @@
+"""How many frames fit into the memory of a GPU, from sizes alone: no weights, no GPU.
+
+What a call takes is what the runtime itself plans with (`runtime/memory.py`), beside the weights, the images, and what
+CUDA keeps of every GPU for a process. So it holds for calls on the native backend in fp16.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.vggt import VGGT
+from vggt_int8.quant.plan import LayerPlan
+from vggt_int8.quant.quantize import prepare_module, stored_dtype
+from vggt_int8.recipe import Recipe
+from vggt_int8.runtime.memory import Plan, Shape, choose_plan, frames_that_fit
+
+# Bytes that CUDA, its libraries and our compiled kernels take of a GPU beside all tensors.
+CONTEXT = 600 << 20
+CARDS = (8, 12, 16, 24, 48, 80)  # GiB, as cards are sold
+NUMBER = 2  # bytes: fp16
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one call on a GPU, and how much it works on at a time; `fits` the memory that was asked about or not."""
+
+    weights: int
+    images: int
+    work: int
+    plan: Plan
+    fits: bool
+
+    @property
+    def total(self) -> int:
+        return CONTEXT + self.weights + self.images + self.work
+
+    @property
+    def words(self) -> str:
+        """What a user notices of the plan."""
+        if self.plan.outputs_on_host:
+            return "tokens wait in host memory, maps are moved there"
+        return "tokens wait in host memory" if self.plan.tokens_on_host else "all on the GPU"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A network of these sizes, whose weights take so many bytes, for images of `size` (height, width) pixels.
+
+    Raises ValueError for a size that is no multiple of the patch.
+    """
+
+    config: VGGTConfig
+    weights: int
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        patch = self.config.patch_size
+        if any(side < patch or side % patch for side in self.size):
+            raise ValueError(
+                f"images of {self.size[0]} x {self.size[1]} pixels: both must be multiples of {patch}, the model's "
+                "patch (`run` fits photographs so)"
+            )
+
+    def need(self, frames: int, memory: int) -> Need:
+        """Of the fastest way to run so many frames within `memory` bytes of a GPU, else of the smallest."""
+        images = self._image_bytes(frames)
+        free = memory - CONTEXT - self.weights - images
+        shape = self._shape(frames)
+        plan = choose_plan(shape, self.config, free)
+        work = shape.peak_bytes(self.config, plan)
+        return Need(self.weights, images, work, plan, work <= free)
+
+    def most_frames(self, memory: int) -> int:
+        """That run within `memory` bytes, in the smallest parts. May be 0."""
+        return max(0, frames_that_fit(self._shape(1), self.config, memory - CONTEXT - self.weights))
+
+    def frames_on_gpu(self, memory: int) -> int:
+        """That run without anything waiting in host memory."""
+        low, high = 0, self.most_frames(memory)
+        while low < high:
+            middle = (low + high + 1) // 2
+            found = self.need(middle, memory)
+            low, high = (middle, high) if found.fits and not found.plan.tokens_on_host else (low, middle - 1)
+        return low
+
+    def _shape(self, frames: int) -> Shape:
+        return Shape(1, frames, *self.size, heads_of(self.config), NUMBER)
+
+    def _image_bytes(self, frames: int) -> int:
+        return frames * 3 * self.size[0] * self.size[1] * 4
+
+
+def heads_of(config: VGGTConfig) -> tuple[str, ...]:
+    """The heads that a call without query points runs."""
+    there = {"camera": config.enable_camera, "depth": config.enable_depth, "point": config.enable_point}
+    return tuple(head for head, enabled in there.items() if enabled)
+
+
+def skeleton(config: VGGTConfig, recipe: Recipe | None) -> tuple[VGGT, dict[str, LayerPlan]]:
+    """The network on the meta device, quantized by a recipe if there is one, and what became of its layers.
+
+    Raises `RecipeError` where the recipe does not fit the network.
+    """
+    with torch.device("meta"):
+        model = VGGT(config)
+    return model, {} if recipe is None else prepare_module(model, recipe)
+
+
+def stored_bytes(model: VGGT) -> int:
+    """Of all tensors as a checkpoint holds them, and as they lie on a GPU that computes in fp16."""
+    return sum(tensor.numel() * stored_dtype(name, tensor).itemsize for name, tensor in model.state_dict().items())
+
+
+def cards_with(memory_gb: Sequence[float]) -> list[tuple[float, int]]:
+    """(GiB as a card is sold, bytes), of the cards asked about or of common ones."""
+    return [(size, int(size * 2**30)) for size in memory_gb or CARDS]
