@@ -56,7 +56,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left_out if mark else kept).append(item)
         config.stash[LEFT_OUT].update([mark] if mark else [])
     config.hook.pytest_deselected(items=left_out)
-    items[:] = kept
+    # Files with slow tests first: at the end of a shared out suite, nothing long keeps one process alone.
+    long = {item.path for item in kept if item.get_closest_marker("slow")}
+    items[:] = sorted(kept, key=lambda item: item.path not in long)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -77,6 +79,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         and not option.usepdb
     ):
         option.numprocesses, option.dist = min(len(os.sched_getaffinity(0)), MOST_PROCESSES), "loadscope"
+        option.loadscopereorder = False  # the order of `pytest_collection_modifyitems`
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,7 +14,7 @@ import torch
 from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8, quantize
 from vggt_int8.saves.settled import load_settled
 
-LOADS = 12
+LOADS = 8
 
 
 class Saver(threading.Thread):
@@ -27,7 +27,7 @@ class Saver(threading.Thread):
 
     def run(self) -> None:
         while not self.over.is_set():
-            for model, size in zip(self.models, ("5GB", "1MB"), strict=True):
+            for model, size in zip(self.models, ("5GB", "300KB"), strict=True):
                 model.save_pretrained(self.folder, max_shard_size=size)
                 self.saves += 1
 
@@ -44,8 +44,8 @@ def suppress_refusals(outcomes: Counter[str]) -> Iterator[None]:
 
 
 @pytest.fixture(params=["fp32", "int8"])
-def saver(request: pytest.FixtureRequest, tmp_path: Path, make_tiny: Callable[[], VGGTInt8]) -> Iterator[Saver]:
-    models = [make_tiny(), make_tiny()]
+def saver(request: pytest.FixtureRequest, tmp_path: Path, make_bare: Callable[[], VGGTInt8]) -> Iterator[Saver]:
+    models = [make_bare(), make_bare()]
     with torch.no_grad():
         for parameter in models[1].parameters():
             parameter.neg_()
