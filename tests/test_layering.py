@@ -17,6 +17,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
     {
+        "ahead",
+        "similarity",
         "model",
         "kernels",
         "geometry",
@@ -57,6 +59,8 @@ TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Shared by the whole lowest tier: camera conventions, measures of error, whole files and checkpoints, lists and values
 # in messages, patterns, consoles, facts of the machine, the embedded model's name. Nothing else is between its units.
 SHARED = {
+    "ahead",
+    "similarity",
     "geometry",
     "quiet",
     "difference",

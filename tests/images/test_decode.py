@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -341,3 +343,40 @@ def test_what_is_no_model_and_what_contradicts_one_is_refused(photo: Path) -> No
 def test_sizes_are_integers(photo: Path, name: str, wrong: object) -> None:
     with pytest.raises(TypeError, match=f"^{name} is {wrong!r}; it must be an integer$"):
         load_images(photo, **{name: wrong})
+
+
+def test_threads_share_the_room_for_pixels() -> None:
+    room, held, most = decode._Room(10), 0, 0
+    lock = threading.Lock()
+
+    def hold(pixels: int) -> None:
+        nonlocal held, most
+        with room.of(pixels):
+            with lock:
+                held += 1
+                most = max(most, held)
+            time.sleep(0.01)
+            with lock:
+                held -= 1
+
+    threads = [threading.Thread(target=hold, args=(pixels,)) for pixels in (5, 5, 5, 11, 5, 11)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2  # two of 5; one of 11 has all for itself
+
+
+def test_reading_in_threads_leaves_filters_and_limits_as_they_were(tmp_path: Path) -> None:
+    """Damaged EXIF makes Pillow warn in every thread: nobody hears it, and afterwards all is as before."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(12):
+        Image.new("RGB", (64, 48), (20 * number,) * 3).save(tmp_path / f"{number}.jpg", exif=exif.tobytes()[:-4])
+    before, limit = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        images = load_images(tmp_path, size=56)
+    assert [round(image[:, 28, 28].mean().item() * 255 / 20) for image in images] == list(range(12))
+    assert {warning.filename.count("PIL") for warning in heard} <= {0}
+    assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == (before, limit)

@@ -9,9 +9,8 @@ import re
 import stat
 import struct
 import threading
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
@@ -24,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from vggt_int8.images.formats import RAW_SUFFIXES, about_tiff, readable_formats, why_unreadable, words_for
 from vggt_int8.images.pixels import Pixels, Stored, to_pixels
 from vggt_int8.images.planes import name_planes
+from vggt_int8.images.unheard import listening, unheard
 from vggt_int8.plain_data import check_integer
 
 MAX_PIXELS = 250_000_000  # 200-megapixel cameras of phones, with room
@@ -76,7 +76,8 @@ def open_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> I
 def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
     """Open a file as an image without decoding it. Raises as `open_image`, but for damage behind the header."""
     limit = _limit(max_pixels)
-    header, has_white = _without_texts_if_too_large(path, lambda source: _read_header(path, source, limit))
+    with unheard():
+        header, has_white = _without_texts_if_too_large(path, lambda source: _read_header(path, source, limit))
     if not has_white:
         decode_image(path, max_pixels=max_pixels)  # raises, with the range that it finds
     return header
@@ -84,6 +85,12 @@ def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
 
 def decode_image(path: Path, *, max_pixels: int | None = None, at_least: int | None = None) -> Decoded:
     """at_least: pixels that the shorter side needs; photographs above Pillow's limit are reduced towards it."""
+    with unheard():
+        return decode_for_another(path, max_pixels=max_pixels, at_least=at_least)
+
+
+def decode_for_another(path: Path, *, max_pixels: int | None = None, at_least: int | None = None) -> Decoded:
+    """`decode_image` in a thread that works for another, which is in `unheard` meanwhile."""
     limit = _limit(max_pixels)
     return _without_texts_if_too_large(path, lambda source: _decode(path, source, limit, at_least))
 
@@ -106,21 +113,23 @@ def _read_header(path: Path, source: Path | BytesIO, limit: int | None) -> tuple
 
 
 def _decode(path: Path, source: Path | BytesIO, limit: int | None, at_least: int | None) -> Decoded:
-    with _named_errors(path), _opened(path, source, limit) as image:
-        stored = Stored.of(image)
-        full, factor = image.size, 1
-        if at_least is not None and image.width * image.height > _REDUCED_ABOVE:
-            factor = _reduction(image.size, at_least)
-            image.draft(None, (image.width // factor, image.height // factor))
-            factor = _reduction(image.size, at_least)
-        drafted = image.size != full
-        image.load()
-        orientation = _orientation(image)
-        size = full if drafted else image.size  # a TIFF turns itself while it loads
-    try:
-        pixels = _in_strips(image, stored, factor)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
+    with ExitStack() as held:
+        with _named_errors(path), _opened(path, source, limit) as image:
+            held.enter_context(_ROOM.of(image.width * image.height))
+            stored = Stored.of(image)
+            full, factor = image.size, 1
+            if at_least is not None and image.width * image.height > _REDUCED_ABOVE:
+                factor = _reduction(image.size, at_least)
+                image.draft(None, (image.width // factor, image.height // factor))
+                factor = _reduction(image.size, at_least)
+            drafted = image.size != full
+            image.load()
+            orientation = _orientation(image)
+            size = full if drafted else image.size  # a TIFF turns itself while it loads
+        try:
+            pixels = _in_strips(image, stored, factor)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be used: {error}") from error
     turn = _UPRIGHT.get(orientation)  # type: ignore[arg-type]
     if turn is not None:
         alpha = pixels.alpha and pixels.alpha.transpose(turn)
@@ -129,10 +138,31 @@ def _decode(path: Path, source: Path | BytesIO, limit: int | None, at_least: int
     return Decoded(pixels, (size[1], size[0]), orientation is not None)
 
 
+class _Room:
+    """Bounds the pixels that all threads together hold decoded; one picture always finds room."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._changed = most, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + pixels <= self._most)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room(MAX_PIXELS)
+
+
 def _orientation(image: Image.Image) -> int | None:
     """What EXIF (or XMP) says, 1 to 8; None if it cannot be read. That is no damage of the picture."""
-    with warnings.catch_warnings(record=True) as cut_off:
-        warnings.simplefilter("always")
+    with listening() as cut_off:
         try:
             found = image.getexif().get(_ORIENTATION)
             if isinstance(stored := image.info.get("exif"), bytes):
@@ -171,10 +201,7 @@ def _in_strips(image: Image.Image, stored: Stored, factor: int) -> Pixels:
 
 @contextmanager
 def _opened(path: Path, source: Path | BytesIO, limit: int | None) -> Iterator[Image.Image]:
-    """The image at its first frame, its kind and declared size checked.
-
-    Pillow's own warnings, of metadata mostly, are neither shown nor, as errors, taken for damage.
-    """
+    """The image at its first frame, its kind and declared size checked."""
     mode = path.stat().st_mode
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     if not stat.S_ISREG(mode):
@@ -188,8 +215,7 @@ def _opened(path: Path, source: Path | BytesIO, limit: int | None) -> Iterator[I
         image = _open_up_to(limit, source)
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error), limit) from error
-    with image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with image:
         if max(image.size) > MAX_SIDE:
             raise _RefusedError(
                 f"{path} is {image.width} x {image.height} pixels (width x height), but no side may be longer than "
@@ -207,8 +233,7 @@ def _opened(path: Path, source: Path | BytesIO, limit: int | None) -> Iterator[I
 def _open_up_to(limit: int | None, source: Path | BytesIO) -> Image.Image:
     # Pillow knows one limit for the whole process, warns above it and refuses twice of it. It is ours while the
     # header is read: some formats check more than the image's size against it (tiles, frames).
-    with _limit_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _limit_lock:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None if limit is None else (limit + 1) // 2
         try:
@@ -224,7 +249,13 @@ def _limit(max_pixels: int | None) -> int | None:
         if max_pixels < 1:
             raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1")
         return max_pixels
-    return MAX_PIXELS if Image.MAX_IMAGE_PIXELS == _PILLOW_LIMIT else Image.MAX_IMAGE_PIXELS
+    limit = _limit_of_the_program()
+    return MAX_PIXELS if limit == _PILLOW_LIMIT else limit
+
+
+def _limit_of_the_program() -> int | None:
+    with _limit_lock:  # else it may be the one of `_open_up_to` in another thread
+        return Image.MAX_IMAGE_PIXELS
 
 
 class _RefusedError(ValueError):
@@ -237,7 +268,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, str(error), Image.MAX_IMAGE_PIXELS) from error
+        raise _too_large(path, str(error), _limit_of_the_program()) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} {why_unreadable(path)}") from error
     except MemoryError as error:
@@ -256,7 +287,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 def _too_large(path: Path, what: str, limit: int | None) -> _RefusedError:
     found = re.search(r"\d+ pixels", what)
-    pillow = f", or `PIL.Image.MAX_IMAGE_PIXELS`, now {limit}" if limit == Image.MAX_IMAGE_PIXELS else ""
+    pillow = f", or `PIL.Image.MAX_IMAGE_PIXELS`, now {limit}" if limit == _limit_of_the_program() else ""
     return _RefusedError(
         f"{path} is too large: {found[0] if found else what}, where {limit} are the limit. Make it smaller, or if you "
         f"trust it raise the limit (max_pixels=, --max-megapixels{pillow})"

@@ -1,19 +1,21 @@
 """Image files -> one tensor: `load_images`, which finds, checks and reads them, and its last step by itself."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
 
+from vggt_int8.ahead import ahead
 from vggt_int8.images.check import check_images
-from vggt_int8.images.decode import decode_image
+from vggt_int8.images.decode import decode_for_another
 from vggt_int8.images.find import Source, find_images
 from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
 from vggt_int8.images.names import some_names
 from vggt_int8.images.pixels import narrow_bits
+from vggt_int8.images.unheard import unheard
 from vggt_int8.plain_data import check_integer
 
 
@@ -100,21 +102,15 @@ def read_images(
     invisible: list[str] = []
     unturned: list[str] = []
     highest = 0
-    for path in paths:
-        decoded = decode_image(path, max_pixels=max_pixels, at_least=2 * size)
-        pixels = decoded.pixels
-        fitted.append(
-            fit_image(
-                pixels.rgb, mode, size=size, patch_size=patch_size, alpha=pixels.alpha, original_size=decoded.size
-            )
-        )
-        if bits := narrow_bits(pixels.largest):
-            narrow.setdefault(bits, []).append(path.name)
-            highest = max(highest, pixels.largest or 0)
-        if not fitted[-1][1].content_mask().any():
-            invisible.append(path.name)
-        if not decoded.exif_readable:
-            unturned.append(path.name)
+    for read in _read_ahead(paths, mode, size, patch_size, max_pixels):
+        fitted.append((read.pixels, read.transform))
+        if bits := narrow_bits(read.largest):
+            narrow.setdefault(bits, []).append(read.path.name)
+            highest = max(highest, read.largest or 0)
+        if not read.transform.content_mask().any():
+            invisible.append(read.path.name)
+        if not read.exif_readable:
+            unturned.append(read.path.name)
         if on_image is not None:
             on_image(len(fitted), len(paths))
     if narrow:
@@ -138,6 +134,30 @@ def read_images(
         warnings.warn(remark, stacklevel=stacklevel + 1)
     batch = torch.stack([pad_white(image, model_size) for image, _ in fitted])
     return batch, [transform.padded_to(model_size) for transform in transforms]
+
+
+class _Read(NamedTuple):
+    path: Path
+    pixels: Tensor
+    transform: ImageTransform
+    largest: int | None
+    exif_readable: bool
+
+
+def _read_ahead(
+    paths: Sequence[Path], mode: Mode, size: int, patch_size: int, max_pixels: int | None
+) -> Iterator[_Read]:
+    """In the order of `paths`, by as many threads as there are cores."""
+    with unheard():
+        yield from ahead(lambda path: _read(path, mode, size, patch_size, max_pixels), paths)
+
+
+def _read(path: Path, mode: Mode, size: int, patch_size: int, max_pixels: int | None) -> _Read:
+    """One file, decoded and fitted: what a worker does while the others are at theirs."""
+    decoded = decode_for_another(path, max_pixels=max_pixels, at_least=2 * size)
+    rgb, alpha = decoded.pixels.rgb, decoded.pixels.alpha
+    pixels, transform = fit_image(rgb, mode, size=size, patch_size=patch_size, alpha=alpha, original_size=decoded.size)
+    return _Read(path, pixels, transform, decoded.pixels.largest, decoded.exif_readable)
 
 
 def _checked_sizes(mode: str, model: Any, size: int | None, patch_size: int | None) -> tuple[int, int]:

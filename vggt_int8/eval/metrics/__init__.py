@@ -16,7 +16,6 @@ its protocol and where it is from.
 """
 
 from vggt_int8.eval.metrics.agreement import geometric_differences
-from vggt_int8.eval.metrics.align import Similarity, umeyama
 from vggt_int8.eval.metrics.depth import (
     ALIGNMENTS,
     Alignment,
@@ -31,6 +30,7 @@ from vggt_int8.eval.metrics.keeper import ScoreKeeper
 from vggt_int8.eval.metrics.layers import layer_sqnr
 from vggt_int8.eval.metrics.points import PointScores, normals_of_grid, point_scores, refine_alignment
 from vggt_int8.eval.metrics.poses import PoseScores, pose_errors, pose_scores, trajectory_error
+from vggt_int8.similarity import Similarity, umeyama
 
 __all__ = [
     "ALIGNMENTS",

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.eval.metrics.align import Similarity, umeyama
+from vggt_int8.similarity import Similarity, umeyama
 
 _PAIRS = 1 << 23  # distances that are looked at at a time: 64 MB
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vggt_int8.eval.metrics.align import umeyama
 from vggt_int8.geometry import camera_center, direction_error_degrees, relative_pose, rotation_error_degrees
+from vggt_int8.similarity import umeyama
 
 
 @dataclass(frozen=True)

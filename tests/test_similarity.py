@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vggt_int8.eval.metrics import Similarity, trajectory_error, umeyama
-from vggt_int8.geometry import quaternion_to_rotation
+from vggt_int8.eval.metrics import trajectory_error
+from vggt_int8.geometry import project_points, quaternion_to_rotation
+from vggt_int8.similarity import Similarity, robust_similarity, umeyama
 
 
 def some_similarity() -> Similarity:
@@ -59,6 +60,46 @@ def test_one_similarity_after_another() -> None:
     first, second = some_similarity(), Similarity(0.5, some_similarity().rotation.mT, torch.ones(3).double())
     points = torch.randn(5, 3, dtype=torch.float64)
     torch.testing.assert_close(second.after(first).apply(points), second.apply(first.apply(points)))
+
+
+def test_the_inverse_leads_back() -> None:
+    points = torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(some_similarity().inverse().apply(some_similarity().apply(points)), points)
+
+
+def test_cameras_go_along_with_points() -> None:
+    points = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    extrinsic, moved = looking_from(torch.randn(4, 3)), some_similarity()
+    intrinsic = torch.tensor([[50.0, 0, 20], [0, 60, 30], [0, 0, 1]], dtype=torch.float64).expand(4, 3, 3)
+    pixels, depth = project_points(points.expand(4, -1, -1), extrinsic, intrinsic)
+    there, deep = project_points(moved.apply(points).expand(4, -1, -1), moved.apply_to_extrinsic(extrinsic), intrinsic)
+    torch.testing.assert_close(there, pixels)
+    torch.testing.assert_close(deep, moved.scale * depth)
+
+
+def test_weights_count_as_repeated_points() -> None:
+    generator = torch.Generator().manual_seed(2)
+    source, target = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    times = torch.tensor([1, 3, 2, 0, 1, 4])
+    weighted = umeyama(source, target, times / 7)
+    repeated = umeyama(source.repeat_interleave(times, 0), target.repeat_interleave(times, 0))
+    torch.testing.assert_close(weighted.apply(source), repeated.apply(source))
+    for wrong in (times - 1, times.double() * torch.nan, times * 0, times[:5]):
+        with pytest.raises(ValueError, match="weights"):
+            umeyama(source, target, wrong)
+
+
+def test_two_in_five_wrong_pairs_do_not_move_the_robust_similarity() -> None:
+    generator = torch.Generator().manual_seed(3)
+    source = torch.randn(500, 3, generator=generator, dtype=torch.float64)
+    target = some_similarity().apply(source) + 0.001 * torch.randn(500, 3, generator=generator)
+    target[:200] += torch.tensor([3.0, 1.0, 0.0])  # a thing that has moved
+    found, off = robust_similarity(source, target, torch.ones(500), torch.full((500,), 2.0))
+    assert (found.apply(source) - some_similarity().apply(source)).norm(dim=-1).max() < 0.001
+    assert off[:200].min() > 1
+    assert off[200:].max() < 0.005
+    plain = umeyama(source, target)
+    assert (plain.apply(source) - some_similarity().apply(source)).norm(dim=-1).max() > 0.5
 
 
 SQUARE = torch.tensor([[1.0, 1, 0], [-1, 1, 0], [-1, -1, 0], [1, -1, 0]])

@@ -1,0 +1,73 @@
+"""Results in order, as far ahead as there is room, and errors where they belong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from vggt_int8.ahead import ahead, worker_count
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    def slow_first(number: int) -> int:
+        time.sleep(0.02 if number == 0 else 0)
+        return number * number
+
+    assert list(ahead(slow_first, range(50), workers=4)) == [number * number for number in range(50)]
+    assert list(ahead(slow_first, [])) == []
+
+
+def test_workers_run_beside_one_another_and_beside_the_caller() -> None:
+    meeting = threading.Barrier(4)  # three workers and the caller: would wait for ever if they took turns
+
+    def meet(number: int) -> int:
+        meeting.wait(timeout=10)
+        return number
+
+    results = ahead(meet, range(3), workers=3)
+    thread = threading.Thread(target=lambda: meeting.wait(timeout=10))
+    thread.start()
+    assert list(results) == [0, 1, 2]
+    thread.join()
+
+
+def test_no_more_is_taken_than_there_is_room_for() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    results = ahead(lambda number: number, items(), workers=2, results=5)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    time.sleep(0.2)
+    assert len(taken) <= 3 + 5 + 1  # handed out, waiting, and one that waits for room
+    results.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_errors_come_where_the_result_would_have() -> None:
+    def invert(number: int) -> float:
+        return 1 / number
+
+    results = ahead(invert, [1, 2, 0, 4], workers=2)
+    assert [next(results), next(results)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("the camera is gone")
+
+    results = ahead(invert, broken())
+    assert next(results) == 1
+    with pytest.raises(OSError, match="the camera is gone"):
+        next(results)
+
+
+def test_there_is_a_worker() -> None:
+    assert worker_count() >= 1

@@ -1,0 +1,85 @@
+"""Work done ahead of whoever asks for it: `ahead(function, items)` is `map(function, items)` by threads, in order.
+
+Decoding and resizing of pictures leave Python's lock, so threads suffice, and pixels need not be copied between
+processes. At most `ahead` results exist beside those that were handed out, however long `items` is.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from vggt_int8.machine import quota
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MOST_WORKERS = 16
+_PATIENCE = 0.1  # seconds after which a thread that waits looks whether it is still wanted
+
+
+def worker_count() -> int:
+    """Threads for decoding: the cores that this process may use, up to `MOST_WORKERS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, quota() or cores, MOST_WORKERS)
+
+
+def ahead(
+    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None, results: int | None = None
+) -> Iterator[R]:
+    """`function` of each item, in the order of the items, computed while the caller does something else.
+
+    items: taken one after another by one thread, as far ahead as there is room, so that a video or a camera may be
+    one. workers: threads for `function`, by default `worker_count()`. results: the most that wait to be taken, by
+    default twice as many as workers.
+
+    What `function` or `items` raise is raised where that result would have come. Leaving the iterator early stops the
+    threads.
+    """
+    workers = workers or worker_count()
+    waiting: queue.Queue[Future[R] | None] = queue.Queue(results or 2 * workers)
+    stop = threading.Event()
+
+    def put(item: "Future[R] | None") -> bool:
+        while not stop.is_set():
+            try:
+                waiting.put(item, timeout=_PATIENCE)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def feed(pool: ThreadPoolExecutor) -> None:
+        try:
+            for item in items:
+                # The place in the queue comes before the work, or one result too many would wait.
+                promise: Future[R] = Future()
+                if not put(promise):
+                    return
+                pool.submit(_keep, promise, function, item)
+        except BaseException as error:
+            failed: Future[R] = Future()
+            failed.set_exception(error)
+            put(failed)
+        else:
+            put(None)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="ahead") as pool:
+        feeder = threading.Thread(target=feed, args=(pool,), name="ahead-feeder", daemon=True)
+        feeder.start()
+        try:
+            while (promise := waiting.get()) is not None:
+                yield promise.result()
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            feeder.join(timeout=1)  # it may wait for a camera, and ends with the process then
+
+
+def _keep(promise: "Future[R]", function: Callable[[T], R], item: T) -> None:
+    try:
+        promise.set_result(function(item))
+    except BaseException as error:
+        promise.set_exception(error)
