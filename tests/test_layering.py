@@ -43,7 +43,7 @@ TIERS = [
         "video",
     },
     {"quant"},
-    {"runtime", "calibration"},
+    {"runtime", "calibration", "stream"},
     {"pretrained"},
     {"eval", "export", "auto_classes"},
     {

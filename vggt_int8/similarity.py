@@ -77,16 +77,21 @@ def robust_similarity(source: Tensor, target: Tensor, weights: Tensor, unit: Ten
     which a pair's distance counts, such as the point's distance from the camera, with which errors of depth grow.
     Distances are returned in that unit.
 
-    Cauchy's weights, their width from the (weighted) median of the distances, solved by reweighting: up to half of
-    the weight may be wrong altogether.
+    First the least sum of distances, which a minority cannot pull away however alike its errors are; then Cauchy's
+    weights, as wide as the median distance says, which use the others best. Both by reweighting.
     """
     found = umeyama(source, target, weights)
-    for _ in range(_ROUNDS):
-        off = (found.apply(source) - target.double()).norm(dim=-1) / unit
-        width = _CAUCHY * _MAD * max(_weighted_median(off, weights), torch.finfo(torch.float32).eps)
-        before, found = found, umeyama(source, target, weights / (1 + (off / width).square()) / unit.square())
-        if _same(before, found):
-            break
+    for kind in ("least sum", "cauchy"):
+        for _ in range(_ROUNDS):
+            off = (found.apply(source) - target.double()).norm(dim=-1) / unit
+            median = max(_weighted_median(off, weights), torch.finfo(torch.float32).eps)
+            if kind == "least sum":
+                trust = 1 / off.clamp(min=0.01 * median)
+            else:
+                trust = 1 / (1 + (off / (_CAUCHY * _MAD * median)).square())
+            before, found = found, umeyama(source, target, weights * trust / unit.square())
+            if _same(before, found):
+                break
     return found, (found.apply(source) - target.double()).norm(dim=-1) / unit
 
 
