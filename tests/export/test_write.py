@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vggt_int8.export import SCENE_ENTRIES, staged_folder, write_scene
+from vggt_int8.export import SCENE_ENTRIES, Scene, staged_folder, write_scene
 from vggt_int8.export.color import NO_DATA
 from vggt_int8.images import ImageTransform
 from vggt_int8.model.vggt import VGGTOutput
@@ -17,7 +17,7 @@ from vggt_int8.model.vggt import VGGTOutput
 
 def write(out: Path, pred: dict[str, Tensor], transforms: list[ImageTransform], names: list[str]) -> dict:
     with staged_folder(out, entries=SCENE_ENTRIES) as folder:
-        return write_scene(folder, pred, transforms, names)
+        return write_scene(folder, Scene.from_prediction(pred, transforms, names))
 
 
 def test_all_files_appear(
@@ -29,7 +29,7 @@ def test_all_files_appear(
         f"{kind}/000{i}_1.{suffix}" for kind in ("confidence", "depth") for i in (0, 1) for suffix in ("npy", "png")
     ]
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert found == sorted(["cameras.json", "points.ply", *maps])
+    assert found == sorted(["cameras.json", "points.ply", "sheet.png", *maps])
     json.dumps(summary, allow_nan=False)
     assert summary["cameras"] == {"images": 2}
     assert summary["points"]["written"] > 0
@@ -64,11 +64,12 @@ def test_the_output_of_the_network_is_read_like_a_dict(
     assert write(tmp_path / "b", VGGTOutput(**pred), transforms, names) == from_dict
 
 
-def test_progress_counts_every_map(
+def test_progress_counts_the_frames_of_every_format(
     tmp_path: Path, pred: dict[str, Tensor], transforms: list[ImageTransform], names: list[str]
 ) -> None:
     calls: list[tuple[int, int]] = []
-    write_scene(tmp_path, pred, transforms, names, on_map=lambda done, total: calls.append((done, total)))
+    scene = Scene.from_prediction(pred, transforms, names)
+    write_scene(tmp_path, scene, on_frame=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -93,7 +94,7 @@ def test_half_precision_images_and_maps_are_written_as_fp32(
 def test_wrong_shapes_are_refused_and_leave_nothing(
     tmp_path: Path, pred: dict[str, Tensor], transforms: list[ImageTransform], names: list[str]
 ) -> None:
-    with pytest.raises(ValueError, match="2 images, 2 transforms and 1 names"):
+    with pytest.raises(ValueError, match="2 images, 2 transforms, 1 names and 2 files"):
         write(tmp_path / "out", pred, transforms, names[:1])
     two_scenes = {key: torch.cat([value, value]) for key, value in pred.items()}
     with pytest.raises(ValueError, match="2 scenes"):

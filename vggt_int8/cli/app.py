@@ -14,6 +14,7 @@ from vggt_int8.cli.demo import demo
 from vggt_int8.cli.doctor import doctor
 from vggt_int8.cli.estimate import estimate
 from vggt_int8.cli.eval import eval_models
+from vggt_int8.cli.export import export
 from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.inspect import inspect_model
 from vggt_int8.cli.qat import qat
@@ -43,8 +44,15 @@ EXAMPLES = {
         "Examples:",
         "vggt-int8 run embedded photos/ -o scene [dim]# ships with it, no download[/]",
         "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic",
+        "vggt-int8 run vggt-1b-int8 photos/ -o scene --format colmap,glb --copy-images",
         "vggt-int8 run vggt-1b-int8 a.jpg b.jpg -o scene --overwrite",
         "vggt-int8 run vggt-1b-int8 'photos/*.png' -o scene --json | jq .report.seconds",
+    ),
+    "export": (
+        "Examples:",
+        "vggt-int8 export scene -f glb [dim]# into the folder of the run[/]",
+        "vggt-int8 export scene -o splat -f colmap --copy-images --max-points 200000",
+        "vggt-int8 export scene -f ply --overwrite --normals --voxel 0.01 --edges 0.05",
     ),
     "quantize": (
         "Examples:",
@@ -163,7 +171,7 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 
 COMMANDS: tuple[Command, ...] = (
-    *(demo, run, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
+    *(demo, run, export, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
     *(bench, bench_report, tune, doctor, estimate),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {

@@ -201,7 +201,7 @@ def relative_difference(outputs: dict[str, Outputs], name: str, key: str) -> flo
 
 def write_scene_results(folder: Path, scene: "StoredScene", predictions: Outputs) -> None:
     """depth.png, and for the truth and each recipe what `vggt-int8 run` writes, but for the report."""
-    from vggt_int8.export import write_scene
+    from vggt_int8.export import Scene, write_scene
     from vggt_int8.images import ImageTransform
 
     folder.mkdir()
@@ -212,7 +212,8 @@ def write_scene_results(folder: Path, scene: "StoredScene", predictions: Outputs
     results: dict[str, Any] = {TRUTH: {key: value[None] for key, value in tensors.items()}, **predictions}
     for name, pred in results.items():
         (folder / name).mkdir()
-        write_scene(folder / name, pred, transforms, [f"image_{index}.png" for index in range(frames)])
+        names = [f"image_{index}.png" for index in range(frames)]
+        write_scene(folder / name, Scene.from_prediction(pred, transforms, names))
 
 
 def picture(scene: "StoredScene", predictions: Outputs) -> Any:

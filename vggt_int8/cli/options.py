@@ -147,6 +147,21 @@ def file_option() -> dict[str, Any]:
     return {"callback": checked(check)["callback"]}  # the shell completes names of files itself
 
 
+def list_option(kind: str, *values: str) -> dict[str, Any]:
+    """The same for some of `values`, separated by commas."""
+
+    def check(value: str) -> None:
+        for name in value.split(","):
+            if name.strip() not in values:
+                raise ValueError(f"{_absent(kind, name.strip(), values)} choose of {', '.join(values)}")
+
+    def offer(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in values if name.startswith(last)]
+
+    return {"metavar": "NAME,NAME", **checked(check), "autocompletion": offer}
+
+
 def compile_option() -> dict[str, Any]:
     """The same for what training compiles, separated by commas, or "none"."""
 

@@ -5,12 +5,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from vggt_int8.cli import console, options
+from vggt_int8.cli import console, formats, options
 from vggt_int8.cli.loading import (
     Backend,
     Device,
@@ -30,10 +30,7 @@ from vggt_int8.disk import check_place
 if TYPE_CHECKING:
     from vggt_int8 import VGGTInt8, VGGTOutput
     from vggt_int8.export import RunReport
-    from vggt_int8.export.points import PointSource
     from vggt_int8.images import ImageTransform
-
-LEAST_BYTES = 4.0  # written per pixel of a square: 8 of two maps, if an image is no wider than 2:1
 
 
 def run(
@@ -51,36 +48,36 @@ def run(
             help="Images that the depth and point heads work on at a time: less is less memory.", **options.between(1)
         ),
     ] = 8,
-    points: Annotated[
-        str | None,
-        typer.Option(
-            help="Points from depth and cameras, or from the point head (world_points); by default depth if there is.",
-            **options.choice("source of points", *options.POINTS),
-        ),
-    ] = None,
-    confidence_percentile: Annotated[
-        float,
-        typer.Option(
-            help="Leave out points whose confidence is below this percentile, 0 to 100.", **options.between(0, 100)
-        ),
-    ] = 25.0,
-    max_points: Annotated[
-        int | None,
-        typer.Option(help="Write a random subset of at most so many points; by default all.", **options.between(1)),
-    ] = None,
+    format: formats.Formats = formats.DEFAULT_FORMATS,
+    points: formats.Points = None,
+    confidence_percentile: formats.ConfidencePercentile = 25.0,
+    min_confidence: formats.MinConfidence = None,
+    edges: formats.Edges = None,
+    voxel: formats.Voxel = None,
+    max_points: formats.MaxPoints = None,
+    masks: formats.Masks = None,
+    normals: formats.Normals = False,
+    shared_camera: formats.SharedCamera = False,
+    copy_images: formats.CopyImages = False,
+    link_images: formats.LinkImages = False,
+    image_scales: formats.ImageScales = None,
     max_megapixels: MaxMegapixels = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Reconstruct a scene: write cameras.json, depth and confidence maps, points.ply and report.json."""
+    """Reconstruct a scene: write cameras.json, the formats asked for, the scene itself and report.json."""
+    exports = formats.exports(
+        format, image_scales, copy_images, link_images, masks, points=points,
+        confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges, voxel=voxel,
+        max_points=max_points, normals=normals, shared_camera=shared_camera,
+    )  # fmt: skip
     paths = find_and_check(images, max_megapixels)
     check_place(out.expanduser())
     wanted = Wanted(
         model=model, paths=paths, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
-        frames_chunk=frames_chunk, points=points, confidence_percentile=confidence_percentile, max_points=max_points,
-        max_megapixels=max_megapixels, overwrite=overwrite,
+        frames_chunk=frames_chunk, exports=exports, max_megapixels=max_megapixels, overwrite=overwrite,
     )  # fmt: skip
     report, content = reconstruct(wanted)
     if as_json:
@@ -103,9 +100,7 @@ class Wanted:
     dtype: str | None
     mode: str
     frames_chunk: int
-    points: str | None
-    confidence_percentile: float
-    max_points: int | None
+    exports: formats.Exports
     max_megapixels: float | None
     overwrite: bool
 
@@ -113,9 +108,10 @@ class Wanted:
         """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
         from vggt_int8.export.points import SEED
 
-        names = ("backend", "mode", "frames_chunk", "confidence_percentile", "max_points", "max_megapixels")
-        points = self.points or default_points(network)
-        return {**{name: getattr(self, name) for name in names}, "points": points, "seed": SEED}
+        names = ("backend", "mode", "frames_chunk", "max_megapixels")
+        points = self.exports.points or default_points(network)
+        here = {name: getattr(self, name) for name in names}
+        return {**here, **self.exports.settings(), "points": points, "seed": SEED}
 
 
 def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
@@ -125,10 +121,11 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
     from vggt_int8.cli.loading import resolve_device
     from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report
     from vggt_int8.export.repeat import identify_model
+    from vggt_int8.export.write import format_of
 
     count, clock = console.count_images(len(wanted.paths)), PhaseClock(resolve_device(wanted.device))
     owned = partial(owned_files, command="run")
-    needed = len(wanted.paths) * local_image_size(wanted.model) ** 2 * LEAST_BYTES
+    needed = len(wanted.paths) * local_image_size(wanted.model) ** 2 * wanted.exports.bytes_per_pixel() / 2
     with staged_folder(
         wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned, needed=needed
     ) as folder:
@@ -138,7 +135,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
                 wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
             )
             identity = identify_model(wanted.model)
-        _check_heads(network, wanted.points)
+        _check_heads(network, wanted.exports)
         with clock.phase("load_images"):
             pixels, transforms = load_images_for(network, wanted.paths, wanted.mode, wanted.max_megapixels)
             inputs = _describe_inputs(wanted.paths, transforms)
@@ -150,7 +147,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
             outputs = _write(folder, pred, transforms, wanted)
         settings = wanted.settings(network)
         report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)
-        return report, write_report(folder, "run", report.to_document())
+        return report, write_report(folder, "run", report.to_document(), format_of)
 
 
 def _describe_inputs(paths: "list[Path]", transforms: "list[ImageTransform]") -> list[dict[str, Any]]:
@@ -163,19 +160,14 @@ def _describe_inputs(paths: "list[Path]", transforms: "list[ImageTransform]") ->
 
 
 def _write(folder: Path, pred: "VGGTOutput", transforms: "list[ImageTransform]", wanted: Wanted) -> dict[str, Any]:
-    from vggt_int8.export import write_scene
+    from vggt_int8.export import Scene, write_scene
 
+    scene = Scene.from_prediction(
+        pred, transforms, [str(path) for path in wanted.paths], [path.absolute() for path in wanted.paths]
+    )
+    options = wanted.exports.options(wanted.out)
     with console.step(f"Writing {wanted.out}") as progress:
-        return write_scene(
-            folder,
-            pred,
-            transforms,
-            [str(path) for path in wanted.paths],
-            point_source=cast("PointSource | None", wanted.points),
-            confidence_percentile=wanted.confidence_percentile,
-            max_points=wanted.max_points,
-            on_map=progress,
-        )
+        return write_scene(folder, scene, wanted.exports.formats, options, save=True, on_frame=progress)
 
 
 def report_of(
@@ -206,9 +198,11 @@ def report_of(
     )
 
 
-def _check_heads(network: "VGGTInt8", points: str | None) -> None:
-    """Raise ValueError if the model has no head that gives these points."""
-    config = network.config
+def _check_heads(network: "VGGTInt8", exports: formats.Exports) -> None:
+    """Raise ValueError if the model has no head that gives these points or formats."""
+    config, points = network.config, exports.points
+    if not config.enable_camera and (needy := [name for name in formats.NEED_CAMERAS if name in exports.formats]):
+        raise ValueError(f"format {needy[0]} needs the camera head, which this model does not have")
     there = config.enable_depth and config.enable_camera if points == "depth" else config.enable_point
     if points is not None and not there:
         needs = "the depth and camera heads" if points == "depth" else "the point head"
@@ -256,7 +250,7 @@ def _summary(report: "RunReport") -> Table:
     table = Table(box=None, show_header=False)
     for name, seconds in report.seconds.items():
         table.add_row(name.replace("_", " "), f"{seconds:.2f} s")
-    points = report.outputs["points"]
+    points = report.outputs.get("points")
     if points is not None:
         table.add_row("points", f"{points['written']:,}")
     transparent = sum(entry["transparent_pixels"] for entry in report.inputs)

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,15 +18,40 @@ PROGRAM = "vggt-int8"
 LARGEST_REPORT = 256 * 2**20  # bytes; a million images need some 200 MB
 
 
-def write_report(folder: Path, command: str, document: dict[str, Any]) -> dict[str, Any]:
+def write_report(
+    folder: Path,
+    command: str,
+    document: dict[str, Any],
+    format_of: Callable[[str], str | None] | None = None,
+) -> dict[str, Any]:
     """report.json of a finished folder: `document`, the command that wrote it, and all files below, itself included.
 
+    format_of: of a file (relative, with `/`), the format that it is of; then "written" lists formats and bytes, too.
     Returns what it wrote.
     """
-    files = [
+    return extend_report(folder, command, document, [], format_of)
+
+
+def extend_report(
+    folder: Path,
+    command: str,
+    document: dict[str, Any],
+    others: Sequence[dict[str, Any]],
+    format_of: Callable[[str], str | None] | None,
+) -> dict[str, Any]:
+    """`write_report` in a folder whose files will be put beside `others`, entries of "written" in an earlier report."""
+    here = sorted(
         (Path(parent) / name).relative_to(folder).as_posix() for parent, _, names in os.walk(folder) for name in names
-    ]
-    whole = {**document, "program": PROGRAM, "command": command, "files": sorted([*files, REPORT])}
+    )
+    files = sorted({*here, *(entry["file"] for entry in others), REPORT})
+    whole = {**document, "program": PROGRAM, "command": command, "files": files}
+    if format_of is not None:
+        new = [
+            {"file": file, "format": format_of(file), "bytes": (folder / file).lstat().st_size}
+            for file in here
+            if file != REPORT
+        ]
+        whole["written"] = sorted([*others, *new], key=lambda entry: entry["file"])
     write_json(folder / REPORT, whole)
     return whole
 

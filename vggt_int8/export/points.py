@@ -1,23 +1,71 @@
-"""points.ply: the coloured point cloud of what the images show, without non-finite and the least confident points."""
+"""Which pixels of a scene become points: what the images show, without what is not finite, doubtful, or too much.
 
-from dataclasses import dataclass
+`Selection` holds a bit per pixel, so a scene of any length is filtered frame by frame; every format then takes its
+points from one. All filters count what they leave out, and the counts sum up to all pixels.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from vggt_int8.export.color import Array, Colors
+from vggt_int8.export.frames import depth_steps, frame_pool, in_order, surface_normals, unproject
+from vggt_int8.export.masks import find_masks, read_mask
+from vggt_int8.export.percentile import counts_of, percentile
 from vggt_int8.export.scene import Scene
+from vggt_int8.export.voxels import VoxelGrid
+from vggt_int8.geometry import camera_center
 from vggt_int8.plain_data import check_integer, shown
 
 PointSource = Literal["depth", "world_points"]
 SEED = 0  # of the random subset under `max_points`
+FARTHEST = np.float32(1e30)  # a depth or coordinate beyond this would overflow on its way into the world
+Bits = NDArray[np.bool_]
 
-_VERTEX = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")])
-_PLY_NAMES = {"f": "float", "u": "uchar"}
+
+@dataclass(frozen=True)
+class PointOptions:
+    """Which points are kept; the filters apply in this order.
+
+    source: `depth` (unprojected with the cameras, the more accurate way by VGGT's authors) or `world_points` (the
+        point head). None takes `depth` where the scene has depth and cameras.
+    masks: a folder of masks, one per image, of its stem: white stays, black goes.
+    confidence_percentile: drop points whose confidence lies below this percentile of the finite ones, 0 to 100.
+    min_confidence: drop points whose confidence lies below this number; the network's start at 1.
+    edges: drop pixels around which depth changes by more than this part of itself: 0.05 is 5 %.
+    voxel: keep only the most confident point in each cube of this size, in the scene's unit.
+    max_points: keep a random subset of at most this many, the same for the same seed. None: all, or as many as a
+        format is made for.
+    """
+
+    source: PointSource | None = None
+    masks: Path | None = None
+    confidence_percentile: float = 25.0
+    min_confidence: float | None = None
+    edges: float | None = None
+    voxel: float | None = None
+    max_points: int | None = None
+    seed: int = SEED
+
+    def __post_init__(self) -> None:
+        if self.source is not None and self.source not in get_args(PointSource):
+            kinds = " or ".join(map(repr, get_args(PointSource)))
+            raise ValueError(f"source is {self.source!r}; it must be {kinds}, or None")
+        _check_number("confidence_percentile", self.confidence_percentile, 0, 100)
+        for name, low in (("min_confidence", 0.0), ("edges", 0.0), ("voxel", 0.0)):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), low, np.inf, above=name == "voxel")
+        if self.max_points is not None:
+            check_integer("max_points", self.max_points, ", or None for all")
+            if self.max_points < 1:
+                raise ValueError(f"max_points is {self.max_points}; it must be at least 1, or None for all")
 
 
 @dataclass(frozen=True)
@@ -26,88 +74,261 @@ class PointCloud:
 
     points: Array  # [N, 3] world coordinates
     colors: Colors  # [N, 3]
-    counts: dict[str, int]  # written, padding, transparent, not_finite, low_confidence, over_max_points
+    confidence: Array | None  # [N]
+    frames: NDArray[np.int32]  # [N] the image that a point is from
+    pixels: NDArray[np.int32]  # [N] its pixel there: row * W + column
+    counts: dict[str, int]  # written, and what each filter has left out
 
 
-def check_point_options(source: str | None, confidence_percentile: float, max_points: int | None) -> None:
-    """Raise ValueError or TypeError, naming the value, for what `collect_points` does not take; needs no scene."""
-    if source is not None and source not in get_args(PointSource):
-        raise ValueError(f"source is {source!r}; it must be {' or '.join(map(repr, get_args(PointSource)))}, or None")
-    if isinstance(confidence_percentile, bool) or not isinstance(confidence_percentile, Real):
-        raise TypeError(f"confidence_percentile is {shown(confidence_percentile)}; it must be a number from 0 to 100")
-    if not 0 <= confidence_percentile <= 100:
-        raise ValueError(f"confidence_percentile is {confidence_percentile}; it must be from 0 to 100")
-    if max_points is not None:
-        check_integer("max_points", max_points, ", or None for all")
-        if max_points < 1:
-            raise ValueError(f"max_points is {max_points}; it must be at least 1, or None for all")
+@dataclass(frozen=True)
+class Selection:
+    """The pixels of a scene that are kept, a bit each."""
+
+    scene: Scene
+    source: PointSource
+    counts: dict[str, int]
+    per_frame: NDArray[np.int64]  # [S] pixels that are kept
+    bits: list[NDArray[np.uint8]] = field(repr=False)  # per frame, as np.packbits packs [H, W]
+
+    @property
+    def kept(self) -> int:
+        return int(self.per_frame.sum())
+
+    def mask(self, index: int) -> Bits:
+        """bool [H, W]: the kept pixels of an image."""
+        height, width = self.scene.size
+        return np.unpackbits(self.bits[index], count=height * width).view(np.bool_).reshape(height, width)
+
+    def points(self, index: int) -> Array:
+        """fp32 [H, W, 3]: the world points of all pixels of an image."""
+        return points_of(self.scene, self.source, index)
+
+    def confidence(self, index: int) -> Array | None:
+        """fp32 [H, W]: the confidence of these points."""
+        return confidence_of(self.scene, self.source, index)
+
+    def normals(self, index: int, points: Array) -> Array:
+        """fp32 [H, W, 3]: unit normals of `points(index)` that face the camera; the world's origin without one."""
+        extrinsic = self.scene.extrinsic
+        return surface_normals(points, np.zeros(3) if extrinsic is None else camera_center(extrinsic[index]).numpy())
+
+    def at_most(self, count: int | None, seed: int = SEED) -> "Selection":
+        """A random subset, or the same where there are no more than `count`."""
+        if count is None or self.kept <= count:
+            return self
+        generator = np.random.default_rng(seed)
+        chosen = np.sort(generator.choice(self.kept, count, replace=False, shuffle=False))
+        starts = np.concatenate([[0], np.cumsum(self.per_frame)])
+        bits, per_frame = [], []
+        for index, (start, stop) in enumerate(pairwise(starts)):
+            low, high = np.searchsorted(chosen, (start, stop))
+            mask = np.zeros(self.scene.size[0] * self.scene.size[1], dtype=np.bool_)
+            if high > low:
+                mask[np.flatnonzero(self.mask(index))[chosen[low:high] - start]] = True
+            bits.append(np.packbits(mask))
+            per_frame.append(high - low)
+        counts = {**self.counts, "over_max_points": self.kept - count, "written": count}
+        return replace(self, bits=bits, per_frame=np.array(per_frame), counts=counts)
+
+    def cloud(self, pool: ThreadPoolExecutor) -> PointCloud:
+        """All kept points, in memory."""
+        frames_with_points = np.flatnonzero(self.per_frame).tolist()
+        pieces = list(in_order(pool, self._piece, frames_with_points))
+        points, colors, confidence, frames, pixels = zip(*pieces, strict=True) if pieces else [[]] * 5
+        return PointCloud(
+            points=np.concatenate([np.empty((0, 3), np.float32), *points]),
+            colors=np.concatenate([np.empty((0, 3), np.uint8), *colors]),
+            confidence=None if any(part is None for part in confidence) else np.concatenate(
+                [np.empty(0, np.float32), *confidence]
+            ),
+            frames=np.concatenate([np.empty(0, np.int32), *frames]),
+            pixels=np.concatenate([np.empty(0, np.int32), *pixels]),
+            counts=self.counts,
+        )  # fmt: skip
+
+    def _piece(self, index: int) -> tuple[Array, Colors, Array | None, NDArray[np.int32], NDArray[np.int32]]:
+        mask = self.mask(index)
+        confidence = self.confidence(index)
+        pixels = np.flatnonzero(mask).astype(np.int32)
+        return (
+            self.points(index)[mask],
+            self.scene.colors[index].numpy()[mask],
+            None if confidence is None else confidence[mask],
+            np.full(len(pixels), index, dtype=np.int32),
+            pixels,
+        )
 
 
-def collect_points(
-    scene: Scene,
-    *,
-    source: PointSource | None = None,
-    confidence_percentile: float = 25.0,
-    max_points: int | None = None,
-    seed: int = SEED,
-) -> PointCloud | None:
-    """One point per pixel, then the filters in the order of `PointCloud.counts`; None if the scene has no points.
+def select_points(scene: Scene, options: PointOptions, pool: ThreadPoolExecutor) -> Selection | None:
+    """Apply all filters but `max_points`; None if the scene has no points.
 
-    source: `depth` (unprojected with the cameras, the more accurate way by VGGT's authors) or `world_points` (the
-    point head). None takes `depth` where the scene has depth and cameras.
-    confidence_percentile: drop points whose confidence lies below this percentile of the finite ones, 0 to 100.
-    max_points: keep a random subset of at most this many, the same for the same seed.
+    Raises ValueError if the head for `options.source` did not run, or no mask fits; errors of reading masks.
     """
-    check_point_options(source, confidence_percentile, max_points)
-    points, confidence = _points_and_confidence(scene, source)
-    if points is None:
+    source = point_source(scene, options.source)
+    if source is None:
         return None
-    points = points.reshape(-1, 3)
-    transparent = int(scene.transparent.sum())
-    counts = {"written": 0, "padding": int((~scene.content).sum()) - transparent, "transparent": transparent}
-    keep = scene.content.reshape(-1)
-
-    finite = keep & points.isfinite().all(dim=-1)
-    if confidence is not None:
-        finite &= confidence.reshape(-1).isfinite()
-    counts["not_finite"] = int(keep.sum() - finite.sum())
-    keep = finite
-
-    if confidence is not None and keep.any():
-        # numpy's percentile: torch.quantile refuses more than 2^24 values, about 80 images
-        values = confidence.reshape(-1)
-        keep = keep & (values >= float(np.percentile(values[keep].numpy(), confidence_percentile)))
-    counts["low_confidence"] = int(finite.sum() - keep.sum())
-
-    indices = keep.nonzero().squeeze(-1)
-    chosen = indices
-    if max_points is not None and len(indices) > max_points:
-        order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-        chosen = indices[order[:max_points].sort().values]
-    counts["over_max_points"] = len(indices) - len(chosen)
-    counts["written"] = len(chosen)
-    return PointCloud(points[chosen].numpy(), scene.colors.reshape(-1, 3)[chosen].numpy(), counts)
+    masks = None if options.masks is None else find_masks(options.masks, scene)
+    return _select(scene, source, options, masks, pool)
 
 
-def write_ply(path: Path, points: Array, colors: Colors) -> None:
-    """Binary little-endian PLY: points [N, 3] float32, colors [N, 3] uint8."""
-    vertices = np.empty(len(points), dtype=_VERTEX)
-    for i, name in enumerate(("x", "y", "z")):
-        vertices[name] = points[:, i]
-    for i, name in enumerate(("red", "green", "blue")):
-        vertices[name] = colors[:, i]
-    properties = [f"property {_PLY_NAMES[_VERTEX[name].kind]} {name}" for name in _VERTEX.names or ()]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}", *properties, "end_header"]
-    with path.open("wb") as file:
-        file.write(("\n".join(header) + "\n").encode("ascii"))
-        file.write(vertices.tobytes())
+def collect_points(scene: Scene, options: PointOptions | None = None) -> PointCloud | None:
+    """`select_points` with `max_points`, as arrays in memory; None if the scene has no points."""
+    options = options or PointOptions()
+    with frame_pool() as pool:
+        selection = select_points(scene, options, pool)
+        return None if selection is None else selection.at_most(options.max_points, options.seed).cloud(pool)
 
 
-def _points_and_confidence(scene: Scene, source: PointSource | None) -> tuple[Tensor | None, Tensor | None]:
-    from_depth = scene.points_from_depth() if source != "world_points" else None
-    if source is not None and (from_depth if source == "depth" else scene.world_points) is None:
-        needs = "the depth and camera heads" if source == "depth" else "the point head"
-        raise ValueError(f"source {source!r} needs {needs}, which did not run")
-    if from_depth is not None:
-        return from_depth, scene.depth_conf
-    return scene.world_points, scene.world_points_conf
+def point_source(scene: Scene, wanted: PointSource | None) -> PointSource | None:
+    """Where points come from. Raises ValueError if what is wanted is not there."""
+    from_depth = scene.depth is not None and scene.extrinsic is not None and scene.intrinsic is not None
+    there = {"depth": from_depth, "world_points": scene.world_points is not None}
+    if wanted is not None and not there[wanted]:
+        needs = "the depth and camera heads" if wanted == "depth" else "the point head"
+        raise ValueError(f"source {wanted!r} needs {needs}, which did not run")
+    if wanted is not None:
+        return wanted
+    return next((source for source in get_args(PointSource) if there[source]), None)
+
+
+def points_of(scene: Scene, source: PointSource, index: int) -> Array:
+    """fp32 [H, W, 3]: the world points of all pixels of an image."""
+    if source == "world_points":
+        assert scene.world_points is not None
+        return scene.world_points[index].numpy()
+    assert scene.depth is not None
+    assert scene.extrinsic is not None
+    assert scene.intrinsic is not None
+    return unproject(scene.depth[index].numpy(), scene.extrinsic[index].numpy(), scene.intrinsic[index].numpy())
+
+
+def confidence_of(scene: Scene, source: PointSource, index: int) -> Array | None:
+    confidence = scene.depth_conf if source == "depth" else scene.world_points_conf
+    return None if confidence is None else confidence[index].numpy()
+
+
+def _select(
+    scene: Scene,
+    source: PointSource,
+    options: PointOptions,
+    masks: Sequence[Path] | None,
+    pool: ThreadPoolExecutor,
+) -> Selection:
+    frames = range(len(scene))
+    counts = dict.fromkeys(
+        ("written", "padding", "transparent", "masked", "not_finite", "low_confidence", "edges", "voxel"), 0
+    )
+    counts["over_max_points"] = 0
+    size = scene.size[0] * scene.size[1]
+
+    def look(index: int) -> tuple[NDArray[np.uint8], dict[str, int], NDArray[np.int64] | None]:
+        """What can be said of a frame by itself, and the counts for the percentile."""
+        content = scene.content(index).numpy()
+        transparent = int(scene.transforms[index].transparent_mask().sum())
+        kept = content if masks is None else content & read_mask(masks[index], scene.transforms[index])
+        confidence = confidence_of(scene, source, index)
+        finite = kept & _finite(scene, source, index)
+        if confidence is not None:
+            finite &= np.isfinite(confidence)
+        shown, unmasked = int(content.sum()), int(kept.sum())
+        here = {
+            "padding": size - shown - transparent,
+            "transparent": transparent,
+            "masked": shown - unmasked,
+            "not_finite": unmasked - int(finite.sum()),
+        }
+        return np.packbits(finite), here, None if confidence is None else counts_of(confidence[finite])
+
+    bits: list[NDArray[np.uint8]] = []
+    histogram: NDArray[np.int64] | None = None
+    for frame_bits, here, here_counts in in_order(pool, look, frames):
+        bits.append(frame_bits)
+        for name, number in here.items():
+            counts[name] += number
+        if here_counts is not None:
+            histogram = here_counts if histogram is None else histogram + here_counts
+    selection = Selection(scene, source, counts, np.array([int(np.bitwise_count(b).sum()) for b in bits]), bits)
+
+    threshold = None
+    if histogram is not None and histogram.any():
+
+        def confidences(index: int) -> Array:
+            confidence = selection.confidence(index)
+            assert confidence is not None
+            return confidence[selection.mask(index)]
+
+        threshold = percentile(histogram, options.confidence_percentile, lambda: in_order(pool, confidences, frames))
+        threshold = max(threshold, options.min_confidence or threshold)
+    selection = _filter(selection, "low_confidence", pool, lambda i: selection.confidence(i), threshold)
+    if options.edges is not None and scene.depth is not None:
+        depth = scene.depth
+        # Negated, so that a step of NaN is one that is too large.
+        selection = _filter(selection, "edges", pool, lambda i: -depth_steps(depth[i].numpy()), -options.edges)
+    if options.voxel is not None:
+        selection = _filter_voxels(selection, options.voxel, pool)
+    return replace(selection, counts={**selection.counts, "written": selection.kept})
+
+
+def _filter(
+    selection: Selection, name: str, pool: ThreadPoolExecutor, values: Any, threshold: float | None
+) -> Selection:
+    """Keep pixels whose value is at least the threshold."""
+    if threshold is None:
+        return selection
+
+    def look(index: int) -> NDArray[np.uint8]:
+        found = values(index)
+        return np.packbits(selection.mask(index) & (found >= threshold))
+
+    return _with_bits(selection, name, list(in_order(pool, look, range(len(selection.scene)))))
+
+
+def _filter_voxels(selection: Selection, size: float, pool: ThreadPoolExecutor) -> Selection:
+    grid = VoxelGrid(size)
+
+    def look(index: int) -> tuple[Array, Array]:
+        mask = selection.mask(index)
+        confidence = selection.confidence(index)
+        points = selection.points(index)[mask]
+        return points, np.ones(len(points), np.float32) if confidence is None else confidence[mask]
+
+    for points, confidence in in_order(pool, look, range(len(selection.scene))):
+        grid.add(points, confidence)
+    chosen = grid.finish()  # ranks among all kept pixels
+    starts = np.concatenate([[0], np.cumsum(selection.per_frame)])
+
+    def thin(index: int) -> NDArray[np.uint8]:
+        low, high = np.searchsorted(chosen, starts[index : index + 2])
+        mask = np.zeros(selection.scene.size[0] * selection.scene.size[1], dtype=np.bool_)
+        mask[np.flatnonzero(selection.mask(index))[chosen[low:high] - starts[index]]] = True
+        return np.packbits(mask)
+
+    return _with_bits(selection, "voxel", list(in_order(pool, thin, range(len(selection.scene)))))
+
+
+def _with_bits(selection: Selection, name: str, bits: list[NDArray[np.uint8]]) -> Selection:
+    per_frame = np.array([int(np.bitwise_count(frame).sum()) for frame in bits])
+    counts = {**selection.counts, name: selection.kept - int(per_frame.sum())}
+    return replace(selection, bits=bits, per_frame=per_frame, counts=counts)
+
+
+def _finite(scene: Scene, source: PointSource, index: int) -> Bits:
+    """bool [H, W]: pixels whose point is finite."""
+    if source == "world_points":
+        assert scene.world_points is not None
+        return (np.abs(scene.world_points[index].numpy()) < FARTHEST).all(axis=-1)
+    assert scene.depth is not None
+    assert scene.extrinsic is not None
+    assert scene.intrinsic is not None
+    camera = scene.extrinsic[index].isfinite().all() and not scene.intrinsic[index].isnan().any()
+    return (np.abs(scene.depth[index].numpy()) < FARTHEST) & bool(camera)
+
+
+def _check_number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        bounds = f"from {low:g} to {high:g}" if high < np.inf else f"{'above' if above else 'of at least'} {low:g}"
+        raise TypeError(f"{name} is {shown(value)}; it must be a number {bounds}")
+    number = float(value)
+    if not low <= number <= high or number == np.inf or (above and number == low):
+        bounds = f"from {low:g} to {high:g}" if high < np.inf else f"{'above' if above else 'at least'} {low:g}"
+        raise ValueError(f"{name} is {value}; it must be {bounds}")

@@ -1,60 +1,266 @@
-"""`write_scene`: all files of one reconstruction, and a summary of what was written and what was not."""
+"""`write_scene`: one reconstruction in any number of formats, and a summary of what was written and what was not.
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+Formats are written at the same time, each a frame at a time, so that a scene on the disk needs memory for some frames
+alone.
+"""
+
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, get_args
 
-from torch import Tensor
-
+from vggt_int8.export import colmap, glb
 from vggt_int8.export.cameras import cameras_document
+from vggt_int8.export.contact import write_sheet
+from vggt_int8.export.frames import frame_pool
 from vggt_int8.export.maps import write_confidence, write_depth
-from vggt_int8.export.points import PointSource, collect_points, write_ply
+from vggt_int8.export.naming import image_names
+from vggt_int8.export.npz import write_predictions
+from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path, stored_turned
+from vggt_int8.export.ply import write_ply
+from vggt_int8.export.points import PointOptions, Selection, select_points
+from vggt_int8.export.saved import FOLDER, save_scene
 from vggt_int8.export.scene import Scene
+from vggt_int8.export.transforms import POINTS_FILE, transforms_document
 from vggt_int8.files import write_json
-from vggt_int8.images import ImageTransform
+from vggt_int8.listing import first_few
 
-SCENE_ENTRIES = ("cameras.json", "depth", "confidence", "points.ply", "report.json")
+# What each format writes at the top of the folder.
+ENTRIES: dict[str, tuple[str, ...]] = {
+    "cameras": ("cameras.json",),
+    "depth": ("depth", "confidence", "sheet.png"),
+    "ply": ("points.ply",),
+    "glb": ("scene.glb",),
+    "colmap": ("sparse",),
+    "transforms": ("transforms.json", POINTS_FILE),
+    "npz": ("predictions.npz",),
+}
+IMAGE_ENTRIES = ("images", *(f"images_{scale}" for scale in SCALES))
+FORMATS = tuple(name for name in ENTRIES if name != "cameras")  # to choose from; cameras.json is always there
+DEFAULT_FORMATS = ("ply", "depth")
+SCENE_ENTRIES = (*(entry for entries in ENTRIES.values() for entry in entries), *IMAGE_ENTRIES, FOLDER, "report.json")
+_NEEDS_CAMERAS = ("colmap", "transforms")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How the formats are written; `points` says which points.
+
+    normals: in points.ply as well. shared_camera: one camera in `sparse`. images: the original images beside the
+    exports, copied or linked. image_scales: and smaller ones, in `images_N`. folder: where the results will be found,
+    if that is not where they are written.
+    """
+
+    points: PointOptions = field(default_factory=PointOptions)
+    normals: bool = False
+    shared_camera: bool = False
+    images: Placing | None = None
+    image_scales: tuple[int, ...] = ()
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.images not in get_args(Placing):
+            raise ValueError(f"images is {self.images!r}; it must be {' or '.join(get_args(Placing))}, or None")
+        if wrong := [scale for scale in self.image_scales if scale not in SCALES]:
+            raise ValueError(f"image_scales has {wrong[0]!r}; choose of {', '.join(map(str, SCALES))}")
+        if self.image_scales and self.images is None:
+            raise ValueError("image_scales are smaller copies of the images: copy or link these as well")
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Formats to write, each once. Raises ValueError for an unknown one, or none."""
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(f"there is no format {unknown[0]!r}: choose of {', '.join(FORMATS)}")
+    if not formats:
+        raise ValueError(f"no format to write: choose of {', '.join(FORMATS)}")
+    return tuple(dict.fromkeys(formats))
+
+
+def entries_of(formats: Collection[str], options: ExportOptions) -> tuple[str, ...]:
+    """What these write at the top of the folder."""
+    images = ("images",) if options.images else ()
+    scales = tuple(f"images_{scale}" for scale in options.image_scales)
+    return (*(entry for name in ENTRIES if name in formats for entry in ENTRIES[name]), *images, *scales)
+
+
+def format_of(file: str) -> str | None:
+    """The format that a file (relative, with `/`) belongs to; None for the report and what is no export."""
+    top = file.split("/")[0]
+    if top in IMAGE_ENTRIES:
+        return "images"
+    return "scene" if top == FOLDER else next((name for name, entries in ENTRIES.items() if top in entries), None)
 
 
 def write_scene(
     folder: Path,
-    pred: Mapping[str, Tensor],
-    transforms: Sequence[ImageTransform],
-    names: Sequence[str],
+    scene: Scene,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    options: ExportOptions | None = None,
     *,
-    point_source: PointSource | None = None,
-    confidence_percentile: float = 25.0,
-    max_points: int | None = None,
-    on_map: Callable[[int, int], None] | None = None,
+    cameras: bool = True,
+    save: bool = False,
+    on_frame: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write cameras.json, depth/, confidence/ and points.ply into `folder`; see `staged_folder`.
+    """Write cameras.json and `formats` into `folder`, where none of their names is taken; see `staged_folder`.
 
-    pred: a `VGGTOutput` of one scene (B = 1). transforms, names: one per image, in input order; the names stand
-    in cameras.json and, shortened, in file names. The options are those of `collect_points`. on_map: called with
-    (maps done, all maps) after each depth or confidence map, for a progress bar.
+    cameras: False leaves cameras.json out. save: True saves the scene itself as well, for `load_scene`. on_frame:
+    called with (frames done, frames of all formats), for a progress bar.
 
-    Returns a JSON-ready summary: an entry per output, None where the head that it needs did not run.
+    Returns a JSON-ready summary: an entry per output, None where the head that it needs did not run. Warns of what
+    readers of these formats may stumble over. Raises ValueError for formats that this scene cannot have.
     """
-    scene = Scene.from_prediction(pred, transforms, names)
-    cameras = cameras_document(scene)
-    if cameras is not None:
-        write_json(folder / "cameras.json", cameras)
-    cloud = collect_points(
-        scene, source=point_source, confidence_percentile=confidence_percentile, max_points=max_points
-    )
-    if cloud is not None:
-        write_ply(folder / "points.ply", cloud.points, cloud.colors)
-    num_maps = len(names) * sum(maps is not None for maps in (scene.depth, scene.depth_conf))
-    done = count(1)
+    options = options or ExportOptions()
+    formats = check_formats(formats)
+    if scene.extrinsic is None and (without := [name for name in _NEEDS_CAMERAS if name in formats]):
+        raise ValueError(f"format {without[0]} needs cameras, and the camera head did not run")
+    ticks = _Ticks(len(scene), [*formats, *(["images"] if options.images else [])], on_frame)
+    summary: dict[str, Any] = {}
+    if cameras:
+        document = cameras_document(scene)
+        if document is not None:
+            write_json(folder / "cameras.json", document)
+        summary["cameras"] = None if document is None else {"images": len(scene)}
+    with frame_pool() as pool, ThreadPoolExecutor(max_workers=len(FORMATS) + 2) as writers:
+        selection = None
+        if any(name in formats for name in ("ply", "glb", *_NEEDS_CAMERAS)):
+            selection = select_points(scene, options.points, pool)
+        work = _Work(folder, scene, options, selection, pool, ticks)
+        jobs = {name: writers.submit(getattr(work, name)) for name in formats}
+        if options.images:
+            jobs["images"] = writers.submit(work.images)
+        if save:
+            jobs["scene"] = writers.submit(work.scene_itself)
+        try:
+            for name in jobs:
+                summary |= jobs[name].result()
+        except BaseException:
+            for job in jobs.values():
+                job.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for warning in _warnings(scene, formats, options, work.model):
+        warnings.warn(warning, stacklevel=2)
+    return summary
 
-    def tick() -> None:
-        if on_map is not None:
-            on_map(next(done), num_maps)
 
-    return {
-        "cameras": None if cameras is None else {"images": len(scene.names)},
-        "depth": write_depth(folder / "depth", scene, tick),
-        "confidence": write_confidence(folder / "confidence", scene, tick),
-        "points": None if cloud is None else cloud.counts,
-    }
+class _Work:
+    """One method per format; each returns its part of the summary."""
+
+    def __init__(
+        self,
+        folder: Path,
+        scene: Scene,
+        options: ExportOptions,
+        selection: Selection | None,
+        pool: ThreadPoolExecutor,
+        ticks: "_Ticks",
+    ) -> None:
+        self.folder, self.scene, self.options, self.selection = folder, scene, options, selection
+        self.pool, self.tick = pool, ticks.tick
+        self.model: colmap.ColmapModel | None = None
+
+    def depth(self) -> dict[str, Any]:
+        depth = write_depth(self.folder / "depth", self.scene, self.pool, self.tick)
+        confidence = write_confidence(self.folder / "confidence", self.scene, self.pool)
+        sheet = write_sheet(self.folder / "sheet.png", self.scene, depth, confidence)
+        return {"depth": depth, "confidence": confidence, "sheet": sheet}
+
+    def ply(self) -> dict[str, Any]:
+        selection = self._at_most(None)
+        if selection is None:
+            return {"points": None}
+        write_ply(self.folder / "points.ply", selection, self.pool, normals=self.options.normals, on_frame=self.tick)
+        return {"points": selection.counts}
+
+    def glb(self) -> dict[str, Any]:
+        selection = self._at_most(glb.POINTS)
+        if selection is None:
+            return {"glb": None}
+        return {"glb": glb.write_glb(self.folder / "scene.glb", self.scene, selection.cloud(self.pool))}
+
+    def colmap(self) -> dict[str, Any]:
+        selection = self._at_most(colmap.POINTS)
+        if selection is None:
+            raise ValueError("format colmap needs points, and neither the depth nor the point head ran")
+        written = colmap.colmap_model(self.scene, selection, self.pool, shared=self.options.shared_camera)
+        self.model = written.model
+        return {"colmap": colmap.write_colmap(self.folder, written)}
+
+    def transforms(self) -> dict[str, Any]:
+        selection = self._at_most(colmap.POINTS)
+        points_file = None if selection is None else POINTS_FILE
+        document = transforms_document(self.scene, self._image_paths(), points_file)
+        if selection is not None:
+            write_ply(self.folder / POINTS_FILE, selection, self.pool, confidence=False)
+        write_json(self.folder / "transforms.json", document)
+        return {"transforms": {"frames": len(self.scene), "points": 0 if selection is None else selection.kept}}
+
+    def npz(self) -> dict[str, Any]:
+        arrays = write_predictions(self.folder / "predictions.npz", self.scene, self.pool, self.tick)
+        return {"npz": {"arrays": arrays}}
+
+    def images(self) -> dict[str, Any]:
+        assert self.options.images is not None
+        scales = self.options.image_scales
+        return {"images": place_images(self.folder, self.scene, self.options.images, self.pool, scales, self.tick)}
+
+    def scene_itself(self) -> dict[str, Any]:
+        save_scene(self.folder / FOLDER, self.scene)
+        return {"scene": {"images": len(self.scene)}}
+
+    def _at_most(self, budget: int | None) -> Selection | None:
+        if self.selection is None:
+            return None
+        points = self.options.points
+        return self.selection.at_most(points.max_points or budget, points.seed)
+
+    def _image_paths(self) -> list[str]:
+        """From the folder of the results to each image."""
+        names = image_names(self.scene)
+        if self.options.images:
+            return [f"images/{name}" for name in names]
+        if homeless := [name for name, file in zip(names, self.scene.files, strict=True) if file is None]:
+            raise ValueError(
+                f"transforms.json names the files of images, and {len(homeless)} have none: {first_few(homeless)}"
+            )
+        place = self.options.folder or self.folder
+        return [relative_path(file, place) for file in self.scene.files if file is not None]
+
+
+class _Ticks:
+    """Counts frames of several formats, from several threads."""
+
+    def __init__(self, frames: int, formats: Sequence[str], report: Callable[[int, int], None] | None) -> None:
+        counted = [name for name in formats if name in ("depth", "ply", "npz", "images")]
+        self.total, self.done, self.report, self.lock = frames * len(counted), 0, report, Lock()
+
+    def tick(self) -> None:
+        with self.lock:
+            self.done += 1
+            if self.report is not None:
+                self.report(self.done, self.total)
+
+
+def _warnings(
+    scene: Scene, formats: Sequence[str], options: ExportOptions, model: colmap.ColmapModel | None
+) -> list[str]:
+    """What a reader of these formats would stumble over."""
+    found = []
+    names_files = [name for name in ("colmap", "transforms") if name in formats]
+    if names_files and options.images is None and (turned := stored_turned(scene)):
+        found.append(
+            f"{len(turned)} images are stored turned, with an EXIF orientation ({first_few(turned)}); programs that "
+            f"read {' and '.join(names_files)} mostly look at pixels as they are stored: --copy-images writes them "
+            "upright"
+        )
+    # Half a pixel of the network's image is the shift between two conventions, see colmap.py.
+    allowed = max(1 / side for side in scene.size)
+    if model is not None and (part := colmap.off_center(model)) > allowed:
+        found.append(
+            f"principal points are up to {part:.2%} of an image's side away from its middle, as images are cropped or "
+            "padded unevenly; the loader of INRIA's 3DGS takes the middle"
+        )
+    return found

@@ -1,0 +1,161 @@
+"""Options that say what a scene is exported as: of `run`, and of `export`, which needs no model."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from vggt_int8.cli import options
+
+if TYPE_CHECKING:
+    from vggt_int8.export import ExportOptions
+    from vggt_int8.export.originals import Placing
+    from vggt_int8.export.points import PointSource
+
+# Written out here, since the modules that own them load PyTorch; a test compares.
+FORMATS = ("depth", "ply", "glb", "colmap", "transforms", "npz")
+SCALES = ("2", "4", "8")
+NEED_CAMERAS = ("colmap", "transforms")
+DEFAULT_FORMATS = "ply,depth"
+# Written per pixel of the network's images, at least: what is asked of the disk beforehand.
+SCENE_BYTES = 11.0  # colours, depth, confidence
+BYTES = {"depth": 8.0, "npz": 32.0}
+
+Formats = Annotated[
+    str,
+    typer.Option(
+        "--format", "-f", help=f"What to write: {', '.join(FORMATS)}.", **options.list_option("format", *FORMATS)
+    ),
+]
+Points = Annotated[
+    str | None,
+    typer.Option(
+        help="Points from depth and cameras, or from the point head (world_points); by default depth if there is.",
+        **options.choice("source of points", *options.POINTS),
+    ),
+]
+ConfidencePercentile = Annotated[
+    float,
+    typer.Option(
+        help="Leave out points whose confidence is below this percentile, 0 to 100.", **options.between(0, 100)
+    ),
+]
+MinConfidence = Annotated[
+    float | None,
+    typer.Option(help="Leave out points whose confidence is below this number; it starts at 1.", **options.between(0)),
+]
+Edges = Annotated[
+    float | None,
+    typer.Option(
+        help="Leave out points around which depth changes by more than this part of itself, such as 0.05.",
+        **options.between(0),
+    ),
+]
+Voxel = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep the most confident point in each cube of this size, in the scene's unit.", **options.between(1e-12)
+    ),
+]
+MaxPoints = Annotated[
+    int | None,
+    typer.Option(
+        help="A random subset of at most so many points; by default all in ply, 1,000,000 in glb, 100,000 in colmap "
+        "and transforms.",
+        **options.between(1),
+    ),
+]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with a mask per image, of its name: white is kept, black is left out.", show_default=False
+    ),
+]
+Normals = Annotated[bool, typer.Option("--normals", help="Normals in points.ply.")]
+SharedCamera = Annotated[
+    bool, typer.Option("--shared-camera", help="One camera for all images in colmap, of median focal length.")
+]
+CopyImages = Annotated[
+    bool,
+    typer.Option(
+        "--copy-images",
+        help="Copy the original images beside the exports; those that are stored turned are written upright.",
+    ),
+]
+LinkImages = Annotated[bool, typer.Option("--link-images", help="The same with links instead of copies.")]
+ImageScales = Annotated[
+    str | None,
+    typer.Option(help="Also smaller copies, in images_N: of 2, 4 and 8.", **options.list_option("scale", *SCALES)),
+]
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What these options ask for, in plain values."""
+
+    formats: tuple[str, ...]
+    points: str | None
+    confidence_percentile: float
+    min_confidence: float | None
+    edges: float | None
+    voxel: float | None
+    max_points: int | None
+    masks: Path | None
+    normals: bool
+    shared_camera: bool
+    images: str | None
+    image_scales: tuple[int, ...]
+
+    def options(self, folder: Path) -> "ExportOptions":
+        """For `write_scene`; `folder` is where the results will be. Raises ValueError for what contradicts itself."""
+        from vggt_int8.export import ExportOptions, PointOptions
+
+        return ExportOptions(
+            points=PointOptions(
+                source=cast("PointSource | None", self.points),
+                masks=self.masks,
+                confidence_percentile=self.confidence_percentile,
+                min_confidence=self.min_confidence,
+                edges=self.edges,
+                voxel=self.voxel,
+                max_points=self.max_points,
+            ),
+            normals=self.normals,
+            shared_camera=self.shared_camera,
+            images=cast("Placing | None", self.images),
+            image_scales=self.image_scales,
+            folder=folder,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            **asdict(self),
+            "formats": list(self.formats),
+            "masks": None if self.masks is None else str(self.masks),
+            "image_scales": list(self.image_scales),
+        }
+
+    def bytes_per_pixel(self) -> float:
+        """What is written of each pixel of the network's images, at least."""
+        return SCENE_BYTES + sum(BYTES.get(name, 0.0) for name in self.formats)
+
+
+def exports(
+    formats: str, image_scales: str | None, copy_images: bool, link_images: bool, masks: Path | None, **others: Any
+) -> Exports:
+    """The options as they were given -> what they ask for. Raises ValueError for what contradicts itself."""
+    if copy_images and link_images:
+        raise ValueError("--copy-images and --link-images contradict each other: give one of them")
+    if image_scales and not copy_images and not link_images:
+        raise ValueError("--image-scales makes smaller copies of the images: say --copy-images or --link-images, too")
+    if masks is not None and not masks.expanduser().is_dir():
+        raise ValueError(f"--masks: {masks} is no folder")
+    return Exports(
+        formats=tuple(dict.fromkeys(name.strip() for name in formats.split(","))),
+        images="copy" if copy_images else "link" if link_images else None,
+        image_scales=tuple(int(scale) for scale in image_scales.split(",")) if image_scales else (),
+        masks=masks,
+        **others,
+    )

@@ -1,0 +1,133 @@
+"""`sparse/0`: the scene as a COLMAP model at the original images' resolution, for COLMAP, 3DGS and gsplat.
+
+Half a pixel: VGGT's depth belongs to array indices, so its first pixel is centred on (0, 0); COLMAP centres it on
+(0.5, 0.5). Hence the principal point, which the network has in the middle (W / 2, H / 2) of the one convention, stands
+half a pixel of the network's image right of and below the middle in the other, and points project where they are seen.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vggt_int8.export.colmap_files import ColmapModel, write_model
+from vggt_int8.export.correspond import Observations, observe, project
+from vggt_int8.export.naming import image_names
+from vggt_int8.export.points import Selection
+from vggt_int8.export.scene import Scene
+from vggt_int8.geometry import rotation_to_quaternion
+from vggt_int8.listing import first_few
+
+POINTS = 100_000  # unless it is said otherwise: what 3DGS starts from
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model, and what its points say of it."""
+
+    model: ColmapModel
+    summary: dict[str, Any]
+
+
+def corner_intrinsic(scene: Scene, index: int) -> Tensor:
+    """fp64 [3, 3] of an image in the original's pixels, the first of which is centred on (0.5, 0.5).
+
+    Raises ValueError for a camera without a finite focal length.
+    """
+    assert scene.intrinsic is not None
+    intrinsic = scene.intrinsic[index].double()
+    if not intrinsic.isfinite().all():
+        raise ValueError(
+            f"{scene.names[index]} has no finite focal length (its field of view is 0), so it has no camera for other "
+            "programs: leave the image out"
+        )
+    intrinsic = intrinsic.clone()
+    intrinsic[:2, 2] += 0.5
+    return scene.transforms[index].intrinsic_to_original(intrinsic)
+
+
+def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *, shared: bool = False) -> Written:
+    """The model, whose points are all of `selection`.
+
+    shared: one camera for all images, with the medians of their focal lengths and principal points. Raises ValueError
+    if the images then differ in size, or a camera is not finite.
+    """
+    assert scene.extrinsic is not None
+    seen = observe(selection, pool)
+    intrinsics = torch.stack([corner_intrinsic(scene, index) for index in range(len(scene))])
+    sizes = [transform.original_size[::-1] for transform in scene.transforms]
+    if shared:
+        intrinsics = _shared(intrinsics, sizes)
+    extrinsic = scene.extrinsic.double()
+    quaternions = rotation_to_quaternion(extrinsic[:, :, :3])[:, [3, 0, 1, 2]]
+    pixels = np.empty_like(seen.pixel)
+    for index, transform in enumerate(scene.transforms):
+        here = seen.image == index
+        pixels[here] = (seen.pixel[here] + 0.5 - transform.offset) / transform.scale
+    errors = reprojection_errors(seen, pixels, extrinsic.numpy(), intrinsics.numpy())
+    number = np.bincount(seen.point, minlength=len(seen.points))
+    parameters = torch.stack(
+        [intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2]], dim=-1
+    ).numpy()
+    model = ColmapModel(
+        sizes=sizes[:1] if shared else sizes,
+        parameters=parameters[:1] if shared else parameters,
+        camera_of=[0] * len(scene) if shared else list(range(len(scene))),
+        names=image_names(scene),
+        poses=torch.cat([quaternions, extrinsic[:, :, 3]], dim=-1).numpy(),
+        points=seen.points,
+        colors=seen.colors,
+        errors=np.bincount(seen.point, weights=errors, minlength=len(seen.points)) / np.maximum(number, 1),
+        seen_by=seen.image,
+        seen_at=pixels,
+        seen_point=seen.point,
+    )
+    several = number[seen.point] > 1
+    summary = {
+        "images": len(scene),
+        "cameras": len(model.sizes),
+        "points": len(seen.points),
+        "observations": len(seen.point),
+        "points_in_several_images": int((number > 1).sum()),
+        "mean_reprojection_error": float(errors[several].mean()) if several.any() else None,
+    }
+    return Written(model, summary)
+
+
+def write_colmap(folder: Path, written: Written) -> dict[str, Any]:
+    """Write `sparse/0` below `folder` -> the summary for the report. Raises ValueError for a model without points."""
+    if not len(written.model.points):
+        raise ValueError(
+            "no points are left for a COLMAP model, which others cannot read: lower the confidence or remove filters"
+        )
+    place = folder / "sparse" / "0"
+    place.mkdir(parents=True)
+    write_model(place, written.model)
+    return written.summary
+
+
+def reprojection_errors(
+    seen: Observations, pixels: NDArray[np.float64], extrinsic: NDArray[np.float64], intrinsic: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """[M]: how far from its pixel each observation's point is projected, in original pixels."""
+    camera = extrinsic[seen.image]
+    place, _ = project(seen.points[seen.point], camera[:, :, :3], camera[:, :, 3], intrinsic[seen.image])
+    return np.linalg.norm(place - pixels, axis=-1)
+
+
+def off_center(model: ColmapModel) -> float:
+    """How far a principal point is from the middle of its image, at most, as a part of the image's width or height."""
+    sizes = np.array(model.sizes, dtype=np.float64)
+    return float((np.abs(model.parameters[:, 2:] - sizes / 2) / sizes).max())
+
+
+def _shared(intrinsics: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    if len(set(sizes)) > 1:
+        kinds = first_few([f"{width}x{height}" for width, height in sorted(set(sizes))])
+        raise ValueError(f"one camera for all images needs images of one size, and these have {kinds} (width x height)")
+    return intrinsics.median(dim=0).values.expand_as(intrinsics).contiguous()

@@ -1,0 +1,104 @@
+"""A scene's frames one by one, several at once: a pool of threads, and what a frame's pixels are in the world.
+
+NumPy, not PyTorch: its functions leave the interpreter's lock to other threads and start none of their own.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggt_int8.machine import threads
+
+Array = NDArray[np.float32]
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+
+@contextmanager
+def frame_pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as this machine computes with. After an error what has not begun is not begun."""
+    pool = ThreadPoolExecutor(max_workers=max(1, threads()))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`work` of each item, in their order; only a few more than there are threads are under way or waiting."""
+    ahead = 2 * pool._max_workers
+    waiting: list[Future[Result]] = []
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def unproject(depth: Array, extrinsic: NDArray[Any], intrinsic: NDArray[Any]) -> Array:
+    """Depth [H, W] along the z axis -> world points [H, W, 3]; the first pixel is centred on (0, 0).
+
+    `geometry.unproject_depth` for one frame, in arrays: the ray of a pixel is linear in its column and row.
+    """
+    rotation, translation = extrinsic[:, :3].astype(np.float64), extrinsic[:, 3].astype(np.float64)
+    focal, center = intrinsic.diagonal()[:2].astype(np.float64), intrinsic[:2, 2].astype(np.float64)
+    across, down = rotation[0] / focal[0], rotation[1] / focal[1]  # rows of R are columns of its inverse
+    straight = rotation[2] - across * center[0] - down * center[1]
+    height, width = depth.shape
+    columns = np.arange(width)[:, None] * across + straight  # [W, 3]
+    rows = np.arange(height)[:, None] * down  # [H, 3]
+    rays = columns.astype(np.float32)[None] + rows.astype(np.float32)[:, None]
+    rays *= depth[..., None]
+    rays += (-rotation.T @ translation).astype(np.float32)
+    return rays
+
+
+def surface_normals(points: Array, center: NDArray[Any]) -> Array:
+    """World points [H, W, 3] of a frame -> unit normals that face its camera, 0 where there is no surface.
+
+    From the points beside, above and below: across a step in depth they mean little.
+    """
+    across, down = np.empty_like(points), np.empty_like(points)
+    _differences(points, across)
+    _differences(points.swapaxes(0, 1), down.swapaxes(0, 1))
+    normals: Array = np.cross(down, across).astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), np.float32(1e-30))
+        away = ((points - center.astype(np.float32)) * normals).sum(-1, keepdims=True) > 0
+    np.negative(normals, out=normals, where=away)
+    normals[~np.isfinite(normals).all(-1)] = 0
+    return normals
+
+
+def depth_steps(depth: Array) -> Array:
+    """Depth [H, W] -> how far the nearest and farthest of a pixel and its eight neighbours are from each other, over
+    the nearest: 0 on a wall that is faced, large where one surface hides another.
+    """
+    padded = np.pad(depth, 1, mode="edge")
+    height, width = depth.shape
+    wide = [padded[:, i : i + width] for i in range(3)]
+    low, high = np.minimum(np.minimum(*wide[:2]), wide[2]), np.maximum(np.maximum(*wide[:2]), wide[2])
+    low = np.minimum(np.minimum(low[:height], low[1 : height + 1]), low[2:])
+    high = np.maximum(np.maximum(high[:height], high[1 : height + 1]), high[2:])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        steps: Array = ((high - low) / low).astype(np.float32, copy=False)
+    return steps
+
+
+def _differences(points: Array, out: Array) -> None:
+    """Along the second axis: of both neighbours, of one at the borders; 0 where there is but one column."""
+    if points.shape[1] < 2:
+        out[:] = 0
+        return
+    np.subtract(points[:, 2:], points[:, :-2], out=out[:, 1:-1])
+    np.subtract(points[:, 1], points[:, 0], out=out[:, 0])
+    np.subtract(points[:, -1], points[:, -2], out=out[:, -1])

@@ -1,0 +1,61 @@
+"""`transforms.json` for nerfstudio and whoever reads its format: OpenGL cameras, intrinsics in every frame.
+
+Camera to world in OpenGL axes (x right, y up, z backward) is OpenCV's with the second and third axis turned; the world
+stays as it is. An intrinsic outside of the frames would take their place in nerfstudio without a word, `applied_scale`
+would scale its points and not its cameras, so neither is written. Pixels are counted from the image's corner, as COLMAP
+does.
+"""
+
+from typing import Any
+
+import torch
+
+from vggt_int8.export.colmap import corner_intrinsic
+from vggt_int8.export.scene import Scene
+from vggt_int8.geometry import camera_center, invert_extrinsic
+
+POINTS_FILE = "sparse_points.ply"
+_LEAST_APART = 1e-6  # of the distance to what is seen
+
+
+def transforms_document(scene: Scene, image_paths: list[str], points_file: str | None) -> dict[str, Any]:
+    """The content of transforms.json. image_paths: as they are found from its folder.
+
+    Raises ValueError for one image, and for cameras that all stand in one place: readers divide by their distance.
+    """
+    assert scene.extrinsic is not None
+    if len(scene) < 2:
+        raise ValueError("transforms.json needs two images or more: its readers divide by the distance of cameras")
+    centers = camera_center(scene.extrinsic)
+    apart = float((centers - centers[0]).norm(dim=-1).max())
+    reach = 1.0 if scene.depth is None else float(scene.depth[0].median())
+    if not apart > _LEAST_APART * abs(reach):
+        raise ValueError(
+            f"all cameras stand in one place (at most {apart:.3g} apart, where the first image shows things "
+            f"{reach:.3g} away): readers of transforms.json divide by that distance. "
+            "Photographs that are turned on the spot show no depth"
+        )
+    document: dict[str, Any] = {"camera_model": "OPENCV"}
+    if points_file is not None:
+        document["ply_file_path"] = points_file
+    document["frames"] = [_frame(scene, index, path) for index, path in enumerate(image_paths)]
+    return document
+
+
+def _frame(scene: Scene, index: int, path: str) -> dict[str, Any]:
+    assert scene.extrinsic is not None
+    intrinsic = corner_intrinsic(scene, index)
+    height, width = scene.transforms[index].original_size
+    to_world = torch.eye(4, dtype=torch.float64)
+    to_world[:3] = invert_extrinsic(scene.extrinsic[index].double())
+    to_world[:3, 1:3] *= -1
+    return {
+        "file_path": path,
+        "w": width,
+        "h": height,
+        "fl_x": float(intrinsic[0, 0]),
+        "fl_y": float(intrinsic[1, 1]),
+        "cx": float(intrinsic[0, 2]),
+        "cy": float(intrinsic[1, 2]),
+        "transform_matrix": to_world.tolist(),
+    }
