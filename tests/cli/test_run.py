@@ -21,7 +21,9 @@ def test_writes_all_outputs(cli, tiny: Path, photos: list[Path], tmp_path: Path)
     out = tmp_path / "out"
     text = cli("run", tiny, *photos, "-o", out, "--recipe", "int8_dynamic", "--device", "cpu")
     assert str(out) in text
-    assert {path.name for path in out.iterdir()} == {"cameras.json", "depth", "confidence", "points.ply", "report.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *("cameras.json", "depth", "confidence", "sheet.png", "points.ply", "scene", "report.json")
+    }
     model = VGGTInt8.from_pretrained(tiny, recipe="int8_dynamic").eval()
     images = load_images(photos, size=model.config.img_size, patch_size=model.config.patch_size)
     with torch.inference_mode():
@@ -79,6 +81,11 @@ def test_the_report_says_how_to_repeat_the_run(
         "max_points": 50,
         "seed": 0,
         "max_megapixels": None,
+        "formats": ["ply", "depth"],
+        **dict.fromkeys(("min_confidence", "edges", "voxel", "masks", "images")),
+        "normals": False,
+        "shared_camera": False,
+        "image_scales": [],
     }
     family = find_family("vggt", ())
     assert report["quantization"] == expand(load_recipe("int8_weight_only"), family).to_dict()
@@ -251,7 +258,7 @@ def test_transparent_pixels_make_no_points_and_are_grey_and_counted(cli, tiny: P
     assert sum(points.values()) == height * width
     assert f"{transparent:,}" in said
     body = (out / "points.ply").read_bytes().partition(b"end_header\n")[2]
-    colors = np.frombuffer(body, [("xyz", "<f4", 3), ("rgb", "u1", 3)])["rgb"]
+    colors = np.frombuffer(body, [("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])["rgb"]
     assert len(colors) == points["written"] > 0
     assert colors.mean(axis=0) == pytest.approx([10, 100, 200], abs=20)
     assert not (colors == 255).all(axis=1).any()
