@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", *DOCS]
 STAND_INS = {"facebook/VGGT-1B": "embedded", '"cuda"': '"cpu"'}
-PARSED_ALONE = ("demo", "bench", "bench-report", "eval", "sensitivity", "qat")
+PARSED_ALONE = ("demo", "batch", "bench", "bench-report", "eval", "sensitivity", "qat")
 TYPERS = {"--help", "--install-completion", "--show-completion"}
 
 

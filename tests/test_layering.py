@@ -1,7 +1,7 @@
 """Imports inside the package point one way only, and every optional library has one home.
 
-    cli -> {bench, training, scorecard, sensitivity, doctor} -> {eval, export} -> pretrained -> {runtime, calibration}
-        -> quant -> {model, kernels, …}
+    cli -> {bench, training, scorecard, sensitivity, doctor, batch} -> {eval, export} -> pretrained
+        -> {runtime, calibration} -> quant -> {model, kernels, …}
 
 Read from the source text, so that imports inside functions count too.
 """
@@ -51,6 +51,7 @@ TIERS = [
         "training",
         "scorecard",
         "sensitivity",
+        "batch",
         "doctor",
     },  # all score what they or models make, so they stand above eval
     {"cli", "__main__"},

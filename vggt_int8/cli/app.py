@@ -8,6 +8,7 @@ import typer
 
 from vggt_int8 import __version__
 from vggt_int8.cli import console, options
+from vggt_int8.cli.batch import batch
 from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
 from vggt_int8.cli.demo import demo
@@ -53,6 +54,12 @@ EXAMPLES = {
         "vggt-int8 export scene -f glb [dim]# into the folder of the run[/]",
         "vggt-int8 export scene -o splat -f colmap --copy-images --max-points 200000",
         "vggt-int8 export scene -f ply --overwrite --normals --voxel 0.01 --edges 0.05",
+    ),
+    "batch": (
+        "Examples:",
+        "vggt-int8 batch vggt-1b-int8 scenes/ -o results [dim]# scenes/kitchen/*.jpg, scenes/garden/*.jpg, …[/]",
+        "vggt-int8 batch facebook/VGGT-1B scenes/ -o results -r int8_rotated --device cuda:0 --device cuda:1",
+        "accelerate launch -m vggt_int8 batch vggt-1b-int8 scenes/ -o results [dim]# on every host[/]",
     ),
     "quantize": (
         "Examples:",
@@ -171,7 +178,7 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 
 COMMANDS: tuple[Command, ...] = (
-    *(demo, run, export, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
+    *(demo, run, batch, export, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
     *(bench, bench_report, tune, doctor, estimate),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {

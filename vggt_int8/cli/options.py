@@ -71,7 +71,7 @@ def choice(kind: str, *values: str) -> dict[str, Any]:
 
 def choices(kind: str, *values: str) -> dict[str, Any]:
     """The same for several of them."""
-    return _repeatable(choice(kind, *values))
+    return repeatable(choice(kind, *values))
 
 
 def recipe_option() -> dict[str, Any]:
@@ -91,7 +91,7 @@ def recipe_option() -> dict[str, Any]:
 
 def recipes_option() -> dict[str, Any]:
     """The same for several."""
-    return _repeatable(recipe_option())
+    return repeatable(recipe_option())
 
 
 def device_option() -> dict[str, Any]:
@@ -203,7 +203,7 @@ def offer_embedded(incomplete: str) -> list[str]:
     return [EMBEDDED] if incomplete and EMBEDDED.startswith(incomplete) else []
 
 
-def _repeatable(one: dict[str, Any]) -> dict[str, Any]:
+def repeatable(one: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `typer.Option` for a value -> the same for a list of such values."""
 
     def callback(ctx: typer.Context, param: typer.CallbackParam, values: list[str] | None) -> list[str] | None:

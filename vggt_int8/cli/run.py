@@ -135,7 +135,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
                 wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
             )
             identity = identify_model(wanted.model)
-        _check_heads(network, wanted.exports)
+        check_heads(network, wanted.exports)
         with clock.phase("load_images"):
             pixels, transforms = load_images_for(network, wanted.paths, wanted.mode, wanted.max_megapixels)
             inputs = _describe_inputs(wanted.paths, transforms)
@@ -198,7 +198,7 @@ def report_of(
     )
 
 
-def _check_heads(network: "VGGTInt8", exports: formats.Exports) -> None:
+def check_heads(network: "VGGTInt8", exports: formats.Exports) -> None:
     """Raise ValueError if the model has no head that gives these points or formats."""
     config, points = network.config, exports.points
     if not config.enable_camera and (needy := [name for name in formats.NEED_CAMERAS if name in exports.formats]):

@@ -1,0 +1,206 @@
+"""A worker over scenes that take milliseconds, in this process; and supervised ones that die."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.batch.standin import Standin
+from vggt_int8.batch import Board, Claims, find_scenes, run_worker
+from vggt_int8.batch.supervise import BadInput, supervise
+
+ROOT = Path(__file__).parents[2]
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+def make_scenes(folder: Path, number: int, **faults: int) -> Path:
+    """Folders scene_0 …; faults: the kind of fault -> the number of the scene that has it."""
+    for i in range(number):
+        (folder / "scenes" / f"scene_{i}").mkdir(parents=True)
+        (folder / "scenes" / f"scene_{i}" / "image.png").touch()
+    for fault, i in faults.items():
+        (folder / "scenes" / f"scene_{i}" / fault).touch()
+    return folder / "scenes"
+
+
+def board_of(folder: Path, retries: int = 1) -> Board:
+    board = Board(folder / "out", find_scenes(folder / "scenes"), retries)
+    board.open({"standin": True})
+    return board
+
+
+def work(folder: Path, retries: int = 1) -> Board:
+    board = board_of(folder, retries)
+    with Claims(board.claims_folder) as claims:
+        run_worker(board, claims, Standin(board.out, 0.001), poll=0.01)
+    return board
+
+
+def computed(folder: Path) -> Counter[str]:
+    path = folder / "computed"
+    return Counter(path.read_text().split() if path.exists() else [])
+
+
+def check_whole(board: Board, failed: set[str] = frozenset()) -> None:
+    """All scenes are through, their results whole, and nothing is left of the work."""
+    board.refresh()
+    assert {scene.name for scene in board.scenes if board.status(scene).status == "failed"} == set(failed)
+    assert board.unfinished() == []
+    for scene in board.scenes:
+        if scene.name not in failed:
+            assert len((board.out / scene.name / "big").read_bytes()) == 4096
+    assert list(board.claims_folder.iterdir()) == []
+    assert [path.name for path in board.out.iterdir() if path.name.startswith(".")] == [".batch"]
+
+
+def test_all_scenes_are_done_once(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 5)
+    check_whole(work(tmp_path))
+    work(tmp_path)
+    assert set(computed(tmp_path).values()) == {1}
+    assert len(computed(tmp_path)) == 5
+
+
+def test_bad_scenes_are_listed_and_survived(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 6, unreadable=1, once=3, never=4)
+    board = work(tmp_path)
+    check_whole(board, {"scene_1", "scene_4"})
+    attempts = {scene.name: board.attempts(scene) for scene in board.scenes}
+    assert [attempt["error"] for attempt in attempts["scene_1"]] == ["ValueError: scene_1 has no images"]
+    assert [attempt["stage"] for attempt in attempts["scene_4"]] == ["compute"] * 2
+    assert [attempt["error"] for attempt in attempts["scene_3"]] == ["RuntimeError: out of memory, this once"]
+
+
+def test_scenes_that_were_mended_are_tried_again(tmp_path: Path) -> None:
+    scenes = make_scenes(tmp_path, 2, unreadable=1)
+    work(tmp_path)
+    assert len(computed(tmp_path)) == 1
+    (scenes / "scene_1" / "unreadable").unlink()
+    check_whole(work(tmp_path))
+
+
+def test_failures_are_forgotten_on_request(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 2, never=1)
+    assert len(work(tmp_path, 0).attempts(board_of(tmp_path).scenes[1])) == 1
+    board_of(tmp_path).forget_failures()
+    work(tmp_path, 2)
+    assert len(board_of(tmp_path).attempts(board_of(tmp_path).scenes[1])) == 3
+
+
+def test_other_settings_are_turned_away(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 1)
+    board = board_of(tmp_path)
+    with pytest.raises(FileExistsError, match=r"standin True, now False"):
+        board.open({"standin": False})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").touch()
+    with pytest.raises(FileExistsError, match="not one of `batch`"):
+        Board(tmp_path / "photos", board.scenes).open({})
+
+
+def test_what_is_no_folder_of_scenes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        find_scenes(tmp_path / "missing")
+    with pytest.raises(ValueError, match="holds no folders"):
+        find_scenes(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        find_scenes(tmp_path / "file")
+
+
+def test_images_may_lie_a_folder_below(tmp_path: Path) -> None:
+    (tmp_path / "a" / "images").mkdir(parents=True)
+    (tmp_path / "b" / "rgb").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    assert [scene.images.name for scene in find_scenes(tmp_path)] == ["images", "b"]
+    assert [scene.images.name for scene in find_scenes(tmp_path, "rgb")] == ["rgb", "rgb"]
+
+
+def command(folder: Path, retries: int = 1) -> Callable[[str], list[str]]:
+    arguments = [str(folder / "out"), str(folder / "scenes")]
+    return lambda token: [sys.executable, str(STANDIN), *arguments, token, str(retries)]
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.mark.usefixtures("importable")
+def test_a_scene_that_kills_its_process_costs_itself_alone(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 6, killer=2, breaks_gpu=4)
+    board, notes = board_of(tmp_path), []
+    supervise(board, [command(tmp_path)], notes.append, poll=0.02)
+    check_whole(board, {"scene_2", "scene_4"})
+    errors = [attempt["error"] for attempt in board.attempts(board.scenes[2])]
+    assert errors == ["the process was killed by SIGKILL (out of memory?) while it was at this scene alone"] * 2
+    assert "illegal memory access" in board.attempts(board.scenes[4])[0]["error"]
+    assert any("SIGKILL" in note for note in notes)
+    assert max(computed(tmp_path).values()) <= 2  # of its neighbours: once when it died, once again
+
+
+@pytest.mark.usefixtures("importable")
+def test_a_worker_that_cannot_begin_is_given_up(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 2)
+    board, notes = board_of(tmp_path), []
+    supervise(board, [lambda token: ["false"]], notes.append, poll=0.01)
+    assert "given up" in notes[-1]
+    assert len(board.unfinished()) == 2
+    with pytest.raises(BadInput):
+        supervise(board, [lambda token: [sys.executable, "-c", "raise SystemExit(2)"]], notes.append, poll=0.01)
+
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from tests.batch.test_worker import board_of, command
+from vggt_int8.batch.supervise import supervise
+folder = Path(sys.argv[1])
+supervise(board_of(folder, 1000), [command(folder, 1000)] * 2, print, poll=0.02)
+"""
+
+
+def kill_at_random(folder: Path, kills: int, seed: int) -> None:
+    """Two supervisors with two workers each over one folder: processes are killed, supervisors started anew."""
+    chance, environment = random.Random(seed), os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder)], env=environment, cwd=ROOT)
+
+    running = [start(), start()]
+    try:
+        for _ in range(kills):
+            time.sleep(chance.uniform(0.1, 1.2))
+            i = chance.randrange(2)
+            if running[i].poll() is not None:
+                running[i] = start()
+                continue
+            children = Path(f"/proc/{running[i].pid}/task/{running[i].pid}/children").read_text().split()
+            victim = chance.choice([running[i].pid, *map(int, children)])
+            os.kill(victim, chance.choice([signal.SIGKILL, signal.SIGTERM]))
+        running = [process if process.poll() is None else start() for process in running]
+        assert [process.wait(300) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
+    check_whole(board_of(folder, 1000))
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 40)
+    kill_at_random(tmp_path, 6, seed=0)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+def test_fifty_random_kills(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 1500)
+    kill_at_random(tmp_path, 50, seed=1)

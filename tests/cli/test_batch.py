@@ -1,0 +1,113 @@
+"""`vggt-int8 batch` with a real model; what its processes do when they die is tested in tests/batch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vggt_int8.batch import Board, supervise
+from vggt_int8.cli import batch_worker, console
+
+SCENES = Path(__file__).parents[2] / "vggt_int8" / "assets" / "scenes"
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """Two good ones, of which one has its images a folder below; one without images, one with a damaged one."""
+    for name, source in (("a", "room"), ("b/images", "table"), ("bad", "room")):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(SCENES / source / f"image_{i}.png", tmp_path / "scenes" / name)
+    (tmp_path / "scenes" / "bad" / "image_1.png").write_bytes(b"damaged")
+    (tmp_path / "scenes" / "empty").mkdir()
+    return tmp_path / "scenes"
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers run in this process, without what a process of their own costs."""
+
+    def run(board: Board, commands: Sequence[Callable[[str], Sequence[str]]], note: Callable[[str], None]) -> None:
+        settings = console.settings
+        for command in commands:
+            batch_worker.work(batch_worker.from_argument(command("token")[-1]))
+        assert console.settings is settings
+
+    monkeypatch.setattr(supervise, "supervise", run)
+
+
+def statuses(summary: dict[str, Any]) -> dict[str, str]:
+    return {row["scene"]: row["status"] for row in summary["rows"]}
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_scenes_are_reconstructed_and_bad_ones_listed(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = cli("batch", bare_int8, scenes, "-o", out, "--device", "cpu", code=1)
+    assert "bad (cpu): ValueError" in told
+    summary = json.loads((out / "summary.json").read_text())
+    assert statuses(summary) == {"a": "done", "b": "done", "bad": "failed", "empty": "failed"}
+    assert (summary["done"], summary["failed"], summary["images"]) == (2, 2, 4)
+    assert "image_1.png" in next(row["error"] for row in summary["rows"] if row["scene"] == "bad")
+    report = json.loads((out / "b" / "report.json").read_text())
+    assert (report["command"], len(report["inputs"]), report["recipe"]) == ("batch", 2, "int8_dynamic")
+    assert set(report["seconds"]) == {"load_images", "reconstruct", "to_host", "write"}
+    assert (out / "a" / "cameras.json").is_file()
+
+    before = (out / "a" / "report.json").stat()
+    for name in ("bad", "empty"):
+        shutil.copy(SCENES / "room" / "image_1.png", scenes / name)
+    summary = json.loads(cli("batch", bare_int8, scenes, "-o", out, "--device", "cpu", "--json"))
+    assert set(statuses(summary).values()) == {"done"}
+    assert (out / "a" / "report.json").stat() == before
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
+    shutil.rmtree(scenes / "bad")
+    shutil.rmtree(scenes / "empty")
+    cli("batch", bare_int8, scenes, "-o", tmp_path / "out", "--device", "cpu")
+    cli("run", bare_int8, scenes / "a", "-o", tmp_path / "run", "--device", "cpu")
+    for name in ("cameras.json", "points.ply"):
+        assert (tmp_path / "out" / "a" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    assert "not one of `batch`" in cli("batch", bare_int8, scenes, "-o", tmp_path / "out", "--device", "cpu", code=2)
+    assert "is not there" in cli("batch", bare_int8, tmp_path / "no", "-o", tmp_path / "new", code=2)
+    assert "holds no folders" in cli("batch", bare_int8, scenes / "empty", "-o", tmp_path / "new", code=2)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_their_own(scenes: Path, bare_int8: Path, tmp_path: Path) -> None:
+    """A model that is not there is said once, and ends it; a good one goes through."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+
+    def run(model: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "vggt_int8", "batch", str(model), str(scenes), "-o", str(tmp_path / "out")]
+        return subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, env=environment)
+
+    done = run(bare_int8)
+    assert done.returncode == 1, done.stderr
+    assert "2 of 4 scenes are in" in done.stdout
+    assert "killed" not in done.stderr
+
+
+@pytest.mark.exhaustive
+def test_a_launcher_spreads_it(scenes: Path, tmp_path: Path) -> None:
+    """Two processes of accelerate: all scenes are through, although one process has to end with an error."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "vggt_int8"]
+    command = [*launch, "batch", "embedded", str(scenes), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert statuses(summary) == {"a": "done", "b": "done", "bad": "failed", "empty": "failed"}

@@ -1,0 +1,16 @@
+"""Many scenes, many processes, one folder of results: who does what next, what is done, and what failed.
+
+Processes share nothing but that folder (`Board`), on one machine or on several. They take scenes by atomic files that
+they keep fresh (`Claims`); a scene whose holder is gone is taken over. A result appears whole, by one rename, so claims
+save work and correctness does not rest on them: where two do the same scene, the second finds it done.
+
+`run_worker` reads ahead, computes and writes behind; `supervise` keeps such processes alive. Neither knows PyTorch: a
+`Stages` says what is read, computed and written.
+"""
+
+from vggt_int8.batch.board import Board, SceneState
+from vggt_int8.batch.claims import Claims
+from vggt_int8.batch.scenes import SceneFolder, find_scenes
+from vggt_int8.batch.worker import BadScene, Broken, Stages, run_worker
+
+__all__ = ["BadScene", "Board", "Broken", "Claims", "SceneFolder", "SceneState", "Stages", "find_scenes", "run_worker"]

@@ -1,0 +1,155 @@
+"""`Board`: the state of a batch as files below its folder of results, which any number of processes read and write.
+
+OUT/SCENE/report.json         a finished scene: the folder appears whole, or not at all
+OUT/.batch/settings.json      what is done to each scene; whoever comes with other settings is turned away
+OUT/.batch/claims/KEY.claim   who is at work
+OUT/.batch/failures/KEY.json  attempts that failed, and the state of the images they failed on
+OUT/.batch/suspects/KEY.json  scenes that a process held when it died, which are tried again one at a time
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vggt_int8.batch.scenes import SceneFolder
+from vggt_int8.files import write_json
+from vggt_int8.plain_data import shown
+
+STATE, REPORT = ".batch", "report.json"
+Status = Literal["done", "failed", "open"]
+
+
+@dataclass(frozen=True)
+class SceneState:
+    """attempts: failed ones, on the images as they are now."""
+
+    status: Status
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Board:
+    """Of one folder of results and the scenes that are to be in it. retries: attempts after the first failed one."""
+
+    def __init__(self, out: Path, scenes: Sequence[SceneFolder], retries: int = 1) -> None:
+        self.out, self.scenes, self.retries = out, list(scenes), retries
+        self.state = out / STATE
+        self.claims_folder = self.state / "claims"
+        self._by_name = {scene.name: scene for scene in scenes}
+        self._done: set[str] = set()
+        self._failed: set[str] = set()  # keys of scenes with attempts that failed
+
+    def open(self, settings: dict[str, Any]) -> None:
+        """Make the folders, and agree with whoever works here on what is done to each scene.
+
+        Raises FileExistsError if `out` holds results of other settings, naming them, or is no folder of `batch`.
+        """
+        path = self.state / "settings.json"
+        if self.out.is_dir() and not self.state.is_dir() and any(self.out.iterdir()):
+            raise FileExistsError(f"output folder {self.out} is not empty and not one of `batch`: choose another one")
+        for folder in (self.state, self.claims_folder, self.state / "failures", self.state / "suspects"):
+            folder.mkdir(parents=True, exist_ok=True)
+        plain = json.loads(json.dumps(settings))
+        if not path.exists():
+            _write_first(path, plain)
+        there = self._read(path)
+        changed = [name for name in {**plain, **there} if plain.get(name) != there.get(name)]
+        if changed:
+            told = "; ".join(f"{name} {shown(there.get(name))}, now {shown(plain.get(name))}" for name in changed[:3])
+            raise FileExistsError(
+                f"output folder {self.out} has results of other settings ({told}): choose another one, or give these"
+            )
+
+    def refresh(self) -> None:
+        """See what others have finished meanwhile."""
+        with os.scandir(self.out) as entries:
+            new = [entry.name for entry in entries if entry.name in self._by_name and entry.name not in self._done]
+        self._done.update(name for name in new if (self.out / name / REPORT).is_file())
+        self._failed = {path.stem for path in (self.state / "failures").glob("*.json")}
+
+    def is_done(self, scene: SceneFolder) -> bool:
+        """Whether its results are there, now."""
+        if scene.name not in self._done and (self.out / scene.name / REPORT).is_file():
+            self._done.add(scene.name)
+        return scene.name in self._done
+
+    def status(self, scene: SceneFolder) -> SceneState:
+        """As of the last `refresh`."""
+        if scene.name in self._done:
+            return SceneState("done")
+        attempts = self.attempts(scene) if scene.key in self._failed else []
+        final = any(attempt["final"] for attempt in attempts) or len(attempts) > self.retries
+        return SceneState("failed" if final else "open", attempts)
+
+    def unfinished(self) -> list[SceneFolder]:
+        """Scenes that are neither done nor given up."""
+        self.refresh()
+        return [scene for scene in self.scenes if scene.name not in self._done and self.status(scene).status == "open"]
+
+    def progress(self) -> int:
+        """Grows whenever a scene is done, or an attempt at one has failed."""
+        self.refresh()
+        return len(self._done) + sum(len(self.attempts(scene)) for scene in self.scenes if scene.key in self._failed)
+
+    def attempts(self, scene: SceneFolder) -> list[dict[str, Any]]:
+        """Failed ones; none if the scene's images have changed since."""
+        path = self._failures(scene)
+        if not path.exists():
+            return []
+        found = self._read(path)
+        return found["attempts"] if found.get("fingerprint") == scene.fingerprint() else []
+
+    def add_failure(self, scene: SceneFolder, error: str, *, final: bool, stage: str) -> None:
+        """By the holder of the scene's claim. final: another attempt would fail in the same way."""
+        attempt = {"time": time.time(), "stage": stage, "error": error, "final": final}
+        attempts = [*self.attempts(scene), attempt]
+        write_json(self._failures(scene), {"fingerprint": scene.fingerprint(), "attempts": attempts})
+
+    def forget_failures(self) -> None:
+        """Try scenes that were given up again."""
+        for path in (self.state / "failures").glob("*.json"):
+            path.unlink(missing_ok=True)
+
+    def suspect(self, key: str) -> None:
+        """A process died while it held this scene, among others."""
+        write_json(self.state / "suspects" / f"{key}.json", {"time": time.time()})
+
+    def acquit(self, scene: SceneFolder) -> None:
+        (self.state / "suspects" / f"{scene.key}.json").unlink(missing_ok=True)
+
+    def suspects(self) -> set[str]:
+        """Keys of scenes that are to be tried with nothing beside them."""
+        return {path.stem for path in (self.state / "suspects").glob("*.json")}
+
+    def scene_of(self, key: str) -> SceneFolder | None:
+        return next((scene for scene in self.scenes if scene.key == key), None)
+
+    def _failures(self, scene: SceneFolder) -> Path:
+        return self.state / "failures" / f"{scene.key}.json"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file ({error}): remove it, and `batch` begins anew there") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds {shown(found)}, not what `batch` writes: remove it")
+        return found
+
+
+def _write_first(path: Path, document: dict[str, Any]) -> None:
+    """A file of the first of several writers; the others' are dropped."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    write_json(new, document)
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: the last of them stays, and all read it
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

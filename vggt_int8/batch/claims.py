@@ -1,0 +1,223 @@
+"""Claims: a file says who is at work on something, and that it still is. For processes on one or several machines.
+
+A claim is a file that appears with its content, by a hard link, or where a file system has none, by exclusive creation;
+either is atomic on NFS as well. Its holder touches it every few seconds. Nobody compares clocks: who waits for a claim
+looks whether the file's time *changes* while its own clock runs, and takes it over when that has not happened for
+`stale_after` seconds. A holder on the same machine whose process is gone is not waited for.
+
+To take over is to rename the file away, which one of several succeeds in, and to look whether it was the one that was
+waited for. Two can hold one claim for a moment (a holder that was suspended for a minute and goes on), so a claim saves
+work; what must not happen twice has to be safe by itself.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT, STALE_AFTER = 10.0, 90.0  # seconds; NFS may show a time that is a minute old
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process, told from all others on all machines: kernel, namespace of process ids, id, and when it began."""
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: str
+
+    @classmethod
+    def this(cls) -> "Holder":
+        pid = os.getpid()
+        return cls(os.uname().nodename, _boot(), _namespace(), pid, _started(pid))
+
+    def is_gone(self) -> bool:
+        """Whether it is known to have ended: False for what runs, and for what is elsewhere."""
+        here = (self.boot, self.namespace) == (_boot(), _namespace()) and self.boot != ""
+        return here and _started(self.pid) != self.started
+
+
+def _boot() -> str:
+    return _text(Path("/proc/sys/kernel/random/boot_id"))
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks; empty if there is none, or only its remains."""
+    after_name = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return "" if not after_name or after_name[0] in "ZX" else after_name[19]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The state of another's claim, and since when, by our clock, it has been that."""
+
+    mark: tuple[int, int, int]
+    since: float
+
+
+class Claims:
+    """Those of this process in `folder`, which it keeps fresh while the block runs, and what it saw of others'.
+
+    token: by which others know them; by default a new one.
+    """
+
+    def __init__(
+        self, folder: Path, token: str = "", *, heartbeat: float = HEARTBEAT, stale_after: float = STALE_AFTER
+    ) -> None:
+        self.folder, self._heartbeat, self._stale_after = folder, heartbeat, stale_after
+        self.holder = Holder.this()
+        self.token = token or secrets.token_hex(8)
+        self._held: set[str] = set()
+        self._seen: dict[str, _Seen] = {}
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="claims", daemon=True)
+
+    def __enter__(self) -> "Claims":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._beating.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._beating.join()
+        for name in sorted(self._held):
+            self.release(name)
+
+    @property
+    def held(self) -> set[str]:
+        with self._lock:
+            return set(self._held)
+
+    def take(self, name: str) -> bool:
+        """Whether `name` is ours now: it was free, or its holder is gone."""
+        path = self._path(name)
+        if not self._create(path):
+            if not self._is_stale(path) or not self._remove(path):
+                return False
+            if not self._create(path):
+                return False
+        with self._lock:
+            self._held.add(name)
+        return True
+
+    def release(self, name: str) -> None:
+        """Give up a claim of ours. One that somebody has taken over meanwhile stays theirs."""
+        with self._lock:
+            self._held.discard(name)
+        if self._content(self._path(name)).get("token") == self.token:
+            with contextlib.suppress(FileNotFoundError):
+                self._path(name).unlink()
+
+    def others(self) -> bool:
+        """Whether anybody else holds a claim that is not known to be stale."""
+        return any(path.stem not in self.held and not self._is_stale(path) for path in self.folder.glob("*.claim"))
+
+    def release_all_of(self, token: str) -> list[str]:
+        """Remove the claims of a process that is known to be gone; returns their names."""
+        found = [path for path in sorted(self.folder.glob("*.claim")) if self._content(path).get("token") == token]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return [path.stem for path in found]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.claim"
+
+    def _create(self, path: Path) -> bool:
+        content = json.dumps({"token": self.token, "holder": asdict(self.holder)}).encode()
+        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        new.write_bytes(content)
+        try:
+            os.link(new, path)
+            return True
+        except FileExistsError:
+            # A server that answers twice may call our own link somebody else's.
+            return new.stat().st_nlink == 2
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        finally:
+            new.unlink(missing_ok=True)
+        return _exclusively(path, content)
+
+    def _is_stale(self, path: Path) -> bool:
+        """Whether a claim's holder is gone, or has left it alone for so long that we take it to be."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)  # which makes NFS ask its server
+        except FileNotFoundError:
+            self._seen.pop(path.stem, None)
+            return False  # it is free; the next try takes it
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        mark, now = (status.st_ino, status.st_mtime_ns, status.st_size), time.monotonic()
+        seen = self._seen.get(path.stem)
+        if seen is None or seen.mark != mark:
+            self._seen[path.stem] = seen = _Seen(mark, now)
+        holder = self._content(path).get("holder")
+        if isinstance(holder, dict) and holder.keys() == asdict(self.holder).keys() and Holder(**holder).is_gone():
+            return True
+        return now - seen.since > self._stale_after
+
+    def _remove(self, path: Path) -> bool:
+        """Rename a stale claim away; False if it was another one by then, which is put back."""
+        before = self._content(path).get("token")
+        away = path.with_name(f".{path.name}.gone-{secrets.token_hex(4)}")
+        try:
+            path.rename(away)
+        except FileNotFoundError:
+            return False
+        self._seen.pop(path.stem, None)
+        ours = self._content(away).get("token") == before
+        if not ours:
+            with contextlib.suppress(OSError):  # somebody else has it by now
+                os.link(away, path)
+        away.unlink(missing_ok=True)
+        return ours
+
+    def _content(self, path: Path) -> dict[str, Any]:
+        """Of a claim; empty for one that is gone, or that was cut off while it was written."""
+        try:
+            found = json.loads(_text(path))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _beat(self) -> None:
+        while not self._end.wait(self._heartbeat):
+            for name in self.held:
+                with contextlib.suppress(FileNotFoundError):  # taken over
+                    os.utime(self._path(name))
+
+
+def _exclusively(path: Path, content: bytes) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    return True

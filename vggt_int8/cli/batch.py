@@ -1,0 +1,164 @@
+"""`vggt-int8 batch`: many scenes, a folder each, on one or many GPUs; resumes, retries, and says what went wrong."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from vggt_int8 import __version__
+from vggt_int8.cli import console, formats, options
+from vggt_int8.cli.loading import Backend, Dtype, MaxMegapixels, Mode, Model, Recipe, fetch, resolve_device
+from vggt_int8.disk import check_place
+
+if TYPE_CHECKING:
+    pass
+
+COLUMNS = ("images", "seconds", "points")
+
+
+def batch(
+    model: Model,
+    scenes: Annotated[Path, typer.Argument(help="A folder with one folder of images a scene.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the results, a folder a scene; shared by all who help.")
+    ],
+    recipe: Recipe = None,
+    backend: Backend = "auto",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where to compute, several times for several GPUs; by default all of this machine, under a launcher "
+            "the one of each process.",
+            **options.repeatable(options.device_option()),
+        ),
+    ] = None,
+    dtype: Dtype = None,
+    mode: Mode = "crop",
+    inside: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            help="The folder in each scene's folder that has its images; by default the scene's own, or images.",
+            show_default=False,
+        ),
+    ] = None,
+    format: formats.Formats = formats.DEFAULT_FORMATS,
+    points: formats.Points = None,
+    confidence_percentile: formats.ConfidencePercentile = 25.0,
+    min_confidence: formats.MinConfidence = None,
+    edges: formats.Edges = None,
+    voxel: formats.Voxel = None,
+    max_points: formats.MaxPoints = None,
+    save_scene: Annotated[
+        bool, typer.Option("--save-scene/--no-scene", help="Also the scene itself, for `export` and `view`.")
+    ] = True,
+    max_megapixels: MaxMegapixels = None,
+    retries: Annotated[
+        int, typer.Option(help="Attempts at a scene after the first failed one.", **options.between(0, 1000))
+    ] = 1,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try scenes again that an earlier run gave up.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Reconstruct many scenes: one folder each in, one folder each out, and summary.json.
+
+    Started again, it goes on where it was; started by `accelerate launch` or on several machines over one output
+    folder, all share the scenes. Exit code 1 if a scene failed.
+    """
+    from vggt_int8.batch import Board, find_scenes
+    from vggt_int8.batch.summary import summarize
+    from vggt_int8.batch.supervise import BAD_INPUT, BadInput, supervise
+    from vggt_int8.export.repeat import identify_model
+    from vggt_int8.files import write_json
+
+    exports = formats.exports(
+        format, None, copy_images=False, link_images=False, masks=None, points=points,
+        confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges, voxel=voxel,
+        max_points=max_points, normals=False, shared_camera=False,
+    )  # fmt: skip
+    found = find_scenes(scenes.expanduser(), inside)
+    check_place(out.expanduser())
+    settings: dict[str, Any] = {
+        "recipe": recipe, "backend": backend, "dtype": dtype, "mode": mode, "max_megapixels": max_megapixels,
+        "save_scene": save_scene, "exports": asdict(exports),
+    }  # fmt: skip
+    devices = device or _devices()
+    fetch(model)
+    board = Board(out.expanduser(), found, retries)
+    identity = {"model": model, "identity": identify_model(model), "version": __version__}
+    board.open({**identity, **settings})
+    if retry_failed:
+        board.forget_failures()
+    left = board.unfinished()
+    console.note(
+        f"{len(found)} scenes, {len(found) - len(left)} of them done or given up before, on {', '.join(devices)}"
+    )
+    rank, peers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    wanted = {
+        **settings, "model": model, "scenes": scenes, "inside": inside, "out": out, "retries": retries,
+        "peers": peers * len(devices), "quiet": console.settings.quiet, "verbose": console.settings.verbose,
+    }  # fmt: skip
+    if left:
+        commands = [
+            _command({**wanted, "device": name, "rank": rank * len(devices) + i}) for i, name in enumerate(devices)
+        ]
+        start, before = time.monotonic(), board.progress()
+        try:
+            supervise(board, commands, console.note)
+        except BadInput:
+            raise typer.Exit(BAD_INPUT) from None
+        seconds, through = time.monotonic() - start, board.progress() - before
+        console.note(f"{through} scenes in {seconds:.0f} s, {3600 * through / seconds:.0f} an hour")
+    summary = summarize(board)
+    write_json(board.out / "summary.json", summary)
+    if as_json:
+        console.document("batch", {"out": out, **summary})
+    else:
+        console.show(_table(summary))
+        console.say(_sentence(summary, out))
+    if summary["done"] < summary["scenes"]:
+        raise typer.Exit(1)
+
+
+def _devices() -> list[str]:
+    """Of this process: that of its rank under a launcher, else all GPUs of the machine, else the CPU."""
+    import torch
+
+    if resolve_device(None).type == "cpu":
+        return ["cpu"]
+    count, local = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
+    return [f"cuda:{i}" for i in range(count)] if local is None else [f"cuda:{int(local) % count}"]
+
+
+def _command(wanted: dict[str, Any]) -> Callable[[str], list[str]]:
+    """Of a worker's token: how it is started."""
+    from vggt_int8.cli.batch_worker import to_argument
+
+    return lambda token: [sys.executable, "-m", "vggt_int8.cli.batch_worker", to_argument({**wanted, "token": token})]
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    """A line for each scene, up to some fifty: bad ones always."""
+    table = Table("scene", "", *COLUMNS, "", box=None, pad_edge=False)
+    rows = summary["rows"]
+    bad = [row for row in rows if row["status"] != "done"]
+    shown = rows if len(rows) <= 50 else bad
+    for row in shown:
+        cells = ["" if row.get(name) is None else f"{row[name]:,}" for name in COLUMNS]
+        table.add_row(row["scene"], row["status"], *cells, row.get("error") or "")
+    return table
+
+
+def _sentence(summary: dict[str, Any], out: Path) -> str:
+    failed, left = summary["failed"], summary["scenes"] - summary["done"] - summary["failed"]
+    words = [f"{summary['done']} of {summary['scenes']} scenes are in {out}"]
+    words += [f"{failed} failed: mend them, or try again with --retry-failed"] if failed else []
+    words += [f"{left} were not tried: see the messages above, and run the same command again"] if left else []
+    return "; ".join(words)

@@ -1,0 +1,214 @@
+"""A process of `vggt-int8 batch`: `python -m vggt_int8.cli.batch_worker WANTED`. It computes on one device."""
+
+import json
+import sys
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from vggt_int8.batch import BadScene, Board, Broken, Claims, SceneFolder, find_scenes, run_worker
+from vggt_int8.batch.supervise import RESTART, end_with_parent
+from vggt_int8.cli import console
+from vggt_int8.cli.formats import Exports
+from vggt_int8.cli.guard import guarded
+from vggt_int8.interrupts import heeded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vggt_int8 import VGGTInt8, VGGTOutput
+    from vggt_int8.images import ImageTransform, Mode
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options of `batch` ask for, and which of the processes this is."""
+
+    model: str
+    scenes: Path
+    inside: str | None
+    out: Path
+    recipe: str | None
+    backend: str
+    device: str
+    dtype: str | None
+    mode: str
+    exports: Exports
+    save_scene: bool
+    max_megapixels: float | None
+    retries: int
+    rank: int
+    peers: int
+    token: str
+    quiet: bool
+    verbose: bool
+
+
+def to_argument(wanted: dict[str, Any]) -> str:
+    """As JSON, for the command line of a worker."""
+    names = {field.name for field in fields(Wanted)}
+    assert wanted.keys() == names, wanted.keys() ^ names
+    return json.dumps(wanted, default=str)
+
+
+def from_argument(text: str) -> Wanted:
+    found = json.loads(text)
+    exports: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found["exports"].items()
+    }
+    places = {name: Path(found[name]).expanduser() for name in ("scenes", "out")}
+    return Wanted(**{**found, **places, "exports": Exports(**exports)})
+
+
+@dataclass
+class _Read:
+    """paths: the images; inputs: what a report says of them."""
+
+    paths: list[Path]
+    pixels: "Tensor"
+    transforms: "list[ImageTransform]"
+    inputs: list[dict[str, Any]]
+    seconds: dict[str, float]
+
+
+@dataclass
+class _Computed:
+    read: _Read
+    pred: "VGGTOutput"
+    report: Any
+    seconds: dict[str, float]
+
+
+class Reconstruct:
+    """The stages of a scene, as `run` has them, on one loaded model."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        from vggt_int8.cli.loading import load_model
+        from vggt_int8.cli.run import check_heads, default_points
+        from vggt_int8.export.repeat import identify_model
+
+        self.wanted = wanted
+        self.network: VGGTInt8 = load_model(
+            wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
+        )
+        self.identity = identify_model(wanted.model)
+        check_heads(self.network, wanted.exports)
+        self.points = wanted.exports.points or default_points(self.network)
+        self.heads = self._heads()
+
+    def _heads(self) -> tuple[str, ...]:
+        """Those that something is written from: the point head is not, where points come from depth."""
+        config = self.network.config
+        there = {"camera": config.enable_camera, "depth": config.enable_depth, "point": self.points == "world_points"}
+        return tuple(head for head, runs in there.items() if runs)
+
+    def read(self, scene: SceneFolder) -> _Read:
+        from vggt_int8.export import PhaseClock
+        from vggt_int8.export.repeat import identify_file
+        from vggt_int8.export.report import describe_inputs
+        from vggt_int8.images import check_images, read_images
+
+        clock, megapixels = PhaseClock("cpu"), self.wanted.max_megapixels
+        most = None if megapixels is None else round(megapixels * 1e6)
+        with clock.phase("load_images"):
+            paths = scene.paths()
+            check_images(paths, max_pixels=most)
+            pixels, transforms = read_images(paths, cast("Mode", self.wanted.mode), model=self.network, max_pixels=most)
+            described = zip(describe_inputs(paths, transforms), paths, strict=True)
+            inputs = [{**entry, **identify_file(path)} for entry, path in described]
+        if self.network.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        return _Read(paths, pixels, transforms, inputs, clock.seconds)
+
+    def compute(self, scene: SceneFolder, item: _Read) -> _Computed:
+        import torch
+
+        from vggt_int8.cli.run import report_of
+        from vggt_int8.export import PhaseClock
+
+        clock, device = PhaseClock(self.network.device), self.network.device
+        try:
+            with clock.phase("reconstruct"), torch.inference_mode():
+                pred = self.network(item.pixels.to(device, non_blocking=True), heads=self.heads)
+            with clock.phase("to_host"):
+                pred = type(pred)(**{name: tensor.cpu() for name, tensor in pred.items()})
+        except torch.OutOfMemoryError:
+            raise
+        except FloatingPointError as error:  # images that the network makes nothing finite of
+            raise BadScene(str(error)) from error
+        except RuntimeError as error:
+            if device.type == "cuda" and _is_broken(device):
+                raise Broken(str(error)) from error
+            raise
+        settings = {name: getattr(self.wanted, name) for name in ("backend", "mode", "max_megapixels")}
+        settings |= {**self.wanted.exports.settings(), "points": self.points}
+        report = report_of(self.network, self.wanted.model, self.identity, item.inputs, settings, {}, {})
+        return _Computed(item, pred, report, clock.seconds)
+
+    def write(self, scene: SceneFolder, result: _Computed) -> None:
+        from vggt_int8.export import SCENE_ENTRIES, PhaseClock, Scene, staged_folder, write_report, write_scene
+        from vggt_int8.export.write import format_of
+
+        clock, read, out = PhaseClock("cpu"), result.read, self.wanted.out / scene.name
+        names = [str(path) for path in read.paths]
+        with staged_folder(out, entries=SCENE_ENTRIES) as folder:
+            with clock.phase("write"):
+                whole = Scene.from_prediction(
+                    result.pred, read.transforms, names, [path.absolute() for path in read.paths]
+                )
+                result.report.outputs = write_scene(
+                    folder, whole, self.wanted.exports.formats, self.wanted.exports.options(out),
+                    save=self.wanted.save_scene,
+                )  # fmt: skip
+            result.report.seconds = {**read.seconds, **result.seconds, **clock.seconds}
+            write_report(folder, "batch", result.report.to_document(), format_of)
+
+
+def _is_broken(device: Any) -> bool:
+    """Whether a GPU answers nothing any more in this process, as after an illegal access."""
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).item()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
+
+
+def work(wanted: Wanted) -> None:
+    board = Board(wanted.out, find_scenes(wanted.scenes, wanted.inside), wanted.retries)
+    stages = Reconstruct(wanted)
+    with Claims(board.claims_folder, wanted.token) as claims:
+        try:
+            run_worker(board, claims, stages, rank=wanted.rank, peers=wanted.peers, tell=partial(_tell, wanted.device))
+        except Broken as error:
+            console.complain(f"{wanted.device} is of no use to this process any more, which is started anew: {error}")
+            raise typer.Exit(RESTART) from error
+
+
+def _tell(device: str, scene: SceneFolder, error: str) -> None:
+    if error:
+        console.err.print(f"{scene.name} ({device}): {error}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.note(f"{scene.name} ({device}): done")
+
+
+def main() -> None:
+    wanted = from_argument(sys.argv[1])
+    console.settings.quiet, console.settings.verbose = wanted.quiet, wanted.verbose
+    with heeded():
+        end_with_parent()
+        try:
+            guarded(work)(wanted)
+        except typer.Exit as ended:
+            sys.exit(ended.exit_code)
+
+
+if __name__ == "__main__":
+    main()
