@@ -22,6 +22,7 @@ TIERS = [
         "model",
         "kernels",
         "geometry",
+        "global_attention",
         "images",
         "recipe",
         "scenes",
@@ -58,11 +59,12 @@ TIERS = [
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Shared by the whole lowest tier: camera conventions, measures of error, whole files and checkpoints, lists and values
-# in messages, patterns, consoles, facts of the machine, the embedded model's name. Nothing else is between its units.
+# in messages, patterns, consoles, facts of the machine, the embedded model's name, what attention looks at. Nothing else is between its units.
 SHARED = {
     "ahead",
     "similarity",
     "geometry",
+    "global_attention",
     "quiet",
     "difference",
     "disk",

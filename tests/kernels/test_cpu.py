@@ -230,6 +230,10 @@ def test_qk_norm_rope_equals_the_reference(
     want = reference.qk_norm_rope(qkv, *norms, rope, 1e-5)
     cpu_ops.qk_norm_rope_(qkv, *norms, rope, 1e-5)
     assert torch.equal(qkv, want)
+    kv = qkv[:, 1:].contiguous()
+    want = reference.norm_rope(kv, *norms[:2], rope, 1e-5)
+    cpu_ops.norm_rope_(kv, *norms[:2], rope, 1e-5)
+    assert torch.equal(kv, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

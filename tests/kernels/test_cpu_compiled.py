@@ -133,6 +133,12 @@ def test_passes_over_floats(library: compiled.Library) -> None:
         cpu_ops.qk_norm_rope_(qkv, *norms, rope, 1e-5)
         close(qkv, want)
         assert torch.equal(qkv[:, 2], want[:, 2])
+        for count in (1, 2):
+            x = walled(torch.randn(frames * tokens, count, 2, dim, generator=generator))
+            want = reference.norm_rope(x, *norms[:2], rope, 1e-5)
+            cpu_ops.norm_rope_(x, *norms[:2], rope, 1e-5)
+            close(x, want)
+            assert torch.equal(x[:, 1:], want[:, 1:])
     halves = walled(torch.randn(2, 2, 7, 37, generator=generator))
     norm = walled(torch.randn(2, 74, generator=generator))
     close(cpu_ops.layer_norm_halves(*halves, 3, *norm, 1e-5), reference.layer_norm_halves(*halves, 3, *norm, 1e-5))

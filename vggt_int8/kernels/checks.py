@@ -84,16 +84,29 @@ def check_qkv(
     qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
 ) -> None:
     check_float(qkv, dims=4, name="qkv")
-    tokens, three, _, dim = qkv.shape
-    if three != 3 or not qkv.is_contiguous():
+    if qkv.shape[1] != 3 or not qkv.is_contiguous():
         raise ValueError(f"qkv must be contiguous [T, 3, H, D], not {list(qkv.shape)}, strides {qkv.stride()}")
+    _check_rope(qkv, rope)
+    dim = qkv.shape[3]
+    check_sizes(q_weight=(q_weight, dim), q_bias=(q_bias, dim), k_weight=(k_weight, dim), k_bias=(k_bias, dim))
+
+
+def check_heads(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
+    check_float(x, dims=4)
+    if x.shape[1] not in (1, 2) or not x.is_contiguous():
+        raise ValueError(f"x must be contiguous [T, 1 or 2, H, D], not {list(x.shape)}, strides {x.stride()}")
+    _check_rope(x, rope)
+    check_sizes(weight=(weight, x.shape[3]), bias=(bias, x.shape[3]))
+
+
+def _check_rope(x: Tensor, rope: Tensor) -> None:
+    tokens, _, _, dim = x.shape
     fits = rope.ndim == 3 and len(rope) == 2 and rope.shape[2] == dim and rope.shape[1] > 0
     if not fits or dim % 4 or tokens % rope.shape[1]:
         raise ValueError(
             f"rope must be [2, P, {dim}] with {tokens} tokens a multiple of P > 0 and D a multiple of 4, "
             f"not {list(rope.shape)}"
         )
-    check_sizes(q_weight=(q_weight, dim), q_bias=(q_bias, dim), k_weight=(k_weight, dim), k_bias=(k_bias, dim))
 
 
 def check_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> None:
@@ -216,9 +229,17 @@ def check_codes(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Non
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     check_float(q, dims=4, name="q")
+    check_float(k, dims=4, name="k")
+    batch, heads, tokens, dim = q.shape
+    keys = k.shape[2]
     for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape or x.dtype != q.dtype:
-            raise ValueError(f"{name} must be like q, {q.dtype} {list(q.shape)}, not {x.dtype} {list(x.shape)}")
+        if x.shape != (batch, heads, keys, dim) or x.dtype != q.dtype:
+            raise ValueError(
+                f"{name} must be {q.dtype} {[batch, heads, keys, dim]} for q {list(q.shape)}, "
+                f"not {x.dtype} {list(x.shape)}"
+            )
+    if q.numel() and not keys:
+        raise ValueError(f"{tokens} queries have no keys to look at")
     if q.shape[3] > reference_attention.MAX_HEAD_DIM:
         raise ValueError(f"head dims up to {reference_attention.MAX_HEAD_DIM} are implemented, not {q.shape[3]}")
 

@@ -116,7 +116,7 @@ def _gemm_like(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: T
 
 
 def _attention_like(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    batch, heads, tokens, dim = v.shape
+    batch, heads, tokens, dim = q.shape
     return v.new_empty(batch, tokens, heads * dim)
 
 
@@ -134,6 +134,7 @@ int8_gemm_quantize = _operator(
 qk_norm_rope_ = _operator(
     cpu_ops.qk_norm_rope_, checks.check_qkv, "triton_rope", lambda *_, **__: None, mutates=("qkv",)
 )
+norm_rope_ = _operator(cpu_ops.norm_rope_, checks.check_heads, "triton_rope", lambda *_, **__: None, mutates=("x",))
 w8a16_linear = _operator(
     cpu_ops.w8a16_linear,
     checks.check_weight_only,

@@ -216,11 +216,22 @@ def qk_norm_rope(
     like qkv.
     """
     q, k, v = qkv.unbind(1)
-    turned = [
-        _rope(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps), rope)
-        for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias))
-    ]
-    return torch.stack([*(x.to(qkv.dtype) for x in turned), v], dim=1)
+    turned = (_norm_rope(x, *norm, rope, eps) for x, *norm in ((q, q_weight, q_bias), (k, k_weight, k_bias)))
+    return torch.stack([*turned, v], dim=1)
+
+
+def norm_rope(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> Tensor:
+    """What `qk_norm_rope` does to queries or to keys, of x[:, 0]; what is beside it, such as values, stays.
+
+    x [T, n, H, D] float; all else as there. -> like x.
+    """
+    first, *others = x.unbind(1)
+    return torch.stack([_norm_rope(first, weight, bias, rope, eps), *others], dim=1)
+
+
+def _norm_rope(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> Tensor:
+    """x [T, H, D] -> like x."""
+    return _rope(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps), rope).to(x.dtype)
 
 
 def _rope(x: Tensor, rope: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The definition of attention, in plain PyTorch.
 
-Notation: B sequences, H heads, N tokens, D head dim.
+Notation: B sequences, H heads, N queries, L keys, D head dim.
 """
 
 from torch import Tensor
@@ -15,12 +15,13 @@ _SCORES = 1 << 24  # at a time: 64 MB in fp32
 def float_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / sqrt(D)) v, scores and sums in fp32, the weights rounded to v's dtype.
 
-    q, k, v [B, H, N, D] float of one dtype, any strides -> [B, N, H * D] in that dtype, contiguous.
+    q [B, H, N, D], k and v [B, H, L, D] float of one dtype, any strides, L > 0 unless there are no queries
+    -> [B, N, H * D] in that dtype, contiguous.
     """
-    batch, heads, tokens, dim = v.shape
+    batch, heads, tokens, dim = q.shape
     out = v.new_empty(batch, tokens, heads, dim)
     keys, values = k.float().transpose(-1, -2), v.float()
-    for rows in range(0, tokens, rows_at_once := max(1, _SCORES // (batch * heads * max(tokens, 1)))):
+    for rows in range(0, tokens, rows_at_once := max(1, _SCORES // (batch * heads * max(k.shape[2], 1)))):
         part = slice(rows, rows + rows_at_once)
         scores = q[:, :, part].float() @ keys * dim**-0.5
         weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()

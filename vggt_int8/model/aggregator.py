@@ -8,6 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import Block, first_and_other_frames
@@ -38,8 +39,11 @@ class Aggregator(nn.Module):
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))
         self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, dim))
 
-    def forward(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-        """Only `layers` are kept in memory, and no block behind the last of them runs."""
+    def forward(
+        self, images: Tensor, layers: Collection[int], attention: GlobalAttention | None = None
+    ) -> dict[int, Tensor]:
+        """Only `layers` are kept in memory, and no block behind the last of them runs. attention: None for exact."""
+        attention = attention or GlobalAttention.of(len(self.global_blocks))
         batch, frames, _, height, width = images.shape
         tokens = self.embed(images).flatten(0, 1)  # linears see frames, [B * S, P, C], in every block
         rope = rope_table(
@@ -50,7 +54,8 @@ class Aggregator(nn.Module):
         kept = {}
         for layer in range(max(layers) + 1):
             frame_tokens = self.frame_blocks[layer](tokens, rope)
-            tokens = self.global_blocks[layer](frame_tokens, rope, batch)
+            scenes = None if attention.looks(layer, frames) == "frames" else batch
+            tokens = self.global_blocks[layer](frame_tokens, rope, scenes, attention.keys(layer, frames))
             if layer in layers:
                 kept[layer] = torch.cat([frame_tokens, tokens], dim=-1).unflatten(0, (batch, frames))
         return kept

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.plain_data import check_integer
 
@@ -31,7 +32,8 @@ class Call:
 
     images: [B, S, 3, H, W], the caller's own values. query_points: [B, N, 2] fp32, pixels (x, y) of the first frame;
     None without the track head. heads: those that run, all of which the model has. frames_chunk_size: frames that a
-    dense head works on at a time, None for all. layers_read: of the aggregator, by these heads.
+    dense head works on at a time, None for all. layers_read: of the aggregator, by these heads. attention: what the
+    aggregator's global blocks look at.
     """
 
     images: Tensor
@@ -39,6 +41,7 @@ class Call:
     heads: tuple[str, ...]
     frames_chunk_size: int | None
     layers_read: frozenset[int]
+    attention: GlobalAttention
 
     @classmethod
     def of(
@@ -48,6 +51,8 @@ class Call:
         query_points: Any = None,
         heads: Sequence[str] | None = None,
         frames_chunk_size: int | None = 8,
+        global_attention: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
     ) -> "Call":
         """The arguments of `VGGT.forward`, for `model`. Raises ValueError or TypeError that names what does not fit."""
         config = model.config
@@ -58,7 +63,8 @@ class Call:
         if query_points is not None:
             query_points = _checked_query_points(query_points, images, config.track_corr_levels)
         check_chunk_size(frames_chunk_size)
-        return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config))
+        attention = GlobalAttention.of(config.depth, global_attention, keyframes, model.default_attention)
+        return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config), attention)
 
 
 def layers_read(heads: Iterable[str], config: VGGTConfig) -> frozenset[int]:

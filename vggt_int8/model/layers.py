@@ -29,11 +29,20 @@ def first_and_other_frames(tokens: Tensor, batch: int, frames: int) -> Tensor:
     return torch.cat([first, other.expand(-1, frames - 1, *tokens.shape[2:])], dim=1)
 
 
+def key_frames(frames: int, count: int, *, device: torch.device) -> Tensor:
+    """Numbers of `count` <= `frames` key frames, int64 [count] ascending: frame 0, and the others evenly spread.
+
+    Computed on the device, so that a CUDA graph can hold it.
+    """
+    return torch.arange(count, device=device) * frames // count
+
+
 class Attention(nn.Module):
     """Self-attention within each of x's sequences; `qk_norm` normalises queries and keys over the head dim.
 
     Its linears see the tokens as they come, frame by frame; `scenes`, unless it is None, joins the frames of each of so
-    many scenes to one sequence for attention itself.
+    many scenes to one sequence for attention itself. With `keyframes` all queries of a scene look at the keys and
+    values of that many of its frames, less than all (`key_frames` says which).
 
     projection, rotate: the linear that makes queries, keys and values, and how positions turn queries and keys.
     """
@@ -49,7 +58,9 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None, keyframes: int | None = None
+    ) -> Tensor:
         qkv = self.qkv(x)
         if scenes is not None:
             qkv = qkv.unflatten(0, (scenes, -1)).flatten(1, 2)
@@ -57,6 +68,10 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = self.rotate(q, rope), self.rotate(k, rope)
+        if scenes is not None and keyframes is not None:
+            frames = len(x) // scenes
+            chosen = key_frames(frames, keyframes, device=x.device)
+            k, v = (t.unflatten(2, (frames, -1)).index_select(2, chosen).flatten(2, 3) for t in (k, v))
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj(y if scenes is None else y.reshape(x.shape))
 
@@ -89,7 +104,7 @@ class Block(GradientCheckpointingLayer):
     """Pre-norm transformer block. x [B, N, C] -> [B, N, C]; `rope` as `attention` takes it, None for no RoPE.
 
     scenes: None for attention within each of the B sequences; else how many scenes they are frames of, scene by scene,
-    for attention within each scene.
+    for attention within each scene. keyframes: then, of how many frames of its scene a query sees the keys; None: all.
     """
 
     def __init__(
@@ -111,6 +126,8 @@ class Block(GradientCheckpointingLayer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), rope, scenes))
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None, keyframes: int | None = None
+    ) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), rope, scenes, keyframes))
         return x + self.ls2(self.mlp(self.norm2(x)))

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from vggt_int8.geometry import pose_encoding_to_camera
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.aggregator import Aggregator
 from vggt_int8.model.call import HEADS, Call, check_range
 from vggt_int8.model.camera_head import CameraHead
@@ -87,6 +88,8 @@ class VGGT(Network):
             query_points: Tensor | None = None,
             heads: Sequence[str] | None = None,
             frames_chunk_size: int | None = 8,
+            global_attention: str | Sequence[str] | None = None,
+            keyframes: int | None = None,
         ) -> VGGTOutput: ...
 
     def forward(
@@ -95,6 +98,8 @@ class VGGT(Network):
         query_points: Tensor | None = None,
         heads: Sequence[str] | None = None,
         frames_chunk_size: int | None = 8,
+        global_attention: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
     ) -> VGGTOutput:
         """Run the network.
 
@@ -103,11 +108,14 @@ class VGGT(Network):
         heads: which heads run, of "camera", "depth", "point", "track"; None: all that the model has, the track head
             only when there are query points.
         frames_chunk_size: frames that a dense head works on at a time (None: all). Less memory, same result.
+        global_attention: what global blocks look at: "exact" (all tokens; unless the recipe says otherwise),
+            "keyframes" (those of `keyframes` frames, 40 unless it is said: far faster above some 40 frames), "frames"
+            (the query's own frame alone), or a list of these words, one a layer. See `vggt_int8.global_attention`.
 
         Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that
         go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
         """
-        call = Call.of(self, images, query_points, heads, frames_chunk_size)
+        call = Call.of(self, images, query_points, heads, frames_chunk_size, global_attention, keyframes)
         if call.images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             check_range(call.images)
         return self.predict(call)
@@ -117,7 +125,7 @@ class VGGT(Network):
         images, chunk = call.images, call.frames_chunk_size
         size = (images.shape[-2], images.shape[-1])
         output = VGGTOutput(images=images)
-        tokens = self.aggregator(images, call.layers_read)
+        tokens = self.aggregator(images, call.layers_read, call.attention)
         if self.camera_head is not None and "camera" in call.heads:
             poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0])
             output.pose_enc = poses[-1]
@@ -132,6 +140,11 @@ class VGGT(Network):
             tracks, output.vis, output.conf = self.track_head(tokens, size, call.query_points, chunk)
             output.track = tracks[-1]
         return output
+
+    @property
+    def default_attention(self) -> GlobalAttention:
+        """What global blocks look at in a call that does not say it."""
+        return GlobalAttention.of(self.config.depth)
 
     @property
     def special_tokens(self) -> int:

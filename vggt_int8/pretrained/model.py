@@ -207,6 +207,8 @@ class VGGTInt8(VGGT):
             heads: Sequence[str] | None = None,
             frames_chunk_size: int | None = 8,
             check_finite: bool = True,
+            global_attention: str | Sequence[str] | None = None,
+            keyframes: int | None = None,
         ) -> VGGTOutput: ...
 
     def forward(
@@ -216,6 +218,8 @@ class VGGTInt8(VGGT):
         heads: Sequence[str] | None = None,
         frames_chunk_size: int | None = 8,
         check_finite: bool = True,
+        global_attention: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
     ) -> VGGTOutput:
         """Run the network: see `VGGT.forward` for inputs and outputs.
 
@@ -225,8 +229,9 @@ class VGGTInt8(VGGT):
             device once. Skipped while compiling or capturing a CUDA graph.
         """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
-            return super().forward(images, query_points, heads, frames_chunk_size)
-        runtime, call = self.runtime, Call.of(self, images, query_points, heads, frames_chunk_size)
+            return super().forward(images, query_points, heads, frames_chunk_size, global_attention, keyframes)
+        how = (global_attention, keyframes)
+        runtime, call = self.runtime, Call.of(self, images, query_points, heads, frames_chunk_size, *how)
         checked = check_finite and not is_capturing(call.images)
         if checked and call.images.device.type == "cpu":
             check_values(call.images, call.query_points)

@@ -12,13 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.aggregator import Aggregator
 from vggt_int8.model.encoder import Encoder
-from vggt_int8.model.layers import first_and_other_frames
+from vggt_int8.model.layers import first_and_other_frames, key_frames
 from vggt_int8.model.tables import image_statistics, rope_table
-from vggt_int8.runtime.blocks import run_block, run_block_in_parts
+from vggt_int8.runtime.blocks import run_block, run_block_in_parts, run_keyframe_block
 from vggt_int8.runtime.memory import Plan, parts
 from vggt_int8.runtime.token_scales import TokenScales
+
+# Frames of a global block that looks at key frames, in parts so many times as long as those of a frame block: the last
+# programs of a launch leave less of the GPU idle.
+SCENE_PARTS = 4
 
 
 class Halves(NamedTuple):
@@ -36,7 +41,9 @@ class Halves(NamedTuple):
         return torch.cat([half[:, 0].to(device) for half in self], dim=-1)
 
 
-def run_aggregator(aggregator: Aggregator, images: Tensor, layers: Collection[int], plan: Plan) -> dict[int, Halves]:
+def run_aggregator(
+    aggregator: Aggregator, images: Tensor, layers: Collection[int], attention: GlobalAttention, plan: Plan
+) -> dict[int, Halves]:
     """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for; no block behind the last of them runs."""
     batch, frames, _, height, width = images.shape
     tokens = _embed(aggregator, images, plan)
@@ -48,11 +55,20 @@ def run_aggregator(aggregator: Aggregator, images: Tensor, layers: Collection[in
     scales = TokenScales([*aggregator.frame_blocks, *aggregator.global_blocks], shape[1])
     kept = {}
     for layer in range(max(layers) + 1):
-        x = run_block_in_parts(aggregator.frame_blocks[layer], x, batch * frames, rope, plan.rows, plan.frames, scales)
-        frame = x.view(shape) if layer in layers else None
-        x = run_block(aggregator.global_blocks[layer], x, batch, rope, plan.rows, scales=scales)
-        if frame is not None:
-            kept[layer] = Halves(*(half.cpu() if plan.tokens_on_host else half for half in (frame, x.view(shape))))
+        at_once = (batch * frames, rope, plan.rows, plan.frames)
+        x = run_block_in_parts(aggregator.frame_blocks[layer], x, *at_once, scales=scales)
+        frame, block = x, aggregator.global_blocks[layer]
+        looks, keys = attention.looks(layer, frames), attention.keys(layer, frames)
+        if looks == "frames":
+            x = run_block_in_parts(block, x, *at_once, scales=scales)
+        elif keys is not None:
+            chosen = key_frames(frames, keys, device=x.device)
+            x = run_keyframe_block(block, x, batch, chosen, rope, plan.rows, SCENE_PARTS * plan.frames, scales=scales)
+        else:
+            x = run_block(block, x, batch, rope, plan.rows, scales=scales)
+        if layer in layers:
+            halves = (frame.view(shape), x.view(shape))
+            kept[layer] = Halves(*(half.cpu() if plan.tokens_on_host else half for half in halves))
     return kept
 
 

@@ -1,8 +1,8 @@
 """Which attention kernel runs: chosen by GPU and length, as data, not by PyTorch's general order.
 
-Queries, keys and values come as strided views of the qkv linear's output [T, 3, H, D]; every kernel listed here reads
-such views without a copy, and writes tokens next to one another with their heads inside, so that the output is
-[T, C] without a copy either.
+Queries, keys and values come as strided views of the qkv linear's output [T, 3, H, D], or of the outputs of its parts
+where keys are of other tokens; every kernel listed here reads such views without a copy, and writes tokens next to one
+another with their heads inside, so that the output is [T, C] without a copy either.
 """
 
 from dataclasses import dataclass
@@ -55,17 +55,17 @@ LONG = 24_000  # tokens: where only kernels are to be compiled, longer attention
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor:
-    """q, k, v [B, H, N, D], strided views of [B, N, 3, H, D] -> [B, N, H * D], contiguous.
+    """q [B, H, N, D], k and v [B, H, L, D], strided views of [B, N, 3, H, D] or the like -> [B, N, H * D], contiguous.
 
     integers: on a CPU the products may round to 16 bits, as all of a GPU's do; for layers whose input is INT8 anyway.
     """
     if not q.is_cuda:
         return attention_cpu(q, k, v, integers).flatten(2)
-    order = backends(architecture(q.device), q.shape[2], 3 * q.numel())
+    order = _order(q, k)
     if _by_our_kernel(q, order):
         y: Tensor = ops.float_attention(q, k, v)
         return y
-    if only_compiling() and q.shape[2] > LONG:
+    if only_compiling() and max(q.shape[2], k.shape[2]) > LONG:
         return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
     with sdpa_kernel([kernel for kernel in order if kernel != TRITON], set_priority=True):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -75,10 +75,14 @@ def attention_codes(q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor) -> tuple
     """`attention` as codes [B * N, H * D] int8 under static scales, with those of each row, [B * N, 1] fp32; None where
     the kernel that attends writes floats.
     """
-    if not q.is_cuda or not _by_our_kernel(q, backends(architecture(q.device), q.shape[2], 3 * q.numel())):
+    if not q.is_cuda or not _by_our_kernel(q, _order(q, k)):
         return None
     codes, scale = ops.float_attention_quantize(q, k, v, out_scale)
     return codes, scale
+
+
+def _order(q: Tensor, k: Tensor) -> tuple[Kernel, ...]:
+    return backends(architecture(q.device), max(q.shape[2], k.shape[2]), 3 * q.numel())
 
 
 def _by_our_kernel(q: Tensor, order: tuple[Kernel, ...]) -> bool:

@@ -4,9 +4,11 @@
     LayerNorm + quantize -> fc1 GEMM + GELU -> quantize -> fc2 GEMM + LayerScale + x
 
 Seven passes over memory and five products; nothing else. With static scales the two quantizations alone are no passes:
-fc1 and attention write codes. Layers that are not W8A8 run unfused, each in its own way.
+fc1 and attention write codes. Layers that are not W8A8 run unfused, each in its own way. Where all queries of a scene
+look at the keys of some of its frames, those are made first, and all else is done for some frames at a time.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -42,10 +44,57 @@ def run_block(
     out = torch.empty_like(x) if out is None else out  # not before attention, which holds the most memory
     linear_residual_(out, y, block.attn.proj, block.ls1.gamma, x, scales.of)
     del y
+    _mlp_(block, out, rows, scales)
+    return out
+
+
+def _mlp_(block: Block, x: Tensor, rows: int, scales: TokenScales) -> None:
+    """The second half of a block, in place, at most so many rows at a time."""
     for part, tokens in scales.parts(len(x), rows):
         scale_of = partial(scales.of, tokens=tokens)
-        mlp_residual_(out[part], block.norm2, block.mlp.fc1, block.mlp.fc2, block.ls2.gamma, scale_of)
+        mlp_residual_(x[part], block.norm2, block.mlp.fc1, block.mlp.fc2, block.ls2.gamma, scale_of)
+
+
+def run_keyframe_block(
+    block: nn.Module,
+    x: Tensor,
+    scenes: int,
+    chosen: Tensor,
+    rope: Tensor,
+    rows: int,
+    at_once: int,
+    out: Tensor | None = None,
+    scales: TokenScales = _NO_SPECIAL,
+) -> Tensor:
+    """`run_block` with attention from all tokens of a scene to those of its frames `chosen`, int64 [K].
+
+    Keys and values are of those frames alone, and the rest works on at most `at_once` frames at a time. `out` may be x.
+    """
+    assert isinstance(block, Block)
+    per_frame, attn = rope.shape[1], block.attn
+    frames = len(x) // scenes // per_frame
+    k, v = _keys_and_values(block, attn, x.view(scenes, frames, per_frame, -1), chosen, rope, scales)
+    out = torch.empty_like(x) if out is None else out
+    for scene, part in _frames_in_parts(scenes, frames, at_once):
+        tokens = slice(
+            (scene.start * frames + part.start) * per_frame, ((scene.stop - 1) * frames + part.stop) * per_frame
+        )
+        y = _attention_to(block, attn, x[tokens], k[scene], v[scene], rope, scales)
+        linear_residual_(out[tokens], y, attn.proj, block.ls1.gamma, x[tokens], scales.of)
+        del y
+        _mlp_(block, out[tokens], rows, scales)
     return out
+
+
+def _frames_in_parts(scenes: int, frames: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """At most `at_once` frames in the fewest parts: of several whole scenes, or of one scene."""
+    if at_once >= frames:
+        for part in parts(scenes, at_once // frames):
+            yield part, slice(0, frames)
+    else:
+        for scene in range(scenes):
+            for part in parts(frames, at_once):
+                yield slice(scene, scene + 1), part
 
 
 def run_block_in_parts(
@@ -55,11 +104,12 @@ def run_block_in_parts(
     rope: Tensor | None,
     rows: int,
     at_once: int,
+    out: Tensor | None = None,
     scales: TokenScales = _NO_SPECIAL,
 ) -> Tensor:
-    """`run_block` for at most `at_once` sequences at a time, where that bounds the qkv tensor."""
+    """`run_block` for at most `at_once` sequences at a time, where that bounds the qkv tensor. `out` may be x."""
     length = len(x) // sequences
-    out = torch.empty_like(x)
+    out = torch.empty_like(x) if out is None else out
     for part in parts(sequences, at_once):
         tokens = slice(part.start * length, part.stop * length)
         run_block(block, x[tokens], part.stop - part.start, rope, rows, out[tokens], scales)
@@ -78,7 +128,43 @@ def _attention_output(
         assert isinstance(q_norm, nn.LayerNorm)
         assert isinstance(k_norm, nn.LayerNorm)
         ops.qk_norm_rope_(qkv, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, rope, q_norm.eps)
-    q, k, v = qkv.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = _heads(qkv, sequences)
+    return _attended(attn, q, k, v, scales)
+
+
+def _keys_and_values(
+    block: Block, attn: Attention, x: Tensor, chosen: Tensor, rope: Tensor, scales: TokenScales
+) -> tuple[Tensor, Tensor]:
+    """x [B, S, P, C] -> keys and values of the frames chosen, [B, H, K * P, D] each."""
+    rows = x.index_select(1, chosen).flatten(0, 2)
+    channels, k_norm = attn.qkv.out_features // 3, attn.k_norm
+    assert isinstance(k_norm, nn.LayerNorm)
+    kv = norm_linear(rows, block.norm1, attn.qkv, scale_of=scales.of, outputs=slice(channels, None))
+    kv = kv.view(len(rows), 2, attn.num_heads, -1)
+    ops.norm_rope_(kv, k_norm.weight, k_norm.bias, rope, k_norm.eps)
+    k, v = _heads(kv, len(x))
+    return k, v
+
+
+def _attention_to(
+    block: Block, attn: Attention, x: Tensor, k: Tensor, v: Tensor, rope: Tensor, scales: TokenScales
+) -> Tensor | Codes:
+    """`_attention_output` of x [M, C], tokens of len(k) scenes, looking at keys and values that are there."""
+    channels, q_norm = attn.qkv.out_features // 3, attn.q_norm
+    assert isinstance(q_norm, nn.LayerNorm)
+    q = norm_linear(x, block.norm1, attn.qkv, scale_of=scales.of, outputs=slice(channels))
+    q = q.view(len(x), 1, attn.num_heads, -1)
+    ops.norm_rope_(q, q_norm.weight, q_norm.bias, rope, q_norm.eps)
+    return _attended(attn, *_heads(q, len(k)), k, v, scales)
+
+
+def _heads(x: Tensor, sequences: int) -> tuple[Tensor, ...]:
+    """[M, n, H, D] -> n views [B, H, M / B, D]."""
+    return x.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _attended(attn: Attention, q: Tensor, k: Tensor, v: Tensor, scales: TokenScales) -> Tensor | Codes:
+    """Attention, as the projection wants it."""
     proj = attn.proj
     static = scales.of(proj) if takes_codes(proj) and not proj.rotation else None
     if static is not None and (codes := attention_codes(q, k, v, static)) is not None:

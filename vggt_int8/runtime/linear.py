@@ -32,25 +32,36 @@ def own_scale(layer: Int8Linear) -> Tensor | None:
 ScaleOf = Callable[[Int8Linear], Tensor | None]
 
 
-def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale) -> Tensor:
-    """x [M, K] -> [M, N] in x's dtype."""
+ALL = slice(None)
+
+
+def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale, outputs: slice = ALL) -> Tensor:
+    """x [M, K] -> [M, N] in x's dtype; of the N outputs those asked for."""
+    bias = None if layer.bias is None else layer.bias[outputs]
     if takes_codes(layer):
-        return _gemm(_quantize(x, layer, scale_of), layer, Epilogue(layer.bias, x.dtype))
+        return _gemm(_quantize(x, layer, scale_of), layer, Epilogue(bias, x.dtype), outputs)
     if isinstance(layer, Int8Linear):
         x = ops.rotate_rows(x, layer.rotation) if layer.rotation else x
-        y: Tensor = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
+        y: Tensor = ops.w8a16_linear(x, layer.codes[outputs], layer.weight_scale[outputs], bias)
         return y
     assert isinstance(layer, nn.Linear)
-    return F.linear(x, layer.weight, layer.bias)
+    return F.linear(x, layer.weight[outputs], bias)
 
 
 def norm_linear(
-    x: Tensor, norm: nn.LayerNorm, layer: nn.Module, gelu: bool = False, scale_of: ScaleOf = own_scale
+    x: Tensor,
+    norm: nn.LayerNorm,
+    layer: nn.Module,
+    gelu: bool = False,
+    scale_of: ScaleOf = own_scale,
+    outputs: slice = ALL,
 ) -> Tensor:
-    """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype."""
+    """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype; of the N outputs those asked for."""
     if takes_codes(layer):
-        return _gemm(_norm(x, norm, layer, scale_of), layer, Epilogue(layer.bias, x.dtype, gelu))
-    y = linear(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps), layer)
+        bias = None if layer.bias is None else layer.bias[outputs]
+        return _gemm(_norm(x, norm, layer, scale_of), layer, Epilogue(bias, x.dtype, gelu), outputs)
+    normed = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    y = linear(normed, layer, outputs=outputs)
     return F.gelu(y) if gelu else y
 
 
@@ -103,8 +114,8 @@ def _norm(x: Tensor, norm: nn.LayerNorm, layer: Int8Linear, scale_of: ScaleOf) -
     return Codes(*ops.layer_norm_quantize(x, *affine, scale_of(layer), layer.rotation))
 
 
-def _gemm(x: Codes, layer: Int8Linear, epilogue: Epilogue) -> Tensor:
-    result: Tensor = ops.int8_gemm(*x, layer.codes, layer.weight_scale, epilogue)
+def _gemm(x: Codes, layer: Int8Linear, epilogue: Epilogue, outputs: slice = ALL) -> Tensor:
+    result: Tensor = ops.int8_gemm(*x, layer.codes[outputs], layer.weight_scale[outputs], epilogue)
     return result
 
 

@@ -108,9 +108,12 @@ class Runtime:
         query_points: Tensor | None = None,
         heads: Sequence[str] | None = None,
         frames_chunk_size: int | None = 8,
+        global_attention: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
     ) -> VGGTOutput:
         """`run` for the arguments of `VGGT.forward`; see there for them and for what is raised."""
-        return self.run(Call.of(self.model, images, query_points, heads, frames_chunk_size))
+        how = (global_attention, keyframes)
+        return self.run(Call.of(self.model, images, query_points, heads, frames_chunk_size, *how))
 
     def run(self, call: Call) -> VGGTOutput:
         """One call, fused or on the network's own modules, as `mode` has it. Results are new tensors, never overwritten
@@ -178,7 +181,7 @@ class Runtime:
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(call.images):
             plan = self._plan(call, self._shape(call)).bounded(call.frames_chunk_size)
             try:
-                outputs = self._graphs.replay(_tensors(call), call.heads, plan)
+                outputs = self._graphs.replay(_tensors(call), *_work(call), plan)
             except torch.OutOfMemoryError:
                 return None  # the call itself will meet it again, and makes room
         if outputs is None:
@@ -220,9 +223,9 @@ class Runtime:
         return graphed if plan is fastest else plan
 
     def _has_graph(self, call: Call) -> bool:
-        """Whether some call of these images and heads was captured."""
-        images = tuple(call.images.shape)
-        return any(key.images == images and key.work[0] == call.heads for key in self._graphs.captured)
+        """Whether some call of these images, heads and attention was captured."""
+        images, work = tuple(call.images.shape), _work(call)
+        return any(key.images == images and key.work[: len(work)] == work for key in self._graphs.captured)
 
     def _run(self, call: Call, shape: Shape, plan: Plan) -> Tensors:
         model = self.model
@@ -243,7 +246,7 @@ class Runtime:
                 held = replace(call, images=tensors["images"], query_points=tensors.get("query_points"))
                 return run_network(model, held, plan)
 
-            outputs, replayed = self._graphs.run(run, _tensors(call), call.heads, plan)
+            outputs, replayed = self._graphs.run(run, _tensors(call), *_work(call), plan)
             reason = "" if replayed else "the first call of this shape; the next one is captured"
         self._last = (REPLAYED if replayed else "fused", reason, plan)
         return outputs
@@ -267,6 +270,13 @@ def _tensors(call: Call) -> Tensors:
     """What a graph reads of a call."""
     points = {} if call.query_points is None else {"query_points": call.query_points}
     return {"images": call.images, **points}
+
+
+def _work(call: Call) -> tuple[object, ...]:
+    """What else of a call decides what a graph does."""
+    frames, depth = call.images.shape[1], len(call.attention.layers)
+    looks = tuple((call.attention.looks(layer, frames), call.attention.keys(layer, frames)) for layer in range(depth))
+    return call.heads, looks
 
 
 def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) -> bool:

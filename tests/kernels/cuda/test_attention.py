@@ -72,6 +72,26 @@ def test_lengths_and_head_dims(variant: Variant, dtype: torch.dtype, shape: Shap
         assert_same(variant, *views(*shape, dtype))
 
 
+OTHER_KEYS = [(1, 130, 37, 2, 64), (2, 33, 150, 1, 64), (2, 70, 1, 2, 64), (1, 40, 65, 2, 24)]  # B, N, L, H, D
+OTHER_KEYS += [] if INTERPRETED else [(1, 5000, 1041, 16, 64), (3, 1041, 333, 16, 64), (1, 300, 41640, 2, 64)]
+
+
+@pytest.mark.parametrize("shape", quick(lambda shape: shape[1] == 130, OTHER_KEYS), ids=str)
+@pytest.mark.parametrize("variant", quick(lambda v: v in (HARDEST, VARIANTS[2]), VARIANTS), ids=str)
+def test_keys_of_other_tokens(variant: Variant, shape: tuple[int, int, int, int, int]) -> None:
+    """Queries alone, and keys and values side by side, as the network has them for key frames."""
+    needs(variant)
+    batch, tokens, keys, heads, dim = shape
+    q = rand(batch, tokens, 1, heads, dim, dtype=torch.float16).permute(2, 0, 3, 1, 4)[0]
+    k, v = rand(batch, keys, 2, heads, dim, dtype=torch.float16).permute(2, 0, 3, 1, 4).unbind(0)
+    assert_same(variant, q, k, v)
+    scale = torch.tensor([0.01], device=DEVICE)
+    got = triton_attention.float_attention_quantize(q, k, v, scale, variant)
+    want = definition.float_attention_quantize(q, k, v, scale)
+    assert torch.equal(got[1], want[1])
+    assert (got[0].int() - want[0].int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize("tokens", quick(lambda tokens: tokens < 100, [37, 150]))
 def test_the_table_and_fp32(tokens: int) -> None:
     for dtype in (torch.float16, torch.float32):

@@ -78,3 +78,9 @@ def test_qk_norm_rope(tokens: int, per_frame: int, heads: int, dim: int) -> None
         triton_rope.qk_norm_rope_(qkv, *norms, rope, 1e-5)
         assert torch.equal(qkv[:, 2], want[:, 2])
         assert_same(qkv, want)
+        for count in (1, 2):
+            x = rand(tokens, count, heads, dim, dtype=dtype) * 3
+            want = reference.norm_rope(x, *norms[:2], rope, 1e-5)
+            triton_rope.norm_rope_(x, *norms[:2], rope, 1e-5)
+            assert torch.equal(x[:, 1:], want[:, 1:])
+            assert_same(x[:, 0], want[:, 0])

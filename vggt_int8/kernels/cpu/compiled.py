@@ -112,13 +112,13 @@ _SIGNATURES = {
     "vi_rotate_rows": "pqqqp",
     "vi_layer_norm_quantize": "pqqppfpqqpp",
     "vi_layer_norm_halves": "ppqqqqppfp",
-    "vi_qk_norm_rope": "pqqqpppppqf",
+    "vi_norm_rope": "pqqqqqpppppqf",
     "vi_resize": "pqqqqqqppppp",
     "vi_linear": "ppppppppqiqqqqpppp",
     "vi_predict": "pqqppqipp",
     "vi_weight_only": "pqqpppqp",
     "vi_conv": "pppppiqqqqqqqqqqqpp",
-    "vi_attention": "ppppqqqqqqq",
+    "vi_attention": "ppppqqqqqqqqqqq",
 }
 _CONVERTERS = {name: [_KINDS[kind][1] for kind in kinds] for name, kinds in _SIGNATURES.items()}
 _MAX_OUTPUTS = 8  # of a dense head
@@ -184,9 +184,14 @@ def qk_norm_rope_(
     qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
 ) -> None:
     """`reference.qk_norm_rope` in place for qkv that is `usable`."""
-    tokens, _, heads, dim = qkv.shape
     floats = as_floats(q_weight, q_bias, k_weight, k_bias, rope)
-    call("vi_qk_norm_rope", qkv, tokens, heads, dim, *floats, rope.shape[1], eps)
+    call("vi_norm_rope", qkv, *qkv.shape, 2, *floats, rope.shape[1], eps)
+
+
+def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
+    """`reference.norm_rope` in place for x that is `usable`."""
+    weight, bias, rope = as_floats(weight, bias, rope)
+    call("vi_norm_rope", x, *x.shape, 1, weight, bias, weight, bias, rope, rope.shape[1], eps)
 
 
 def resize(

@@ -122,14 +122,28 @@ def qk_norm_rope_(
     if compiled.usable(qkv):
         compiled.qk_norm_rope_(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps)
         return
-    tokens, _, heads, dim = qkv.shape
+    for x, angles in _heads_and_angles(qkv, rope):
+        x.copy_(reference.qk_norm_rope(x, q_weight, q_bias, k_weight, k_bias, angles, eps))
+
+
+def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
+    """`reference.norm_rope` in place."""
+    if compiled.usable(x):
+        compiled.norm_rope_(x, weight, bias, rope, eps)
+        return
+    for part, angles in _heads_and_angles(x, rope):
+        part.copy_(reference.norm_rope(part, weight, bias, angles, eps))
+
+
+def _heads_and_angles(x: Tensor, rope: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """x [T, n, H, D] and rope [2, P, D] in parts, x's being views: some frames, or some tokens of one."""
+    tokens, count, heads, dim = x.shape
     per_frame = rope.shape[1]
-    frames = qkv.view(tokens // per_frame, per_frame, 3, heads, dim)
+    frames = x.view(tokens // per_frame, per_frame, count, heads, dim)
     at_once = max(1, matmul.VALUES_AT_ONCE // (heads * dim))
     for part in row_slices(len(frames), max(1, at_once // per_frame)):
         for place in row_slices(per_frame, at_once):
-            x = frames[part, place].flatten(0, 1)  # a view: several frames are taken whole
-            x.copy_(reference.qk_norm_rope(x, q_weight, q_bias, k_weight, k_bias, rope[:, place], eps))
+            yield frames[part, place].flatten(0, 1), rope[:, place]  # several frames are taken whole
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -1,8 +1,8 @@
 """Attention in Triton.
 
-A program owns BLOCK_M queries of one head and walks over the keys, BLOCK_N at a time. Scores never go to memory: the
-softmax is taken online, in powers of two, and every sum is fp32. The block of keys that may be cut off by the end of
-the sequence comes first, so that nothing is masked in the loop.
+A program owns BLOCK_M of N queries of one head and walks over the L keys, BLOCK_N at a time. Scores never go to memory:
+the softmax is taken online, in powers of two, and every sum is fp32. The block of keys that may be cut off by the end
+of the sequence comes first, so that nothing is masked in the loop.
 
 At head dim 64 one exponential falls on 256 floating-point operations. Hopper's matrix units make those as fast as its
 special-function units make exponentials, so what lies between the two products decides. Hence the choices in `Variant`.
@@ -67,31 +67,32 @@ def _load_rows(
 
 @triton.jit
 def _attend(
-    b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, N,
+    b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """Queries b_q [M, DIM] from number i_own on -> weighted sums of the values [M, DIM], sums of the weights [M].
+    """Queries b_q [M, DIM], whose place among the L keys is i_own -> weighted sums of the values [M, DIM], sums of the
+    weights [M].
 
     FROZEN: what is subtracted from the scores is not their maximum so far, but that of three places where large scores
-    are likely: the end, the beginning, and the queries themselves. Weights grow up to 2^16 (fp16) or 2^127 before the
+    are likely: the end, the beginning, and the queries' own place. Weights grow up to 2^16 (fp16) or 2^127 before the
     result is inf or NaN, and the largest is at least 1, so none is less exact than with the true maximum.
     """
-    last = tl.cdiv(N, BLOCK_N) - 1
-    b_k = _load_rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, N, BLOCK_N, D, DIM, TMA, True)
-    b_v = _load_rows(v, at_v, i_b, i_h, last * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, True)
-    m_n = last * BLOCK_N + tl.arange(0, BLOCK_N) < N
+    last = tl.cdiv(L, BLOCK_N) - 1
+    b_k = _load_rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, L, BLOCK_N, D, DIM, TMA, True)
+    b_v = _load_rows(v, at_v, i_b, i_h, last * BLOCK_N, stride_v, L, BLOCK_N, D, DIM, TMA, True)
+    m_n = last * BLOCK_N + tl.arange(0, BLOCK_N) < L
     b_s = tl.where(m_n[None, :], _scores(b_q, b_k), float("-inf"))
     b_max = tl.max(b_s, axis=1) * scale
     if FROZEN:
         for i in range(tl.where(last > 0, b_q.shape[0] // BLOCK_N + 1, 0)):
             i_block = tl.where(i == 0, 0, tl.minimum(i_own // BLOCK_N + i - 1, last - 1))
-            b_k = _load_rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, N, BLOCK_N, D, DIM, TMA, False)
+            b_k = _load_rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, L, BLOCK_N, D, DIM, TMA, False)
             b_max = tl.maximum(b_max, tl.max(_scores(b_q, b_k), axis=1) * scale)
     b_p = tl.exp2(b_s * scale - b_max[:, None])
     b_sum = tl.sum(b_p, axis=1)
     b_acc = _dot(b_p.to(b_v.dtype), b_v, tl.zeros((b_q.shape[0], DIM), tl.float32))
     for i in range(last):
-        b_k = _load_rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, N, BLOCK_N, D, DIM, TMA, False)
+        b_k = _load_rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, L, BLOCK_N, D, DIM, TMA, False)
         b_s = _scores(b_q, b_k)
         if not FROZEN:
             b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
@@ -101,7 +102,7 @@ def _attend(
             b_max = b_new
         b_p = tl.exp2(b_s * scale - b_max[:, None])
         b_sum += tl.sum(b_p, axis=1)
-        b_v = _load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, N, BLOCK_N, D, DIM, TMA, False)
+        b_v = _load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, L, BLOCK_N, D, DIM, TMA, False)
         b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
     return b_acc, b_sum
 
@@ -118,26 +119,28 @@ def _store_codes(y, wrong, o_row, m_row, m_d, p_y, p_row_scale, p_out_scale, SCA
         tl.store(p_row_scale + o_row, b_poison, mask=m_row & (b_poison != b_poison))
 
 
-@triton.jit(do_not_specialize=["N", "SCALES"])
+@triton.jit(do_not_specialize=["N", "L", "SCALES"])
 def _attention_kernel(
-    q, k, v, p_out, p_row_scale, p_out_scale, SCALES, N, H, scale,
-    stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
+    q, k, v, p_out, p_row_scale, p_out_scale, SCALES, N, L, H, scale,
+    stride_q_b, stride_q_h, stride_q, stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """q, k [B, H, N, D] with the same strides, v with its own: pointers or descriptors -> out [B, N, H, D], floats, or
-    codes where there is p_out_scale.
+    """q [B, H, N, D], k and v [B, H, L, D]: pointers or descriptors -> out [B, N, H, D], floats, or codes where there
+    is p_out_scale.
     """
     tiles = tl.cdiv(N, BLOCK_M)
     i_head = tl.program_id(0) // tiles  # programs side by side share keys and values in the L2 cache
     i_m = tl.program_id(0) % tiles * BLOCK_M
     i_b, i_h = i_head // H, i_head % H
+    at_q = i_b.to(tl.int64) * stride_q_b + i_h.to(tl.int64) * stride_q_h
     at_k = i_b.to(tl.int64) * stride_k_b + i_h.to(tl.int64) * stride_k_h
     at_v = i_b.to(tl.int64) * stride_v_b + i_h.to(tl.int64) * stride_v_h
     o_m, o_d = i_m + tl.arange(0, BLOCK_M), tl.arange(0, DIM)
-    b_q = _load_rows(q, at_k, i_b, i_h, i_m, stride_k, N, BLOCK_M, D, DIM, TMA, True)
+    b_q = _load_rows(q, at_q, i_b, i_h, i_m, stride_q, N, BLOCK_M, D, DIM, TMA, True)
+    i_own = (i_m.to(tl.int64) * L // N).to(tl.int32)
     b_acc, b_sum = _attend(
-        b_q, scale, k, v, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N, D, DIM, BLOCK_N, TMA, FROZEN,
+        b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L, D, DIM, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
     wrong = 1
     if FROZEN:
@@ -145,7 +148,7 @@ def _attention_kernel(
         wrong = tl.max(tl.max(tl.where(m_finite, 0, 1), axis=1), axis=0)
         if wrong:  # scores grew by more than fp16 holds, or an operand is not finite: once more, safely
             b_acc, b_sum = _attend(
-                b_q, scale, k, v, at_k, at_v, i_b, i_h, i_m, stride_k, stride_v, N, D, DIM, BLOCK_N, TMA, False,
+                b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L, D, DIM, BLOCK_N, TMA, False,
             )  # fmt: skip
     y = b_acc / b_sum[:, None]
     o_row, m_row, m_d = i_b.to(tl.int64) * N + o_m, o_m < N, o_d < D
@@ -165,7 +168,7 @@ def float_attention_quantize(
     q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor, variant: Variant | None = None
 ) -> tuple[Tensor, Tensor]:
     """`reference_attention.float_attention_quantize` on the GPU, of results that were not rounded before."""
-    row_scale = static_scales(out_scale, v.shape[0] * v.shape[2])
+    row_scale = static_scales(out_scale, q.shape[0] * q.shape[2])
     return _attention(q, k, v, variant, row_scale=row_scale, out_scale=out_scale).flatten(0, 1), row_scale
 
 
@@ -177,29 +180,26 @@ def _attention(
     row_scale: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> Tensor:
-    batch, heads, tokens, dim = v.shape
+    (batch, heads, tokens, dim), keys = q.shape, k.shape[2]
     dtype = v.dtype if out_scale is None else torch.int8
     out = torch.empty(batch, tokens, heads * dim, device=v.device, dtype=dtype)
     if out.numel() == 0:
         return out
-    variant = variant or attention_variant(architecture(v.device), tokens, dim, v.dtype)
-    (q, k), (v, _) = _alike(q, k), _alike(v, v)
-    strides = (*k.stride()[:3], *v.stride()[:3])
-    tma = _padded_dim(dim) == dim and not any(
-        stride * x.element_size() % 16 for x in (k, v) for stride in x.stride()[:3]
-    )
+    variant = variant or attention_variant(architecture(v.device), keys, dim, v.dtype)
+    operands: tuple[Any, ...] = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    strides = [stride for x in operands for stride in x.stride()[:3]]
+    tma = _padded_dim(dim) == dim and not any(stride * v.element_size() % 16 for stride in strides)
     grid = (triton.cdiv(tokens, variant.block_m) * batch * heads,)
     scales = 1 if out_scale is None else out_scale.numel()
     results = (out, row_scale, out_scale, scales)
-    rest = (tokens, heads, math.log2(math.e) * dim**-0.5)
+    rest = (tokens, keys, heads, math.log2(math.e) * dim**-0.5)
     shared: dict[str, Any] = {
         "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "num_warps": variant.warps,
     }  # fmt: skip
-    operands = (q, k, v)
     if tma and variant.tma:
         blocks = (variant.block_m, variant.block_n, variant.block_n)
         operands = tuple(
-            TensorDescriptor(x, [*x.shape[:2], tokens, dim], list(x.stride()), [1, 1, rows, dim])
+            TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, dim])
             for x, rows in zip(operands, blocks, strict=True)
         )
     launch(
@@ -212,10 +212,3 @@ def _attention(
 def _padded_dim(dim: int) -> int:
     """The head dim that a program works on: a power of two, at least 32."""
     return max(32, triton.next_power_of_2(dim))
-
-
-def _alike(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with the same strides and channels side by side; views of one qkv tensor are, and are not copied."""
-    if q.stride() == k.stride() and q.stride(-1) == 1:
-        return q, k
-    return q.contiguous(), k.contiguous()

@@ -2,7 +2,8 @@
 
 The linear writes [T, 3, H, D]. Queries and keys are normalised and turned where they lie and values are not
 touched, so attention reads three strided views of that one tensor and nothing is copied. (In place costs 4/3
-of the tensor's bytes; separate q, k, v cost 2.)
+of the tensor's bytes; separate q, k, v cost 2.) Queries alone [T, 1, H, D], or keys and values [T, 2, H, D], are other
+numbers for the same kernel.
 """
 
 # mypy: allow-untyped-defs
@@ -33,19 +34,21 @@ def _turn(a, b, cos, sin, p_a, p_b, mask):
 
 
 @triton.jit(do_not_specialize=["T", "P"])
-def _qk_norm_rope_kernel(
+def _norm_rope_kernel(
     p_qkv, p_q_weight, p_q_bias, p_k_weight, p_k_bias, p_rope, T, P, eps,
-    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, QUARTER: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, TURNED: tl.constexpr,
+    ROWS: tl.constexpr, QUARTER: tl.constexpr,
 ):  # fmt: skip
-    """A row is one head of q or k of one token: 2H rows per token, which lie side by side. A row is handled as
-    four quarters, because RoPE pairs quarter 0 with 1 (turned by the image row) and 2 with 3 (by the column).
+    """A row is one head of one token of the first TURNED of PARTS tensors [T, PARTS, H, D]: TURNED * H rows per token,
+    which lie side by side. A row is handled as four quarters, because RoPE pairs quarter 0 with 1 (turned by the image
+    row) and 2 with 3 (by the column).
     """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    o_token, o_head = o_row // (2 * H), o_row % (2 * H)
+    o_token, o_head = o_row // (TURNED * H), o_row % (TURNED * H)
     o_d = tl.arange(0, QUARTER)
     m_d = o_d < D // 4
     mask = (o_token < T)[:, None] & m_d[None, :]
-    p_0 = p_qkv + (o_token * (3 * H * D) + o_head * D)[:, None] + o_d[None, :]
+    p_0 = p_qkv + (o_token * (PARTS * H * D) + o_head * D)[:, None] + o_d[None, :]
     p_1, p_2, p_3 = p_0 + D // 4, p_0 + D // 2, p_0 + 3 * D // 4
     x_0 = tl.load(p_0, mask=mask, other=0.0).to(tl.float32)
     x_1 = tl.load(p_1, mask=mask, other=0.0).to(tl.float32)
@@ -83,13 +86,22 @@ def qk_norm_rope_(
     eps: float,
 ) -> None:
     """`reference.qk_norm_rope`, written into qkv [T, 3, H, D] contiguous. rope [2, P, D]: see there."""
-    tokens, _, heads, dim = qkv.shape
+    _turn_first(2, qkv, (q_weight, q_bias, k_weight, k_bias), rope, eps)
+
+
+def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
+    """`reference.norm_rope`, written into x [T, n, H, D] contiguous."""
+    _turn_first(1, x, (weight, bias, weight, bias), rope, eps)
+
+
+def _turn_first(turned: int, x: Tensor, norms: tuple[Tensor, ...], rope: Tensor, eps: float) -> None:
+    """The first so many of x [T, n, H, D]."""
+    tokens, parts, heads, dim = x.shape
     if tokens == 0:
         return
-    rows = triton.next_power_of_2(2 * heads * _TOKENS)
-    parameters = (q_weight, q_bias, k_weight, k_bias, rope)
+    rows = triton.next_power_of_2(turned * heads * _TOKENS)
     launch(
-        *(_qk_norm_rope_kernel, (triton.cdiv(tokens * 2 * heads, rows),)),
-        *(qkv, *parameters, tokens, rope.shape[1], eps),
-        H=heads, D=dim, ROWS=rows, QUARTER=triton.next_power_of_2(dim // 4), num_warps=4,
+        *(_norm_rope_kernel, (triton.cdiv(tokens * turned * heads, rows),)),
+        *(x, *norms, rope, tokens, rope.shape[1], eps),
+        H=heads, D=dim, PARTS=parts, TURNED=turned, ROWS=rows, QUARTER=triton.next_power_of_2(dim // 4), num_warps=4,
     )  # fmt: skip

@@ -22,7 +22,8 @@ static const float LOW_MATTERS = 1e-3f, LOW_BYTE = 74; /* an exponent of 2; what
 #endif
 
 typedef struct {
-  i64 heads, tokens, dim, batch_stride, head_stride, token_stride; /* strides in numbers */
+  i64 heads, queries, keys, dim;
+  i64 q_strides[3], k_strides[3]; /* of batch, head and token, in numbers; those of values are those of keys */
   i64 q_bytes, k_bytes, v_bytes; /* of a head's codes, one after another; on AMX of one plane, and the other follows */
   i64 k_panel;                   /* bytes of a panel of keys */
   i64 v_panel;                   /* bytes of a panel of channels, for all keys */
@@ -38,14 +39,14 @@ typedef struct {
 } Scales;
 
 /* A head's vectors lie far apart, which no hardware foresees. */
-static inline void fetch_ahead(const float *x, const Attention *t) {
-  for (i64 i = 0; i < t->dim; i += 16) __builtin_prefetch(x + 4 * t->token_stride + i);
+static inline void fetch_ahead(const float *x, i64 stride, i64 dim) {
+  for (i64 i = 0; i < dim; i += 16) __builtin_prefetch(x + 4 * stride + i);
 }
 
 /* One token's vector as codes of 16 bits, or of bytes in two planes; what they are to be multiplied by. */
-static float vector_codes(const Attention *t, const float *x, char *to, i64 plane) {
+static float vector_codes(const Attention *t, const float *x, i64 stride, char *to, i64 plane) {
   const i64 dim = t->dim;
-  fetch_ahead(x, t);
+  fetch_ahead(x, stride, dim);
   float absmax = largest(x, dim), factor = 0, scale = 1;
   if (!(absmax < 1e-32f)) { /* else its scale would be no normal number, which may count as 0 */
     factor = LARGEST_SPLIT / absmax;
@@ -76,7 +77,7 @@ static void pack_queries(const Attention *t, const float *q, i64 from, i64 to, c
   const float unit = (t->planes == 2 ? 256 : 1) * log2_e / sqrtf((float)t->dim);
   for (i64 i = from; i < to; i++) {
     char *row = packed + i * t->pitch;
-    scale[i] = unit * vector_codes(t, q + i * t->token_stride, row, t->q_bytes);
+    scale[i] = unit * vector_codes(t, q + i * t->q_strides[2], t->q_strides[2], row, t->q_bytes);
     for (i64 end = t->dim * (3 - t->planes), p = 0; p < t->planes; p++)
       memset(row + p * t->q_bytes + end, 0, t->pitch - end);
   }
@@ -85,12 +86,12 @@ static void pack_queries(const Attention *t, const float *q, i64 from, i64 to, c
 /* Keys [from, to) of a head into their panels. */
 static void pack_keys(const Attention *t, const float *k, i64 from, i64 to, char *packed, float *scale) {
   char rows[2 * MAX_WIDTH * MAX_DIM] __attribute__((aligned(64)));
-  const i64 plane = MAX_WIDTH * t->pitch;
+  const i64 plane = MAX_WIDTH * t->pitch, stride = t->k_strides[2];
   for (i64 first = from; first < to; first += MAX_WIDTH) {
     const i64 columns = min_of(MAX_WIDTH, to - first);
     memset(rows, 0, t->planes * plane);
     for (i64 i = 0; i < columns; i++)
-      scale[first + i] = vector_codes(t, k + (first + i) * t->token_stride, rows + i * t->pitch, plane);
+      scale[first + i] = vector_codes(t, k + (first + i) * stride, stride, rows + i * t->pitch, plane);
     for (int i = 0; i < t->planes; i++)
       pack_groups(rows + i * plane, t->pitch, MAX_WIDTH, t->pitch / 4, MAX_WIDTH, 0,
                   (int32_t *)(packed + first / MAX_WIDTH * t->k_panel + i * t->k_bytes));
@@ -103,8 +104,8 @@ static void pack_values(const Attention *t, const float *v, i64 from, i64 to, ch
   const i64 together = t->planes == 2 ? 4 : 2;
   for (i64 i = from; i < round_up(to, 64); i += together) {
     for (i64 key = 0; key < together; key++) {
-      const float *x = v + (i + key) * t->token_stride;
-      fetch_ahead(x, t);
+      const float *x = v + (i + key) * t->k_strides[2];
+      fetch_ahead(x, t->k_strides[2], t->dim);
       if (i + key >= to) memset(codes[key], 0, 4 * t->dim);
       else
 #pragma omp simd
@@ -364,7 +365,7 @@ static void attend(const Attention *t, Workspace *s, const char *packed, Scales 
                    float *out, i64 out_pitch) {
   const char *codes = packed + from * t->pitch, *keys = packed + t->planes * t->q_bytes;
   const char *values = keys + t->planes * t->k_bytes;
-  const float largest_key = largest(scale.k, t->tokens);
+  const float largest_key = largest(scale.k, t->keys);
 #if AMX
   const float largest_query = largest(scale.q + from, queries) / 256;
   const int low_matters = largest_query * largest_key * sqrtf(t->dim) > LOW_MATTERS / (LOW_BYTE * LOW_BYTE);
@@ -372,8 +373,8 @@ static void attend(const Attention *t, Workspace *s, const char *packed, Scales 
   for (i64 r = 0; r < QUERIES; r++)
     s->top[r] = -INFINITY, s->total[r] = s->block_top[r] = s->block_total[r] = 0, s->per_weight[r] = 1;
   memset(s->out, 0, 4 * QUERIES * t->out_pitch);
-  for (i64 begin = 0, count; begin < t->tokens; begin += count) {
-    count = t->tokens - begin <= MOST_KEYS ? t->tokens - begin : KEYS;
+  for (i64 begin = 0, count; begin < t->keys; begin += count) {
+    count = t->keys - begin <= MOST_KEYS ? t->keys - begin : KEYS;
     const char *key_panels = keys + begin / MAX_WIDTH * t->k_panel;
     const char *value_panels = values + begin * MAX_WIDTH * (3 - t->planes);
     for (i64 r = 0; r < QUERIES; r++) s->highest[r] = (floats){0} - INFINITY;
@@ -406,21 +407,26 @@ static void attend(const Attention *t, Workspace *s, const char *packed, Scales 
   }
 }
 
-static i64 head_offset(const Attention *t, i64 i) {
-  return i / t->heads * t->batch_stride + i % t->heads * t->head_stride;
+static i64 head_offset(const Attention *t, const i64 *strides, i64 i) {
+  return i / t->heads * strides[0] + i % t->heads * strides[1];
+}
+
+/* Numbers of `Scales` for a head; those of tokens are read by vectors. */
+static i64 scales_size(const Attention *t) {
+  return round_up(t->queries, 2 * LANES) + round_up(t->keys, 2 * LANES) + 2 * t->dim;
 }
 
 static Scales scales_of(const Attention *t, float *scales, i64 i) {
-  const i64 tokens = round_up(t->tokens, 2 * LANES); /* read by vectors */
-  float *first = scales + i * 2 * (tokens + t->dim);
-  return (Scales){first, first + tokens, first + 2 * tokens, first + 2 * tokens + t->dim};
+  float *q = scales + i * scales_size(t), *k = q + round_up(t->queries, 2 * LANES);
+  float *v = k + round_up(t->keys, 2 * LANES);
+  return (Scales){q, k, v, v + t->dim};
 }
 
-/* softmax(q kT / sqrt(dim)) v: q, k, v [batch, heads, tokens, dim] by strides, of which the last is 1; out [batch,
-   tokens, heads, dim]. dim is at most MAX_DIM. */
-int vi_attention(const float *q, const float *k, const float *v, float *out, i64 batch, i64 heads, i64 tokens, i64 dim,
-                 i64 batch_stride, i64 head_stride, i64 token_stride, int threads) {
-  Attention t = {heads, tokens, dim, batch_stride, head_stride, token_stride, .planes = 1};
+/* softmax(q kT / sqrt(dim)) v: q [batch, heads, count, dim], k and v [batch, heads, keys, dim] by strides, of which the
+   last is 1; out [batch, count, heads, dim]. dim is at most MAX_DIM. */
+int vi_attention(const float *q, const float *k, const float *v, float *out, i64 batch, i64 heads, i64 count, i64 keys,
+                 i64 dim, i64 q_batch, i64 q_head, i64 q_token, i64 k_batch, i64 k_head, i64 k_token, int threads) {
+  Attention t = {heads, count, keys, dim, {q_batch, q_head, q_token}, {k_batch, k_head, k_token}, .planes = 1};
 #if WIDE
   t.planes = 1 + amx_allowed;
 #endif
@@ -428,16 +434,16 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
   const i64 number = 3 - t.planes; /* bytes of a number in a plane */
   t.pitch = number * round_up(dim, t.planes == 2 ? 64 : 2);
   t.out_pitch = round_up(dim, LANES);
-  t.q_bytes = round_up(tokens, QUERIES) * t.pitch;
+  t.q_bytes = round_up(count, QUERIES) * t.pitch;
   t.k_panel = t.pitch * MAX_WIDTH;
-  t.k_bytes = parts_of(tokens, MAX_WIDTH) * t.k_panel;
-  t.v_panel = number * round_up(tokens, TOKENS) * MAX_WIDTH;
+  t.k_bytes = parts_of(keys, MAX_WIDTH) * t.k_panel;
+  t.v_panel = number * round_up(keys, TOKENS) * MAX_WIDTH;
   t.v_bytes = parts_of(dim, MAX_WIDTH) * t.v_panel;
   const i64 head_bytes = t.planes * (t.q_bytes + t.k_bytes + t.v_bytes), all = batch * heads;
   const i64 at_once = max_of(1, min_of(all, HEADS_BYTES / head_bytes));
-  const i64 blocks = parts_of(tokens, QUERIES), token_blocks = parts_of(tokens, TOKENS);
+  const i64 blocks = parts_of(count, QUERIES), q_blocks = parts_of(count, TOKENS), k_blocks = parts_of(keys, TOKENS);
   char *packed = allocate(at_once * head_bytes);
-  float *scales = allocate(4 * at_once * 2 * (round_up(tokens, 2 * LANES) + dim));
+  float *scales = allocate(4 * at_once * scales_size(&t));
   int32_t *most = allocate(4 * at_once * dim * threads); /* of each thread: the largest value of each channel */
   Workspace *spaces = allocate((i64)sizeof(Workspace) * threads);
   int failed = !packed || !scales || !most || !spaces;
@@ -447,16 +453,16 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
       const int thread = omp_get_thread_num();
       threads_begin();
       for (i64 begin = 0; begin < all; begin += at_once) {
-        const i64 count = min_of(at_once, all - begin);
+        const i64 together = min_of(at_once, all - begin);
         int32_t *mine = most + thread * at_once * dim;
-        memset(mine, 0, 4 * count * dim);
+        memset(mine, 0, 4 * together * dim);
         /* Heads of the same tokens one after another: they lie next to one another in memory. */
 #pragma omp for schedule(static)
-        for (i64 task = 0; task < token_blocks * count; task++) {
-          const i64 i = task % count, from = task / count * TOKENS, to = min_of(tokens, from + TOKENS);
+        for (i64 task = 0; task < k_blocks * together; task++) {
+          const i64 i = task % together, from = task / together * TOKENS, to = min_of(keys, from + TOKENS);
           for (i64 n = from; n < to; n++) {
-            const float *x = v + head_offset(&t, begin + i) + n * token_stride;
-            fetch_ahead(x, &t);
+            const float *x = v + head_offset(&t, t.k_strides, begin + i) + n * k_token;
+            fetch_ahead(x, k_token, dim);
 #pragma omp simd
             for (i64 d = 0; d < dim; d++) {
               int32_t bits = bits_of(x[d]) & 0x7fffffff;
@@ -465,7 +471,7 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
           }
         }
 #pragma omp for schedule(static)
-        for (i64 i = 0; i < count; i++)
+        for (i64 i = 0; i < together; i++)
           for (i64 d = 0; d < dim; d++) {
             int32_t bits = 0;
             for (int j = 0; j < omp_get_num_threads(); j++) {
@@ -478,21 +484,24 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
             scale.v_inverse[d] = absmax < 1e-33f ? 0 : t.largest_value / absmax;
           }
 #pragma omp for schedule(static)
-        for (i64 task = 0; task < token_blocks * count; task++) {
-          const i64 i = task % count, from = task / count * TOKENS, to = min_of(tokens, from + TOKENS);
-          const i64 offset = head_offset(&t, begin + i);
+        for (i64 task = 0; task < max_of(q_blocks, k_blocks) * together; task++) {
+          const i64 i = task % together, block = task / together, from = block * TOKENS;
+          const i64 q_offset = head_offset(&t, t.q_strides, begin + i);
+          const i64 k_offset = head_offset(&t, t.k_strides, begin + i);
           const Scales scale = scales_of(&t, scales, i);
-          char *queries = packed + i * head_bytes, *keys = queries + t.planes * t.q_bytes;
-          pack_queries(&t, q + offset, from, to, queries, scale.q);
-          pack_keys(&t, k + offset, from, to, keys, scale.k);
-          pack_values(&t, v + offset, from, to, keys + t.planes * t.k_bytes, scale.v_inverse);
+          char *q_codes = packed + i * head_bytes, *k_codes = q_codes + t.planes * t.q_bytes;
+          if (block < q_blocks) pack_queries(&t, q + q_offset, from, min_of(count, from + TOKENS), q_codes, scale.q);
+          if (block >= k_blocks) continue;
+          const i64 to = min_of(keys, from + TOKENS);
+          pack_keys(&t, k + k_offset, from, to, k_codes, scale.k);
+          pack_values(&t, v + k_offset, from, to, k_codes + t.planes * t.k_bytes, scale.v_inverse);
         }
 #pragma omp for schedule(dynamic)
-        for (i64 task = 0; task < count * blocks; task++) {
-          const i64 i = task / blocks, from = task % blocks * QUERIES, queries = min_of(QUERIES, tokens - from);
+        for (i64 task = 0; task < together * blocks; task++) {
+          const i64 i = task / blocks, from = task % blocks * QUERIES, queries = min_of(QUERIES, count - from);
           const i64 b = (begin + i) / heads, head = (begin + i) % heads;
           attend(&t, spaces + thread, packed + i * head_bytes, scales_of(&t, scales, i), from, queries,
-                 out + ((b * tokens + from) * heads + head) * dim, heads * dim);
+                 out + ((b * count + from) * heads + head) * dim, heads * dim);
         }
       }
       threads_end();

@@ -78,18 +78,19 @@ static inline __attribute__((always_inline)) void norm_rope_head(
   }
 }
 
-/* qkv [tokens, 3, heads, dim] in place, rope [2, period, dim] */
-int vi_qk_norm_rope(float *qkv, i64 tokens, i64 heads, i64 dim, const float *q_weight, const float *q_bias,
-                    const float *k_weight, const float *k_bias, const float *rope, i64 period, float eps,
-                    int threads) {
+/* The first of x [tokens, parts, heads, dim] in place, queries, and if `turned` is 2 the second, keys; rope [2, period,
+   dim] */
+int vi_norm_rope(float *x, i64 tokens, i64 parts, i64 heads, i64 dim, i64 turned, const float *q_weight,
+                 const float *q_bias, const float *k_weight, const float *k_bias, const float *rope, i64 period,
+                 float eps, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 t = 0; t < tokens; t++) {
     const float *cosine = rope + t % period * dim, *sine = cosine + period * dim;
-    for (i64 i = 0; i < 2 * heads; i++) {
-      float *x = qkv + (3 * heads * t + i) * dim;
+    for (i64 i = 0; i < turned * heads; i++) {
+      float *head = x + (parts * heads * t + i) * dim;
       const float *weight = i < heads ? q_weight : k_weight, *bias = i < heads ? q_bias : k_bias;
-      if (dim == 64) norm_rope_head(x, 64, weight, bias, eps, cosine, sine);
-      else norm_rope_head(x, dim, weight, bias, eps, cosine, sine);
+      if (dim == 64) norm_rope_head(head, 64, weight, bias, eps, cosine, sine);
+      else norm_rope_head(head, dim, weight, bias, eps, cosine, sine);
     }
   }
   return 0;

@@ -1,0 +1,118 @@
+"""What the queries of a global block look at: the tokens of all frames, of some key frames, or of their own frame.
+
+Exact attention over all frames grows with the square of their number. With key frames the queries stay complete, and
+every query of a layer sees the keys and values of the same K frames: the first one, which is the world frame, and
+others evenly spread over the sequence. Nothing of this is switched on unasked: a call names it, or the recipe that the
+model was quantized by.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vggt_int8.plain_data import check_integer, shown
+
+Looks = Literal["exact", "keyframes", "frames"]
+WORDS: tuple[Looks, ...] = get_args(Looks)
+KEYFRAMES = 40  # unless it is said: enough for any length that was measured (docs/long_scenes.md)
+
+
+@dataclass(frozen=True)
+class GlobalAttention:
+    """The choice for every layer of a network, as `GlobalAttention.of` has checked it.
+
+    layers: one word a layer. "exact": all tokens of the scene; "keyframes": those of `keyframes` frames; "frames":
+    those of the query's own frame. keyframes: K, without effect where no layer says "keyframes".
+    """
+
+    layers: tuple[Looks, ...]
+    keyframes: int = KEYFRAMES
+
+    @classmethod
+    def of(
+        cls,
+        depth: int,
+        how: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
+        default: "GlobalAttention | None" = None,
+    ) -> "GlobalAttention":
+        """The keywords `global_attention` and `keyframes` of a call, for a network of `depth` global blocks.
+
+        how: a word for all layers or a list of one word a layer; None takes `default`, which is exact by default.
+
+        Raises ValueError or TypeError, naming the value and the way out.
+        """
+        default = default or cls(("exact",) * depth)
+        layers = default.layers if how is None else _checked_layers(how, depth)
+        if keyframes is None:
+            return cls(layers, default.keyframes)
+        check_keyframes(keyframes)
+        if "keyframes" not in layers:
+            said = "global_attention is 'exact' unless it is said" if how is None else f"got {shown(how)}"
+            raise ValueError(
+                f"keyframes={keyframes} has no effect: {said}; pass global_attention='keyframes', or a list that has "
+                "it for some layers"
+            )
+        return cls(layers, keyframes)
+
+    def looks(self, layer: int, frames: int) -> Looks:
+        """What a layer does in a scene of so many frames: key frames that are all frames make it exact."""
+        word = self.layers[layer]
+        return "exact" if word == "keyframes" and self.keyframes >= frames else word
+
+    def keys(self, layer: int, frames: int) -> int | None:
+        """How many key frames a layer looks at in a scene of so many frames; None if it looks at others than those."""
+        return self.keyframes if self.looks(layer, frames) == "keyframes" else None
+
+    def exact(self, frames: int) -> bool:
+        """Whether every layer looks at all tokens of a scene of so many frames."""
+        return all(self.looks(layer, frames) == "exact" for layer in range(len(self.layers)))
+
+    def __str__(self) -> str:
+        """Such as "exact", "keyframes (K = 40)" or "frames in layers 0-8, keyframes (K = 40) in 9-23"."""
+        runs: list[tuple[Looks, int, int]] = []
+        for layer, word in enumerate(self.layers):
+            if runs and runs[-1][0] == word:
+                runs[-1] = (word, runs[-1][1], layer)
+            else:
+                runs.append((word, layer, layer))
+        named = {word: f"keyframes (K = {self.keyframes})" if word == "keyframes" else word for word in WORDS}
+        if len(runs) == 1:
+            return named[runs[0][0]]
+        places = [f"{first}" if first == last else f"{first}-{last}" for _, first, last in runs]
+        parts = [f"{named[word]} in {place}" for (word, _, _), place in zip(runs, places, strict=True)]
+        return "layers: " + ", ".join(parts)
+
+
+def check_words(how: Any) -> None:
+    """Raise ValueError or TypeError unless it is one of `WORDS`, or a list of them."""
+    if isinstance(how, str):
+        words: Sequence[Any] = (how,)
+    elif isinstance(how, Sequence) and how:
+        words = how
+    else:
+        raise TypeError(f"global_attention is {shown(how)}; it must be one of {_known()}, or a list of them by layer")
+    if wrong := [word for word in words if word not in WORDS]:
+        raise ValueError(f"global_attention has {shown(wrong[0])}; choose of {_known()}")
+
+
+def check_keyframes(keyframes: Any) -> None:
+    """Raise ValueError or TypeError unless so many key frames can be."""
+    check_integer("keyframes", keyframes)
+    if keyframes < 1:
+        raise ValueError(f"keyframes must be at least 1, the first frame; got {keyframes}")
+
+
+def _checked_layers(how: Any, depth: int) -> tuple[Looks, ...]:
+    check_words(how)
+    layers = (how,) * depth if isinstance(how, str) else tuple(how)
+    if len(layers) != depth:
+        raise ValueError(
+            f"global_attention has {len(layers)} words, but the network has {depth} global blocks: give one word for "
+            "each, or a single one for all"
+        )
+    return layers
+
+
+def _known() -> str:
+    return ", ".join(repr(word) for word in WORDS)
