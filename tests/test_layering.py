@@ -59,7 +59,8 @@ TIERS = [
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Shared by the whole lowest tier: camera conventions, measures of error, whole files and checkpoints, lists and values
-# in messages, patterns, consoles, facts of the machine, the embedded model's name, what attention looks at. Nothing else is between its units.
+# in messages, patterns, consoles, facts of the machine, the embedded model's name, what attention looks at. Nothing
+# else is between its units.
 SHARED = {
     "ahead",
     "similarity",

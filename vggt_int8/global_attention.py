@@ -42,7 +42,7 @@ class GlobalAttention:
 
         Raises ValueError or TypeError, naming the value and the way out.
         """
-        default = default or cls(("exact",) * depth)
+        default = default or cls((WORDS[0],) * depth)
         layers = default.layers if how is None else _checked_layers(how, depth)
         if keyframes is None:
             return cls(layers, default.keyframes)
@@ -64,9 +64,10 @@ class GlobalAttention:
         """How many key frames a layer looks at in a scene of so many frames; None if it looks at others than those."""
         return self.keyframes if self.looks(layer, frames) == "keyframes" else None
 
-    def exact(self, frames: int) -> bool:
-        """Whether every layer looks at all tokens of a scene of so many frames."""
-        return all(self.looks(layer, frames) == "exact" for layer in range(len(self.layers)))
+    def within(self, frames: int) -> "GlobalAttention":
+        """What it comes to in a scene of so many frames: choices that do the same work there are equal."""
+        layers = tuple(self.looks(layer, frames) for layer in range(len(self.layers)))
+        return GlobalAttention(layers, self.keyframes if "keyframes" in layers else KEYFRAMES)
 
     def __str__(self) -> str:
         """Such as "exact", "keyframes (K = 40)" or "frames in layers 0-8, keyframes (K = 40) in 9-23"."""
@@ -82,6 +83,11 @@ class GlobalAttention:
         places = [f"{first}" if first == last else f"{first}-{last}" for _, first, last in runs]
         parts = [f"{named[word]} in {place}" for (word, _, _), place in zip(runs, places, strict=True)]
         return "layers: " + ", ".join(parts)
+
+
+def attention_in_words(how: str | Sequence[str], keyframes: int | None) -> str:
+    """What a recipe says, for people: as `GlobalAttention` prints it."""
+    return str(GlobalAttention.of(1 if isinstance(how, str) else len(how), how, keyframes))
 
 
 def check_words(how: Any) -> None:
@@ -105,7 +111,7 @@ def check_keyframes(keyframes: Any) -> None:
 
 def _checked_layers(how: Any, depth: int) -> tuple[Looks, ...]:
     check_words(how)
-    layers = (how,) * depth if isinstance(how, str) else tuple(how)
+    layers: tuple[Looks, ...] = (how,) * depth if isinstance(how, str) else tuple(how)  # type: ignore[assignment]
     if len(layers) != depth:
         raise ValueError(
             f"global_attention has {len(layers)} words, but the network has {depth} global blocks: give one word for "

@@ -153,7 +153,7 @@ def test_the_report_reads_well(make_quantized: Make, tiny_images: Tensor) -> Non
     fused = Runtime(model)
     assert str(fused.report()) == "none (no call yet)"
     fused(tiny_images)
-    assert str(fused.report()).startswith("fused (on the CPU)\nPlan(frames=")
+    assert str(fused.report()).startswith("fused (on the CPU)\nglobal attention: exact\nPlan(frames=")
 
 
 def test_the_terms_of_the_estimate() -> None:

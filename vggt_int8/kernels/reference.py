@@ -216,8 +216,8 @@ def qk_norm_rope(
     like qkv.
     """
     q, k, v = qkv.unbind(1)
-    turned = (_norm_rope(x, *norm, rope, eps) for x, *norm in ((q, q_weight, q_bias), (k, k_weight, k_bias)))
-    return torch.stack([*turned, v], dim=1)
+    q, k = _norm_rope(q, q_weight, q_bias, rope, eps), _norm_rope(k, k_weight, k_bias, rope, eps)
+    return torch.stack([q, k, v], dim=1)
 
 
 def norm_rope(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> Tensor:

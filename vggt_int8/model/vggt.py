@@ -64,6 +64,7 @@ class VGGT(Network):
     """The plain network; `vggt_int8.VGGTInt8` is the one that can be quantized."""
 
     config_class = VGGTConfig
+    _default_attention: GlobalAttention | None = None
     int8_hint = "VGGTInt8.from_pretrained takes recipe= and backend="
     quantized_hint = "load it with VGGTInt8.from_pretrained"
     _no_split_modules = ["Block", "CameraHead", "DPTHead", "DPTFeatures", "Tracker"]  # noqa: RUF012
@@ -143,8 +144,12 @@ class VGGT(Network):
 
     @property
     def default_attention(self) -> GlobalAttention:
-        """What global blocks look at in a call that does not say it."""
-        return GlobalAttention.of(self.config.depth)
+        """What global blocks look at in a call that does not say it: exact, or as the recipe has it; may be set."""
+        return self._default_attention or GlobalAttention.of(self.config.depth)
+
+    @default_attention.setter
+    def default_attention(self, value: GlobalAttention) -> None:
+        self._default_attention = GlobalAttention.of(self.config.depth, value.layers, default=value)
 
     @property
     def special_tokens(self) -> int:

@@ -27,6 +27,7 @@ from vggt_int8.pretrained.quantizer import (
     check_parameters,
     round_kept_parameters,
 )
+from vggt_int8.quant.attention import set_attention
 from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import HOW_TO_CALIBRATE, apply_plan, plan_folds, plan_module
 from vggt_int8.quant.smoothing import Folds
@@ -127,6 +128,7 @@ def install(
             model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
             model.register_load_state_dict_pre_hook(check_incoming_values)
             model.requires_grad_(False)
+            set_attention(recipe, model)
 
 
 def check_calibration(recipe: Recipe | None, calibration: Any) -> None:

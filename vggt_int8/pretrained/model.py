@@ -206,9 +206,9 @@ class VGGTInt8(VGGT):
             query_points: Tensor | None = None,
             heads: Sequence[str] | None = None,
             frames_chunk_size: int | None = 8,
-            check_finite: bool = True,
             global_attention: str | Sequence[str] | None = None,
             keyframes: int | None = None,
+            check_finite: bool = True,
         ) -> VGGTOutput: ...
 
     def forward(
@@ -217,9 +217,9 @@ class VGGTInt8(VGGT):
         query_points: Tensor | None = None,
         heads: Sequence[str] | None = None,
         frames_chunk_size: int | None = 8,
-        check_finite: bool = True,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        check_finite: bool = True,
     ) -> VGGTOutput:
         """Run the network: see `VGGT.forward` for inputs and outputs.
 

@@ -24,6 +24,7 @@ from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
+from vggt_int8.quant.attention import set_attention
 from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import HOW_TO_CALIBRATE, check_backend, prepare_module, stored_dtype
 from vggt_int8.quant.seams import Seam, find_seams
@@ -119,6 +120,7 @@ class VGGTInt8Quantizer(HfQuantizer):
         if not self.pre_quantized and recipe.needs_calibration:
             raise RecipeError(f"recipe {recipe.name!r} needs images: {HOW_TO_CALIBRATE}")
         plan = prepare_module(model, recipe, backend)
+        set_attention(recipe, model)
         model.register_load_state_dict_pre_hook(check_incoming_values)
         if self.quantization_config.format_version == 1:
             for _, layer in stored_layers(model):

@@ -9,6 +9,7 @@ from torch import nn
 
 from vggt_int8.patterns import fits
 from vggt_int8.plain_data import shown
+from vggt_int8.quant.attention import attention_by
 from vggt_int8.quant.layer import Int8Layer
 from vggt_int8.quant.layer_types import WITH_WEIGHTS, int8_type
 from vggt_int8.quant.replaceable import Keeping, every_name
@@ -80,9 +81,10 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     Works on meta tensors. Layers that an INT8 layer cannot stand in for are kept (`replaceable`). Raises `RecipeError`
     if a rule, `include` or `exclude` matches nothing although the model has that part, if a rule decides another number
     of layers than it states for VGGT-1B, if one module is decided differently under two names, or if a recipe for
-    INT8 quantizes nothing at all.
+    INT8 quantizes nothing at all, or if it chooses an attention that the network has not.
     """
     recipe = recipe_for(model, recipe)
+    attention_by(recipe, model)
     layers = {name: module for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)}
     keeping = Keeping(model)
     hits = [0] * len(recipe.rules)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from vggt_int8.global_attention import check_words
 from vggt_int8.patterns import compile_pattern
 from vggt_int8.plain_data import shown
 from vggt_int8.recipe.checks import (
@@ -35,7 +36,7 @@ from vggt_int8.recipe.scheme import (
 PATTERNS_ALONE, RECIPE_FORMAT = 1, 2
 MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500. Matching takes seconds at most
 _LONGEST_NAME = 200
-_WORDS = {"name", "description", "format"}  # keys that say nothing of layers
+_WORDS = {"name", "description", "format", "global_attention", "keyframes"}  # keys that say nothing of layers
 _PATTERNS = ("include", "exclude")  # keys that hold names of groups or regular expressions
 
 
@@ -109,6 +110,8 @@ class Recipe:
         activations = "static"; see `vggt_int8.calibration`).
     special_tokens: "own": camera and register tokens have static scales of their own, in the groups whose layers see
         the tokens of a frame; or "shared".
+    global_attention, keyframes: what global blocks look at in calls that do not say it, as of `VGGT.forward`: one word,
+        or one for each layer, and K.
     vggt_1b: module -> number of children that make a model VGGT-1B-shaped, so that `Rule.layers` applies.
     format: 2, or 1, which has patterns alone: no groups, and all names are regular expressions.
     """
@@ -129,12 +132,16 @@ class Recipe:
     observer: str = "histogram"
     calibration_samples: int = 32
     special_tokens: str = "shared"
+    global_attention: str | tuple[str, ...] = "exact"
+    keyframes: int | None = None
     vggt_1b: Mapping[str, int] = field(default_factory=dict)
     format: int = field(default=RECIPE_FORMAT, compare=False)
 
     def __post_init__(self) -> None:
         for name in (*_PATTERNS, "rules"):
             object.__setattr__(self, name, texts(name, getattr(self, name)))
+        if isinstance(self.global_attention, list):
+            object.__setattr__(self, "global_attention", tuple(self.global_attention))
         if not self.rules and not self.groups and not self.include and self.weights == "int8":
             object.__setattr__(self, "include", (".*",))
         self._validate()
@@ -155,6 +162,7 @@ class Recipe:
         if not isinstance(self.vggt_1b, Mapping) or not all(type(count) is int for count in self.vggt_1b.values()):
             raise RecipeError(f"vggt_1b is {shown(self.vggt_1b)}; it must be a table of module = number", "vggt_1b")
         check_smoothing(self.smoothing)
+        self._validate_attention()
         _ = self.scheme
         self._validate_groups()
         self._validate_patterns()
@@ -177,6 +185,20 @@ class Recipe:
             raise RecipeError(
                 "weights = 'keep' quantizes by groups and rules alone, so include has no effect: use weights = 'int8'",
                 "include",
+            )
+
+    def _validate_attention(self) -> None:
+        try:
+            check_words(self.global_attention)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(str(error), "global_attention") from error
+        if self.keyframes is None:
+            return
+        integer("keyframes", self.keyframes, 1)
+        if self.global_attention != "keyframes" and "keyframes" not in self.global_attention:
+            raise RecipeError(
+                f"keyframes {self.keyframes} has no effect: global_attention is {shown(self.global_attention)}",
+                "keyframes",
             )
 
     def _validate_groups(self) -> None:
@@ -249,7 +271,9 @@ class Recipe:
         if self.format == PATTERNS_ALONE:
             del data["groups"]
         # So that versions which do not know these still read what has none of them.
-        later = ("rotation", "smoothing", "rounding", "special_tokens")
+        later = ("rotation", "smoothing", "rounding", "special_tokens", "global_attention", "keyframes")
+        if not isinstance(self.global_attention, str):
+            data["global_attention"] = list(self.global_attention)
         return _without_defaults(data, later, type(self))
 
     @classmethod

@@ -21,10 +21,6 @@ from vggt_int8.runtime.blocks import run_block, run_block_in_parts, run_keyframe
 from vggt_int8.runtime.memory import Plan, parts
 from vggt_int8.runtime.token_scales import TokenScales
 
-# Frames of a global block that looks at key frames, in parts so many times as long as those of a frame block: the last
-# programs of a launch leave less of the GPU idle.
-SCENE_PARTS = 4
-
 
 class Halves(NamedTuple):
     """Tokens of one layer, [F, P, C] each, F = B * S frames; on the device, or on the host where memory is short."""
@@ -63,7 +59,7 @@ def run_aggregator(
             x = run_block_in_parts(block, x, *at_once, scales=scales)
         elif keys is not None:
             chosen = key_frames(frames, keys, device=x.device)
-            x = run_keyframe_block(block, x, batch, chosen, rope, plan.rows, SCENE_PARTS * plan.frames, scales=scales)
+            x = run_keyframe_block(block, x, batch, chosen, rope, plan.rows, plan.scene_frames, scales=scales)
         else:
             x = run_block(block, x, batch, rope, plan.rows, scales=scales)
         if layer in layers:

@@ -155,7 +155,7 @@ def _attention_to(
     q = norm_linear(x, block.norm1, attn.qkv, scale_of=scales.of, outputs=slice(channels))
     q = q.view(len(x), 1, attn.num_heads, -1)
     ops.norm_rope_(q, q_norm.weight, q_norm.bias, rope, q_norm.eps)
-    return _attended(attn, *_heads(q, len(k)), k, v, scales)
+    return _attended(attn, _heads(q, len(k))[0], k, v, scales)
 
 
 def _heads(x: Tensor, sequences: int) -> tuple[Tensor, ...]:

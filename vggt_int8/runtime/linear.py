@@ -37,6 +37,7 @@ ALL = slice(None)
 
 def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale, outputs: slice = ALL) -> Tensor:
     """x [M, K] -> [M, N] in x's dtype; of the N outputs those asked for."""
+    assert isinstance(layer, nn.Linear | Int8Linear)
     bias = None if layer.bias is None else layer.bias[outputs]
     if takes_codes(layer):
         return _gemm(_quantize(x, layer, scale_of), layer, Epilogue(bias, x.dtype), outputs)
@@ -44,7 +45,6 @@ def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale, outputs: 
         x = ops.rotate_rows(x, layer.rotation) if layer.rotation else x
         y: Tensor = ops.w8a16_linear(x, layer.codes[outputs], layer.weight_scale[outputs], bias)
         return y
-    assert isinstance(layer, nn.Linear)
     return F.linear(x, layer.weight[outputs], bias)
 
 

@@ -40,7 +40,9 @@ GRAPH_TOKENS = 40_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How much at a time. frames: in encoder and frame blocks; rows: of an MLP; head_frames: in a dense head.
+    """How much at a time. frames: in encoder and frame blocks; rows: of an MLP; head_frames: in a dense head;
+    scene_frames: in a global block that looks at key frames: more, so that the last programs of a launch leave less of
+    a GPU idle.
 
     tokens_on_host: the layers that the heads read wait in host memory. outputs_on_host: maps are moved there as they
     are made, and stay there. graph: whether the call may be captured in a CUDA graph.
@@ -52,6 +54,7 @@ class Plan:
     tokens_on_host: bool = False
     outputs_on_host: bool = False
     graph: bool = False
+    scene_frames: int = 128
 
     def bounded(self, head_frames: int | None) -> "Plan":
         """With at most so many frames in a dense head; None for as many as there are."""
@@ -61,9 +64,9 @@ class Plan:
 # From fast to small. Kept tokens leave before outputs: they are larger, and nobody sees where they waited.
 PLANS = (
     Plan(),
-    Plan(frames=8, rows=8192, head_frames=2),
-    Plan(frames=8, rows=8192, head_frames=2, tokens_on_host=True),
-    Plan(frames=4, rows=4096, head_frames=1, tokens_on_host=True, outputs_on_host=True),
+    Plan(frames=8, rows=8192, head_frames=2, scene_frames=32),
+    Plan(frames=8, rows=8192, head_frames=2, scene_frames=32, tokens_on_host=True),
+    Plan(frames=4, rows=4096, head_frames=1, scene_frames=16, tokens_on_host=True, outputs_on_host=True),
 )
 SMALLEST = PLANS[-1]
 
@@ -173,6 +176,7 @@ def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
         frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),
         rows=max(64, int(SUMS_AT_ONCE // hidden)),
         head_frames=max(1, CPU_MAP // map_values),
+        scene_frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),
     )
 
 

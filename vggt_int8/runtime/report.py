@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.runtime.memory import Plan
 
 
@@ -11,15 +12,18 @@ class RuntimeReport:
 
     mode: "fused, CUDA graph", "fused", "plain" (the network's own modules), or "none" before the first call.
     reason: why it was not fused or not replayed; empty if it was. plan: how much it worked on at a time.
+    attention: what its global blocks looked at; key frames that were all frames are "exact".
     graphs: shapes of images for which a graph is held.
     """
 
     mode: str
     reason: str
     plan: Plan | None
-    graphs: tuple[tuple[int, ...], ...]
+    attention: GlobalAttention | None
+    graphs: tuple[tuple[int, ...], ...] = ()
 
     def __str__(self) -> str:
         lines = [self.mode + (f" ({self.reason})" if self.reason else "")]
+        lines += [f"global attention: {self.attention}"] * (self.attention is not None)
         lines += [str(self.plan)] * (self.plan is not None)
         return "\n".join(lines + [f"CUDA graph for images {list(shape)}" for shape in self.graphs])

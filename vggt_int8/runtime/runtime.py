@@ -70,7 +70,7 @@ class Runtime:
         self.model_ref = weakref.ref(model)  # which holds this object, as a rule
         self._eligibility: Eligibility | None = None
         self._graphs = GraphCache()
-        self._last: tuple[str, str, Plan | None] = ("none", "no call yet", None)
+        self._last = RuntimeReport("none", "no call yet", None, None)
         self._compiled = False
 
     def __reduce__(self) -> Any:
@@ -86,7 +86,7 @@ class Runtime:
 
     def report(self) -> RuntimeReport:
         """How the last call ran."""
-        return RuntimeReport(*self._last, tuple(key.images for key in self._graphs.captured))
+        return replace(self._last, graphs=tuple(key.images for key in self._graphs.captured))
 
     def kernels(self, device_type: str) -> dict[str, str]:
         """Name of a layer -> what multiplies it in a fused call on "cpu" or "cuda", in words.
@@ -129,7 +129,7 @@ class Runtime:
                     f"the fused network cannot run this call: {reason}. set_runtime('auto') leaves such calls to the "
                     "network's own modules"
                 )
-            self._last = ("plain", reason, None)
+            self._last = _report("plain", reason, None, call)
             output = self.model.predict(call)
         if call.images.device.type == "cpu":
             give_back_surplus()
@@ -174,7 +174,7 @@ class Runtime:
         A graph reads memory by its address, so that alone must not have changed beforehand.
         """
         eligibility = self._eligibility
-        if self._last[0] != REPLAYED or eligibility is None or not eligibility.same_memory():
+        if self._last.mode != REPLAYED or eligibility is None or not eligibility.same_memory():
             return None
         if not self._has_graph(call):
             return None
@@ -186,7 +186,7 @@ class Runtime:
                 return None  # the call itself will meet it again, and makes room
         if outputs is None:
             return None
-        self._last = (REPLAYED, "", plan)
+        self._last = _report(REPLAYED, "", plan, call)
         return _Ahead(_output(call, outputs), eligibility)
 
     def _run_within_memory(self, call: Call, shape: Shape) -> Tensors:
@@ -248,7 +248,7 @@ class Runtime:
 
             outputs, replayed = self._graphs.run(run, _tensors(call), *_work(call), plan)
             reason = "" if replayed else "the first call of this shape; the next one is captured"
-        self._last = (REPLAYED if replayed else "fused", reason, plan)
+        self._last = _report(REPLAYED if replayed else "fused", reason, plan, call)
         return outputs
 
     def _compile(self, call: Call, plan: Plan) -> None:
@@ -266,6 +266,10 @@ class Runtime:
                 run_network(self.model, replace(call, query_points=None, heads=heads, layers_read=read), plan)
 
 
+def _report(mode: str, reason: str, plan: Plan | None, call: Call) -> RuntimeReport:
+    return RuntimeReport(mode, reason, plan, call.attention.within(call.images.shape[1]))
+
+
 def _tensors(call: Call) -> Tensors:
     """What a graph reads of a call."""
     points = {} if call.query_points is None else {"query_points": call.query_points}
@@ -274,9 +278,7 @@ def _tensors(call: Call) -> Tensors:
 
 def _work(call: Call) -> tuple[object, ...]:
     """What else of a call decides what a graph does."""
-    frames, depth = call.images.shape[1], len(call.attention.layers)
-    looks = tuple((call.attention.looks(layer, frames), call.attention.keys(layer, frames)) for layer in range(depth))
-    return call.heads, looks
+    return call.heads, call.attention.within(call.images.shape[1])
 
 
 def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) -> bool:

@@ -190,8 +190,8 @@ def qk_norm_rope_(
 
 def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
     """`reference.norm_rope` in place for x that is `usable`."""
-    weight, bias, rope = as_floats(weight, bias, rope)
-    call("vi_norm_rope", x, *x.shape, 1, weight, bias, weight, bias, rope, rope.shape[1], eps)
+    norm, table = as_floats(weight, bias), rope.float().contiguous()
+    call("vi_norm_rope", x, *x.shape, 1, *norm, *norm, table, rope.shape[1], eps)
 
 
 def resize(

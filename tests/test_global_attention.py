@@ -1,0 +1,73 @@
+"""The words for what global blocks look at: what is refused, what a choice comes to, how it reads."""
+
+import pytest
+
+from vggt_int8.global_attention import KEYFRAMES, GlobalAttention, attention_in_words
+from vggt_int8.recipe import Recipe, RecipeError
+
+
+def test_what_is_left_out_is_exact_or_the_default() -> None:
+    exact = GlobalAttention.of(3)
+    assert exact.layers == ("exact",) * 3
+    assert GlobalAttention.of(3, "keyframes").keyframes == KEYFRAMES
+    default = GlobalAttention.of(3, ["frames", "keyframes", "exact"], 7)
+    assert GlobalAttention.of(3, default=default) == default
+    assert GlobalAttention.of(3, keyframes=5, default=default) == GlobalAttention(default.layers, 5)
+    assert GlobalAttention.of(3, "keyframes", default=default).keyframes == 7
+    assert GlobalAttention.of(3, "exact", default=default).layers == exact.layers
+
+
+@pytest.mark.parametrize(
+    ("how", "keyframes", "error", "message"),
+    [
+        ("key", None, ValueError, "global_attention has 'key'; choose of 'exact', 'keyframes', 'frames'"),
+        (["exact", "all", "exact"], None, ValueError, "has 'all'"),
+        (["exact"] * 2, None, ValueError, "2 words, but the network has 3 global blocks"),
+        ([], None, TypeError, r"global_attention is \[\]"),
+        (40, None, TypeError, "global_attention is 40"),
+        ("keyframes", 0, ValueError, "keyframes must be at least 1, the first frame; got 0"),
+        ("keyframes", 2.0, TypeError, "keyframes is 2.0; it must be an integer"),
+        ("exact", 40, ValueError, "keyframes=40 has no effect: got 'exact'; pass global_attention='keyframes'"),
+        (["frames", "exact", "exact"], 40, ValueError, "keyframes=40 has no effect"),
+        (None, 40, ValueError, "keyframes=40 has no effect: global_attention is 'exact' unless it is said"),
+    ],
+)
+def test_what_does_not_fit_is_refused(how: object, keyframes: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        GlobalAttention.of(3, how, keyframes)  # type: ignore[arg-type]
+
+
+def test_as_many_key_frames_as_frames_are_exact() -> None:
+    mixed = GlobalAttention.of(3, ["frames", "keyframes", "exact"], 4)
+    assert [mixed.looks(layer, 5) for layer in range(3)] == ["frames", "keyframes", "exact"]
+    assert [mixed.keys(layer, 5) for layer in range(3)] == [None, 4, None]
+    for frames in (1, 3, 4):
+        assert mixed.looks(1, frames) == "exact"
+        assert mixed.keys(1, frames) is None
+    assert GlobalAttention.of(3, "keyframes", 9).within(9) == GlobalAttention.of(3)
+    assert mixed.within(5) == mixed
+
+
+def test_how_it_reads() -> None:
+    assert str(GlobalAttention.of(24)) == "exact"
+    assert str(GlobalAttention.of(24, "keyframes")) == "keyframes (K = 40)"
+    early = ["frames"] * 9 + ["keyframes"] * 14 + ["exact"]
+    assert str(GlobalAttention.of(24, early, 24)) == "layers: frames in 0-8, keyframes (K = 24) in 9-22, exact in 23"
+    assert attention_in_words(["frames", "exact"], None) == "layers: frames in 0, exact in 1"
+
+
+def test_a_recipe_holds_it() -> None:
+    recipe = Recipe(global_attention=["keyframes", "exact"], keyframes=3)  # type: ignore[arg-type]
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert recipe.to_dict()["global_attention"] == ["keyframes", "exact"]
+    assert not {"global_attention", "keyframes"} & Recipe().to_dict().keys()
+    for fields, message in (
+        ({"global_attention": "all"}, "global_attention has 'all'"),
+        ({"keyframes": 3}, "keyframes 3 has no effect: global_attention is 'exact'"),
+        ({"global_attention": "keyframes", "keyframes": 0}, "keyframes is 0; it must be an integer >= 1"),
+        ({"global_attention": 3}, "global_attention is 3"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            Recipe(**fields)
+    with pytest.raises(RecipeError, match="says nothing of layers"):
+        Recipe.from_dict({"global_attention": "keyframes"})
