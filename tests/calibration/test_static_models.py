@@ -169,12 +169,17 @@ def test_one_checkpoint_on_every_backend(
         VGGTInt8.from_pretrained(tmp_path / "int8", backend="bitsandbytes")
 
 
-def test_one_black_image_is_enough(make_bare: Callable[[], VGGTInt8], static_recipe: Recipe) -> None:
-    """Black is not zero behind the normalisation of images; layers' inputs have ranges, if narrow ones."""
-    model = quantize(make_bare(), static_recipe, calibration=torch.zeros(1, 3, 42, 56))
-    assert model.config.quantization_config.calibration["images"] == 1
-    assert all(bool((scale > 0).all()) for scale in scales_of(model).values())
-    assert model(torch.zeros(2, 3, 42, 56)).depth.isfinite().all()
+def test_images_of_one_colour_show_no_ranges(make_bare: Callable[[], VGGTInt8], static_recipe: Recipe) -> None:
+    """Black is not zero behind the normalisation of images, so that layers' inputs have ranges, but not those of
+    pictures."""
+    model, scenes = make_bare(), torch.rand(2, 3, 42, 56)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    grey = torch.full_like(scenes, 0.5) + torch.linspace(0, 0.01, 56)
+    with pytest.raises(CalibrationError, match="3 of 3 calibration images are of one colour, such as black"):
+        quantize(model, static_recipe, calibration=[torch.zeros(1, 3, 42, 56), grey])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.warns(UserWarning, match="1 of 3 calibration images are of one colour.* leave them out"):
+        quantize(model, static_recipe, calibration=[torch.zeros(1, 3, 42, 56), scenes])
 
 
 def test_channels_and_measured_smoothing_contradict_each_other(static_recipe: Recipe) -> None:

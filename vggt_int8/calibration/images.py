@@ -24,6 +24,7 @@ from vggt_int8.images import check_images, find_images, read_images
 from vggt_int8.model.call import check_is_tensor, check_range
 
 FRAMES = 10  # of a scene in one call: memory grows with it
+_LEAST_SPAN = 4 / 255  # between the least and the largest value of a channel, for an image to be more than one colour
 
 Frame = Path | Tensor  # a file, or [3, H, W]
 
@@ -123,6 +124,18 @@ def read(chosen: Chosen, model: Any) -> Tensor:
     if paths:
         return read_images(paths, model=model)[0]
     return torch.stack([frame for frame in chosen.frames if isinstance(frame, Tensor)]).float().cpu()
+
+
+def check_contents(images: Sequence[Tensor]) -> None:
+    """Raise `CalibrationError` if every image is of one colour, such as black; warn if some are. images: of each call,
+    [S, 3, H, W]."""
+    spans = [(frame.amax(dim=(1, 2)) - frame.amin(dim=(1, 2))).max().item() for call in images for frame in call]
+    if not (empty := sum(span < _LEAST_SPAN for span in spans)):
+        return
+    said = f"{empty} of {len(spans)} calibration images are of one colour, such as black,"
+    if empty == len(spans):
+        raise CalibrationError(f"{said} so ranges would not be those of pictures: calibrate with photographs of scenes")
+    warnings.warn(f"{said} and show nothing of the ranges of pictures: leave them out", stacklevel=4)
 
 
 def choose_inputs(inputs: Any, samples: int, seed: int) -> list[Tensor]:

@@ -116,7 +116,9 @@ def inputs_for(model: nn.Module, images: Any, samples: int, seed: int = 0) -> li
     if not isinstance(model, VGGT):
         return chosen_images.choose_inputs(images, samples, seed)
     scenes = chosen_images.find_scenes(images)
-    return [chosen_images.read(chosen, model) for chosen in chosen_images.choose(scenes, samples, seed)]
+    inputs = [chosen_images.read(chosen, model) for chosen in chosen_images.choose(scenes, samples, seed)]
+    chosen_images.check_contents(inputs)
+    return inputs
 
 
 def channel_folds(
