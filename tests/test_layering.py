@@ -54,6 +54,7 @@ TIERS = [
         "sensitivity",
         "batch",
         "doctor",
+        "viewer",
     },  # all score what they or models make, so they stand above eval
     {"cli", "__main__"},
 ]
@@ -87,6 +88,7 @@ HOMES = {
     "bitsandbytes": ("quant/backends/",),
     "scipy": ("eval/metrics/points.py",),
     "av": ("video/",),
+    "viser": ("viewer/server.py",),
 }
 
 Import = tuple[str, int, str]  # importing file, line, absolute dotted name of what is imported

@@ -16,6 +16,7 @@ from vggt_int8.images import Mode
 from vggt_int8.quant.backends import BACKENDS
 from vggt_int8.recipe import available_recipes
 from vggt_int8.sensitivity.units import BY, UPGRADES
+from vggt_int8.viewer.settings import COLORS
 
 
 def test_the_names_written_out_are_those_of_the_package() -> None:
@@ -25,6 +26,7 @@ def test_the_names_written_out_are_those_of_the_package() -> None:
     assert set(options.POINTS) == set(get_args(PointSource))
     assert set(options.BASELINES) == set(BASELINES)
     assert options.UNITS == BY
+    assert options.VIEW_COLORS == COLORS
     assert options.UPGRADES == UPGRADES
 
 

@@ -26,6 +26,7 @@ from vggt_int8.cli.scenes import scenes_bundle, scenes_render
 from vggt_int8.cli.sensitivity import sensitivity
 from vggt_int8.cli.train import train_export, train_measure, train_plot, train_run
 from vggt_int8.cli.tune import tune
+from vggt_int8.cli.view import view
 
 HELP = """VGGT in INT8: reconstruct scenes from photographs, quantize, compare and inspect models.
 
@@ -60,6 +61,12 @@ EXAMPLES = {
         "vggt-int8 batch vggt-1b-int8 scenes/ -o results [dim]# scenes/kitchen/*.jpg, scenes/garden/*.jpg, …[/]",
         "vggt-int8 batch facebook/VGGT-1B scenes/ -o results -r int8_rotated --device cuda:0 --device cuda:1",
         "accelerate launch -m vggt_int8 batch vggt-1b-int8 scenes/ -o results [dim]# on every host[/]",
+    ),
+    "view": (
+        "Examples:",
+        "vggt-int8 view scene [dim]# then http://127.0.0.1:8080[/]",
+        "vggt-int8 view fp16 int8 --color difference --side-by-side",
+        "vggt-int8 view scene --host 0.0.0.0 [dim]# for the whole network[/]",
     ),
     "quantize": (
         "Examples:",
@@ -178,7 +185,7 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 
 COMMANDS: tuple[Command, ...] = (
-    *(demo, run, batch, export, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
+    *(demo, run, view, batch, export, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
     *(bench, bench_report, tune, doctor, estimate),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {

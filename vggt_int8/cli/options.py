@@ -25,6 +25,7 @@ BACKENDS = ("auto", "native", "torchao", "bitsandbytes", "reference")
 DTYPES = ("fp32", "fp16", "bf16")
 MODES = ("crop", "pad", "balanced", "max_size")
 POINTS = ("depth", "world_points")
+VIEW_COLORS = ("image", "confidence", "difference", "reconstruction")
 BASELINES = (
     *("reference", "fp32", "bf16-autocast", "bf16", "fp16", "bf16-compiled-blocks", "bf16-compiled"),
     *("bf16-compiled-graph", "torchao", "torchao-compiled"),

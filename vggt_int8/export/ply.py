@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vggt_int8.export.color import Array, Colors
 from vggt_int8.export.frames import in_order
 from vggt_int8.export.points import Selection
 
@@ -31,9 +32,7 @@ def write_ply(
     """
     known = confidence and selection.confidence(0) is not None
     vertex = np.dtype([*_POSITION, *(_NORMAL if normals else []), *_COLOR, *([("confidence", "<f4")] if known else [])])
-    properties = [f"property {_PLY_NAMES[vertex[name].kind]} {name}" for name in vertex.names or ()]
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {selection.kept}", *properties, "end_header"]
-    header = ("\n".join(lines) + "\n").encode("ascii")
+    header = _header(vertex, selection.kept)
     starts = len(header) + vertex.itemsize * np.concatenate([[0], np.cumsum(selection.per_frame)])
     with path.open("xb") as file:
         file.write(header)
@@ -45,6 +44,21 @@ def write_ply(
 
         for _ in in_order(pool, put, range(len(selection.scene))):
             on_frame()
+
+
+def ply_of(points: Array, colors: Colors) -> bytes:
+    """A whole file of points [N, 3] fp32 with colours [N, 3] uint8 that are in memory already."""
+    vertices = np.empty(len(points), np.dtype([*_POSITION, *_COLOR]))
+    for fields, columns in ((_POSITION, points), (_COLOR, colors)):
+        for axis, (name, _) in enumerate(fields):
+            vertices[name] = columns[:, axis]
+    return _header(vertices.dtype, len(points)) + vertices.tobytes()
+
+
+def _header(vertex: np.dtype[Any], count: int) -> bytes:
+    properties = [f"property {_PLY_NAMES[vertex[name].kind]} {name}" for name in vertex.names or ()]
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {count}", *properties, "end_header"]
+    return ("\n".join(lines) + "\n").encode("ascii")
 
 
 def write_all(descriptor: int, content: memoryview, offset: int) -> None:

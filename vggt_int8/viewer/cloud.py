@@ -1,0 +1,103 @@
+"""The points of a saved scene that a browser can take: a random sample of its pixels, filtered and coloured at will.
+
+A scene of a thousand frames has hundreds of millions of points. They are read a frame at a time, and a fixed number
+of pixels, spread evenly over all frames, is kept; of these the filter shows as many as are allowed. Two scenes of the
+same images keep the same pixels, so that a point of one has its counterpart in the other.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggt_int8.export import Scene
+from vggt_int8.export.color import Array, Colors, colorize, robust_range
+from vggt_int8.export.points import FARTHEST, PointSource, confidence_of, points_of
+
+SEED = 0  # of which pixels are kept, and which of them are shown first
+KEPT_PER_SHOWN = 4  # pixels that are kept for each that may be shown, so that a strong filter leaves enough
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """N sampled pixels of a scene, in the order of frames. What is not finite is there, but never shown."""
+
+    points: Array  # [N, 3] fp32, world
+    colors: Colors  # [N, 3] uint8, sRGB
+    confidence: Array | None  # [N]
+    pixels: int  # of all images, without padding and transparent ones: what the sample is of
+
+    @cached_property
+    def usable(self) -> NDArray[np.bool_]:
+        """[N]: point and confidence are finite, as exports have it."""
+        usable = np.all(np.abs(self.points) < FARTHEST, axis=1)
+        return usable if self.confidence is None else usable & np.isfinite(self.confidence)
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.random.default_rng(SEED).permutation(len(self.points))
+
+    def passing(self, percentile: float) -> NDArray[np.bool_]:
+        """[N]: usable, and not less confident than the percentile, 0 to 100, of those that are."""
+        if self.confidence is None or not self.usable.any():
+            return self.usable
+        return self.usable & (self.confidence >= np.percentile(self.confidence[self.usable], percentile))
+
+    def chosen(self, percentile: float, most: int) -> NDArray[np.int64]:
+        """Which points to show: those that pass, at most so many of them; a weaker filter shows the same and others."""
+        passing = self._order[self.passing(percentile)[self._order]]
+        return np.sort(passing[:most])
+
+
+def sample_cloud(scene: Scene, source: PointSource | None, most: int) -> Cloud:
+    """Keep at most `most` pixels, the same share of each image.
+
+    source: "depth" (with the cameras), "world_points" (the point head), or None for the first that there is. Raises
+    ValueError where the scene has no such points.
+    """
+    source = point_source(scene, source)
+    contents = [scene.content(index).reshape(-1).numpy() for index in range(len(scene))]
+    pixels = sum(int(content.sum()) for content in contents)
+    share = min(1.0, most / max(pixels, 1))
+    random = np.random.default_rng(SEED)
+    points, colors, confidences = [], [], []
+    for index, content in enumerate(contents):
+        inside = np.flatnonzero(content)
+        picked = np.sort(random.choice(inside, int(len(inside) * share), replace=False)) if share < 1 else inside
+        points.append(points_of(scene, source, index).reshape(-1, 3)[picked])
+        colors.append(scene.colors[index].reshape(-1, 3).numpy()[picked])
+        confidence = confidence_of(scene, source, index)
+        if confidence is not None:
+            confidences.append(confidence.reshape(-1)[picked])
+    known = np.concatenate(confidences) if confidences else None
+    return Cloud(np.concatenate(points), np.concatenate(colors), known, pixels)
+
+
+def point_source(scene: Scene, wanted: PointSource | None) -> PointSource:
+    """Where a scene's points come from. Raises ValueError if there are none of the wanted kind."""
+    found: list[PointSource] = []
+    if all(part is not None for part in (scene.depth, scene.extrinsic, scene.intrinsic)):
+        found.append("depth")
+    if scene.world_points is not None:
+        found.append("world_points")
+    if wanted is None and found:
+        return found[0]
+    if wanted not in found:
+        asked = "points" if wanted is None else f"points from {wanted}"
+        there = ", ".join(found) or "neither depth and cameras nor points"
+        raise ValueError(f"the scene has no {asked}; it has {there}")
+    return wanted
+
+
+def confidence_colors(confidence: Array) -> tuple[Colors, tuple[float, float]]:
+    """[N] -> [N, 3] on a logarithmic scale, and the two values between which colours differ."""
+    logs = np.log(np.maximum(confidence, np.float32(1e-6)))
+    low, high = robust_range(logs)
+    return colorize(((logs - low) / (high - low)).astype(np.float32)), (float(np.exp(low)), float(np.exp(high)))
+
+
+def difference_colors(difference: Array) -> tuple[Colors, float]:
+    """[N] -> [N, 3], dark where there is none, and the difference from which on all is bright."""
+    largest = robust_range(difference)[1]
+    return colorize(difference / np.float32(largest)), largest

@@ -1,0 +1,72 @@
+"""Load folders, start the server, draw the page; and an end to all of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vggt_int8.export.points import PointSource
+from vggt_int8.viewer.cloud import KEPT_PER_SHOWN
+from vggt_int8.viewer.page import Page
+from vggt_int8.viewer.reconstruction import Reconstruction, load_reconstructions
+from vggt_int8.viewer.server import start_server
+from vggt_int8.viewer.settings import Settings
+
+HOST, PORT, MOST_POINTS = "127.0.0.1", 8080, 1_000_000
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A page that is served until `close`."""
+
+    url: str
+    server: Any  # viser.ViserServer
+    page: Page
+
+    @property
+    def reconstructions(self) -> list[Reconstruction]:
+        return self.page.stage.reconstructions
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Serve until the page fails, whose error is raised, or the time is over."""
+        self.page.work.wait_for_error(timeout)
+
+    def close(self) -> None:
+        self.page.close()
+        self.server.stop()
+
+    def __enter__(self) -> "Viewer":
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+
+def open_viewer(
+    folders: Sequence[Path],
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    points: PointSource | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+) -> Viewer:
+    """Serve the scenes that `vggt-int8 run` saved into these folders; needs neither the model nor a network.
+
+    host: who can reach the page: this machine alone by default, all of the network with "0.0.0.0". port: 0 takes any
+    that is free. points: "depth", "world_points" or None for what there is. settings: how the page begins.
+
+    Raises ValueError without viser (the extra `viewer`), for a scene without points and an address that cannot be
+    listened on, and what `load_scene` raises.
+    """
+    if not folders:
+        raise ValueError("there is no folder to show")
+    reconstructions = load_reconstructions(folders, points=points, most=KEPT_PER_SHOWN * settings.most_points)
+    server = start_server(host, port, "vggt-int8")
+    try:
+        page = Page(server, reconstructions, settings)
+    except BaseException:
+        server.stop()
+        raise
+    shown_host = f"[{host}]" if ":" in host else host
+    return Viewer(f"http://{shown_host}:{server.get_port()}", server, page)
