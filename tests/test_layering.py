@@ -43,7 +43,7 @@ TIERS = [
         "saves",
         "video",
     },
-    {"quant"},
+    {"quant", "scene"},
     {"runtime", "calibration", "stream"},
     {"pretrained"},
     {"eval", "export", "auto_classes"},

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vggt_int8.export.scene import Scene
 from vggt_int8.geometry import pose_encoding_to_camera, unproject_depth
 from vggt_int8.images import ImageTransform
+from vggt_int8.scene.scene import Scene
 
 HEIGHT, WIDTH = 28, 42
 NAMES = ["a/1.jpg", "b/1.jpg"]

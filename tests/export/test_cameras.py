@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vggt_int8.export.cameras import cameras_document
-from vggt_int8.export.scene import Scene
+from vggt_int8.scene.scene import Scene
 
 
 def test_entries_stand_in_input_order_with_their_sizes(scene: Scene) -> None:

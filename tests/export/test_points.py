@@ -10,8 +10,8 @@ import torch
 from vggt_int8.export.frames import frame_pool
 from vggt_int8.export.ply import write_ply
 from vggt_int8.export.points import PointOptions, collect_points, select_points
-from vggt_int8.export.scene import Scene
 from vggt_int8.geometry import unproject_depth
+from vggt_int8.scene.scene import Scene
 
 PIXELS = 2 * 28 * 42
 PADDING = 28 * (42 - 26)

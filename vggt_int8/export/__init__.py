@@ -12,11 +12,11 @@ The folder appears under its name only when everything in it is complete.
 from vggt_int8.export.owned import owned_files, write_report
 from vggt_int8.export.points import PointOptions
 from vggt_int8.export.report import PhaseClock, RunReport
-from vggt_int8.export.saved import SceneWriter, load_scene, save_scene
-from vggt_int8.export.scene import Scene, Tracks
 from vggt_int8.export.sheet import depth_sheet
 from vggt_int8.export.write import FORMATS, SCENE_ENTRIES, ExportOptions, write_scene
 from vggt_int8.files import staged_folder, write_json
+from vggt_int8.scene.saved import SceneWriter, load_scene, save_scene
+from vggt_int8.scene.scene import Scene, Tracks
 
 __all__ = [
     "FORMATS",

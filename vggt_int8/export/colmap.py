@@ -19,9 +19,9 @@ from vggt_int8.export.colmap_files import ColmapModel, write_model
 from vggt_int8.export.correspond import Observations, observe, project
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.points import Selection
-from vggt_int8.export.scene import Scene
 from vggt_int8.geometry import rotation_to_quaternion
 from vggt_int8.listing import first_few
+from vggt_int8.scene.scene import Scene
 
 POINTS = 100_000  # unless it is said otherwise: what 3DGS starts from
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vggt_int8.export.color import Colors, color_table, colorize, colorize_depth
 from vggt_int8.export.maps import shown
-from vggt_int8.export.scene import Scene
+from vggt_int8.scene.scene import Scene
 
 _WIDTH = 2400  # of the sheet, about; pixels
 _TILES = (40, 240)  # least and most width of a tile

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vggt_int8.export.frames import in_order
 from vggt_int8.export.points import Selection
-from vggt_int8.export.scene import Scene
+from vggt_int8.scene.scene import Scene
 
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]

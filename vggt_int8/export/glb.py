@@ -22,8 +22,8 @@ from PIL import Image
 from vggt_int8.export.color import Array, Colors, colorize
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.points import PointCloud
-from vggt_int8.export.scene import Scene
 from vggt_int8.images import ImageTransform
+from vggt_int8.scene.scene import Scene
 
 POINTS = 1_000_000  # unless it is said otherwise: what a browser turns without effort
 _MAGIC, _JSON, _BIN = 0x46546C67, 0x4E4F534A, 0x004E4942

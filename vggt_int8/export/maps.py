@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from vggt_int8.export.color import Array, Colors, colorize, colorize_depth
 from vggt_int8.export.frames import in_order
 from vggt_int8.export.percentile import counts_of, percentile
-from vggt_int8.export.scene import Scene
+from vggt_int8.scene.scene import Scene
 
 
 def write_depth(

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggt_int8.export.naming import image_names
-from vggt_int8.export.scene import Scene
 from vggt_int8.images import ImageTransform, image_suffixes, open_image
 from vggt_int8.listing import first_few
+from vggt_int8.scene.scene import Scene
 
 
 def find_masks(folder: Path, scene: Scene) -> list[Path]:

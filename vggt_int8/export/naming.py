@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from vggt_int8.export.scene import Scene
+from vggt_int8.scene.scene import Scene
 
 
 def image_root(scene: Scene) -> Path | None:

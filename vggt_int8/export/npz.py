@@ -24,8 +24,8 @@ import numpy as np
 from vggt_int8.export.frames import Array, in_order
 from vggt_int8.export.ply import write_all
 from vggt_int8.export.points import points_of
-from vggt_int8.export.scene import Scene
 from vggt_int8.geometry import camera_to_pose_encoding
+from vggt_int8.scene.scene import Scene
 
 _LOCAL, _CENTRAL = b"PK\3\4", b"PK\1\2"
 _VERSION = 45  # of the format: sizes of 64 bits

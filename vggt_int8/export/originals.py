@@ -16,9 +16,9 @@ from PIL import Image
 
 from vggt_int8.export.frames import in_order
 from vggt_int8.export.naming import image_names
-from vggt_int8.export.scene import Scene
 from vggt_int8.images import open_image
 from vggt_int8.listing import first_few
+from vggt_int8.scene.scene import Scene
 
 Placing = Literal["copy", "link"]
 SCALES = (2, 4, 8)

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggt_int8.export.color import Array, Colors
-from vggt_int8.export.frames import depth_steps, frame_pool, in_order, surface_normals, unproject
+from vggt_int8.export.frames import depth_steps, frame_pool, in_order, surface_normals
 from vggt_int8.export.masks import find_masks, read_mask
 from vggt_int8.export.percentile import counts_of, percentile
-from vggt_int8.export.scene import Scene
 from vggt_int8.export.voxels import VoxelGrid
 from vggt_int8.geometry import camera_center
 from vggt_int8.plain_data import check_integer, shown
+from vggt_int8.scene.scene import Scene
+from vggt_int8.scene.unproject import unproject
 
 PointSource = Literal["depth", "world_points"]
 SEED = 0  # of the random subset under `max_points`

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from vggt_int8.export.colmap import corner_intrinsic
-from vggt_int8.export.scene import Scene
 from vggt_int8.geometry import camera_center, invert_extrinsic
+from vggt_int8.scene.scene import Scene
 
 POINTS_FILE = "sparse_points.ply"
 _LEAST_APART = 1e-6  # of the distance to what is seen

@@ -22,11 +22,11 @@ from vggt_int8.export.npz import write_predictions
 from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path, stored_turned
 from vggt_int8.export.ply import write_ply
 from vggt_int8.export.points import PointOptions, Selection, select_points
-from vggt_int8.export.saved import FOLDER, save_scene
-from vggt_int8.export.scene import Scene
 from vggt_int8.export.transforms import POINTS_FILE, transforms_document
 from vggt_int8.files import write_json
 from vggt_int8.listing import first_few
+from vggt_int8.scene.saved import FOLDER, save_scene
+from vggt_int8.scene.scene import Scene
 
 # What each format writes at the top of the folder.
 ENTRIES: dict[str, tuple[str, ...]] = {

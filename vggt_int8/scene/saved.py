@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from vggt_int8.disk import naming
-from vggt_int8.export.cameras import CONVENTION
-from vggt_int8.export.scene import Scene, Tracks
 from vggt_int8.files import write_json
 from vggt_int8.images import ImageTransform
 from vggt_int8.plain_data import shown
+from vggt_int8.scene.convention import CONVENTION
+from vggt_int8.scene.scene import Scene, Tracks
 
 FOLDER = "scene"
 INDEX = "scene.json"

@@ -1,6 +1,6 @@
 """One reconstructed scene, as everything after the network reads it: exports, viewer, evaluation, windows, batches.
 
-A scene lies in memory, or on the disk beside its results (`vggt_int8.export.saved`): then its maps are files mapped
+A scene lies in memory, or on the disk beside its results (`vggt_int8.scene.saved`): then its maps are files mapped
 into memory, of which only the frames that are looked at take any. Whoever reads frame by frame needs memory for a
 few frames, however many there are.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vggt_int8.export.frames import unproject
 from vggt_int8.images import ImageTransform, portable_stem
+from vggt_int8.scene.unproject import unproject
 
 
 @dataclass(frozen=True)
