@@ -1,8 +1,9 @@
 """`scene.glb`: points, and a frustum with its image for each camera, in one file for browsers and 3D programs.
 
 glTF has y up and z towards the viewer, so a node on top turns the scene half around its x axis; below it all
-coordinates are those of the other exports. Its vertex colours are linear light, in 16 bits, since 8 of linear light
-are too few where it is dark; textures are sRGB. All materials are unlit: a photograph has its light already.
+coordinates are those of the other exports. Its vertex colours are linear light, here as floats: 8 bits of linear light
+are too few where it is dark, and 16 bits are misread by trimesh (findings/trimesh_glb_colors.sh). Textures are sRGB.
+All materials are unlit: a photograph has its light already.
 
 Nodes: `world` > `points`, `frusta` (lines), `images` (one textured rectangle per camera, all from one picture), and a
 glTF camera per image, from which a viewer can look. https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
@@ -27,7 +28,7 @@ from vggt_int8.scene.scene import Scene
 
 POINTS = 1_000_000  # unless it is said otherwise: what a browser turns without effort
 _MAGIC, _JSON, _BIN = 0x46546C67, 0x4E4F534A, 0x004E4942
-_BYTE, _SHORT, _INT, _FLOAT = 5121, 5123, 5125, 5126
+_INT, _FLOAT = 5125, 5126
 _POINTS, _LINES, _TRIANGLES = 0, 1, 4
 _ARRAY_BUFFER, _INDEX_BUFFER = 34962, 34963
 _LARGEST_ATLAS, _LARGEST_TILE = 4096, 160  # pixels
@@ -54,11 +55,10 @@ def write_glb(path: Path, scene: Scene, cloud: PointCloud) -> dict[str, Any]:
 
 
 @cache
-def linear_light() -> NDArray[np.uint16]:
-    """uint16 [256]: the linear light of an 8-bit sRGB value, 65535 for white."""
+def linear_light() -> Array:
+    """fp32 [256]: the linear light of an 8-bit sRGB value, 1 for white."""
     value = np.arange(256) / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    return np.round(linear * 65535).astype(np.uint16)
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype("<f4")
 
 
 class _Builder:
@@ -141,10 +141,8 @@ class _Builder:
         return self._accessor(view, _FLOAT, len(points), "VEC3", min=low.tolist(), max=high.tolist())
 
     def _colors(self, colors: Colors) -> int:
-        linear = np.full((len(colors), 4), 65535, dtype="<u2")  # with alpha: elements start at multiples of four bytes
-        linear[:, :3] = linear_light()[colors]
-        view = self._view(linear.tobytes(), _ARRAY_BUFFER)
-        return self._accessor(view, _SHORT, len(colors), "VEC4", normalized=True)
+        view = self._view(linear_light()[colors].tobytes(), _ARRAY_BUFFER)
+        return self._accessor(view, _FLOAT, len(colors), "VEC3")
 
     def _accessor(self, view: int, component: int, count: int, kind: str, **more: Any) -> int:
         return self._add(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vggt_int8.export.repeat import readable
 from vggt_int8.files import write_json
 
 REPORT = "report.json"
@@ -43,28 +44,32 @@ def extend_report(
     here = sorted(
         (Path(parent) / name).relative_to(folder).as_posix() for parent, _, names in os.walk(folder) for name in names
     )
-    files = sorted({*here, *(entry["file"] for entry in others), REPORT})
+    plain = [file for file in here if not (folder / file).is_symlink()]
+    files = sorted({*plain, *(entry["file"] for entry in others if "link" not in entry), REPORT})
     whole = {**document, "program": PROGRAM, "command": command, "files": files}
     if format_of is not None:
-        new = [
-            {"file": file, "format": format_of(file), "bytes": (folder / file).lstat().st_size}
-            for file in here
-            if file != REPORT
-        ]
+        new = [_entry(folder, file, format_of(file)) for file in here if file != REPORT]
         whole["written"] = sorted([*others, *new], key=lambda entry: entry["file"])
     write_json(folder / REPORT, whole)
     return whole
 
 
+def _entry(folder: Path, file: str, kind: str | None) -> dict[str, Any]:
+    path = folder / file
+    entry = {"file": file, "format": kind, "bytes": path.lstat().st_size}
+    return {**entry, "link": readable(os.readlink(path))} if path.is_symlink() else entry
+
+
 def owned_files(folder: Path, command: str) -> set[str]:
-    """The files (relative, with `/`) that `command` wrote into `folder` by its report there; none without such.
+    """The files (relative, with `/`) that `command` wrote into `folder` by its report there, and links as "name ->
+    target"; none without such.
 
     Warns of a report.json that tells of none, and why not.
     """
     path = folder / REPORT
     try:
         document = _read(path)
-        return set(_files_of(document, command))
+        return {*_files_of(document, command), *_links_of(document)}
     except (FileNotFoundError, NotADirectoryError):  # `folder` may be a file, of which whoever writes there tells
         return set()
     except OSError as error:
@@ -107,6 +112,15 @@ def _files_of(document: Any, command: str) -> list[str]:
     if not isinstance(files, list) or not all(map(_is_inside, files)):
         raise ValueError("lists files that are not in its folder")
     return files
+
+
+def _links_of(document: dict[str, Any]) -> list[str]:
+    """The links in a report, as "name -> target"."""
+    written = document.get("written", [])
+    entries = [entry for entry in written if isinstance(entry, dict)] if isinstance(written, list) else []
+    return [
+        f"{entry['file']} -> {entry['link']}" for entry in entries if "link" in entry and _is_inside(entry.get("file"))
+    ]
 
 
 def _is_inside(name: Any) -> bool:

@@ -100,13 +100,18 @@ def not_ours(out: Path, foreign: list[str]) -> FileExistsError:
 
 
 def foreign_below(folder: Path, entries: Iterable[str], ours: set[str]) -> list[str]:
-    """What lies at or below `entries` of a folder and is no file of ours; links are not followed, and not ours."""
+    """What lies at or below `entries` of a folder and is not ours: a file by its name, a link by "name -> target".
+
+    Links are not followed.
+    """
     foreign: list[str] = []
     for entry in entries:
         path = folder / entry
         mode = path.lstat().st_mode
         if stat.S_ISDIR(mode):
             foreign += foreign_below(folder, (f"{entry}/{name}" for name in sorted(os.listdir(path))), ours)
+        elif stat.S_ISLNK(mode) and f"{entry} -> {os.readlink(path)}" in ours:
+            continue
         elif not stat.S_ISREG(mode) or entry not in ours:
             foreign.append(entry)
     return foreign

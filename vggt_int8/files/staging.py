@@ -28,7 +28,8 @@ def staged_folder(
         when no other exchange is at work.
     overwrite: True replaces these in an existing folder, old ones that the new run lacks included, and leaves all
     other files alone. None: the caller offers no overwriting, so the message does not either.
-    owned: of an existing folder, the files (relative, with `/`) that may be replaced, since this program wrote them.
+    owned: of an existing folder, the files (relative, with `/`) that may be replaced, since this program wrote them,
+    and links as "name -> target".
     needed: roughly the bytes to come.
 
     A kill leaves the old content or the new one; or, between two renames, one without its last entry, which the next
