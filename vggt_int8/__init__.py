@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vggt_int8.model.omega.config import VGGTOmegaConfig
     from vggt_int8.model.omega.network import VGGTOmega, VGGTOmegaOutput
     from vggt_int8.model.vggt import VGGT, VGGTOutput
-    from vggt_int8.pretrained import CheckpointError, VGGTInt8, quantize
+    from vggt_int8.pretrained import CheckpointError, VGGTInt8, VGGTOmegaInt8, quantize
     from vggt_int8.quant import BackendError, estimate_model_size
     from vggt_int8.recipe import Recipe, RecipeError, available_recipes, load_recipe
 
@@ -35,6 +35,7 @@ _HOMES = {
     "VGGTInt8": "vggt_int8.pretrained",
     "VGGTOmega": "vggt_int8.model.omega.network",
     "VGGTOmegaConfig": "vggt_int8.model.omega.config",
+    "VGGTOmegaInt8": "vggt_int8.pretrained",
     "VGGTOmegaOutput": "vggt_int8.model.omega.network",
     "VGGTOutput": "vggt_int8.model.vggt",
     "available_recipes": "vggt_int8.recipe",
@@ -55,6 +56,7 @@ __all__ = [
     "VGGTInt8",
     "VGGTOmega",
     "VGGTOmegaConfig",
+    "VGGTOmegaInt8",
     "VGGTOmegaOutput",
     "VGGTOutput",
     "available_recipes",

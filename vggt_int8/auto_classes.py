@@ -40,8 +40,8 @@ def _register_config(module: ModuleType) -> None:
 
 
 def _register_model(module: ModuleType) -> None:
-    for config, model in zip(_configs(), ("vggt_int8.pretrained.VGGTInt8", "vggt_int8.VGGTOmega"), strict=True):
-        module.AutoModel.register(config, _stand_in(config, model), exist_ok=True)
+    for config, model in zip(_configs(), ("VGGTInt8", "VGGTOmegaInt8"), strict=True):
+        module.AutoModel.register(config, _stand_in(config, f"vggt_int8.pretrained.{model}"), exist_ok=True)
 
 
 def _configs() -> "tuple[type[NetworkConfig], ...]":
@@ -54,7 +54,7 @@ def _configs() -> "tuple[type[NetworkConfig], ...]":
 def _stand_in(config: type, model: str) -> type:
     """Stands for a model class until it is used: transformers' model classes import torchao, which prints and is slow.
 
-    model: its dotted name. When `vggt_int8.pretrained` is imported, `VGGTInt8` itself takes over.
+    model: its dotted name. When `vggt_int8.pretrained` is imported, the classes themselves take over.
     """
 
     def real_class() -> Any:

@@ -109,7 +109,7 @@ def test_rules_go_before_groups(vggt_1b: VGGTInt8) -> None:
 def test_a_wrong_map_is_found_on_the_full_size(vggt_1b: VGGTInt8, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = VGGT_MAP.groups["encoder"]
     for change, message in (
-        ({"layers": 95}, rf"vggt\.toml, line {encoder.line}: .* decides 96 layers, but states 95 for VGGT-1B"),
+        ({"layers": 95}, rf"vggt\.toml, line {encoder.line}: .* decides 96 layers, but states 95 for the full size"),
         ({"match": r"encoder\..*"}, rf"vggt\.toml, line {encoder.line}: match = 'encoder.*: decides no layer"),
     ):
         wrong = replace(VGGT_MAP, groups=VGGT_MAP.groups | {"encoder": replace(encoder, **change)})

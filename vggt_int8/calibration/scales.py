@@ -13,8 +13,7 @@ from vggt_int8.calibration import images as chosen_images
 from vggt_int8.calibration.observers import CalibrationError, Observer, PerChannel, observer_for
 from vggt_int8.calibration.watch import observe
 from vggt_int8.kernels.reference import scale_from_absmax
-from vggt_int8.model.call import HEADS
-from vggt_int8.model.vggt import VGGT
+from vggt_int8.model.network import Network
 from vggt_int8.plain_data import shown
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.seams import find_seams
@@ -94,13 +93,13 @@ def calibrate(
     run = caller(model, once)
     found = observe(model, inputs, watched, maker, divisors=divisors, run=run, on_call=on_call) if once else {}
     ranges = {name: [observer.range() for observer in found[first]] for name, first in _all_names(once).items()}
-    is_vggt = isinstance(model, VGGT)
+    is_ours = isinstance(model, Network)
     facts = {
         "observer": recipe.observer,
         "seed": seed,
-        "images": sum(len(given) for given in inputs) if is_vggt else len(inputs),
+        "images": sum(len(given) for given in inputs) if is_ours else len(inputs),
         "calls": len(inputs),
-        "sha256": [chosen_images.content_hash(i) for given in inputs for i in (given if is_vggt else [given])],
+        "sha256": [chosen_images.content_hash(i) for given in inputs for i in (given if is_ours else [given])],
         "ranges": ranges,
         **({"smoothing": dict(strengths)} if strengths else {}),
     }
@@ -113,7 +112,7 @@ def inputs_for(model: nn.Module, images: Any, samples: int, seed: int = 0) -> li
     images: as in `images.find_scenes`, whose errors are raised; for a module that is no `VGGT`, tensors, one for each
     call. seed: which of them are taken, where there are more.
     """
-    if not isinstance(model, VGGT):
+    if not isinstance(model, Network):
         return chosen_images.choose_inputs(images, samples, seed)
     scenes = chosen_images.find_scenes(images)
     inputs = [chosen_images.read(chosen, model) for chosen in chosen_images.choose(scenes, samples, seed)]
@@ -152,7 +151,7 @@ def caller(model: nn.Module, names: Collection[str]) -> Callable[[Tensor], objec
     or a cheap one.
     """
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    heads = {"heads": _heads(model, names)} if isinstance(model, VGGT) else {}
+    heads = {"heads": _heads(model, names)} if isinstance(model, Network) else {}
     return lambda given: model(given.to(place), **heads)
 
 
@@ -168,13 +167,13 @@ def _all_names(once: Mapping[str, list[str]]) -> dict[str, str]:
     return {name: first for first, own in once.items() for name in own}
 
 
-def _heads(model: VGGT, names: Collection[str]) -> tuple[str, ...]:
+def _heads(model: Network, names: Collection[str]) -> tuple[str, ...]:
     """The heads that must run for these layers to be called; one that is cheap if none is among them."""
-    present = [head for head in HEADS if getattr(model, f"{head}_head") is not None]
-    asked = [head for head in present if any(name.startswith(f"{head}_head.") for name in names)]
+    present = {head: f"{module}." for head, module in model.head_modules.items() if getattr(model, module) is not None}
+    asked = [head for head, module in present.items() if any(name.startswith(module) for name in names)]
     if "track" in asked:
         raise CalibrationError(
             "the track head runs with query points alone, which calibration images do not have: choose "
             "track_head = 'dynamic' (or 'weight_only' or 'keep') in the recipe's groups"
         )
-    return tuple(asked or present[:1])
+    return tuple(asked or list(present)[:1])

@@ -22,18 +22,19 @@ from vggt_int8.listing import first_few
 from vggt_int8.plain_data import flat
 
 if TYPE_CHECKING:
-    from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.model.network_config import NetworkConfig
 
 # safetensors' words: (name shown, bytes)
 DTYPES = {"F64": ("fp64", 8), "F32": ("fp32", 4), "F16": ("fp16", 2), "BF16": ("bf16", 2), "I8": ("int8", 1)}
 # The first part whose prefix fits owns the tensor.
-PARTS = {
+PARTS: dict[str, str | tuple[str, ...]] = {
     "encoder": "aggregator.patch_embed.",
     "aggregator": "aggregator.",
     "camera head": "camera_head.",
-    "depth head": "depth_head.",
+    "depth head": ("depth_head.", "dense_head."),
     "point head": "point_head.",
     "track head": "track_head.",
+    "text head": "text_alignment_head.",
 }
 
 
@@ -118,16 +119,15 @@ def inspect_model(
     console.say(f"\n{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
 
 
-def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[VGGTConfig, dict[str, Stored]]":
+def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[NetworkConfig, dict[str, Stored]]":
     """Configuration and tensor headers of a folder, a single safetensors file or a Hub model.
 
     verify: compare the contents with the digests in config.json; raises `CheckpointError` if they differ.
     """
     from vggt_int8.embedded import resolve_source
-    from vggt_int8.model.config import VGGTConfig
     from vggt_int8.pretrained import CheckpointError
     from vggt_int8.pretrained.checkpoint import read_headers
-    from vggt_int8.pretrained.source import load_config
+    from vggt_int8.pretrained.source import load_config, open_file
     from vggt_int8.saves.hub import check_hub
     from vggt_int8.saves.names import is_hub_id
     from vggt_int8.saves.save_id import check_one_save
@@ -144,7 +144,7 @@ def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[VGGTConfig, d
             raise CheckpointError(f"{model} is no .safetensors file: only those have headers to read")
         headers: Mapping[str, Any] = read_headers([model])
         beside = (path.parent / "config.json").is_file()
-        config = load_config(str(path.parent), {}) if beside else VGGTConfig()
+        config = load_config(str(path.parent), {}) if beside else open_file(model, None, {})[1]
         if verify:
             check_one_save([model], verify=True)
         return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
@@ -157,7 +157,7 @@ def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[VGGTConfig, d
     return config, {name: Stored(t.dtype, t.shape) for name, t in headers.items()}
 
 
-def _read_hub(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
+def _read_hub(model: str) -> "tuple[NetworkConfig, dict[str, Stored]]":
     """The headers alone are downloaded, by ranges."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import NotASafetensorsRepoError
@@ -181,17 +181,17 @@ def _read_hub(model: str) -> "tuple[VGGTConfig, dict[str, Stored]]":
     return config, tensors
 
 
-def layer_table(config: "VGGTConfig", tensors: Mapping[str, Stored], *, every: bool) -> list[Layer]:
+def layer_table(config: "NetworkConfig", tensors: Mapping[str, Stored], *, every: bool) -> list[Layer]:
     """One entry per layer, or per group of layers alike, in the checkpoint's order."""
     import torch
 
-    from vggt_int8.pretrained import VGGTInt8
+    from vggt_int8.pretrained.model import int8_class
     from vggt_int8.pretrained.source import stored_quantization
     from vggt_int8.quant.quantize import prepare_module
     from vggt_int8.quant.report import quantization_report
 
     with torch.device("meta"):
-        skeleton = VGGTInt8(config)
+        skeleton = int8_class(type(config))(config)
     plan = None
     quantization = stored_quantization(config, "the checkpoint")
     if quantization is not None:

@@ -15,9 +15,9 @@ from vggt_int8.embedded import EMBEDDED
 if TYPE_CHECKING:
     import torch
 
-    from vggt_int8 import VGGTInt8
     from vggt_int8.images import ImageTransform
     from vggt_int8.images import Mode as FitMode
+    from vggt_int8.pretrained.int8_network import Int8Network
 
 Model = Annotated[
     str,
@@ -117,12 +117,13 @@ def load_model(
     backend: str = "auto",
     device: str | None = None,
     dtype: str | None = None,
-) -> "VGGTInt8":
-    """`VGGTInt8.from_pretrained` in evaluation mode, with a bar for the download and for calibration, and a spinner for
-    the rest.
+) -> "Int8Network":
+    """`from_pretrained` of the model's family in evaluation mode, with a bar for the download and for
+    calibration, and a spinner for the rest.
     """
     target, compute = resolve_device(device), resolve_dtype(dtype)
-    from vggt_int8 import VGGTInt8, load_recipe
+    from vggt_int8 import load_recipe
+    from vggt_int8.pretrained.model import int8_class_of
     from vggt_int8.saves.names import check_source
 
     if recipe is not None:
@@ -135,10 +136,11 @@ def load_model(
     with console.step(f"Loading {model}{how}") as progress:
         if calibration is not None:
             on_images = {"calibration": calibration, "calibration_seed": seed, "on_call": progress}
-        loaded = VGGTInt8.from_pretrained(
+        loaded = int8_class_of(model).from_pretrained(
             model, recipe=recipe, backend=backend, device_map=str(target), dtype=compute, **on_images
         )
-    return loaded.eval()
+    ready: Int8Network = loaded.eval()
+    return ready
 
 
 def local_bytes(model: str) -> int:
@@ -205,7 +207,7 @@ def find_and_check(images: list[str], max_megapixels: float | None = None) -> li
 
 
 def load_images_for(
-    model: "VGGTInt8", paths: list[Path], mode: str, max_megapixels: float | None = None
+    model: "Int8Network", paths: list[Path], mode: str, max_megapixels: float | None = None
 ) -> "tuple[torch.Tensor, list[ImageTransform]]":
     """Images [S, 3, H, W] at the size that `model` was made for, and the transforms to original pixels."""
     from vggt_int8.images import read_images

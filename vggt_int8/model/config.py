@@ -1,6 +1,7 @@
 """The shape of a VGGT network; the defaults are those of VGGT-1B (`facebook/VGGT-1B`)."""
 
 from dataclasses import field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -56,6 +57,7 @@ class VGGTConfig(NetworkConfig):
     """
 
     kind = "VGGT"
+    heads = MappingProxyType({f"{head}_head": f"enable_{head}" for head in ("camera", "depth", "point", "track")})
     model_type: ClassVar[str] = "vggt"
 
     img_size: int = 518

@@ -1,6 +1,7 @@
 """What all networks have in common as models of transformers: how their plain weights are made, loaded and saved."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from vggt_int8.embedded import resolve_source
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
 from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.network_config import NetworkConfig
@@ -40,6 +42,9 @@ def _check_weights(source: str, options: dict[str, Any]) -> None:
 class Network(PreTrainedModel):
     """A network in floating point. Its config class is a `NetworkConfig`.
 
+    head_modules: name of a head, as a call gives it -> name of its module, which is None where it is switched off.
+    special_tokens: part of the network -> how many tokens of each frame come before the patches in its linears.
+    special_alone: beginnings of the names of linears that see these tokens alone.
     int8_hint, quantized_hint: what to do instead, for who asks for INT8 and for who has it already.
     """
 
@@ -49,6 +54,8 @@ class Network(PreTrainedModel):
     _supports_sdpa = True
     int8_hint: ClassVar[str]
     quantized_hint: ClassVar[str]
+    head_modules: ClassVar[Mapping[str, str]]
+    _default_attention: GlobalAttention | None = None
 
     @classmethod
     def from_pretrained(
@@ -130,6 +137,26 @@ class Network(PreTrainedModel):
             super().save_pretrained(temporary, **options)
         if push is not None:
             self.push_to_hub(**push)
+
+    @property
+    def default_attention(self) -> GlobalAttention:
+        """What global blocks look at in a call that does not say it: exact, or as the recipe has it; may be set."""
+        return self._default_attention or GlobalAttention.of(self.config.depth)
+
+    @default_attention.setter
+    def default_attention(self, value: GlobalAttention) -> None:
+        self._default_attention = GlobalAttention.of(self.config.depth, value.layers, default=value)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def special_alone(self) -> tuple[str, ...]:
+        return ()
+
+    def check_constants(self, source: str) -> None:
+        """Raise ValueError where a checkpoint holds other constants than the network computes with; here: none."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ it compiles into one graph and can be captured in a CUDA graph (after one call, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,6 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from vggt_int8.geometry import pose_encoding_to_camera
-from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.aggregator import Aggregator
 from vggt_int8.model.call import HEADS, Call, check_range
 from vggt_int8.model.camera_head import CameraHead
@@ -64,7 +64,7 @@ class VGGT(Network):
     """The plain network; `vggt_int8.VGGTInt8` is the one that can be quantized."""
 
     config_class = VGGTConfig
-    _default_attention: GlobalAttention | None = None
+    head_modules = MappingProxyType({head: f"{head}_head" for head in HEADS})
     int8_hint = "VGGTInt8.from_pretrained takes recipe= and backend="
     quantized_hint = "load it with VGGTInt8.from_pretrained"
     _no_split_modules = ["Block", "CameraHead", "DPTHead", "DPTFeatures", "Tracker"]  # noqa: RUF012
@@ -143,18 +143,9 @@ class VGGT(Network):
         return output
 
     @property
-    def default_attention(self) -> GlobalAttention:
-        """What global blocks look at in a call that does not say it: exact, or as the recipe has it; may be set."""
-        return self._default_attention or GlobalAttention.of(self.config.depth)
-
-    @default_attention.setter
-    def default_attention(self, value: GlobalAttention) -> None:
-        self._default_attention = GlobalAttention.of(self.config.depth, value.layers, default=value)
-
-    @property
-    def special_tokens(self) -> int:
-        """How many tokens of each frame come before its patches, in every linear of encoder and aggregator."""
-        return self.aggregator.num_special
+    def special_tokens(self) -> dict[str, int]:
+        parts = ("patch_embed.blocks", "frame_blocks", "global_blocks")
+        return {f"aggregator.{part}": self.aggregator.num_special for part in parts}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

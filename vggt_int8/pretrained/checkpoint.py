@@ -9,7 +9,7 @@ import functools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,12 +58,18 @@ class StoredTensor:
 
 
 def validate_checkpoint(
-    model: nn.Module, state_dict: Mapping[str, Any] | None, files: Iterable[str] | None, *, quantizing: bool
+    model: nn.Module,
+    state_dict: Mapping[str, Any] | None,
+    files: Iterable[str] | None,
+    *,
+    quantizing: bool,
+    dropped: Collection[str] = (),
 ) -> None:
     """Compare a checkpoint with the model that is about to be filled from it.
 
     model: with its INT8 layers in place, on the meta device. quantizing: the checkpoint is in floating point and is
-    quantized while it is read (its values are checked on the way); otherwise values are checked here.
+    quantized while it is read (its values are checked on the way); otherwise values are checked here. dropped: names of
+    tensors that a quantized model has no place for.
 
     Raises `CheckpointError` for unreadable files, missing or unexpected tensors, wrong shapes or dtypes, NaN and inf,
     and values that the compute dtype or the format does not have.
@@ -72,6 +78,7 @@ def validate_checkpoint(
         stored = {name: _describe(tensor, "state dict") for name, tensor in state_dict.items()}
     else:
         stored = read_headers(files or ())
+    stored = {name: tensor for name, tensor in stored.items() if name not in dropped}
     problems = [*_name_problems(model, stored, quantizing), *_tensor_problems(model, stored, quantizing)]
     if problems:
         more = f"; and {len(problems) - _SHOWN} more problems" if len(problems) > _SHOWN else ""

@@ -104,14 +104,18 @@ def check_finite(model: nn.Module, output: VGGTOutput, query_points: Tensor | No
 def _describe(model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Callable[[], Any]) -> str:
     frames = sorted({f for name in bad for f in _bad_frames(output[name])})
     layer = first_non_finite_layer(model, rerun)
+    where = f" (frames [{first_few(frames, 8)}])" if frames else ""
     return (
-        f"NaN or inf in {', '.join(bad)} (frames [{first_few(frames, 8)}]); first seen after {layer}. With fp16, "
+        f"NaN or inf in {', '.join(bad)}{where}; first seen after {layer}. With fp16, "
         "dtype=torch.bfloat16 or torch.float32 reaches further"
     )
 
 
 def _bad_frames(tensor: Tensor) -> list[int]:
-    per_frame = tensor.isfinite().flatten(2).all(dim=-1) if tensor.ndim > 2 else tensor.isfinite()
+    """Of [B, S, ...]; none of what a whole scene has, [B, C]."""
+    if tensor.ndim < 3:
+        return []
+    per_frame = tensor.isfinite().flatten(2).all(dim=-1)
     frames: list[int] = (~per_frame).nonzero()[:, 1].unique().tolist()
     return frames
 

@@ -19,7 +19,7 @@ from vggt_int8.calibration import (
     smoothing_folds,
 )
 from vggt_int8.interrupts import uninterrupted
-from vggt_int8.model.vggt import VGGT
+from vggt_int8.model.network import Network
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
 from vggt_int8.pretrained.quantizer import (
     VGGTInt8QuantizationConfig,
@@ -73,7 +73,7 @@ def quantize(
     check_calibration(recipe, calibration)
     plan = plan_module(model, recipe, backend)
     recipe = recipe_for(model, recipe)
-    if isinstance(model, VGGT):
+    if isinstance(model, Network):
         check_parameters(model, plan)
     folds, found = measured(model, plan, recipe, calibration, calibration_seed, on_call)
     install(model, plan, recipe, backend, folds, found)
@@ -119,7 +119,7 @@ def install(
     with uninterrupted():
         apply_plan(model, plan, recipe, backend, folds, *(() if found is None else (found.scales, found.codes)))
         model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
-        if isinstance(model, VGGT):
+        if isinstance(model, Network):
             round_kept_parameters(model)
             facts = None if found is None else found.facts
             quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend, calibration=facts)

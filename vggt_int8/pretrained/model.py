@@ -1,202 +1,28 @@
-"""`VGGTInt8`: a VGGT that can be quantized, saved and loaded again."""
+"""`VGGTInt8` and `VGGTOmegaInt8`: networks that can be quantized, saved and loaded again."""
 
-import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from json import JSONDecodeError
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
-from vggt_int8.calibration.images import Images, find_scenes
-from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
+from vggt_int8.embedded import resolve_source
 from vggt_int8.model.call import Call
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.keywords import check_keywords
-from vggt_int8.model.network import Network
+from vggt_int8.model.network_config import NetworkConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.omega.network import VGGTOmega, VGGTOmegaOutput
 from vggt_int8.model.vggt import VGGT, VGGTOutput
-from vggt_int8.pretrained.checkpoint import opened_tensors, validate_checkpoint
-from vggt_int8.pretrained.finite import check_finite as check_outputs
-from vggt_int8.pretrained.finite import check_values, is_capturing
-from vggt_int8.pretrained.in_place import calibrate_loaded, check_calibration
-from vggt_int8.pretrained.names import with_plain_names
-from vggt_int8.pretrained.quantizer import VGGTInt8QuantizationConfig, execution_device_type
-from vggt_int8.pretrained.source import (
-    check_cached_index,
-    check_device,
-    check_folder,
-    compute_dtype,
-    given_config,
-    load_config,
-    load_file,
-    open_file,
-    set_quantization,
-)
-from vggt_int8.pretrained.upload import upload
-from vggt_int8.quant.backends import BackendError, check_backend_name
-from vggt_int8.quant.layer import int8_layers
-from vggt_int8.quant.plan import LayerPlan
-from vggt_int8.quant.quantize import check_backend, layer_choice
-from vggt_int8.quant.report import QuantizationReport, quantization_report
-from vggt_int8.recipe import Recipe, load_recipe
-from vggt_int8.runtime import Runtime, RuntimeReport
-from vggt_int8.runtime.runtime import LowVram, Mode
-from vggt_int8.saves.errors import CheckpointError
-from vggt_int8.saves.names import check_source
-from vggt_int8.saves.save_id import check_loaded, check_one_save, verifying
-from vggt_int8.saves.settled import load_settled
+from vggt_int8.pretrained.int8_network import Int8Network
+from vggt_int8.pretrained.source import config_class_of
 
 
-class VGGTInt8(VGGT):
+class VGGTInt8(Int8Network, VGGT):
     """VGGT with INT8 weights by a recipe; without one it is the plain network.
 
     model = VGGTInt8.from_pretrained("facebook/VGGT-1B", recipe="int8_dynamic", device_map="cuda")
     """
-
-    quantization_plan: dict[str, LayerPlan] | None = None
-    load_dtypes: dict[str, torch.dtype | None]
-    _runtime: Runtime | None = None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *args: Any,
-        recipe: str | Path | Recipe | None = None,
-        calibration: Images | None = None,
-        calibration_seed: int = 0,
-        backend: str = "auto",
-        device_map: Any = None,
-        dtype: torch.dtype | str | None = None,
-        config: VGGTConfig | None = None,
-        verify: bool = False,
-        on_call: Callable[[int, int], None] | None = None,
-        **kwargs: Any,
-    ) -> "VGGTInt8":
-        """Load a model from the Hub or from disk, quantizing it on the way if `recipe` is given.
-
-        pretrained_model_name_or_path: Hub id, folder, a single file of tensors (`.safetensors`, `.pt`, `.bin`, `.ckpt`;
-            sizes and recipe come from a `config.json` beside it, else it is VGGT-1B), or "embedded": the small trained
-            model inside this package, which needs no network. What wrappers put before the names of tensors
-            ("module.", "_orig_mod.", "model.") is taken off.
-        recipe: shipped name, path of a TOML file, or `Recipe`; only for a floating-point checkpoint. A quantized
-            checkpoint holds its recipe and is loaded as it is.
-        calibration, calibration_seed, on_call: for a recipe that needs images, as `vggt_int8.quantize` takes them. The
-            model is loaded in fp32 then, runs on the images, and is quantized in place; it must lie on one device.
-        backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
-        device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.
-        dtype: the dtype to compute in; by default fp16 on CUDA and fp32 on the CPU.
-        verify: compare the contents of the files with the digests in config.json; that reads them once more.
-        kwargs: fields of the config to change, such as `enable_track=False` (that head's weights stay unread), and
-            what transformers does as it says (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
-            See `vggt_int8.model.keywords` for what is refused, and why.
-
-        Raises `CheckpointError`, `RecipeError`, `BackendError`, `CalibrationError` or, for keywords, TypeError, saying
-        what does not fit; then nothing is loaded.
-        """
-        source = resolve_source(pretrained_model_name_or_path)
-        if args:
-            raise TypeError(f"from_pretrained takes its options by name, such as recipe={args[0]!r:.60}")
-        options = check_keywords(kwargs, VGGTConfig, own=("recipe", "backend", "calibration"))
-        recipe = None if recipe is None else load_recipe(recipe)
-        check_calibration(recipe, calibration)
-        # What is no image is refused before anything is loaded.
-        scenes = None if calibration is None else find_scenes(calibration)
-        calibrated = scenes is not None
-        check_backend_name(backend)
-        check_device(device_map)
-        dtype = compute_dtype(dtype, options.pop("torch_dtype", None), device_map)
-        options |= {"device_map": device_map, "dtype": torch.float32 if calibrated else dtype}
-        asked: dict[str, Any] = {"backend": backend, "config": config, "verify": verify, "calibrated": calibrated}
-        # With copies: an attempt takes options out, and writes what it finds into the config.
-        loaded = load_settled(
-            source, options.get("subfolder"), lambda: cls._load(source, dict(options), recipe=recipe, **asked)
-        )
-        if not calibrated:
-            return loaded
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        calibrate_loaded(model, recipe, backend, scenes, calibration_seed, on_call)
-        model.to(dtype)
-        return loaded
-
-    @classmethod
-    def _load(
-        cls,
-        source: str,
-        options: dict[str, Any],
-        *,
-        recipe: Recipe | None,
-        backend: str,
-        config: VGGTConfig | None,
-        verify: bool,
-        calibrated: bool,
-    ) -> "VGGTInt8":
-        """`from_pretrained`, once its keywords are checked; in floating point if it is to be `calibrated`."""
-        if config is not None:
-            config = given_config(config, options)
-        check_source(source, options)
-        folder = source
-        if Path(source).is_file():
-            folder, config = open_file(source, config, options)
-        elif config is None:
-            config = load_config(source, options)
-        set_quantization(config, options, recipe, backend, source, in_place=calibrated)
-        options["config"] = config
-        load = super(Network, cls).from_pretrained  # of transformers: a network's own is for plain ones
-        if not folder:
-            tensors = load_file(source, config)
-            check_one_save([source], verify=verify)
-            model = load(None, state_dict=tensors, **options)
-        else:
-            check_folder(folder, config, options)
-            try:
-                with verifying(verify):
-                    model = load(folder, **options)
-            except (OSError, JSONDecodeError) as error:
-                raise CheckpointError(f"cannot load {source!r}: {error}") from error
-            except (KeyError, TypeError, AttributeError, ValueError):
-                if not Path(folder).is_dir():
-                    check_cached_index(folder, options)
-                raise
-        if source == str(EMBEDDED_FOLDER):
-            loaded = model[0] if isinstance(model, tuple) else model  # with output_loading_info
-            loaded.config.name_or_path = EMBEDDED
-        return model
-
-    @staticmethod
-    def _load_pretrained_model(
-        model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        # transformers comes by here with the files resolved and the model's skeleton ready, before any weight is read.
-        quantizer = load_config.hf_quantizer
-        quantizing = quantizer is not None and not quantizer.pre_quantized
-        if quantizing and "disk" in (load_config.device_map or {}).values():
-            raise CheckpointError(
-                "the model does not fit the memory given, and layers cannot go to disk while they are quantized: load "
-                "with device_map='cpu', save_pretrained() the INT8 model, then load that with offloading"
-            )
-        check_loaded(checkpoint_files)
-        state_dict, checkpoint_files = with_plain_names(state_dict, checkpoint_files)
-        if checkpoint_files is None and "disk" in (load_config.device_map or {}).values():
-            raise CheckpointError(
-                "layers cannot go to disk from this checkpoint, whose tensors have other names than the network's: "
-                "load with device_map='cpu', save_pretrained() it, then load that with offloading"
-            )
-        validate_checkpoint(model, state_dict, checkpoint_files, quantizing=quantizing)
-        if quantizing and quantizer.seams:
-            with opened_tensors(state_dict, checkpoint_files) as tensor_of:
-                quantizer.find_folds(tensor_of)
-        with quantizer.encoding() if quantizing else nullcontext():
-            return PreTrainedModel._load_pretrained_model(
-                model, state_dict, checkpoint_files, load_config, *args, **kwargs
-            )
-
-    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype | None]:
-        return {**super()._get_dtype_plan(dtype), **getattr(self, "load_dtypes", {})}
 
     if TYPE_CHECKING:  # nn.Module's own says Any
 
@@ -231,101 +57,61 @@ class VGGTInt8(VGGT):
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
             return super().forward(images, query_points, heads, frames_chunk_size, global_attention, keyframes)
         how = (global_attention, keyframes)
-        runtime, call = self.runtime, Call.of(self, images, query_points, heads, frames_chunk_size, *how)
-        checked = check_finite and not is_capturing(call.images)
-        if checked and call.images.device.type == "cpu":
-            check_values(call.images, call.query_points)
-        output = runtime.run(call)
-        if checked:
-            check_outputs(self, output, call.query_points, lambda: self.predict(call))
-        return output
+        return self.run_checked(Call.of(self, images, query_points, heads, frames_chunk_size, *how), check_finite)
 
-    @property
-    def runtime(self) -> Runtime:
-        """The fused network over this model's tensors; see `set_runtime`."""
-        runtime = self._runtime
-        if runtime is None:
-            self._runtime = runtime = Runtime(self, mode="auto")
-        elif runtime.model_ref() is not self:  # a shallow copy, or a replica: it must not run the other's modules
-            self._runtime = runtime = Runtime(self, runtime.low_vram, runtime.mode)
-        return runtime
 
-    def set_runtime(self, mode: Mode = "auto", low_vram: LowVram = "auto") -> None:
-        """Choose whether `forward` runs the network's modules or the fused network over the same tensors.
+class VGGTOmegaInt8(Int8Network, VGGTOmega):
+    """VGGT-Omega with INT8 weights by a recipe; without one it is the plain network.
 
-        mode: "auto": fused if the INT8 layers run on the native backend and nothing stands against it
-            (gradients, hooks, offloading: `runtime_report()` says what). "on": fused, also without INT8 layers; what
-            stands against it raises `BackendError`. "off": never.
-        low_vram: see `vggt_int8.runtime.Runtime`.
-        """
-        previous, self._runtime = self._runtime, Runtime(self, low_vram, mode)
-        if previous is not None:
-            previous.reset()
+    model = VGGTOmegaInt8.from_pretrained(
+        "facebook/VGGT-Omega", filename="VGGT-Omega-1B-512/model.pt", recipe="int8_dynamic", device_map="cuda"
+    )
+    """
 
-    def runtime_report(self) -> RuntimeReport:
-        """How the last `forward` ran, and why."""
-        return self.runtime.report()
+    if TYPE_CHECKING:
 
-    def half(self) -> "VGGTInt8":
-        """Compute in fp16 from now on. INT8 layers keep their dtypes, so it is safe, though transformers refuses it."""
-        return self.to(torch.float16)
-
-    def float(self) -> "VGGTInt8":
-        """Compute in fp32 from now on."""
-        return self.to(torch.float32)
-
-    def quantization_report(self) -> QuantizationReport:
-        """Per layer: scheme, backend, kernel, bytes, and why. Iterable; prints as a summary."""
-        device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
-        return quantization_report(self, self.quantization_plan, device_type)
-
-    def fused_kernels(self, device_type: str) -> dict[str, str]:
-        """Name of a layer -> what multiplies it in a fused call, in words; empty where calls are not fused."""
-        return self.runtime.kernels(device_type)
-
-    def set_backend(self, backend: str) -> None:
-        """Compute with another backend from now on. Raises `BackendError`, changing nothing, if it cannot."""
-        quantization: VGGTInt8QuantizationConfig | None = getattr(self.config, "quantization_config", None)
-        if quantization is None or self.quantization_plan is None:
-            raise BackendError(f"the model is not quantized, so there is nothing for backend {backend!r} to run")
-        device_type = execution_device_type(getattr(self, "hf_device_map", None) or str(self.device))
-        recipe = quantization.parsed()
-        check_backend(self.quantization_plan, recipe, backend, device_type)
-        for _, layer in int8_layers(self):
-            kind = type(layer), layer.scheme
-            if layer.backend == layer_choice(*kind, recipe, quantization.backend).backend:  # not one set by hand
-                layer.ask(layer_choice(*kind, recipe, backend))
-        quantization.backend = backend
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload VGGT INT8",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: str = "5GB",
-        tags: Sequence[str] | None = None,
-    ) -> str:
-        """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's address.
-
-        tags: for the model card, beside its own. The rest is as in transformers.
-        """
-        return upload(
+        def __call__(
             self,
-            HfApi(token=token),
-            repo_id,
-            private=private,
-            max_shard_size=max_shard_size,
-            tags=tags or (),
-            commit_message=commit_message,
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-        )
+            images: Tensor,
+            heads: Sequence[str] | None = None,
+            frames_chunk_size: int | None = 8,
+            global_attention: str | Sequence[str] | None = None,
+            keyframes: int | None = None,
+            check_finite: bool = True,
+        ) -> VGGTOmegaOutput: ...
+
+    def forward(
+        self,
+        images: Tensor,
+        heads: Sequence[str] | None = None,
+        frames_chunk_size: int | None = 8,
+        global_attention: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
+        check_finite: bool = True,
+    ) -> VGGTOmegaOutput:
+        """Run the network: see `VGGTOmega.forward` for inputs and outputs, `VGGTInt8.forward` for check_finite."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return super().forward(images, heads, frames_chunk_size, global_attention, keyframes)
+        call = self.checked_call(images, heads, frames_chunk_size, global_attention, keyframes)
+        return self.run_checked(call, check_finite)
 
 
-AutoModel.register(VGGTConfig, VGGTInt8)  # in place of the stand-in that the package registers when it is imported
+def int8_class(config: type[NetworkConfig]) -> type[Int8Network]:
+    """The INT8 network of a class of configs."""
+    return VGGTOmegaInt8 if issubclass(config, VGGTOmegaConfig) else VGGTInt8
+
+
+def int8_class_of(source: str) -> type[Int8Network]:
+    """The INT8 network that a source is of, as its config.json or the names of its tensors say.
+
+    VGGT's where neither can be read: loading it says why.
+    """
+    try:
+        return int8_class(config_class_of(resolve_source(source)))
+    except (OSError, ValueError):
+        return VGGTInt8
+
+
+# In place of the stand-ins that the package registers when it is imported.
+AutoModel.register(VGGTConfig, VGGTInt8)
+AutoModel.register(VGGTOmegaConfig, VGGTOmegaInt8)

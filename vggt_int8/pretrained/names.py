@@ -12,12 +12,14 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.pickles import is_wrapped, load_pickle
 
-_PARTS = ("aggregator", "camera_head", "depth_head", "point_head", "track_head")
+_PARTS = {"aggregator", *VGGTConfig.heads, *VGGTOmegaConfig.heads}
 # Steps in a name that a wrapper adds, at the front or between: of torch.compile, activation checkpointing and FSDP.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 

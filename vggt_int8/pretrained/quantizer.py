@@ -5,6 +5,7 @@ floating point, encode each tensor as it streams by, so that the floating-point 
 to be folded into tensors (smoothing) is found before, in a pass of its own over those that decide it.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
 from vggt_int8.quant.attention import set_attention
+from vggt_int8.quant.masked_bias import MASK, bias_mask, has_bias_mask, masked
 from vggt_int8.quant.plan import LayerPlan, recipe_for
 from vggt_int8.quant.quantize import HOW_TO_CALIBRATE, check_backend, prepare_module, stored_dtype
 from vggt_int8.quant.seams import Seam, find_seams
@@ -111,6 +113,7 @@ class VGGTInt8Quantizer(HfQuantizer):
         self.errors: list[str] = []
         self.seams: list[Seam] = []
         self.folds: Folds = {}
+        self.masks: dict[str, Tensor] = {}  # of biases, by the name of the layer
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, device_map: Any = None, **kwargs: Any
@@ -119,8 +122,11 @@ class VGGTInt8Quantizer(HfQuantizer):
         self.quantization_config.recipe = recipe.to_dict()  # what is saved needs no map of the family any more
         if not self.pre_quantized and recipe.needs_calibration:
             raise RecipeError(f"recipe {recipe.name!r} needs images: {HOW_TO_CALIBRATE}")
+        masks = {name: bias_mask(module) for name, module in model.named_modules() if has_bias_mask(module)}
         plan = prepare_module(model, recipe, backend)
         set_attention(recipe, model)
+        if not self.pre_quantized:
+            self.masks = {name: mask for name, mask in masks.items() if plan[name].scheme is not None}
         model.register_load_state_dict_pre_hook(check_incoming_values)
         if self.quantization_config.format_version == 1:
             for _, layer in stored_layers(model):
@@ -129,6 +135,8 @@ class VGGTInt8Quantizer(HfQuantizer):
         if recipe.smoothing and not self.pre_quantized:
             self.seams = find_seams(model, plan, recipe.name)
         model.quantization_plan = plan
+        ignored = model._keys_to_ignore_on_load_unexpected or set()
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *(f"^{re.escape(name)}$" for name in self.dropped)}
         # Tensors to be encoded arrive as the file has them: a cast to the compute dtype first would change the codes.
         model.load_dtypes = {} if self.pre_quantized else {"*": None}
         return model
@@ -139,8 +147,19 @@ class VGGTInt8Quantizer(HfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return EncodeTensor(self)
 
-    def find_folds(self, tensor_of: TensorOf) -> None:
-        """Find what is to be folded into the tensors of the checkpoint, whose floats `tensor_of` gives by name."""
+    @property
+    def dropped(self) -> set[str]:
+        """Names of tensors of a floating-point checkpoint that the quantized model has no place for."""
+        return {f"{name}.{MASK}" for name in self.masks}
+
+    def look_at(self, tensor_of: TensorOf) -> None:
+        """Look at tensors of the checkpoint, which `tensor_of` gives by name, before they are loaded: find what is to
+        be folded into them. Raises `CheckpointError` for a mask of a bias that is not the network's.
+        """
+        for name, mask in self.masks.items():
+            found = tensor_of(f"{name}.{MASK}")
+            if found.shape != mask.shape or not bool((found.float() == mask).all()):
+                raise CheckpointError(f"{name}.{MASK} is not this network's: the checkpoint is of another one")
         self.folds = estimated_folds(self.seams, tensor_of)
 
     @contextmanager
@@ -227,6 +246,8 @@ class EncodeTensor(ConversionOps):
         (value,) = input_dict.values()
         tensor: Tensor = value[0] if isinstance(value, list) else value
         module_name, _, parameter = full_layer_name.rpartition(".")
+        if parameter == "bias" and (mask := self.quantizer.masks.get(module_name)) is not None:
+            tensor = masked(tensor, mask.to(tensor.device))
         if fold := self.quantizer.folds.get(module_name):
             tensor = fold.apply(parameter, tensor)
         module = model.get_submodule(module_name)

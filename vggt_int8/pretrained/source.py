@@ -5,6 +5,8 @@ Everything here is looked at before a weight is read, in the order of its cost: 
 
 import os
 import re
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from vggt_int8.embedded import resolve_source
+from vggt_int8.listing import first_few
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import HUB_KEYWORDS
-from vggt_int8.model.size import FAR_LARGER, least_parameters
+from vggt_int8.model.network_config import NetworkConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.size import FAR_LARGER
 from vggt_int8.pretrained.checkpoint import read_headers
-from vggt_int8.pretrained.names import load_tensors
+from vggt_int8.pretrained.names import load_tensors, plain_names
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe
@@ -28,6 +33,7 @@ from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.saves.writing import restore
 
+_OMEGA_ALONE = ("aggregator.inter_frame_blocks.", "dense_head.", "text_alignment_head.")
 _DTYPES = {
     "fp64": torch.float64,
     "fp32": torch.float32,
@@ -43,14 +49,15 @@ _DTYPES = {
 }
 
 
-def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
+def load_config(source: str, kwargs: dict[str, Any], kind: type[NetworkConfig] | None = None) -> NetworkConfig:
     """The config of a folder or Hub id; `kwargs` are those of `from_pretrained`. Raises `CheckpointError`.
+
+    kind: the class that it must be of; None for the one that its `model_type` says.
 
     Fields of the config among `kwargs`, such as `enable_track=False`, are taken out of them and replace what the
     checkpoint says, as everywhere in transformers.
     """
     subfolder = kwargs.get("subfolder") or ""
-    changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
     if Path(source).is_dir():
         path = Path(source) / subfolder / "config.json"
         if not os.path.lexists(path):
@@ -62,7 +69,34 @@ def load_config(source: str, kwargs: dict[str, Any]) -> VGGTConfig:
             )
     else:
         path = _from_hub(source, {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs})
-    return make_config(read_json(path), source, changed)
+    data = read_json(path)
+    kind = kind or config_class(data)
+    changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
+    return make_config(data, source, changed, kind)
+
+
+def config_class(data: Any) -> type[NetworkConfig]:
+    """Of what a config.json holds: by its `model_type`, and VGGT's where that says nothing."""
+    found = data.get("model_type") if isinstance(data, Mapping) else None
+    return VGGTOmegaConfig if found == VGGTOmegaConfig.model_type else VGGTConfig
+
+
+def config_class_of(source: str) -> type[NetworkConfig]:
+    """Of a folder, Hub id or file: by config.json, or where a file has none beside it by the names of its tensors.
+
+    Raises `CheckpointError` where neither can be read.
+    """
+    path = Path(source)
+    if not path.is_file():
+        return type(load_config(source, {}))
+    if os.path.lexists(beside := path.parent / "config.json"):
+        return config_class(read_json(beside))
+    return config_class_of_names(plain_names(read_headers([source])).values())
+
+
+def config_class_of_names(names: Iterable[str]) -> type[NetworkConfig]:
+    """Of the plain names of a network's tensors."""
+    return VGGTOmegaConfig if any(name.startswith(_OMEGA_ALONE) for name in names) else VGGTConfig
 
 
 def _config_below(folder: Path) -> str:
@@ -84,48 +118,48 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
     return Path(str(path))
 
 
-def make_config(data: Any, source: str, changed: dict[str, Any]) -> VGGTConfig:
+def make_config(data: Any, source: str, changed: dict[str, Any], kind: type[NetworkConfig]) -> NetworkConfig:
     """A config from what a file holds, with some fields changed. Raises `CheckpointError`."""
     try:
-        config: VGGTConfig = VGGTConfig.from_dict(data)
+        config: NetworkConfig = kind.from_dict(data)
         for name, value in changed.items():
             setattr(config, name, value)
         config.validate()  # once more: the fields are set after the first time
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"the config.json of {source!r} describes no VGGT: {reason:.600}") from error
+        raise CheckpointError(f"the config.json of {source!r} describes no {kind.kind}: {reason:.600}") from error
     return config
 
 
-def given_config(config: Any, kwargs: dict[str, Any]) -> VGGTConfig:
+def given_config(config: Any, kwargs: dict[str, Any], kind: type[NetworkConfig]) -> NetworkConfig:
     """A copy of `config=`, or the config that it names, with the fields among `kwargs` changed."""
     if isinstance(config, str | os.PathLike):
         path = Path(resolve_source(config))
         if not path.is_file():
             check_source(str(path), kwargs)
-            return load_config(str(path), kwargs)
-        changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
-        return make_config(read_json(path), str(path), changed)
-    if not isinstance(config, VGGTConfig):
-        raise TypeError(f"config is a {type(config).__name__}; pass a VGGTConfig, or leave it out")
-    changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
+            return load_config(str(path), kwargs, kind)
+        changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
+        return make_config(read_json(path), str(path), changed, kind)
+    if not isinstance(config, kind):
+        raise TypeError(f"config is a {type(config).__name__}; pass a {kind.__name__}, or leave it out")
+    changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
     if config._attn_implementation not in (None, "sdpa"):
-        raise TypeError(f"a VGGT does not take attn_implementation={config._attn_implementation!r:.80}")
-    copied = make_config({}, "config=", {})
+        raise TypeError(f"a {kind.kind} does not take attn_implementation={config._attn_implementation!r:.80}")
+    copied = make_config({}, "config=", {}, kind)
     data = config.to_dict() | changed
-    for name in VGGTConfig.__annotations__:
+    for name in kind.__annotations__:
         setattr(copied, name, data[name])
     try:
         copied.validate()
     except ValueError as error:
-        raise CheckpointError(f"config= describes no VGGT: {error}") from error
+        raise CheckpointError(f"config= describes no {kind.kind}: {error}") from error
     copied.quantization_config = getattr(config, "quantization_config", None)
     if copied.quantization_config is None:
         del copied.quantization_config
     return copied
 
 
-def check_folder(source: str, config: VGGTConfig, kwargs: dict[str, Any]) -> None:
+def check_folder(source: str, config: NetworkConfig, kwargs: dict[str, Any]) -> None:
     """Look at the weight files of a folder, and whether a network of these sizes can be in them."""
     folder = Path(source) / (kwargs.get("subfolder") or "")
     if not folder.is_dir():
@@ -148,9 +182,9 @@ def check_cached_index(source: str, kwargs: dict[str, Any]) -> None:
         check_index(Path(found))
 
 
-def check_size(config: VGGTConfig, files: list[Path], source: str) -> None:
+def check_size(config: NetworkConfig, files: list[Path], source: str) -> None:
     """Raise `CheckpointError` if the network is far larger than its files: a weight takes a byte or more."""
-    size, count = sum(path.stat().st_size for path in files), least_parameters(config)
+    size, count = sum(path.stat().st_size for path in files), config.least_parameters()
     if not files or count <= FAR_LARGER * size:
         return
     read_headers(str(path) for path in files)  # says so if they are damaged
@@ -160,7 +194,7 @@ def check_size(config: VGGTConfig, files: list[Path], source: str) -> None:
     )
 
 
-def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8QuantizationConfig | None:
+def stored_quantization(config: NetworkConfig, source: str) -> VGGTInt8QuantizationConfig | None:
     """What the config of a quantized checkpoint says of it; None for a floating-point one. Raises `CheckpointError`."""
     stored = getattr(config, "quantization_config", None)
     if stored is None:
@@ -170,7 +204,7 @@ def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8Quantization
     stored = stored if isinstance(stored, dict) else getattr(stored, "to_dict", lambda: stored)()
     if not isinstance(stored, dict):
         raise CheckpointError(
-            f"the config.json of {source!r} describes no VGGT: its quantization_config is {stored!r:.60}"
+            f"the config.json of {source!r} describes no {config.kind}: its quantization_config is {stored!r:.60}"
         )
     method = stored.get("quant_method")
     if method != QUANT_METHOD:
@@ -182,7 +216,7 @@ def stored_quantization(config: VGGTConfig, source: str) -> VGGTInt8Quantization
 
 
 def set_quantization(
-    config: VGGTConfig,
+    config: NetworkConfig,
     kwargs: dict[str, Any],
     recipe: Recipe | None,
     backend: str,
@@ -241,11 +275,14 @@ def _as_dtype(value: Any) -> torch.dtype:
     )
 
 
-def open_file(source: str, config: VGGTConfig | None, kwargs: dict[str, Any]) -> tuple[str, VGGTConfig]:
+def open_file(
+    source: str, config: NetworkConfig | None, kwargs: dict[str, Any], kind: type[NetworkConfig] | None = None
+) -> tuple[str, NetworkConfig]:
     """Folder to load in the place of a single file ("" to load the file itself), and the config that belongs to it.
 
     A `config.json` beside the file describes it; `config` goes before it, but only the file beside can say how codes
-    are to be read. Raises `CheckpointError` for other files and for one part of a checkpoint in several.
+    are to be read. kind: the config's class; None for the one that the file is of. Raises `CheckpointError` for other
+    files and for one part of a checkpoint in several.
     """
     path = Path(source)
     check_plain_file(path)
@@ -263,11 +300,14 @@ def open_file(source: str, config: VGGTConfig | None, kwargs: dict[str, Any]) ->
         )
     beside = os.path.lexists(path.parent / "config.json")  # and if it is no file, reading it says so
     if config is None:
-        changed = {key: kwargs.pop(key) for key in VGGTConfig.__annotations__ if key in kwargs}
-        data = read_json(path.parent / "config.json") if beside else {}
-        config = make_config(data, source, changed)
+        data = read_json(path.parent / "config.json") if beside else None
+        names = [] if beside else list(plain_names(read_headers([source])).values())
+        kind = kind or (config_class(data) if beside else config_class_of_names(names))
+        changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
+        data = data if beside else heads_found(names, source, kind, changed)
+        config = make_config(data, source, changed, kind)
     elif beside and getattr(config, "quantization_config", None) is None:
-        quantization = getattr(load_config(str(path.parent), {}), "quantization_config", None)
+        quantization = getattr(load_config(str(path.parent), {}, kind), "quantization_config", None)
         if quantization is not None:
             config.quantization_config = quantization
     if beside:
@@ -277,7 +317,24 @@ def open_file(source: str, config: VGGTConfig | None, kwargs: dict[str, Any]) ->
     return "", config
 
 
-def load_file(source: str, config: VGGTConfig) -> dict[str, Tensor]:
+def heads_found(
+    names: Iterable[str], source: str, kind: type[NetworkConfig], asked: Mapping[str, Any]
+) -> dict[str, bool]:
+    """Field of the config -> whether a file with tensors of these names has that head; warns of those that a whole
+    checkpoint has. asked: fields that the caller decides.
+    """
+    parts = {name.split(".", 1)[0] for name in names}
+    if not parts & {*kind.heads, "aggregator"}:  # of something else, which loading says
+        return {}
+    found = {field: part in parts for part, field in kind.heads.items()}
+    gone = [field for field, there in found.items() if not there and getattr(kind, field) and field not in asked]
+    if gone:
+        heads = first_few([field.removeprefix("enable_") for field in gone])
+        warnings.warn(f"{source} has no weights of these heads: {heads}; it is loaded without", stacklevel=2)
+    return found
+
+
+def load_file(source: str, config: NetworkConfig) -> dict[str, Tensor]:
     """The tensors of a single file, memory-mapped where its kind allows. Raises `CheckpointError`."""
     tensors = load_tensors(source)
     if getattr(config, "quantization_config", None) is None and any(name.endswith(".weight_scale") for name in tensors):

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from vggt_int8.embedded import EMBEDDED
-from vggt_int8.model.vggt import VGGT
+from vggt_int8.model.network import Network
 from vggt_int8.model_card import model_card
 from vggt_int8.pretrained.checkpoint import stored_bytes
 
@@ -17,7 +17,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def upload(
-    model: VGGT,
+    model: Network,
     api: HfApi,
     repo_id: str,
     *,
@@ -38,7 +38,7 @@ def upload(
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **commit).commit_url)
 
 
-def card_of(model: VGGT, folder: Path, name: str, tags: Sequence[str] = ()) -> str:
+def card_of(model: Network, folder: Path, name: str, tags: Sequence[str] = ()) -> str:
     """The model card of a model that is saved in `folder`; name: what the card's example loads."""
     sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
     source = model.config.name_or_path

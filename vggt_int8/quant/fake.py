@@ -22,6 +22,7 @@ from vggt_int8.kernels import ops
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.kernels.reference import llm_int8_linear, quantize, rotate, scale_from_absmax
 from vggt_int8.kernels.weight_only import dequantize
+from vggt_int8.quant.masked_bias import has_bias_mask
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import replace_module
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX
@@ -224,6 +225,8 @@ def fake_quantize(model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mappi
 
 def _faked(module: nn.Module, scheme: Scheme | None, input_scale: Tensor | None) -> nn.Module:
     if isinstance(module, nn.Linear) and scheme is not None and scheme.activations != "none":
+        if has_bias_mask(module):
+            raise RecipeError(f"a {type(module).__name__}, which masks its bias, cannot be trained under INT8 products")
         return FakeInt8Linear.of(module, scheme, input_scale if scheme.input_scales else None)
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
     rotation = scheme.rotation_of(module.in_features) if isinstance(module, nn.Linear) and scheme is not None else 0

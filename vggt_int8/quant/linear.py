@@ -10,6 +10,7 @@ from vggt_int8.kernels.reference import rotate, rotate_rows
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.backends import Backend, auto_reason, backend_in_call, lacking, resolve
 from vggt_int8.quant.layer import Choice
+from vggt_int8.quant.masked_bias import added_bias
 from vggt_int8.quant.storage import NO_FLOATS, Int8Storage, encode, to_fp16
 from vggt_int8.recipe import Scheme
 
@@ -82,8 +83,8 @@ class Int8Linear(Int8Storage):
         scheme = Scheme(activations, outlier_threshold, rotation, special_tokens)
         self = cls.unfilled(linear, scheme, backend)
         self._store(*encode(linear.weight.detach(), channel_axis=0, rotation=self.rotation))
-        if linear.bias is not None:
-            self.bias = self._parameter(to_fp16(linear.bias.detach(), "bias"))
+        if (bias := added_bias(linear)) is not None:
+            self.bias = self._parameter(to_fp16(bias.detach(), "bias"))
         if (activations == "static") != (input_scale is not None):
             raise ValueError(
                 f"activations {activations!r} with input_scale {input_scale}: static needs one, others none"

@@ -49,7 +49,7 @@ def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
     family = find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
     if family is not None:
         # A foreign network of the family joins the frames of a scene before its layers see them, and states no number.
-        expanded = expand(recipe, family, getattr(model, "special_tokens", 0))
+        expanded = expand(recipe, family, getattr(model, "special_tokens", {}))
         return replace(expanded, rules=_without_covered(expanded.rules, model)) if recipe.rules else expanded
     if names_groups(recipe):
         layer = next((name for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)), "")
@@ -80,17 +80,20 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
 
     Works on meta tensors. Layers that an INT8 layer cannot stand in for are kept (`replaceable`). Raises `RecipeError`
     if a rule, `include` or `exclude` matches nothing although the model has that part, if a rule decides another number
-    of layers than it states for VGGT-1B, if one module is decided differently under two names, or if a recipe for
+    of layers than it states for the full size, if one module is decided differently under two names, or if a recipe for
     INT8 quantizes nothing at all, or if it chooses an attention that the network has not.
     """
     recipe = recipe_for(model, recipe)
     attention_by(recipe, model)
     layers = {name: module for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)}
     keeping = Keeping(model)
+    alone: tuple[str, ...] = getattr(model, "special_alone", ())
     hits = [0] * len(recipe.rules)
     plan: dict[str, LayerPlan] = {}
     for name, module in layers.items():
         index, scheme, reason = _decide(name, recipe)
+        if scheme is not None and scheme.special_tokens and name.startswith(alone):
+            scheme = replace(scheme, special_tokens=0)  # there are no other tokens, which would need another scale
         if index is not None:
             hits[index] += 1
         unable = keeping.reason(module) if scheme is not None else ""
@@ -146,7 +149,8 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
             )
         if is_1b and rule.layers is not None and count != rule.layers and not excluded:
             raise RecipeError(
-                f"recipe {recipe.name!r}, {rule.where}: decides {count} layers, but states {rule.layers} for VGGT-1B"
+                f"recipe {recipe.name!r}, {rule.where}: decides {count} layers, but states {rule.layers} for the full "
+                "size"
             )
 
 

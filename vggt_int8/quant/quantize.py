@@ -14,6 +14,7 @@ from vggt_int8.listing import first_few
 from vggt_int8.machine import threads
 from vggt_int8.quant.backends import BackendError, check_backend_name
 from vggt_int8.quant.layer import Choice, Int8Layer, int8_layers
+from vggt_int8.quant.masked_bias import added_bias
 from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.replaceable import carry_over, check_model
 from vggt_int8.quant.seams import find_seams
@@ -277,10 +278,13 @@ def _check_layer(plan: LayerPlan, layer: nn.Module) -> None:
         if plan.becomes is not None:
             plan.becomes.unfilled(layer, scheme, "auto")
         for key, parameter in layer.named_parameters(recurse=False):
-            if not all_finite(parameter.detach()):
+            values = parameter.detach()
+            if key == "bias" and isinstance(layer, nn.Linear) and (added := added_bias(layer)) is not None:
+                values = added.detach()
+            if not all_finite(values):
                 raise ValueError(f"the {key} holds NaN or inf")
             if key == "bias":
-                to_fp16(parameter.detach(), key)
+                to_fp16(values, key)
             elif parameter.dtype == torch.float64 and (largest := parameter.abs().max().item()) > _LARGEST_FP32:
                 raise ValueError(f"the {key} holds {largest:g}, which an fp32 scale cannot hold")
     except ValueError as error:

@@ -1,7 +1,8 @@
 """Whether an INT8 layer can stand in for a layer, and what goes over to it.
 
-An INT8 layer does what a plain `nn.Linear`, `nn.Conv2d` or `nn.ConvTranspose2d` does with a weight of its own. A layer
-that is more than that, or whose weight others use, is kept, with a reason: nothing that somebody hung on it is lost.
+An INT8 layer does what a plain `nn.Linear`, `nn.Conv2d` or `nn.ConvTranspose2d` does with a weight of its own, or a
+linear that masks its bias (`masked_bias`). A layer that is more than that, or whose weight others use, is kept, with a
+reason: nothing that somebody hung on it is lost.
 """
 
 import functools
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.quant.layer_types import WITH_WEIGHTS
+from vggt_int8.quant.masked_bias import MASK, has_bias_mask, mask_problem
 from vggt_int8.quant.readers import weight_readers
 from vggt_int8.recipe import RecipeError
 
@@ -67,7 +69,8 @@ class Keeping:
         kind = type(layer).__name__
         if layer in self._readers:
             return f"{kind}: {self._readers[layer]} reads its weight itself"
-        if type(layer) not in WITH_WEIGHTS:
+        masks_bias = has_bias_mask(layer)
+        if type(layer) not in WITH_WEIGHTS and not masks_bias:
             return f"{kind} is more than a {next(base.__name__ for base in WITH_WEIGHTS if isinstance(layer, base))}"
         if own := [k for k, value in vars(layer).items() if callable(value) and hasattr(type(layer), k)]:
             return f"it has its own {own[0]} in place of that of {kind}"
@@ -76,9 +79,11 @@ class Keeping:
             return "its weight is computed at each call (by weight_norm, pruning or the like): make it permanent first"
         if hooks := [key for key in _STATE_HOOKS if getattr(layer, key)]:
             return f"its {hooks[0].strip('_')} expect floats"
-        if more := [*(layer._parameters.keys() - {"weight", "bias"}), *layer._buffers, *layer._modules]:
+        buffers = layer._buffers.keys() - ({MASK} if masks_bias else set())
+        if more := [*(layer._parameters.keys() - {"weight", "bias"}), *buffers, *layer._modules]:
             return f"it holds {more[0]!r} as well"
-        return self._reason_of_weight(layer, weight)
+        reason = self._reason_of_weight(layer, weight)
+        return mask_problem(layer) if masks_bias and not reason else reason  # type: ignore[arg-type]  # a Linear
 
     def _reason_of_weight(self, layer: nn.Module, weight: Tensor) -> str:
         if type(weight) not in (nn.Parameter, Tensor):

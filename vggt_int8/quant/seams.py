@@ -28,6 +28,7 @@ from torch import nn
 from vggt_int8.listing import first_few
 from vggt_int8.patterns import fits
 from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.masked_bias import has_bias_mask
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.replaceable import every_name, has_call_hooks, tensor_address, tensor_owners
 from vggt_int8.recipe import Family, RecipeError, find_family
@@ -130,7 +131,8 @@ def _seam_problem(
         module = modules.get(name)
         if module is None:
             return f"there is no {name}"
-        if type(module) not in ((nn.LayerNorm,) if name == seam.norm else (nn.Linear, Int8Linear)):
+        masks_bias = name != seam.norm and has_bias_mask(module)
+        if type(module) not in ((nn.LayerNorm,) if name == seam.norm else (nn.Linear, Int8Linear)) and not masks_bias:
             return f"{name} is a {type(module).__name__}"
         own = dict(module.named_parameters(recurse=False))
         if not own.keys() >= ({"weight", "bias"} if name == seam.norm else {"weight"}):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.quant.masked_bias import added_bias
 from vggt_int8.quant.seams import Seam
 
 TensorOf = Callable[[str], Tensor]  # name of a parameter -> its floats
@@ -143,10 +144,11 @@ def parameters_of(model: nn.Module) -> TensorOf:
 
 def folded_linear(layer: nn.Linear, fold: Fold) -> nn.Linear:
     """A copy of the layer with its parameters folded, as of `Fold.apply`."""
-    bias = layer.bias is not None
-    copy = nn.Linear(layer.in_features, layer.out_features, bias, device="meta").train(layer.training)
-    for key, tensor in layer.named_parameters(recurse=False):
-        setattr(copy, key, nn.Parameter(fold.apply(key, tensor), requires_grad=False))
+    bias = added_bias(layer)
+    copy = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta").train(layer.training)
+    for key, tensor in {"weight": layer.weight, "bias": bias}.items():
+        if tensor is not None:
+            setattr(copy, key, nn.Parameter(fold.apply(key, tensor.detach()), requires_grad=False))
     return copy
 
 

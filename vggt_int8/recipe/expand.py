@@ -1,6 +1,8 @@
 """From choices by groups to rules by patterns: a recipe written out for one family, which needs no map any more."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from vggt_int8.plain_data import shown
 from vggt_int8.recipe.checks import RecipeError
@@ -8,11 +10,14 @@ from vggt_int8.recipe.family import Family, Group, known_words
 from vggt_int8.recipe.recipe import PATTERNS_ALONE, Recipe, Rule
 from vggt_int8.recipe.scheme import CHOICES, ROTATED_CHOICE
 
+NO_TOKENS: Mapping[str, int] = MappingProxyType({})
 
-def expand(recipe: Recipe, family: Family, special_tokens: int = 0) -> Recipe:
+
+def expand(recipe: Recipe, family: Family, special_tokens: Mapping[str, int] = NO_TOKENS) -> Recipe:
     """The recipe with every name of a group written out as patterns; it decides what `recipe` does on that family.
 
-    special_tokens: of a frame, as the model's layers see it; 0 for a model whose layers see frames joined.
+    special_tokens: part of the model -> how many of a frame's tokens its layers see before the patches; none for a
+        model whose layers see frames joined.
     Such recipes are what checkpoints hold: a map that changes later does not change them. Raises `RecipeError` if two
     sets choose differently for one group, and for groups in include and the like that are another family's alone.
     """
@@ -33,7 +38,9 @@ def expand(recipe: Recipe, family: Family, special_tokens: int = 0) -> Recipe:
     if recipe.special_tokens == "own":
         apart = {group.match for group in family.groups.values() if group.special_tokens}
         rules = [
-            replace(rule, special_tokens=special_tokens) if rule.source and rule.match in apart else rule
+            replace(rule, special_tokens=special_tokens.get(rule.part, 0))
+            if rule.source and rule.match in apart
+            else rule
             for rule in rules
         ]
     return replace(

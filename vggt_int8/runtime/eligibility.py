@@ -43,6 +43,7 @@ class Eligibility:
         self._foreign = next((f"{name} is a {kind.__module__}.{kind.__qualname__}" for name, kind in foreign), None)
         self._offloaded = [name for name, m in zip(self._names, submodules, strict=True) if "_hf_hook" in m.__dict__]
         self._token = model.aggregator.camera_token
+        self._network = None if isinstance(model, VGGT) else type(model).__name__
         self._devices = {p.device for p in self._parameters}
         blocks = ("aggregator.patch_embed.blocks.", "aggregator.frame_blocks.", "aggregator.global_blocks.")
         int8 = ((name, m) for name, m in zip(self._names, submodules, strict=True) if isinstance(m, Int8Linear))
@@ -80,6 +81,8 @@ class Eligibility:
 
     def unsupported(self) -> str | None:
         """Why the fused network cannot stand in for the model in any call; None if it can."""
+        if self._network is not None:
+            return f"it is VGGT's, and not that of a {self._network}"
         if self._token.dtype not in FLOATS:
             return f"its kernels compute in fp16, bf16 and fp32, not in {self._token.dtype}"
         if self._offloaded:

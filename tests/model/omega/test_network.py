@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vggt_int8 import VGGTOmega, VGGTOmegaConfig
 from vggt_int8.difference import relative_error
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.omega.layers import KeylessBiasLinear, apply_axial_rope, axial_rope_table
 
 Make = Callable[..., VGGTOmega]
@@ -63,7 +64,7 @@ def test_patches_pass_a_register_layer_untouched(make_omega: Make, layer: int, a
     other = tokens.clone()
     other[1, special + 2] += 1
     with torch.no_grad():
-        before, after = (aggregator.between_frames(layer, x, scenes=1) for x in (tokens, other))
+        before, after = (aggregator.between_frames(layer, x, 1, GlobalAttention.of(5)) for x in (tokens, other))
     assert torch.equal(before[:, special:], tokens[:, special:]) is not all_tokens
     assert torch.equal(before[:, :special], after[:, :special]) is not all_tokens, "patches are seen"
     assert not torch.equal(before[:, :special], tokens[:, :special])

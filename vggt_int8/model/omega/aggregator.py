@@ -5,6 +5,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.aggregator import embed_images
 from vggt_int8.model.layers import Block
 from vggt_int8.model.omega.config import VGGTOmegaConfig
@@ -37,8 +38,11 @@ class OmegaAggregator(nn.Module):
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))
         self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, dim))
 
-    def forward(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-        """Only `layers` are kept in memory, and no block behind the last of them runs."""
+    def forward(
+        self, images: Tensor, layers: Collection[int], attention: GlobalAttention | None = None
+    ) -> dict[int, Tensor]:
+        """Only `layers` are kept in memory, and no block behind the last of them runs. attention: None for exact."""
+        attention = attention or GlobalAttention.of(len(self.inter_frame_blocks))
         batch, frames, _, height, width = images.shape
         tokens = embed_images(images, self.patch_embed, self.camera_token, self.register_token).flatten(0, 1)
         grid = (height // self.patch_size, width // self.patch_size)
@@ -46,18 +50,20 @@ class OmegaAggregator(nn.Module):
         kept = {}
         for layer in range(max(layers) + 1):
             frame_tokens = self.frame_blocks[layer](tokens, rope)
-            tokens = self.between_frames(layer, frame_tokens, batch)
+            tokens = self.between_frames(layer, frame_tokens, batch, attention)
             if layer in layers:
                 kept[layer] = torch.cat([frame_tokens, tokens], dim=-1).unflatten(0, (batch, frames))
         return kept
 
-    def between_frames(self, layer: int, tokens: Tensor, scenes: int) -> Tensor:
+    def between_frames(self, layer: int, tokens: Tensor, scenes: int, attention: GlobalAttention) -> Tensor:
         """[B * S, P, C] of so many scenes -> the same shape, without positions.
 
         In a register layer patches neither see nor are seen, and stay as they are.
         """
         block = self.inter_frame_blocks[layer]
         if layer not in self.register_layers:
-            return block(tokens, None, scenes)
+            frames = len(tokens) // scenes
+            alone = attention.looks(layer, frames) == "frames"
+            return block(tokens, None, None if alone else scenes, attention.keys(layer, frames))
         special, patches = tokens.split([self.num_special, tokens.shape[1] - self.num_special], dim=1)
         return torch.cat([block(special, None, scenes), patches], dim=1)

@@ -1,6 +1,7 @@
 """The shape of a VGGT-Ω network; the defaults are those of the public checkpoint for images of 512 pixels."""
 
 from dataclasses import field
+from types import MappingProxyType
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -50,6 +51,9 @@ class VGGTOmegaConfig(NetworkConfig):
     """
 
     kind = "VGGT-Omega"
+    heads = MappingProxyType(
+        {"camera_head": "enable_camera", "dense_head": "enable_depth", "text_alignment_head": "enable_text"}
+    )
     model_type: ClassVar[str] = "vggt_omega"
 
     img_size: int = 512

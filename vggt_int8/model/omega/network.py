@@ -6,8 +6,9 @@ are, and from outputs of the public code (tests/data/parity_omega). Dtypes, fp32
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,18 +17,20 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from vggt_int8.geometry import pose_encoding_to_camera, unproject_depth
-from vggt_int8.model.call import check_chunk_size, check_range, checked_images, known_heads
+from vggt_int8.global_attention import GlobalAttention
+from vggt_int8.model.call import Call, check_chunk_size, check_range, checked_images, known_heads
+from vggt_int8.model.files import is_weight_file, weight_file
 from vggt_int8.model.network import Network
 from vggt_int8.model.omega.aggregator import OmegaAggregator
 from vggt_int8.model.omega.camera_head import OmegaCameraHead
 from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.omega.dense_head import OmegaDenseHead
 from vggt_int8.model.omega.encoder import OmegaEncoder
-from vggt_int8.model.omega.files import is_weight_file, read_weights, weight_file
+from vggt_int8.model.omega.files import read_weights
 from vggt_int8.model.omega.layers import ConstantBuffer
 from vggt_int8.model.omega.text_head import TextAlignmentHead
 
-HEADS = ("camera", "depth", "text")
+HEADS = {"camera": "camera_head", "depth": "dense_head", "text": "text_alignment_head"}
 
 
 @dataclass
@@ -65,12 +68,18 @@ class VGGTOmegaOutput(ModelOutput):
         return unproject_depth(self.depth, self.extrinsic, self.intrinsic)
 
 
+def layers_read(heads: Collection[str], config: VGGTOmegaConfig) -> frozenset[int]:
+    """Layers of the aggregator whose tokens some heads read; the last one's are an output in any case."""
+    return frozenset({config.depth - 1, *(config.dpt_layers if "depth" in heads else ())})
+
+
 class VGGTOmega(Network):
     """The plain network."""
 
     config_class = VGGTOmegaConfig
-    int8_hint = "there are no recipes for VGGT-Omega; leave out recipe= and backend="
-    quantized_hint = "there are no recipes for VGGT-Omega; load the floating-point checkpoint"
+    head_modules = MappingProxyType(HEADS)
+    int8_hint = "recipe= and backend= belong to VGGTOmegaInt8.from_pretrained"
+    quantized_hint = "load it with VGGTOmegaInt8.from_pretrained"
     _no_split_modules = ["Block", "OmegaCameraHead", "OmegaDenseHead", "TextAlignmentHead"]  # noqa: RUF012
 
     def __init__(self, config: VGGTOmegaConfig) -> None:
@@ -79,9 +88,9 @@ class VGGTOmega(Network):
         self.camera_head = OmegaCameraHead(config) if config.enable_camera else None
         self.dense_head = OmegaDenseHead(config) if config.enable_depth else None
         self.text_alignment_head = TextAlignmentHead(config) if config.enable_text else None
-        parts = ("camera_head", "dense_head", "text_alignment_head")
         # A checkpoint may hold more heads than are wanted.
-        self._keys_to_ignore_on_load_unexpected = {rf"^{part}\." for part in parts if getattr(self, part) is None}
+        switched_off = [part for part in HEADS.values() if getattr(self, part) is None]
+        self._keys_to_ignore_on_load_unexpected = {rf"^{part}\." for part in switched_off}
         self.post_init()
 
     @classmethod
@@ -115,52 +124,95 @@ class VGGTOmega(Network):
             wants_info = bool(options.pop("output_loading_info", False))
             model, info = cls._load_told(path, options, tensors)
             model = (model, info) if wants_info else model
-        _check_constants(model[0] if isinstance(model, tuple) else model, source)
+        (model[0] if isinstance(model, tuple) else model).check_constants(source)
         return model
 
     if TYPE_CHECKING:  # nn.Module's own says Any
 
         def __call__(
-            self, images: Tensor, heads: Sequence[str] | None = None, frames_chunk_size: int | None = 8
+            self,
+            images: Tensor,
+            heads: Sequence[str] | None = None,
+            frames_chunk_size: int | None = 8,
+            global_attention: str | Sequence[str] | None = None,
+            keyframes: int | None = None,
         ) -> VGGTOmegaOutput: ...
 
     def forward(
-        self, images: Tensor, heads: Sequence[str] | None = None, frames_chunk_size: int | None = 8
+        self,
+        images: Tensor,
+        heads: Sequence[str] | None = None,
+        frames_chunk_size: int | None = 8,
+        global_attention: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
     ) -> VGGTOmegaOutput:
         """Run the network.
 
         images: [S, 3, H, W] or [B, S, 3, H, W], RGB in [0, 1]; H and W multiples of the patch size.
         heads: which heads run, of "camera", "depth", "text"; None: all that the model has.
         frames_chunk_size: frames that the dense head works on at a time (None: all). Less memory, same result.
+        global_attention, keyframes: as of `VGGT.forward`, for the blocks between frames but for those of register
+            layers, which see few tokens anyway.
 
         Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that
         go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
         """
+        call = self.checked_call(images, heads, frames_chunk_size, global_attention, keyframes)
+        if call.images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            check_range(call.images)
+        return self.predict(call)
+
+    def checked_call(
+        self,
+        images: Any,
+        heads: Sequence[str] | None = None,
+        frames_chunk_size: int | None = 8,
+        global_attention: str | Sequence[str] | None = None,
+        keyframes: int | None = None,
+    ) -> Call:
+        """The arguments of `forward`. Raises ValueError or TypeError that names what does not fit."""
         config, moved = self.config, "_hf_hook" in vars(self)  # by accelerate, where the model lies on several devices
         images = checked_images(images, config.patch_size, None if moved else self.aggregator.camera_token.device)
-        parts = {"camera": self.camera_head, "depth": self.dense_head, "text": self.text_alignment_head}
-        present = tuple(head for head, part in parts.items() if part is not None)
-        heads = present if heads is None else known_heads(heads, HEADS, present)
+        present = tuple(head for head, part in HEADS.items() if getattr(self, part) is not None)
+        heads = present if heads is None else known_heads(heads, tuple(HEADS), present)
         check_chunk_size(frames_chunk_size)
-        if images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            check_range(images)
-        return self.predict(images, heads, frames_chunk_size)
+        attention = GlobalAttention.of(config.depth, global_attention, keyframes, self.default_attention)
+        return Call(images, None, heads, frames_chunk_size, layers_read(heads, config), attention)
 
-    def predict(self, images: Tensor, heads: Sequence[str], frames_chunk_size: int | None) -> VGGTOmegaOutput:
-        """The network itself, for checked arguments; images [B, S, 3, H, W]."""
+    def predict(self, call: Call) -> VGGTOmegaOutput:
+        """The network itself: image encoder and alternating attention make tokens, of which each head reads its own."""
+        images, heads = call.images, call.heads
         size = (images.shape[-2], images.shape[-1])
         last = self.config.depth - 1
-        tokens = self.aggregator(images, {last, *self.config.dpt_layers} if "depth" in heads else {last})
+        tokens = self.aggregator(images, call.layers_read, call.attention)
         special = tokens[last][:, :, : self.aggregator.num_special]
         output = VGGTOmegaOutput(images=images, camera_and_register_tokens=special.float())
         if self.camera_head is not None and "camera" in heads:
             output.pose_enc = self.camera_head(special)
             output.extrinsic, output.intrinsic = pose_encoding_to_camera(output.pose_enc, size)
         if self.dense_head is not None and "depth" in heads:
-            output.depth, output.depth_conf = self.dense_head(tokens, size, frames_chunk_size)
+            output.depth, output.depth_conf = self.dense_head(tokens, size, call.frames_chunk_size)
         if self.text_alignment_head is not None and "text" in heads:
             output.text_alignment_embedding, output.text_alignment_token = self.text_alignment_head(special)
         return output
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        aggregator = self.aggregator
+        blocks = {f"aggregator.{part}": aggregator.num_special for part in ("frame_blocks", "inter_frame_blocks")}
+        return {"aggregator.patch_embed.blocks": aggregator.patch_embed.num_special, **blocks}
+
+    @property
+    def special_alone(self) -> tuple[str, ...]:
+        return tuple(f"aggregator.inter_frame_blocks.{layer}." for layer in sorted(self.config.register_layers))
+
+    def check_constants(self, source: str) -> None:
+        """Raise ValueError where a checkpoint's buffers are not the constants that this network computes with."""
+        for name, module in self.named_modules():
+            if isinstance(module, ConstantBuffer):
+                values = module.get_buffer(module.buffer)
+                if not (values.is_meta or module.holds(values)):
+                    raise ValueError(f"{source} is of another network than VGGT-Omega: {name}.{module.buffer} differs")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -178,12 +230,3 @@ class VGGTOmega(Network):
                 init.normal_(module.register_token, std=1e-6)
             case TextAlignmentHead():
                 init.trunc_normal_(module.language_token, std=0.02)
-
-
-def _check_constants(model: VGGTOmega, source: str) -> None:
-    """Raise ValueError where a checkpoint's buffers are not the constants that this network computes with."""
-    for name, module in model.named_modules():
-        if isinstance(module, ConstantBuffer):
-            values = module.get_buffer(module.buffer)
-            if not (values.is_meta or module.holds(values)):
-                raise ValueError(f"{source} is of another network than VGGT-Omega: {name}.{module.buffer} differs")

@@ -1,0 +1,66 @@
+"""Linears that add only a part of their bias: VGGT-Ω's queries, keys and values, whose keys have none.
+
+Such a layer is a subclass of `nn.Linear` that holds a buffer `bias_mask` [N] beside its bias and adds the product of
+both. This package's is one (`KeylessBiasLinear`), the public code has another. An INT8 layer is without a mask: the
+product is the bias that it stores.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggt_int8.model.omega.layers import KeylessBiasLinear
+
+MASK = "bias_mask"
+_ROWS = 3  # that a foreign layer is asked for
+_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of its results' largest, in its own dtype; else 1e-4
+
+
+def has_bias_mask(layer: nn.Module) -> bool:
+    """Whether a layer may be one of these: it has their tensors."""
+    mask, bias = layer._buffers.get(MASK), layer._parameters.get("bias")
+    return isinstance(layer, nn.Linear) and mask is not None and bias is not None and mask.shape == bias.shape
+
+
+def bias_mask(layer: nn.Module) -> Tensor:
+    """The mask [N] of a layer that has one. Of this package's own class it is a constant, on the meta device too."""
+    if isinstance(layer, KeylessBiasLinear):
+        place = layer.bias.device
+        return layer.constants(torch.device("cpu") if place.type == "meta" else place)
+    return layer.get_buffer(MASK)
+
+
+def added_bias(layer: nn.Linear) -> Tensor | None:
+    """What a linear adds to its product, [N]; None if it has no bias."""
+    if layer.bias is None or not has_bias_mask(layer):
+        return layer.bias
+    return masked(layer.bias.detach(), bias_mask(layer))
+
+
+def masked(bias: Tensor, mask: Tensor) -> Tensor:
+    """bias * mask; where the mask is 0 the bias may hold anything, NaN too."""
+    return torch.where(mask == 0, 0, bias * mask.to(bias))
+
+
+@torch.no_grad()
+def mask_problem(layer: nn.Linear) -> str:
+    """Why a layer with a mask is not, or not only, what this module's text says; empty if it is.
+
+    A foreign layer is called with some rows: what its code does with the mask is its own affair.
+    """
+    if isinstance(layer, KeylessBiasLinear):
+        return ""
+    kind, mask = type(layer).__name__, layer.get_buffer(MASK)
+    if layer.weight.is_meta or mask.is_meta:
+        return f"{kind} is more than a Linear"
+    if not bool(mask.isfinite().all()):
+        return f"the {MASK} of {kind} holds NaN or inf: load the model's weights, of which it is one, first"
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(_ROWS, layer.in_features, generator=draw).to(layer.weight)
+    rows[0] = 0
+    want = F.linear(rows, layer.weight, added_bias(layer)).float()
+    got = type(layer).forward(layer, rows).float()
+    bound = _TOLERANCE.get(layer.weight.dtype, 1e-4) * want.abs().max()
+    if got.shape != want.shape or not bool(((got - want).abs() <= bound).all()):
+        return f"{kind} has a {MASK}, but does more than to multiply its bias with it"
+    return ""
