@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from vggt_int8 import CheckpointError, VGGTOmega, VGGTOmegaConfig
+from vggt_int8 import CheckpointError, VGGTOmega, VGGTOmegaConfig, VGGTOmegaInt8
 from vggt_int8.model.omega.layers import ConstantBuffer
 
 Make = Callable[..., VGGTOmega]
@@ -128,9 +128,9 @@ def test_a_file_of_the_hub(omega_weights: dict[str, Tensor], omega_config: VGGTO
 def test_a_saved_folder(make_omega: Make, omega_weights: dict[str, Tensor], tmp_path: Path) -> None:
     make_omega().save_pretrained(tmp_path / "saved", max_shard_size="4MB")
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
-    for load in (VGGTOmega.from_pretrained, AutoModel.from_pretrained):
+    for load, kind in ((VGGTOmega.from_pretrained, VGGTOmega), (AutoModel.from_pretrained, VGGTOmegaInt8)):
         model = load(tmp_path / "saved", dtype=torch.float32)
-        assert type(model) is VGGTOmega
+        assert type(model) is kind
         assert_same(model, omega_weights)
     assert type(AutoConfig.from_pretrained(tmp_path / "saved")) is VGGTOmegaConfig
     less, info = VGGTOmega.from_pretrained(tmp_path / "saved", enable_camera=False, output_loading_info=True)
@@ -177,7 +177,7 @@ def test_names_and_keywords_that_lead_nowhere(
         VGGTOmega.from_pretrained(omega_folder, filename="README.md")
     with pytest.raises(TypeError, match="takes neither recipe="):
         VGGTOmega.from_pretrained(file, recipe="int8_dynamic")
-    with pytest.raises(TypeError, match="VGGTOmega is the plain network: there are no recipes for VGGT-Omega"):
+    with pytest.raises(TypeError, match="VGGTOmega is the plain network: recipe= and backend= belong to VGGTOmegaInt8"):
         VGGTOmega.from_pretrained(tmp_path, recipe="int8_dynamic")
     for keywords in ({"subfolder": "x"}, {"variant": "fp16"}):
         with pytest.raises(TypeError, match=f"{next(iter(keywords))}=.* chooses among files, but one is named"):
