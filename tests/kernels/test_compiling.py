@@ -67,6 +67,8 @@ with patch.object(JITFunction, "warmup", keep):
     triton_norm.quantize_rows(half(8, 64))
     triton_norm.quantize_rows(half(8, 64), scale)
     triton_norm.rotate_rows(half(8, 64), 64)
+    for rows in (1, 32):
+        triton_weight_only.w8a16_linear(half(rows, 2048), codes(512, 2048), torch.ones(512, 1), None, 256)
     triton_norm.layer_norm_quantize(half(8, 64), vector, vector, 1e-5)
     triton_norm.layer_norm_halves(half(2, 4, 32), half(2, 4, 32), 1, vector, vector, 1e-5)
     triton_rope.qk_norm_rope_(half(8, 3, 2, 64), vector, vector, vector, vector, torch.zeros(2, 4, 64), 1e-5)

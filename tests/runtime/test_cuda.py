@@ -264,6 +264,20 @@ def test_graphs_make_room_for_a_larger_call(int8: VGGTInt8) -> None:
     assert int8.runtime_report().plan.frames == PLANS[0].frames, f"{room}: {int8.runtime_report()}"
 
 
+def test_what_graphs_of_another_model_hold_is_not_free(int8: VGGTInt8) -> None:
+    other = Runtime(int8)
+    for _ in range(2):
+        other(images_of(10))
+    assert other.report().graphs
+    images = images_of(20)
+    int8.set_runtime("on")
+    release()
+    limit(torch.cuda.memory_reserved() / GIB + 0.9)
+    int8(images, check_finite=False)
+    assert int8.runtime_report().plan == PLANS[1], "chosen beforehand, not after running out of memory"
+    assert other.report().graphs, "which are not ours to drop"
+
+
 def test_out_of_memory_is_caught_once(int8: VGGTInt8, monkeypatch: pytest.MonkeyPatch) -> None:
     images = images_of(40)
     int8.set_runtime("on")

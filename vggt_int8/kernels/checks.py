@@ -55,13 +55,6 @@ def check_rotation(channels: int, rotation: int) -> None:
         )
 
 
-def check_rotated(x: Tensor, rotation: int) -> None:
-    check_float(x)
-    if rotation == 0:
-        raise ValueError("rotation 0: rows that are not rotated stay as they are")
-    check_rotation(x.shape[1], rotation)
-
-
 def check_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None, rotation: int = 0
 ) -> None:
@@ -159,8 +152,9 @@ def check_gemm_into(
         raise ValueError(f"out must be {epilogue.dtype}, as the epilogue says, not {out.dtype}")
 
 
-def check_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+def check_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, rotation: int = 0) -> None:
     check_float(x)
+    check_rotation(x.shape[1], rotation)
     if weight.ndim != 2 or weight.dtype != torch.int8 or weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight must be int8 [N, {x.shape[1]}], not {weight.dtype} {list(weight.shape)}")
     check_sizes(weight_scale=(weight_scale, len(weight)), bias=(bias, len(weight)))

@@ -121,7 +121,6 @@ def _attention_like(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 quantize_rows = _operator(cpu_ops.quantize_rows, checks.check_quantize, "triton_norm", _codes_like)
-rotate_rows = _operator(cpu_ops.rotate_rows, checks.check_rotated, "triton_norm", lambda x, _: x.new_empty(x.shape))
 layer_norm_quantize = _operator(cpu_ops.layer_norm_quantize, checks.check_norm, "triton_norm", _codes_like)
 int8_gemm = _operator(cpu_ops.int8_gemm, checks.check_gemm, "triton_gemm", _gemm_like, gemm=f"({_GEMM}) -> Tensor")
 int8_gemm_quantize = _operator(

@@ -116,8 +116,12 @@ def w8a8_linear(
     return scaled_epilogue(int8_matmul(codes, weight), x_scale, weight_scale, bias, x.dtype)
 
 
-def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Weight-only linear: codes multiply as floats, the scale goes on the fp32 sum. Shapes as above."""
+def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, rotation: int = 0) -> Tensor:
+    """Weight-only linear: codes multiply as floats, the scale goes on the fp32 sum. Shapes as above.
+
+    Rows of x are rotated first, as the weight is, in groups of `rotation` numbers; 0 for none.
+    """
+    x = rotate_rows(x, rotation) if rotation else x
     y = (x.float() @ weight.float().t()) * weight_scale.view(1, -1)
     return (y if bias is None else y + bias.float()).to(x.dtype)
 

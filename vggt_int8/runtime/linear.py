@@ -42,8 +42,7 @@ def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale, outputs: 
     if takes_codes(layer):
         return _gemm(_quantize(x, layer, scale_of), layer, Epilogue(bias, x.dtype), outputs)
     if isinstance(layer, Int8Linear):
-        x = ops.rotate_rows(x, layer.rotation) if layer.rotation else x
-        y: Tensor = ops.w8a16_linear(x, layer.codes[outputs], layer.weight_scale[outputs], bias)
+        y: Tensor = ops.w8a16_linear(x, layer.codes[outputs], layer.weight_scale[outputs], bias, layer.rotation)
         return y
     return F.linear(x, layer.weight[outputs], bias)
 

@@ -91,12 +91,13 @@ def int8_gemm_quantize(
     return codes, scale
 
 
-def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, rotation: int = 0) -> Tensor:
     """`reference.w8a16_linear`, except that the product runs in bf16 where x is bf16.
 
     A slice of the weight's rows at a time becomes float (codes are exact in every float dtype). CPUs are slow at fp16,
     and the unscaled sum would overflow it, so it runs in fp32.
     """
+    x = rotate_rows(x, rotation) if rotation else x
     if len(x) <= _FEW_ROWS and compiled.usable(x):
         return compiled.w8a16_linear(x, weight, weight_scale, bias)
     compute = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32

@@ -39,8 +39,7 @@ class NativeBackend(Backend):
     def linear(self, x: Tensor, layer: QuantizedLinear, input_scale: Tensor | None) -> Tensor:
         y: Tensor
         if layer.scheme.activations == "none":
-            x = ops.rotate_rows(x, layer.rotation) if layer.rotation else x
-            y = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias)
+            y = ops.w8a16_linear(x, layer.codes, layer.weight_scale, layer.bias, layer.rotation)
         else:
             codes, scale = ops.quantize_rows(x, input_scale, layer.rotation)
             y = ops.int8_gemm(codes, scale, layer.codes, layer.weight_scale, Epilogue(layer.bias, x.dtype))
