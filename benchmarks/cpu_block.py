@@ -3,14 +3,16 @@
     python benchmarks/cpu_block.py [--threads 2] [--repeats 15] [--out benchmarks/results/cpu/cpu_block.jsonl]
 
 The block is the plain `Block` in fp32 and bf16, and the fused one on INT8 layers (native backend, fp32 around them) at
-1041 tokens, one 392 x 518 frame. The model has the sizes of the embedded one and random weights; it sees 8 frames of
-112 x 112 and predicts cameras, depth and points. Variants take turns within each repeat, so that a busy machine slows
-all of them alike. Shown are the median and the minimum of the wall-clock time, and the minimum of the processor time of
-all threads, in which waiting for the machine does not count. The INT8 product is compared with the reference bit for
-bit, and each INT8 result by relative error, before anything is timed.
+1041 tokens, one 392 x 518 frame; its layers are as `RECIPES` have them. The model has the sizes of the embedded one and
+random weights; it sees 8 frames of 112 x 112 and predicts cameras, depth and points. Variants take turns within each
+repeat, so that a busy machine slows all of them alike. Shown are the median and the minimum of the wall-clock time, and
+the minimum of the processor time of all threads, in which waiting for the machine does not count; then the medians over
+repeats of one recipe's times divided by the other's. The INT8 product is compared with the reference bit for bit, and
+each INT8 result by relative error, before anything is timed.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -18,13 +20,14 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vggt_int8 import VGGTConfig, VGGTInt8, quantize
+from vggt_int8 import VGGTConfig, VGGTInt8, load_recipe, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.export.report import installed_versions
 from vggt_int8.files import append_json_line
@@ -41,6 +44,7 @@ EMBEDDED = Path(__file__).parent.parent / "vggt_int8" / "assets" / "mini" / "tra
 GRID = (28, 37)  # patches of a 392 x 518 frame
 LIMIT = 0.05  # relative error against fp32 above which a result counts as wrong
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+RECIPES = ("int8_dynamic", "int8_rotated")
 
 Variants = dict[str, Callable[[], Any]]
 
@@ -80,42 +84,39 @@ def block_variants() -> Variants:
     config = VGGTConfig()
     rope = rope_table(*GRID, 5, config.embed_dim // config.num_heads, config.rope_freq, device=torch.device("cpu"))
     plan = cpu_plan(Shape(1, 1, 392, 518, (), 4), config)
-    blocks = [Block(config.embed_dim, config.num_heads, config.mlp_ratio, qk_norm=True).eval() for _ in range(3)]
-    fp32, bf16, int8 = (block.requires_grad_(False) for block in blocks)
-    bf16.load_state_dict(fp32.state_dict())
-    bf16.bfloat16()
-    for name in LINEARS:
-        layer = Int8Linear.from_linear(fp32.get_submodule(name), backend="native")
-        check_product(layer)
-        int8.set_submodule(name, layer)
+    fp32 = Block(config.embed_dim, config.num_heads, config.mlp_ratio, qk_norm=True).eval().requires_grad_(False)
+    bf16 = copy.deepcopy(fp32).bfloat16()
     x = torch.randn(1, rope.shape[1], config.embed_dim)
     x16 = x.bfloat16()
-    variants: Variants = {
-        "fp32": lambda: fp32(x, rope),
-        "bf16": lambda: bf16(x16, rope),
-        "int8_dynamic": lambda: run_block(int8, x[0], 1, rope, plan.rows),
-    }
-    # LayerScale starts at 0.01: the difference to the input is what the block does.
-    check_error("block", variants["int8_dynamic"]() - x[0], variants["fp32"]()[0] - x[0])
+    variants: Variants = {"fp32": lambda: fp32(x, rope), "bf16": lambda: bf16(x16, rope)}
+    for recipe in RECIPES:
+        int8, rotation = copy.deepcopy(fp32), load_recipe(recipe).rotation
+        for name in LINEARS:
+            layer = Int8Linear.from_linear(fp32.get_submodule(name), backend="native", rotation=rotation)
+            check_product(layer)
+            int8.set_submodule(name, layer)
+        variants[recipe] = partial(run_block, int8, x[0], 1, rope, plan.rows)
+        # LayerScale starts at 0.01: the difference to the input is what the block does.
+        check_error(f"block, {recipe}", variants[recipe]() - x[0], fp32(x, rope)[0] - x[0])
     return variants
 
 
 def model_variants() -> Variants:
     sizes = tomllib.loads(EMBEDDED.read_text(encoding="utf-8"))["model"]
     fp32 = VGGTInt8(VGGTConfig(**sizes)).eval().requires_grad_(False)
-    int8, bf16 = VGGTInt8(fp32.config), VGGTInt8(fp32.config)
-    for model in (int8, bf16):
-        model.load_state_dict(fp32.state_dict())
-        model.eval().requires_grad_(False)
-    quantize(int8, "int8_dynamic", "native")
-    bf16.bfloat16()
+    bf16 = copy.deepcopy(fp32).bfloat16()
     images = torch.rand(8, 3, sizes["img_size"], sizes["img_size"])
-    got, want = int8(images), fp32(images)
-    if int8.runtime_report().mode != "fused":
-        raise SystemExit(f"the model does not run fused: {int8.runtime_report()}")
-    for name in ("pose_enc", "depth", "world_points"):
-        check_error(name, got[name], want[name])
-    return {"fp32": lambda: fp32(images), "bf16": lambda: bf16(images), "int8_dynamic": lambda: int8(images)}
+    want = fp32(images)
+    variants: Variants = {"fp32": partial(fp32, images), "bf16": partial(bf16, images)}
+    for recipe in RECIPES:
+        int8 = quantize(copy.deepcopy(fp32), recipe, "native")
+        got = int8(images)
+        if int8.runtime_report().mode != "fused":
+            raise SystemExit(f"the model does not run fused: {int8.runtime_report()}")
+        for name in ("pose_enc", "depth", "world_points"):
+            check_error(f"{name}, {recipe}", got[name], want[name])
+        variants[recipe] = partial(int8, images)
+    return variants
 
 
 def check_product(layer: Int8Linear) -> None:
@@ -150,6 +151,9 @@ def measure(title: str, variants: Variants, repeats: int) -> dict[str, dict[str,
         print(
             f"{name:30s}" + "{median:12.1f}{min:10.1f}{processor_min:11.1f}".format(**results[name]), f"{ratio:10.2f}x"
         )
+    pairs = [(b[0] / a[0], b[1] / a[1]) for a, b in zip(*(times[name] for name in RECIPES), strict=True)]
+    wall, processor = (statistics.median(ratios) for ratios in zip(*pairs, strict=True))
+    print(f"{RECIPES[1]} to {RECIPES[0]}: {wall:.3f}, processor time {processor:.3f}")
     return results
 
 
