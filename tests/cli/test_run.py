@@ -22,7 +22,7 @@ def test_writes_all_outputs(cli, tiny: Path, photos: list[Path], tmp_path: Path)
     text = cli("run", tiny, *photos, "-o", out, "--recipe", "int8_dynamic", "--device", "cpu")
     assert str(out) in text
     assert {path.name for path in out.iterdir()} == {
-        *("cameras.json", "depth", "confidence", "sheet.png", "points.ply", "scene", "report.json")
+        *("cameras.json", "depth", "confidence", "sheet.jpg", "points.ply", "scene", "report.json")
     }
     model = VGGTInt8.from_pretrained(tiny, recipe="int8_dynamic").eval()
     images = load_images(photos, size=model.config.img_size, patch_size=model.config.patch_size)

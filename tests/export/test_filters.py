@@ -9,23 +9,24 @@ import torch
 from PIL import Image
 
 from vggt_int8.export import PointOptions, Scene
-from vggt_int8.export.frames import depth_steps, surface_normals, unproject
-from vggt_int8.export.percentile import counts_of, percentile
+from vggt_int8.export.frames import depth_steps, surface_normals
+from vggt_int8.export.percentile import counts_of, percentiles
 from vggt_int8.export.points import collect_points
 from vggt_int8.export.voxels import VoxelGrid
 from vggt_int8.geometry import unproject_depth
+from vggt_int8.scene.unproject import unproject, unproject_pixels
 
 PIXELS = 2 * 28 * 42
 
 
-@pytest.mark.parametrize("percent", [0, 2, 25, 33.3, 50, 98, 100])
-def test_a_percentile_of_parts_is_that_of_the_whole(percent: float) -> None:
+def test_percentiles_of_parts_are_those_of_the_whole() -> None:
+    percents = (0, 2, 25, 33.3, 50, 98, 100)
     rng = np.random.default_rng(0)
     parts = [rng.normal(0, 10 ** rng.uniform(-20, 20), size).astype(np.float32) for size in (1, 100, 7, 1000)]
     parts.append(np.float32([0.0, -0.0, 5, 5, 5]))
     counts = sum((counts_of(part) for part in parts), start=np.zeros(65536, np.int64))
-    expected = np.percentile(np.concatenate(parts).astype(np.float64), percent)
-    assert percentile(counts, percent, lambda: parts) == pytest.approx(expected, rel=1e-12)
+    expected = np.percentile(np.concatenate(parts).astype(np.float64), percents)
+    assert percentiles(counts, percents, lambda near: map(near, parts)) == pytest.approx(expected.tolist(), rel=1e-12)
 
 
 def test_frames_are_unprojected_as_by_geometry(scene: Scene) -> None:
@@ -38,6 +39,10 @@ def test_frames_are_unprojected_as_by_geometry(scene: Scene) -> None:
         assert points.dtype == np.float32
         # A few roundings of numbers up to about 5.
         assert np.abs(points - expected[index].numpy()).max() < 20 * 2**-24 * 5
+        some = np.array([0, 5, 41, 42, 28 * 42 - 1])
+        depth, camera = scene.depth[index].numpy(), (scene.extrinsic[index].numpy(), scene.intrinsic[index].numpy())
+        few = unproject_pixels(depth.reshape(-1)[some], some, 42, *camera)
+        assert np.abs(few - points.reshape(-1, 3)[some]).max() < 20 * 2**-24 * 5
 
 
 def test_an_absolute_threshold_and_the_percentile_both_hold(scene: Scene) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vggt_int8.export import ExportOptions, PointOptions, Scene, write_scene
-from vggt_int8.export.contact import write_sheet
+from vggt_int8.export.contact import Sheet
 from vggt_int8.export.glb import linear_light
 from vggt_int8.export.points import collect_points
 from vggt_int8.geometry import camera_center, pose_encoding_to_camera
@@ -169,11 +169,13 @@ def test_unknown_formats_and_options_name_themselves(tmp_path: Path, scene: Scen
 
 
 def test_a_sheet_of_many_images_stays_one_picture(tmp_path: Path, scene: Scene) -> None:
-    transforms, colors, depth = scene.transforms[:1] * 150, scene.colors[:1].repeat(150, 1, 1, 1), scene.depth
-    assert depth is not None
-    crowd = Scene(scene.names[:1] * 150, transforms, colors, None, None, depth[:1].expand(150, -1, -1), None)
-    size = write_sheet(tmp_path / "sheet.png", crowd, {"near": 1.0, "far": 2.0}, None)
-    assert size is not None
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (size["width"], size["height"])
-        assert max(sheet.size) <= 7000
+    count = 3000
+    transforms, colors = scene.transforms[:1] * count, scene.colors[:1].expand(count, -1, -1, -1)
+    sheet = Sheet(Scene(scene.names[:1] * count, transforms, colors, None, None, None, None), 1)
+    for index in (0, count - 1):
+        sheet.paste(index, sheet.tiles(index, [np.full(scene.size, 255, np.uint8)]))
+    size = sheet.save(tmp_path / "sheet.jpg", [(True, ("1", "depth 2", "3"))])
+    with Image.open(tmp_path / "sheet.jpg") as picture:
+        assert picture.size == (size["width"], size["height"])
+        assert picture.width < 2500
+        assert picture.height < 12000

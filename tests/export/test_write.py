@@ -29,7 +29,7 @@ def test_all_files_appear(
         f"{kind}/000{i}_1.{suffix}" for kind in ("confidence", "depth") for i in (0, 1) for suffix in ("npy", "png")
     ]
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert found == sorted(["cameras.json", "points.ply", "sheet.png", *maps])
+    assert found == sorted(["cameras.json", "points.ply", "sheet.jpg", *maps])
     json.dumps(summary, allow_nan=False)
     assert summary["cameras"] == {"images": 2}
     assert summary["points"]["written"] > 0
@@ -48,7 +48,7 @@ def test_maps_hold_the_prediction_and_pictures_show_it(
         with Image.open(tmp_path / f"out/depth/000{i}_1.png") as picture:
             assert picture.size == (42, 28)
             assert f"{summary['depth']['near']:.6g} (bright, warm)" in picture.text["Description"]
-            pixels = np.asarray(picture).astype(int)
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
         padding = ~transforms[i].content_mask().numpy()
         assert (pixels[padding] == NO_DATA).all()
         # Depth grows with the column: the left of the content is brighter than the right.

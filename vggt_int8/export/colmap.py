@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vggt_int8.export.colmap_files import ColmapModel, write_model
-from vggt_int8.export.correspond import Observations, observe, project
+from vggt_int8.export.correspond import observe
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.points import Selection
 from vggt_int8.geometry import rotation_to_quaternion
@@ -58,22 +57,16 @@ def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *
     if the images then differ in size, or a camera is not finite.
     """
     assert scene.extrinsic is not None
-    seen = observe(selection, pool)
     intrinsics = torch.stack([corner_intrinsic(scene, index) for index in range(len(scene))])
     sizes = [transform.original_size[::-1] for transform in scene.transforms]
     if shared:
         intrinsics = _shared(intrinsics, sizes)
+    seen = observe(selection, intrinsics.numpy(), pool)
     extrinsic = scene.extrinsic.double()
     quaternions = rotation_to_quaternion(extrinsic[:, :, :3])[:, [3, 0, 1, 2]]
-    pixels = np.empty_like(seen.pixel)
-    for index, transform in enumerate(scene.transforms):
-        here = seen.image == index
-        pixels[here] = (seen.pixel[here] + 0.5 - transform.offset) / transform.scale
-    errors = reprojection_errors(seen, pixels, extrinsic.numpy(), intrinsics.numpy())
     number = np.bincount(seen.point, minlength=len(seen.points))
-    parameters = torch.stack(
-        [intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2]], dim=-1
-    ).numpy()
+    focal, center = intrinsics.diagonal(dim1=-2, dim2=-1)[:, :2], intrinsics[:, :2, 2]
+    parameters = torch.cat([focal, center], dim=-1).numpy()
     model = ColmapModel(
         sizes=sizes[:1] if shared else sizes,
         parameters=parameters[:1] if shared else parameters,
@@ -82,9 +75,9 @@ def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *
         poses=torch.cat([quaternions, extrinsic[:, :, 3]], dim=-1).numpy(),
         points=seen.points,
         colors=seen.colors,
-        errors=np.bincount(seen.point, weights=errors, minlength=len(seen.points)) / np.maximum(number, 1),
+        errors=np.bincount(seen.point, weights=seen.error, minlength=len(seen.points)) / np.maximum(number, 1),
         seen_by=seen.image,
-        seen_at=pixels,
+        seen_at=seen.pixel,
         seen_point=seen.point,
     )
     several = number[seen.point] > 1
@@ -94,7 +87,7 @@ def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *
         "points": len(seen.points),
         "observations": len(seen.point),
         "points_in_several_images": int((number > 1).sum()),
-        "mean_reprojection_error": float(errors[several].mean()) if several.any() else None,
+        "mean_reprojection_error": float(seen.error[several].mean()) if several.any() else None,
     }
     return Written(model, summary)
 
@@ -109,15 +102,6 @@ def write_colmap(folder: Path, written: Written) -> dict[str, Any]:
     place.mkdir(parents=True)
     write_model(place, written.model)
     return written.summary
-
-
-def reprojection_errors(
-    seen: Observations, pixels: NDArray[np.float64], extrinsic: NDArray[np.float64], intrinsic: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """[M]: how far from its pixel each observation's point is projected, in original pixels."""
-    camera = extrinsic[seen.image]
-    place, _ = project(seen.points[seen.point], camera[:, :, :3], camera[:, :, 3], intrinsic[seen.image])
-    return np.linalg.norm(place - pixels, axis=-1)
 
 
 def off_center(model: ColmapModel) -> float:

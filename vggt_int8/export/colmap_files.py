@@ -41,7 +41,7 @@ class ColmapModel:
     errors: Doubles  # [N] mean reprojection error, pixels
     seen_by: NDArray[np.int64]  # [M] image of each observation
     seen_at: Doubles  # [M, 2] its pixel
-    seen_point: NDArray[np.int64]  # [M] its point
+    seen_point: NDArray[np.int64]  # [M] its point, ascending
 
 
 def write_model(folder: Path, model: ColmapModel) -> None:
@@ -59,7 +59,9 @@ def write_model(folder: Path, model: ColmapModel) -> None:
         for number, (pose, camera) in enumerate(zip(model.poses, model.camera_of, strict=True), start=1):
             file.write(struct.pack("<II7dI", number, camera + 1, *pose, 1))
             file.write(struct.pack("<iIQ", _CAMERA_SENSOR, camera + 1, number))
-    by_image = np.argsort(model.seen_by, kind="stable")
+    # NumPy sorts integers of 16 bits by their digits, some ten times as fast.
+    small = np.uint16 if len(model.names) < 1 << 16 else np.int64
+    by_image = np.argsort(model.seen_by.astype(small), kind="stable")
     starts = np.searchsorted(model.seen_by[by_image], np.arange(len(model.names) + 1))
     places = np.empty(len(by_image), dtype=np.int64)  # of an observation among those of its image
     places[by_image] = np.arange(len(by_image)) - starts[model.seen_by[by_image]]
@@ -84,12 +86,11 @@ def _write_image(file: BinaryIO, model: ColmapModel, index: int, name: str, here
 def _write_points(file: BinaryIO, model: ColmapModel, places: NDArray[np.int64]) -> None:
     """Records differ in length, so their bytes are put where they belong, all of one field at a time."""
     count = len(model.points)
-    by_point = np.argsort(model.seen_point, kind="stable")
     lengths = np.bincount(model.seen_point, minlength=count)
     records = np.empty(count, dtype=_POINT3D)
     records["id"], records["xyz"] = np.arange(1, count + 1), model.points
     records["rgb"], records["error"], records["length"] = model.colors, model.errors, lengths
-    tracks = np.stack([model.seen_by[by_point] + 1, places[by_point]], axis=-1).astype("<u4")
+    tracks = np.stack([model.seen_by + 1, places], axis=-1).astype("<u4")
     ends = np.cumsum(lengths)
     content = np.empty(count * _POINT3D.itemsize + tracks.nbytes, dtype=np.uint8)
     starts = np.arange(count) * _POINT3D.itemsize + (ends - lengths) * tracks.itemsize * 2

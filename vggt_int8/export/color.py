@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Colors = NDArray[np.uint8]
+Codes = NDArray[np.uint8]
 
+UNKNOWN = 255  # entry of the palette where there is no number
 NO_DATA = 128  # gray level where there is no number: the table itself has no gray
 _LIGHTNESS = (0.22, 0.96)
 _HUE_DEGREES = (280.0, 470.0)  # blue -> magenta -> red -> yellow (110)
@@ -55,6 +57,21 @@ def colorize(t: Array) -> Colors:
     known = np.isfinite(t)
     codes = np.round(np.where(known, t, 0).clip(0, 1) * 255).astype(np.uint8)
     return np.where(known[..., None], color_table()[codes], np.uint8(NO_DATA))
+
+
+def color_codes(t: Array) -> Codes:
+    """[H, W] -> [H, W] uint8, entries of `palette`: 0 dark to 254 bright, clamped between; 255 where not finite."""
+    with np.errstate(invalid="ignore"):
+        codes = (np.clip(t, 0, 1) * np.float32(UNKNOWN - 1) + np.float32(0.5)).astype(np.uint8)
+    codes[~np.isfinite(t)] = UNKNOWN
+    return codes
+
+
+@cache
+def palette() -> bytes:
+    """256 x RGB: the colour table in 255 steps, and gray for what is not known."""
+    steps = np.round(np.linspace(0, 255, UNKNOWN)).astype(np.intp)
+    return color_table()[steps].tobytes() + bytes([NO_DATA] * 3)
 
 
 def robust_range(values: Array) -> tuple[float, float]:

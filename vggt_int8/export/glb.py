@@ -12,6 +12,7 @@ glTF camera per image, from which a viewer can look. https://registry.khronos.or
 import io
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggt_int8.export.color import Array, Colors, colorize
+from vggt_int8.export.frames import in_order
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.points import PointCloud
 from vggt_int8.images import ImageTransform
@@ -35,7 +37,7 @@ _LARGEST_ATLAS, _LARGEST_TILE = 4096, 160  # pixels
 _UNLIT: dict[str, Any] = {"KHR_materials_unlit": {}}
 
 
-def write_glb(path: Path, scene: Scene, cloud: PointCloud) -> dict[str, Any]:
+def write_glb(path: Path, scene: Scene, cloud: PointCloud, pool: ThreadPoolExecutor) -> dict[str, Any]:
     """Write the file -> counts for the report. Cameras are left out where the scene has none.
 
     Raises ValueError for more than the 4 GiB that the format can hold.
@@ -48,7 +50,7 @@ def write_glb(path: Path, scene: Scene, cloud: PointCloud) -> dict[str, Any]:
     if cameras:
         frusta = _Frusta(scene, _frustum_depth(scene, cloud.points))
         children.append(builder.node("frusta", builder.lines(*frusta.lines())))
-        children.append(builder.node("images", builder.pictures(*frusta.pictures(), _atlas(scene))))
+        children.append(builder.node("images", builder.pictures(*frusta.pictures(), _atlas(scene, pool))))
         children += [builder.camera(name, *frusta.camera(index)) for index, name in enumerate(image_names(scene))]
     path.write_bytes(builder.finish(children))
     return {"points": len(cloud.points), "cameras": len(scene) if cameras else 0}
@@ -234,15 +236,18 @@ def _grid(count: int) -> tuple[int, int]:
     return columns, int(np.ceil(count / columns))
 
 
-def _atlas(scene: Scene) -> Image.Image:
+def _atlas(scene: Scene, pool: ThreadPoolExecutor) -> Image.Image:
     """All images, small, stretched to equal rectangles: their frusta have the right shapes."""
     columns, rows = _grid(len(scene))
     side = max(1, min(_LARGEST_TILE, _LARGEST_ATLAS // columns))
     atlas = Image.new("RGB", (columns * side, rows * side))
-    for index, transform in enumerate(scene.transforms):
-        picture = Image.fromarray(scene.colors[index].numpy()).crop(content_box(transform))
-        tile = picture.resize((side, side), Image.Resampling.BOX, reducing_gap=1)
-        atlas.paste(tile, (index % columns * side, index // columns * side))
+
+    def tile(index: int) -> Image.Image:
+        picture = Image.fromarray(scene.colors[index].numpy())
+        return picture.resize((side, side), Image.Resampling.BOX, box=content_box(scene.transforms[index]))
+
+    for index, small in enumerate(in_order(pool, tile, range(len(scene)))):
+        atlas.paste(small, (index % columns * side, index // columns * side))
     return atlas
 
 

@@ -1,11 +1,11 @@
-"""A percentile of more numbers than should be held at once: exact, from two looks at them.
+"""Percentiles of more numbers than should be held at once: exact, from two looks at them.
 
 The bits of a float, read as an integer, are in the order of the floats (negative ones turned around). The first look
 counts the upper half of the bits, the second sorts those numbers that share the upper half with the wanted ones.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +19,32 @@ def counts_of(values: Array) -> NDArray[np.int64]:
     return np.bincount(_upper_half(values), minlength=_BINS)
 
 
-def percentile(counts: NDArray[np.int64], percent: float, look_again: Callable[[], Iterable[Array]]) -> float:
-    """The percentile of finite numbers as `np.percentile` has it, linear between two of them.
+def percentiles(
+    counts: NDArray[np.int64],
+    percents: Sequence[float],
+    look_again: Callable[[Callable[[Array], list[Array]]], Iterable[list[Array]]],
+) -> list[float]:
+    """Percentiles of finite numbers as `np.percentile` has them, linear between two of them.
 
-    counts: the sum of `counts_of` over all of them, at least one. look_again: gives all of them once more, in parts.
+    counts: the sum of `counts_of` over all of them, at least one. look_again: applies a function to all of them once
+    more, in parts, and gives what it returns.
     """
-    total = int(counts.sum())
-    place = (total - 1) * percent / 100
-    ranks = [math.floor(place), min(math.floor(place) + 1, total - 1)]
-    ends = np.cumsum(counts)
-    bins = [int(np.searchsorted(ends, rank, side="right")) for rank in ranks]
-    inside: list[Array] = []
-    for values in look_again():
+    total, ends = int(counts.sum()), np.cumsum(counts)
+    places = [(total - 1) * percent / 100 for percent in percents]
+    ranks = [(math.floor(place), min(math.floor(place) + 1, total - 1)) for place in places]
+    bins = [tuple(int(np.searchsorted(ends, rank, side="right")) for rank in pair) for pair in ranks]
+
+    def near(values: Array) -> list[Array]:
         halves = _upper_half(values)
-        inside.append(values[(halves >= bins[0]) & (halves <= bins[1])])
-    near = np.sort(np.concatenate(inside))
-    before = int(ends[bins[0] - 1]) if bins[0] else 0
-    low, high = (float(near[rank - before]) for rank in ranks)
-    return low + (high - low) * (place - ranks[0])
+        return [values[(halves >= low) & (halves <= high)] for low, high in bins]
+
+    found = [np.sort(np.concatenate(parts)) for parts in zip(*look_again(near), strict=True)]
+    results = []
+    for place, pair, (first, _), values in zip(places, ranks, bins, found, strict=True):
+        before = int(ends[first - 1]) if first else 0
+        low, high = (float(values[rank - before]) for rank in pair)
+        results.append(low + (high - low) * (place - pair[0]))
+    return results
 
 
 def _upper_half(values: Array) -> NDArray[np.uint16]:

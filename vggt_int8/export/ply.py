@@ -30,7 +30,7 @@ def write_ply(
     """All points of a selection, image after image and row after row, as a new file; no more than some frames are in
     memory. Without normals where there is no surface, (0, 0, 0) stands.
     """
-    known = confidence and selection.confidence(0) is not None
+    known = confidence and selection.confidence(0, np.empty(0, np.int64)) is not None
     vertex = np.dtype([*_POSITION, *(_NORMAL if normals else []), *_COLOR, *([("confidence", "<f4")] if known else [])])
     header = _header(vertex, selection.kept)
     starts = len(header) + vertex.itemsize * np.concatenate([[0], np.cumsum(selection.per_frame)])
@@ -72,16 +72,16 @@ def _vertices(selection: Selection, index: int, vertex: np.dtype[Any]) -> Any:
     vertices = np.empty(int(selection.per_frame[index]), dtype=vertex)
     if not len(vertices):
         return vertices
-    mask, points = selection.mask(index), selection.points(index)
-    fields = {"xyz": points[mask], "rgb": selection.scene.colors[index].numpy()[mask]}
-    if "nx" in (vertex.names or ()):
-        fields["normal"] = selection.normals(index, points)[mask]
-    for names, key in ((("x", "y", "z"), "xyz"), (("red", "green", "blue"), "rgb"), (("nx", "ny", "nz"), "normal")):
-        if key in fields:
-            for axis, name in enumerate(names):
-                vertices[name] = fields[key][:, axis]
-    if "confidence" in (vertex.names or ()):
-        confidence = selection.confidence(index)
-        assert confidence is not None
-        vertices["confidence"] = confidence[mask]
+    pixels, names = selection.pixels(index), vertex.names or ()
+    columns: dict[tuple[str, ...], Any] = {
+        ("x", "y", "z"): selection.points(index, pixels),
+        ("red", "green", "blue"): selection.colors(index, pixels),
+    }
+    if "nx" in names:
+        columns["nx", "ny", "nz"] = selection.normals(index, pixels)
+    for group, values in columns.items():
+        for axis, name in enumerate(group):
+            vertices[name] = values[:, axis]
+    if "confidence" in names:
+        vertices["confidence"] = selection.confidence(index, pixels)
     return vertices

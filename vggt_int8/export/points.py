@@ -4,7 +4,7 @@
 points from one. All filters count what they leave out, and the counts sum up to all pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from vggt_int8.export.color import Array, Colors
 from vggt_int8.export.frames import depth_steps, frame_pool, in_order, surface_normals
 from vggt_int8.export.masks import find_masks, read_mask
-from vggt_int8.export.percentile import counts_of, percentile
+from vggt_int8.export.percentile import counts_of, percentiles
 from vggt_int8.export.voxels import VoxelGrid
 from vggt_int8.geometry import camera_center
 from vggt_int8.plain_data import check_integer, shown
 from vggt_int8.scene.scene import Scene
-from vggt_int8.scene.unproject import unproject
+from vggt_int8.scene.unproject import unproject, unproject_pixels
 
 PointSource = Literal["depth", "world_points"]
 SEED = 0  # of the random subset under `max_points`
 FARTHEST = np.float32(1e30)  # a depth or coordinate beyond this would overflow on its way into the world
 Bits = NDArray[np.bool_]
+Pixels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -77,41 +78,63 @@ class PointCloud:
     colors: Colors  # [N, 3]
     confidence: Array | None  # [N]
     frames: NDArray[np.int32]  # [N] the image that a point is from
-    pixels: NDArray[np.int32]  # [N] its pixel there: row * W + column
+    pixels: Pixels  # [N] its pixel there: row * W + column
     counts: dict[str, int]  # written, and what each filter has left out
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The pixels of a scene that are kept, a bit each."""
+    """The pixels of a scene that are kept: a bit for each pixel, or their numbers where they are few."""
 
     scene: Scene
     source: PointSource
     counts: dict[str, int]
     per_frame: NDArray[np.int64]  # [S] pixels that are kept
     bits: list[NDArray[np.uint8]] = field(repr=False)  # per frame, as np.packbits packs [H, W]
+    few: list[Pixels] | None = field(default=None, repr=False)  # instead of the bits
 
     @property
     def kept(self) -> int:
         return int(self.per_frame.sum())
 
     def mask(self, index: int) -> Bits:
-        """bool [H, W]: the kept pixels of an image."""
+        """bool [H * W]: the kept pixels of an image."""
         height, width = self.scene.size
-        return np.unpackbits(self.bits[index], count=height * width).view(np.bool_).reshape(height, width)
+        return np.unpackbits(self.bits[index], count=height * width).view(np.bool_)
 
-    def points(self, index: int) -> Array:
-        """fp32 [H, W, 3]: the world points of all pixels of an image."""
-        return points_of(self.scene, self.source, index)
+    def pixels(self, index: int) -> Pixels:
+        """int64 [N]: the kept pixels of an image, row * W + column, ascending."""
+        return np.flatnonzero(self.mask(index)) if self.few is None else self.few[index]
 
-    def confidence(self, index: int) -> Array | None:
-        """fp32 [H, W]: the confidence of these points."""
-        return confidence_of(self.scene, self.source, index)
+    def points(self, index: int, pixels: Pixels) -> Array:
+        """fp32 [N, 3]: the world points of some pixels of an image."""
+        scene, width = self.scene, self.scene.size[1]
+        if self.source == "world_points":
+            assert scene.world_points is not None
+            return scene.world_points[index].numpy().reshape(-1, 3).take(pixels, axis=0)
+        assert scene.depth is not None
+        assert scene.extrinsic is not None
+        assert scene.intrinsic is not None
+        depth, camera = scene.depth[index].numpy(), (scene.extrinsic[index].numpy(), scene.intrinsic[index].numpy())
+        if 4 * len(pixels) > depth.size:
+            return unproject(depth, *camera).reshape(-1, 3).take(pixels, axis=0)
+        return unproject_pixels(depth.reshape(-1)[pixels], pixels, width, *camera)
 
-    def normals(self, index: int, points: Array) -> Array:
-        """fp32 [H, W, 3]: unit normals of `points(index)` that face the camera; the world's origin without one."""
+    def colors(self, index: int, pixels: Pixels) -> Colors:
+        """uint8 [N, 3]: their colours."""
+        return self.scene.colors[index].numpy().reshape(-1, 3).take(pixels, axis=0)
+
+    def confidence(self, index: int, pixels: Pixels) -> Array | None:
+        """fp32 [N]: the confidence of these points."""
+        confidence = confidence_of(self.scene, self.source, index)
+        return None if confidence is None else confidence.reshape(-1)[pixels]
+
+    def normals(self, index: int, pixels: Pixels) -> Array:
+        """fp32 [N, 3]: unit normals that face the camera; the world's origin where there is none."""
         extrinsic = self.scene.extrinsic
-        return surface_normals(points, np.zeros(3) if extrinsic is None else camera_center(extrinsic[index]).numpy())
+        center = np.zeros(3) if extrinsic is None else camera_center(extrinsic[index]).numpy()
+        points = points_of(self.scene, self.source, index)
+        return surface_normals(points, center).reshape(-1, 3).take(pixels, axis=0)
 
     def at_most(self, count: int | None, seed: int = SEED) -> "Selection":
         """A random subset, or the same where there are no more than `count`."""
@@ -120,44 +143,33 @@ class Selection:
         generator = np.random.default_rng(seed)
         chosen = np.sort(generator.choice(self.kept, count, replace=False, shuffle=False))
         starts = np.concatenate([[0], np.cumsum(self.per_frame)])
-        bits, per_frame = [], []
-        for index, (start, stop) in enumerate(pairwise(starts)):
-            low, high = np.searchsorted(chosen, (start, stop))
-            mask = np.zeros(self.scene.size[0] * self.scene.size[1], dtype=np.bool_)
-            if high > low:
-                mask[np.flatnonzero(self.mask(index))[chosen[low:high] - start]] = True
-            bits.append(np.packbits(mask))
-            per_frame.append(high - low)
+        places = np.searchsorted(chosen, starts)
+        few = [
+            self.pixels(index)[chosen[low:high] - starts[index]] if high > low else np.empty(0, np.int64)
+            for index, (low, high) in enumerate(pairwise(places))
+        ]
         counts = {**self.counts, "over_max_points": self.kept - count, "written": count}
-        return replace(self, bits=bits, per_frame=np.array(per_frame), counts=counts)
+        return replace(self, few=few, per_frame=np.diff(places), counts=counts)
 
     def cloud(self, pool: ThreadPoolExecutor) -> PointCloud:
         """All kept points, in memory."""
-        frames_with_points = np.flatnonzero(self.per_frame).tolist()
-        pieces = list(in_order(pool, self._piece, frames_with_points))
+        pieces = list(in_order(pool, self._piece, np.flatnonzero(self.per_frame).tolist()))
         points, colors, confidence, frames, pixels = zip(*pieces, strict=True) if pieces else [[]] * 5
+        known = all(part is not None for part in confidence)
         return PointCloud(
             points=np.concatenate([np.empty((0, 3), np.float32), *points]),
             colors=np.concatenate([np.empty((0, 3), np.uint8), *colors]),
-            confidence=None if any(part is None for part in confidence) else np.concatenate(
-                [np.empty(0, np.float32), *confidence]
-            ),
+            confidence=np.concatenate([np.empty(0, np.float32), *confidence]) if known else None,
             frames=np.concatenate([np.empty(0, np.int32), *frames]),
-            pixels=np.concatenate([np.empty(0, np.int32), *pixels]),
+            pixels=np.concatenate([np.empty(0, np.int64), *pixels]),
             counts=self.counts,
-        )  # fmt: skip
-
-    def _piece(self, index: int) -> tuple[Array, Colors, Array | None, NDArray[np.int32], NDArray[np.int32]]:
-        mask = self.mask(index)
-        confidence = self.confidence(index)
-        pixels = np.flatnonzero(mask).astype(np.int32)
-        return (
-            self.points(index)[mask],
-            self.scene.colors[index].numpy()[mask],
-            None if confidence is None else confidence[mask],
-            np.full(len(pixels), index, dtype=np.int32),
-            pixels,
         )
+
+    def _piece(self, index: int) -> tuple[Array, Colors, Array | None, NDArray[np.int32], Pixels]:
+        pixels = self.pixels(index)
+        frames = np.full(len(pixels), index, dtype=np.int32)
+        parts = self.points(index, pixels), self.colors(index, pixels), self.confidence(index, pixels)
+        return (*parts, frames, pixels)
 
 
 def select_points(scene: Scene, options: PointOptions, pool: ThreadPoolExecutor) -> Selection | None:
@@ -253,14 +265,17 @@ def _select(
     threshold = None
     if histogram is not None and histogram.any():
 
-        def confidences(index: int) -> Array:
-            confidence = selection.confidence(index)
-            assert confidence is not None
-            return confidence[selection.mask(index)]
+        def look_again(near: Callable[[Array], list[Array]]) -> Iterator[list[Array]]:
+            def confidences(index: int) -> list[Array]:
+                confidence = confidence_of(scene, source, index)
+                assert confidence is not None
+                return near(confidence.reshape(-1)[selection.mask(index)])
 
-        threshold = percentile(histogram, options.confidence_percentile, lambda: in_order(pool, confidences, frames))
+            return in_order(pool, confidences, frames)
+
+        (threshold,) = percentiles(histogram, [options.confidence_percentile], look_again)
         threshold = max(threshold, options.min_confidence or threshold)
-    selection = _filter(selection, "low_confidence", pool, lambda i: selection.confidence(i), threshold)
+    selection = _filter(selection, "low_confidence", pool, lambda i: confidence_of(scene, source, i), threshold)
     if options.edges is not None and scene.depth is not None:
         depth = scene.depth
         # Negated, so that a step of NaN is one that is too large.
@@ -278,8 +293,7 @@ def _filter(
         return selection
 
     def look(index: int) -> NDArray[np.uint8]:
-        found = values(index)
-        return np.packbits(selection.mask(index) & (found >= threshold))
+        return np.packbits(selection.mask(index) & (values(index).reshape(-1) >= threshold))
 
     return _with_bits(selection, name, list(in_order(pool, look, range(len(selection.scene)))))
 
@@ -288,10 +302,9 @@ def _filter_voxels(selection: Selection, size: float, pool: ThreadPoolExecutor) 
     grid = VoxelGrid(size)
 
     def look(index: int) -> tuple[Array, Array]:
-        mask = selection.mask(index)
-        confidence = selection.confidence(index)
-        points = selection.points(index)[mask]
-        return points, np.ones(len(points), np.float32) if confidence is None else confidence[mask]
+        pixels = selection.pixels(index)
+        confidence = selection.confidence(index, pixels)
+        return selection.points(index, pixels), np.ones(len(pixels), np.float32) if confidence is None else confidence
 
     for points, confidence in in_order(pool, look, range(len(selection.scene))):
         grid.add(points, confidence)
@@ -301,7 +314,7 @@ def _filter_voxels(selection: Selection, size: float, pool: ThreadPoolExecutor) 
     def thin(index: int) -> NDArray[np.uint8]:
         low, high = np.searchsorted(chosen, starts[index : index + 2])
         mask = np.zeros(selection.scene.size[0] * selection.scene.size[1], dtype=np.bool_)
-        mask[np.flatnonzero(selection.mask(index))[chosen[low:high] - starts[index]]] = True
+        mask[selection.pixels(index)[chosen[low:high] - starts[index]]] = True
         return np.packbits(mask)
 
     return _with_bits(selection, "voxel", list(in_order(pool, thin, range(len(selection.scene)))))

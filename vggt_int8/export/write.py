@@ -14,9 +14,8 @@ from typing import Any, get_args
 
 from vggt_int8.export import colmap, glb
 from vggt_int8.export.cameras import cameras_document
-from vggt_int8.export.contact import write_sheet
 from vggt_int8.export.frames import frame_pool
-from vggt_int8.export.maps import write_confidence, write_depth
+from vggt_int8.export.maps import write_maps
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.npz import write_predictions
 from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path, stored_turned
@@ -31,7 +30,7 @@ from vggt_int8.scene.scene import Scene
 # What each format writes at the top of the folder.
 ENTRIES: dict[str, tuple[str, ...]] = {
     "cameras": ("cameras.json",),
-    "depth": ("depth", "confidence", "sheet.png"),
+    "depth": ("depth", "confidence", "sheet.jpg"),
     "ply": ("points.ply",),
     "glb": ("scene.glb",),
     "colmap": ("sparse",),
@@ -163,10 +162,7 @@ class _Work:
         self.model: colmap.ColmapModel | None = None
 
     def depth(self) -> dict[str, Any]:
-        depth = write_depth(self.folder / "depth", self.scene, self.pool, self.tick)
-        confidence = write_confidence(self.folder / "confidence", self.scene, self.pool)
-        sheet = write_sheet(self.folder / "sheet.png", self.scene, depth, confidence)
-        return {"depth": depth, "confidence": confidence, "sheet": sheet}
+        return write_maps(self.folder, self.scene, self.pool, self.tick)
 
     def ply(self) -> dict[str, Any]:
         selection = self._at_most(None)
@@ -179,7 +175,7 @@ class _Work:
         selection = self._at_most(glb.POINTS)
         if selection is None:
             return {"glb": None}
-        return {"glb": glb.write_glb(self.folder / "scene.glb", self.scene, selection.cloud(self.pool))}
+        return {"glb": glb.write_glb(self.folder / "scene.glb", self.scene, selection.cloud(self.pool), self.pool)}
 
     def colmap(self) -> dict[str, Any]:
         selection = self._at_most(colmap.POINTS)

@@ -1,6 +1,6 @@
 """Pictures that this program wrote: maps of depth and confidence are no photographs, wherever a pattern finds them.
 
-Known by where they lie: in `depth/` or `confidence/`, or as `sheet.png`, beside the cameras.json or report.json of a
+Known by where they lie: in `depth/` or `confidence/`, or as `sheet.jpg`, beside the cameras.json or report.json of a
 run, as the `depth.png` of a scene of the demo, or in a hidden folder into which a run was writing. Copies of
 photographs for other programs, in `images/` and `images_N/` of a run or an export, would count twice.
 """
@@ -30,7 +30,7 @@ class OwnPictures:
         folder = path.parent
         if folder.name in ("depth", "confidence") and self._of_run(folder.parent):
             return True
-        if path.name == "sheet.png" and self._of_run(folder):
+        if path.name == "sheet.jpg" and self._of_run(folder):
             return True
         copies = next((parent for parent in path.parents if _COPIES.fullmatch(parent.name)), None)
         if copies is not None and self._has_copies(copies.parent):
