@@ -133,6 +133,10 @@ def test_passes_over_floats(library: compiled.Library) -> None:
         cpu_ops.qk_norm_rope_(qkv, *norms, rope, 1e-5)
         close(qkv, want)
         assert torch.equal(qkv[:, 2], want[:, 2])
+        for given in (norms, [None] * 4):
+            want = reference.qk_norm_rope(qkv, *given, rope, 1e-5, rotate_half=True)
+            cpu_ops.qk_norm_rope_(qkv, *given, rope, 1e-5, rotate_half=True)
+            close(qkv, want)
         for count in (1, 2):
             x = walled(torch.randn(frames * tokens, count, 2, dim, generator=generator))
             want = reference.norm_rope(x, *norms[:2], rope, 1e-5)

@@ -24,8 +24,8 @@ def test_a_run_learns_goes_on_and_is_exported(omega_training: TrainingConfig, tm
     assert isinstance(resumed.network, VGGTOmega)
     assert resumed.train(ONLY) == "all steps are done"
     log = entries(out, "train")
-    assert {"camera", "depth"} <= log[0].keys()
-    assert "point" not in log[0]
+    assert {"camera", "depth", "point"} <= log[0].keys()
+    assert "track" not in log[0]
     assert log[-1]["total"] < log[0]["total"]
     export(out, tmp_path / "model")
     model = trained_model(tmp_path / "model", omega_training)

@@ -74,13 +74,22 @@ def check_sizes(**sizes: tuple[Tensor | None, int]) -> None:
 
 
 def check_qkv(
-    qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    rope: Tensor,
+    eps: float,
+    rotate_half: bool = False,
 ) -> None:
     check_float(qkv, dims=4, name="qkv")
     if qkv.shape[1] != 3 or not qkv.is_contiguous():
         raise ValueError(f"qkv must be contiguous [T, 3, H, D], not {list(qkv.shape)}, strides {qkv.stride()}")
     _check_rope(qkv, rope)
-    dim = qkv.shape[3]
+    dim, norms = qkv.shape[3], (q_weight, q_bias, k_weight, k_bias)
+    if any(norm is None for norm in norms) and not all(norm is None for norm in norms):
+        raise ValueError("weights and biases of the norms of queries and keys must be given all, or none")
     check_sizes(q_weight=(q_weight, dim), q_bias=(q_bias, dim), k_weight=(k_weight, dim), k_bias=(k_bias, dim))
 
 

@@ -206,21 +206,23 @@ def int8_gemm_quantize(
 
 def qk_norm_rope(
     qkv: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
     rope: Tensor,
     eps: float,
+    rotate_half: bool = False,
 ) -> Tensor:
     """LayerNorm over the head dim and 2-D RoPE of queries and keys, in fp32, rounded once; values stay.
 
     qkv [T, 3, H, D] float, the output of the qkv linear, T = any number of frames of P tokens; weights and
-    biases [D]; rope [2, P, D] fp32: cosines and sines, channel i of each half paired with channel i + D/4. ->
-    like qkv.
+    biases [D], all or None for no LayerNorm; rope [2, P, D] fp32: cosines and sines, channel i of each half paired with
+    channel i + D/4, or if `rotate_half` channel i of all with channel i + D/2. -> like qkv.
     """
     q, k, v = qkv.unbind(1)
-    q, k = _norm_rope(q, q_weight, q_bias, rope, eps), _norm_rope(k, k_weight, k_bias, rope, eps)
+    q = _norm_rope(q, q_weight, q_bias, rope, eps, rotate_half)
+    k = _norm_rope(k, k_weight, k_bias, rope, eps, rotate_half)
     return torch.stack([q, k, v], dim=1)
 
 
@@ -233,14 +235,22 @@ def norm_rope(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float)
     return torch.stack([_norm_rope(first, weight, bias, rope, eps), *others], dim=1)
 
 
-def _norm_rope(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> Tensor:
+def _norm_rope(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, rope: Tensor, eps: float, rotate_half: bool = False
+) -> Tensor:
     """x [T, H, D] -> like x."""
-    return _rope(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps), rope).to(x.dtype)
+    y = x.float()
+    if weight is not None and bias is not None:
+        y = F.layer_norm(y, x.shape[-1:], weight.float(), bias.float(), eps)
+    return _rope(y, rope, rotate_half).to(x.dtype)
 
 
-def _rope(x: Tensor, rope: Tensor) -> Tensor:
+def _rope(x: Tensor, rope: Tensor, rotate_half: bool) -> Tensor:
     """x [T, H, D], rope [2, P, D] -> [T, H, D]; token t of x has the angles of token t % P of a frame."""
     cos, sin = (table.repeat(x.shape[0] // table.shape[0], 1).unsqueeze(1) for table in rope)
+    if rotate_half:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
     row_a, row_b, column_a, column_b = x.chunk(4, dim=-1)
     return x * cos + torch.cat([-row_b, row_a, -column_b, column_a], dim=-1) * sin
 

@@ -2,7 +2,8 @@
 
 Source: Wang et al., "VGGT: Visual Geometry Grounded Transformer" (2025), section 3.4: camera (robust error of the pose
 encoding, every refinement, later ones more), depth and points weighted by predicted confidence with a gradient term,
-and tracks. All in fp32 and in the scene's normalised units; the mean over all valid pixels of all processes' batches.
+and tracks. VGGT-Omega's points are those that its depth and cameras make together. All in fp32 and in the scene's
+normalised units; the mean over all valid pixels of all processes' batches.
 """
 
 import torch
@@ -28,10 +29,9 @@ def scene_losses(output: VGGTOutput | VGGTOmegaOutput, batch: SceneBatch, config
     if output.depth is not None and output.depth_conf is not None:
         truth = batch.depth[..., None]
         losses["depth"] = confident_loss(output.depth, output.depth_conf, truth, batch.valid, config.alpha)
-    if "world_points_conf" in output:  # by key: VGGT-Omega predicts neither points nor tracks
-        losses["point"] = confident_loss(
-            output["world_points"], output["world_points_conf"], batch.world_points, batch.valid, config.alpha
-        )
+    points, confidence = output.world_points, output.get("world_points_conf", output.depth_conf)
+    if points is not None and confidence is not None:  # VGGT-Omega's follow from depth and cameras, as trusted as depth
+        losses["point"] = confident_loss(points, confidence, batch.world_points, batch.valid, config.alpha)
     if "track" in output:
         losses["track"] = track_loss(output["track"], output["vis"], batch)
     if not losses:

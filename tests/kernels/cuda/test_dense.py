@@ -78,6 +78,13 @@ def test_qk_norm_rope(tokens: int, per_frame: int, heads: int, dim: int) -> None
         triton_rope.qk_norm_rope_(qkv, *norms, rope, 1e-5)
         assert torch.equal(qkv[:, 2], want[:, 2])
         assert_same(qkv, want)
+        axial = rope[:, :, : dim // 2].repeat(1, 1, 2)
+        for given in (norms, (None,) * 4):
+            qkv = rand(tokens, 3, heads, dim, dtype=dtype) * 3
+            want = reference.qk_norm_rope(qkv, *given, axial, 1e-5, rotate_half=True)
+            triton_rope.qk_norm_rope_(qkv, *given, axial, 1e-5, rotate_half=True)
+            assert torch.equal(qkv[:, 2], want[:, 2])
+            assert_same(qkv, want)
         for count in (1, 2):
             x = rand(tokens, count, heads, dim, dtype=dtype) * 3
             want = reference.norm_rope(x, *norms[:2], rope, 1e-5)

@@ -112,7 +112,7 @@ _SIGNATURES = {
     "vi_rotate_rows": "pqqqp",
     "vi_layer_norm_quantize": "pqqppfpqqpp",
     "vi_layer_norm_halves": "ppqqqqppfp",
-    "vi_norm_rope": "pqqqqqpppppqf",
+    "vi_norm_rope": "pqqqqqpppppqqf",
     "vi_resize": "pqqqqqqppppp",
     "vi_linear": "ppppppppqiqqqqpppp",
     "vi_predict": "pqqppqipp",
@@ -181,17 +181,29 @@ def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, 
 
 
 def qk_norm_rope_(
-    qkv: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, rope: Tensor, eps: float
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    rope: Tensor,
+    eps: float,
+    rotate_half: bool,
 ) -> None:
     """`reference.qk_norm_rope` in place for qkv that is `usable`."""
     floats = as_floats(q_weight, q_bias, k_weight, k_bias, rope)
-    call("vi_norm_rope", qkv, *qkv.shape, 2, *floats, rope.shape[1], eps)
+    call("vi_norm_rope", qkv, *qkv.shape, 2, *floats, rope.shape[1], _apart(qkv, rotate_half), eps)
+
+
+def _apart(x: Tensor, rotate_half: bool) -> int:
+    """How far from one another the channels of a pair are."""
+    return x.shape[-1] // (2 if rotate_half else 4)
 
 
 def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
     """`reference.norm_rope` in place for x that is `usable`."""
     norm, table = as_floats(weight, bias), rope.float().contiguous()
-    call("vi_norm_rope", x, *x.shape, 1, *norm, *norm, table, rope.shape[1], eps)
+    call("vi_norm_rope", x, *x.shape, 1, *norm, *norm, table, rope.shape[1], _apart(x, False), eps)
 
 
 def resize(

@@ -112,19 +112,20 @@ def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor |
 
 def qk_norm_rope_(
     qkv: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
     rope: Tensor,
     eps: float,
+    rotate_half: bool = False,
 ) -> None:
     """`reference.qk_norm_rope` in place. Attention then takes `qkv.unbind(1)` as strided views."""
     if compiled.usable(qkv):
-        compiled.qk_norm_rope_(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps)
+        compiled.qk_norm_rope_(qkv, q_weight, q_bias, k_weight, k_bias, rope, eps, rotate_half)
         return
     for x, angles in _heads_and_angles(qkv, rope):
-        x.copy_(reference.qk_norm_rope(x, q_weight, q_bias, k_weight, k_bias, angles, eps))
+        x.copy_(reference.qk_norm_rope(x, q_weight, q_bias, k_weight, k_bias, angles, eps, rotate_half))
 
 
 def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:

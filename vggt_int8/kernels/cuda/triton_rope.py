@@ -1,4 +1,4 @@
-"""q/k LayerNorm and 2-D RoPE in Triton: one pass, in place, over the output of the qkv linear.
+"""q/k LayerNorm, where there is one, and 2-D RoPE in Triton: one pass, in place, over the output of the qkv linear.
 
 The linear writes [T, 3, H, D]. Queries and keys are normalised and turned where they lie and values are not
 touched, so attention reads three strided views of that one tensor and nothing is copied. (In place costs 4/3
@@ -37,11 +37,11 @@ def _turn(a, b, cos, sin, p_a, p_b, mask):
 def _norm_rope_kernel(
     p_qkv, p_q_weight, p_q_bias, p_k_weight, p_k_bias, p_rope, T, P, eps,
     H: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, TURNED: tl.constexpr,
-    ROWS: tl.constexpr, QUARTER: tl.constexpr,
+    ROWS: tl.constexpr, QUARTER: tl.constexpr, APART: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """A row is one head of one token of the first TURNED of PARTS tensors [T, PARTS, H, D]: TURNED * H rows per token,
-    which lie side by side. A row is handled as four quarters, because RoPE pairs quarter 0 with 1 (turned by the image
-    row) and 2 with 3 (by the column).
+    which lie side by side. A row is handled as four quarters: RoPE pairs one turned by the image row with another
+    APART channels from it, and two turned by the column in the same way.
     """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_token, o_head = o_row // (TURNED * H), o_row % (TURNED * H)
@@ -49,44 +49,48 @@ def _norm_rope_kernel(
     m_d = o_d < D // 4
     mask = (o_token < T)[:, None] & m_d[None, :]
     p_0 = p_qkv + (o_token * (PARTS * H * D) + o_head * D)[:, None] + o_d[None, :]
-    p_1, p_2, p_3 = p_0 + D // 4, p_0 + D // 2, p_0 + 3 * D // 4
+    q_1: tl.constexpr = APART
+    q_2: tl.constexpr = 3 * D // 4 - APART  # D // 2 or D // 4: where the second pair begins
+    q_3: tl.constexpr = 3 * D // 4
+    p_1, p_2, p_3 = p_0 + q_1, p_0 + q_2, p_0 + q_3
     x_0 = tl.load(p_0, mask=mask, other=0.0).to(tl.float32)
     x_1 = tl.load(p_1, mask=mask, other=0.0).to(tl.float32)
     x_2 = tl.load(p_2, mask=mask, other=0.0).to(tl.float32)
     x_3 = tl.load(p_3, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(x_0 + x_1 + x_2 + x_3, axis=1)[:, None] / D
-    x_0, x_1 = tl.where(mask, x_0 - mean, 0.0), tl.where(mask, x_1 - mean, 0.0)
-    x_2, x_3 = tl.where(mask, x_2 - mean, 0.0), tl.where(mask, x_3 - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(x_0 * x_0 + x_1 * x_1 + x_2 * x_2 + x_3 * x_3, axis=1)[:, None] / D + eps)
-    query = o_head < H
-    q: tl.constexpr = D // 4
-    x_0 = x_0 * rstd * _norm_weight(p_q_weight, p_k_weight, o_d, query, m_d)
-    x_0 += _norm_weight(p_q_bias, p_k_bias, o_d, query, m_d)
-    x_1 = x_1 * rstd * _norm_weight(p_q_weight + q, p_k_weight + q, o_d, query, m_d)
-    x_1 += _norm_weight(p_q_bias + q, p_k_bias + q, o_d, query, m_d)
-    x_2 = x_2 * rstd * _norm_weight(p_q_weight + 2 * q, p_k_weight + 2 * q, o_d, query, m_d)
-    x_2 += _norm_weight(p_q_bias + 2 * q, p_k_bias + 2 * q, o_d, query, m_d)
-    x_3 = x_3 * rstd * _norm_weight(p_q_weight + 3 * q, p_k_weight + 3 * q, o_d, query, m_d)
-    x_3 += _norm_weight(p_q_bias + 3 * q, p_k_bias + 3 * q, o_d, query, m_d)
+    if NORM:
+        mean = tl.sum(x_0 + x_1 + x_2 + x_3, axis=1)[:, None] / D
+        x_0, x_1 = tl.where(mask, x_0 - mean, 0.0), tl.where(mask, x_1 - mean, 0.0)
+        x_2, x_3 = tl.where(mask, x_2 - mean, 0.0), tl.where(mask, x_3 - mean, 0.0)
+        rstd = tl.rsqrt(tl.sum(x_0 * x_0 + x_1 * x_1 + x_2 * x_2 + x_3 * x_3, axis=1)[:, None] / D + eps)
+        query = o_head < H
+        x_0 = x_0 * rstd * _norm_weight(p_q_weight, p_k_weight, o_d, query, m_d)
+        x_0 += _norm_weight(p_q_bias, p_k_bias, o_d, query, m_d)
+        x_1 = x_1 * rstd * _norm_weight(p_q_weight + q_1, p_k_weight + q_1, o_d, query, m_d)
+        x_1 += _norm_weight(p_q_bias + q_1, p_k_bias + q_1, o_d, query, m_d)
+        x_2 = x_2 * rstd * _norm_weight(p_q_weight + q_2, p_k_weight + q_2, o_d, query, m_d)
+        x_2 += _norm_weight(p_q_bias + q_2, p_k_bias + q_2, o_d, query, m_d)
+        x_3 = x_3 * rstd * _norm_weight(p_q_weight + q_3, p_k_weight + q_3, o_d, query, m_d)
+        x_3 += _norm_weight(p_q_bias + q_3, p_k_bias + q_3, o_d, query, m_d)
     # Both quarters of a pair have the same angle, so a quarter of the cosines is enough for each.
     p_cos = p_rope + (o_token % P * D)[:, None] + o_d[None, :]
     p_sin = p_cos + P.to(tl.int64) * D
     _turn(x_0, x_1, tl.load(p_cos, mask=mask), tl.load(p_sin, mask=mask), p_0, p_1, mask)
-    p_cos, p_sin = p_cos + D // 2, p_sin + D // 2
+    p_cos, p_sin = p_cos + q_2, p_sin + q_2
     _turn(x_2, x_3, tl.load(p_cos, mask=mask), tl.load(p_sin, mask=mask), p_2, p_3, mask)
 
 
 def qk_norm_rope_(
     qkv: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
     rope: Tensor,
     eps: float,
+    rotate_half: bool = False,
 ) -> None:
     """`reference.qk_norm_rope`, written into qkv [T, 3, H, D] contiguous. rope [2, P, D]: see there."""
-    _turn_first(2, qkv, (q_weight, q_bias, k_weight, k_bias), rope, eps)
+    _turn_first(2, qkv, (q_weight, q_bias, k_weight, k_bias), rope, eps, rotate_half)
 
 
 def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
@@ -94,7 +98,9 @@ def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float
     _turn_first(1, x, (weight, bias, weight, bias), rope, eps)
 
 
-def _turn_first(turned: int, x: Tensor, norms: tuple[Tensor, ...], rope: Tensor, eps: float) -> None:
+def _turn_first(
+    turned: int, x: Tensor, norms: tuple[Tensor | None, ...], rope: Tensor, eps: float, rotate_half: bool = False
+) -> None:
     """The first so many of x [T, n, H, D]."""
     tokens, parts, heads, dim = x.shape
     if tokens == 0:
@@ -102,6 +108,7 @@ def _turn_first(turned: int, x: Tensor, norms: tuple[Tensor, ...], rope: Tensor,
     rows = triton.next_power_of_2(turned * heads * _TOKENS)
     launch(
         *(_norm_rope_kernel, (triton.cdiv(tokens * turned * heads, rows),)),
-        *(x, *norms, rope, tokens, rope.shape[1], eps),
-        H=heads, D=dim, PARTS=parts, TURNED=turned, ROWS=rows, QUARTER=triton.next_power_of_2(dim // 4), num_warps=4,
+        *(x, *(rope if norm is None else norm for norm in norms), rope, tokens, rope.shape[1], eps),
+        H=heads, D=dim, PARTS=parts, TURNED=turned, ROWS=rows, QUARTER=triton.next_power_of_2(dim // 4),
+        APART=dim // (2 if rotate_half else 4), NORM=norms[0] is not None, num_warps=4,
     )  # fmt: skip

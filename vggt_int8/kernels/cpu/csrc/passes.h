@@ -62,15 +62,14 @@ int vi_layer_norm_halves(const float *first, const float *second, i64 frames, i6
 }
 
 static inline __attribute__((always_inline)) void norm_rope_head(
-    float *x, const i64 dim, const float *weight, const float *bias, float eps, const float *cosine,
+    float *x, const i64 dim, const i64 apart, const float *weight, const float *bias, float eps, const float *cosine,
     const float *sine) {
-  const i64 quarter = dim / 4;
-  norm_row(x, dim, weight, bias, eps, x);
-  for (i64 half = 0; half < dim; half += 2 * quarter) {
-    float *a = x + half, *b = a + quarter;
-    const float *ca = cosine + half, *cb = ca + quarter, *sa = sine + half, *sb = sa + quarter;
+  if (weight) norm_row(x, dim, weight, bias, eps, x);
+  for (i64 first = 0; first < dim; first += 2 * apart) {
+    float *a = x + first, *b = a + apart;
+    const float *ca = cosine + first, *cb = ca + apart, *sa = sine + first, *sb = sa + apart;
 #pragma omp simd
-    for (i64 j = 0; j < quarter; j++) {
+    for (i64 j = 0; j < apart; j++) {
       float one = a[j], other = b[j];
       a[j] = one * ca[j] - other * sa[j];
       b[j] = other * cb[j] + one * sb[j];
@@ -79,18 +78,19 @@ static inline __attribute__((always_inline)) void norm_rope_head(
 }
 
 /* The first of x [tokens, parts, heads, dim] in place, queries, and if `turned` is 2 the second, keys; rope [2, period,
-   dim] */
+   dim]; channels of a pair are `apart`; weight NULL: no norm */
 int vi_norm_rope(float *x, i64 tokens, i64 parts, i64 heads, i64 dim, i64 turned, const float *q_weight,
                  const float *q_bias, const float *k_weight, const float *k_bias, const float *rope, i64 period,
-                 float eps, int threads) {
+                 i64 apart, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 t = 0; t < tokens; t++) {
     const float *cosine = rope + t % period * dim, *sine = cosine + period * dim;
     for (i64 i = 0; i < turned * heads; i++) {
       float *head = x + (parts * heads * t + i) * dim;
       const float *weight = i < heads ? q_weight : k_weight, *bias = i < heads ? q_bias : k_bias;
-      if (dim == 64) norm_rope_head(head, 64, weight, bias, eps, cosine, sine);
-      else norm_rope_head(head, dim, weight, bias, eps, cosine, sine);
+      if (dim == 64 && apart == 16) norm_rope_head(head, 64, 16, weight, bias, eps, cosine, sine);
+      else if (dim == 64 && apart == 32) norm_rope_head(head, 64, 32, weight, bias, eps, cosine, sine);
+      else norm_rope_head(head, dim, apart, weight, bias, eps, cosine, sine);
     }
   }
   return 0;
