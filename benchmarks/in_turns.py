@@ -11,6 +11,7 @@ the first variant, each within its round. One JSON line for each number of frame
 import argparse
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -33,9 +34,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="file to append the JSON lines to")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device, start = torch.device(arguments.device), time.perf_counter()
     source = load_source(arguments.model or default_source(device), device)
-    networks = {variant.name: variant.build(source, device) for variant in find_variants(arguments.variants)}
+    networks = {}
+    for variant in find_variants(arguments.variants):
+        networks[variant.name] = variant.build(source, device)
+        print(f"{variant.title}: built after {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     release(device)
     height, width = map(int, arguments.size.split("x"))
     facts = {"model": source.name, "machine": describe_machine(device), "versions": installed_versions()}

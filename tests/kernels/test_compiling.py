@@ -67,8 +67,6 @@ with patch.object(JITFunction, "warmup", keep):
     triton_norm.quantize_rows(half(8, 64))
     triton_norm.quantize_rows(half(8, 64), scale)
     triton_norm.rotate_rows(half(8, 64), 64)
-    for rows in (1, 32):
-        triton_weight_only.w8a16_linear(half(rows, 2048), codes(512, 2048), torch.ones(512, 1), None, 256)
     triton_norm.layer_norm_quantize(half(8, 64), vector, vector, 1e-5)
     triton_norm.layer_norm_halves(half(2, 4, 32), half(2, 4, 32), 1, vector, vector, 1e-5)
     triton_rope.qk_norm_rope_(half(8, 3, 2, 64), vector, vector, vector, vector, torch.zeros(2, 4, 64), 1e-5)
@@ -78,10 +76,12 @@ with patch.object(JITFunction, "warmup", keep):
     results = torch.zeros(1, 4, 4, 3), torch.zeros(1, 4, 4)
     triton_predict.predict_(half(1, 4, 4, 32), half(4, 32), half(4), True, *results)
     triton_weight_only.dequantize(codes(8, 16, 9), torch.ones(8, 1, 1), torch.float16)
-    for rows in (1, 64):
+    for rows in (2, 64):
         triton_weight_only.w8a16_linear(half(rows, 2048), codes(512, 2048), torch.ones(512, 1), half(512))
+    for k in (2048, 8192):
+        triton_weight_only.w8a16_linear(half(1, k), codes(512, k), torch.ones(512, 1), half(512), 256)
     # fp32 takes twice the shared memory, at the camera head's sizes and those of the largest tile in the table.
-    for rows in (1, 32, 64):
+    for rows in (1, 2, 32, 64):
         triton_weight_only.w8a16_linear(torch.zeros(rows, 2048), codes(512, 2048), torch.ones(512, 1), half(512))
     qkv = codes(10410, 1024), torch.ones(10410, 1), codes(3072, 1024), torch.ones(3072, 1)
     triton_gemm.int8_gemm(*qkv, Epilogue(None, torch.float32))

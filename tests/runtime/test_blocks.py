@@ -96,7 +96,7 @@ def test_in_parts_it_is_the_same(kinds: str, rows: int, at_once: int) -> None:
     table, scales = rope_table(1, 7, 0, DIM // HEADS, 100.0, device=CPU), TokenScales([block], 7)
     whole = run_block(block, x, 5, table, ALL_ROWS, scales=scales)
     kept = x.clone()
-    torch.testing.assert_close(run_block_in_parts(block, x, 5, table, rows, at_once, scales), whole)
+    torch.testing.assert_close(run_block_in_parts(block, x, 5, table, rows, at_once, scales=scales), whole)
     assert torch.equal(x, kept), "the input belongs to the caller"
 
 

@@ -5,8 +5,8 @@ exact as fp16 or bf16, products add up in fp32, and the scale goes on the sum. O
 for its chain of dependent products (8192 / 16 of them for fc2, 33 cycles each), so several share a reduction; each
 writes its part, and the last one to finish adds the parts in a fixed order, so results repeat exactly.
 
-Few rows are rotated where they are read, by each program its own columns: for one frame a second launch took as long as
-a third of the product (72 launches, 0.2 ms of 10.9 on an H200).
+One row, a single frame's, has a kernel of its own: no tile of 16 rows, and no reduction shared among programs. Each
+rotates the row for itself, if it is to be, while its part of the weight is on the way.
 
 More rows decode the weight to x's dtype first. Values above 65504 are inf in fp16 then, as in a network of floats; to
 look for them would take another launch for every layer.
@@ -24,21 +24,20 @@ from torch import Tensor
 from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.tiles import Tile
 from vggt_int8.kernels.cuda.triton_norm import rotate_rows
-from vggt_int8.kernels.cuda.triton_rotate import rotation_factor, sums_and_differences
-from vggt_int8.kernels.cuda.triton_rotate import steps as rotation_steps
+from vggt_int8.kernels.cuda.triton_rotate import rotation_factor, steps, sums_and_differences
 from vggt_int8.machine import processors
 
 MAX_ROWS = 64  # up to so many rows the product reads the int8 weight itself
 _PER_SM = 2  # programs per multiprocessor that the reduction is split for
+_ROW = (16384, 8192, 8)  # codes and at most so many columns of one row's programs, and their warps
 _DECODED = (8, 256)  # rows and columns of the decoder's programs: one kernel for all sizes
 
 
 @triton.jit(do_not_specialize=["M", "SPLIT_K"])
 def _weight_only_kernel(
     p_x, p_w, p_w_scale, p_bias, p_out, p_parts, p_done, M, N, K, SPLIT_K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """ROWS of x are read: BLOCK_M, or 1 where there is one, which then stands in all rows of a product."""
     i_n, i_split = tl.program_id(0), tl.program_id(1)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_m = tl.arange(0, BLOCK_M)
@@ -46,18 +45,13 @@ def _weight_only_kernel(
     o_k = i_split * steps * BLOCK_K + tl.arange(0, BLOCK_K)
     m_m, m_n = o_m < M, o_n < N
     mask = m_m[:, None] & m_n[None, :]
-    o_row = tl.arange(0, ROWS)
-    p_a = p_x + o_row.to(tl.int64)[:, None] * K + o_k[None, :]
+    p_a = p_x + o_m.to(tl.int64)[:, None] * K + o_k[None, :]
     p_b = p_w + o_n.to(tl.int64)[None, :] * K + o_k[:, None]
     b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for i in range(steps):
         m_k = o_k + i * BLOCK_K < K
         b_b = tl.load(p_b, mask=m_k[:, None] & m_n[None, :], other=0)
-        b_a = tl.load(p_a, mask=(o_row < M)[:, None] & m_k[None, :], other=0.0)
-        if STEPS > 0:
-            b_turned = b_a.to(tl.float32) * rotation_factor(STEPS)
-            b_a = sums_and_differences(b_turned, ROWS, BLOCK_K, STEPS, False).to(b_a.dtype)
-        b_a = tl.broadcast_to(b_a, (BLOCK_M, BLOCK_K))
+        b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0)
         b_acc = tl.dot(b_a, b_b.to(b_a.dtype), b_acc, input_precision="ieee")
         p_a += BLOCK_K
         p_b += BLOCK_K
@@ -77,6 +71,30 @@ def _weight_only_kernel(
         if p_bias is not None:
             y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
         tl.store(p_out + o_y, y.to(p_out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _one_row_kernel(
+    p_x, p_w, p_w_scale, p_bias, p_out, N, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_k = tl.arange(0, BLOCK_K)
+    m_n = o_n < N
+    p_b = p_w + o_n.to(tl.int64)[:, None] * K + o_k[None, :]
+    acc = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        m_k = o_k + k < K
+        b_b = tl.load(p_b + k, mask=m_n[:, None] & m_k[None, :], other=0)  # comes while the row is rotated
+        x = tl.load(p_x + k + o_k, mask=m_k, other=0.0)
+        if STEPS > 0:
+            turned = tl.reshape(x.to(tl.float32) * rotation_factor(STEPS), (1, BLOCK_K))
+            x = tl.reshape(sums_and_differences(turned, 1, BLOCK_K, STEPS, False).to(x.dtype), (BLOCK_K,))
+        acc += tl.sum(b_b.to(tl.float32) * x.to(tl.float32)[None, :], axis=1)
+    y = acc * tl.load(p_w_scale + o_n, mask=m_n, other=0.0)
+    if p_bias is not None:
+        y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    tl.store(p_out + o_n, y.to(p_out.dtype.element_ty), mask=m_n)
 
 
 @triton.jit
@@ -120,15 +138,16 @@ def w8a16_linear(
 ) -> Tensor:
     """`reference.w8a16_linear` on the GPU; x and weight contiguous. `tile` None: chosen by size."""
     (m, k), n = x.shape, weight.shape[0]
-    tile = tile or weight_only_tile(m, n, k, processors(x.device), x.dtype == torch.float32, rotation)
-    if rotation and (m > MAX_ROWS or tile.block_k % rotation):  # no whole group in a step
-        x, rotation = rotate_rows(x, rotation), 0
+    if m == 1 and tile is None:
+        return _one_row(x, weight, weight_scale, bias, rotation)
+    x = rotate_rows(x, rotation) if rotation else x
     if m > MAX_ROWS:
         floats = dequantize(weight.unsqueeze(2), weight_scale.view(n, 1, 1), x.dtype).view(n, k)
         return F.linear(x, floats, None if bias is None else bias.to(x.dtype))
     out = torch.empty(m, n, device=x.device, dtype=x.dtype)
     if m == 0:
         return out
+    tile = tile or weight_only_tile(m, n, k, processors(x.device), x.dtype == torch.float32)
     columns = triton.cdiv(n, tile.block_n)
     parts = done = None
     if tile.split_k > 1:
@@ -137,24 +156,32 @@ def w8a16_linear(
     launch(
         *(_weight_only_kernel, (columns, tile.split_k), x, weight, weight_scale, bias, out, parts, done, m, n, k),
         tile.split_k, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        ROWS=1 if m == 1 else tile.block_m, STEPS=rotation_steps(rotation),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
 
 
-def weight_only_tile(m: int, n: int, k: int, multiprocessors: int, fp32: bool = False, rotation: int = 0) -> Tile:
+def _one_row(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, rotation: int) -> Tensor:
+    n, k = weight.shape
+    out = torch.empty(1, n, device=x.device, dtype=x.dtype)
+    block_k = min(triton.next_power_of_2(k), _ROW[1])
+    block_n = max(1, _ROW[0] // block_k)
+    launch(
+        *(_one_row_kernel, (triton.cdiv(n, block_n),), x, weight, weight_scale, bias, out, n, k),
+        BLOCK_N=block_n, BLOCK_K=block_k, STEPS=steps(rotation), num_warps=_ROW[2],
+    )  # fmt: skip
+    return out
+
+
+def weight_only_tile(m: int, n: int, k: int, multiprocessors: int, fp32: bool = False) -> Tile:
     """Split K until there are about two programs per multiprocessor, but give each at least one whole step.
 
     Tiles take at most 96 KiB of shared memory, of which Ada has 99; `fp32` rows, and weights as floats, twice as much.
-    What is rotated passes through up to 8 KiB beside them, or through as much as the tile of x where that has 32 rows.
     """
     block_m = max(16, triton.next_power_of_2(m))
     block_n, block_k, stages = (64, 256, 4) if block_m <= 32 else (64, 128, 3)
     if fp32:
         block_k, stages = (128, 3) if block_m <= 32 else (64, 3)
-    if rotation and block_m == 32:
-        stages = 3
     wanted = round(_PER_SM * multiprocessors / triton.cdiv(n, block_n))
     split_k = max(1, min(wanted, k // block_k))
     return Tile(block_m, block_n, block_k, warps=4, stages=stages, split_k=split_k)
