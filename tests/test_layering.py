@@ -17,6 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vggt_int8"
 TIERS = [
     {
+        "address",
         "ahead",
         "similarity",
         "model",
@@ -54,6 +55,7 @@ TIERS = [
         "sensitivity",
         "batch",
         "doctor",
+        "app",
         "viewer",
     },  # all score what they or models make, so they stand above eval
     {"cli", "__main__"},
@@ -89,6 +91,7 @@ HOMES = {
     "scipy": ("eval/metrics/points.py",),
     "av": ("video/",),
     "viser": ("viewer/server.py",),
+    "gradio": ("app/page.py",),
 }
 
 Import = tuple[str, int, str]  # importing file, line, absolute dotted name of what is imported

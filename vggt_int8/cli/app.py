@@ -8,6 +8,7 @@ import typer
 
 from vggt_int8 import __version__
 from vggt_int8.cli import console, options
+from vggt_int8.cli.app_page import app_page
 from vggt_int8.cli.batch import batch
 from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
@@ -61,6 +62,11 @@ EXAMPLES = {
         "vggt-int8 batch vggt-1b-int8 scenes/ -o results [dim]# scenes/kitchen/*.jpg, scenes/garden/*.jpg, …[/]",
         "vggt-int8 batch facebook/VGGT-1B scenes/ -o results -r int8_rotated --device cuda:0 --device cuda:1",
         "accelerate launch -m vggt_int8 batch vggt-1b-int8 scenes/ -o results [dim]# on every host[/]",
+    ),
+    "app": (
+        "Examples:",
+        "vggt-int8 app [dim]# the embedded model, then http://127.0.0.1:7860[/]",
+        "vggt-int8 app --model facebook/VGGT-1B --device cuda --max-images 100",
     ),
     "view": (
         "Examples:",
@@ -185,15 +191,15 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 
 COMMANDS: tuple[Command, ...] = (
-    *(demo, run, view, batch, export, quantize, qat, compare, eval_models, sensitivity, inspect_model, recipes),
-    *(bench, bench_report, tune, doctor, estimate),
+    *(demo, run, view, app_page, batch, export, quantize, qat, compare, eval_models, sensitivity),
+    *(inspect_model, recipes, bench, bench_report, tune, doctor, estimate),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),
     "train": ("Train a network on procedural scenes.", (train_run, train_measure, train_export, train_plot)),
 }
 for command in COMMANDS:
-    _add(app, re.sub("_models?$", "", command.__name__).replace("_", "-"), command)
+    _add(app, re.sub("_(models?|page)$", "", command.__name__).replace("_", "-"), command)
 for name, (help, commands) in GROUPS.items():
     tree = _tree(name, help)
     for command in commands:

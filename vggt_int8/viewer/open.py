@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vggt_int8.address import page_address
 from vggt_int8.export.points import PointSource
 from vggt_int8.viewer.cloud import KEPT_PER_SHOWN
 from vggt_int8.viewer.page import Page
@@ -68,5 +69,4 @@ def open_viewer(
     except BaseException:
         server.stop()
         raise
-    shown_host = f"[{host}]" if ":" in host else host
-    return Viewer(f"http://{shown_host}:{server.get_port()}", server, page)
+    return Viewer(page_address(host, server.get_port()), server, page)

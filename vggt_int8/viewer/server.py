@@ -6,8 +6,9 @@ visitor ask for a tunnel through a server in the internet. Here it does none of 
 
 import contextlib
 import io
-import socket
 from typing import Any
+
+from vggt_int8.address import check_address
 
 MISSING = (
     "the viewer needs viser, which is not installed: `pip install 'vggt-int8[viewer]'` (with the versions that are "
@@ -44,19 +45,3 @@ def start_server(host: str, port: int, title: str) -> Any:
         server.stop()
         raise ValueError(f"port {port} on {host} is taken: choose another one, or 0 for any that is free")
     return server
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise ValueError, which names host and port, where nothing can be listened on there."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"host {host!r} is no address of this machine ({error})") from error
-    with socket.socket(family, kind, protocol) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(address)
-        except OSError as error:
-            raise ValueError(
-                f"{host}:{port} cannot be listened on ({error.strerror}): choose another port, or 0 for any"
-            ) from error

@@ -1,0 +1,34 @@
+"""Addresses of this machine that pages are served at: whether one can be listened on, said in time."""
+
+import socket
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError, which names host and port, where nothing can be listened on there; port 0 means any."""
+    _listened_on(host, port)
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on now."""
+    return _listened_on(host, 0)
+
+
+def page_address(host: str, port: int) -> str:
+    """What to type into a browser."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listened_on(host: str, port: int) -> int:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"host {host!r} is no address of this machine ({error})") from error
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(address)
+        except OSError as error:
+            raise ValueError(
+                f"{host}:{port} cannot be listened on ({error.strerror}): choose another port, or 0 for any"
+            ) from error
+        return int(trial.getsockname()[1])

@@ -1,0 +1,45 @@
+"""A folder that forgets: what has not changed for a while is deleted, and at the end all of it."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+_OFTEN = 60.0  # seconds between looks, at most
+
+
+class ForgetfulFolder:
+    """A new temporary folder, of this user alone. seconds: after which its files are deleted."""
+
+    def __init__(self, prefix: str, seconds: float) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        self.seconds = seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="forget", daemon=True)
+        self._thread.start()
+
+    def forget(self, now: float | None = None) -> None:
+        """Delete files that are older than they may be, and folders that are empty after that."""
+        oldest = (time.time() if now is None else now) - self.seconds
+        for parent, _, names in os.walk(self.path, topdown=False):
+            for name in names:
+                file = Path(parent) / name
+                with contextlib.suppress(FileNotFoundError):  # whoever else deleted it did the same
+                    if file.lstat().st_mtime < oldest:
+                        file.unlink()
+            with contextlib.suppress(OSError):  # not empty, or not there any more
+                if Path(parent) != self.path and Path(parent).stat().st_mtime < oldest:
+                    Path(parent).rmdir()
+
+    def close(self) -> None:
+        """Delete everything."""
+        self._ended.set()
+        self._thread.join()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _look(self) -> None:
+        while not self._ended.wait(min(self.seconds / 2, _OFTEN)):
+            self.forget()

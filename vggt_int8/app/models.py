@@ -1,0 +1,59 @@
+"""The model under the recipes that a visitor may choose, loaded when it is first asked for; the last two stay."""
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from vggt_int8.embedded import resolve_source
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.pretrained.source import load_config, stored_quantization
+from vggt_int8.recipe import available_recipes, load_recipe
+
+FLOAT = "fp32"  # the model as its floating-point checkpoint has it
+KEPT = 2  # loaded at a time: both sides of a comparison
+
+
+class Models:
+    """One checkpoint, a folder, a file or a Hub id, under several recipes.
+
+    Raises `CheckpointError` for what is no VGGT.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        """options: `backend`, `device_map` and `dtype` of `VGGTInt8.from_pretrained`."""
+        self.model, self._options = model, options
+        source = resolve_source(model)
+        stored = stored_quantization(_config(source), source)
+        self._stored = None if stored is None else stored.parsed().name
+        self._loaded: OrderedDict[str, VGGTInt8] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def choices(self) -> list[str]:
+        """Recipes to choose from: the one that the checkpoint has, or all that need no calibration images."""
+        if self._stored is not None:
+            return [self._stored]
+        return [FLOAT, *(name for name in available_recipes() if not load_recipe(name).needs_calibration)]
+
+    def get(self, recipe: str) -> VGGTInt8:
+        """The network under a recipe, in evaluation mode. Raises ValueError for one that is no choice."""
+        if recipe not in self.choices:
+            raise ValueError(f"recipe is {recipe!r}; choose one of {', '.join(self.choices)}")
+        with self._lock:
+            if recipe not in self._loaded:
+                while len(self._loaded) >= KEPT:
+                    self._loaded.popitem(last=False)  # before another takes its memory
+                wanted = None if recipe in (FLOAT, self._stored) else recipe
+                self._loaded[recipe] = VGGTInt8.from_pretrained(self.model, recipe=wanted, **self._options).eval()
+            self._loaded.move_to_end(recipe)
+            return self._loaded[recipe]
+
+
+def _config(source: str) -> VGGTConfig:
+    """Of a folder, a Hub id, or a single file: what lies beside it, else VGGT-1B's."""
+    path = Path(source)
+    if not path.is_file():
+        return load_config(source, {})
+    return load_config(str(path.parent), {}) if (path.parent / "config.json").is_file() else VGGTConfig()

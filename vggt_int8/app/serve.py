@@ -1,0 +1,76 @@
+"""What the page may touch, and an end to it.
+
+All that visitors bring and get lies in one temporary folder, which goes with this process.
+"""
+
+import os
+import threading
+from types import TracebackType
+from typing import Any
+
+from vggt_int8.address import check_address
+from vggt_int8.app.forget import ForgetfulFolder
+from vggt_int8.app.limits import Limits
+from vggt_int8.app.models import Models
+
+HOST, PORT = "127.0.0.1", 7860
+LIMITS = Limits()
+MISSING = (
+    "the page needs gradio, which is not installed: `pip install 'vggt-int8[app]'` (with the versions that are tested: "
+    "-c constraints-app.txt)"
+)
+
+
+class App:
+    """A page that is served until `close`."""
+
+    def __init__(self, blocks: Any, url: str, folder: ForgetfulFolder) -> None:
+        self.blocks, self.url, self.folder = blocks, url, folder
+        self._ended = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Serve until `close`, or the time is over."""
+        self._ended.wait(timeout)
+
+    def close(self) -> None:
+        """Stop serving, and delete all that visitors brought and got."""
+        self.blocks.close(verbose=False)
+        self.folder.close()
+        self._ended.set()
+
+    def __enter__(self) -> "App":
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+
+def open_app(
+    model: str = "embedded", *, host: str = HOST, port: int = PORT, limits: Limits = LIMITS, **options: Any
+) -> App:
+    """Serve a page that reconstructs images with `model` under its recipes.
+
+    model: a folder, a file, a Hub id or "embedded". host: who can reach the page: this machine alone by default.
+    port: 0 takes any that is free. options: `backend`, `device_map` and `dtype` of `VGGTInt8.from_pretrained`.
+
+    Raises ValueError without gradio (the extra `app`) and for an address that cannot be listened on, and
+    `CheckpointError` for what is no VGGT.
+    """
+    check_address(host, port)
+    models = Models(model, **options)
+    folder = ForgetfulFolder("vggt-int8-app-", limits.seconds)
+    try:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder.path / "files")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        try:
+            from vggt_int8.app import page
+        except ModuleNotFoundError as error:
+            if error.name != "gradio":
+                raise
+            raise ValueError(MISSING) from error
+        blocks = page.build(models, folder.path / "results", limits)
+        url = page.launch(blocks, host, port, limits)
+    except BaseException:
+        folder.close()
+        raise
+    return App(blocks, url, folder)

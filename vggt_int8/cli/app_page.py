@@ -1,0 +1,62 @@
+"""`vggt-int8 app`: a page to try models in a browser: images or a video in, two recipes side by side, exports out."""
+
+from typing import Annotated, Any
+
+import typer
+
+from vggt_int8.cli import console, options
+from vggt_int8.cli.loading import Backend, Device, Dtype, fetch, resolve_device, resolve_dtype
+from vggt_int8.embedded import EMBEDDED
+
+
+def app_page(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"A folder, a file, a model on the Hugging Face Hub, or {EMBEDDED}: the small one that ships.",
+            autocompletion=options.offer_embedded,
+        ),
+    ] = EMBEDDED,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    host: Annotated[
+        str, typer.Option(help="Who can reach the page: this machine alone by default, the network with 0.0.0.0.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.", **options.between(0, 65535))] = 7860,
+    max_images: Annotated[
+        int, typer.Option(help="Images, or frames of a video, of one reconstruction.", **options.between(1))
+    ] = 32,
+    max_upload_mb: Annotated[
+        float, typer.Option(help="Largest file that is taken, in millions of bytes.", **options.between(0.001, 1e6))
+    ] = 200.0,
+    keep_minutes: Annotated[
+        float, typer.Option(help="Until what visitors brought and got is deleted.", **options.between(1))
+    ] = 60.0,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Serve a page that reconstructs what visitors bring, under two recipes side by side, until Ctrl-C."""
+    from vggt_int8.address import check_address
+
+    check_address(host, port)
+    place: dict[str, Any] = {"device_map": str(resolve_device(device)), "dtype": resolve_dtype(dtype)}
+    from vggt_int8.app import Limits, open_app
+
+    limits = Limits(upload_bytes=round(max_upload_mb * 1e6), images=max_images, seconds=60 * keep_minutes)
+    fetch(model)
+    with console.step(f"Starting the page of {model}"):
+        served = open_app(model, host=host, port=port, limits=limits, backend=backend, **place)
+    with served:
+        if as_json:
+            console.document("app", {"url": served.url, "model": model})
+        else:
+            console.say(served.url)
+        console.note("Ctrl-C ends it, and deletes what visitors brought.")
+        if open_browser:
+            import webbrowser
+
+            webbrowser.open(served.url)
+        served.wait()
