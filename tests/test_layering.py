@@ -47,7 +47,7 @@ TIERS = [
     {"quant", "scene"},
     {"runtime", "calibration", "stream"},
     {"pretrained"},
-    {"eval", "export", "auto_classes"},
+    {"eval", "export", "data", "auto_classes"},
     {
         "bench",
         "training",
@@ -89,6 +89,7 @@ HOMES = {
     "torchao": ("quant/backends/", "bench/baselines.py"),
     "bitsandbytes": ("quant/backends/",),
     "scipy": ("eval/metrics/points.py",),
+    "py7zr": ("data/archive.py",),
     "av": ("video/",),
     "viser": ("viewer/server.py",),
     "gradio": ("app/page.py",),

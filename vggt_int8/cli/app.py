@@ -12,6 +12,7 @@ from vggt_int8.cli.app_page import app_page
 from vggt_int8.cli.batch import batch
 from vggt_int8.cli.bench import bench, bench_report
 from vggt_int8.cli.compare import compare
+from vggt_int8.cli.data import data_eth3d
 from vggt_int8.cli.demo import demo
 from vggt_int8.cli.doctor import doctor
 from vggt_int8.cli.estimate import estimate
@@ -125,6 +126,11 @@ EXAMPLES = {
         "vggt-int8 estimate [dim]# VGGT-1B's sizes on common cards[/]",
         "vggt-int8 estimate facebook/VGGT-1B --frames 100 --size 392x518 --memory-gb 12",
     ),
+    "data": (
+        "Examples:",
+        "vggt-int8 data eth3d --scenes courtyard,pipes -o data/eth3d",
+        "vggt-int8 eval facebook/VGGT-1B -r int8_rotated --data eth3d:data/eth3d --views 10 -o scores",
+    ),
     "scenes": (
         "Examples:",
         "vggt-int8 scenes render --split free --index 7 --views 8 --to scene",
@@ -196,6 +202,7 @@ COMMANDS: tuple[Command, ...] = (
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),
+    "data": ("Public scenes with known geometry, for eval and for calibration.", (data_eth3d,)),
     "train": ("Train a network on procedural scenes.", (train_run, train_measure, train_export, train_plot)),
 }
 for command in COMMANDS:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vggt_int8.scorecard.rows import Row
 
 SYNTHETIC = "synthetic"
+CAPTURED = ("eth3d:", "colmap:")
 FILES = ("scores.json", "report.md", "report.html")
 
 
@@ -31,7 +32,11 @@ def eval_models(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for predictions and the report.")],
     data: Annotated[
-        str, typer.Option(help=f"{SYNTHETIC}, or a folder of `vggt-int8 scenes render`, or of such folders.")
+        str,
+        typer.Option(
+            help=f"{SYNTHETIC}; eth3d:FOLDER of `vggt-int8 data eth3d`; colmap:FOLDER, a COLMAP model with its images, "
+            "or a folder of such; or a folder of `vggt-int8 scenes render`, or of such folders."
+        ),
     ] = SYNTHETIC,
     recipe: Annotated[
         list[str] | None,
@@ -45,7 +50,11 @@ def eval_models(
     ] = None,
     views: Annotated[
         int | None,
-        typer.Option(help="Images of a synthetic scene; by default 8.", show_default=False, **options.between(1)),
+        typer.Option(
+            help="Images of a scene; by default 8 of synthetic ones, of others all; these are evenly spread.",
+            show_default=False,
+            **options.between(1),
+        ),
     ] = None,
     size: options.SyntheticSize = None,
     split: Annotated[
@@ -71,7 +80,8 @@ def eval_models(
     out = out.expanduser()
     check_place(out)
     check_own_folder(out, {"predictions", *FILES}, "predictions", "an evaluation")
-    for option, value in (("--views", views), ("--size", size), ("--split", split)):
+    stored = data != SYNTHETIC and not data.startswith(CAPTURED)
+    for option, value in (("--views", views if stored else None), ("--size", size), ("--split", split)):
         if data != SYNTHETIC and value is not None:
             raise ValueError(f"{option} makes synthetic scenes, and --data is {data}: leave one of them out")
     from vggt_int8.scorecard.rows import make_rows
@@ -107,6 +117,7 @@ def _data(
     """The scenes, of sizes that the first model takes."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.pretrained.source import load_config
+    from vggt_int8.scorecard.captured import Eth3dScenes, PosedScenes
     from vggt_int8.scorecard.data import RenderedScenes, StoredScenes
 
     config = load_config(resolve_source(model), {})
@@ -115,6 +126,9 @@ def _data(
         chosen = size or (config.img_size, config.img_size)
         sizes = {"--size": chosen}
         found = RenderedScenes(scenes or 32, views or 8, chosen, split or "held_out", device)
+    elif data.startswith(CAPTURED):
+        kind, _, folder = data.partition(":")
+        return (Eth3dScenes if kind == "eth3d" else PosedScenes)(Path(folder), config, scenes, views)
     else:
         found = stored = StoredScenes(Path(data), scenes)
         sizes = stored.sizes

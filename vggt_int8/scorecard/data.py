@@ -25,7 +25,8 @@ class TrueScene:
     """One scene of S views of H x W pixels, on the CPU; what is not known is None. Conventions: `vggt_int8.geometry`.
 
     images [S, 3, H, W] in [0, 1]; extrinsic [S, 3, 4] camera from world; intrinsic [S, 3, 3] pixels; depth [S, H, W]
-    along the camera's z axis, and valid [S, H, W] bool, where it is known.
+    along the camera's z axis, and valid [S, H, W] bool, where it is known. scan [N, 3]: points of surfaces that the
+    views see, measured by other means, in the world's frame and in metres.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TrueScene:
     intrinsic: Tensor | None = None
     depth: Tensor | None = None
     valid: Tensor | None = None
+    scan: Tensor | None = None
 
     def points(self) -> Tensor | None:
         """[S, H, W, 3] in the world's frame, None where depth or cameras are not known."""

@@ -28,10 +28,11 @@ from vggt_int8.eval.metrics import (
     pose_scores,
     refine_alignment,
     trajectory_error,
-    umeyama,
 )
 from vggt_int8.geometry import pose_encoding_to_camera, unproject_depth
 from vggt_int8.scorecard.data import TrueScene
+from vggt_int8.scorecard.scan import scan_scores
+from vggt_int8.similarity import Similarity, umeyama
 
 Outputs = Mapping[str, Tensor]  # pose_enc [S, 9], depth [S, H, W, 1], world_points [S, H, W, 3], those there are
 
@@ -70,7 +71,9 @@ class Reconstruction:
 def score_scene(outputs: Outputs, truth: TrueScene, protocol: Protocol) -> dict[str, float]:
     """Metric -> value, for what both the model and the truth have. Names and units: `METRICS` of `tables`."""
     found = Reconstruction.of(outputs, (truth.images.shape[-2], truth.images.shape[-1]))
-    return {**_poses(found, truth), **_depth(found, truth), **_points(found, truth, protocol)}
+    pairs = _Pairs.drawn(found, truth, protocol)
+    points = {} if pairs is None else {**_points(found, truth, protocol, pairs), **_scan(found, truth, protocol, pairs)}
+    return {**_poses(found, truth), **_depth(found, truth), **points}
 
 
 def differences(outputs: Outputs, reference: Outputs, size: tuple[int, int]) -> dict[str, float]:
@@ -116,28 +119,57 @@ def _depth(found: Reconstruction, truth: TrueScene) -> dict[str, float]:
     return scores
 
 
-def _points(found: Reconstruction, truth: TrueScene, protocol: Protocol) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Pairs:
+    """Pixels that a model and the truth both know, indices [N] of all of a scene's, and what aligns their points."""
+
+    pixels: Tensor
+    predicted: Tensor  # [N, 3]
+    wanted: Tensor  # [N, 3]
+    alignment: Similarity
+
+    @classmethod
+    def drawn(cls, found: Reconstruction, truth: TrueScene, protocol: Protocol) -> "_Pairs | None":
+        """None where there are fewer than three, or none are asked for."""
+        true, scale = truth.points(), truth.scale()
+        if not protocol.points or found.points is None or true is None or truth.valid is None or scale is None:
+            return None
+        both = truth.valid & found.points.isfinite().all(-1) & true.isfinite().all(-1)
+        pixels = both.flatten().nonzero().squeeze(-1)
+        if len(pixels) < 3:
+            return None
+        if len(pixels) > protocol.points:
+            order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(protocol.seed))
+            pixels = pixels[order[: protocol.points]]
+        predicted, wanted = (points.flatten(0, 2)[pixels].double() for points in (found.points, true))
+        alignment = umeyama(predicted, wanted)
+        if protocol.icp:
+            alignment = refine_alignment(predicted, wanted, alignment, distance=scale * protocol.threshold)
+        return cls(pixels, predicted, wanted, alignment)
+
+
+def _points(found: Reconstruction, truth: TrueScene, protocol: Protocol, pairs: _Pairs) -> dict[str, float]:
     true, scale = truth.points(), truth.scale()
-    if not protocol.points or found.points is None or true is None or truth.valid is None or scale is None:
-        return {}
-    both = truth.valid & found.points.isfinite().all(-1) & true.isfinite().all(-1)
-    pixels = both.flatten().nonzero().squeeze(-1)
-    if len(pixels) < 3:
-        return {}
-    if len(pixels) > protocol.points:
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(protocol.seed))
-        pixels = pixels[order[: protocol.points]]
-    predicted, wanted = (points.flatten(0, 2)[pixels].double() for points in (found.points, true))
+    assert found.points is not None
+    assert true is not None
+    assert truth.valid is not None
+    assert scale is not None
     known = torch.where(truth.valid[..., None], true, torch.nan)  # no surface through what is not known
-    normals = [normals_of_grid(points.double()).flatten(0, 2)[pixels] for points in (found.points, known)]
-    alignment = umeyama(predicted, wanted)
-    if protocol.icp:
-        alignment = refine_alignment(predicted, wanted, alignment, distance=scale * protocol.threshold)
-    turned = normals[0] @ alignment.rotation.mT
-    scores = point_scores(alignment.apply(predicted), wanted, scale * protocol.threshold, turned, normals[1])
+    normals = [normals_of_grid(points.double()).flatten(0, 2)[pairs.pixels] for points in (found.points, known)]
+    turned = normals[0] @ pairs.alignment.rotation.mT
+    aligned = pairs.alignment.apply(pairs.predicted)
+    scores = point_scores(aligned, pairs.wanted, scale * protocol.threshold, turned, normals[1])
     values = {
         "accuracy": 100 * scores.accuracy / scale,
         "completeness": 100 * scores.completeness / scale,
         "f_score": scores.f_score,
     }
     return values if scores.normal_consistency is None else values | {"normal_consistency": scores.normal_consistency}
+
+
+def _scan(found: Reconstruction, truth: TrueScene, protocol: Protocol, pairs: _Pairs) -> dict[str, float]:
+    """All points of pixels whose depth is known, in metres, against the scan."""
+    if truth.scan is None or not len(truth.scan) or truth.valid is None or found.points is None:
+        return {}
+    points = found.points[truth.valid & found.points.isfinite().all(-1)]
+    return scan_scores(pairs.alignment.apply(points), truth.scan, protocol.seed)

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from vggt_int8.scorecard.scan import TOLERANCES
+
 
 class Metric(NamedTuple):
     title: str
@@ -41,6 +43,11 @@ METRICS = {
     "completeness": Metric("completeness", "% of scale", 3),
     "normal_consistency": Metric("normals", "0 … 1", 4),
     "f_score": Metric("F-score", "%", 2),
+    **{
+        f"scan_{name}_{tolerance}": Metric(f"scan {title} at {tolerance} cm", "%", 2)
+        for tolerance in TOLERANCES
+        for name, title in (("accuracy", "accuracy"), ("completeness", "completeness"), ("f", "F-score"))
+    },
 }
 LAYERS = "SQNR of single layers (dB)"
 RANGES = "Calibrated ranges of static layers"
@@ -92,6 +99,12 @@ def facts(document: dict[str, Any]) -> list[str]:
         size = "x".join(map(str, data["size"]))
         which = f"rendered scenes 0 to {document['scenes'] - 1} of the split {data['split']}"
         what = f"{which}, {data['views']} views of {size}"
+    elif "views" in data:
+        size = "{}, patches of {}".format(*data["model_size"])
+        which = ", ".join(data["scenes"])
+        what = (
+            f"{data['kind']} scenes {which}; {data['views']} views of each, evenly spread by name, for images of {size}"
+        )
     gpu = "" if machine["gpu"] is None else f", {machine['gpu']['name']}"
     first = document["rows"][0]
     warning = [

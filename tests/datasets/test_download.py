@@ -1,0 +1,111 @@
+"""Downloads from a server with faults: what arrives is the file, or there is an error and no file."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.datasets.server import Faults, serve
+from vggt_int8.data import download as module
+from vggt_int8.data.download import DownloadError, download
+
+CONTENT = os.urandom(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "file.7z").write_bytes(CONTENT)
+    return tmp_path / "site"
+
+
+def get(site: Path, faults: Faults, **known: object) -> str:
+    with serve(site, faults) as address:
+        return download(f"{address}/file.7z", site.parent / "to" / "file.7z", pause=0.001, **known)  # type: ignore[arg-type]
+
+
+def left(site: Path) -> list[str]:
+    return sorted(path.name for path in (site.parent / "to").iterdir())
+
+
+def test_a_file_comes_whole(site: Path) -> None:
+    seen = []
+    assert get(site, Faults(), size=len(CONTENT), sha256=SHA256, on_bytes=lambda *n: seen.append(n)) == SHA256
+    assert (site.parent / "to" / "file.7z").read_bytes() == CONTENT
+    assert left(site) == ["file.7z"]
+    assert seen[0] == (0, len(CONTENT))
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+@pytest.mark.parametrize("etags", ["strong", "weak", "changing", ""])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_breaks_are_gone_on_after(site: Path, etags: str, ranges: bool) -> None:
+    faults = Faults(breaks=[100_000, 50_000, 1], etags=etags, ranges=ranges)
+    assert get(site, faults) == SHA256
+    assert left(site) == ["file.7z"]
+    if etags == "strong" and ranges:
+        assert faults.asked == ["", "bytes=100000-", "bytes=150000-", "bytes=150001-"]
+
+
+def test_a_process_that_was_killed_is_gone_on_after(site: Path) -> None:
+    faults, target = Faults(breaks=[100_000, *[0] * 5]), site.parent / "to" / "file.7z"
+    with serve(site, faults) as address:
+        with pytest.raises(DownloadError, match="brought nothing"):
+            download(f"{address}/file.7z", target, pause=0.001)
+        assert len(left(site)) == 2
+        faults.breaks, faults.asked = [], []
+        assert download(f"{address}/file.7z", target) == SHA256
+    assert faults.asked == ["bytes=100000-"]
+
+
+def test_another_version_is_begun_anew(site: Path) -> None:
+    with pytest.raises(DownloadError):
+        get(site, Faults(breaks=[100_000, *[0] * 9]))
+    new = os.urandom(200_000)
+    (site / "file.7z").write_bytes(new)
+    assert get(site, Faults()) == hashlib.sha256(new).hexdigest()
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_is_not(site: Path) -> None:
+    assert get(site, Faults(statuses=[503, 500, 429])) == SHA256
+    faults = Faults(statuses=[403])
+    with pytest.raises(DownloadError, match="403 Forbidden"):
+        get(site, faults)
+    assert len(faults.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "known", "says"),
+    [
+        (Faults(), {"size": 7}, "has 300,000 bytes on the server, not 7"),
+        (Faults(), {"sha256": "0" * 64}, "damaged on the way"),
+        (Faults(length=False), {}, "does not say how long"),
+        (Faults(breaks=[1000], shift=5), {}, "asked for bytes from 1000"),
+    ],
+)
+def test_what_is_not_the_file_is_refused(site: Path, faults: Faults, known: dict, says: str) -> None:
+    with pytest.raises(DownloadError, match=says):
+        get(site, faults, **known)
+    assert not (site.parent / "to" / "file.7z").exists()
+
+
+def test_a_full_disk_is_told_beforehand(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "check_place", lambda path, needed: asked.append(needed) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        get(site, Faults())
+    assert asked == [len(CONTENT)]
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file"])
+def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DownloadError, match="no address of HTTP"):
+        download(url, tmp_path / "file")
+
+
+def test_two_processes_do_not_write_one_file(site: Path) -> None:
+    (site.parent / "to").mkdir()
+    with module._held(site.parent / "to" / ".file.7z.part"), pytest.raises(DownloadError, match="another process"):
+        get(site, Faults())

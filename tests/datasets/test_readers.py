@@ -1,0 +1,185 @@
+"""COLMAP models, lenses and laser scans as files."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vggt_int8.data.colmap import Camera, ModelError, find_model, read_model
+from vggt_int8.data.lens import pixels_to_rays, rays_to_pixels
+from vggt_int8.data.scans import ScanError, read_alignment, read_ply, read_scans, thin
+
+FISHEYE = Camera(
+    "THIN_PRISM_FISHEYE",
+    (4032, 6048),
+    np.array([3410.0, 3409.0, 3115.0, 2066.0, -0.045, 0.02, 1e-4, -2e-4, -0.01, 0.002, 1e-4, -1e-4]),
+)
+
+
+def test_a_lens_and_back() -> None:
+    pixels = np.random.default_rng(0).uniform([0, 0], [6048, 4032], (1000, 2))
+    rays = pixels_to_rays(FISHEYE, pixels)
+    assert np.abs(rays_to_pixels(FISHEYE, rays) - pixels).max() < 1e-6
+    assert np.abs(rays[:, 0]).max() > 1
+
+
+def test_a_lens_by_hand() -> None:
+    """The formula of the model, for one ray, written out."""
+    fx, fy, cx, cy, k1, k2, p1, p2, k3, k4, sx1, sy1 = FISHEYE.parameters
+    u, v = 0.3, -0.4
+    theta = np.arctan(0.5)
+    a, b = u * theta / 0.5, v * theta / 0.5
+    q = theta**2
+    radial = k1 * q + k2 * q**2 + k3 * q**3 + k4 * q**4
+    x = a + a * radial + 2 * p1 * a * b + p2 * (q + 2 * a * a) + sx1 * q
+    y = b + b * radial + 2 * p2 * a * b + p1 * (q + 2 * b * b) + sy1 * q
+    found = rays_to_pixels(FISHEYE, np.array([[u, v]]))
+    np.testing.assert_allclose(found, [[fx * x + cx, fy * y + cy]], rtol=1e-12)
+
+
+def test_what_a_lens_does_not_show_is_unknown() -> None:
+    wide = Camera("THIN_PRISM_FISHEYE", (100, 100), np.array([20.0, 20.0, 50.0, 50.0, *[0.0] * 8]))
+    rays = pixels_to_rays(wide, np.array([[50.0, 50.0], [50.0 + 20 * 1.6, 50.0]]))
+    assert rays[0].tolist() == [0, 0]
+    assert np.isnan(rays[1]).all()
+    with pytest.raises(ModelError, match="FOV"):
+        pixels_to_rays(Camera("FOV", (2, 2), np.ones(5)), np.zeros((1, 2)))
+
+
+def write_text(folder: Path, camera: str = "7 SIMPLE_PINHOLE 640 480 500 320 240", name: str = "a b.jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cameras.txt").write_text(f"# cameras\n{camera}\n")
+    (folder / "images.txt").write_text(f"# images\n2 1 0 0 0 1 2 3 7 {name}\n\n1 0 0 0 2 0 0 1 7 z.jpg\n3 4 -1\n")
+
+
+def test_a_model_as_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "sparse" / "0")
+    model = read_model(find_model(tmp_path))
+    assert [image.name for image in model.images] == ["a b.jpg", "z.jpg"]
+    assert model.cameras[7].intrinsic().tolist() == [[500, 0, 320], [0, 500, 240], [0, 0, 1]]
+    assert model.images[0].extrinsic[:, 3].tolist() == [1, 2, 3]
+    torch.testing.assert_close(model.images[1].extrinsic[:, :3], torch.diag(torch.tensor([-1.0, -1.0, 1.0])))
+
+
+def write_binary(folder: Path, *, frames: bool, sensors: int = 1) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 7, 1, 640, 480, 500, 501, 320, 240))
+    image = (
+        struct.pack("<QI7dI", 1, 2, 1, 0, 0, 0, 1, 2, 3, 7) + b"a b.jpg\0" + struct.pack("<Q2dQ", 1, 1, 2, 2**64 - 1)
+    )
+    (folder / "images.bin").write_bytes(image)
+    if frames:
+        (folder / "frames.bin").write_bytes(struct.pack("<QII7dIiIQ", 1, 1, 1, 1, 0, 0, 0, 4, 5, 6, 1, 0, 7, 2))
+        rig = struct.pack("<QIIiI", 1, 1, sensors, 0, 7)
+        (folder / "rigs.bin").write_bytes(rig + struct.pack("<iIB7d", 0, 8, 1, 1, 0, 0, 0, 1, 0, 0) * (sensors - 1))
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_a_model_as_binary_files(tmp_path: Path, frames: bool) -> None:
+    """Poses are those of frames.bin where it is there, as COLMAP reads them."""
+    write_binary(tmp_path, frames=frames)
+    (image,) = read_model(tmp_path).images
+    assert image.name == "a b.jpg"
+    assert image.extrinsic[:, 3].tolist() == ([4, 5, 6] if frames else [1, 2, 3])
+    content = (tmp_path / "images.bin").read_bytes()
+    for length in (4, 20, len(content) - 1):
+        (tmp_path / "images.bin").write_bytes(content[:length])
+        with pytest.raises(ModelError, match=r"images\.bin ends"):
+            read_model(tmp_path)
+
+
+def test_rigs_of_several_cameras_are_refused(tmp_path: Path) -> None:
+    write_binary(tmp_path, frames=True, sensors=2)
+    with pytest.raises(ModelError, match="has 2 sensors"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("camera", "says"),
+    [
+        ("7 PINHOLE 640 480 500 320 240", "4 are needed"),
+        ("7 PINHOL 640 480 500 500 320 240", "'PINHOL' is not known"),
+        ("7 PINHOLE 640 480 -1 500 320 240", "has parameters"),
+        ("7 PINHOLE 640 480 nan 500 320 240", "has parameters"),
+        ("seven PINHOLE 640", "is no camera"),
+        ("8 SIMPLE_PINHOLE 640 480 500 320 240", "names camera 7, which there is not"),
+    ],
+)
+def test_models_that_are_wrong(tmp_path: Path, camera: str, says: str) -> None:
+    write_text(tmp_path, camera)
+    with pytest.raises(ModelError, match=says):
+        read_model(tmp_path)
+
+
+def test_cameras_that_bend_lines_are_to_be_undistorted_first(tmp_path: Path) -> None:
+    write_text(tmp_path, "7 OPENCV 640 480 500 500 320 240 0.1 0 0 0")
+    with pytest.raises(ModelError, match="undistort the images first"):
+        read_model(tmp_path).cameras[7].intrinsic()
+
+
+POINTS = np.array([[1, 2, 3], [4, 5, 6.5]], dtype=np.float32)
+
+
+@pytest.mark.parametrize("form", ["binary_little_endian", "binary_big_endian", "ascii"])
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_points_of_a_scan(tmp_path: Path, form: str, kind: str) -> None:
+    names = ["nx", "x", "y", "z"]
+    header = f"ply\nformat {form} 1.0\ncomment x\nelement vertex 2\n"
+    header += "".join(f"property {kind} {name}\n" for name in names)
+    header += "element face 0\nproperty list uchar int vertex_indices\nend_header\n"
+    rows = np.concatenate([np.zeros((2, 1)), POINTS], axis=1)
+    order = ">" if "big" in form else "<"
+    body = rows.astype(f"{order}f{4 if kind == 'float' else 8}").tobytes()
+    if form == "ascii":
+        body = "\n".join(" ".join(map(str, row)) for row in rows.tolist()).encode() + b"\n"
+    path = tmp_path / "scan.ply"
+    path.write_bytes(header.encode() + body)
+    np.testing.assert_array_equal(read_ply(path), POINTS)
+    if form != "ascii":
+        path.write_bytes(header.encode() + body[:-1])
+        with pytest.raises(ScanError, match="cut off"):
+            read_ply(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"ply\n", b"PK\3\4", b"ply\nformat ascii 1.0\nelement face 1\nend_header\n"])
+def test_what_is_no_scan(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "scan.ply").write_bytes(content)
+    with pytest.raises(ScanError, match=r"scan\.ply"):
+        read_ply(tmp_path / "scan.ply")
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        '<MLMesh filename="../scan.ply"><MLMatrix44>1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1</MLMatrix44></MLMesh>',
+        '<MLMesh filename="scan.ply"><MLMatrix44>1 0 0</MLMatrix44></MLMesh>',
+        '<MLMesh filename="scan.ply"/>',
+        "",
+        "<MLMesh",
+    ],
+)
+def test_projects_that_are_wrong(tmp_path: Path, mesh: str) -> None:
+    (tmp_path / "a.mlp").write_text(f"<MeshLabProject>{mesh}</MeshLabProject>")
+    with pytest.raises(ScanError, match=r"a\.mlp"):
+        read_alignment(tmp_path / "a.mlp")
+
+
+def test_scans_stand_where_the_project_says(tmp_path: Path) -> None:
+    header = b"ply\nformat binary_little_endian 1.0\nelement vertex 2\n"
+    header += b"".join(f"property float {axis}\n".encode() for axis in "xyz") + b"end_header\n"
+    (tmp_path / "scan.ply").write_bytes(header + POINTS.tobytes())
+    rows = "0 -1 0 10 \n 1 0 0 20 \n 0 0 1 30 \n 0 0 0 1"
+    mesh = f'<MLMesh filename="scan.ply"><MLMatrix44>\n{rows}\n</MLMatrix44></MLMesh>'
+    (tmp_path / "a.mlp").write_text(
+        f"<!DOCTYPE MeshLabDocument><MeshLabProject><MeshGroup>{mesh}</MeshGroup></MeshLabProject>"
+    )
+    found = read_scans(tmp_path / "a.mlp", 0.01)
+    np.testing.assert_allclose(found[np.argsort(found[:, 0])], [[5, 24, 36.5], [8, 21, 33]])
+
+
+def test_thinned_points_are_means_of_their_cubes() -> None:
+    points = np.array([[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [-0.1, 0.1, 0.1], [np.nan, 0, 0]])
+    np.testing.assert_allclose(thin(points, 1.0), [[-0.1, 0.1, 0.1], [0.2, 0.1, 0.1]])
+    assert thin(np.empty((0, 3)), 1.0).shape == (0, 3)

@@ -1,0 +1,152 @@
+"""7z archives from elsewhere, unpacked so that nothing leaves the folder and nothing fills the disk.
+
+The list of contents is judged before a byte is unpacked: plain files and folders alone, with names that stay below the
+target, each once, of no more bytes than are expected. Then each file is written by us under a hidden folder, no longer
+than the list says, and moved to its place. py7zr (the extra "data") only decompresses.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from vggt_int8.disk import check_place, naming
+from vggt_int8.files import staging_folder
+from vggt_int8.listing import first_few
+from vggt_int8.plain_data import shown
+
+MOST_ENTRIES = 1_000_000
+
+
+class ArchiveError(ValueError):
+    """An archive that is damaged, or that nobody should unpack. The message says what is wrong with it."""
+
+
+def unpack(archive: Path, target: Path, *, most_bytes: int) -> list[str]:
+    """The files of a 7z archive below `target`, replacing those of the same names; returns their names, with `/`.
+
+    most_bytes: that it may hold. Raises `ArchiveError`, with nothing changed; ImportError, with the way out, without
+    py7zr.
+    """
+    py7zr = _py7zr()
+    try:
+        with py7zr.SevenZipFile(archive) as opened:
+            if opened.needs_password():
+                raise ArchiveError(f"{archive} wants a password")
+            sizes = _checked(archive, opened.list(), most_bytes)
+            check_place(target, sum(sizes.values()))
+            with staging_folder(target) as staging:
+                names = _write(py7zr, opened, staging / "new", sizes, archive)
+                for name in names:
+                    _move(staging / "new" / name, target, name)
+    except (ArchiveError, OSError):
+        raise
+    except Exception as error:  # py7zr raises what its decompressors do
+        raise ArchiveError(
+            f"{archive} is damaged, or no 7z archive: {type(error).__name__}: {shown(str(error))}"
+        ) from error
+    return names
+
+
+def require() -> None:
+    """Raise ImportError, with the way out, where archives cannot be unpacked: the check before a download."""
+    _py7zr()
+
+
+def _py7zr() -> Any:
+    try:
+        import py7zr
+    except ImportError as error:
+        raise ImportError("7z archives are unpacked by py7zr: pip install 'vggt-int8[data]'") from error
+    return py7zr
+
+
+def _checked(archive: Path, entries: Sequence[Any], most_bytes: int) -> dict[str, int]:
+    """Name -> bytes of the files. Raises `ArchiveError` for what is not to be unpacked."""
+    if len(entries) > MOST_ENTRIES:
+        raise ArchiveError(f"{archive} lists {len(entries):,} files: no more than {MOST_ENTRIES:,} are unpacked")
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        name = str(entry.filename)
+        kind = "a link" if entry.is_symlink else "no plain file" if not entry.is_file and not entry.is_directory else ""
+        if kind:
+            raise ArchiveError(f"{archive} holds {shown(name)}, which is {kind}: it is not unpacked")
+        if not _stays_inside(name):
+            raise ArchiveError(f"{archive} holds {shown(name)}, a name that leaves its folder: it is not unpacked")
+        if entry.is_directory:
+            continue
+        if name in sizes:
+            raise ArchiveError(f"{archive} holds {shown(name)} more than once: it is not unpacked")
+        sizes[name] = int(entry.uncompressed)
+    total = sum(sizes.values())
+    if total > most_bytes:
+        raise ArchiveError(f"{archive} would unpack to {total:,} bytes; at most {most_bytes:,} are expected")
+    inside = {str(parent) for name in sizes for parent in PurePosixPath(name).parents}
+    if both := sorted(inside & sizes.keys()):
+        raise ArchiveError(f"{archive} holds {first_few(both)} as a file and as a folder: it is not unpacked")
+    return sizes
+
+
+def _stays_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or re.search(r"[\\:\0]", name):
+        return False
+    return ".." not in parts and all(len(os.fsencode(part)) <= 255 for part in parts)
+
+
+def _write(py7zr: Any, opened: Any, folder: Path, sizes: dict[str, int], archive: Path) -> list[str]:
+    """All files of the archive below an own folder. py7zr is given files to write into, and makes none itself."""
+    folder.mkdir()
+    root = Path(os.path.realpath(folder))
+
+    class File(py7zr.io.Py7zIO):
+        def __init__(self, name: str) -> None:
+            self.name, self.left = name, sizes[name]
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            self.file: IO[bytes] = (root / name).open("xb+")
+
+        def write(self, s: bytes | bytearray) -> int:
+            self.left -= len(s)
+            if self.left < 0:
+                raise ArchiveError(f"{archive}: {shown(self.name)} is longer than the archive's list says")
+            return self.file.write(s)
+
+        def read(self, size: int | None = None) -> bytes:
+            return self.file.read(-1 if size is None else size)
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return self.file.seek(offset, whence)
+
+        def flush(self) -> None:
+            self.file.flush()
+
+        def size(self) -> int:
+            return os.fstat(self.file.fileno()).st_size
+
+        def close(self) -> None:
+            self.file.close()
+
+    class Files(py7zr.io.WriterFactory):
+        def create(self, filename: str) -> File:
+            return File(Path(filename).relative_to(root).as_posix())
+
+    with naming(folder):
+        opened.extract(path=root, factory=Files())
+    for name, size in sizes.items():  # py7zr makes no file of a member without bytes
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and not size:
+            path.touch()
+        if not path.is_file() or path.stat().st_size != size:
+            raise ArchiveError(f"{archive}: {shown(name)} did not come out with its {size:,} bytes")
+    return sorted(sizes)
+
+
+def _move(path: Path, target: Path, name: str) -> None:
+    """To its place, whose folders are real ones below `target`."""
+    place = target / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not Path(os.path.realpath(place.parent)).is_relative_to(os.path.realpath(target)):
+        raise ArchiveError(f"{place.parent} is a link that leads out of {target}: nothing is unpacked there")
+    path.replace(place)

@@ -1,0 +1,170 @@
+"""Downloads that go on after a break: one file, by HTTP ranges, checked by size and hash, whole or not there.
+
+What has arrived lies in `.NAME.part` beside the target, and `.NAME.part.json` says of which version of the file it is
+(ETag or date, and length). A server that has another version by then, or knows no ranges, sends it from the start.
+"""
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedRandom
+from pathlib import Path
+
+from vggt_int8.disk import check_place, naming
+from vggt_int8.files import write_json
+
+ATTEMPTS = 5  # in a row without a byte
+_CHUNK = 1 << 20
+_TIMEOUT = 60.0  # seconds without a byte
+_BREAKS = (http.client.HTTPException, ConnectionError, TimeoutError, urllib.error.URLError)
+
+
+class DownloadError(RuntimeError):
+    """A file that cannot be had, or is not what it should be. The message names address and way out."""
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Of a file on the server. tag: for If-Range, empty where the server gives none."""
+
+    tag: str
+    total: int
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    pause: float = 1.0,
+) -> str:
+    """Fetch `url` to `target`, whose folder is made; returns the sha256 of the content.
+
+    size, sha256: what the file is known to have. on_bytes: called with (bytes there, all bytes). pause: seconds before
+    the second attempt; later ones wait twice as long each.
+
+    Raises `DownloadError`, keeping what has arrived unless it is wrong; OSError, beforehand, for too small a disk.
+    """
+    if not re.match(r"https?://", url):
+        raise DownloadError(f"{url} is no address of HTTP")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    with _held(part) as file:
+        failures = 0
+        while True:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                if _fetch(url, part, file, size, on_bytes):
+                    break
+                reason = "the connection ended early"
+            except urllib.error.HTTPError as error:
+                if error.code < 500 and error.code not in (408, 429):
+                    raise DownloadError(f"{url}: the server says {error.code} {error.reason}") from error
+                reason = f"the server says {error.code} {error.reason}"
+            except _BREAKS as error:
+                reason = str(getattr(error, "reason", "") or error) or type(error).__name__
+            failures = 0 if file.seek(0, os.SEEK_END) > before else failures + 1
+            if failures >= ATTEMPTS:
+                raise DownloadError(
+                    f"{url}: {reason}; {failures} attempts brought nothing. Run the command again later"
+                )
+            time.sleep(pause * 2**failures)
+        return _finish(url, part, file, target, sha256)
+
+
+@contextmanager
+def _held(part: Path) -> Iterator[BufferedRandom]:
+    """The partial file, which nobody else writes meanwhile."""
+    with naming(part), part.open("ab+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DownloadError(f"{part} is being downloaded by another process") from error
+        yield file
+
+
+def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_bytes: Callable[[int, int], None]) -> bool:
+    """Ask for what is missing and append it; whether all is there then."""
+    have, known = file.seek(0, os.SEEK_END), _known(part, url)
+    if have and (known is None or not known.tag or have > known.total):
+        file.truncate(have := 0)
+    if known is not None and have and have == known.total:
+        return True
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "vggt-int8"})
+    if have and known is not None:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", known.tag)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        version = _version(url, answer, have)
+        if answer.status != 206:
+            file.truncate(have := 0)
+        if size is not None and version.total != size:
+            raise DownloadError(f"{url} has {version.total:,} bytes on the server, not {size:,}: it is another file")
+        check_place(part, version.total - have)
+        write_json(_note(part), {"url": url, "tag": version.tag, "total": version.total})
+        on_bytes(have, version.total)
+        while chunk := answer.read(_CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            on_bytes(have, version.total)
+    file.flush()
+    return have == version.total
+
+
+def _version(url: str, answer: "http.client.HTTPResponse", have: int) -> _Version:
+    """What the server has. Raises `DownloadError` for an answer that is of no use."""
+    headers = answer.headers
+    if answer.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
+        if found is None or int(found[1]) != have:
+            raise DownloadError(
+                f"{url}: asked for bytes from {have}, the server sends {headers.get('Content-Range', 'no range')!r:.80}"
+            )
+        total = int(found[2])
+    else:
+        length = headers.get("Content-Length", "")
+        if not length.isdecimal():
+            raise DownloadError(f"{url}: the server does not say how long it is, so a break could not be told")
+        total = int(length)
+    tag = headers.get("ETag", "")
+    # A weak tag may stand for other bytes; If-Range takes a date as well.
+    return _Version(tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", ""), total)
+
+
+def _known(part: Path, url: str) -> _Version | None:
+    """Of which version the partial file is; None if that is not known, or of another address."""
+    try:
+        found = json.loads(_note(part).read_text(encoding="utf-8"))
+        return _Version(str(found["tag"]), int(found["total"])) if found["url"] == url else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _finish(url: str, part: Path, file: BufferedRandom, target: Path, sha256: str | None) -> str:
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 is not None and digest != sha256:
+        part.unlink()
+        _note(part).unlink(missing_ok=True)
+        raise DownloadError(
+            f"{url}: its sha256 is {digest}, not {sha256}: it was damaged on the way, or is another file"
+        )
+    os.fsync(file.fileno())
+    part.replace(target)
+    _note(part).unlink(missing_ok=True)
+    return digest

@@ -1,0 +1,120 @@
+"""ETH3D's high-resolution training scenes: which archives there are, and how they get here.
+
+Schöps et al., "A Multi-View Stereo Benchmark with High-Resolution Images and Multi-Camera Videos", CVPR 2017,
+https://www.eth3d.net. Photographs of 24 megapixels, poses, depth and laser scans, one 7z archive for each kind of data
+of a scene. Each archive holds a folder of the scene's name; all are unpacked beside one another:
+
+    SCENE/images/dslr_images_undistorted/*.JPG      SCENE/dslr_calibration_undistorted/{cameras,images,points3D}.txt
+    SCENE/images/dslr_images/*.JPG                  SCENE/dslr_calibration_jpg/{cameras,images,points3D}.txt
+    SCENE/ground_truth_depth/dslr_images/*.JPG      float32, row by row, of the distorted camera; inf where unknown
+    SCENE/masks_for_images/dslr_images/*.png        what moved, or is not to be looked at
+    SCENE/dslr_scan_eval/{scan_alignment.mlp,*.ply} laser scans, and where each stands
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vggt_int8.data.archive import unpack
+from vggt_int8.data.download import download
+from vggt_int8.files import write_json
+
+SITE = "https://www.eth3d.net/data"
+LICENCE = "CC BY-NC-SA 4.0: for research, not for sale, with its authors named (https://www.eth3d.net)"
+SCENES = (
+    *("courtyard", "delivery_area", "electro", "facade", "kicker", "meadow", "office", "pipes", "playground"),
+    *("relief", "relief_2", "terrace", "terrains"),
+)
+# What a user asks for -> the archives. Depth is of the distorted cameras, whose calibration comes with their images.
+PARTS = {
+    "images": ("dslr_undistorted",),
+    "depth": ("dslr_depth", "dslr_jpg"),
+    "masks": ("dslr_occlusion",),
+    "scan": ("dslr_scan_eval",),
+}
+STATE = ".archives.json"  # below the target: archive -> its sha256, and the files that it held
+MOST_BYTES = 64 << 30  # of one archive unpacked; the largest scans have a few GB
+
+
+@dataclass(frozen=True)
+class Archive:
+    """size, sha256: where they are known beforehand. ETH3D publishes no hashes: the first download's is kept."""
+
+    scene: str
+    kind: str
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.scene}_{self.kind}.7z"
+
+
+def archives(scenes: Sequence[str], parts: Sequence[str]) -> list[Archive]:
+    """Those of the scenes, in their order, each once. Raises ValueError for a name that there is not."""
+    for kind, names, known in (("scene", scenes, SCENES), ("part", parts, tuple(PARTS))):
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"ETH3D has no {kind} {unknown[0]!r}: choose of {', '.join(known)}")
+    kinds = dict.fromkeys(kind for part in parts for kind in PARTS[part])
+    return [Archive(scene, kind) for scene in dict.fromkeys(scenes) for kind in kinds]
+
+
+def fetch(
+    wanted: Sequence[Archive],
+    target: Path,
+    *,
+    site: str = SITE,
+    keep: bool = False,
+    on_bytes: Callable[[Archive, int, int], None] = lambda archive, done, total: None,
+    on_unpack: Callable[[Archive], None] = lambda archive: None,
+    pause: float = 1.0,
+) -> list[Archive]:
+    """Download and unpack below `target` what is not there; returns what was fetched.
+
+    An archive counts as there when all its files are, with their sizes. keep: the archives stay, too, in `target`.
+    Raises `DownloadError`, `ArchiveError` and OSError; what was fetched before stays.
+    """
+    fetched = []
+    for archive in wanted:
+        state = _state(target)
+        if _is_there(target, state.get(archive.name)):
+            continue
+        place = target / archive.name
+        known = archive.sha256 or state.get(archive.name, {}).get("sha256")
+
+        def report(done: int, total: int, archive: Archive = archive) -> None:
+            on_bytes(archive, done, total)
+
+        if place.is_file():  # kept from before, or brought by hand
+            digest = known or ""
+        else:
+            digest = download(
+                f"{site}/{archive.name}", place, size=archive.size, sha256=known, on_bytes=report, pause=pause
+            )
+        on_unpack(archive)
+        names = unpack(place, target, most_bytes=MOST_BYTES)
+        files = {name: (target / name).stat().st_size for name in names}
+        write_json(target / STATE, {**_state(target), archive.name: {"sha256": digest, "files": files}})
+        if not keep:
+            place.unlink()
+        fetched.append(archive)
+    return fetched
+
+
+def _state(target: Path) -> dict[str, Any]:
+    path = target / STATE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the archives are fetched anew") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _is_there(target: Path, entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
+        return False
+    return all((target / name).is_file() and (target / name).stat().st_size == n for name, n in entry["files"].items())
