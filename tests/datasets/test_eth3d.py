@@ -16,6 +16,7 @@ from vggt_int8.geometry import camera_center, camera_to_pose_encoding, relative_
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.scorecard.captured import Eth3dScenes, PosedScenes, evenly
 from vggt_int8.scorecard.scores import Protocol, score_scene
+from vggt_int8.scorecard.tables import METRICS
 
 CONFIG = VGGTConfig(img_size=112)
 
@@ -139,6 +140,7 @@ def perfect(made: tuple[Path, Truth], views: int | None = None) -> tuple[dict[st
 def test_a_network_without_faults_scores_as_one(made: tuple[Path, Truth]) -> None:
     outputs, scene = perfect(made)
     scores = score_scene(outputs, scene, Protocol())
+    assert set(scores) == set(METRICS) - {"normal_consistency"}  # single pixels are known, no surfaces
     assert scores["auc_3"] > 99
     assert abs(scores["focal_ratio"] - 1) < 1e-4
     assert scores["abs_rel"] < 0.01

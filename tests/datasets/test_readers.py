@@ -183,3 +183,28 @@ def test_thinned_points_are_means_of_their_cubes() -> None:
     points = np.array([[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [-0.1, 0.1, 0.1], [np.nan, 0, 0]])
     np.testing.assert_allclose(thin(points, 1.0), [[-0.1, 0.1, 0.1], [0.2, 0.1, 0.1]])
     assert thin(np.empty((0, 3)), 1.0).shape == (0, 3)
+
+
+def test_a_lens_is_that_of_colmap() -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    height, width = FISHEYE.size
+    camera = pycolmap.Camera(model=FISHEYE.model, width=width, height=height, params=FISHEYE.parameters.tolist())
+    rays = np.random.default_rng(0).uniform(-0.8, 0.8, (100, 2))
+    theirs = np.array([camera.img_from_cam(np.array([*ray, 1.0])) for ray in rays])
+    assert np.abs(rays_to_pixels(FISHEYE, rays) - theirs).max() < 1e-8
+
+
+def test_a_model_that_colmap_writes(tmp_path: Path) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    written = pycolmap.Reconstruction()
+    camera = pycolmap.Camera(camera_id=4, model="PINHOLE", width=64, height=48, params=[50, 51, 32, 24])
+    written.add_camera_with_trivial_rig(camera)
+    image = pycolmap.Image(name="a b.jpg", camera_id=4, image_id=9)
+    pose = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0.1, 0.3, 0.3, 0.9])), np.array([1.0, 2.0, 3.0]))
+    written.add_image_with_trivial_frame(image, pose)
+    for kind in ("binary", "text"):
+        (tmp_path / kind).mkdir()
+        getattr(written, f"write_{kind}")(tmp_path / kind)
+        (found,) = read_model(tmp_path / kind).images
+        assert found.name == "a b.jpg"
+        np.testing.assert_allclose(found.extrinsic.numpy(), pose.matrix(), atol=1e-6)
