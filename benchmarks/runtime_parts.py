@@ -11,6 +11,7 @@ The whole itself comes with and without branches of the graph (`runtime/branches
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ from vggt_int8.files import append_json_line
 from vggt_int8.model.call import Call
 from vggt_int8.model.tables import rope_table
 from vggt_int8.runtime import branches, dense
-from vggt_int8.runtime.aggregator import Halves, run_aggregator
+from vggt_int8.runtime.aggregator import run_aggregator
 from vggt_int8.runtime.attention import CUDNN, EFFICIENT, FLASH
 from vggt_int8.runtime.blocks import run_block
 from vggt_int8.runtime.camera import run_camera_head
+from vggt_int8.runtime.kept import Halves
 from vggt_int8.runtime.memory import PLANS
 from vggt_int8.runtime.network import run_network
 
@@ -92,7 +94,7 @@ def attention_times(frames: int) -> dict[str, float]:
 
 def head_times(model: VGGT, frames: int) -> dict[str, float]:
     half = torch.randn(frames, TOKENS, 1024, device="cuda", dtype=torch.float16)
-    tokens = {layer: Halves(half, half) for layer in model.config.dpt_layers}
+    tokens = {layer: Halves.whole(half, half) for layer in model.config.dpt_layers}
     times = {}
     for tuned in (True, False):
         with torch.backends.cudnn.flags(enabled=True, benchmark=tuned):
@@ -106,15 +108,14 @@ def head_times(model: VGGT, frames: int) -> dict[str, float]:
 
 def whole_times(model: VGGT, frames: int) -> dict[str, float]:
     images = torch.rand(1, frames, 3, *SIZE, device="cuda")
-    call = Call.of(model, images, heads=("camera", "depth", "point"))
-    times = {
-        "aggregator": milliseconds(lambda: run_aggregator(model.aggregator, images, model.config.dpt_layers, PLANS[0]))
-    }
+    call, plan = Call.of(model, images, heads=("camera", "depth", "point")), replace(PLANS[0], in_pieces=False)
+    asked = (images, model.config.dpt_layers, call.attention, plan)
+    times = {"aggregator": milliseconds(lambda: run_aggregator(model.aggregator, *asked))}
     before = branches.BRANCHES
     for branched in (False, True):
         branches.BRANCHES = branched
         name = f"whole, heads {'branch' if branched else 'in order'}"
-        times[name] = milliseconds(lambda: run_network(model, call, PLANS[0]))
+        times[name] = milliseconds(lambda: run_network(model, call, plan))
     branches.BRANCHES = before
     return times
 

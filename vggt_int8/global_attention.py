@@ -64,6 +64,13 @@ class GlobalAttention:
         """How many key frames a layer looks at in a scene of so many frames; None if it looks at others than those."""
         return self.keyframes if self.looks(layer, frames) == "keyframes" else None
 
+    @property
+    def most_keys(self) -> int | None:
+        """How many key frames any layer looks at; None if one looks at all frames."""
+        if "exact" in self.layers:
+            return None
+        return self.keyframes if "keyframes" in self.layers else 0
+
     def within(self, frames: int) -> "GlobalAttention":
         """What it comes to in a scene of so many frames: choices that do the same work there are equal."""
         layers = tuple(self.looks(layer, frames) for layer in range(len(self.layers)))

@@ -10,8 +10,8 @@ from vggt_int8.difference import relative_error
 from vggt_int8.model.dpt_head import DPT, add_uv_embedding
 from vggt_int8.model.resize import resize
 from vggt_int8.runtime import dense
-from vggt_int8.runtime.aggregator import Halves
 from vggt_int8.runtime.convolution import CONVOLUTIONS, call_conv
+from vggt_int8.runtime.kept import Halves
 
 SIZES = ((42, 56), (56, 56), (14, 28), (70, 14))
 
@@ -24,7 +24,7 @@ def make_tokens(model: VGGTInt8, frames: int, size: tuple[int, int], dtype: torc
 
 
 def halves(tokens: dict[int, torch.Tensor]) -> dict[int, Halves]:
-    return {layer: Halves(*x[0].chunk(2, dim=-1)) for layer, x in tokens.items()}
+    return {layer: Halves.whole(*x[0].chunk(2, dim=-1)) for layer, x in tokens.items()}
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,16 +1,13 @@
 """The aggregator on fused blocks: the image encoder and the frame blocks a few frames at a time, the global blocks
 on all.
-
-The result of a layer is its frame and its global tokens side by side. Both exist as tensors of their own anyway, so
-they are kept as two halves, which costs no copy; whoever reads them joins the frames it works on.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.aggregator import Aggregator
@@ -18,54 +15,71 @@ from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import first_and_other_frames, key_frames
 from vggt_int8.model.tables import image_statistics, rope_table
 from vggt_int8.runtime.blocks import run_block, run_block_in_parts, run_keyframe_block
+from vggt_int8.runtime.kept import Half, Halves
 from vggt_int8.runtime.memory import Plan, parts
 from vggt_int8.runtime.token_scales import TokenScales
-
-
-class Halves(NamedTuple):
-    """Tokens of one layer, [F, P, C] each, F = B * S frames; on the device, or on the host where memory is short."""
-
-    frame: Tensor
-    scene: Tensor
-
-    def of(self, frames: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Both halves of some frames, on `device`."""
-        return self.frame[frames].to(device), self.scene[frames].to(device)
-
-    def camera_tokens(self, device: torch.device) -> Tensor:
-        """The first token of every frame, [F, 2C]."""
-        return torch.cat([half[:, 0].to(device) for half in self], dim=-1)
 
 
 def run_aggregator(
     aggregator: Aggregator, images: Tensor, layers: Collection[int], attention: GlobalAttention, plan: Plan
 ) -> dict[int, Halves]:
     """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for; no block behind the last of them runs."""
-    batch, frames, _, height, width = images.shape
     tokens = _embed(aggregator, images, plan)
-    grid = (height // aggregator.patch_size, width // aggregator.patch_size)
-    geometry = (*grid, aggregator.num_special, aggregator.head_dim, aggregator.rope_freq)
-    rope = rope_table(*geometry, device=tokens.device)
     shape, x = tokens.shape, tokens.flatten(0, 1)
     del tokens
-    scales = TokenScales([*aggregator.frame_blocks, *aggregator.global_blocks], shape[1])
-    kept = {}
+    blocks = _Blocks(aggregator, images, attention, plan)
+    kept, own = {}, True  # whether nobody else reads x, so that a block may write into it
     for layer in range(max(layers) + 1):
-        at_once = (batch * frames, rope, plan.rows, plan.frames)
-        x = run_block_in_parts(aggregator.frame_blocks[layer], x, *at_once, scales=scales)
-        frame, block = x, aggregator.global_blocks[layer]
-        looks, keys = attention.looks(layer, frames), attention.keys(layer, frames)
-        if looks == "frames":
-            x = run_block_in_parts(block, x, *at_once, scales=scales)
-        elif keys is not None:
-            chosen = key_frames(frames, keys, device=x.device)
-            x = run_keyframe_block(block, x, batch, chosen, rope, plan.rows, plan.scene_frames, scales=scales)
-        else:
-            x = run_block(block, x, batch, rope, plan.rows, scales=scales)
-        if layer in layers:
-            halves = (frame.view(shape), x.view(shape))
-            kept[layer] = Halves(*(half.cpu() if plan.tokens_on_host else half for half in halves))
+        x = blocks.frame(layer, x, x if own else None)
+        if layer not in layers:
+            x, own = blocks.scene(layer, x, x), True
+            continue
+        how = _how_kept(layer, layers, plan)
+        frame, own = _keep(x.view(shape), how), how != "whole"
+        x = blocks.scene(layer, x, x if own else None)
+        kept[layer] = Halves(frame, _keep(x.view(shape), how))
     return kept
+
+
+def _how_kept(layer: int, layers: Collection[int], plan: Plan) -> Literal["whole", "pieces", "host"]:
+    """The last layer's tokens are nobody's input, so a copy would only be one more."""
+    if sorted(layers).index(layer) < plan.layers_on_host:
+        return "host"
+    return "pieces" if plan.in_pieces and layer != max(layers) else "whole"
+
+
+def _keep(x: Tensor, how: Literal["whole", "pieces", "host"]) -> Half:
+    return Half([x]) if how == "whole" else Half.copied(x, on_host=how == "host")
+
+
+class _Blocks:
+    """The aggregator's blocks during one call, as functions of tokens [B * S * P, C] and where to write."""
+
+    def __init__(self, aggregator: Aggregator, images: Tensor, attention: GlobalAttention, plan: Plan) -> None:
+        self._batch, self._frames, _, height, width = images.shape
+        self._aggregator, self._attention, self._plan = aggregator, attention, plan
+        grid = (height // aggregator.patch_size, width // aggregator.patch_size)
+        geometry = (*grid, aggregator.num_special, aggregator.head_dim, aggregator.rope_freq)
+        self._rope = rope_table(*geometry, device=images.device)
+        blocks = [*aggregator.frame_blocks, *aggregator.global_blocks]
+        self._scales = TokenScales(blocks, self._rope.shape[1])
+
+    def frame(self, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
+        return self._inside_frames(self._aggregator.frame_blocks[layer], x, out)
+
+    def scene(self, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
+        block, rope, plan, frames = self._aggregator.global_blocks[layer], self._rope, self._plan, self._frames
+        if self._attention.looks(layer, frames) == "frames":
+            return self._inside_frames(block, x, out)
+        if (keys := self._attention.keys(layer, frames)) is None:
+            return run_block(block, x, self._batch, rope, plan.rows, out, self._scales)
+        chosen = key_frames(frames, keys, device=x.device)
+        parts_of = (plan.rows, plan.scene_frames)
+        return run_keyframe_block(block, x, self._batch, chosen, rope, *parts_of, out, self._scales)
+
+    def _inside_frames(self, block: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
+        count, plan = self._batch * self._frames, self._plan
+        return run_block_in_parts(block, x, count, self._rope, plan.rows, plan.frames, out, self._scales)
 
 
 def _embed(aggregator: Aggregator, images: Tensor, plan: Plan) -> Tensor:

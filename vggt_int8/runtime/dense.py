@@ -5,6 +5,8 @@ transposed. A rectified shortcut is made by the convolution before it; a resize 
 result; the last convolution makes the outputs. What a head computes is defined in `vggt_int8.model.dpt_head`.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,6 @@ from vggt_int8.kernels import ops
 from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock
 from vggt_int8.model.tables import constant_table, uv_table
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
-from vggt_int8.runtime.aggregator import Halves
 from vggt_int8.runtime.convolution import (
     CONVOLUTIONS,
     FloatConv,
@@ -24,6 +25,8 @@ from vggt_int8.runtime.convolution import (
     map_to_pixels,
     pixels_to_map,
 )
+from vggt_int8.runtime.kept import Halves
+from vggt_int8.runtime.maps import DeviceMaps, HostMaps
 from vggt_int8.runtime.memory import parts
 
 
@@ -31,23 +34,39 @@ def predict(
     head: DPTHead, tokens: dict[int, Halves], image_size: tuple[int, int], at_once: int, on_host: bool
 ) -> tuple[Tensor, Tensor]:
     """Values [F, H, W, n] and confidence [F, H, W], fp32, of all frames; on the host if asked."""
-    run = DenseCall(head, tokens, image_size)
-    layers = head.scratch.output_conv2
-    assert isinstance(layers, nn.Sequential)
-    hidden, last = run.convs[layers[0]], float_conv(layers[2], head.norm.weight.dtype)
-    outputs, weight = last.weight.shape[0], last.weight.flatten(1)
-    device = torch.device("cpu") if on_host else run.device
-    values = torch.empty(run.frames, *image_size, outputs - 1, dtype=torch.float32, device=device)
-    confidences = torch.empty(run.frames, *image_size, dtype=torch.float32, device=device)
+    run = MapCall(head, tokens, image_size)
+    if on_host:
+        return predict_together([head], tokens, image_size, at_once, on_host, forget=False)[0]
+    values, confidences = run.new_maps(run.frames)
     for part in run.parts(at_once):
-        value, confidence = (torch.empty_like(x[part], device=run.device) for x in (values, confidences))
-        if not on_host:
-            value, confidence = values[part], confidences[part]
-        pixels = map_to_pixels(hidden.relu(run(part)))
-        ops.predict_(pixels, weight, last.bias, head.activation == "inv_log", value, confidence)
-        if on_host:
-            values[part], confidences[part] = value.to(device), confidence.to(device)
+        run.predict_(part, values[part], confidences[part])
     return values, confidences
+
+
+def predict_together(
+    heads: Sequence[DPTHead],
+    tokens: dict[int, Halves],
+    image_size: tuple[int, int],
+    at_once: int,
+    on_host: bool,
+    forget: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    """`predict` of some heads that take turns; if `forget`, tokens are given back once all have read them.
+
+    On a GPU maps are made part by part as well, and joined when the tokens are gone.
+    """
+    calls = [MapCall(head, tokens, image_size) for head in heads]
+    frames, device = calls[0].frames, calls[0].device
+    stores = [(HostMaps if on_host else DeviceMaps)(frames, device) for _ in calls]
+    for part in parts(frames, min(call.most_frames(at_once) for call in calls)):
+        for call, store in zip(calls, stores, strict=True):
+            maps = call.new_maps(part.stop - part.start)
+            call.predict_(part, *maps)
+            store.add(part, maps)
+        if forget:
+            for halves in tokens.values():
+                halves.forget(part.stop)
+    return [store.whole() for store in stores]
 
 
 def features(head: DPTFeatures, tokens: dict[int, Halves], image_size: tuple[int, int], at_once: int) -> Tensor:
@@ -73,7 +92,7 @@ class DenseCall:
         dtype = head.norm.weight.dtype
         self.head, self.image_size = head, image_size
         self.halves = [tokens[layer] for layer in head.layers]
-        self.frames = len(self.halves[0].frame)
+        self.frames = self.halves[0].frame.count
         self.device = head.norm.weight.device
         convs = (m for m in head.modules() if isinstance(m, CONVOLUTIONS))
         self.convs: dict[nn.Module, FloatConv | IntegerConv] = {m: call_conv(m, dtype) for m in convs}
@@ -88,10 +107,14 @@ class DenseCall:
             bias = F.linear(first.bias, second.weight.flatten(1), second.bias)
             self.convs |= {conv: first._replace(bias=None), linear: second._replace(bias=bias)}
 
-    def parts(self, at_once: int) -> list[slice]:
-        """The frames of each step: at most `at_once`, and no map larger than 32-bit kernels can count."""
+    def most_frames(self, at_once: int) -> int:
+        """Of a step: at most `at_once`, and no map larger than 32-bit kernels can count."""
         largest = MAX_ELEMENTS // (self.head.channels * self.image_size[0] * self.image_size[1])
-        return list(parts(self.frames, max(1, min(at_once, largest))))
+        return max(1, min(at_once, largest))
+
+    def parts(self, at_once: int) -> list[slice]:
+        """The frames of each step."""
+        return list(parts(self.frames, self.most_frames(at_once)))
 
     def __call__(self, frames: slice) -> Tensor:
         """-> the head's feature map [f, C, H / stride, W / stride], channels last."""
@@ -155,6 +178,28 @@ class DenseCall:
             rows = position_table(size[0], height / diagonal, half, device=x.device)
         other = None if addend is None else map_to_pixels(addend)
         return pixels_to_map(ops.resize(map_to_pixels(x), *size, columns, rows, bias, other))
+
+
+class MapCall(DenseCall):
+    """A head of depth or points, its last layers included."""
+
+    def __init__(self, head: DPTHead, tokens: dict[int, Halves], image_size: tuple[int, int]) -> None:
+        super().__init__(head, tokens, image_size)
+        layers = head.scratch.output_conv2
+        assert isinstance(layers, nn.Sequential)
+        self.hidden, self.last = self.convs[layers[0]], float_conv(layers[2], head.norm.weight.dtype)
+        self.inverse_log = head.activation == "inv_log"
+
+    def new_maps(self, frames: int) -> tuple[Tensor, Tensor]:
+        """Room for values [f, H, W, n] and confidence [f, H, W], fp32."""
+        sizes = (frames, *self.image_size)
+        values = torch.empty(*sizes, len(self.last.weight) - 1, dtype=torch.float32, device=self.device)
+        return values, torch.empty(sizes, dtype=torch.float32, device=self.device)
+
+    def predict_(self, part: slice, values: Tensor, confidence: Tensor) -> None:
+        """Of some frames, into the maps given."""
+        pixels = map_to_pixels(self.hidden.relu(self(part)))
+        ops.predict_(pixels, self.last.weight.flatten(1), self.last.bias, self.inverse_log, values, confidence)
 
 
 @constant_table

@@ -4,16 +4,21 @@ Bytes per token at width C = 1024 and 2 bytes a number, beside weights and image
 tokens a frame; all other sizes by `Shape.peak_bytes`):
 
     global attention    x 2 KB, q k v 6 KB, output 2 KB                                     10 KB
+      key frames        x 2 KB, of the last layer also its result 2 KB; beside that         2 -> 4 KB
+                        x, k and v of key frames, q and output of the frames at work        6 KB, 4 KB
+    frame attention     of the frames at work: q k v 6 KB, output 2 KB                      8 KB
     kept tokens         4 layers of two halves of 2 KB; the last is x while it is made      12 -> 16 KB
     MLP                 x 2 KB; per row of a part: hidden 8, its codes 4, x's codes 1       2 KB + 13 KB a row
       static scales     no hidden floats; counted as if there were                          2 KB + 5 KB a row
     dense head          per frame at work, at full size: 128 channels before the resize (17 MB) and after it (52 MB),
                         32 channels (13 MB); outputs are made in their place                82 MB
     outputs             6 floats a pixel                                                    4.9 MB a frame
+      in pieces         tokens go as outputs come: all but the last layer's; at the end outputs, the largest twice
     tracks              per query point and frame: 12 KB, or 7 KB and 81 KB per frame at work
 
-So 100 frames peak at 1.24 GB (blocks) + 1.7 (kept) or 1.7 + 0.5 (outputs) + 0.66 (8 frames in a head); 1000 frames
-would need 23 GB in the blocks: their kept tokens (17 GB) go to the host, 0.7 s of copying in minutes of attention.
+So 100 frames peak at 1.24 GB (blocks) + 1.3 (kept) or 1.7 + 0.66 (8 frames in a head). With exact attention 1000 frames
+need 23 GB in the blocks, with key frames 17 and a little more; kept tokens that do not fit (4.3 GB a layer) go to the
+host and back, which takes 0.2 s a layer.
 """
 
 import traceback
@@ -44,37 +49,49 @@ class Plan:
     scene_frames: in a global block that looks at key frames: more, so that the last programs of a launch leave less of
     a GPU idle.
 
-    tokens_on_host: the layers that the heads read wait in host memory. outputs_on_host: maps are moved there as they
-    are made, and stay there. graph: whether the call may be captured in a CUDA graph.
+    layers_on_host: so many of the layers that the heads read, the first ones, wait in host memory. outputs_on_host:
+    maps are moved there as they are made, and stay there. in_pieces: tokens that are kept are copies, which the heads
+    give back when they have read them. graph: whether the call may be captured in a CUDA graph.
     """
 
     frames: int = 32
     rows: int = 32768
     head_frames: int = 8
-    tokens_on_host: bool = False
-    outputs_on_host: bool = False
-    graph: bool = False
     scene_frames: int = 128
+    layers_on_host: int = 0
+    outputs_on_host: bool = False
+    in_pieces: bool = True
+    graph: bool = False
+
+    @property
+    def tokens_on_host(self) -> bool:
+        """Whether tokens wait in host memory."""
+        return self.layers_on_host > 0
+
+    def graphed(self) -> "Plan":
+        """The same for a CUDA graph, which gives nothing back while it is captured."""
+        return replace(self, in_pieces=False, graph=True)
 
     def bounded(self, head_frames: int | None) -> "Plan":
         """With at most so many frames in a dense head; None for as many as there are."""
         return self if head_frames is None else replace(self, head_frames=min(self.head_frames, head_frames))
 
 
+_SMALL = Plan(frames=8, rows=8192, head_frames=2, scene_frames=32)
 # From fast to small. Kept tokens leave before outputs: they are larger, and nobody sees where they waited.
 PLANS = (
     Plan(),
-    Plan(frames=8, rows=8192, head_frames=2, scene_frames=32),
-    Plan(frames=8, rows=8192, head_frames=2, scene_frames=32, tokens_on_host=True),
-    Plan(frames=4, rows=4096, head_frames=1, scene_frames=16, tokens_on_host=True, outputs_on_host=True),
+    _SMALL,
+    *(replace(_SMALL, layers_on_host=layers) for layers in (1, 2, 4)),
+    Plan(frames=4, rows=4096, head_frames=1, scene_frames=16, layers_on_host=4, outputs_on_host=True),
 )
 SMALLEST = PLANS[-1]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), and the query points of each
-    scene.
+    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), the query points of each scene,
+    and its key frames; None where a global block looks at all frames.
     """
 
     batch: int
@@ -84,6 +101,7 @@ class Shape:
     heads: tuple[str, ...]
     number_bytes: int
     points: int = 0
+    keyframes: int | None = None
 
     def tokens_per_frame(self, config: VGGTConfig) -> int:
         patches = (self.height // config.patch_size) * (self.width // config.patch_size)
@@ -94,34 +112,58 @@ class Shape:
 
     def peak_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         """Estimated peak of a call beside weights and images; the module's text shows where the terms come from."""
+        if plan == PLANS[0] and self.tokens(config) <= GRAPH_TOKENS:
+            plan = plan.graphed()
         return MARGIN + max(self._block_bytes(config, plan), self._head_bytes(config, plan))
 
     def _block_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         tokens, unit = self.tokens(config), config.embed_dim * self.number_bytes
-        kept = 0 if plan.tokens_on_host else 2 * (self._layers(config) - 1)
+        on_device = self._layers_on_device(config, plan)
+        kept = 2 * (on_device - 1) if on_device else 0
         rows = min(plan.rows, tokens)
         mlp = int((config.mlp_ratio * (self.number_bytes + 1) + 1) * config.embed_dim) * rows
-        return tokens * unit * kept + max(5 * tokens * unit, 2 * tokens * unit + mlp)
+        if self.keyframes is None:
+            return tokens * unit * kept + max(5 * tokens * unit, 2 * tokens * unit + mlp)
+        frames, per_frame = self.batch * self.frames, self.tokens_per_frame(config) * unit
+        inside = 4 * min(plan.frames, frames)
+        between = 3 * self.batch * self.keyframes + 2 * min(plan.scene_frames, frames)
+        own = 2 if on_device else 1  # x, and where its layer is kept as it is, its result
+        return tokens * unit * (kept + own) + max(inside * per_frame, between * per_frame, mlp)
 
     def _head_bytes(self, config: VGGTConfig, plan: Plan) -> int:
+        """Of the beginning, when all tokens are there, or of the end."""
         pixels, all_frames = self.height * self.width, self.batch * self.frames
-        kept = 0 if plan.tokens_on_host else 2 * self._layers(config)
-        kept_bytes, total, maps = self.tokens(config) * config.embed_dim * self.number_bytes * kept, 0, 0
+        layers, unit = self._layers_on_device(config, plan), config.embed_dim * self.number_bytes
+        kept_bytes, total, maps = self.tokens(config) * unit * 2 * layers, 0, 0
         values = {"depth": 2, "point": 4}
+        outputs = [all_frames * pixels * 4 * values[head] for head in self.heads if head in values]
+        if plan.in_pieces and outputs and "track" not in self.heads and not plan.outputs_on_host:
+            end = sum(outputs) + max(outputs) * 3 // 4 + self._last_bytes(config, plan)
+            return max(kept_bytes + self._map_bytes(config, plan), end)
         if not plan.outputs_on_host:
-            total += all_frames * pixels * 4 * sum(values.get(head, 0) for head in self.heads)
+            total += sum(outputs)
         if "track" in self.heads:  # its feature maps, and the normalised copy that the pyramid starts from
             total += 3 * all_frames * pixels // 4 * config.track_features * self.number_bytes
         if set(self.heads) - {"camera"}:
-            coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
-            channels = config.dpt_features // 2
-            before, after = 3 * channels * coarse, channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels
-            frame = self.number_bytes * max(before, after)  # the first convolution of the two, or what follows it
-            beside = all_frames <= MAPS_BESIDE and {"depth", "point"} <= set(self.heads)
-            maps = longest_part(all_frames, plan.head_frames) * frame * (2 if beside else 1)
+            maps = self._map_bytes(config, plan)
         # The tracker comes last, when nobody reads tokens any more.
         tracker = self._tracker_bytes(config, plan) if "track" in self.heads else 0
         return total + max(kept_bytes + maps, tracker)
+
+    def _map_bytes(self, config: VGGTConfig, plan: Plan) -> int:
+        """Of the largest maps of a dense head at work."""
+        pixels, all_frames = self.height * self.width, self.batch * self.frames
+        coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
+        channels = config.dpt_features // 2
+        before, after = 3 * channels * coarse, channels * (coarse + pixels) + HIDDEN_CHANNELS * pixels
+        frame = self.number_bytes * max(before, after)  # the first convolution of the two, or what follows it
+        beside = all_frames <= MAPS_BESIDE and {"depth", "point"} <= set(self.heads)
+        return longest_part(all_frames, plan.head_frames) * frame * (2 if beside else 1)
+
+    def _last_bytes(self, config: VGGTConfig, plan: Plan) -> int:
+        """Tokens of the last layer, which are nobody's copies."""
+        last = 2 if self._layers_on_device(config, plan) else 0
+        return self.tokens(config) * config.embed_dim * self.number_bytes * last
 
     def _tracker_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         """Of the larger of two moments: map values around each point, sampled and in the order of their product, beside
@@ -134,8 +176,9 @@ class Shape:
         numbers = 12 * config.track_hidden_size + 3 * config.track_features
         return max(samples + 3 * correlations, correlations + places * numbers * self.number_bytes)
 
-    def _layers(self, config: VGGTConfig) -> int:
-        return len(layers_read(self.heads, config))
+    def _layers_on_device(self, config: VGGTConfig, plan: Plan) -> int:
+        """Of those that the heads read."""
+        return max(0, len(layers_read(self.heads, config)) - plan.layers_on_host)
 
 
 def parts(total: int, at_most: int) -> Iterator[slice]:
@@ -177,6 +220,7 @@ def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
         rows=max(64, int(SUMS_AT_ONCE // hidden)),
         head_frames=max(1, CPU_MAP // map_values),
         scene_frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),
+        in_pieces=False,
     )
 
 

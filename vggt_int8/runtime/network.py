@@ -9,9 +9,10 @@ from vggt_int8.model.call import Call
 from vggt_int8.model.track_head import TrackHead
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.runtime import dense
-from vggt_int8.runtime.aggregator import Halves, run_aggregator
+from vggt_int8.runtime.aggregator import run_aggregator
 from vggt_int8.runtime.branches import branches
 from vggt_int8.runtime.camera import run_camera_head
+from vggt_int8.runtime.kept import Halves
 from vggt_int8.runtime.memory import MAPS_BESIDE, Plan
 
 Tensors = dict[str, Tensor]
@@ -32,12 +33,18 @@ def run_network(model: VGGT, call: Call, plan: Plan) -> Tensors:
                 pose = run_camera_head(model.camera_head, camera)
                 extrinsic, intrinsic = pose_encoding_to_camera(pose, size)
             outputs |= {"pose_enc": pose, "extrinsic": extrinsic, "intrinsic": intrinsic}
-        for name, (field, head) in maps.items():
-            if head is not None and name in heads:
-                with beside() if name == "depth" and batch * frames <= MAPS_BESIDE else nullcontext():
-                    value, confidence = dense.predict(head, tokens, size, plan.head_frames, plan.outputs_on_host)
-                outputs |= {field: value.unflatten(0, (batch, frames))}
-                outputs |= {f"{field}_conf": confidence.unflatten(0, (batch, frames))}
+        wanted = {field: head for name, (field, head) in maps.items() if head is not None and name in heads}
+        made = {}
+        if plan.in_pieces and wanted:
+            how = (plan.head_frames, plan.outputs_on_host, call.query_points is None)
+            made = dict(zip(wanted, dense.predict_together([*wanted.values()], tokens, size, *how), strict=True))
+        else:
+            for field, head in wanted.items():
+                with beside() if field == "depth" and batch * frames <= MAPS_BESIDE else nullcontext():
+                    made[field] = dense.predict(head, tokens, size, plan.head_frames, plan.outputs_on_host)
+        for field, (value, confidence) in made.items():
+            outputs |= {field: value.unflatten(0, (batch, frames))}
+            outputs |= {f"{field}_conf": confidence.unflatten(0, (batch, frames))}
     if model.track_head is not None and call.query_points is not None:
         outputs |= _track(model.track_head, tokens, images, call.query_points, plan)
     return outputs

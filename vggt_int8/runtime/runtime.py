@@ -166,7 +166,8 @@ class Runtime:
         batch, frames, _, height, width = call.images.shape
         number_bytes = self.model.aggregator.camera_token.element_size()
         points = 0 if call.query_points is None else call.query_points.shape[1]
-        return Shape(batch, frames, height, width, call.heads, number_bytes, points)
+        keyframes = call.attention.within(frames).most_keys
+        return Shape(batch, frames, height, width, call.heads, number_bytes, points, keyframes)
 
     def _replay_ahead(self, call: Call) -> _Ahead | None:
         """The outputs that the call has unless something about the model has changed; None if there is no graph.
@@ -212,8 +213,8 @@ class Runtime:
         if not images.is_cuda:
             return cpu_plan(shape, config)
         if torch.cuda.is_current_stream_capturing():
-            return fastest
-        graphed = replace(fastest, graph=shape.tokens(config) <= GRAPH_TOKENS)
+            return replace(fastest, in_pieces=False)
+        graphed = fastest.graphed() if shape.tokens(config) <= GRAPH_TOKENS else fastest
         if self.low_vram is False or self._has_graph(call):
             return graphed
         plan = choose_plan(shape, config, free_gpu_bytes(images.device) - held_by_graphs(images.device))

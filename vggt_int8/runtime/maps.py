@@ -1,0 +1,69 @@
+"""Maps of a dense head that are made some frames at a time, and become one tensor each: on the GPU or on the host.
+
+A store takes a part of all maps of a head (values, confidence) after the other, in order.
+"""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+WAITING = 2  # parts on their way to the host while others are made
+
+Maps = tuple[Tensor, Tensor]
+
+
+class DeviceMaps:
+    """Parts where they were made, joined at the end. Until then they take no more than what was made."""
+
+    def __init__(self, frames: int, device: torch.device) -> None:
+        self._parts: list[list[Tensor]] = [[], []]
+
+    def add(self, part: slice, maps: Maps) -> None:
+        for stored, made in zip(self._parts, maps, strict=True):
+            stored.append(made)
+
+    def whole(self) -> Maps:
+        joined = []
+        for stored in self._parts:
+            joined.append(stored[0] if len(stored) == 1 else torch.cat(stored))
+            stored.clear()
+        return joined[0], joined[1]
+
+
+class HostMaps:
+    """Whole tensors on the host, which parts from a GPU reach by way of pinned memory while the next ones are made."""
+
+    def __init__(self, frames: int, device: torch.device) -> None:
+        self._frames, self._whole = frames, list[Tensor]()
+        self._waiting: deque[tuple[torch.cuda.Event, slice, list[Tensor]]] = deque()
+
+    def add(self, part: slice, maps: Maps) -> None:
+        if not self._whole:
+            self._whole = [torch.empty(self._frames, *x.shape[1:], dtype=x.dtype) for x in maps]
+        if not maps[0].is_cuda:
+            self._store(part, list(maps))
+            return
+        pinned = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in maps]
+        for to, x in zip(pinned, maps, strict=True):
+            to.copy_(x, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._waiting.append((event, part, pinned))
+        while len(self._waiting) > WAITING:
+            self._arrive()
+
+    def whole(self) -> Maps:
+        while self._waiting:
+            self._arrive()
+        values, confidence = self._whole
+        return values, confidence
+
+    def _arrive(self) -> None:
+        event, part, pinned = self._waiting.popleft()
+        event.synchronize()
+        self._store(part, pinned)
+
+    def _store(self, part: slice, maps: list[Tensor]) -> None:
+        for stored, x in zip(self._whole, maps, strict=True):
+            stored[part] = x
