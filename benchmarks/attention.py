@@ -1,10 +1,11 @@
 """Attention at VGGT-1B's sizes on one GPU: cuDNN, FlashAttention-2, and the Triton kernel.
 
     python benchmarks/attention.py --out benchmarks/results/attention.jsonl [--frames 1 4 10 32 100] [--variants 0 4]
+    python benchmarks/attention.py --frames 128 --kinds keys frame --keyframes 40
 
 q, k and v are strided views of a qkv tensor [frames * 1041, 3, 16, 64] in fp16, as the network has them: "frame" is
-attention inside each frame, "global" over all. Queries and keys are normalised, like the network's, and keys share a
-common part. Timed in a CUDA graph over inputs that rotate.
+attention inside each frame, "global" over all, "keys" from all to the tokens of --keyframes others. Queries and keys
+are normalised, like the network's, and keys share a common part. Timed in a CUDA graph over inputs that rotate.
 
 A sample of rows of every result is compared with fp32 arithmetic; a row that fails shows no rate. "sharp" repeats the
 global attention of 10 frames with queries eight times as large, where variants that estimate the maximum ("frozen")
@@ -96,12 +97,12 @@ def errors(out: Tensor, exact: list[tuple[tuple[int, int], Tensor, Tensor]]) -> 
     return found.relative, found.relative_max
 
 
-def milliseconds(attend: Attend, inputs: list[Tensor], seconds: float) -> list[float]:
+def milliseconds(attend: Attend, inputs: list[tuple[Tensor, ...]], seconds: float) -> list[float]:
     """Times per call, sorted, of a graph that runs once over all inputs."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for qkv in inputs:
-            attend(*views(qkv))
+            attend(*qkv)
     times: list[float] = []
     stop = time.monotonic() + seconds
     while len(times) < 4 or (time.monotonic() < stop and len(times) < 50):
@@ -129,15 +130,20 @@ def measure(kind: str, frames: int, arguments: argparse.Namespace, machine: dict
     tokens = frames * TOKENS // sequences
     sharpness = 8.0 if kind == "sharp" else 1.0
     copies = max(1, min(8, math.ceil(INPUTS / (6 * frames * TOKENS * HEADS * DIM))))
-    inputs = [make_qkv(sequences, tokens, sharpness) for _ in range(copies)]
-    exact = sample(*views(inputs[0]))
-    tflop = 4e-12 * sequences * HEADS * DIM * tokens * tokens
+    inputs = [views(make_qkv(sequences, tokens, sharpness)) for _ in range(copies)]
+    keys = tokens
+    if kind == "keys":
+        keys = arguments.keyframes * TOKENS
+        others = [views(make_qkv(1, keys, sharpness)) for _ in range(copies)]
+        inputs = [(q, k, v) for (q, _, _), (_, k, v) in zip(inputs, others, strict=True)]
+    exact = sample(*inputs[0])
+    tflop = 4e-12 * sequences * HEADS * DIM * tokens * keys
     for kernel, variant, attend in contenders(arguments.variants):
         row: dict[str, object] = {"kind": kind, "frames": frames, "kernel": kernel, "scores": "fp16"}
         row |= {"variant": variant, "tflop": tflop}
         name = f"{kind:6s} {frames:4d}  {kernel:16s} {variant:36s}"
         try:
-            relative, largest = errors(attend(*views(inputs[0])), exact)
+            relative, largest = errors(attend(*inputs[0]), exact)
             passed = relative < LIMIT and largest < LIMIT_OF_ONE  # NaN is less than nothing
             row |= {"relative_error": relative, "largest_error": largest, "passed": passed}
             line = f"WRONG: relative error {relative:.2e}, largest {largest:.2e}"
@@ -159,6 +165,10 @@ def measure(kind: str, frames: int, arguments: argparse.Namespace, machine: dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 10, 32, 100])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=("frame", "global", "keys", "sharp"), help="default: all but keys"
+    )
+    parser.add_argument("--keyframes", type=int, default=40, help="frames whose keys and values there are, for keys")
     parser.add_argument("--variants", type=int, nargs="+", help="numbers in `candidates()`; default: all")
     parser.add_argument("--seconds", type=float, default=0.15, help="timed work per row; at least 3 runs")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
@@ -184,9 +194,9 @@ def main() -> None:
                     attend(*views(make_qkv(sequences, tokens, 1.0)))
     print(f"all variants compiled after {time.monotonic() - start:.0f} s")
     for frames in arguments.frames:
-        for kind in ("frame", "global") if frames > 1 else ("global",):
+        for kind in arguments.kinds or (("frame", "global") if frames > 1 else ("global",)):
             measure(kind, frames, arguments, machine)
-    if 10 in arguments.frames:
+    if 10 in arguments.frames and arguments.kinds is None:
         measure("sharp", 10, arguments, machine)
     print(f"{time.monotonic() - start:.0f} s")
 

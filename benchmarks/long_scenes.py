@@ -61,7 +61,6 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, profile: bool)
     keywords = attention_of(way, model.config.depth)
     images = torch.rand(frames, 3, *SIZE, device="cuda")
     model(images, check_finite=False, **keywords)
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     times = timed(model, images, keywords, repeats)
     peak = torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
@@ -96,6 +95,7 @@ def main() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     source = load_source("random:vggt-1b", device)
     model = find_variant(f"{arguments.recipe}:native").build(source, device).model
+    assert isinstance(model, VGGTInt8)
     if arguments.cap is not None:
         torch.cuda.empty_cache()
         fraction = arguments.cap * 1e9 / torch.cuda.get_device_properties(device).total_memory

@@ -98,6 +98,8 @@ def test_in_parts_it_is_the_same(kinds: str, rows: int, at_once: int) -> None:
     kept = x.clone()
     torch.testing.assert_close(run_block_in_parts(block, x, 5, table, rows, at_once, scales=scales), whole)
     assert torch.equal(x, kept), "the input belongs to the caller"
+    assert run_block_in_parts(block, x, 5, table, rows, at_once, x, scales) is x
+    torch.testing.assert_close(x, whole)
 
 
 @pytest.mark.parametrize("kinds", [name for name in KINDS if "static" in name or name == "dynamic"])
