@@ -55,6 +55,25 @@ def test_a_file_is_whole_keeps_its_mode_and_stays_behind_its_link(tmp_path: Path
         write_whole(tmp_path, "text")
 
 
+def test_another_writer_of_the_same_file_sweeps_nothing_that_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has its name, a file is held: what sweeps just before finds nothing to remove."""
+    target, replace = tmp_path / "scene.json", Path.replace
+
+    def swept_before(self: Path, to: Path) -> Path:
+        sweep(target)
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", swept_before)
+    write_whole(target, "whole")
+    assert target.read_text() == "whole"
+    with whole_file(target) as staged:
+        staged.write_text("by a program")
+    assert target.read_text() == "by a program"
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.json"]
+
+
 def test_lines_are_strict_json_and_stay_apart(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "log.jsonl"
     append_json_line(path, {"x": [1.5, float("nan")], "y": {"z": float("-inf")}, "file": os.fsdecode(b"caf\xe9")})

@@ -16,7 +16,16 @@ from vggt_int8.kernels import ops, reference
 from vggt_int8.model import VGGT
 from vggt_int8.pretrained.quantizer import round_kept_parameters
 from vggt_int8.quant import Int8Linear
-from vggt_int8.quant.fake import FakeInt8Linear, fake_layers, fake_quantize, restore, scale_of_rows
+from vggt_int8.quant.fake import (
+    FakeInt8Linear,
+    fake_layers,
+    fake_quantize,
+    restore,
+    scale_of_rows,
+    weight_codes,
+    weight_for_codes,
+)
+from vggt_int8.quant.gptq import round_by_inputs
 from vggt_int8.quant.plan import make_plan
 from vggt_int8.quant.storage import encode
 from vggt_int8.recipe import Recipe, RecipeError, Scheme, load_recipe
@@ -250,3 +259,23 @@ def test_torchaos_fake_quantization_has_other_codes() -> None:
     per_token = qat.IntxFakeQuantizer(qat.IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=True))
     with pytest.raises(NotImplementedError, match="Symmetric per token is not supported"):
         per_token(weight)
+
+
+@pytest.mark.parametrize("rotation", [0, 32])
+def test_a_weight_begins_where_it_becomes_given_codes(rotation: int) -> None:
+    """Codes that calibration inputs choose, of a weight that stays as close to the floats as they let it."""
+    weight, inputs = randn(N, K), randn(500, K, seed=1) @ randn(K, K, seed=2)
+    weight[3] = 0
+    rows = reference.rotate(weight, rotation) if rotation else weight
+    scale = encode(weight, 0, rotation)[1]
+    gram = (reference.rotate(inputs, rotation) if rotation else inputs).double()
+    codes = round_by_inputs(rows, scale, gram.t() @ gram)
+    found = weight_for_codes(weight, codes, rotation)
+    again, scale_again = weight_codes(found, rotation=rotation)
+    assert torch.equal(again, codes)
+    assert torch.allclose(scale_again, scale, rtol=1e-5)
+    moved = ((reference.rotate(found, rotation) if rotation else found) - rows).abs() / scale
+    nearest = encode(weight, 0, rotation)[0]
+    assert (codes != nearest).float().mean() > 0.1
+    assert moved[codes == nearest].max() < 0.06, "half a step less 0.45 of one"
+    assert moved.max() < (codes.int() - nearest.int()).abs().max() + 0.06

@@ -18,8 +18,8 @@ from tests.training.conftest import TINY_MODEL
 from tests.training.runs import entries
 from vggt_int8 import VGGTInt8, quantize
 from vggt_int8.model import VGGT, VGGTConfig
-from vggt_int8.quant.fake import FakeInt8Linear, fake_layers, fake_quantize
-from vggt_int8.quant.plan import LayerPlan, make_plan
+from vggt_int8.quant.fake import FakeInt8Linear, fake_layers, fake_quantize, weight_codes
+from vggt_int8.quant.plan import LayerPlan, make_plan, recipe_for
 from vggt_int8.quant.storage import encode
 from vggt_int8.recipe import RecipeError, load_recipe
 from vggt_int8.training import qat
@@ -342,6 +342,23 @@ def test_a_recipe_with_folded_factors_trains_what_is_folded(
     plain = quantize(VGGTInt8.from_pretrained(model), dataclasses.replace(recipe, smoothing=0)).get_submodule(name)
     assert not torch.allclose(stored.weight_scale, plain.weight_scale, rtol=1e-2)
     assert end.best_loss <= end.start_loss
+
+
+def test_training_begins_at_the_codes_that_inputs_choose(model: Path) -> None:
+    recipe = dataclasses.replace(load_recipe("int8_static_rotated"), rounding="gptq")
+    images = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    teacher = qat.plain_network(str(model))
+    student, found = qat.prepare_student(teacher, make_plan(teacher, recipe_for(teacher, recipe)), recipe, images)
+    int8 = quantize(VGGTInt8.from_pretrained(model), recipe, calibration=images)
+    assert found is not None
+    moved = 0
+    for name, codes in found.codes.items():
+        stored, module = int8.get_submodule(name), student.get_submodule(name)
+        weight = module.parametrizations.weight.original if hasattr(module, "parametrizations") else module.weight
+        assert torch.equal(stored.codes, codes)
+        assert torch.equal(weight_codes(weight, rotation=stored.rotation)[0], codes)
+        moved += not torch.equal(encode(teacher.get_submodule(name).weight, 0, stored.rotation)[0], codes)
+    assert moved > len(found.codes) / 2
 
 
 def test_static_scales_learn_unless_they_are_fixed(model: Path) -> None:

@@ -41,7 +41,7 @@ def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
                 os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the new name without its content
-        temporary.replace(path)
+            temporary.replace(path)  # while it is locked: else a writer of the same file sweeps it away just before
     finally:
         temporary.unlink(missing_ok=True)
 

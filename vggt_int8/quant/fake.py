@@ -20,13 +20,15 @@ from torch.nn.utils import parametrize
 
 from vggt_int8.kernels import ops
 from vggt_int8.kernels.epilogue import Epilogue
-from vggt_int8.kernels.reference import llm_int8_linear, quantize, rotate, scale_from_absmax
+from vggt_int8.kernels.reference import CODE_MAX, llm_int8_linear, quantize, rotate, scale_from_absmax
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.quant.masked_bias import has_bias_mask
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import replace_module
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX
 from vggt_int8.recipe import RecipeError, Scheme
+
+_WITHIN = 0.45  # steps around a code, of a weight that is to become it: half a step, less what training soon crosses
 
 
 def weight_codes(weight: Tensor, channel_axis: int = 0, rotation: int = 0) -> tuple[Tensor, Tensor]:
@@ -36,6 +38,18 @@ def weight_codes(weight: Tensor, channel_axis: int = 0, rotation: int = 0) -> tu
     absmax = rows.abs().amax(others, keepdim=True)
     scale = scale_from_absmax(torch.where(absmax < SMALLEST_ABSMAX, 0, absmax))
     return quantize(rows, scale), scale
+
+
+def weight_for_codes(weight: Tensor, codes: Tensor, rotation: int = 0) -> Tensor:
+    """The weight [N, K] closest to `weight` that `weight_codes` makes these codes of, under the scales of `weight`.
+
+    codes: int8 [N, K], of each row's largest weight 127 or -127 as that is, as `gptq.round_by_inputs` leaves them.
+    """
+    rows = rotate(weight, rotation) if rotation else weight.float()
+    scale = weight_codes(weight, rotation=rotation)[1]
+    steps = (rows / scale).clamp(codes - _WITHIN, codes + _WITHIN).clamp_(-CODE_MAX, CODE_MAX)
+    found = steps * scale
+    return (rotate(found, rotation) if rotation else found).to(weight.dtype)  # a rotation undoes itself
 
 
 class FakeInt8Linear(nn.Linear):

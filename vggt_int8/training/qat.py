@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from vggt_int8.calibration import Calibration
 from vggt_int8.files import write_whole
@@ -22,7 +22,7 @@ from vggt_int8.model import VGGT, VGGTConfig
 from vggt_int8.pretrained import VGGTInt8
 from vggt_int8.pretrained.in_place import check_calibration, install, measured
 from vggt_int8.pretrained.upload import card_of
-from vggt_int8.quant.fake import fake_quantize, restore
+from vggt_int8.quant.fake import fake_quantize, restore, weight_for_codes
 from vggt_int8.quant.plan import LayerPlan, make_plan, recipe_for
 from vggt_int8.quant.quantize import plan_module
 from vggt_int8.quant.smoothing import fold_
@@ -83,8 +83,7 @@ def train_qat(
     diverges; OSError if `out` cannot be written.
     """
     check_out(out)
-    # Weights learn to make good what rounding costs, so that the nearest codes are theirs.
-    recipe, table = replace(load_recipe(recipe), rounding="nearest"), read_table(config)
+    recipe, table = load_recipe(recipe), read_table(config)
     if calibration is not None:
         check_calibration(recipe, calibration)
     scenes = None if is_synthetic(data) else find_scenes(data)
@@ -96,7 +95,9 @@ def train_qat(
     if calibration is None and recipe.needs_calibration:
         calibration = source.calibration(settings, recipe.calibration_samples)
     student, found = prepare_student(teacher, plan, recipe, calibration)
-    origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "data": source.facts()}
+    # Weights that were trained become the codes that are nearest to them, wherever they began.
+    start, recipe = recipe.rounding, replace(recipe, rounding="nearest")
+    origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "start": start, "data": source.facts()}
     distiller = Distiller(settings, out / RUN, student, teacher, source, origin, quiet=quiet)
     reason = distiller.train(RunLimits(max_minutes, save_minutes=save_minutes))
     step, accelerator = distiller.step, distiller.accelerator
@@ -106,7 +107,7 @@ def train_qat(
     best = distiller.restore_best()
     student = distiller.network.cpu()
     end = QatEnd(step, settings.optimizer.total_steps, reason, best["step"], best["loss"], best["start_loss"])
-    write_int8(student, recipe, out, training_facts(settings, source, end), found)
+    write_int8(student, recipe, out, {**training_facts(settings, source, end), "start": start}, found)
     accelerator.end_training()
     return end
 
@@ -117,11 +118,16 @@ def prepare_student(
     """A copy of the teacher with fake layers, and the calibration of its static scales.
 
     What the recipe folds into layers is folded before, which changes nothing in floats: its factors are trained with
-    the weights.
+    the weights. Weights that the recipe rounds by their inputs begin where they become the codes found so.
     """
     student = copy_of(teacher).to(Accelerator().device)
     folds, found = measured(student, plan, recipe, calibration)
     fold_(student, folds)
+    for name, codes in ({} if found is None else found.codes).items():
+        scheme, layer = plan[name].scheme, student.get_submodule(name)
+        assert scheme is not None
+        assert isinstance(layer, nn.Linear)
+        layer.weight.data = weight_for_codes(layer.weight.data, codes, scheme.rotation_of(layer.in_features))
     fake_quantize(student, plan, {} if found is None else found.scales)
     return student, found
 
