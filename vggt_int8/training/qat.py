@@ -83,8 +83,8 @@ def train_qat(
     diverges; OSError if `out` cannot be written.
     """
     check_out(out)
-    recipe, table = load_recipe(recipe), read_table(config)
-    if calibration is not None:
+    recipe, table = replace(load_recipe(recipe), rounding="nearest"), read_table(config)
+    if calibration is not None and table.get("start") == "nearest":
         check_calibration(recipe, calibration)
     scenes = None if is_synthetic(data) else find_scenes(data)
     teacher = plain_network(model)
@@ -92,12 +92,12 @@ def train_qat(
     source = Rendered() if scenes is None else Album.read(scenes, teacher.config, on_image)
     recipe = recipe_for(teacher, recipe)
     plan = make_plan(teacher, recipe)
-    if calibration is None and recipe.needs_calibration:
-        calibration = source.calibration(settings, recipe.calibration_samples)
-    student, found = prepare_student(teacher, plan, recipe, calibration)
     # Weights that were trained become the codes that are nearest to them, wherever they began.
-    start, recipe = recipe.rounding, replace(recipe, rounding="nearest")
-    origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "start": start, "data": source.facts()}
+    begun = replace(recipe, rounding=settings.start) if recipe.activations_asked - {""} else recipe
+    if calibration is None and begun.needs_calibration:
+        calibration = source.calibration(settings, recipe.calibration_samples)
+    student, found = prepare_student(teacher, plan, begun, calibration)
+    origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "start": settings.start, "data": source.facts()}
     distiller = Distiller(settings, out / RUN, student, teacher, source, origin, quiet=quiet)
     reason = distiller.train(RunLimits(max_minutes, save_minutes=save_minutes))
     step, accelerator = distiller.step, distiller.accelerator
@@ -107,7 +107,7 @@ def train_qat(
     best = distiller.restore_best()
     student = distiller.network.cpu()
     end = QatEnd(step, settings.optimizer.total_steps, reason, best["step"], best["loss"], best["start_loss"])
-    write_int8(student, recipe, out, {**training_facts(settings, source, end), "start": start}, found)
+    write_int8(student, recipe, out, training_facts(settings, source, end), found)
     accelerator.end_training()
     return end
 
@@ -184,6 +184,7 @@ def training_facts(config: QatConfig, source: Source, end: QatEnd) -> dict[str, 
         "start_loss": end.start_loss,
         "trained": config.trained,
         "scales": config.scales,
+        "start": config.start,
         "seed": config.seed,
         "learning_rate": config.optimizer.learning_rate,
         "frames_per_step": config.data.frames_per_step,

@@ -21,6 +21,7 @@ from vggt_int8.training.sections import (
 
 TRAINED = ("all", "norms")
 SCALES = ("learned", "fixed")
+STARTS = ("gptq", "nearest")
 LARGE = 100e6  # parameters from which memory decides the defaults
 
 
@@ -30,18 +31,20 @@ class QatConfig(RunConfig):
 
     trained: "all" parameters but the track head's, which no loss reads; or "norms": LayerNorm, LayerScale and biases,
     whose gradients and moments take a thousandth of the memory. scales: static ones are "learned" or stay "fixed" as
-    calibration found them. gradient_checkpointing: blocks forget what is inside of them and compute it again for the
-    backward pass: a third slower, a fraction of the memory.
+    calibration found them. start: weights begin where they become the codes that calibration inputs choose ("gptq",
+    whatever the recipe's rounding is), or as they are ("nearest"). gradient_checkpointing: blocks forget what is inside
+    of them and compute it again for the backward pass: a third slower, a fraction of the memory.
     """
 
     loss: DistillConfig = field(default_factory=DistillConfig)
     trained: str = "all"
     scales: str = "learned"
+    start: str = "gptq"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("trained", TRAINED), ("scales", SCALES)):
+        for name, choices in (("trained", TRAINED), ("scales", SCALES), ("start", STARTS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(getattr(self, name))}")
         if unknown := set(self.compile) - {"render"}:
@@ -63,7 +66,13 @@ def default_config(model: VGGTConfig) -> QatConfig:
     """
     size = (model.img_size, model.img_size)
     optimizer = OptimizerConfig(
-        learning_rate=2e-6, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=20, total_steps=1000, decay_share=1.0
+        learning_rate=5e-7,
+        scale_learning_rate=3e-4,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        warmup_steps=20,
+        total_steps=1000,
+        decay_share=1.0,
     )
     if least_parameters(model) < LARGE:
         return QatConfig(
