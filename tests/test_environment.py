@@ -13,7 +13,10 @@ from vggt_int8.kernels.cuda.tiles import Size, gemm_tile
 
 ROOT = Path(__file__).parent.parent
 OWN = {"VGGT_INT8_CPU_KERNELS", "VGGT_INT8_TILES", "VGGT_INT8_DEBUG"}
-OF_OTHERS = {"CC", "XDG_CACHE_HOME", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
+OF_OTHERS = {
+    *("CC", "XDG_CACHE_HOME", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"),
+}
 NONSENSE = ["", "  ", "ünïcode", "9" * 5000, "-1"]
 
 

@@ -31,3 +31,14 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     expected |= {f"vggt_int8/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")}
     assert expected - names == set()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"vggt_int8"}
+
+
+def test_the_constraints_of_the_pages_are_the_others_but_for_what_gradio_and_viser_need() -> None:
+    plain, pages = (pins(ROOT / name) for name in ("constraints.txt", "constraints-app.txt"))
+    different = {name for name in plain.keys() | pages.keys() if plain.get(name) != pages.get(name)}
+    assert different == {"pillow", "rich", "gradio", "viser"}
+
+
+def pins(path: Path) -> dict[str, str]:
+    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#"))
+    return dict(line.split("==") for line in lines)
