@@ -1,0 +1,118 @@
+"""Frames of any kind -> what the network reads, all of one size: the source of a stream.
+
+A frame may be the path of a picture, a PIL image, an array [H, W, 3] uint8, or anything with `image`, `seconds` and
+`name`, as `vggt_int8.video.VideoFrame` has. Pictures are decoded and fitted by threads while the device computes.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vggt_int8.ahead import ahead
+from vggt_int8.images.decode import decode_for_another
+from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
+
+Frames = Iterable[Any] | Callable[[int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """index: from the stream's first frame. seconds: of a video, else None. taken_at: when it left the source, on
+    `time.perf_counter`'s clock. pixels: fp32 [3, H, W] in [0, 1].
+    """
+
+    index: int
+    name: str
+    seconds: float | None
+    file: Path | None
+    taken_at: float
+    pixels: Tensor
+    transform: ImageTransform
+
+
+@dataclass(frozen=True)
+class _Taken:
+    index: int
+    item: Any
+    taken_at: float
+
+
+class Source:
+    """Iterable of `Frame`, once.
+
+    frames: an iterable, or a function that gives one without its first n frames (`frames(n)`); an iterable's first
+    frames are taken and thrown away where a stream goes on. skip: how many those are. room: frames that may wait.
+    size: (H, W) of the network's images so far; None if the first frame decides.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        *,
+        mode: Mode,
+        size: int,
+        patch_size: int,
+        max_pixels: int | None = None,
+        skip: int = 0,
+        shape: tuple[int, int] | None = None,
+        room: int = 8,
+    ) -> None:
+        self._frames, self._skip, self._room = frames, skip, room
+        self._fit: dict[str, Any] = {"mode": mode, "size": size, "patch_size": patch_size}
+        self._max_pixels, self.shape = max_pixels, shape
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in ahead(self._fitted, self._take(), results=self._room):
+            yield self._of_one_size(frame)
+
+    def _take(self) -> Iterator[_Taken]:
+        if callable(self._frames):
+            items: Iterable[Any] = self._frames(self._skip)
+        else:
+            items = islice(self._frames, self._skip, None)
+        for number, item in enumerate(items):
+            yield _Taken(self._skip + number, item, time.perf_counter())
+
+    def _fitted(self, taken: _Taken) -> Frame:
+        name, seconds, file = f"frame_{taken.index:06d}.png", None, None
+        item, alpha, original = taken.item, None, None
+        if hasattr(item, "image") and hasattr(item, "seconds"):
+            name, seconds, item = item.name, item.seconds, item.image
+        if isinstance(item, str | PathLike):
+            file = Path(item)
+            decoded = decode_for_another(file, max_pixels=self._max_pixels, at_least=2 * self._fit["size"])
+            name, item, alpha, original = str(item), decoded.pixels.rgb, decoded.pixels.alpha, decoded.size
+        elif isinstance(item, np.ndarray):
+            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+                raise TypeError(f"frame {taken.index} is {item.dtype} {item.shape}; arrays must be uint8 [H, W, 3], RGB")
+            item = Image.fromarray(item)
+        elif not isinstance(item, Image.Image):
+            raise TypeError(
+                f"frame {taken.index} is a {type(item).__name__}; give paths, PIL images, uint8 arrays [H, W, 3] or "
+                "frames of a Video"
+            )
+        pixels, transform = fit_image(item.convert("RGB"), **self._fit, alpha=alpha, original_size=original)
+        path = None if file is None else file.absolute()
+        return Frame(taken.index, name, seconds, path, taken.taken_at, pixels, transform)
+
+    def _of_one_size(self, frame: Frame) -> Frame:
+        """The first frame decides; smaller ones are padded with white."""
+        found = (frame.pixels.shape[1], frame.pixels.shape[2])
+        self.shape = shape = self.shape or found
+        if found == shape:
+            return frame
+        if found[0] > shape[0] or found[1] > shape[1]:
+            raise ValueError(
+                f"{frame.name} becomes {found[0]} x {found[1]} pixels (height x width), and the stream began with "
+                f"{shape[0]} x {shape[1]}: put the largest first, or use mode='pad', where all are squares"
+            )
+        pixels, transform = pad_white(frame.pixels, shape), frame.transform.padded_to(shape)
+        return Frame(frame.index, frame.name, frame.seconds, frame.file, frame.taken_at, pixels, transform)

@@ -1,0 +1,101 @@
+"""Where windows lie once loops are closed: a pose graph over similarities, solved by scipy.
+
+Nodes are windows, each a similarity from its own world to the stream's. An edge (i, j) is a measurement of window j in
+the world of window i. Every edge pulls by the difference between it and what the nodes say: a rotation (vector, in
+units of `ROTATION`), a translation (in units of `TRANSLATION` times the edge's `reach`, a depth of what was seen there)
+and a scale (logarithm, in units of `SCALE`). Their squares are minimised: whether a loop is one was asked before, by
+what both visits see, for an edge that is far off at the start is what a loop is there for.
+
+Strasdat, Montiel and Davison, "Scale Drift-Aware Large Scale Monocular SLAM" (2010), have the problem and its gauge: the
+first window stays where it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vggt_int8.similarity import Similarity
+
+# What windows disagree by at a seam, about, on the embedded model: radians, depths, logarithm.
+ROTATION, TRANSLATION, SCALE = 0.005, 0.01, 0.02
+_ROUNDS = 100
+Array = NDArray[np.float64]
+Placed = tuple[Array, Array, Array]  # scales [n], rotations [n, 3, 3], translations [n, 3]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`measured` leads from window `j`'s world to window `i`'s. reach: a depth in `i`'s world, the unit of translation."""
+
+    i: int
+    j: int
+    measured: Similarity
+    reach: float
+
+
+def solve(start: Sequence[Similarity], edges: Sequence[Edge]) -> tuple[list[Similarity], dict[str, float]]:
+    """Nodes and edges -> nodes that agree with the edges best, and the root mean square of what the edges were off
+    before and after, in the units above.
+
+    Raises ImportError, with a word, without scipy.
+    """
+    optimize, rotation_class, sparse = _scipy()
+    base, measured = _stack(start), _inverse(_stack([edge.measured for edge in edges]))
+    i, j = (np.array([getattr(edge, end) for edge in edges]) for end in ("i", "j"))
+    units = np.array([edge.reach / edge.measured.scale for edge in edges])[:, None] * TRANSLATION  # in j's world
+
+    def nodes(x: Array) -> Placed:
+        """Changes [7 (n - 1)] from the start: a turn, a shift and the logarithm of a factor, applied in the node's own
+        world, so that none depends on how far the path has led."""
+        change = np.concatenate([np.zeros((1, 7)), x.reshape(-1, 7)])
+        return _then((np.exp(change[:, 6]), rotation_class.from_rotvec(change[:, :3]).as_matrix(), change[:, 3:6]), base)
+
+    def residuals(x: Array) -> Array:
+        placed = nodes(x)
+        onto_i = _then(tuple(part[j] for part in placed), _inverse(tuple(part[i] for part in placed)))  # type: ignore[arg-type]
+        scale, rotation, translation = _then(onto_i, measured)
+        turn = rotation_class.from_matrix(rotation).as_rotvec() / ROTATION
+        return np.concatenate([turn, translation / units, np.log(scale)[:, None] / SCALE], axis=1).ravel()
+
+    pattern = sparse.lil_matrix((7 * len(edges), 7 * (len(start) - 1)), dtype=int)
+    for row, edge in enumerate(edges):
+        for node in {edge.i, edge.j} - {0}:
+            pattern[7 * row : 7 * row + 7, 7 * (node - 1) : 7 * node] = 1
+    x0 = np.zeros(7 * (len(start) - 1))
+    found = optimize.least_squares(residuals, x0, jac_sparsity=pattern, method="trf", max_nfev=_ROUNDS)
+    off = [float(np.sqrt(np.mean(residuals(x) ** 2))) for x in (x0, found.x)]
+    solved = [Similarity(float(s), torch.from_numpy(r), torch.from_numpy(t)) for s, r, t in zip(*nodes(found.x), strict=True)]
+    return solved, {"before": round(off[0], 4), "after": round(off[1], 4)}
+
+
+def _stack(similarities: Sequence[Similarity]) -> Placed:
+    return (
+        np.array([each.scale for each in similarities]),
+        np.stack([each.rotation.double().numpy() for each in similarities]),
+        np.stack([each.translation.double().numpy() for each in similarities]),
+    )
+
+
+def _then(first: Placed, second: Placed) -> Placed:
+    """One after the other, row by row."""
+    (s, r, t), (scale, rotation, translation) = first, second
+    return scale * s, rotation @ r, scale[:, None] * (rotation @ t[..., None])[..., 0] + translation
+
+
+def _inverse(placed: Placed) -> Placed:
+    scale, rotation, translation = placed
+    back = rotation.swapaxes(1, 2)
+    return 1 / scale, back, -(back @ translation[..., None])[..., 0] / scale[:, None]
+
+
+def _scipy() -> tuple[Any, Any, Any]:
+    try:
+        from scipy import optimize, sparse
+        from scipy.spatial.transform import Rotation
+    except ImportError as error:
+        raise ImportError("closing loops needs scipy: pip install 'vggt-int8[loops]', or leave loops out") from error
+    return optimize, Rotation, sparse

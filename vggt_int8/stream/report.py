@@ -1,0 +1,79 @@
+"""What a stream says of itself: seams and their drift, loops, how long frames took."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vggt_int8.stream.align import Drift
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Between window `window` - 1 and `window`, whose first frame is `first`."""
+
+    window: int
+    first: int
+    drift: Drift
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A place that was seen again. frames: one of each visit, the most alike. likeness: of their descriptors, -1 to 1.
+
+    seen: the share of pixels of either visit that lie where the other one sees them. closed: whether that was enough.
+    """
+
+    windows: tuple[int, int]
+    frames: tuple[int, int]
+    likeness: float
+    seen: float
+    closed: bool
+
+
+@dataclass
+class StreamReport:
+    """Grows while the stream runs.
+
+    seconds: of the network alone ("reconstruct"), of laying windows on one another ("align"), of looking for loops
+    ("loops"), and of everything from the first frame taken to the last one given out ("all"). latencies: of every
+    frame given out, from its leaving the source to its result, in seconds.
+    """
+
+    window: int
+    overlap: int
+    frames: int = 0
+    windows: int = 0
+    seams: list[Seam] = field(default_factory=list)
+    loops: list[Loop] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    latencies: list[float] = field(default_factory=list)
+    resumed_at: int | None = None  # frames that an earlier run had finished
+    residual: dict[str, float] | None = None  # of the pose graph: how far measurements were off before and after
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Frames given out by this process, over the time it took."""
+        return len(self.latencies) / self.seconds["all"] if self.seconds.get("all") else None
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def to_document(self) -> dict[str, Any]:
+        """For JSON."""
+        late = np.array(self.latencies or [0.0])
+        return {
+            "window": self.window,
+            "overlap": self.overlap,
+            "frames": self.frames,
+            "windows": self.windows,
+            "resumed_at": self.resumed_at,
+            "frames_per_second": self.frames_per_second,
+            "latency_seconds": {
+                "median": float(np.median(late)), "p95": float(np.quantile(late, 0.95)), "largest": float(late.max())
+            },
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+            "seams": [{"window": s.window, "first_frame": s.first, **s.drift.to_document()} for s in self.seams],
+            "loops": [asdict(loop) for loop in self.loops],
+            "pose_graph": self.residual,
+        }  # fmt: skip

@@ -1,0 +1,162 @@
+"""A stream on the disk: its windows, each whole or not there, and what is needed to go on from the last of them.
+
+    FOLDER/stream.json              what was asked for, and whether the stream has come to its end
+    FOLDER/windows/00000/           a window, which is there as a whole or not at all:
+        scene/                      a saved `Scene`, in the window's own world, all of its frames
+        descriptors.npy             fp32 [frames, C], if loops are looked for
+        window.json                 which frames they are, and how the window lies on the one before
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vggt_int8.files import staged_folder, write_json
+from vggt_int8.plain_data import shown
+from vggt_int8.scene import Scene, load_scene, save_scene
+from vggt_int8.similarity import Similarity
+from vggt_int8.stream.align import Drift
+
+STATE, WINDOW, DESCRIPTORS = "stream.json", "window.json", "descriptors.npy"
+FORMAT_VERSION = 1
+PROGRAM = "vggt-int8 stream"
+
+
+@dataclass(frozen=True)
+class Window:
+    """One call of the network.
+
+    first: the index of its first frame. frames: how many it has. new: how many of them, the last ones, no window before
+    had. onto: from its own world to that of the window before, as measured; None for the first window. drift:
+    likewise. times: of each frame in seconds, or None. descriptors: [frames, C] on the CPU, fp32, or None.
+    """
+
+    first: int
+    frames: int
+    new: int
+    onto: Similarity | None
+    drift: Drift | None
+    times: tuple[float | None, ...]
+    descriptors: Tensor | None = None
+
+    @property
+    def end(self) -> int:
+        return self.first + self.frames
+
+
+class StreamFolder:
+    """The folder of one stream; made if it is missing.
+
+    settings: what decides the results; a folder with other ones is refused.
+
+    Raises ValueError for that and for a folder that is damaged, and FileExistsError for one that holds something else.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = folder.expanduser(), json.loads(json.dumps(settings, default=str))
+        self.windows: list[Window] = []
+        self.complete = False
+        if (self.folder / STATE).is_file():
+            self._read()
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise FileExistsError(f"{self.folder} is no folder of a stream ({STATE} is missing): choose another one")
+        else:
+            self._write()
+
+    def scene(self, number: int) -> Scene:
+        """A window in its own world; its maps stay on the disk."""
+        return load_scene(self._place(number))
+
+    def add(self, window: Window, scene: Scene) -> None:
+        """Write the next window."""
+        place = self._place(len(self.windows))
+        place.parent.mkdir(exist_ok=True)
+        with staged_folder(place, entries=("scene", DESCRIPTORS, WINDOW), overwrite=None) as staged:
+            save_scene(staged / "scene", scene)
+            if window.descriptors is not None:
+                np.save(staged / DESCRIPTORS, window.descriptors.numpy())
+            write_json(staged / WINDOW, _document(window))
+        self.windows.append(window)
+
+    def finish(self) -> None:
+        """The stream has come to its end."""
+        self.complete = True
+        self._write()
+
+    def _place(self, number: int) -> Path:
+        return self.folder / "windows" / f"{number:05d}"
+
+    def _write(self) -> None:
+        document = {"format_version": FORMAT_VERSION, "program": PROGRAM, "complete": self.complete}
+        write_json(self.folder / STATE, {**document, "settings": self.settings})
+
+    def _read(self) -> None:
+        path = self.folder / STATE
+        try:
+            document = _json(path)
+            version, settings = document["format_version"], dict(document["settings"])
+            self.complete = bool(document["complete"])
+            for number in count():
+                path = self._place(number) / WINDOW
+                if not path.is_file():
+                    break
+                self.windows.append(_window(_json(path), path.with_name(DESCRIPTORS)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}): to begin anew remove {self.folder}"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path} has format version {shown(version)}, this program reads {FORMAT_VERSION}")
+        for name in sorted(settings.keys() | self.settings.keys()):
+            if (old := settings.get(name)) != (new := self.settings.get(name)):
+                raise ValueError(
+                    f"{self.folder} holds windows of a stream whose {name} is {shown(old)}, and now it is {shown(new)}: "
+                    "give the same to go on with it, or remove that folder to begin anew"
+                )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise TypeError(f"an object was expected, not {shown(document)}")
+    return document
+
+
+def _document(window: Window) -> dict[str, Any]:
+    onto, drift = window.onto, window.drift
+    placed = onto and {
+        "scale": onto.scale, "rotation": onto.rotation.tolist(), "translation": onto.translation.tolist()
+    }  # fmt: skip
+    return {
+        "first": window.first,
+        "frames": window.frames,
+        "new": window.new,
+        "times": list(window.times),
+        "onto": placed,
+        "drift": drift and vars(drift),
+    }
+
+
+def _window(entry: Mapping[str, Any], descriptors: Path) -> Window:
+    onto, drift = entry["onto"], entry["drift"]
+    similarity = onto and Similarity(
+        float(onto["scale"]),
+        torch.tensor(onto["rotation"], dtype=torch.float64).view(3, 3),
+        torch.tensor(onto["translation"], dtype=torch.float64).view(3),
+    )
+    return Window(
+        first=int(entry["first"]),
+        frames=int(entry["frames"]),
+        new=int(entry["new"]),
+        onto=similarity,
+        drift=drift and Drift(**drift),
+        times=tuple(entry["times"]),
+        descriptors=torch.from_numpy(np.load(descriptors)) if descriptors.is_file() else None,
+    )
