@@ -88,7 +88,7 @@ HOMES = {
     "triton": ("kernels/cuda/",),
     "torchao": ("quant/backends/", "bench/baselines.py"),
     "bitsandbytes": ("quant/backends/",),
-    "scipy": ("eval/metrics/points.py",),
+    "scipy": ("eval/metrics/points.py", "stream/pose_graph.py"),
     "py7zr": ("data/archive.py",),
     "av": ("video/",),
     "viser": ("viewer/server.py",),

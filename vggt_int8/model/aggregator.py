@@ -14,6 +14,8 @@ from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import Block, first_and_other_frames
 from vggt_int8.model.tables import image_statistics, rope_table
 
+DESCRIPTOR = -1  # beside numbers of layers
+
 
 class Aggregator(nn.Module):
     """Images [B, S, 3, H, W] in [0, 1] -> tokens of the layers asked for, {layer: [B, S, P, 2C]}.
@@ -40,18 +42,26 @@ class Aggregator(nn.Module):
         self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, dim))
 
     def forward(
-        self, images: Tensor, layers: Collection[int], attention: GlobalAttention | None = None
+        self,
+        images: Tensor,
+        layers: Collection[int],
+        attention: GlobalAttention | None = None,
+        descriptors: bool = False,
     ) -> dict[int, Tensor]:
-        """Only `layers` are kept in memory, and no block behind the last of them runs. attention: None for exact."""
+        """Only `layers` are kept in memory, and no block behind the last of them runs. attention: None for exact.
+
+        descriptors: also `DESCRIPTOR` -> what each frame looks like, fp32 [B, S, C], see `describe`.
+        """
         attention = attention or GlobalAttention.of(len(self.global_blocks))
         batch, frames, _, height, width = images.shape
-        tokens = self.embed(images).flatten(0, 1)  # linears see frames, [B * S, P, C], in every block
+        tokens = self.embed(images)
+        kept = {DESCRIPTOR: describe(tokens, self.num_special)} if descriptors else {}
+        tokens = tokens.flatten(0, 1)  # linears see frames, [B * S, P, C], in every block
         rope = rope_table(
             *(height // self.patch_size, width // self.patch_size, self.num_special),
             *(self.head_dim, self.rope_freq),
             device=tokens.device,
         )
-        kept = {}
         for layer in range(max(layers) + 1):
             frame_tokens = self.frame_blocks[layer](tokens, rope)
             scenes = None if attention.looks(layer, frames) == "frames" else batch
@@ -63,6 +73,14 @@ class Aggregator(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, S, 3, H, W] -> tokens [B, S, P, C]."""
         return embed_images(images, self.patch_embed, self.camera_token, self.register_token)
+
+
+def describe(tokens: Tensor, special: int) -> Tensor:
+    """Embedded frames [..., P, C], the first `special` tokens of each no patches -> the mean patch, fp32 [..., C].
+
+    Frames that show the same place have means that point the same way, once the mean of many frames is taken off.
+    """
+    return tokens[..., special:, :].mean(-2, dtype=torch.float32)
 
 
 def embed_images(images: Tensor, encoder: nn.Module, camera_token: Tensor, register_token: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Call:
     images: [B, S, 3, H, W], the caller's own values. query_points: [B, N, 2] fp32, pixels (x, y) of the first frame;
     None without the track head. heads: those that run, all of which the model has. frames_chunk_size: frames that a
     dense head works on at a time, None for all. layers_read: of the aggregator, by these heads. attention: what the
-    aggregator's global blocks look at.
+    aggregator's global blocks look at. descriptors: whether the output has them.
     """
 
     images: Tensor
@@ -42,6 +42,7 @@ class Call:
     frames_chunk_size: int | None
     layers_read: frozenset[int]
     attention: GlobalAttention
+    descriptors: bool = False
 
     @classmethod
     def of(
@@ -53,6 +54,7 @@ class Call:
         frames_chunk_size: int | None = 8,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        descriptors: bool = False,
     ) -> "Call":
         """The arguments of `VGGT.forward`, for `model`. Raises ValueError or TypeError that names what does not fit."""
         config = model.config
@@ -64,7 +66,7 @@ class Call:
             query_points = _checked_query_points(query_points, images, config.track_corr_levels)
         check_chunk_size(frames_chunk_size)
         attention = GlobalAttention.of(config.depth, global_attention, keyframes, model.default_attention)
-        return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config), attention)
+        return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config), attention, descriptors)
 
 
 def layers_read(heads: Iterable[str], config: VGGTConfig) -> frozenset[int]:

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from vggt_int8.geometry import pose_encoding_to_camera
-from vggt_int8.model.aggregator import Aggregator
+from vggt_int8.model.aggregator import DESCRIPTOR, Aggregator
 from vggt_int8.model.call import HEADS, Call, check_range
 from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
@@ -43,6 +43,7 @@ class VGGTOutput(ModelOutput):
     world_points, world_points_conf: [B, S, H, W, 3] in the world frame; [B, S, H, W], above 1.
     images: [B, S, 3, H, W], the input as it came.
     track, vis, conf: [B, S, N, 2] in pixels (x, y); visibility and confidence [B, S, N] in (0, 1).
+    descriptor: [B, S, C], on request: what a frame looks like, the mean of its encoded patches, to find places again.
     pose_enc_list: in training mode only, `pose_enc` of every refinement: a loss may weight each.
     """
 
@@ -57,6 +58,7 @@ class VGGTOutput(ModelOutput):
     track: Tensor | None = None
     vis: Tensor | None = None
     conf: Tensor | None = None
+    descriptor: Tensor | None = None
     pose_enc_list: tuple[Tensor, ...] | None = None
 
 
@@ -91,6 +93,7 @@ class VGGT(Network):
             frames_chunk_size: int | None = 8,
             global_attention: str | Sequence[str] | None = None,
             keyframes: int | None = None,
+            descriptors: bool = False,
         ) -> VGGTOutput: ...
 
     def forward(
@@ -101,6 +104,7 @@ class VGGT(Network):
         frames_chunk_size: int | None = 8,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        descriptors: bool = False,
     ) -> VGGTOutput:
         """Run the network.
 
@@ -112,11 +116,13 @@ class VGGT(Network):
         global_attention: what global blocks look at: "exact" (all tokens; unless the recipe says otherwise),
             "keyframes" (those of `keyframes` frames, 40 unless it is said: far faster above some 40 frames), "frames"
             (the query's own frame alone), or a list of these words, one a layer. See `vggt_int8.global_attention`.
+        descriptors: give `descriptor`, too, which costs nothing.
 
         Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that
         go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
         """
-        call = Call.of(self, images, query_points, heads, frames_chunk_size, global_attention, keyframes)
+        how = (global_attention, keyframes, descriptors)
+        call = Call.of(self, images, query_points, heads, frames_chunk_size, *how)
         if call.images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             check_range(call.images)
         return self.predict(call)
@@ -126,7 +132,8 @@ class VGGT(Network):
         images, chunk = call.images, call.frames_chunk_size
         size = (images.shape[-2], images.shape[-1])
         output = VGGTOutput(images=images)
-        tokens = self.aggregator(images, call.layers_read, call.attention)
+        tokens = self.aggregator(images, call.layers_read, call.attention, call.descriptors)
+        output.descriptor = tokens.pop(DESCRIPTOR, None)
         if self.camera_head is not None and "camera" in call.heads:
             poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0])
             output.pose_enc = poses[-1]

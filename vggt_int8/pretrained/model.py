@@ -16,9 +16,10 @@ from vggt_int8.model.omega.network import VGGTOmega, VGGTOmegaOutput
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.pretrained.int8_network import Int8Network
 from vggt_int8.pretrained.source import config_class_of
+from vggt_int8.pretrained.streaming import Streaming
 
 
-class VGGTInt8(Int8Network, VGGT):
+class VGGTInt8(Streaming, Int8Network, VGGT):
     """VGGT with INT8 weights by a recipe; without one it is the plain network.
 
     model = VGGTInt8.from_pretrained("facebook/VGGT-1B", recipe="int8_dynamic", device_map="cuda")
@@ -34,6 +35,7 @@ class VGGTInt8(Int8Network, VGGT):
             frames_chunk_size: int | None = 8,
             global_attention: str | Sequence[str] | None = None,
             keyframes: int | None = None,
+            descriptors: bool = False,
             check_finite: bool = True,
         ) -> VGGTOutput: ...
 
@@ -45,6 +47,7 @@ class VGGTInt8(Int8Network, VGGT):
         frames_chunk_size: int | None = 8,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        descriptors: bool = False,
         check_finite: bool = True,
     ) -> VGGTOutput:
         """Run the network: see `VGGT.forward` for inputs and outputs.
@@ -54,9 +57,9 @@ class VGGTInt8(Int8Network, VGGT):
             query points outside of them: on a CPU before the network runs, on a GPU afterwards, for it waits for the
             device once. Skipped while compiling or capturing a CUDA graph.
         """
+        how = (global_attention, keyframes, descriptors)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
-            return super().forward(images, query_points, heads, frames_chunk_size, global_attention, keyframes)
-        how = (global_attention, keyframes)
+            return super().forward(images, query_points, heads, frames_chunk_size, *how)
         return self.run_checked(Call.of(self, images, query_points, heads, frames_chunk_size, *how), check_finite)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.global_attention import GlobalAttention
-from vggt_int8.model.aggregator import Aggregator
+from vggt_int8.model.aggregator import Aggregator, describe
 from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import first_and_other_frames, key_frames
 from vggt_int8.model.tables import image_statistics, rope_table
@@ -21,11 +21,20 @@ from vggt_int8.runtime.token_scales import TokenScales
 
 
 def run_aggregator(
-    aggregator: Aggregator, images: Tensor, layers: Collection[int], attention: GlobalAttention, plan: Plan
-) -> dict[int, Halves]:
-    """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for; no block behind the last of them runs."""
+    aggregator: Aggregator,
+    images: Tensor,
+    layers: Collection[int],
+    attention: GlobalAttention,
+    plan: Plan,
+    descriptors: bool = False,
+) -> tuple[dict[int, Halves], Tensor | None]:
+    """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for, and descriptors [B, S, C] on request.
+
+    No block behind the last of the layers runs.
+    """
     tokens = _embed(aggregator, images, plan)
     shape, x = tokens.shape, tokens.flatten(0, 1)
+    described = describe(tokens, aggregator.num_special).unflatten(0, images.shape[:2]) if descriptors else None
     del tokens
     blocks = _Blocks(aggregator, images, attention, plan)
     kept, own = {}, True  # whether nobody else reads x, so that a block may write into it
@@ -38,7 +47,7 @@ def run_aggregator(
         frame, own = _keep(x.view(shape), how), how != "whole"
         x = blocks.scene(layer, x, x if own else None)
         kept[layer] = Halves(frame, _keep(x.view(shape), how))
-    return kept
+    return kept, described
 
 
 def _how_kept(layer: int, layers: Collection[int], plan: Plan) -> Literal["whole", "pieces", "host"]:

@@ -23,8 +23,10 @@ def run_network(model: VGGT, call: Call, plan: Plan) -> Tensors:
     images, heads = call.images, call.heads
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])
-    tokens = run_aggregator(model.aggregator, images, call.layers_read, call.attention, plan)
-    outputs: Tensors = {}
+    tokens, descriptor = run_aggregator(
+        model.aggregator, images, call.layers_read, call.attention, plan, call.descriptors
+    )
+    outputs: Tensors = {} if descriptor is None else {"descriptor": descriptor}
     maps = {"depth": ("depth", model.depth_head), "point": ("world_points", model.point_head)}
     with branches(images.device) as beside:
         if model.camera_head is not None and "camera" in heads:

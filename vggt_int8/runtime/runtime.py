@@ -110,9 +110,10 @@ class Runtime:
         frames_chunk_size: int | None = 8,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        descriptors: bool = False,
     ) -> VGGTOutput:
         """`run` for the arguments of `VGGT.forward`; see there for them and for what is raised."""
-        how = (global_attention, keyframes)
+        how = (global_attention, keyframes, descriptors)
         return self.run(Call.of(self.model, images, query_points, heads, frames_chunk_size, *how))
 
     def run(self, call: Call) -> VGGTOutput:
@@ -279,7 +280,7 @@ def _tensors(call: Call) -> Tensors:
 
 def _work(call: Call) -> tuple[object, ...]:
     """What else of a call decides what a graph does."""
-    return call.heads, call.attention.within(call.images.shape[1])
+    return call.heads, call.attention.within(call.images.shape[1]), call.descriptors
 
 
 def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) -> bool:

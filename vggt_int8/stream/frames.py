@@ -92,7 +92,9 @@ class Source:
             name, item, alpha, original = str(item), decoded.pixels.rgb, decoded.pixels.alpha, decoded.size
         elif isinstance(item, np.ndarray):
             if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-                raise TypeError(f"frame {taken.index} is {item.dtype} {item.shape}; arrays must be uint8 [H, W, 3], RGB")
+                raise TypeError(
+                    f"frame {taken.index} is {item.dtype} {item.shape}; arrays must be uint8 [H, W, 3], RGB"
+                )
             item = Image.fromarray(item)
         elif not isinstance(item, Image.Image):
             raise TypeError(

@@ -67,7 +67,7 @@ def visit(frame: int, frames: int, most: int) -> slice:
 
 
 def seen_by_both(one: Views, other: Views) -> float:
-    """Views in one world: the share of pixels of either that some frame of the other sees at that depth, the smaller."""
+    """Views in one world: the share of pixels of each that some frame of the other sees at that depth; the smaller."""
     return min(_seen(one, other), _seen(other, one))
 
 

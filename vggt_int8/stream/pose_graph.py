@@ -6,8 +6,8 @@ units of `ROTATION`), a translation (in units of `TRANSLATION` times the edge's 
 and a scale (logarithm, in units of `SCALE`). Their squares are minimised: whether a loop is one was asked before, by
 what both visits see, for an edge that is far off at the start is what a loop is there for.
 
-Strasdat, Montiel and Davison, "Scale Drift-Aware Large Scale Monocular SLAM" (2010), have the problem and its gauge: the
-first window stays where it is.
+Strasdat, Montiel and Davison, "Scale Drift-Aware Large Scale Monocular SLAM" (2010), have the problem and its gauge:
+the first window stays where it is.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ Placed = tuple[Array, Array, Array]  # scales [n], rotations [n, 3, 3], translat
 
 @dataclass(frozen=True)
 class Edge:
-    """`measured` leads from window `j`'s world to window `i`'s. reach: a depth in `i`'s world, the unit of translation."""
+    """`measured` leads from window `j`'s world to that of window `i`. reach: a depth in the latter."""
 
     i: int
     j: int
@@ -52,11 +52,13 @@ def solve(start: Sequence[Similarity], edges: Sequence[Edge]) -> tuple[list[Simi
         """Changes [7 (n - 1)] from the start: a turn, a shift and the logarithm of a factor, applied in the node's own
         world, so that none depends on how far the path has led."""
         change = np.concatenate([np.zeros((1, 7)), x.reshape(-1, 7)])
-        return _then((np.exp(change[:, 6]), rotation_class.from_rotvec(change[:, :3]).as_matrix(), change[:, 3:6]), base)
+        return _then(
+            (np.exp(change[:, 6]), rotation_class.from_rotvec(change[:, :3]).as_matrix(), change[:, 3:6]), base
+        )
 
     def residuals(x: Array) -> Array:
         placed = nodes(x)
-        onto_i = _then(tuple(part[j] for part in placed), _inverse(tuple(part[i] for part in placed)))  # type: ignore[arg-type]
+        onto_i = _then(tuple(part[j] for part in placed), _inverse(tuple(part[i] for part in placed)))
         scale, rotation, translation = _then(onto_i, measured)
         turn = rotation_class.from_matrix(rotation).as_rotvec() / ROTATION
         return np.concatenate([turn, translation / units, np.log(scale)[:, None] / SCALE], axis=1).ravel()
@@ -68,7 +70,9 @@ def solve(start: Sequence[Similarity], edges: Sequence[Edge]) -> tuple[list[Simi
     x0 = np.zeros(7 * (len(start) - 1))
     found = optimize.least_squares(residuals, x0, jac_sparsity=pattern, method="trf", max_nfev=_ROUNDS)
     off = [float(np.sqrt(np.mean(residuals(x) ** 2))) for x in (x0, found.x)]
-    solved = [Similarity(float(s), torch.from_numpy(r), torch.from_numpy(t)) for s, r, t in zip(*nodes(found.x), strict=True)]
+    solved = [
+        Similarity(float(s), torch.from_numpy(r), torch.from_numpy(t)) for s, r, t in zip(*nodes(found.x), strict=True)
+    ]
     return solved, {"before": round(off[0], 4), "after": round(off[1], 4)}
 
 

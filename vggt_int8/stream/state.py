@@ -1,10 +1,11 @@
 """A stream on the disk: its windows, each whole or not there, and what is needed to go on from the last of them.
 
-    FOLDER/stream.json              what was asked for, and whether the stream has come to its end
-    FOLDER/windows/00000/           a window, which is there as a whole or not at all:
-        scene/                      a saved `Scene`, in the window's own world, all of its frames
-        descriptors.npy             fp32 [frames, C], if loops are looked for
-        window.json                 which frames they are, and how the window lies on the one before
+FOLDER/stream.json              what was asked for, and whether the stream has come to its end
+FOLDER/windows/00000/           a window, which is there as a whole or not at all:
+    scene/                      a saved `Scene`, in the window's own world, all of its frames
+    descriptors.npy             fp32 [frames, C], if loops are looked for
+    window.json                 which frames they are, and how the window lies on the one before
+    loop.json                   written afterwards: the loop that it closes, or that it closes none
 """
 
 import json
@@ -24,7 +25,7 @@ from vggt_int8.scene import Scene, load_scene, save_scene
 from vggt_int8.similarity import Similarity
 from vggt_int8.stream.align import Drift
 
-STATE, WINDOW, DESCRIPTORS = "stream.json", "window.json", "descriptors.npy"
+STATE, WINDOW, DESCRIPTORS, LOOP = "stream.json", "window.json", "descriptors.npy", "loop.json"
 FORMAT_VERSION = 1
 PROGRAM = "vggt-int8 stream"
 
@@ -85,6 +86,14 @@ class StreamFolder:
             write_json(staged / WINDOW, _document(window))
         self.windows.append(window)
 
+    def loop(self, number: int) -> dict[str, Any] | None:
+        """What was found when loops from this window were looked for; None if they were not."""
+        path = self._place(number) / LOOP
+        return _json(path) if path.is_file() else None
+
+    def add_loop(self, number: int, found: Mapping[str, Any]) -> None:
+        write_json(self._place(number) / LOOP, dict(found))
+
     def finish(self) -> None:
         """The stream has come to its end."""
         self.complete = True
@@ -117,9 +126,20 @@ class StreamFolder:
         for name in sorted(settings.keys() | self.settings.keys()):
             if (old := settings.get(name)) != (new := self.settings.get(name)):
                 raise ValueError(
-                    f"{self.folder} holds windows of a stream whose {name} is {shown(old)}, and now it is {shown(new)}: "
+                    f"{self.folder} holds windows of a stream with {name} {shown(old)}, and now it is {shown(new)}: "
                     "give the same to go on with it, or remove that folder to begin anew"
                 )
+
+
+def similarity_document(similarity: Similarity) -> dict[str, Any]:
+    rotation, translation = similarity.rotation.tolist(), similarity.translation.tolist()
+    return {"scale": similarity.scale, "rotation": rotation, "translation": translation}
+
+
+def read_similarity(document: Mapping[str, Any]) -> Similarity:
+    rotation = torch.tensor(document["rotation"], dtype=torch.float64).view(3, 3)
+    translation = torch.tensor(document["translation"], dtype=torch.float64).view(3)
+    return Similarity(float(document["scale"]), rotation, translation)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -131,31 +151,23 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _document(window: Window) -> dict[str, Any]:
     onto, drift = window.onto, window.drift
-    placed = onto and {
-        "scale": onto.scale, "rotation": onto.rotation.tolist(), "translation": onto.translation.tolist()
-    }  # fmt: skip
     return {
         "first": window.first,
         "frames": window.frames,
         "new": window.new,
         "times": list(window.times),
-        "onto": placed,
+        "onto": onto and similarity_document(onto),
         "drift": drift and vars(drift),
     }
 
 
 def _window(entry: Mapping[str, Any], descriptors: Path) -> Window:
     onto, drift = entry["onto"], entry["drift"]
-    similarity = onto and Similarity(
-        float(onto["scale"]),
-        torch.tensor(onto["rotation"], dtype=torch.float64).view(3, 3),
-        torch.tensor(onto["translation"], dtype=torch.float64).view(3),
-    )
     return Window(
         first=int(entry["first"]),
         frames=int(entry["frames"]),
         new=int(entry["new"]),
-        onto=similarity,
+        onto=onto and read_similarity(onto),
         drift=drift and Drift(**drift),
         times=tuple(entry["times"]),
         descriptors=torch.from_numpy(np.load(descriptors)) if descriptors.is_file() else None,

@@ -8,9 +8,9 @@ which `scenes` gives all frames anew.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -23,17 +23,19 @@ from vggt_int8.images.fit import ImageTransform, Mode
 from vggt_int8.plain_data import check_integer
 from vggt_int8.scene import Scene
 from vggt_int8.similarity import Similarity
-from vggt_int8.stream.align import Views, align
+from vggt_int8.stream.align import align
 from vggt_int8.stream.frames import Frame, Frames, Source
 from vggt_int8.stream.loops import LEAST_SEEN, VISIT, Candidate, find_candidate, reach, seen_by_both, visit
+from vggt_int8.stream.pieces import part_of, placed_onto, views_of
 from vggt_int8.stream.pose_graph import Edge, solve
 from vggt_int8.stream.report import Loop, Seam, StreamReport
-from vggt_int8.stream.state import StreamFolder, Window
+from vggt_int8.stream.state import StreamFolder, Window, read_similarity, similarity_document
 
 WINDOW, OVERLAP = 32, 8
 
 
-class StreamFrame(NamedTuple):
+@dataclass(frozen=True)
+class StreamFrame:
     """One frame's result, on the CPU, in the world of the stream's first camera and the scale of its first window.
 
     index: from the stream's first frame. seconds: in the video, or None. window: which one it came in.
@@ -84,11 +86,14 @@ class Stream:
             self._folder = StreamFolder(Path(folder), {**decides, **(settings or {})})
         self.report = StreamReport(window, overlap)
         self._windows: list[Window] = [] if self._folder is None else self._folder.windows
-        self._cameras: list[tuple[Tensor, Tensor]] = []  # of every frame, in its own window's world
         self._edges: list[Edge] = []
         config = model.config
-        fit = {"mode": mode, "size": config.img_size, "patch_size": config.patch_size, "max_pixels": max_pixels}
-        self._fit: dict[str, Any] = fit
+        fit: dict[str, Any] = {
+            "mode": mode,
+            "size": config.img_size,
+            "patch_size": config.patch_size,
+            "max_pixels": max_pixels,
+        }
         self._make_source = lambda skip, shape: Source(frames, skip=skip, shape=shape, room=window, **fit)
 
     def __iter__(self) -> Iterator[StreamFrame]:
@@ -125,7 +130,7 @@ class Stream:
         edges = [*self._edges]
         for number, window in enumerate(self._windows[1:], 1):
             assert window.onto is not None
-            edges.append(Edge(number - 1, number, window.onto, reach(_views(self._folder.scene(number - 1)))))
+            edges.append(Edge(number - 1, number, window.onto, reach(views_of(self._folder.scene(number - 1)))))
         solved, self.report.residual = solve(placed, edges)
         return solved
 
@@ -134,7 +139,7 @@ class Stream:
         if self._folder is None:
             raise ValueError("scenes() reads the windows that were kept: give the stream folder=")
         for number, (window, placed) in enumerate(zip(self._windows, self.placements(), strict=True)):
-            yield _placed(_part(self._folder.scene(number), slice(window.frames - window.new, None)), placed)
+            yield placed_onto(part_of(self._folder.scene(number), slice(window.frames - window.new, None)), placed)
 
     # ---- one window ----
 
@@ -153,8 +158,8 @@ class Stream:
         if last is not None:
             with self._timed("align"):
                 shared = len(frames) - new
-                before = _views(last.scene).of(slice(len(last.frames) - shared, None))
-                onto, drift = align(before, _views(scene).of(slice(shared)))
+                before = views_of(last.scene).of(slice(len(last.frames) - shared, None))
+                onto, drift = align(before, views_of(scene).of(slice(shared)))
             placed = last.placed.after(onto)
             self.report.seams.append(Seam(number, frames[-new].index, drift))
         window = Window(
@@ -168,7 +173,7 @@ class Stream:
         self.report.windows, self.report.frames = len(self._windows), window.end
         if self._loops:
             with self._timed("loops"):
-                self._look_for_loop()
+                self._look_for_loop(number)
         return _Last(frames, scene, placed, number)
 
     def _reconstruct(
@@ -176,56 +181,62 @@ class Stream:
     ) -> tuple[Scene, Tensor | None]:
         model = self._model
         with torch.inference_mode():
-            pred = model(
-                pixels.to(model.device), heads=("camera", "depth"), descriptors=self._loops, **self._call
-            )
+            pred = model(pixels.to(model.device), heads=("camera", "depth"), descriptors=self._loops, **self._call)
         scene = Scene.from_prediction(pred, transforms, names, files)
         return scene, pred.descriptor[0].float().cpu() if self._loops else None
 
     def _hand_out(self, last: "_Last", fresh: list[Frame]) -> Iterator[StreamFrame]:
-        scene = _placed(_part(last.scene, slice(len(last.frames) - len(fresh), None)), last.placed)
-        assert scene.extrinsic is not None and scene.intrinsic is not None
-        assert scene.depth is not None and scene.depth_conf is not None
+        views = views_of(placed_onto(part_of(last.scene, slice(len(last.frames) - len(fresh), None)), last.placed))
         now = time.perf_counter()
         self.report.latencies += [now - frame.taken_at for frame in fresh]
         for i, frame in enumerate(fresh):
             yield StreamFrame(
-                frame.index, frame.name, frame.seconds, last.number, scene.extrinsic[i], scene.intrinsic[i],
-                scene.depth[i], scene.depth_conf[i], scene.colors[i], frame.transform,
+                frame.index, frame.name, frame.seconds, last.number, views.extrinsic[i], views.intrinsic[i],
+                views.depth[i], views.confidence[i], last.scene.colors[i - len(fresh)], frame.transform,
             )  # fmt: skip
 
     # ---- loops ----
 
-    def _look_for_loop(self) -> None:
+    def _look_for_loop(self, number: int) -> None:
+        assert self._folder is not None
         candidate = find_candidate(self._windows, apart=self._window)
-        if candidate is None:
+        found: dict[str, Any] = {}
+        if candidate is not None:
+            edge, seen = self._measure(candidate)
+            first = [self._windows[window].first for window in candidate.windows]
+            frames = (first[0] + candidate.frames[0], first[1] + candidate.frames[1])
+            loop = Loop(candidate.windows, frames, candidate.likeness, seen, seen >= LEAST_SEEN)
+            found = {**asdict(loop), "measured": similarity_document(edge.measured), "reach": edge.reach}
+        self._folder.add_loop(number, found)
+        self._know_loop(found)
+
+    def _know_loop(self, found: Mapping[str, Any]) -> None:
+        if not found:
             return
-        edge, seen = self._measure(candidate)
-        first = [self._windows[number].first for number in candidate.windows]
-        frames = (first[0] + candidate.frames[0], first[1] + candidate.frames[1])
-        closed = seen >= LEAST_SEEN
-        self.report.loops.append(Loop(candidate.windows, frames, candidate.likeness, seen, closed))
-        if closed:
-            self._edges.append(edge)
+        (old, new), frames = found["windows"], tuple(found["frames"])
+        self.report.loops.append(Loop((old, new), frames, found["likeness"], found["seen"], found["closed"]))
+        if found["closed"]:
+            self._edges.append(Edge(old, new, read_similarity(found["measured"]), found["reach"]))
 
     def _measure(self, candidate: Candidate) -> tuple[Edge, float]:
-        """Both visits in one window of their own -> how the later window lies in the earlier, and how far to believe it."""
+        """Both visits in a window of their own -> how the later window lies in the earlier one, and what both see."""
         assert self._folder is not None
         most = min(VISIT, self._window // 2)
         parts, views = [], []
         for number, frame in zip(candidate.windows, candidate.frames, strict=True):
             scene = self._folder.scene(number)
-            parts.append(_part(scene, visit(frame, len(scene), most)))
-            views.append(_views(parts[-1]))
+            parts.append(part_of(scene, visit(frame, len(scene), most)))
+            views.append(views_of(parts[-1]))
         pixels = torch.cat([part.colors for part in parts]).permute(0, 3, 1, 2).float() / 255
         transforms = [transform for part in parts for transform in part.transforms]
         names = [name for part in parts for name in part.names]
         both, _ = self._reconstruct(pixels, transforms, names, [None] * len(names))
-        there, here = (_views(both).of(slice(*ends)) for ends in ((0, len(parts[0])), (len(parts[0]), None)))
+        there, here = (views_of(both).of(slice(*ends)) for ends in ((0, len(parts[0])), (len(parts[0]), None)))
         onto_old, _ = align(views[0], there)
         onto_new, _ = align(views[1], here)
+        old, new = candidate.windows
         measured = onto_old.after(onto_new.inverse())
-        return Edge(*candidate.windows, measured, reach(views[0])), seen_by_both(there, here)
+        return Edge(old, new, measured, reach(views[0])), seen_by_both(there, here)
 
     # ---- going on ----
 
@@ -245,8 +256,11 @@ class Stream:
             for i, pixels in enumerate(scene.colors.permute(0, 3, 1, 2).float() / 255)  # as they came from a picture
         ]
         self.report.windows, self.report.frames = len(self._windows), window.end
-        for name in ("loops",):
-            self._restore(name)
+        for at in range(len(self._windows)) if self._loops else ():
+            if (found := self._folder.loop(at)) is not None:
+                self._know_loop(found)
+            elif at == number:  # a kill came between the window and its loop
+                self._look_for_loop(at)
         return _Last(frames, scene, placed, number)
 
     @contextmanager
@@ -263,29 +277,6 @@ class _Last(NamedTuple):
     scene: Scene
     placed: Similarity
     number: int
-
-
-def _views(scene: Scene) -> Views:
-    assert scene.extrinsic is not None and scene.intrinsic is not None
-    assert scene.depth is not None and scene.depth_conf is not None
-    content = torch.stack([scene.content(index) for index in range(len(scene))])
-    return Views(scene.extrinsic, scene.intrinsic, scene.depth, scene.depth_conf, content)
-
-
-def _part(scene: Scene, frames: slice) -> Scene:
-    """Some frames of a scene; tensors are views."""
-    tensors = ("colors", "extrinsic", "intrinsic", "depth", "depth_conf")
-    parts = {name: getattr(scene, name)[frames] for name in tensors}
-    return Scene(
-        names=scene.names[frames], transforms=scene.transforms[frames], files=scene.files[frames], **parts
-    )
-
-
-def _placed(scene: Scene, onto: Similarity) -> Scene:
-    """The scene in another world."""
-    assert scene.extrinsic is not None and scene.depth is not None
-    extrinsic = onto.apply_to_extrinsic(scene.extrinsic).float()
-    return replace(scene, extrinsic=extrinsic, depth=scene.depth * onto.scale)
 
 
 def _check(window: int, overlap: int, folder: Any, loops: bool | None) -> None:
