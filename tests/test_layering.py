@@ -37,6 +37,7 @@ TIERS = [
         "listing",
         "machine",
         "embedded",
+        "evidence",
         "encoding",
         "patterns",
         "placeholders",

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow  # a process that pushes and one that pulls
 
 PARITY = Path(__file__).parent / "data" / "parity"
 WHOLE, SHARDED = "me/tiny.w8a8", "me/tiny.sharded"  # pushed with this max_shard_size:
+COMMAND = "me/tiny.command"  # pushed by what the command `push` calls
 SHARD_SIZES = {WHOLE: "5GB", SHARDED: "200KB"}
 
 # Both programs print a line for each repository that depends on every bit of the model and of what it computes.
@@ -41,11 +42,17 @@ def digest(model):
 """
 PUSH = (
     DIGEST
+    + f"COMMAND = {COMMAND!r}"
     + """
 model = VGGTInt8.from_pretrained(sys.argv[1], recipe="int8_dynamic", backend="reference")
 for pair in sys.argv[2:]:
     repo, size = pair.split("=")
     print(model.push_to_hub(repo.partition("/")[2], max_shard_size=size), digest(model))
+model.save_pretrained(sys.argv[1] + "/saved")
+from vggt_int8.pretrained.upload import prepare, send
+from pathlib import Path
+upload = prepare(Path(sys.argv[1] + "/saved"), COMMAND, "facebook/VGGT-1B", [("Accuracy", "Fine.")], ["indoor"])
+print(send(upload, COMMAND, private=True, revision=None, pull_request=False), digest(model))
 """
 )
 PULL = (
@@ -83,7 +90,7 @@ def pushed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pus
         push = python(hub, tmp_path_factory.mktemp("home"), PUSH, str(tiny), *pairs)
         assert push.returncode == 0, push.stderr
         trees, digests = {}, {}
-        for repo, line in zip(SHARD_SIZES, push.stdout.splitlines(), strict=True):
+        for repo, line in zip([*SHARD_SIZES, COMMAND], push.stdout.splitlines(), strict=True):
             address, digests[repo] = line.split(maxsplit=1)
             trees[repo] = hub.repos[repo].commits[address.rpartition("/")[2]]
         yield Pushed(hub, trees, digests)
@@ -106,6 +113,10 @@ def test_every_file_arrives(pushed: Pushed) -> None:
         card = ModelCard(pushed.hub.content(tree["README.md"]).decode())
         assert card.data.library_name == "vggt-int8"
         assert "int8_dynamic" in card.content
+        if repo == COMMAND:
+            assert "## Accuracy\n\nFine." in card.content
+            assert (card.data.base_model, card.data.base_model_relation) == ("facebook/VGGT-1B", "quantized")
+            assert pushed.hub.repos[repo].private
         files = [safetensors.torch.load(pushed.hub.content(tree[name])) for name in weights]
         total = sum(tensor.numel() * tensor.element_size() for file in files for tensor in file.values()) / 1e6
         assert f"| **total** | **{total:.1f}** |" in card.content

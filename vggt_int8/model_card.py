@@ -30,6 +30,7 @@ def model_card(
     base_model: str | None = None,
     differences: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
+    evidence: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Text of a model card, with the metadata block that the Hub reads.
 
@@ -40,6 +41,7 @@ def model_card(
     differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value, as in the result of
         `compare_model_outputs`, whose other entries are ignored.
     tags: for the Hub, beside the card's own.
+    evidence: title and text of sections about what was measured.
     """
     quantization = config.get("quantization_config") or {}
     recipe = quantization.get("recipe") or {}
@@ -55,6 +57,7 @@ def model_card(
         sections.append("## Training\n\n" + _training(training))
     if differences:
         sections.append("## Measured difference from the original\n\n" + _difference_table(differences))
+    sections += [f"## {title}\n\n{text}" for title, text in evidence]
     sections.append("## Licence\n\n" + _licence(base_model))
     return f"---\n{_metadata(bool(recipe), base_model, tags)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -99,7 +102,9 @@ def _example(name: str) -> str:
         'images = load_images(["a.jpg", "b.jpg"], model=model)  # [S, 3, H, W] in [0, 1]\n'
         "pred = model(images.to(model.device))\n"
         "pred.depth, pred.world_points, pred.extrinsic, pred.intrinsic\n"
-        "```"
+        "```\n\n"
+        "`pip install vggt-int8` brings `VGGTInt8`, which alone loads these weights: other loaders know nothing of "
+        "scales, and refuse codes in this shape."
     )
 
 
@@ -128,7 +133,11 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
     facts["everything else"] = recipe.get("keep")
     facts["checkpoint format"] = quantization.get("format_version")
     rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]
-    rules = [f"| `{rule['match']}` | {rule.get('reason', '')} |" for rule in recipe.get("rules", [])]
+    # Within a table a bar ends the cell, in code as well, unless it is escaped.
+    rules = [
+        "| `{}` | {} |".format(rule["match"].replace("|", "\\|"), rule.get("reason", ""))
+        for rule in recipe.get("rules", [])
+    ]
     table = "\n".join(["| | |", "|---|---|", *rows])
     if rules:
         table += "\n\n" + "\n".join(["| layers (first match wins) | why |", "|---|---|", *rules])

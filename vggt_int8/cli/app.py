@@ -20,6 +20,7 @@ from vggt_int8.cli.eval import eval_models
 from vggt_int8.cli.export import export
 from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.inspect import inspect_model
+from vggt_int8.cli.push import push
 from vggt_int8.cli.qat import qat
 from vggt_int8.cli.quantize import quantize
 from vggt_int8.cli.recipes import recipes
@@ -116,6 +117,11 @@ EXAMPLES = {
         "vggt-int8 bench --frames 1,10 --variants fp32,int8_dynamic:native",
         "vggt-int8 bench facebook/VGGT-1B -o rows.jsonl --resume",
     ),
+    "push": (
+        "Examples:",
+        "vggt-int8 push vggt-1b-int8 me/VGGT-1B-quantized.w8a8 --dry-run [dim]# shows files and card[/]",
+        "vggt-int8 push vggt-1b-int8 me/VGGT-1B-quantized.w8a8 --scores scores/ --bench vggt-int8-bench.jsonl",
+    ),
     "doctor": (
         "Examples:",
         "vggt-int8 doctor [dim]# exit code 1 if something is wrong[/]",
@@ -198,7 +204,7 @@ def _add(tree: typer.Typer, name: str, command: Command) -> None:
 
 COMMANDS: tuple[Command, ...] = (
     *(demo, run, view, app_page, batch, export, quantize, qat, compare, eval_models, sensitivity),
-    *(inspect_model, recipes, bench, bench_report, tune, doctor, estimate),
+    *(inspect_model, recipes, bench, bench_report, tune, doctor, estimate, push),
 )
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "scenes": ("Procedural scenes with exact ground truth, as files.", (scenes_render, scenes_bundle)),

@@ -3,15 +3,21 @@
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from vggt_int8.embedded import EMBEDDED
 from vggt_int8.model.network import Network
 from vggt_int8.model_card import model_card
-from vggt_int8.pretrained.checkpoint import stored_bytes
+from vggt_int8.pretrained.checkpoint import read_headers, stored_bytes
+from vggt_int8.pretrained.source import load_config
+from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.plain_files import check_weight_files
+from vggt_int8.saves.save_id import check_one_save
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -44,3 +50,83 @@ def card_of(model: Network, folder: Path, name: str, tags: Sequence[str] = ()) -
     source = model.config.name_or_path
     known = source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists())
     return model_card(model.config.to_dict(), sizes, name=name, base_model=source if known else None, tags=tags)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What goes up: files of a checkpoint, and its card, which becomes README.md."""
+
+    folder: Path
+    files: list[str]
+    card: str
+    based: bool  # whether the card names what the weights were made from
+
+    def sizes(self) -> dict[str, int]:
+        """Name -> bytes."""
+        files = {name: (self.folder / name).stat().st_size for name in self.files}
+        return {**files, "README.md": len(self.card.encode())}
+
+
+def check_repository(repo_id: str) -> None:
+    """Raise ValueError for what can be no repository."""
+    if not _HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"{repo_id!r} is no repository on the Hub: give owner/name, such as me/VGGT-1B-quantized.w8a8")
+
+
+def prepare(
+    folder: Path, repo_id: str, base_model: str | None, evidence: Sequence[tuple[str, str]], tags: Sequence[str]
+) -> Upload:
+    """Check a saved checkpoint, digests included, and make its card. Raises `CheckpointError` and FileNotFoundError."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: pass one that `quantize` or save_pretrained() wrote")
+    config = load_config(str(folder), {})
+    check_weight_files(folder, None)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(f"{folder} holds no safetensors: load it and save_pretrained() it, then push that")
+    names = [str(path) for path in weights]
+    read_headers(names)
+    check_one_save(names, verify=True)
+    files = ["config.json", *(path.name for path in sorted(folder.glob("*.safetensors.index.json")))]
+    plain = config.to_dict()
+    base = base_model or _base(config)
+    card = model_card(plain, stored_bytes(names), name=repo_id, base_model=base, tags=tags, evidence=evidence)
+    return Upload(folder, [*files, *(path.name for path in weights)], card, base is not None)
+
+
+def _base(config: Any) -> str | None:
+    """What the checkpoint says it was made from, if that is the embedded model or an id."""
+    source = str(getattr(config, "name_or_path", "") or "")
+    return source if source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists()) else None
+
+
+def send(upload: Upload, repo_id: str, *, private: bool, revision: str | None, pull_request: bool) -> str:
+    """One commit with all files, into a repository that is made if need be; returns the commit's address.
+
+    Raises RuntimeError, with the way out, where the Hub refuses or cannot be reached.
+    """
+    api = HfApi()
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        operations = [CommitOperationAdd("README.md", upload.card.encode())]
+        operations += [CommitOperationAdd(name, str(upload.folder / name)) for name in upload.files]
+        info = api.create_commit(
+            repo_id,
+            operations,
+            commit_message="Upload VGGT INT8",
+            revision=revision,
+            create_pr=pull_request,
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        way_out = ": sign in (hf auth login), or set HF_TOKEN to a token that may write" if status in (401, 403) else ""
+        raise RuntimeError(
+            f"the Hub says {status} to {repo_id}{way_out} ({' '.join(str(error).split()):.300})"
+        ) from error
+    except Exception as error:  # httpx has many kinds, of which the Hub's library exports none
+        if not type(error).__module__.startswith(("httpx", "httpcore")):
+            raise
+        raise RuntimeError(
+            f"{constants.ENDPOINT} cannot be reached ({error}): check network, proxy, HF_ENDPOINT"
+        ) from error
+    return str(info.pr_url if pull_request else info.commit_url)
