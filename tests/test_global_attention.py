@@ -2,7 +2,7 @@
 
 import pytest
 
-from vggt_int8.global_attention import KEYFRAMES, GlobalAttention, attention_in_words
+from vggt_int8.global_attention import KEYFRAMES, GlobalAttention, attention_in_words, check_words, words_of
 from vggt_int8.recipe import Recipe, RecipeError
 
 
@@ -46,6 +46,16 @@ def test_as_many_key_frames_as_frames_are_exact() -> None:
         assert mixed.keys(1, frames) is None
     assert GlobalAttention.of(3, "keyframes", 9).within(9) == GlobalAttention.of(3)
     assert mixed.within(5) == mixed
+
+
+def test_words_of_a_command_line() -> None:
+    assert words_of("keyframes") == "keyframes"
+    assert words_of("frames:2, keyframes:1,exact") == ["frames", "frames", "keyframes", "exact"]
+    for text in ("frames:0", "frames:x", "frames:-1", "frames:99999"):
+        with pytest.raises(ValueError, match=f"'{text}' names no number of layers"):
+            words_of(text)
+    with pytest.raises(ValueError, match="has 'key'"):
+        check_words(words_of("key:2,exact"))
 
 
 def test_how_it_reads() -> None:

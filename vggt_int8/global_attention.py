@@ -14,6 +14,7 @@ from vggt_int8.plain_data import check_integer, shown
 
 Looks = Literal["exact", "keyframes", "frames"]
 WORDS: tuple[Looks, ...] = get_args(Looks)
+MOST_LAYERS = 10_000
 KEYFRAMES = 40  # unless it is said: enough for any length that was measured (docs/long_scenes.md)
 
 
@@ -95,6 +96,23 @@ class GlobalAttention:
 def attention_in_words(how: str | Sequence[str], keyframes: int | None) -> str:
     """What a recipe says, for people: as `GlobalAttention` prints it."""
     return str(GlobalAttention.of(1 if isinstance(how, str) else len(how), how, keyframes))
+
+
+def words_of(text: str) -> str | list[str]:
+    """What a command line says: one word, or words with numbers of layers, "frames:9,keyframes:15".
+
+    Raises ValueError for other texts; `check_words` looks at the words.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 1 and ":" not in parts[0]:
+        return parts[0]
+    words: list[str] = []
+    for part in parts:
+        word, colon, number = part.partition(":")
+        if colon and not (number.isdecimal() and 0 < int(number) <= MOST_LAYERS):
+            raise ValueError(f"{shown(part)} names no number of layers: write such as frames:9,keyframes:15")
+        words += [word.strip()] * (int(number) if colon else 1)
+    return words
 
 
 def check_words(how: Any) -> None:

@@ -47,6 +47,9 @@ def test_the_names_written_out_are_those_of_the_package() -> None:
         ("--confidence-percentile", "nan", ["nan is out of range"]),
         ("--max-points", "0", ["0 is out of range", "at least 1"]),
         ("--frames-chunk", "-1", ["-1 is out of range", "at least 1"]),
+        ("--global-attention", "key", ["global_attention has 'key'", "'keyframes'"]),
+        ("--global-attention", "frames:0,exact", ["'frames:0' names no number of layers"]),
+        ("--keyframes", "0", ["0 is out of range", "at least 1"]),
         ("--max-megapixels", "0", ["0 is out of range", "from 0.001 to 1e+06"]),
     ],
 )

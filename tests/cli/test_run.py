@@ -69,13 +69,16 @@ def test_the_report_says_how_to_repeat_the_run(
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["/anywhere/vggt-int8", "run", "a model", "photo.jpg"])
     chosen = ("--mode", "pad", "--frames-chunk", "1", "--confidence-percentile", "40", "--max-points", "50")
-    cli("run", tiny, *photos, "-o", out, "--device", "cpu", *chosen, "-r", "int8_weight_only")
+    looks = ("--global-attention", "keyframes", "--keyframes", "1")
+    cli("run", tiny, *photos, "-o", out, "--device", "cpu", *chosen, *looks, "-r", "int8_weight_only")
     report = json.loads((out / "report.json").read_text())
     assert report["format_version"] == 2
     assert report["settings"] == {
         "backend": "auto",
         "mode": "pad",
         "frames_chunk": 1,
+        "global_attention": "keyframes",
+        "keyframes": 1,
         "points": "depth",
         "confidence_percentile": 40,
         "max_points": 50,
@@ -91,6 +94,7 @@ def test_the_report_says_how_to_repeat_the_run(
     assert report["quantization"] == expand(load_recipe("int8_weight_only"), family).to_dict()
     assert report["model_identity"]["value"]
     assert report["runtime"]["mode"] in ("fused", "plain")
+    assert report["runtime"]["global_attention"] == "keyframes (K = 1)"
     assert report["inputs"][0]["sha256"] == hashlib.sha256(photos[0].read_bytes()).hexdigest()
     assert report["command_line"] == "vggt-int8 run 'a model' photo.jpg"
     assert report["folder"] == str(Path.cwd())

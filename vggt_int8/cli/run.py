@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from vggt_int8.cli import console, formats, options
+from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
 from vggt_int8.cli.loading import (
     Backend,
     Device,
@@ -26,6 +27,7 @@ from vggt_int8.cli.loading import (
     local_image_size,
 )
 from vggt_int8.disk import check_place
+from vggt_int8.global_attention import words_of
 
 if TYPE_CHECKING:
     from vggt_int8 import VGGTInt8, VGGTOutput
@@ -48,6 +50,8 @@ def run(
             help="Images that the depth and point heads work on at a time: less is less memory.", **options.between(1)
         ),
     ] = 8,
+    global_attention: GlobalAttention = None,
+    keyframes: Keyframes = None,
     format: formats.Formats = formats.DEFAULT_FORMATS,
     points: formats.Points = None,
     confidence_percentile: formats.ConfidencePercentile = 25.0,
@@ -73,11 +77,13 @@ def run(
         confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges, voxel=voxel,
         max_points=max_points, normals=normals, shared_camera=shared_camera,
     )  # fmt: skip
+    check_attention(global_attention, keyframes)
     paths = find_and_check(images, max_megapixels)
     check_place(out.expanduser())
     wanted = Wanted(
         model=model, paths=paths, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
-        frames_chunk=frames_chunk, exports=exports, max_megapixels=max_megapixels, overwrite=overwrite,
+        frames_chunk=frames_chunk, global_attention=global_attention, keyframes=keyframes, exports=exports,
+        max_megapixels=max_megapixels, overwrite=overwrite,
     )  # fmt: skip
     report, content = reconstruct(wanted)
     if as_json:
@@ -100,6 +106,8 @@ class Wanted:
     dtype: str | None
     mode: str
     frames_chunk: int
+    global_attention: str | None
+    keyframes: int | None
     exports: formats.Exports
     max_megapixels: float | None
     overwrite: bool
@@ -108,7 +116,7 @@ class Wanted:
         """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
         from vggt_int8.export.points import SEED
 
-        names = ("backend", "mode", "frames_chunk", "max_megapixels")
+        names = ("backend", "mode", "frames_chunk", "global_attention", "keyframes", "max_megapixels")
         points = self.exports.points or default_points(network)
         here = {name: getattr(self, name) for name in names}
         return {**here, **self.exports.settings(), "points": points, "seed": SEED}
@@ -141,7 +149,12 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
             inputs = _describe_inputs(wanted.paths, transforms)
         step = console.step(f"Reconstructing {count}", images=len(wanted.paths))
         with clock.phase("reconstruct"), step, torch.inference_mode():
-            pred = network(pixels.to(network.device), frames_chunk_size=wanted.frames_chunk)
+            pred = network(
+                pixels.to(network.device),
+                frames_chunk_size=wanted.frames_chunk,
+                global_attention=None if wanted.global_attention is None else words_of(wanted.global_attention),
+                keyframes=wanted.keyframes,
+            )
         console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
         with clock.phase("write"):
             outputs = _write(folder, pred, transforms, wanted)
@@ -218,10 +231,13 @@ def default_points(network: "VGGTInt8") -> str | None:
 
 
 def runtime_of(network: "VGGTInt8") -> dict[str, Any]:
-    """How the last call ran: "fused" or "plain", why not otherwise, and how much it worked on at a time."""
+    """How the last call ran: "fused" or "plain", why not otherwise, what its global blocks looked at, and how much it
+    worked on at a time.
+    """
     report = network.runtime_report()
     plan = None if report.plan is None else asdict(report.plan)
-    return {"mode": report.mode, "reason": report.reason or None, "plan": plan}
+    attention = None if report.attention is None else str(report.attention)
+    return {"mode": report.mode, "reason": report.reason or None, "global_attention": attention, "plan": plan}
 
 
 def recipe_content(network: "VGGTInt8") -> dict[str, Any] | None:
