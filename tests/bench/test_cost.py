@@ -31,6 +31,17 @@ def test_work_of_vggt_1b_with_fewer_blocks() -> None:
     assert work.convolutions == pytest.approx(10 * 0.435e12, rel=1e-2)
 
 
+def test_key_frames_take_the_square_out_of_the_work(tiny_work: WorkCounter) -> None:
+    work = tiny_work
+    assert work(7, keyframes=7) == work(7)
+    parts = [work(frames, keyframes=7) for frames in (7, 8, 9)]
+    for name in ("linears", "attention", "convolutions"):
+        first, second, third = (getattr(part, name) for part in parts)
+        assert third - second == pytest.approx(second - first, rel=1e-3)  # the camera head, as above
+        assert second <= getattr(work(8), name)
+    assert parts[2].attention < work(9).attention
+
+
 def test_floors() -> None:
     ceilings = Ceilings("bfloat16", product=500.0, int8=1000.0, attention=250.0, copy=4000.0)
     work = Work(linears=1e12, attention=1e12, convolutions=1e12)

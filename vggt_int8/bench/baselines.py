@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vggt_int8.bench.cost import fastest_attention
 from vggt_int8.bench.source import Source
+from vggt_int8.machine import architecture
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.layers import Block
 from vggt_int8.model.vggt import VGGT
@@ -124,6 +125,8 @@ def reference(source: Source, device: torch.device) -> Network:
     sizes = ("encoder_depth", "encoder_num_heads", "depth", "num_heads", "camera_depth", "dpt_layers")
     if any(getattr(source.config, name) != getattr(VGGTConfig(), name) for name in sizes):
         raise UnavailableError(f"the reference code has VGGT-1B's depth alone, and {source.name} has another")
+    if "merging" in inspect.signature(theirs).parameters:
+        raise UnavailableError("`import vggt` finds FastVGGT, not the reference repository")
     options = {"img_size": source.config.img_size, "patch_size": source.config.patch_size}
     options |= {"embed_dim": source.config.embed_dim}
     if "enable_track" in inspect.signature(theirs).parameters:
@@ -184,13 +187,30 @@ def torchao_compiled(source: Source, device: torch.device) -> Network:
     return _compiled(model, device)
 
 
-def _quantize_by_torchao(model: nn.Module) -> None:
+def torchao_fp8_compiled(source: Source, device: torch.device) -> Network:
+    """torchao's dynamic FP8, a scale per row, compiled like `bf16_compiled`: what else a Hopper user has."""
+    if device.type != "cuda" or architecture(device) < 89:
+        raise UnavailableError("FP8 products need a GPU of compute capability 8.9 or newer")
+    model = float_network(source, device, torch.bfloat16)
+    _quantize_by_torchao(model, fp8=True)
+    return _compiled(model, device)
+
+
+def _quantize_by_torchao(model: nn.Module, fp8: bool = False) -> None:
     """The linears of encoder and aggregator; the camera head's few rows are below what its kernels take."""
     with quiet_import():
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+        from torchao.quantization import (
+            Float8DynamicActivationFloat8WeightConfig,
+            Int8DynamicActivationInt8WeightConfig,
+            PerRow,
+            quantize_,
+        )
 
     # Its own Inductor options change every later compilation in the process, and took minutes without a result.
-    config = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    if fp8:
+        config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    else:
+        config = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     quantize_(model, config, lambda module, name: isinstance(module, nn.Linear) and name.startswith("aggregator."))
 
 

@@ -65,17 +65,26 @@ class Ceilings:
 
 
 class WorkCounter:
-    """Counts on the meta device, without weights. All counts are polynomials of degree 2 in the number of frames."""
+    """Counts on the meta device, without weights. All counts are polynomials of degree 2 in the number of frames; the
+    square is that of global attention, in which `keyframes` take the place of one factor.
+    """
 
     def __init__(self, config: VGGTConfig, size: tuple[int, int]) -> None:
         with torch.device("meta"):
             model = VGGT(config).eval().requires_grad_(False)
         self._known = [_count(model, frames, size) for frames in (1, 2, 3)]
+        tokens = size[0] * size[1] // config.patch_size**2 + model.aggregator.num_special
+        self._keys_and_values = 2 * config.depth * tokens * config.embed_dim * 2 * config.embed_dim  # of a frame
 
-    def __call__(self, frames: int) -> Work:
+    def __call__(self, frames: int, keyframes: int | None = None) -> Work:
         s = frames - 1
         parts = zip(*([w.linears, w.attention, w.convolutions] for w in self._known), strict=True)
-        return Work(*(a + s * (b - a) + s * (s - 1) / 2 * (c - 2 * b + a) for a, b, c in parts))
+        work = Work(*(a + s * (b - a) + s * (s - 1) / 2 * (c - 2 * b + a) for a, b, c in parts))
+        if keyframes is None or keyframes >= frames:
+            return work
+        left_out, (a, b, c) = frames - keyframes, (w.attention for w in self._known)
+        linears = work.linears - left_out * self._keys_and_values
+        return Work(linears, work.attention - (c - 2 * b + a) / 2 * frames * left_out, work.convolutions)
 
 
 @torch.no_grad()

@@ -29,32 +29,42 @@ class Expected:
 
 
 def expected_outputs(
-    source: Source, frames: Sequence[int], size: tuple[int, int], device: torch.device
+    source: Source, frames: Sequence[int], size: tuple[int, int], device: torch.device, keyframes: int | None = None
 ) -> dict[int, Expected]:
-    """For each number of frames, the outputs that are taken as right. A network is built once for all."""
+    """For each number of frames, the outputs that are taken as right. A network is built once for all.
+
+    keyframes: of so many frames global blocks see the keys, in the plain network as well; None: of all.
+    """
     found: dict[int, Expected] = {}
     for by, build, most in (("fp32", fp32, FP32_FRAMES), ("fp16", fp16, FP16_FRAMES)):
         wanted = [s for s in frames if s not in found and (s <= most or device.type == "cpu")]
-        for s, outputs in _run(build, source, wanted, size, device).items():
+        for s, outputs in _run(build, source, wanted, size, device, keyframes).items():
             found[s] = Expected(by, outputs)
         release(device)
     return {s: found.get(s, Expected("", {})) for s in frames}
 
 
 def _run(
-    build: Build, source: Source, frames: Sequence[int], size: tuple[int, int], device: torch.device
+    build: Build,
+    source: Source,
+    frames: Sequence[int],
+    size: tuple[int, int],
+    device: torch.device,
+    keyframes: int | None,
 ) -> dict[int, dict[str, Tensor]]:
     """Outputs on the host; those for which the GPU's memory is too small are missing.
 
     What is measured may be smaller than what it is compared with, so that is no error.
     """
     results: dict[int, dict[str, Tensor]] = {}
+    keywords = {} if keyframes is None else {"global_attention": "keyframes", "keyframes": keyframes}
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), fastest_attention(device):
         try:
             network = build(source, device) if frames else None
             for s in frames:
                 assert network is not None
-                outputs = network(source.images(s, size, device))
+                with torch.no_grad():
+                    outputs = network.model(source.images(s, size, device), **keywords)
                 results[s] = {name: outputs[name].cpu() for name in COMPARED if name in outputs}
                 del outputs
                 release(device)

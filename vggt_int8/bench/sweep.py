@@ -57,7 +57,7 @@ class Sweep:
         self.work = WorkCounter(source.config, settings.size)
         self.ceilings: Ceilings = measure_ceilings(device)
         release(device)
-        self._expected: dict[int, Expected] = {}
+        self._expected: dict[tuple[int, int | None], Expected] = {}
         self._facts = {
             "format": FORMAT,
             "size": list(settings.size),
@@ -94,8 +94,11 @@ class Sweep:
             variant: [s for s in self.settings.frames_of(variant) if self._identity(variant, s) not in done]
             for variant in self.settings.variants
         }
-        needed = sorted({s for frames in todo.values() for s in frames})
-        self._expected = expected_outputs(self.source, needed, self.settings.size, self.device)
+        needed = {_compared(variant, s) for variant, frames in todo.items() if not variant.merges for s in frames}
+        for keyframes in {keyframes for _, keyframes in needed}:
+            counts = sorted(s for s, its in needed if its == keyframes)
+            found = expected_outputs(self.source, counts, self.settings.size, self.device, keyframes)
+            self._expected |= {(s, keyframes): expected for s, expected in found.items()}
         for variant, frames in todo.items():
             if frames:
                 yield from self._rows_of(variant, frames)
@@ -138,7 +141,9 @@ class Sweep:
 
     def _measure(self, variant: Variant, network: Network, frames: int) -> Row:
         """First the outputs' errors, then memory and time, of warm calls. A wrong result has no time."""
-        settings, expected = self.settings, self._expected[frames]
+        settings, expected = self.settings, Expected("", {})
+        if not variant.merges:
+            expected = self._expected[_compared(variant, frames)]
         images = self.source.images(frames, settings.size, self.device)
         network.reset()
         peak, start = PeakMemory(self.device), time.perf_counter()
@@ -149,7 +154,7 @@ class Sweep:
         first_s = time.perf_counter() - start
         errors, wrong = compare(expected, outputs)
         del outputs
-        work = self.work(frames)
+        work = self.work(frames, variant.keyframes)
         floor_ms = self.ceilings.floor_ms(work, network.weight_bytes, variant.int8)
         row: Row = {
             "status": "ok",
@@ -199,6 +204,12 @@ class Sweep:
             timing = time_calls(call, inputs_that_fill_the_cache(images), seconds)
         times = {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high, "runs": timing.runs}
         return {**times, **memory}, errors, wrong
+
+
+def _compared(variant: Variant, frames: int) -> tuple[int, int | None]:
+    """What outputs are compared with: frames, and key frames if they are fewer."""
+    keyframes = variant.keyframes
+    return frames, None if keyframes is None or keyframes >= frames else keyframes
 
 
 def _file_name(variant: Variant, frames: int) -> str:

@@ -4,14 +4,18 @@ A name is one of `BASELINES`, or `<recipe>:<backend>` for any recipe and any bac
 `int8_dynamic:native`, `my.toml:reference`. A variant builds a `Network` from a `Source`, always from the same weights.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from vggt_int8.bench import baselines
 from vggt_int8.bench.baselines import Build, Network, fill
+from vggt_int8.bench.fastvggt import fastvggt
 from vggt_int8.bench.source import Source
+from vggt_int8.global_attention import KEYFRAMES
 from vggt_int8.pretrained import VGGTInt8, quantize
 from vggt_int8.quant.backends import BACKENDS, BackendError
 from vggt_int8.recipe import available_recipes, load_recipe
@@ -22,7 +26,9 @@ class Variant:
     """One way to run the network.
 
     title: for tables. up_to: the most frames of the default sweep; slow ways are left out where a call takes seconds
-    (naming a variant lifts this). compiles: whether the first call may take minutes and has a time limit.
+    (naming a variant lifts this). compiles: whether the first call may take minutes and has a time limit. keyframes: of
+    how many frames global blocks see the keys, for its work and for what its outputs are compared with; None: all.
+    merges: it leaves out work in another way, so that its outputs need be finite and no more, and it has no floor.
     """
 
     name: str
@@ -31,6 +37,8 @@ class Variant:
     up_to: int
     int8: bool = False  # whether its linears multiply int8 by int8
     compiles: bool = False
+    keyframes: int | None = None
+    merges: bool = False
 
 
 BASELINES = {
@@ -52,6 +60,16 @@ BASELINES = {
         ),
         Variant("torchao", "torchao W8A8, eager", baselines.torchao, 10, int8=True),
         Variant("torchao-compiled", "torchao W8A8, compiled", baselines.torchao_compiled, 32, int8=True, compiles=True),
+        Variant("torchao-fp8-compiled", "torchao FP8, compiled", baselines.torchao_fp8_compiled, 100, compiles=True),
+        Variant(
+            "keyframes",
+            f"int8_dynamic, native, {KEYFRAMES} key frames",
+            lambda source, device: _keyframed(source, device),
+            1000,
+            int8=True,
+            keyframes=KEYFRAMES,
+        ),
+        Variant("fastvggt", "FastVGGT's code, bf16, merging from block 0", fastvggt, 1000, merges=True),
     )
 }
 # The same limit for <recipe>:<backend>. Weights alone in INT8 gain where weights are the work: at few frames.
@@ -61,9 +79,9 @@ NATIVE, OTHERS = 200, 10
 # In the order of measuring: what takes longest to compile comes last.
 DEFAULTS = {
     "cuda": (
-        *("int8_dynamic:native", "reference", "bf16-compiled", "bf16-compiled-graph", "bf16-autocast"),
+        *("int8_dynamic:native", "keyframes", "reference", "bf16-compiled", "bf16-compiled-graph", "bf16-autocast"),
         *("fp16:native", "int8_weight_only:native", "fp32", "bf16", "int8_dynamic:bitsandbytes"),
-        *("llm_int8:bitsandbytes", "torchao", "torchao-compiled"),
+        *("llm_int8:bitsandbytes", "torchao", "torchao-fp8-compiled", "torchao-compiled"),
     ),
     "cpu": ("fp32", "bf16-autocast", "int8_weight_only:native", "int8_dynamic:native"),
 }
@@ -92,7 +110,7 @@ def find_variants(names: Iterable[str]) -> list[Variant]:
     return [find_variant(name) for name in dict.fromkeys(names)]
 
 
-def _quantized(recipe: str, backend: str) -> Build:
+def _quantized(recipe: str, backend: str, keywords: Mapping[str, Any] = MappingProxyType({})) -> Build:
     """Our INT8, as `from_pretrained` leaves it: fp16 on CUDA, fp32 on a CPU, fused where the native backend runs."""
 
     def build(source: Source, device: torch.device) -> Network:
@@ -111,10 +129,18 @@ def _quantized(recipe: str, backend: str) -> Build:
         if backend == "native":
             model.set_runtime("on")
         return Network(
-            model, lambda images: model(images, check_finite=False), lambda: _mode(model), model.runtime.reset
+            model,
+            lambda images: model(images, check_finite=False, **keywords),
+            lambda: _mode(model),
+            model.runtime.reset,
         )
 
     return build
+
+
+def _keyframed(source: Source, device: torch.device) -> Network:
+    keywords = {"global_attention": "keyframes", "keyframes": KEYFRAMES}
+    return _quantized("int8_dynamic", "native", keywords)(source, device)
 
 
 def _mode(model: VGGTInt8) -> str:

@@ -28,7 +28,7 @@ POINTS = ("depth", "world_points")
 VIEW_COLORS = ("image", "confidence", "difference", "reconstruction")
 BASELINES = (
     *("reference", "fp32", "bf16-autocast", "bf16", "fp16", "bf16-compiled-blocks", "bf16-compiled"),
-    *("bf16-compiled-graph", "torchao", "torchao-compiled"),
+    *("bf16-compiled-graph", "torchao", "torchao-compiled", "torchao-fp8-compiled", "keyframes", "fastvggt"),
 )
 SPLITS = ("free", "train", "held_out", "calibration", "demo")
 UNITS = ("group", "block", "layer")
