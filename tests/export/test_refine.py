@@ -1,0 +1,113 @@
+"""Bundle adjustment: it mends cameras that tracks deny, and changes nothing where it would not help."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vggt_int8.export import PointOptions, Scene, Tracks
+from vggt_int8.export.frames import frame_pool
+from vggt_int8.export.points import select_points
+from vggt_int8.export.refine import Refined, refine_cameras
+from vggt_int8.geometry import compose_extrinsics, project_points, relative_center_distance, rotation_error_degrees
+from vggt_int8.images import ImageTransform
+from vggt_int8.scenes import load_scene
+
+
+@pytest.fixture(scope="module")
+def exact() -> Scene:
+    """A rendered scene with the exact tracks of its first image's points."""
+    stored = load_scene("table")
+    count, (height, width) = len(stored.images), stored.images.shape[2:]
+    scene = Scene.from_prediction(
+        {
+            "images": stored.images[None],
+            "depth": stored.depth[None, ..., None],
+            "depth_conf": torch.ones(1, count, height, width),
+            "extrinsic": stored.extrinsic[None],
+            "intrinsic": stored.intrinsic[None],
+        },
+        [ImageTransform((height * 4, width * 4), (height, width), (0.25, 0.25), (0, 0))] * count,
+        [f"{index}.jpg" for index in range(count)],
+    )
+    points = scene.points_from_depth(0)
+    assert points is not None
+    chosen = points[4::9, 4::9].reshape(-1, 3)
+    places, depth = project_points(chosen.expand(count, -1, -1), stored.extrinsic, stored.intrinsic)
+    inside = (places >= 0).all(-1) & (places[..., 0] < width - 1) & (places[..., 1] < height - 1) & (depth > 0)
+    pixels = places.round().long().clamp(0, width - 1)
+    seen = stored.depth[torch.arange(count)[:, None], pixels[..., 1], pixels[..., 0]]
+    visible = (inside & ((seen - depth).abs() < 0.02 * depth)).float()
+    return replace(scene, tracks=Tracks(places, visible, visible))
+
+
+def refine(scene: Scene) -> Refined:
+    with frame_pool() as pool:
+        selection = select_points(scene, PointOptions(confidence_percentile=0), pool)
+        assert selection is not None
+        return refine_cameras(selection.at_most(2000), pool)
+
+
+def moved(scene: Scene) -> Scene:
+    """Cameras a degree and a per cent off, focal lengths 2 %."""
+    generator = torch.Generator().manual_seed(0)
+    assert scene.extrinsic is not None
+    assert scene.intrinsic is not None
+    turn = torch.linalg.matrix_exp(_skew(0.01 * torch.randn(len(scene), 3, generator=generator)))
+    shift = 0.01 * torch.randn(len(scene), 3, 1, generator=generator)
+    extrinsic = compose_extrinsics(torch.cat([turn, shift], dim=-1), scene.extrinsic)
+    extrinsic[0] = scene.extrinsic[0]
+    intrinsic = scene.intrinsic.clone()
+    intrinsic[:, [0, 1], [0, 1]] *= 1.02
+    return replace(scene, extrinsic=extrinsic, intrinsic=intrinsic)
+
+
+def _skew(vectors: torch.Tensor) -> torch.Tensor:
+    x, y, z = vectors.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(-1, 3, 3)
+
+
+def test_tracks_mend_cameras_and_the_world_stays_where_it_is(exact: Scene) -> None:
+    assert exact.extrinsic is not None
+    assert exact.intrinsic is not None
+    wrong = moved(exact)
+    found = refine(wrong)
+    assert found.summary["observations"] == "tracks"
+    assert found.summary["kept"], found.summary
+    assert found.summary["after"] < 0.2 * found.summary["before"]
+    assert found.summary["model_after"] < found.summary["model_before"]
+    assert torch.equal(found.scene.extrinsic[0], exact.extrinsic[0])
+    for error in (_rotation, _distance):
+        assert error(found.scene, exact) < 0.3 * error(wrong, exact)
+    ratio = found.scene.intrinsic[:, 0, 0] / exact.intrinsic[:, 0, 0]
+    assert (ratio - 1).abs().median() < 0.01
+
+
+def _rotation(scene: Scene, truth: Scene) -> float:
+    return float(rotation_error_degrees(scene.extrinsic[:, :, :3], truth.extrinsic[:, :, :3]).mean())
+
+
+def _distance(scene: Scene, truth: Scene) -> float:
+    return float(relative_center_distance(truth.extrinsic, scene.extrinsic).mean())
+
+
+def test_without_tracks_it_is_never_worse(exact: Scene) -> None:
+    for scene in (replace(exact, tracks=None), replace(moved(exact), tracks=None)):
+        found = refine(scene)
+        assert found.summary["observations"] == "reprojections"
+        if found.summary["kept"]:
+            assert found.summary["after"] < found.summary["before"]
+            assert found.summary["model_after"] <= found.summary["model_before"]
+        else:
+            assert found.summary["reason"]
+            assert found.scene is scene
+
+
+def test_tracks_that_lie_change_nothing(exact: Scene) -> None:
+    assert exact.tracks is not None
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 15, exact.tracks.points.shape)).float()
+    found = refine(replace(exact, tracks=replace(exact.tracks, points=exact.tracks.points + noise)))
+    assert not found.summary["kept"], found.summary
+    assert torch.equal(found.scene.extrinsic, exact.extrinsic)
