@@ -91,6 +91,7 @@ HOMES = {
     "bitsandbytes": ("quant/backends/",),
     "scipy": ("eval/metrics/points.py", "stream/pose_graph.py"),
     "py7zr": ("data/archive.py",),
+    "pycolmap": ("export/refine.py",),
     "av": ("video/",),
     "viser": ("viewer/server.py",),
     "gradio": ("app/page.py",),

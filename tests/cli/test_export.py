@@ -98,10 +98,30 @@ def test_export_elsewhere(cli, done: Path, tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"scene.glb", "report.json"}
 
 
+@pytest.mark.slow
+def test_tracks_and_refined_cameras_of_a_run(cli, tmp_path: Path, photos: list[Path]) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    data = photos[0].parent.parent
+    config = json.loads((data / "tiny_vggt_config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "vggt"}))
+    (model / "model.safetensors").symlink_to(data / "tiny_vggt.safetensors")
+    out = tmp_path / "out"
+    said = cli("run", model, *photos, "-o", out, "--device", "cpu", "-f", "tracks", "--tracks", "20", "--refine")
+    report = json.loads((out / "report.json").read_text())
+    assert 12 <= report["outputs"]["tracks"]["points"] <= 20
+    assert len((out / "tracks.csv").read_text().splitlines()) == 1 + 2 * report["outputs"]["tracks"]["points"]
+    refined = report["outputs"]["refine"]
+    assert "refined cameras" in said
+    assert refined["kept"] or refined["reason"] in said
+    assert "refine" in report["seconds"]
+    assert "needs the track head" in cli("run", "embedded", *photos, "-o", tmp_path / "o", "-f", "tracks", code=2)
+
+
 def test_copies_of_photographs_are_not_read_as_photographs(done: Path, tmp_path: Path, cli) -> None:
     cli("export", done, "-o", tmp_path / "splat", "-f", "colmap", "--copy-images", "--image-scales", "2")
     (tmp_path / "own.png").write_bytes((tmp_path / "splat/images/landscape.png").read_bytes())
-    with pytest.warns(UserWarning, match="splat"):
+    with pytest.warns(UserWarning, match="4 pictures that vggt-int8 wrote"):
         assert find_images(str(tmp_path / "**/*.png")) == [tmp_path / "own.png"]
 
 

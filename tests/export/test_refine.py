@@ -33,7 +33,7 @@ def exact() -> Scene:
     )
     points = scene.points_from_depth(0)
     assert points is not None
-    chosen = points[4::9, 4::9].reshape(-1, 3)
+    chosen = points[2::5, 2::5].reshape(-1, 3)
     places, depth = project_points(chosen.expand(count, -1, -1), stored.extrinsic, stored.intrinsic)
     inside = (places >= 0).all(-1) & (places[..., 0] < width - 1) & (places[..., 1] < height - 1) & (depth > 0)
     pixels = places.round().long().clamp(0, width - 1)
@@ -42,24 +42,24 @@ def exact() -> Scene:
     return replace(scene, tracks=Tracks(places, visible, visible))
 
 
-def refine(scene: Scene) -> Refined:
+def refine(scene: Scene, count: int = 2000) -> Refined:
     with frame_pool() as pool:
         selection = select_points(scene, PointOptions(confidence_percentile=0), pool)
         assert selection is not None
-        return refine_cameras(selection.at_most(2000), pool)
+        return refine_cameras(selection.at_most(count), pool)
 
 
-def moved(scene: Scene) -> Scene:
-    """Cameras a degree and a per cent off, focal lengths 2 %."""
+def moved(scene: Scene, much: float = 1.0) -> Scene:
+    """Cameras a degree and a per cent off, focal lengths 0.5 %, or so much of that."""
     generator = torch.Generator().manual_seed(0)
     assert scene.extrinsic is not None
     assert scene.intrinsic is not None
-    turn = torch.linalg.matrix_exp(_skew(0.01 * torch.randn(len(scene), 3, generator=generator)))
-    shift = 0.01 * torch.randn(len(scene), 3, 1, generator=generator)
+    turn = torch.linalg.matrix_exp(_skew(0.01 * much * torch.randn(len(scene), 3, generator=generator)))
+    shift = 0.01 * much * torch.randn(len(scene), 3, 1, generator=generator)
     extrinsic = compose_extrinsics(torch.cat([turn, shift], dim=-1), scene.extrinsic)
     extrinsic[0] = scene.extrinsic[0]
     intrinsic = scene.intrinsic.clone()
-    intrinsic[:, [0, 1], [0, 1]] *= 1.02
+    intrinsic[:, [0, 1], [0, 1]] *= 1 + 0.005 * much
     return replace(scene, extrinsic=extrinsic, intrinsic=intrinsic)
 
 
@@ -81,8 +81,7 @@ def test_tracks_mend_cameras_and_the_world_stays_where_it_is(exact: Scene) -> No
     assert torch.equal(found.scene.extrinsic[0], exact.extrinsic[0])
     for error in (_rotation, _distance):
         assert error(found.scene, exact) < 0.3 * error(wrong, exact)
-    ratio = found.scene.intrinsic[:, 0, 0] / exact.intrinsic[:, 0, 0]
-    assert (ratio - 1).abs().median() < 0.01
+    assert found.scene.intrinsic is wrong.intrinsic
 
 
 def _rotation(scene: Scene, truth: Scene) -> float:
@@ -93,16 +92,31 @@ def _distance(scene: Scene, truth: Scene) -> float:
     return float(relative_center_distance(truth.extrinsic, scene.extrinsic).mean())
 
 
-def test_without_tracks_it_is_never_worse(exact: Scene) -> None:
-    for scene in (replace(exact, tracks=None), replace(moved(exact), tracks=None)):
-        found = refine(scene)
-        assert found.summary["observations"] == "reprojections"
-        if found.summary["kept"]:
-            assert found.summary["after"] < found.summary["before"]
-            assert found.summary["model_after"] <= found.summary["model_before"]
-        else:
-            assert found.summary["reason"]
-            assert found.scene is scene
+def test_without_tracks_points_are_looked_up_in_the_pictures(exact: Scene) -> None:
+    wrong = replace(moved(exact, 0.4), tracks=None)
+    found = refine(wrong)
+    assert found.summary["observations"] == "pictures"
+    assert found.summary["kept"], found.summary
+    assert found.summary["after"] < 0.5 * found.summary["before"]
+    for error in (_rotation, _distance):
+        assert error(found.scene, exact) < 0.6 * error(wrong, exact)
+
+
+@pytest.mark.slow
+def test_cameras_that_are_right_stay_about_right(exact: Scene) -> None:
+    assert exact.extrinsic is not None
+    found = refine(replace(exact, tracks=None))
+    if not found.summary["kept"]:
+        assert found.summary["reason"]
+        assert found.scene.extrinsic is exact.extrinsic
+    assert _rotation(found.scene, exact) < 0.2  # degrees: a fifth of a pixel here
+    assert _distance(found.scene, exact) < 0.02
+
+
+def test_few_observations_are_not_enough(exact: Scene) -> None:
+    found = refine(replace(exact, tracks=None), count=200)
+    assert not found.summary["kept"]
+    assert "too few observations" in found.summary["reason"]
 
 
 def test_tracks_that_lie_change_nothing(exact: Scene) -> None:

@@ -30,8 +30,10 @@ from vggt_int8.disk import check_place
 from vggt_int8.global_attention import words_of
 
 if TYPE_CHECKING:
+    import torch
+
     from vggt_int8 import VGGTInt8, VGGTOutput
-    from vggt_int8.export import RunReport
+    from vggt_int8.export import PhaseClock, RunReport
     from vggt_int8.images import ImageTransform
 
 
@@ -65,6 +67,16 @@ def run(
     copy_images: formats.CopyImages = False,
     link_images: formats.LinkImages = False,
     image_scales: formats.ImageScales = None,
+    tracks: Annotated[
+        int | None,
+        typer.Option(
+            help="Follow so many points of the first image through all images; 256 for --format tracks and --refine.",
+            **options.between(1),
+        ),
+    ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Adjust cameras by COLMAP's bundle adjustment, from tracks if there are.")
+    ] = False,
     max_megapixels: MaxMegapixels = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")
@@ -83,7 +95,7 @@ def run(
     wanted = Wanted(
         model=model, paths=paths, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
         frames_chunk=frames_chunk, global_attention=global_attention, keyframes=keyframes, exports=exports,
-        max_megapixels=max_megapixels, overwrite=overwrite,
+        tracks=tracks, refine=refine, max_megapixels=max_megapixels, overwrite=overwrite,
     )  # fmt: skip
     report, content = reconstruct(wanted)
     if as_json:
@@ -111,12 +123,15 @@ class Wanted:
     exports: formats.Exports
     max_megapixels: float | None
     overwrite: bool
+    tracks: int | None = None
+    refine: bool = False
 
     def settings(self, network: "VGGTInt8") -> dict[str, Any]:
         """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
         from vggt_int8.export.points import SEED
 
-        names = ("backend", "mode", "frames_chunk", "global_attention", "keyframes", "max_megapixels")
+        attention = ("global_attention", "keyframes")
+        names = ("backend", "mode", "frames_chunk", *attention, "max_megapixels", "tracks", "refine")
         points = self.exports.points or default_points(network)
         here = {name: getattr(self, name) for name in names}
         return {**here, **self.exports.settings(), "points": points, "seed": SEED}
@@ -128,9 +143,12 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
 
     from vggt_int8.cli.loading import resolve_device
     from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report
+    from vggt_int8.export.refine import check_installed
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.export.write import format_of
 
+    if wanted.refine:
+        check_installed()
     count, clock = console.count_images(len(wanted.paths)), PhaseClock(resolve_device(wanted.device))
     owned = partial(owned_files, command="run")
     needed = len(wanted.paths) * local_image_size(wanted.model) ** 2 * wanted.exports.bytes_per_pixel() / 2
@@ -151,13 +169,13 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
         with clock.phase("reconstruct"), step, torch.inference_mode():
             pred = network(
                 pixels.to(network.device),
+                _queries(network, wanted, transforms[0]),
                 frames_chunk_size=wanted.frames_chunk,
                 global_attention=None if wanted.global_attention is None else words_of(wanted.global_attention),
                 keyframes=wanted.keyframes,
             )
         console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
-        with clock.phase("write"):
-            outputs = _write(folder, pred, transforms, wanted)
+        outputs = _write(folder, pred, transforms, wanted, clock)
         settings = wanted.settings(network)
         report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)
         return report, write_report(folder, "run", report.to_document(), format_of)
@@ -172,15 +190,35 @@ def _describe_inputs(paths: "list[Path]", transforms: "list[ImageTransform]") ->
     return [{**entry, **identify_file(path)} for entry, path in described]
 
 
-def _write(folder: Path, pred: "VGGTOutput", transforms: "list[ImageTransform]", wanted: Wanted) -> dict[str, Any]:
+def _queries(network: "VGGTInt8", wanted: Wanted, first: "ImageTransform") -> "torch.Tensor | None":
+    """The points of the first image that are tracked, [N, 2]; None for none."""
+    from vggt_int8.export.tracks import POINTS, query_grid
+
+    needed = "tracks" in wanted.exports.formats or (wanted.refine and network.config.enable_track)
+    count = wanted.tracks or (POINTS if needed else None)
+    if count is None:
+        return None
+    return query_grid(first.content_mask(), count).to(network.device)
+
+
+def _write(
+    folder: Path, pred: "VGGTOutput", transforms: "list[ImageTransform]", wanted: Wanted, clock: "PhaseClock"
+) -> dict[str, Any]:
     from vggt_int8.export import Scene, write_scene
+    from vggt_int8.export.refine import refine_scene
 
     scene = Scene.from_prediction(
         pred, transforms, [str(path) for path in wanted.paths], [path.absolute() for path in wanted.paths]
     )
     options = wanted.exports.options(wanted.out)
-    with console.step(f"Writing {wanted.out}") as progress:
-        return write_scene(folder, scene, wanted.exports.formats, options, save=True, on_frame=progress)
+    refined: dict[str, Any] = {}
+    if wanted.refine:
+        with clock.phase("refine"), console.step("Refining cameras"):
+            found = refine_scene(scene, options.points)
+        scene, refined = found.scene, {"refine": found.summary}
+    with clock.phase("write"), console.step(f"Writing {wanted.out}") as progress:
+        written = write_scene(folder, scene, wanted.exports.formats, options, save=True, on_frame=progress)
+    return {**written, **refined}
 
 
 def report_of(
@@ -214,6 +252,8 @@ def report_of(
 def check_heads(network: "VGGTInt8", exports: formats.Exports) -> None:
     """Raise ValueError if the model has no head that gives these points or formats."""
     config, points = network.config, exports.points
+    if "tracks" in exports.formats and not config.enable_track:
+        raise ValueError("format tracks needs the track head, which this model does not have")
     if not config.enable_camera and (needy := [name for name in formats.NEED_CAMERAS if name in exports.formats]):
         raise ValueError(f"format {needy[0]} needs the camera head, which this model does not have")
     there = config.enable_depth and config.enable_camera if points == "depth" else config.enable_point
@@ -269,7 +309,17 @@ def _summary(report: "RunReport") -> Table:
     points = report.outputs.get("points")
     if points is not None:
         table.add_row("points", f"{points['written']:,}")
+    if (refined := report.outputs.get("refine")) is not None:
+        table.add_row("refined cameras", _refinement(refined))
     transparent = sum(entry["transparent_pixels"] for entry in report.inputs)
     if transparent:
         table.add_row("transparent pixels", f"{transparent:,}")
     return table
+
+
+def _refinement(summary: dict[str, Any]) -> str:
+    """What bundle adjustment did: errors in pixels of the photographs."""
+    outcome = "kept" if summary["kept"] else f"not kept: {summary['reason']}"
+    if "after" not in summary:
+        return outcome
+    return f"{summary['before']:.3g} -> {summary['after']:.3g} px by {summary['observations']}, {outcome}"

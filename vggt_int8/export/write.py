@@ -21,6 +21,7 @@ from vggt_int8.export.npz import write_predictions
 from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path, stored_turned
 from vggt_int8.export.ply import write_ply
 from vggt_int8.export.points import PointOptions, Selection, select_points
+from vggt_int8.export.tracks import write_tracks
 from vggt_int8.export.transforms import POINTS_FILE, transforms_document
 from vggt_int8.files import write_json
 from vggt_int8.listing import first_few
@@ -36,6 +37,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "colmap": ("sparse",),
     "transforms": ("transforms.json", POINTS_FILE),
     "npz": ("predictions.npz",),
+    "tracks": ("tracks", "tracks.csv"),
 }
 IMAGE_ENTRIES = ("images", *(f"images_{scale}" for scale in SCALES))
 FORMATS = tuple(name for name in ENTRIES if name != "cameras")  # to choose from; cameras.json is always there
@@ -115,6 +117,8 @@ def write_scene(
     formats = check_formats(formats)
     if scene.extrinsic is None and (without := [name for name in _NEEDS_CAMERAS if name in formats]):
         raise ValueError(f"format {without[0]} needs cameras, and the camera head did not run")
+    if "tracks" in formats and scene.tracks is None:
+        raise ValueError("format tracks needs points that were tracked: run again with --tracks")
     ticks = _Ticks(len(scene), [*formats, *(["images"] if options.images else [])], on_frame)
     summary: dict[str, Any] = {}
     if cameras:
@@ -198,6 +202,9 @@ class _Work:
         arrays = write_predictions(self.folder / "predictions.npz", self.scene, self.pool, self.tick)
         return {"npz": {"arrays": arrays}}
 
+    def tracks(self) -> dict[str, Any]:
+        return {"tracks": write_tracks(self.folder, self.scene, self.pool, self.tick)}
+
     def images(self) -> dict[str, Any]:
         assert self.options.images is not None
         scales = self.options.image_scales
@@ -230,7 +237,7 @@ class _Ticks:
     """Counts frames of several formats, from several threads."""
 
     def __init__(self, frames: int, formats: Sequence[str], report: Callable[[int, int], None] | None) -> None:
-        counted = [name for name in formats if name in ("depth", "ply", "npz", "images")]
+        counted = [name for name in formats if name in ("depth", "ply", "npz", "tracks", "images")]
         self.total, self.done, self.report, self.lock = frames * len(counted), 0, report, Lock()
 
     def tick(self) -> None:
