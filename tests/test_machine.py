@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,14 +117,26 @@ def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_memory_of_a_gpu_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"mem_get_info": (600, 1000), "memory_reserved": 100, "memory_allocated": 30}
+    mb = 1 << 20
+    facts = {"mem_get_info": (600 * mb, 1000 * mb), "memory_reserved": 300 * mb, "memory_allocated": 190 * mb}
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
     for name, value in {**facts, "get_per_process_memory_fraction": 0.5}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert machine.free_gpu_bytes(torch.device("cuda", 0)) == 500 - 100 + 70, (
-        "what its share leaves, and what it caches"
-    )
+
+    def segment(*sizes: int, device: int = 0, pool: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+        """Blocks in use, negative, and free ones, of so many MB."""
+        blocks = [{"size": abs(s) * mb, "state": "inactive" if s > 0 else "active_allocated"} for s in sizes]
+        return {"device": device, "segment_pool_id": pool, "blocks": blocks}
+
+    graph = segment(50, -2, pool=(0, 1))
+    segments = [segment(40), segment(-10, 30), segment(-5, 5, -5, 5), graph, segment(100, device=1)]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    free, device = machine.free_gpu_bytes, torch.device("cuda", 0)
+    assert free(device) == (500 - 300 + 70) * mb, "what its share leaves, and what it caches for large tensors"
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
-    assert machine.free_gpu_bytes(torch.device("cuda", 0)) == 600 + 70
+    assert free(device) == (600 + 70) * mb
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    assert free(device) == (600 + 110) * mb
 
 
 def test_triton_is_looked_for_and_not_imported() -> None:

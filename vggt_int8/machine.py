@@ -141,12 +141,27 @@ def processors(device: torch.device) -> int:
     return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
+_LARGE_TENSOR = 20 << 20  # bytes, from about which PyTorch reserves memory for a tensor alone
+
+
 def free_gpu_bytes(device: torch.device) -> int:
-    """What this process can still take: free on the GPU and cached by PyTorch, within its share if it has a limit."""
+    """What this process can still take: free on the GPU and cached by PyTorch, within its share if it has a limit.
+
+    Not all that PyTorch has reserved and nobody uses can be had: pools of CUDA graphs serve these graphs alone (and
+    stay where a library keeps its workspace in them), and holes among small tensors, which quantizing leaves, no large
+    one.
+    """
     free, total = torch.cuda.mem_get_info(device)
-    reserved = torch.cuda.memory_reserved(device)
     share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return min(free, share - reserved) + reserved - torch.cuda.memory_allocated(device)
+    reserved = torch.cuda.memory_reserved(device)
+    if torch.cuda.get_allocator_backend() != "native":  # CUDA's own, which shows no blocks
+        cached = reserved - torch.cuda.memory_allocated(device)
+    else:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        segments = [segment for segment in torch.cuda.memory_snapshot() if segment["device"] == index]
+        blocks = [block for segment in segments if segment["segment_pool_id"] == (0, 0) for block in segment["blocks"]]
+        cached = sum(b["size"] for b in blocks if b["state"] == "inactive" and b["size"] >= _LARGE_TENSOR)
+    return min(free, share - reserved) + cached
 
 
 def nvidia_driver() -> str | None:

@@ -7,7 +7,6 @@ other and nothing in the pool outlives a replay: inputs live outside, and output
 """
 
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ Tensors = dict[str, Tensor]
 
 # `torch.cuda.graph` captures on one stream of the process and synchronises the device, which no other capture survives.
 _CAPTURING = threading.Lock()
-_CACHES: "weakref.WeakSet[GraphCache]" = weakref.WeakSet()
 
 
 class Key(NamedTuple):
@@ -54,8 +52,6 @@ class GraphCache:
         self._pool: Any = None  # PyTorch's opaque handle
         self._done: torch.cuda.Event | None = None
         self._lock = threading.Lock()
-        self.held_bytes: dict[int, int] = {}  # of the pool, by the index of its GPU; see `held_by_graphs`
-        _CACHES.add(self)
 
     @property
     def captured(self) -> tuple[Key, ...]:
@@ -92,7 +88,6 @@ class GraphCache:
             self._graphs.clear()
             self._seen.clear()
             self._pool = self._done = None
-            self.held_bytes = {}
         if held:
             with _CAPTURING:
                 torch.cuda.synchronize()
@@ -108,15 +103,12 @@ class GraphCache:
             self._pool = torch.cuda.graph_pool_handle()
         static = {name: tensor.clone() for name, tensor in inputs.items()}
         torch.cuda.empty_cache()
-        reserved = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local. If the end of a
         # capture raises, `torch.cuda.graph` leaves its own stream current, hence the block around it.
         here = torch.cuda.stream(torch.cuda.current_stream())
         with here, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = function(static)
-        device = torch.cuda.current_device()
-        self.held_bytes[device] = self.held_bytes.get(device, 0) + torch.cuda.memory_reserved() - reserved
         return _Captured(graph, static, outputs)
 
     def _replay(self, key: Key, inputs: Tensors) -> Tensors:
@@ -132,14 +124,6 @@ class GraphCache:
         self._done = self._done or torch.cuda.Event()
         self._done.record(stream)
         return outputs
-
-
-def held_by_graphs(device: torch.device) -> int:
-    """Bytes of a GPU that PyTorch counts as its own cache, but that are of no use to anything but graphs: those of all
-    models in this process.
-    """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return sum(cache.held_bytes.get(index, 0) for cache in list(_CACHES))
 
 
 def _key(inputs: Tensors, work: tuple[object, ...]) -> Key:

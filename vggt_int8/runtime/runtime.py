@@ -23,7 +23,7 @@ from vggt_int8.model.call import Call, layers_read
 from vggt_int8.model.vggt import VGGT, VGGTOutput
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime.eligibility import Eligibility
-from vggt_int8.runtime.graphs import GraphCache, held_by_graphs
+from vggt_int8.runtime.graphs import GraphCache
 from vggt_int8.runtime.kernels import fused_kernels
 from vggt_int8.runtime.memory import (
     GRAPH_TOKENS,
@@ -218,10 +218,10 @@ class Runtime:
         graphed = fastest.graphed() if shape.tokens(config) <= GRAPH_TOKENS else fastest
         if self.low_vram is False or self._has_graph(call):
             return graphed
-        plan = choose_plan(shape, config, free_gpu_bytes(images.device) - held_by_graphs(images.device))
+        plan = choose_plan(shape, config, free_gpu_bytes(images.device))
         if plan is not fastest and self._graphs.captured:
             self._graphs.clear()
-            plan = choose_plan(shape, config, free_gpu_bytes(images.device) - held_by_graphs(images.device))
+            plan = choose_plan(shape, config, free_gpu_bytes(images.device))
         return graphed if plan is fastest else plan
 
     def _has_graph(self, call: Call) -> bool:
