@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Facts:
     cpu_kernel: str
     cpu_kernel_missing: str
     compiler: str | None
+    python_headers: bool
     cuda: str | None
     hip: str | None
     cuda_error: str
@@ -85,6 +87,7 @@ def look() -> Facts:
         cpu_kernel=matmul.cpu_int8_kernel(),
         cpu_kernel_missing=compiled.unavailable() or "",
         compiler=_compiler(),
+        python_headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         cuda=torch.version.cuda,
         hip=torch.version.hip,
         cuda_error=cuda_error,

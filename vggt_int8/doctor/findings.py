@@ -80,6 +80,12 @@ def _backends(facts: Facts) -> Iterator[Finding]:
             "there is no C compiler, without which Triton cannot launch kernels",
             "install gcc, or name one in CC",
         )
+    if facts.gpus and not facts.python_headers:
+        yield Finding(
+            "error",
+            "Python's headers are missing (Python.h), without which Triton cannot launch kernels",
+            "install python3-dev, or the package of that kind for this Python",
+        )
     for kind, chosen in facts.chosen.items():
         if chosen.startswith("none"):
             yield Finding("error", f"nothing here runs {kind} layers ({chosen})", "pip install -U vggt-int8")
