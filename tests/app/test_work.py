@@ -1,7 +1,6 @@
 """What the page does, without the page: uploads to images, recipes side by side, and forgetting."""
 
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -116,7 +115,7 @@ def test_only_the_last_models_stay(bare_checkpoint: Path) -> None:
 
 
 def test_old_files_are_forgotten_and_at_the_end_all() -> None:
-    folder = ForgetfulFolder("vggt-int8-test-", 100)
+    folder = ForgetfulFolder("vggt-int8-test", 100)
     try:
         old, new = folder.path / "a" / "old.png", folder.path / "b" / "new.png"
         for file in (old, new):
@@ -128,14 +127,13 @@ def test_old_files_are_forgotten_and_at_the_end_all() -> None:
         folder.forget()
         assert not old.exists()
         assert new.exists()
-        folder.close()
-        assert not folder.path.exists()
     finally:
-        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.close()
+    assert not folder.path.exists()
 
 
 def test_forgetting_needs_nobody_to_ask() -> None:
-    folder = ForgetfulFolder("vggt-int8-test-", 0.2)
+    folder = ForgetfulFolder("vggt-int8-test", 0.2)
     try:
         (folder.path / "file").write_bytes(b"x")
         end = time.monotonic() + 30

@@ -1,21 +1,26 @@
-"""A folder that forgets: what has not changed for a while is deleted, and at the end all of it."""
+"""A folder that forgets: what has not changed for a while is deleted, and at the end all of it.
+
+What a kill leaves is swept away by the next folder of that name, as the hidden folders of everything that writes are.
+"""
 
 import contextlib
 import os
-import shutil
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+from vggt_int8.files import staging_folder
+
 _OFTEN = 60.0  # seconds between looks, at most
 
 
 class ForgetfulFolder:
-    """A new temporary folder, of this user alone. seconds: after which its files are deleted."""
+    """A new temporary folder of a name, of this user alone. seconds: after which its files are deleted."""
 
-    def __init__(self, prefix: str, seconds: float) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=prefix))
+    def __init__(self, name: str, seconds: float) -> None:
+        self._held = contextlib.ExitStack()
+        self.path = self._held.enter_context(staging_folder(Path(tempfile.gettempdir()) / name))
         self.seconds = seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="forget", daemon=True)
@@ -38,7 +43,7 @@ class ForgetfulFolder:
         """Delete everything."""
         self._ended.set()
         self._thread.join()
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._held.close()
 
     def _look(self) -> None:
         while not self._ended.wait(min(self.seconds / 2, _OFTEN)):

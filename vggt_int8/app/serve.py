@@ -58,7 +58,7 @@ def open_app(
     """
     check_address(host, port)
     models = Models(model, **options)
-    folder = ForgetfulFolder("vggt-int8-app-", limits.seconds)
+    folder = ForgetfulFolder("vggt-int8-app", limits.seconds)
     try:
         os.environ["GRADIO_TEMP_DIR"] = str(folder.path / "files")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

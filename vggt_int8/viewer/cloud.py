@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vggt_int8.export import Scene
 from vggt_int8.export.color import Array, Colors, colorize, robust_range
+from vggt_int8.export.frames import frame_pool, in_order
 from vggt_int8.export.points import FARTHEST, PointSource, confidence_of, points_of
 
 SEED = 0  # of which pixels are kept, and which of them are shown first
@@ -57,21 +58,31 @@ def sample_cloud(scene: Scene, source: PointSource | None, most: int) -> Cloud:
     ValueError where the scene has no such points.
     """
     source = point_source(scene, source)
-    contents = [scene.content(index).reshape(-1).numpy() for index in range(len(scene))]
-    pixels = sum(int(content.sum()) for content in contents)
-    share = min(1.0, most / max(pixels, 1))
-    random = np.random.default_rng(SEED)
-    points, colors, confidences = [], [], []
-    for index, content in enumerate(contents):
-        inside = np.flatnonzero(content)
-        picked = np.sort(random.choice(inside, int(len(inside) * share), replace=False)) if share < 1 else inside
-        points.append(points_of(scene, source, index).reshape(-1, 3)[picked])
-        colors.append(scene.colors[index].reshape(-1, 3).numpy()[picked])
-        confidence = confidence_of(scene, source, index)
-        if confidence is not None:
-            confidences.append(confidence.reshape(-1)[picked])
-    known = np.concatenate(confidences) if confidences else None
-    return Cloud(np.concatenate(points), np.concatenate(colors), known, pixels)
+    height, width = scene.size
+    with frame_pool() as pool:
+        pixels = sum(in_order(pool, lambda index: int(scene.content(index).sum()), range(len(scene))))
+        share = min(1.0, most / max(pixels, 1))
+
+        def sample(index: int) -> tuple[Array, Colors, Array | None]:
+            picked = _picked(np.flatnonzero(scene.content(index).numpy()), share, index)
+            confidence = confidence_of(scene, source, index)
+            return (
+                points_of(scene, source, index).reshape(-1, 3)[picked],
+                scene.colors[index].reshape(height * width, 3).numpy()[picked],
+                None if confidence is None else confidence.reshape(-1)[picked],
+            )
+
+        points, colors, confidences = zip(*in_order(pool, sample, range(len(scene))), strict=True)
+    known = [confidence for confidence in confidences if confidence is not None]
+    return Cloud(np.concatenate(points), np.concatenate(colors), np.concatenate(known) if known else None, pixels)
+
+
+def _picked(inside: NDArray[np.intp], share: float, index: int) -> NDArray[np.intp]:
+    """A share of the pixels that show something, the same whenever it is asked for."""
+    if share == 1:
+        return inside
+    random = np.random.default_rng((SEED, index))
+    return np.sort(random.choice(inside, int(len(inside) * share), replace=False, shuffle=False))
 
 
 def point_source(scene: Scene, wanted: PointSource | None) -> PointSource:
