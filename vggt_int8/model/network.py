@@ -1,14 +1,15 @@
 """What all networks have in common as models of transformers: how their plain weights are made, loaded and saved."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 from vggt_int8.embedded import resolve_source
 from vggt_int8.global_attention import GlobalAttention
@@ -22,6 +23,9 @@ from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
 from vggt_int8.saves.save_id import check_loaded, verifying
 from vggt_int8.saves.settled import load_settled
 from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
+
+if TYPE_CHECKING:
+    from vggt_int8.model.call import Call
 
 
 def _check_weights(source: str, options: dict[str, Any]) -> None:
@@ -42,6 +46,7 @@ def _check_weights(source: str, options: dict[str, Any]) -> None:
 class Network(PreTrainedModel):
     """A network in floating point. Its config class is a `NetworkConfig`.
 
+    output_class: what a call returns.
     head_modules: name of a head, as a call gives it -> name of its module, which is None where it is switched off.
     special_tokens: part of the network -> how many tokens of each frame come before the patches in its linears.
     special_alone: beginnings of the names of linears that see these tokens alone.
@@ -55,6 +60,7 @@ class Network(PreTrainedModel):
     int8_hint: ClassVar[str]
     quantized_hint: ClassVar[str]
     head_modules: ClassVar[Mapping[str, str]]
+    output_class: ClassVar[type[ModelOutput]]
     _default_attention: GlobalAttention | None = None
 
     @classmethod
@@ -154,6 +160,18 @@ class Network(PreTrainedModel):
     @property
     def special_alone(self) -> tuple[str, ...]:
         return ()
+
+    def checked_call(self, *args: Any, **kwargs: Any) -> "Call":
+        """The arguments of `forward`. Raises ValueError or TypeError that names what does not fit."""
+        raise NotImplementedError
+
+    def layers_read(self, heads: Collection[str]) -> frozenset[int]:
+        """Layers of the aggregator whose tokens some heads read."""
+        raise NotImplementedError
+
+    def predict(self, call: "Call") -> Any:
+        """The network itself, on its own modules, for checked arguments."""
+        raise NotImplementedError
 
     def check_constants(self, source: str) -> None:
         """Raise ValueError where a checkpoint holds other constants than the network computes with; here: none."""

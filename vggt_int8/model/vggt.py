@@ -8,10 +8,10 @@ island in its layer, and all results are fp32. The forward never waits for the d
 it compiles into one graph and can be captured in a CUDA graph (after one call, which fills the constant tables).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from vggt_int8.geometry import pose_encoding_to_camera
 from vggt_int8.model.aggregator import DESCRIPTOR, Aggregator
-from vggt_int8.model.call import HEADS, Call, check_range
+from vggt_int8.model.call import HEADS, Call, check_range, layers_read
 from vggt_int8.model.camera_head import CameraHead
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
@@ -66,6 +66,7 @@ class VGGT(Network):
     """The plain network; `vggt_int8.VGGTInt8` is the one that can be quantized."""
 
     config_class = VGGTConfig
+    output_class = VGGTOutput
     head_modules = MappingProxyType({head: f"{head}_head" for head in HEADS})
     int8_hint = "VGGTInt8.from_pretrained takes recipe= and backend="
     quantized_hint = "load it with VGGTInt8.from_pretrained"
@@ -122,10 +123,16 @@ class VGGT(Network):
         go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
         """
         how = (global_attention, keyframes, descriptors)
-        call = Call.of(self, images, query_points, heads, frames_chunk_size, *how)
+        call = self.checked_call(images, query_points, heads, frames_chunk_size, *how)
         if call.images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             check_range(call.images)
         return self.predict(call)
+
+    def checked_call(self, *args: Any, **kwargs: Any) -> Call:
+        return Call.of(self, *args, **kwargs)
+
+    def layers_read(self, heads: Collection[str]) -> frozenset[int]:
+        return layers_read(heads, self.config)
 
     def predict(self, call: Call) -> VGGTOutput:
         """The network itself: image encoder and alternating attention make tokens, of which each head reads its own."""

@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import AutoModel
 
 from vggt_int8.embedded import resolve_source
-from vggt_int8.model.call import Call
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.omega.config import VGGTOmegaConfig
@@ -60,7 +59,8 @@ class VGGTInt8(Streaming, Int8Network, VGGT):
         how = (global_attention, keyframes, descriptors)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
             return super().forward(images, query_points, heads, frames_chunk_size, *how)
-        return self.run_checked(Call.of(self, images, query_points, heads, frames_chunk_size, *how), check_finite)
+        call = self.checked_call(images, query_points, heads, frames_chunk_size, *how)
+        return self.run_checked(call, check_finite)
 
 
 class VGGTOmegaInt8(Int8Network, VGGTOmega):

@@ -2,15 +2,15 @@
 on all.
 """
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Callable, Collection
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.global_attention import GlobalAttention
-from vggt_int8.model.aggregator import Aggregator, describe
+from vggt_int8.model.aggregator import describe
 from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import first_and_other_frames, key_frames
 from vggt_int8.model.tables import image_statistics, rope_table
@@ -21,22 +21,26 @@ from vggt_int8.runtime.token_scales import TokenScales
 
 
 def run_aggregator(
-    aggregator: Aggregator,
+    aggregator: Any,
     images: Tensor,
     layers: Collection[int],
     attention: GlobalAttention,
     plan: Plan,
     descriptors: bool = False,
+    *,
+    encode: Callable[..., Tensor] | None = None,
+    blocks_of: "type[Blocks] | None" = None,
 ) -> tuple[dict[int, Halves], Tensor | None]:
     """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for, and descriptors [B, S, C] on request.
 
-    No block behind the last of the layers runs.
+    encode, blocks_of: how another network's image encoder and blocks run; None for VGGT's. No block behind the last of
+    the layers runs.
     """
-    tokens = _embed(aggregator, images, plan)
+    tokens = _embed(aggregator, images, plan, encode or _encode)
     shape, x = tokens.shape, tokens.flatten(0, 1)
     described = describe(tokens, aggregator.num_special).unflatten(0, images.shape[:2]) if descriptors else None
     del tokens
-    blocks = _Blocks(aggregator, images, attention, plan)
+    blocks = (blocks_of or Blocks)(aggregator, images, attention, plan)
     kept, own = {}, True  # whether nobody else reads x, so that a block may write into it
     for layer in range(max(layers) + 1):
         x = blocks.frame(layer, x, x if own else None)
@@ -61,38 +65,48 @@ def _keep(x: Tensor, how: Literal["whole", "pieces", "host"]) -> Half:
     return Half([x]) if how == "whole" else Half.copied(x, on_host=how == "host")
 
 
-class _Blocks:
+class Blocks:
     """The aggregator's blocks during one call, as functions of tokens [B * S * P, C] and where to write."""
 
-    def __init__(self, aggregator: Aggregator, images: Tensor, attention: GlobalAttention, plan: Plan) -> None:
-        self._batch, self._frames, _, height, width = images.shape
-        self._aggregator, self._attention, self._plan = aggregator, attention, plan
+    aggregator: Any
+
+    def __init__(self, aggregator: Any, images: Tensor, attention: GlobalAttention, plan: Plan) -> None:
+        self.batch, self.frames, _, height, width = images.shape
+        self.aggregator, self.attention, self.plan = aggregator, attention, plan
         grid = (height // aggregator.patch_size, width // aggregator.patch_size)
         geometry = (*grid, aggregator.num_special, aggregator.head_dim, aggregator.rope_freq)
-        self._rope = rope_table(*geometry, device=images.device)
+        self.rope = self.scene_rope = rope_table(*geometry, device=images.device)
         blocks = [*aggregator.frame_blocks, *aggregator.global_blocks]
-        self._scales = TokenScales(blocks, self._rope.shape[1])
+        self.scales = TokenScales(blocks, self.rope.shape[1])
 
     def frame(self, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
-        return self._inside_frames(self._aggregator.frame_blocks[layer], x, out)
+        return self._inside_frames(self.aggregator.frame_blocks[layer], self.rope, x, out)
 
     def scene(self, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
-        block, rope, plan, frames = self._aggregator.global_blocks[layer], self._rope, self._plan, self._frames
-        if self._attention.looks(layer, frames) == "frames":
-            return self._inside_frames(block, x, out)
-        if (keys := self._attention.keys(layer, frames)) is None:
-            return run_block(block, x, self._batch, rope, plan.rows, out, self._scales)
+        return self.between_frames(self.aggregator.global_blocks[layer], layer, x, out)
+
+    def between_frames(self, block: nn.Module, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
+        """`block` on all tokens, as the call's choice for the layer has it."""
+        rope, plan, frames = self.scene_rope, self.plan, self.frames
+        if self.attention.looks(layer, frames) == "frames":
+            return self._inside_frames(block, rope, x, out)
+        if (keys := self.attention.keys(layer, frames)) is None:
+            return run_block(block, x, self.batch, rope, plan.rows, out, self.scales)
         chosen = key_frames(frames, keys, device=x.device)
         parts_of = (plan.rows, plan.scene_frames)
-        return run_keyframe_block(block, x, self._batch, chosen, rope, *parts_of, out, self._scales)
+        return run_keyframe_block(block, x, self.batch, chosen, rope, *parts_of, out, self.scales)
 
-    def _inside_frames(self, block: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
-        count, plan = self._batch * self._frames, self._plan
-        return run_block_in_parts(block, x, count, self._rope, plan.rows, plan.frames, out, self._scales)
+    def _inside_frames(self, block: nn.Module, rope: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
+        count, plan = self.batch * self.frames, self.plan
+        return run_block_in_parts(block, x, count, rope, plan.rows, plan.frames, out, self.scales)
 
 
-def _embed(aggregator: Aggregator, images: Tensor, plan: Plan) -> Tensor:
-    """Images [B, S, 3, H, W] -> tokens [B * S, P, C]: camera token and registers, then the encoded patches."""
+def _embed(aggregator: Any, images: Tensor, plan: Plan, encode: Callable[..., Tensor]) -> Tensor:
+    """Images [B, S, 3, H, W] -> tokens [B * S, P, C]: camera token and registers, then the encoded patches.
+
+    encode: its image encoder, normalised images [f, 3, H, W], grid of patches and rows at a time -> tokens [f, h * w,
+    C].
+    """
     batch, frames = images.shape[:2]
     special = torch.cat([aggregator.camera_token, aggregator.register_token], dim=2)
     special = first_and_other_frames(special, batch, frames).flatten(0, 1)
@@ -103,7 +117,7 @@ def _embed(aggregator: Aggregator, images: Tensor, plan: Plan) -> Tensor:
     mean, std = image_statistics(device=images.device).unbind(0)
     for part in parts(len(images), plan.frames):
         pixels = ((images[part] - mean) / std).to(special.dtype)
-        tokens[part, special.shape[1] :] = _encode(aggregator.patch_embed, pixels, grid, plan.rows)
+        tokens[part, special.shape[1] :] = encode(aggregator.patch_embed, pixels, grid, plan.rows)
     return tokens
 
 

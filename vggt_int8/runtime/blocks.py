@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
 from vggt_int8.model.layers import Attention, Block
+from vggt_int8.model.omega.layers import OmegaAttention
 from vggt_int8.runtime.attention import attention, attention_codes
 from vggt_int8.runtime.linear import Codes, linear_residual_, mlp_residual_, norm_linear, takes_codes
 from vggt_int8.runtime.memory import parts
@@ -124,12 +125,19 @@ def _attention_output(
     """
     qkv = norm_linear(x, block.norm1, attn.qkv, scale_of=scales.of).view(len(x), 3, attn.num_heads, -1)
     if rope is not None:
-        q_norm, k_norm = attn.q_norm, attn.k_norm
-        assert isinstance(q_norm, nn.LayerNorm)
-        assert isinstance(k_norm, nn.LayerNorm)
-        ops.qk_norm_rope_(qkv, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, rope, q_norm.eps)
+        _turn_(qkv, attn, rope)
     q, k, v = _heads(qkv, sequences)
     return _attended(attn, q, k, v, scales)
+
+
+def _turn_(qkv: Tensor, attn: Attention, rope: Tensor) -> None:
+    """Queries and keys of qkv [M, 3, H, D] as `attn` norms and turns them, in place."""
+    halves = isinstance(attn, OmegaAttention)
+    if isinstance(attn.q_norm, nn.LayerNorm) and isinstance(attn.k_norm, nn.LayerNorm):
+        norms = (attn.q_norm.weight, attn.q_norm.bias, attn.k_norm.weight, attn.k_norm.bias)
+        ops.qk_norm_rope_(qkv, *norms, rope, attn.q_norm.eps, halves)
+    else:
+        ops.qk_norm_rope_(qkv, None, None, None, None, rope, 0.0, halves)
 
 
 def _keys_and_values(

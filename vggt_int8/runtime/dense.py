@@ -6,13 +6,14 @@ result; the last convolution makes the outputs. What a head computes is defined 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
-from vggt_int8.model.dpt_head import DPT, MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock
+from vggt_int8.model.dpt_head import MAX_ELEMENTS, UV_WEIGHT, DPTFeatures, DPTHead, FusionBlock, Pyramid
 from vggt_int8.model.tables import constant_table, uv_table
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.runtime.convolution import (
@@ -75,11 +76,11 @@ def features(head: DPTFeatures, tokens: dict[int, Halves], image_size: tuple[int
     return torch.cat([run(part) for part in run.parts(at_once)])
 
 
-def kernels(head: DPT, device_type: str) -> dict[nn.Module, str]:
+def kernels(head: Pyramid, device_type: str) -> dict[nn.Module, str]:
     """INT8 convolution -> what multiplies it on "cpu" or "cuda", in words."""
     convs = [m for m in head.modules() if isinstance(m, Int8Conv2d | Int8ConvTranspose2d)]
     found: dict[nn.Module, str] = {m: kernel(m, head.norm.weight.dtype, device_type) for m in convs}
-    layers = head.scratch.output_conv2
+    layers = getattr(head.scratch, "output_conv2", None)
     if isinstance(layers, nn.Sequential):
         found.pop(layers[2], None)  # `predict` decodes its weight wherever it runs, as the layer does
     return found
@@ -88,7 +89,9 @@ def kernels(head: DPT, device_type: str) -> dict[nn.Module, str]:
 class DenseCall:
     """One head during one call: its convolutions as floats, and the tokens it reads."""
 
-    def __init__(self, head: DPT, tokens: dict[int, Halves], image_size: tuple[int, int]) -> None:
+    head: Any
+
+    def __init__(self, head: Pyramid, tokens: dict[int, Halves], image_size: tuple[int, int]) -> None:
         dtype = head.norm.weight.dtype
         self.head, self.image_size = head, image_size
         self.halves = [tokens[layer] for layer in head.layers]
@@ -119,49 +122,49 @@ class DenseCall:
     def __call__(self, frames: slice) -> Tensor:
         """-> the head's feature map [f, C, H / stride, W / stride], channels last."""
         head, scratch, (height, width) = self.head, self.head.scratch, self.image_size
-        maps = [self._level(i, frames) for i in range(4)]
+        maps = [self.level(i, frames) for i in range(4)]
         full_size = 2 * maps[0].shape[2], 2 * maps[0].shape[3]
         rectify = (scratch.layer1_rn, scratch.layer2_rn, scratch.layer3_rn, scratch.layer4_rn)
         refine = (scratch.refinenet1, scratch.refinenet2, scratch.refinenet3, scratch.refinenet4)
         x = None
         for i in (3, 2, 1, 0):
             # All that follows reads this map rectified, its own shortcut included.
-            x = self._fuse(refine[i], x, self.convs[rectify[i]].relu(maps.pop()))
+            x = self.fuse(refine[i], x, self.convs[rectify[i]].relu(maps.pop()))
         assert x is not None
-        x = self._resize(x, full_size)
+        x = self.resize(x, full_size)
         out = self.convs[scratch.output_conv1]
         # A resize leaves a constant as it is, so the bias may come after it. The wider map must not stay meanwhile: it
         # is 34 MB a frame at 392 x 518.
         x = out._replace(bias=None)(x)
         size = height // head.stride, width // head.stride
-        return self._resize(x, size, embed=head.uv, bias=out.bias)
+        return self.resize(x, size, embed=head.uv, bias=out.bias)
 
-    def _level(self, i: int, frames: slice) -> Tensor:
+    def level(self, i: int, frames: slice) -> Tensor:
         """Level i from fine to coarse: tokens -> map [f, C_i, h_i, w_i]."""
         head, size = self.head, self.image_size
         grid = (size[0] // head.patch_size, size[1] // head.patch_size)
         first, second = self.halves[i].of(frames, self.device)
         x = ops.layer_norm_halves(first, second, head.num_special, head.norm.weight, head.norm.bias, head.norm.eps)
         x = self.convs[head.projects[i]](pixels_to_map(x.unflatten(1, grid)))
-        if head.uv:
-            x = self._resize(x, grid, embed=True)
+        if getattr(head, "uv", True):
+            x = self.resize(x, grid, embed=True)
         resize_layer = head.resize_layers[i]
         return self.convs[resize_layer](x) if resize_layer in self.convs else x
 
-    def _fuse(self, block: FusionBlock, coarser: Tensor | None, finer: Tensor) -> Tensor:
+    def fuse(self, block: FusionBlock, coarser: Tensor | None, finer: Tensor) -> Tensor:
         """`FusionBlock` before its resize; `finer` comes rectified. Without a coarser map, `finer` is all there is."""
         conv = self.convs
         if coarser is not None:
             unit = block.resConfUnit1
             hidden = conv[unit.conv1].relu(finer)
             # The sum of map, shortcut and second convolution is only read rectified.
-            shortcut = self._resize(coarser, (finer.shape[2], finer.shape[3]), addend=finer)
+            shortcut = self.resize(coarser, (finer.shape[2], finer.shape[3]), addend=finer)
             finer = conv[unit.conv2].add_relu(hidden, shortcut)
         unit = block.resConfUnit2
         x = conv[unit.conv2].add(conv[unit.conv1].relu(finer), finer)
         return conv[block.out_conv](x)
 
-    def _resize(
+    def resize(
         self,
         x: Tensor,
         size: tuple[int, int],

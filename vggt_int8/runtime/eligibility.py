@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from vggt_int8.kernels.checks import FLOATS
 from vggt_int8.model.call import Call
-from vggt_int8.model.vggt import VGGT
+from vggt_int8.model.network import Network
 from vggt_int8.quant.layer import int8_layers
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.runtime.linear import takes_codes
@@ -26,7 +26,7 @@ class Eligibility:
     that stands against the fused network. Holds for as long as it is `unchanged`.
     """
 
-    def __init__(self, model: VGGT) -> None:
+    def __init__(self, model: Network) -> None:
         modules = list(model.modules())
         self._tables: list[dict[str, Any]] = [t for m in modules for t in (m._modules, m._parameters)]
         self._members = self._current_members()
@@ -43,15 +43,14 @@ class Eligibility:
         self._foreign = next((f"{name} is a {kind.__module__}.{kind.__qualname__}" for name, kind in foreign), None)
         self._offloaded = [name for name, m in zip(self._names, submodules, strict=True) if "_hf_hook" in m.__dict__]
         self._token = model.aggregator.camera_token
-        self._network = None if isinstance(model, VGGT) else type(model).__name__
         self._devices = {p.device for p in self._parameters}
-        blocks = ("aggregator.patch_embed.blocks.", "aggregator.frame_blocks.", "aggregator.global_blocks.")
+        blocks = tuple(f"{part}." for part in model.special_tokens)
         int8 = ((name, m) for name, m in zip(self._names, submodules, strict=True) if isinstance(m, Int8Linear))
         self._special_elsewhere = [n for n, m in int8 if m.special_tokens and not n.startswith(blocks)]
         self._unasked: dict[str, str | None] = {}  # by kind of device
 
     @staticmethod
-    def ruled_out(model: VGGT, call: Call) -> str | None:
+    def ruled_out(model: Network, call: Call) -> str | None:
         """Why a call cannot run fused whatever the model consists of; None if that decides."""
         device_type = call.images.device.type
         if model.training:
@@ -81,8 +80,6 @@ class Eligibility:
 
     def unsupported(self) -> str | None:
         """Why the fused network cannot stand in for the model in any call; None if it can."""
-        if self._network is not None:
-            return f"it is VGGT's, and not that of a {self._network}"
         if self._token.dtype not in FLOATS:
             return f"its kernels compute in fp16, bf16 and fp32, not in {self._token.dtype}"
         if self._offloaded:

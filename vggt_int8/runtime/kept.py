@@ -58,10 +58,12 @@ class Half:
             if end <= before:
                 self._pieces[i] = None
 
-    def first_tokens(self, device: torch.device) -> Tensor:
-        """The first token of every frame, [F, C], on `device`."""
+    def first_tokens(self, count: int, device: torch.device) -> Tensor:
+        """The first so many tokens of every frame, [F, count, C], on `device`."""
         # Whole pieces, in order with the work on the device: the host must not read what is on its way to it.
-        return torch.cat([piece.to(device, non_blocking=True)[:, 0] for piece in self._pieces if piece is not None])
+        return torch.cat(
+            [piece.to(device, non_blocking=True)[:, :count] for piece in self._pieces if piece is not None]
+        )
 
 
 class Halves(NamedTuple):
@@ -86,4 +88,8 @@ class Halves(NamedTuple):
 
     def camera_tokens(self, device: torch.device) -> Tensor:
         """The first token of every frame, [F, 2C]."""
-        return torch.cat([half.first_tokens(device) for half in self], dim=-1)
+        return self.special_tokens(1, device)[:, 0]
+
+    def special_tokens(self, count: int, device: torch.device) -> Tensor:
+        """The first so many tokens of every frame, [F, count, 2C]."""
+        return torch.cat([half.first_tokens(count, device) for half in self], dim=-1)

@@ -4,27 +4,41 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from vggt_int8.model.dpt_head import Pyramid
+from vggt_int8.model.omega.network import VGGTOmega
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.runtime import dense, linear
+from vggt_int8.runtime.omega.dense import decoded
 
 
-def fused_kernels(model: VGGT, device_type: str) -> dict[str, str]:
+def fused_kernels(model: VGGT | VGGTOmega, device_type: str) -> dict[str, str]:
     """Name of an INT8 layer -> what multiplies it on "cpu" or "cuda"; layers that are called as modules are missing."""
     names = {module: name for name, module in model.named_modules()}
     found: dict[nn.Module, str] = {layer: linear.kernel(layer, device_type) for layer in _linears(model)}
-    for head in (model.depth_head, model.point_head):
-        if head is not None:
-            found |= dense.kernels(head, device_type)
-    if model.track_head is not None:
-        found |= dense.kernels(model.track_head.feature_extractor, device_type)
+    for head in _dense_heads(model):
+        found |= dense.kernels(head, device_type)
+    if isinstance(model, VGGTOmega) and model.dense_head is not None:
+        found = {layer: kernel for layer, kernel in found.items() if layer not in decoded(model.dense_head)}
     return {names[layer]: kernel for layer, kernel in found.items()}
 
 
-def _linears(model: VGGT) -> Iterator[Int8Linear]:
-    """Those of the blocks and of the camera head."""
-    aggregator = model.aggregator
-    parts = (aggregator.patch_embed.blocks, aggregator.frame_blocks, aggregator.global_blocks, model.camera_head)
+def _dense_heads(model: VGGT | VGGTOmega) -> Iterator[Pyramid]:
+    heads: tuple[Pyramid | None, ...] = (model.dense_head,) if isinstance(model, VGGTOmega) else ()
+    if isinstance(model, VGGT):
+        track = None if model.track_head is None else model.track_head.feature_extractor
+        heads = model.depth_head, model.point_head, track
+    yield from (head for head in heads if head is not None)
+
+
+def _linears(model: VGGT | VGGTOmega) -> Iterator[Int8Linear]:
+    """Those of the blocks, and of the heads that are blocks."""
+    parts: list[nn.Module | None] = [model.aggregator.patch_embed.blocks, model.aggregator.frame_blocks]
+    if isinstance(model, VGGTOmega):
+        parts += [model.aggregator.inter_frame_blocks, model.text_alignment_head]
+    else:
+        parts += [model.aggregator.global_blocks]
+    parts += [model.camera_head]
     for part in parts:
         if part is not None:
             yield from (module for module in part.modules() if isinstance(module, Int8Linear))

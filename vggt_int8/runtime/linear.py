@@ -16,6 +16,7 @@ from vggt_int8.kernels import ops
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.quant.backends import get_backend
 from vggt_int8.quant.linear import Int8Linear
+from vggt_int8.quant.masked_bias import added_bias
 
 
 class Codes(NamedTuple):
@@ -38,7 +39,8 @@ ALL = slice(None)
 def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale, outputs: slice = ALL) -> Tensor:
     """x [M, K] -> [M, N] in x's dtype; of the N outputs those asked for."""
     assert isinstance(layer, nn.Linear | Int8Linear)
-    bias = None if layer.bias is None else layer.bias[outputs]
+    bias = added_bias(layer) if isinstance(layer, nn.Linear) else layer.bias
+    bias = None if bias is None else bias[outputs]
     if takes_codes(layer):
         return _gemm(_quantize(x, layer, scale_of), layer, Epilogue(bias, x.dtype), outputs)
     if isinstance(layer, Int8Linear):

@@ -203,7 +203,7 @@ def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:
 
     def needed(frames: int) -> int:
         images = shape.batch * frames * 3 * shape.height * shape.width * 4
-        return images + Shape(**{**vars(shape), "frames": frames}).peak_bytes(config, SMALLEST)
+        return images + replace(shape, frames=frames).peak_bytes(config, SMALLEST)
 
     low, high = 0, 1 << 20
     while low < high:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vggt_int8.geometry import pose_encoding_to_camera
 from vggt_int8.model.call import Call
+from vggt_int8.model.omega.network import VGGTOmega
 from vggt_int8.model.track_head import TrackHead
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.runtime import dense
@@ -13,13 +14,25 @@ from vggt_int8.runtime.aggregator import run_aggregator
 from vggt_int8.runtime.branches import branches
 from vggt_int8.runtime.camera import run_camera_head
 from vggt_int8.runtime.kept import Halves
-from vggt_int8.runtime.memory import MAPS_BESIDE, Plan
+from vggt_int8.runtime.memory import MAPS_BESIDE, Plan, Shape
+from vggt_int8.runtime.omega.memory import OmegaShape
+from vggt_int8.runtime.omega.network import run_omega
 
 Tensors = dict[str, Tensor]
 
 
-def run_network(model: VGGT, call: Call, plan: Plan) -> Tensors:
-    """-> the fields of `VGGTOutput` that the call's heads make, by name."""
+def run_network(model: VGGT | VGGTOmega, call: Call, plan: Plan) -> Tensors:
+    """-> the fields of the network's output that the call's heads make, by name."""
+    return run_omega(model, call, plan) if isinstance(model, VGGTOmega) else run_vggt(model, call, plan)
+
+
+def shape_of(model: VGGT | VGGTOmega) -> type[Shape]:
+    """What tells how much memory a call takes."""
+    return OmegaShape if isinstance(model, VGGTOmega) else Shape
+
+
+def run_vggt(model: VGGT, call: Call, plan: Plan) -> Tensors:
+    """-> the fields of `VGGTOutput`."""
     images, heads = call.images, call.heads
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])

@@ -1,4 +1,4 @@
-"""`Runtime`: one call of a VGGT through fused blocks, within the memory there is, replayed as a CUDA graph.
+"""`Runtime`: one call of a network through fused blocks, within the memory there is, replayed as a CUDA graph.
 
 It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
 run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
@@ -9,18 +9,18 @@ after every call, on the network's own modules as well.
 
 import warnings
 import weakref
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from vggt_int8.kernels.cpu.memory import give_back_surplus, keep_freed_memory
 from vggt_int8.kernels.cuda.launch import compiling
 from vggt_int8.machine import free_gpu_bytes
-from vggt_int8.model.call import Call, layers_read
-from vggt_int8.model.vggt import VGGT, VGGTOutput
+from vggt_int8.model.call import Call
+from vggt_int8.model.network import Network
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime.eligibility import Eligibility
 from vggt_int8.runtime.graphs import GraphCache
@@ -35,7 +35,7 @@ from vggt_int8.runtime.memory import (
     cpu_plan,
     too_large,
 )
-from vggt_int8.runtime.network import Tensors, run_network
+from vggt_int8.runtime.network import Tensors, run_network, shape_of
 from vggt_int8.runtime.report import RuntimeReport
 
 LowVram = bool | Literal["auto"]
@@ -46,7 +46,7 @@ REPLAYED = "fused, CUDA graph"
 class _Ahead(NamedTuple):
     """A call's output, replayed before it was asked whether the model still is what `eligibility` saw."""
 
-    output: VGGTOutput
+    output: Any
     eligibility: Eligibility
 
 
@@ -61,7 +61,7 @@ class Runtime:
         "off": all calls do.
     """
 
-    def __init__(self, model: VGGT, low_vram: LowVram = "auto", mode: Mode = "on") -> None:
+    def __init__(self, model: Network, low_vram: LowVram = "auto", mode: Mode = "on") -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
         if not isinstance(low_vram, bool) and low_vram != "auto":  # 1 equals True, and is not it
@@ -78,7 +78,7 @@ class Runtime:
         return Runtime, (self.model, self.low_vram, self.mode)
 
     @property
-    def model(self) -> VGGT:
+    def model(self) -> Any:
         model = self.model_ref()
         if model is None:
             raise ReferenceError("the model of this Runtime is gone: keep it as long as its Runtime")
@@ -102,21 +102,11 @@ class Runtime:
         self._graphs.clear()
         self._eligibility = None
 
-    def __call__(
-        self,
-        images: Tensor,
-        query_points: Tensor | None = None,
-        heads: Sequence[str] | None = None,
-        frames_chunk_size: int | None = 8,
-        global_attention: str | Sequence[str] | None = None,
-        keyframes: int | None = None,
-        descriptors: bool = False,
-    ) -> VGGTOutput:
-        """`run` for the arguments of `VGGT.forward`; see there for them and for what is raised."""
-        how = (global_attention, keyframes, descriptors)
-        return self.run(Call.of(self.model, images, query_points, heads, frames_chunk_size, *how))
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`run` for the arguments of the network's `forward`; see there for them and for what is raised."""
+        return self.run(self.model.checked_call(*args, **kwargs))
 
-    def run(self, call: Call) -> VGGTOutput:
+    def run(self, call: Call) -> Any:
         """One call, fused or on the network's own modules, as `mode` has it. Results are new tensors, never overwritten
         by a later call. `frames_chunk_size` is an upper bound for fused dense heads.
 
@@ -145,7 +135,7 @@ class Runtime:
             self._eligibility = Eligibility(self.model)
         return self._eligibility.why_not(call, unasked=self.mode == "auto")
 
-    def _run_fused(self, call: Call) -> tuple[VGGTOutput | None, str]:
+    def _run_fused(self, call: Call) -> tuple[Any, str]:
         """The fused call, or None and the reason against it.
 
         `why_not` takes a millisecond of the host, a tenth of a call of one frame. So a call like the last one, which
@@ -160,15 +150,15 @@ class Runtime:
             keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(call.images):
             outputs = self._run_within_memory(call, self._shape(call))
-        return _output(call, outputs), ""
+        return _output(self.model.output_class, call, outputs), ""
 
     def _shape(self, call: Call) -> Shape:
         """What decides how much memory the call takes."""
         batch, frames, _, height, width = call.images.shape
         number_bytes = self.model.aggregator.camera_token.element_size()
         points = 0 if call.query_points is None else call.query_points.shape[1]
-        keyframes = call.attention.within(frames).most_keys
-        return Shape(batch, frames, height, width, call.heads, number_bytes, points, keyframes)
+        kind, keyframes = shape_of(self.model), call.attention.within(frames).most_keys
+        return kind(batch, frames, height, width, call.heads, number_bytes, points, keyframes)
 
     def _replay_ahead(self, call: Call) -> _Ahead | None:
         """The outputs that the call has unless something about the model has changed; None if there is no graph.
@@ -189,7 +179,7 @@ class Runtime:
         if outputs is None:
             return None
         self._last = _report(REPLAYED, "", plan, call)
-        return _Ahead(_output(call, outputs), eligibility)
+        return _Ahead(_output(self.model.output_class, call, outputs), eligibility)
 
     def _run_within_memory(self, call: Call, shape: Shape) -> Tensors:
         plan = self._plan(call, shape)
@@ -263,7 +253,7 @@ class Runtime:
         self._compiled = True
         heads = tuple(head for head in call.heads if head != "track")
         if heads and plan.frames == PLANS[0].frames:  # where memory is short, calls take minutes and compiling seconds
-            read = layers_read(heads, self.model.config)
+            read = self.model.layers_read(heads)
             with compiling():
                 run_network(self.model, replace(call, query_points=None, heads=heads, layers_read=read), plan)
 
@@ -299,5 +289,5 @@ def _why_no_graph(images: Tensor, plan: Plan) -> str:
     return f"above {GRAPH_TOKENS} tokens a CUDA graph holds more memory than it saves time"
 
 
-def _output(call: Call, outputs: Tensors) -> VGGTOutput:
-    return VGGTOutput(**{"images": call.images, **outputs})  # type: ignore[arg-type]
+def _output(kind: type[ModelOutput], call: Call, outputs: Tensors) -> Any:
+    return kind(**{"images": call.images, **outputs})

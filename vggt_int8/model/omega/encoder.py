@@ -35,10 +35,14 @@ class OmegaEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
-        patches = self.patch_embed(images)
-        special = torch.cat([self.cls_token, self.storage_tokens], dim=1).to(patches)
-        x = torch.cat([special.expand(len(patches), -1, -1), patches], dim=1)
+        x = self.embed(images)
         rope = axial_rope_table(height, width, self.head_dim, device=x.device)
         for block in self.blocks:
             x = block(x, rope)
         return self.norm(x[:, self.num_special :])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [F, 3, H, W] -> tokens [F, P, C]: the class token and others, then the patches."""
+        patches = self.patch_embed(images)
+        special = torch.cat([self.cls_token, self.storage_tokens], dim=1).to(patches)
+        return torch.cat([special.expand(len(patches), -1, -1), patches], dim=1)

@@ -77,6 +77,7 @@ class VGGTOmega(Network):
     """The plain network."""
 
     config_class = VGGTOmegaConfig
+    output_class = VGGTOmegaOutput
     head_modules = MappingProxyType(HEADS)
     int8_hint = "recipe= and backend= belong to VGGTOmegaInt8.from_pretrained"
     quantized_hint = "load it with VGGTOmegaInt8.from_pretrained"
@@ -177,7 +178,10 @@ class VGGTOmega(Network):
         heads = present if heads is None else known_heads(heads, tuple(HEADS), present)
         check_chunk_size(frames_chunk_size)
         attention = GlobalAttention.of(config.depth, global_attention, keyframes, self.default_attention)
-        return Call(images, None, heads, frames_chunk_size, layers_read(heads, config), attention)
+        return Call(images, None, heads, frames_chunk_size, self.layers_read(heads), attention)
+
+    def layers_read(self, heads: Collection[str]) -> frozenset[int]:
+        return layers_read(heads, self.config)
 
     def predict(self, call: Call) -> VGGTOmegaOutput:
         """The network itself: image encoder and alternating attention make tokens, of which each head reads its own."""

@@ -1,0 +1,149 @@
+"""VGGT-Omega on fused blocks against its own modules: floats, recipes, key frames, plans; on a GPU at its size."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vggt_int8 import VGGTOmegaConfig, VGGTOmegaInt8, quantize
+from vggt_int8.difference import relative_error
+from vggt_int8.quant import Int8Linear
+from vggt_int8.runtime.memory import PLANS, SMALLEST
+from vggt_int8.runtime.network import run_network
+from vggt_int8.runtime.omega.memory import OmegaShape
+
+OMEGA = Path(__file__).parents[1] / "data" / "parity_omega"
+IMAGES = torch.rand(2, 3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def floats() -> VGGTOmegaInt8:
+    """The golden network with all heads, and frames enough for key frames. Not to be changed."""
+    config = VGGTOmegaConfig(**json.loads((OMEGA / "tiny_omega_config.json").read_text()))
+    model = VGGTOmegaInt8(config).eval().requires_grad_(False)
+    model.load_state_dict(load_file(OMEGA / "tiny_omega.safetensors"))
+    return model
+
+
+def errors(got: dict[str, Tensor], want: dict[str, Tensor]) -> dict[str, float]:
+    assert got.keys() == want.keys()
+    return {name: relative_error(got[name], want[name]) for name in want if name != "images"}
+
+
+def both(
+    model: VGGTOmegaInt8, images: Tensor = IMAGES, **options: object
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Fused, and on the network's own modules."""
+    found = []
+    for mode in ("on", "off"):
+        model.set_runtime(mode)
+        found.append(dict(model(images, **options)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"global_attention": "keyframes", "keyframes": 2}, {"global_attention": "frames"}], ids=str
+)
+def test_floats_are_those_of_the_modules(floats: VGGTOmegaInt8, options: dict[str, object]) -> None:
+    got, want = both(floats, **options)
+    assert max(errors(got, want).values()) < 1e-5
+    if options:
+        assert errors(want, both(floats)[1])["depth"] > 1e-3, "the choice has an effect"
+
+
+def test_heads_alone(floats: VGGTOmegaInt8) -> None:
+    for heads in (("camera",), ("depth",), ("text",)):
+        got, want = both(floats, heads=heads)
+        assert max(errors(got, want).values()) < 1e-5
+
+
+def test_smaller_plans_give_the_same(floats: VGGTOmegaInt8) -> None:
+    call = floats.checked_call(IMAGES)
+    want = run_network(floats, call, PLANS[0])
+    for plan in (replace(SMALLEST, frames=1, rows=7, scene_frames=1), replace(PLANS[1], head_frames=1)):
+        assert max(errors(run_network(floats, call, plan), want).values()) < 1e-5
+
+
+@pytest.mark.parametrize("recipe", ["int8_dynamic", pytest.param("int8_rotated", marks=pytest.mark.slow)])
+def test_recipes_run_fused_unasked(floats: VGGTOmegaInt8, recipe: str) -> None:
+    """As far from the floats as the modules are: a rounding that tips over moves both alike."""
+    model = quantize(copy.deepcopy(floats), recipe)
+    want, plain = dict(floats(IMAGES)), both(model)[1]
+    model.set_runtime("auto")
+    got = dict(model(IMAGES))
+    assert model.runtime_report().mode == "fused", model.runtime_report()
+    fused, modules = errors(got, want), errors(plain, want)
+    assert all(0 < fused[name] < 2 * modules[name] for name in fused), (fused, modules)
+    named = model.fused_kernels("cpu")
+    assert named.keys() >= {name for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+
+
+@pytest.mark.slow
+def test_static_scales_of_registers_and_patches(floats: VGGTOmegaInt8) -> None:
+    model = quantize(copy.deepcopy(floats), "int8_static_rotated", calibration=IMAGES)
+    got, plain = both(model)
+    want = dict(floats(IMAGES))
+    fused, modules = errors(got, want), errors(plain, want)
+    assert all(0 < fused[name] < 2 * modules[name] for name in fused), (fused, modules)
+
+
+# On a GPU, at the size of the public checkpoints.
+
+
+@pytest.fixture(scope="module")
+def full() -> VGGTOmegaInt8:
+    """Random weights, drawn so that every branch contributes, under int8_dynamic in fp16."""
+    with torch.device("cuda"):
+        torch.manual_seed(0)
+        model = VGGTOmegaInt8(VGGTOmegaConfig()).eval().requires_grad_(False).half()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.uniform_(parameter, 0.05, 0.2)
+        elif name.endswith(("_token", "_tokens")):
+            nn.init.normal_(parameter, std=0.3)
+    return quantize(model, "int8_dynamic")
+
+
+@pytest.fixture
+def photographs() -> Callable[[int], Tensor]:
+    """[S, 3, 416, 624] on the GPU."""
+    return lambda frames: torch.rand(
+        frames, 3, 416, 624, device="cuda", generator=torch.Generator("cuda").manual_seed(1)
+    )
+
+
+@pytest.mark.gpu
+def test_the_full_size_fused(full: VGGTOmegaInt8, photographs: Callable[[int], Tensor]) -> None:
+    images = photographs(3)
+    want = dict(full.predict(full.checked_call(images)))
+    for _ in range(3):
+        got = dict(full(images))
+    assert full.runtime_report().mode == "fused, CUDA graph"
+    assert max(errors(got, want).values()) < 0.05
+    keyed = {"global_attention": "keyframes", "keyframes": 2}
+    want = dict(full.predict(full.checked_call(images, **keyed)))
+    assert max(errors(dict(full(images, **keyed)), want).values()) < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("frames", [2, 10])
+def test_the_plan_knows_its_memory(full: VGGTOmegaInt8, photographs: Callable[[int], Tensor], frames: int) -> None:
+    images = photographs(frames)
+    call = full.checked_call(images)
+    shape = OmegaShape(1, frames, 416, 624, call.heads, 2)
+    for plan in (PLANS[0], PLANS[1]):
+        run_network(full, call, plan)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run_network(full, call, plan)
+        torch.cuda.synchronize()
+        used = torch.cuda.max_memory_allocated() - before
+        assert used <= shape.peak_bytes(full.config, plan) < 3 * used + GIB
