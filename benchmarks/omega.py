@@ -112,7 +112,7 @@ def main() -> None:
                 frames, 3, *SIZE, device="cuda", generator=torch.Generator("cuda").manual_seed(1)
             )
             for options in keywords:
-                if options and frames <= 40:
+                if frames <= 40 if options else frames > 200:  # nothing to choose from, or minutes
                     continue
                 torch.cuda.empty_cache()
                 with torch.inference_mode():
