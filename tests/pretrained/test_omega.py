@@ -54,6 +54,9 @@ def make(config: VGGTOmegaConfig, weights: dict[str, Tensor]) -> Callable[[], VG
 
 
 def run(model: nn.Module) -> dict[str, Tensor]:
+    """On the network's own modules."""
+    if isinstance(model, VGGTOmegaInt8):
+        model.set_runtime("off")
     with torch.no_grad():
         return dict(model(IMAGES))
 

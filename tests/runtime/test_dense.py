@@ -98,7 +98,7 @@ def test_a_resize_takes_in_what_is_added_to_it(make_quantized: Make, size: tuple
     x, addend = (torch.randn(2, 8, *hw).to(memory_format=torch.channels_last) for hw in ((3, 5), size))
     bias = torch.randn(8)
     want = add_uv_embedding(resize(x, size), (42, 70)) + bias[:, None, None] + addend
-    got = call._resize(x, size, embed=True, bias=bias, addend=addend)
+    got = call.resize(x, size, embed=True, bias=bias, addend=addend)
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, want)
 

@@ -57,7 +57,7 @@ class VGGTConfig(NetworkConfig):
     """
 
     kind = "VGGT"
-    heads = MappingProxyType({f"{head}_head": f"enable_{head}" for head in ("camera", "depth", "point", "track")})
+    head_fields = MappingProxyType({f"{head}_head": f"enable_{head}" for head in ("camera", "depth", "point", "track")})
     model_type: ClassVar[str] = "vggt"
 
     img_size: int = 518

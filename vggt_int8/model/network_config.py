@@ -67,11 +67,11 @@ def with_plain_errors(cls: type[Config]) -> type[Config]:
 class NetworkConfig(PreTrainedConfig):
     """Base of a network's config, which is a strict dataclass of its sizes and switches.
 
-    kind: the network's name in messages. heads: name of a head's module -> the field that switches it off.
+    kind: the network's name in messages. head_fields: name of a head's module -> the field that switches it off.
     """
 
     kind: ClassVar[str]
-    heads: ClassVar[Mapping[str, str]]
+    head_fields: ClassVar[Mapping[str, str]]
 
     def least_parameters(self) -> int:
         """Number of weights in the matrices and kernels of a network, without much that is small."""

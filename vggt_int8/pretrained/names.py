@@ -19,7 +19,7 @@ from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.pickles import is_wrapped, load_pickle
 
-_PARTS = {"aggregator", *VGGTConfig.heads, *VGGTOmegaConfig.heads}
+_PARTS = {"aggregator", *VGGTConfig.head_fields, *VGGTOmegaConfig.head_fields}
 # Steps in a name that a wrapper adds, at the front or between: of torch.compile, activation checkpointing and FSDP.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 

@@ -324,9 +324,9 @@ def heads_found(
     checkpoint has. asked: fields that the caller decides.
     """
     parts = {name.split(".", 1)[0] for name in names}
-    if not parts & {*kind.heads, "aggregator"}:  # of something else, which loading says
+    if not parts & {*kind.head_fields, "aggregator"}:  # of something else, which loading says
         return {}
-    found = {field: part in parts for part, field in kind.heads.items()}
+    found = {field: part in parts for part, field in kind.head_fields.items()}
     gone = [field for field, there in found.items() if not there and getattr(kind, field) and field not in asked]
     if gone:
         heads = first_few([field.removeprefix("enable_") for field in gone])

@@ -51,7 +51,7 @@ class VGGTOmegaConfig(NetworkConfig):
     """
 
     kind = "VGGT-Omega"
-    heads = MappingProxyType(
+    head_fields = MappingProxyType(
         {"camera_head": "enable_camera", "dense_head": "enable_depth", "text_alignment_head": "enable_text"}
     )
     model_type: ClassVar[str] = "vggt_omega"

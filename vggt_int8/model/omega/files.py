@@ -23,7 +23,9 @@ def read_weights(path: str, keywords: Mapping[str, Any]) -> tuple[dict[str, Any]
     config = options.get("config")
     if config is None:
         parts = {name.split(".", 1)[0] for name in tensors}
-        config = VGGTOmegaConfig(**{enable: part in parts for part, enable in VGGTOmegaConfig.heads.items()} | fields)
+        config = VGGTOmegaConfig(
+            **{enable: part in parts for part, enable in VGGTOmegaConfig.head_fields.items()} | fields
+        )
     elif not isinstance(config, VGGTOmegaConfig) or fields:
         raise TypeError(f"config= is a {type(config).__name__}; pass a VGGTOmegaConfig, and change fields in it")
     return {name: value for name, value in options.items() if name not in HUB_KEYWORDS} | {"config": config}, tensors
