@@ -14,7 +14,7 @@ Described at https://colmap.github.io/format.html; how it is read, tests/export/
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,26 +83,21 @@ def _write_image(file: BinaryIO, model: ColmapModel, index: int, name: str, here
     file.write(points.tobytes())
 
 
-def _write_points(file: BinaryIO, model: ColmapModel, places: NDArray[np.int64]) -> None:
-    """Records differ in length, so their bytes are put where they belong, all of one field at a time."""
+def _write_points(file: BinaryIO, model: ColmapModel, indices: NDArray[np.int64]) -> None:
+    """Records differ in length: their fixed parts are put where they belong, and tracks into what is left."""
     count = len(model.points)
     lengths = np.bincount(model.seen_point, minlength=count)
     records = np.empty(count, dtype=_POINT3D)
     records["id"], records["xyz"] = np.arange(1, count + 1), model.points
     records["rgb"], records["error"], records["length"] = model.colors, model.errors, lengths
-    tracks = np.stack([model.seen_by + 1, places], axis=-1).astype("<u4")
+    tracks = np.stack([model.seen_by + 1, indices], axis=-1).astype("<u4")
     ends = np.cumsum(lengths)
     content = np.empty(count * _POINT3D.itemsize + tracks.nbytes, dtype=np.uint8)
     starts = np.arange(count) * _POINT3D.itemsize + (ends - lengths) * tracks.itemsize * 2
+    raw = records.view(np.uint8).reshape(count, -1)
+    places = (starts[:, None] + np.arange(raw.shape[1])).reshape(-1)
     is_track = np.ones(len(content), dtype=np.bool_)
-    _scatter(content, is_track, starts, records)
+    content[places], is_track[places] = raw.reshape(-1), False
     content[is_track] = tracks.view(np.uint8).reshape(-1)
     file.write(struct.pack("<Q", count))
     file.write(content.data)
-
-
-def _scatter(content: NDArray[np.uint8], free: NDArray[np.bool_], starts: NDArray[np.int64], records: Any) -> None:
-    raw = records.view(np.uint8).reshape(len(records), -1)
-    for byte in range(raw.shape[1]):
-        content[starts + byte] = raw[:, byte]
-        free[starts + byte] = False

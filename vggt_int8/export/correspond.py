@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vggt_int8.export.frames import in_order
+from vggt_int8.export.frames import content_box, in_order
 from vggt_int8.export.points import Selection
 from vggt_int8.scene.scene import Scene
 
@@ -47,18 +47,17 @@ def observe(selection: Selection, intrinsics: Doubles, pool: ThreadPoolExecutor)
     def look(index: int) -> Observations:
         pixels = selection.pixels(index)
         points, count = selection.points(index, pixels).astype(np.float64), len(pixels)
-        own = np.stack([pixels % scene.size[1], pixels // scene.size[1]], axis=-1).astype(np.float64)
-        parts = [(np.full(count, index), own, np.arange(count))]
+        image, point = np.full(count, index), np.arange(count)
+        pixel = np.stack([pixels % scene.size[1], pixels // scene.size[1]], axis=-1).astype(np.float64)
         if scene.depth is not None and count:
             points, others = _carry(scene, cameras, index, points)
-            parts += others
-        image, pixel, point = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.argsort(point, kind="stable")
-        image, pixel, point = image[order], pixel[order], point[order]
+            image, pixel, point = (np.concatenate(both) for both in zip((image, pixel, point), others, strict=True))
+            order = np.argsort(point.astype(np.int32), kind="stable")
+            image, pixel, point = image[order], pixel[order], point[order]
         pixel = (pixel + 0.5 - offset[image]) / scale[image]
         place, _ = project(points[point], cameras.rotation[image], cameras.translation[image], intrinsics[image])
-        colors = selection.colors(index, pixels)
-        return Observations(points, colors, image, pixel, point, np.linalg.norm(place - pixel, axis=-1))
+        error = np.sqrt(((place - pixel) ** 2).sum(axis=-1))
+        return Observations(points, selection.colors(index, pixels), image, pixel, point, error)
 
     pieces = list(in_order(pool, look, range(len(scene))))
     starts = np.cumsum([0, *(len(piece.points) for piece in pieces)])
@@ -73,14 +72,22 @@ def observe(selection: Selection, intrinsics: Doubles, pool: ThreadPoolExecutor)
 
 
 def project(points: Doubles, rotation: Doubles, translation: Doubles, intrinsic: Doubles) -> tuple[Doubles, Doubles]:
-    """Points [N, 3] -> pixels [N, 2] and depth [N]; the camera is one, or one for each point."""
-    x, y, z = points.T
-    r, t, k = np.moveaxis(rotation, (-2, -1), (0, 1)), translation.T, np.moveaxis(intrinsic, (-2, -1), (0, 1))
-    depth = r[2, 0] * x + r[2, 1] * y + r[2, 2] * z + t[2]
+    """Points [N, 3] -> pixels [..., N, 2] and depth [..., N].
+
+    The camera is one ([3, 3], [3], [3, 3]), one for each point ([N, ...]), or V for all points ([V, 1, ...]).
+    """
+    x, y, z = points[:, 0], points[:, 1], points[:, 2]
+
+    def row(axis: int) -> Doubles:
+        turned = rotation[..., axis, 0] * x + rotation[..., axis, 1] * y + rotation[..., axis, 2] * z
+        return turned + translation[..., axis]
+
+    depth = row(2)
+    pixels = np.empty((*depth.shape, 2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        across = (r[0, 0] * x + r[0, 1] * y + r[0, 2] * z + t[0]) / depth
-        down = (r[1, 0] * x + r[1, 1] * y + r[1, 2] * z + t[1]) / depth
-    return np.stack([across * k[0, 0] + k[0, 2], down * k[1, 1] + k[1, 2]], axis=-1), depth
+        for axis in (0, 1):
+            pixels[..., axis] = row(axis) / depth * intrinsic[..., axis, axis] + intrinsic[..., axis, 2]
+    return pixels, depth
 
 
 class _Cameras:
@@ -92,6 +99,8 @@ class _Cameras:
         self.intrinsic = scene.intrinsic.numpy().astype(np.float64)
         self.centers = -np.einsum("sji,sj->si", self.rotation, self.translation)
         self.forward = self.rotation[:, 2]
+        # Of each image: left, top, right, bottom of what is neither padding nor cut off.
+        self.boxes = np.array([content_box(transform) for transform in scene.transforms], dtype=np.float64)
 
     def nearest(self, index: int, distance: float) -> Indices:
         """The images whose cameras stand nearest and look most alike; `distance` of what an image shows is a unit."""
@@ -105,40 +114,59 @@ class _Cameras:
 
 def _carry(
     scene: Scene, cameras: _Cameras, index: int, points: Doubles
-) -> tuple[Doubles, list[tuple[Indices, Doubles, Indices]]]:
-    """Points [n, 3] of an image -> their means, and of each other view: its number, places [m, 2], points [m]."""
-    _, depth = project(points, cameras.rotation[index], cameras.translation[index], cameras.intrinsic[index])
-    total, number = points.copy(), np.ones(len(points))
-    views = []
-    for other in cameras.nearest(index, max(float(np.median(depth)), 1e-12)).tolist():
-        rotation, translation = cameras.rotation[other], cameras.translation[other]
-        intrinsic = cameras.intrinsic[other]
-        place, expected = project(points, rotation, translation, intrinsic)
-        here, found = _depth_at(scene, other, place, expected)
-        local = np.empty((len(here), 3))
-        local[:, :2] = (place[here] - intrinsic[:2, 2]) / intrinsic.diagonal()[:2]
-        local[:, 2] = 1
-        total[here] += (local * found[:, None] - translation) @ rotation
-        number[here] += 1
-        views.append((np.full(len(here), other), place[here], here))
-    return total / number[:, None], views
+) -> tuple[Doubles, tuple[Indices, Doubles, Indices]]:
+    """Points [n, 3] of an image -> their means, and what others see of them: images [m], places [m, 2], points [m].
+
+    All images at once: their loop would be so many short steps that threads wait for each other.
+    """
+    own = cameras.rotation[index], cameras.translation[index], cameras.intrinsic[index]
+    _, depth = project(points, *own)
+    others = cameras.nearest(index, max(float(np.median(depth)), 1e-12))
+    rotation, translation = cameras.rotation[others][:, None], cameras.translation[others][:, None]
+    intrinsic = cameras.intrinsic[others][:, None]
+    place, expected = project(points, rotation, translation, intrinsic)  # [V, n, 2], [V, n]
+    view, point = _inside(cameras.boxes[others], place, expected).nonzero()
+    place, expected = place[view, point], expected[view, point]
+    found, agrees = _depth_at(scene, others[view], place, expected)
+    view, point, place, found = view[agrees], point[agrees], place[agrees], found[agrees]
+    camera = others[view]
+    local = np.empty((len(point), 3))
+    for axis in (0, 1):
+        ray = (place[:, axis] - cameras.intrinsic[camera, axis, 2]) / cameras.intrinsic[camera, axis, axis]
+        local[:, axis] = ray * found
+    local[:, 2] = found
+    local -= cameras.translation[camera]
+    total, number = points.copy(), 1 + np.bincount(point, minlength=len(points))
+    for axis in range(3):
+        seen = (local * cameras.rotation[camera, :, axis]).sum(axis=1)
+        total[:, axis] += np.bincount(point, weights=seen, minlength=len(points))
+    return total / number[:, None], (camera, place, point)
 
 
-def _depth_at(scene: Scene, index: int, place: Doubles, expected: Doubles) -> tuple[Indices, Doubles]:
-    """Which of n places [n, 2] an image shows at about the expected depth [n], and the depth that it has there."""
-    assert scene.depth is not None
-    height, width = scene.size
+def _inside(boxes: Doubles, place: Doubles, depth: Doubles) -> NDArray[np.bool_]:
+    """[V, n]: places that lie between four pixels of what an image shows."""
+    left, top, right, bottom = (side[:, None] for side in boxes.T)
+    x, y = place[..., 0], place[..., 1]
     with np.errstate(invalid="ignore"):
-        inside = (expected > 0) & (place >= 0).all(-1) & (place[:, 0] < width - 1) & (place[:, 1] < height - 1)
-    here = np.flatnonzero(inside)
-    corner = np.floor(place[here]).astype(np.int64)
-    x, y = (place[here] - corner).T
+        return (depth > 0) & (x >= left) & (y >= top) & (x < right - 1) & (y < bottom - 1)
+
+
+def _depth_at(scene: Scene, image: Indices, place: Doubles, expected: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
+    """The depth [m] that images have at places [m, 2], and whether it is about the expected one [m]."""
+    assert scene.depth is not None
+    width, area = scene.size[1], scene.size[0] * scene.size[1]
+    corner = np.floor(place).astype(np.int64)
+    x, y = place[:, 0] - corner[:, 0], place[:, 1] - corner[:, 1]
     first = corner[:, 1] * width + corner[:, 0]
     corners = np.stack([first, first + 1, first + width, first + width + 1])
-    four = scene.depth[index].numpy().reshape(-1)[corners].astype(np.float64)
-    shown = scene.content(index).numpy().reshape(-1)[corners].all(0)
+    four = scene.depth.numpy().reshape(-1)[corners + image * area].astype(np.float64)
     found = (four[0] * (1 - x) + four[1] * x) * (1 - y) + (four[2] * (1 - x) + four[3] * x) * y
     with np.errstate(invalid="ignore"):
         flat = four.max(0) - four.min(0) <= 2 * AGREEMENT * found
-        agrees = shown & flat & (np.abs(found - expected[here]) <= AGREEMENT * expected[here])
-    return here[agrees], found[agrees]
+        agrees = flat & (np.abs(found - expected) <= AGREEMENT * expected)
+    for number in np.flatnonzero(np.bincount(image)).tolist():
+        if scene.transforms[number].opaque is None:
+            continue
+        here = np.flatnonzero(image == number)
+        agrees[here] &= scene.content(number).numpy().reshape(-1)[corners[:, here]].all(0)
+    return found, agrees

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vggt_int8.images import ImageTransform
 from vggt_int8.machine import threads
 
 Array = NDArray[np.float32]
@@ -42,6 +43,14 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: It
     finally:
         for future in waiting:
             future.cancel()
+
+
+def content_box(transform: ImageTransform) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the original inside the model's image, in pixels: without padding."""
+    (height, width), (left, top) = transform.model_size, transform.offset
+    original_height, original_width = transform.original_size
+    right, bottom = left + original_width * transform.scale[0], top + original_height * transform.scale[1]
+    return max(round(left), 0), max(round(top), 0), min(round(right), width), min(round(bottom), height)
 
 
 def surface_normals(points: Array, center: NDArray[Any]) -> Array:

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggt_int8.export.color import Array, Colors, colorize
-from vggt_int8.export.frames import in_order
+from vggt_int8.export.frames import content_box, in_order
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.points import PointCloud
-from vggt_int8.images import ImageTransform
 from vggt_int8.scene.scene import Scene
 
 POINTS = 1_000_000  # unless it is said otherwise: what a browser turns without effort
@@ -220,14 +219,6 @@ class _Frusta:
         to_world[:3, 3] = self.centers[index]
         wide, high = (right - left) / fx, (bottom - top) / fy
         return to_world, float(2 * np.arctan(high / 2)), float(wide / high)
-
-
-def content_box(transform: ImageTransform) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the original inside the model's image, in pixels: without padding."""
-    (height, width), (left, top) = transform.model_size, transform.offset
-    original_height, original_width = transform.original_size
-    right, bottom = left + original_width * transform.scale[0], top + original_height * transform.scale[1]
-    return max(round(left), 0), max(round(top), 0), min(round(right), width), min(round(bottom), height)
 
 
 def _grid(count: int) -> tuple[int, int]:

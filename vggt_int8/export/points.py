@@ -140,8 +140,7 @@ class Selection:
         """A random subset, or the same where there are no more than `count`."""
         if count is None or self.kept <= count:
             return self
-        generator = np.random.default_rng(seed)
-        chosen = np.sort(generator.choice(self.kept, count, replace=False, shuffle=False))
+        chosen = random_ranks(self.kept, count, seed)
         starts = np.concatenate([[0], np.cumsum(self.per_frame)])
         places = np.searchsorted(chosen, starts)
         few = [
@@ -170,6 +169,23 @@ class Selection:
         frames = np.full(len(pixels), index, dtype=np.int32)
         parts = self.points(index, pixels), self.colors(index, pixels), self.confidence(index, pixels)
         return (*parts, frames, pixels)
+
+
+def random_ranks(total: int, count: int, seed: int) -> NDArray[np.int64]:
+    """int64 [count]: different numbers below `total`, all sets of them equally likely, ascending.
+
+    Memory is for `count` numbers, where NumPy's `choice` holds all of `total`. What comes twice is drawn again.
+    """
+    if 2 * count > total:  # by what is left out, or most draws would come twice
+        kept = np.ones(total, np.bool_)
+        kept[random_ranks(total, total - count, seed)] = False
+        return np.flatnonzero(kept)
+    generator = np.random.default_rng(seed)
+    found = np.empty(0, np.int64)
+    while len(found) < count:
+        found = np.sort(np.concatenate([found, generator.integers(0, total, count - len(found))]))
+        found = found[np.concatenate([[True], found[1:] != found[:-1]])]
+    return found
 
 
 def select_points(scene: Scene, options: PointOptions, pool: ThreadPoolExecutor) -> Selection | None:
