@@ -72,8 +72,11 @@ def test_scenes_are_reconstructed_and_bad_ones_listed(cli, bare_int8: Path, scen
 def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     shutil.rmtree(scenes / "bad")
     shutil.rmtree(scenes / "empty")
-    cli("batch", bare_int8, scenes, "-o", tmp_path / "out", "--device", "cpu")
-    cli("run", bare_int8, scenes / "a", "-o", tmp_path / "run", "--device", "cpu")
+    attention = ("--device", "cpu", "--global-attention", "keyframes", "--keyframes", 1)
+    cli("batch", bare_int8, scenes, "-o", tmp_path / "out", *attention)
+    cli("run", bare_int8, scenes / "a", "-o", tmp_path / "run", *attention)
+    report = json.loads((tmp_path / "out" / "a" / "report.json").read_text())
+    assert (report["settings"]["global_attention"], report["settings"]["keyframes"]) == ("keyframes", 1)
     for name in ("cameras.json", "points.ply"):
         assert (tmp_path / "out" / "a" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 

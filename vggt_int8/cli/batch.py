@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vggt_int8 import __version__
 from vggt_int8.cli import console, formats, options
+from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
 from vggt_int8.cli.loading import Backend, Dtype, MaxMegapixels, Mode, Model, Recipe, fetch, resolve_device
 from vggt_int8.disk import check_place
 
@@ -40,6 +41,8 @@ def batch(
     ] = None,
     dtype: Dtype = None,
     mode: Mode = "crop",
+    global_attention: GlobalAttention = None,
+    keyframes: Keyframes = None,
     inside: Annotated[
         str | None,
         typer.Option(
@@ -78,6 +81,7 @@ def batch(
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.files import write_json
 
+    check_attention(global_attention, keyframes)
     exports = formats.exports(
         format, None, copy_images=False, link_images=False, masks=None, points=points,
         confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges, voxel=voxel,
@@ -87,7 +91,8 @@ def batch(
     check_place(out.expanduser())
     settings: dict[str, Any] = {
         "recipe": recipe, "backend": backend, "dtype": dtype, "mode": mode, "max_megapixels": max_megapixels,
-        "save_scene": save_scene, "exports": asdict(exports),
+        "save_scene": save_scene, "exports": asdict(exports), "global_attention": global_attention,
+        "keyframes": keyframes,
     }  # fmt: skip
     devices = device or _devices()
     fetch(model)

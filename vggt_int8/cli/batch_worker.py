@@ -14,6 +14,7 @@ from vggt_int8.batch.supervise import RESTART, end_with_parent
 from vggt_int8.cli import console
 from vggt_int8.cli.formats import Exports
 from vggt_int8.cli.guard import guarded
+from vggt_int8.global_attention import words_of
 from vggt_int8.interrupts import heeded
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from vggt_int8 import VGGTInt8, VGGTOutput
     from vggt_int8.images import ImageTransform, Mode
+
+
+SETTINGS = ("backend", "mode", "max_megapixels", "global_attention", "keyframes")  # of a scene's report
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Wanted:
     device: str
     dtype: str | None
     mode: str
+    global_attention: str | None
+    keyframes: int | None
     exports: Exports
     save_scene: bool
     max_megapixels: float | None
@@ -132,7 +138,13 @@ class Reconstruct:
         clock, device = PhaseClock(self.network.device), self.network.device
         try:
             with clock.phase("reconstruct"), torch.inference_mode():
-                pred = self.network(item.pixels.to(device, non_blocking=True), heads=self.heads)
+                attention = self.wanted.global_attention
+                pred = self.network(
+                    item.pixels.to(device, non_blocking=True),
+                    heads=self.heads,
+                    global_attention=None if attention is None else words_of(attention),
+                    keyframes=self.wanted.keyframes,
+                )
             with clock.phase("to_host"):
                 pred = type(pred)(**{name: tensor.cpu() for name, tensor in pred.items()})
         except torch.OutOfMemoryError:
@@ -143,7 +155,7 @@ class Reconstruct:
             if device.type == "cuda" and _is_broken(device):
                 raise Broken(str(error)) from error
             raise
-        settings = {name: getattr(self.wanted, name) for name in ("backend", "mode", "max_megapixels")}
+        settings = {name: getattr(self.wanted, name) for name in SETTINGS}
         settings |= {**self.wanted.exports.settings(), "points": self.points}
         report = report_of(self.network, self.wanted.model, self.identity, item.inputs, settings, {}, {})
         return _Computed(item, pred, report, clock.seconds)

@@ -12,7 +12,7 @@ from vggt_int8.pretrained import VGGTInt8
 from vggt_int8.recipe import load_recipe
 from vggt_int8.scenes import load_scene
 
-RECIPE, SCENE, FRAMES = "int8_rotated", "room", 4
+RECIPE, SCENE, FRAMES = "int8_rotated", "room", 2
 OUTPUTS = ("pose_enc", "depth", "world_points")
 PARTS = {
     "aggregator.patch_embed": "encoder",
