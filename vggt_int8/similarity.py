@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROUNDS = 30
+_ROUNDS = 20
 _CAUCHY = 2.3849  # at which Cauchy's weights are 95 % as efficient as least squares under normal errors
 _MAD = 1.4826  # standard deviation over median absolute deviation, of normal errors
 
@@ -113,7 +113,7 @@ def _weighted_median(values: Tensor, weights: Tensor) -> float:
     return values[order][torch.searchsorted(sums, sums[-1] / 2).clamp(max=len(values) - 1)].item()
 
 
-def _same(a: Similarity, b: Similarity, within: float = 1e-7) -> bool:
+def _same(a: Similarity, b: Similarity, within: float = 1e-6) -> bool:
     size = max(b.translation.abs().max().item(), 1e-12)
     return (
         abs(a.scale / b.scale - 1) < within

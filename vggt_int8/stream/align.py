@@ -15,7 +15,7 @@ from torch import Tensor
 from vggt_int8.geometry import camera_center, rotation_error_degrees, unproject_depth
 from vggt_int8.similarity import Similarity, robust_similarity
 
-POINTS_PER_FRAME = 4096
+POINTS_PER_FRAME = 512
 LEAST_CONFIDENT = 0.3  # of the pixels of a frame, which are left out
 CAMERA_SHARE = 0.8  # of all weight
 
