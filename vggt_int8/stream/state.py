@@ -172,3 +172,13 @@ def _window(entry: Mapping[str, Any], descriptors: Path) -> Window:
         times=tuple(entry["times"]),
         descriptors=torch.from_numpy(np.load(descriptors)) if descriptors.is_file() else None,
     )
+
+
+def finished_names(folder: Path) -> list[str]:
+    """Names of the frames of all windows that are kept in the folder of a stream, each once; none without a stream."""
+    names: list[str] = []
+    for number in count():
+        place = folder.expanduser() / "windows" / f"{number:05d}"
+        if not (place / WINDOW).is_file():
+            return names
+        names += load_scene(place).names[-int(_json(place / WINDOW)["new"]) :]

@@ -1,0 +1,198 @@
+"""Where `run` has its frames from: pictures, a video, or a folder that grows; and the options that say which of them."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggt_int8.cli import options
+from vggt_int8.cli.loading import find_and_check
+from vggt_int8.video.names import is_video
+from vggt_int8.video.pick import check_choice
+
+if TYPE_CHECKING:
+    from vggt_int8.video import VideoFrame
+
+DEFAULT_FPS = 2.0
+POLL_SECONDS = 0.2
+
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Of a video, so many frames a second; {DEFAULT_FPS:g} unless --every says otherwise.",
+        **options.between(0.001, 1000),
+    ),
+]
+Every = Annotated[
+    int | None, typer.Option(help="Of a video, every so-manieth frame instead.", **options.between(1))
+]
+Start = Annotated[float | None, typer.Option(help="Of a video, from this second on.", **options.between(0))]
+End = Annotated[float | None, typer.Option(help="Of a video, up to this second.", **options.between(0))]
+Sharpest = Annotated[
+    bool, typer.Option("--sharpest", help="Of a video, the sharpest frame of each interval instead of the nearest.")
+]
+Follow = Annotated[
+    float | None,
+    typer.Option(
+        help="Wait for pictures that are yet to come into the folder, until none has come for so many seconds. Needs "
+        "--window.",
+        metavar="SECONDS",
+        **options.between(0.1, 1e6),
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        help="Reconstruct so many frames at a time and lay them on one another: memory for a window, however many "
+        "frames there are. By default all frames are reconstructed at once.",
+        **options.between(2),
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(help="Frames that a window shares with the one before; by default a quarter.", **options.between(1)),
+]
+NoLoops = Annotated[
+    bool, typer.Option("--no-loops", help="Do not look for places that windows see again.")
+]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files that are all there."""
+
+    paths: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def frames(self, skip: int) -> Iterator[Path]:
+        yield from self.paths[skip:]
+
+    def settings(self) -> dict[str, Any]:
+        """What tells these from others, in a line."""
+        names = "\0".join(map(str, self.paths)).encode("utf-8", "surrogateescape")
+        return {"frames": f"{len(self.paths)} files, {hashlib.sha256(names).hexdigest()[:16]}"}
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video, and which frames of it."""
+
+    path: Path
+    fps: float | None
+    every: int | None
+    start: float | None
+    end: float | None
+    sharpest: bool
+
+    def frames(self, skip: int) -> "Iterator[VideoFrame]":
+        from vggt_int8.video import Video
+
+        with Video(self.path) as video:
+            yield from video.frames(**self._choice(), skip=skip)
+
+    def settings(self) -> dict[str, Any]:
+        from vggt_int8.export.repeat import identify_file
+
+        return {"video": str(self.path), **identify_file(self.path), **self._choice()}
+
+    def report(self) -> dict[str, Any]:
+        """For report.json, after the frames were read: the file, its own facts, and how it ended."""
+        return {"video": self.settings()}
+
+    def _choice(self) -> dict[str, Any]:
+        names = ("fps", "every", "start", "end", "sharpest")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Growing:
+    """A folder into which pictures come, in natural order among those that are there. A picture counts once its size
+    has stayed the same from one look to the next. It ends when none has come for `patience` seconds.
+
+    known: names of files that an earlier run has taken.
+    """
+
+    folder: Path
+    patience: float
+    known: frozenset[str] = frozenset()
+
+    def frames(self, skip: int) -> Iterator[Path]:
+        from vggt_int8.images import image_suffixes
+        from vggt_int8.images.names import natural_key
+
+        taken, sizes, last = set(self.known), dict[Path, int](), time.monotonic()
+        suffixes = image_suffixes()
+        while time.monotonic() - last < self.patience:
+            found = {
+                path: path.stat().st_size
+                for path in self.folder.iterdir()
+                if path.suffix.lower() in suffixes and not path.name.startswith(".") and str(path) not in taken
+            }
+            whole = [path for path, size in found.items() if size and sizes.get(path) == size]
+            sizes = found
+            for path in sorted(whole, key=natural_key):
+                taken.add(str(path))
+                last = time.monotonic()
+                yield path
+            time.sleep(POLL_SECONDS)
+
+    def settings(self) -> dict[str, Any]:
+        return {"follows": str(self.folder)}
+
+    def report(self) -> dict[str, Any]:
+        return {"follows": str(self.folder)}
+
+
+Input = Pictures | Clip | Growing
+
+
+def find_input(
+    images: list[str],
+    *,
+    max_megapixels: float | None,
+    fps: float | None,
+    every: int | None,
+    start: float | None,
+    end: float | None,
+    sharpest: bool,
+    follow: float | None,
+    window: int | None,
+) -> Input:
+    """What the arguments name, checked as far as that is cheap. Raises ValueError for what contradicts itself."""
+    videos = [image for image in images if is_video(image)]
+    if videos:
+        if len(images) > 1:
+            raise ValueError(f"{videos[0]} is a video: give one video alone, or pictures; got {len(images)} arguments")
+        if follow is not None:
+            raise ValueError("--follow waits for pictures in a folder, and the input is a video")
+        fps = DEFAULT_FPS if fps is None and every is None else fps
+        check_choice(fps, every, start, end, sharpest)
+        return _opened(Clip(Path(videos[0]).expanduser(), fps, every, start, end, sharpest))
+    of_video = {"fps": fps, "every": every, "start": start, "end": end, "sharpest": sharpest or None}
+    if given := [name for name, value in of_video.items() if value is not None]:
+        raise ValueError(f"--{given[0]} is for a video, and {images[0]} is none")
+    if follow is None:
+        return Pictures(find_and_check(images, max_megapixels))
+    folder = Path(images[0]).expanduser()
+    if window is None:
+        raise ValueError("--follow reconstructs pictures as they come: say --window, too")
+    if len(images) > 1 or not folder.is_dir():
+        raise ValueError(f"--follow waits for pictures in one folder; got {', '.join(images)}")
+    return Growing(folder, follow)
+
+
+def _opened(clip: Clip) -> Clip:
+    """Raises what opening it raises, before a model is loaded."""
+    from vggt_int8.video import Video
+
+    Video(clip.path).close()
+    return clip

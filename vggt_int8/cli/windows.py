@@ -1,0 +1,147 @@
+"""`vggt-int8 run --window`: frames without end, in windows that are kept until all is written."""
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggt_int8.cli import console
+from vggt_int8.cli.frames import Growing, Input
+from vggt_int8.cli.loading import load_model
+
+if TYPE_CHECKING:
+    from vggt_int8.cli.run import Wanted
+    from vggt_int8.export import RunReport
+    from vggt_int8.scene import Scene
+    from vggt_int8.stream import Stream, StreamReport
+
+KEPT = ".windows"  # after the name of the results' folder
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Options of `run` for windows."""
+
+    window: int
+    overlap: int
+    loops: bool
+
+    @classmethod
+    def of(cls, window: int, overlap: int | None, no_loops: bool) -> "Windows":
+        overlap = max(window // 4, 1) if overlap is None else overlap
+        if overlap >= window:
+            raise ValueError(f"--overlap {overlap} must be less than --window {window}")
+        return cls(window, overlap, not no_loops)
+
+
+def reconstruct_windows(
+    wanted: "Wanted", source: Input, windows: Windows
+) -> "tuple[RunReport, dict[str, Any]]":
+    """Load, run window after window, and write; returns the report, and report.json's content.
+
+    Windows are kept in OUT.windows, from which the same command goes on after it was stopped, and which goes when OUT is
+    complete.
+    """
+    from vggt_int8.cli.loading import resolve_device
+    from vggt_int8.cli.run import check_heads, report_of
+    from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report, write_scene
+    from vggt_int8.export.repeat import identify_model
+    from vggt_int8.export.report import describe_inputs
+    from vggt_int8.export.write import format_of
+    from vggt_int8.scene.saved import FOLDER
+
+    clock, owned = PhaseClock(resolve_device(wanted.device)), partial(owned_files, command="run")
+    out = wanted.out.expanduser()
+    kept = out.with_name(out.name + KEPT)
+    with staged_folder(wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned) as folder:
+        importlib.import_module("vggt_int8.pretrained")
+        with clock.phase("load_model"):
+            network = load_model(
+                wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
+            )
+            identity = identify_model(wanted.model)
+        check_heads(network, wanted.exports)
+        _check_model(network, wanted.exports.points)
+        decides = {"model": identity, "recipe": wanted.recipe, "dtype": str(network.dtype), **source.settings()}
+        most = None if wanted.max_megapixels is None else round(wanted.max_megapixels * 1e6)
+        with ExitStack() as steps:
+            progress = steps.enter_context(console.step("Reconstructing windows"))
+            stream = network.stream(
+                _going_on(source, kept).frames, window=windows.window, overlap=windows.overlap, folder=kept,
+                loops=windows.loops, mode=wanted.mode, max_pixels=most, frames_chunk_size=wanted.frames_chunk,
+                settings=decides, on_window=partial(_tell, progress, source),
+            )  # fmt: skip
+            with clock.phase("stream"):
+                for _ in stream:
+                    pass
+        console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
+        _note(stream.report)
+        with clock.phase("write"):
+            scene = _joined(stream, folder / FOLDER)
+            with console.step(f"Writing {wanted.out}") as progress:
+                options = wanted.exports.options(wanted.out)
+                outputs = write_scene(folder, scene, wanted.exports.formats, options, on_frame=progress)
+        inputs = describe_inputs([Path(name) for name in scene.names], scene.transforms)
+        settings = {**wanted.settings(network), "window": windows.window, "overlap": windows.overlap}
+        report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)
+        document = {**report.to_document(), **source.report(), "stream": stream.report.to_document()}
+        content = write_report(folder, "run", document, format_of)
+    shutil.rmtree(kept)
+    return report, content
+
+
+def _check_model(network: Any, points: str | None) -> None:
+    """Raise ValueError for what windows cannot do with this model."""
+    config = network.config
+    if points == "world_points":
+        raise ValueError("--points world_points needs the point head, which does not run in windows: leave it out")
+    if not (config.enable_camera and config.enable_depth):
+        raise ValueError("windows are laid on one another by cameras and depth, and this model has no such heads")
+
+
+def _going_on(source: Input, kept: Path) -> Input:
+    """A folder that grows has no order to count by: what was taken is known by its name."""
+    if not isinstance(source, Growing):
+        return source
+    from vggt_int8.stream.state import finished_names
+
+    return replace(source, known=frozenset(finished_names(kept)))
+
+
+def _tell(progress: Any, source: Input, report: "StreamReport") -> None:
+    total = len(source) if hasattr(source, "__len__") else None
+    progress(report.frames, total if total is not None else report.frames)
+
+
+def _note(report: "StreamReport") -> None:
+    seams, closed = report.seams, [loop for loop in report.loops if loop.closed]
+    if report.resumed_at:
+        console.note(f"went on behind {report.resumed_at} frames of an earlier run")
+    worst = max(seams, key=lambda seam: seam.drift.rotation_degrees, default=None)
+    if worst is not None:
+        drift = worst.drift
+        console.note(
+            f"{report.windows} windows; most drift at frame {worst.first}: {drift.rotation_degrees:.2f} degrees, "
+            f"{100 * drift.translation:.1f} % of the depth, scale {drift.scale:.3f}; {len(closed)} loops closed"
+        )
+
+
+def _joined(stream: "Stream", place: Path) -> "Scene":
+    """All windows as one saved scene, a window at a time."""
+    from vggt_int8.scene import SceneWriter
+
+    with SceneWriter(place) as writer:
+        for piece in _pieces(stream):
+            writer.add(piece)
+        return writer.finish()
+
+
+def _pieces(stream: "Stream") -> "Iterator[Scene]":
+    try:
+        yield from stream.scenes()
+    except ImportError as error:  # no scipy: the windows are there, so nothing is lost
+        raise ValueError(f"{error}; or give --no-loops") from error
