@@ -22,6 +22,7 @@ def test_everything_unless_told_otherwise() -> None:
 def test_from_start_up_to_but_without_end() -> None:
     assert taken(EVEN, start=0.5, end=1.0) == EVEN[15:30]
     assert taken(EVEN, every=4, start=0.5, end=1.0) == EVEN[15:30:4]
+    assert taken(EVEN, fps=5, start=0.5, end=1.0) == [EVEN[15], EVEN[21], EVEN[27]]  # none for the tick at the end
 
 
 @pytest.mark.parametrize("fps", [1, 3, 10, 15, 30])

@@ -132,7 +132,7 @@ class Reconstruct:
     def compute(self, scene: SceneFolder, item: _Read) -> _Computed:
         import torch
 
-        from vggt_int8.cli.run import report_of
+        from vggt_int8.cli.ran import report_of
         from vggt_int8.export import PhaseClock
 
         clock, device = PhaseClock(self.network.device), self.network.device

@@ -166,7 +166,7 @@ def measure(
     scenes: "dict[str, StoredScene]",
 ) -> Row:
     """One row of the table."""
-    from vggt_int8.cli.run import kernels_of
+    from vggt_int8.cli.ran import kernels_of
     from vggt_int8.eval.metrics import ScoreKeeper
 
     overall, each = ScoreKeeper(), {scene: ScoreKeeper() for scene in scenes}

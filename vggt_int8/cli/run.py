@@ -1,8 +1,7 @@
 """`vggt-int8 run`: photographs in; cameras, depth, points and a report of the run out."""
 
 import importlib
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,22 @@ from rich.table import Table
 
 from vggt_int8.cli import console, formats, options
 from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
+from vggt_int8.cli.frames import (
+    End,
+    Every,
+    Follow,
+    Fps,
+    Input,
+    NoLoops,
+    Overlap,
+    Pictures,
+    Read,
+    Sharpest,
+    Start,
+    Window,
+    find_input,
+    read_all,
+)
 from vggt_int8.cli.loading import (
     Backend,
     Device,
@@ -21,11 +36,11 @@ from vggt_int8.cli.loading import (
     Mode,
     Model,
     Recipe,
-    find_and_check,
-    load_images_for,
     load_model,
     local_image_size,
 )
+from vggt_int8.cli.ran import report_of
+from vggt_int8.cli.windows import Windows, reconstruct_windows
 from vggt_int8.disk import check_place
 from vggt_int8.global_attention import words_of
 
@@ -81,6 +96,15 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")
     ] = False,
+    fps: Fps = None,
+    every: Every = None,
+    start: Start = None,
+    end: End = None,
+    sharpest: Sharpest = False,
+    window: Window = None,
+    overlap: Overlap = None,
+    no_loops: NoLoops = False,
+    follow: Follow = None,
     as_json: options.Json = False,
 ) -> None:
     """Reconstruct a scene: write cameras.json, the formats asked for, the scene itself and report.json."""
@@ -90,18 +114,24 @@ def run(
         max_points=max_points, normals=normals, shared_camera=shared_camera,
     )  # fmt: skip
     check_attention(global_attention, keyframes)
-    paths = find_and_check(images, max_megapixels)
+    windows = None if window is None else Windows.of(window, overlap, no_loops)
+    if windows is None and (overlap is not None or no_loops):
+        raise ValueError(f"{'--overlap' if overlap is not None else '--no-loops'} is about windows: say --window, too")
+    source = find_input(
+        images, max_megapixels=max_megapixels, fps=fps, every=every, start=start, end=end, sharpest=sharpest,
+        follow=follow, window=window,
+    )  # fmt: skip
     check_place(out.expanduser())
     wanted = Wanted(
-        model=model, paths=paths, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
+        model=model, source=source, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
         frames_chunk=frames_chunk, global_attention=global_attention, keyframes=keyframes, exports=exports,
         tracks=tracks, refine=refine, max_megapixels=max_megapixels, overwrite=overwrite,
     )  # fmt: skip
-    report, content = reconstruct(wanted)
+    report, content = reconstruct(wanted) if windows is None else reconstruct_windows(wanted, source, windows)
     if as_json:
         console.document("run", {"out": out, "report": content})
         return
-    console.say(f"{console.count_images(len(paths))} -> {out}")
+    console.say(f"{console.count_images(len(report.inputs))} -> {out}")
     console.show(_summary(report))
 
 
@@ -110,7 +140,7 @@ class Wanted:
     """What the options of `run` ask for; the images are found and can be opened."""
 
     model: str
-    paths: list[Path]
+    source: Input
     out: Path
     recipe: str | None
     backend: str
@@ -149,9 +179,10 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
 
     if wanted.refine:
         check_installed()
-    count, clock = console.count_images(len(wanted.paths)), PhaseClock(resolve_device(wanted.device))
+    clock = PhaseClock(resolve_device(wanted.device))
     owned = partial(owned_files, command="run")
-    needed = len(wanted.paths) * local_image_size(wanted.model) ** 2 * wanted.exports.bytes_per_pixel() / 2
+    known = len(wanted.source) if isinstance(wanted.source, Pictures) else 1
+    needed = known * local_image_size(wanted.model) ** 2 * wanted.exports.bytes_per_pixel() / 2
     with staged_folder(
         wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned, needed=needed
     ) as folder:
@@ -163,31 +194,23 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
             identity = identify_model(wanted.model)
         check_heads(network, wanted.exports)
         with clock.phase("load_images"):
-            pixels, transforms = load_images_for(network, wanted.paths, wanted.mode, wanted.max_megapixels)
-            inputs = _describe_inputs(wanted.paths, transforms)
-        step = console.step(f"Reconstructing {count}", images=len(wanted.paths))
+            read = read_all(network, wanted.source, wanted.mode, wanted.max_megapixels)
+        count = len(read.names)
+        step = console.step(f"Reconstructing {console.count_images(count)}", images=count)
         with clock.phase("reconstruct"), step, torch.inference_mode():
             pred = network(
-                pixels.to(network.device),
-                _queries(network, wanted, transforms[0]),
+                read.pixels.to(network.device),
+                _queries(network, wanted, read.transforms[0]),
                 frames_chunk_size=wanted.frames_chunk,
                 global_attention=None if wanted.global_attention is None else words_of(wanted.global_attention),
                 keyframes=wanted.keyframes,
             )
         console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
-        outputs = _write(folder, pred, transforms, wanted, clock)
+        outputs = _write(folder, pred, read, wanted, clock)
         settings = wanted.settings(network)
-        report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)
-        return report, write_report(folder, "run", report.to_document(), format_of)
-
-
-def _describe_inputs(paths: "list[Path]", transforms: "list[ImageTransform]") -> list[dict[str, Any]]:
-    """Read now: later one of the files may be gone."""
-    from vggt_int8.export.repeat import identify_file
-    from vggt_int8.export.report import describe_inputs
-
-    described = zip(describe_inputs(paths, transforms), paths, strict=True)
-    return [{**entry, **identify_file(path)} for entry, path in described]
+        report = report_of(network, wanted.model, identity, read.inputs, settings, clock.seconds, outputs)
+        document = {**report.to_document(), **wanted.source.report()}
+        return report, write_report(folder, "run", document, format_of)
 
 
 def _queries(network: "VGGTInt8", wanted: Wanted, first: "ImageTransform") -> "torch.Tensor | None":
@@ -201,15 +224,11 @@ def _queries(network: "VGGTInt8", wanted: Wanted, first: "ImageTransform") -> "t
     return query_grid(first.content_mask(), count).to(network.device)
 
 
-def _write(
-    folder: Path, pred: "VGGTOutput", transforms: "list[ImageTransform]", wanted: Wanted, clock: "PhaseClock"
-) -> dict[str, Any]:
+def _write(folder: Path, pred: "VGGTOutput", read: Read, wanted: Wanted, clock: "PhaseClock") -> dict[str, Any]:
     from vggt_int8.export import Scene, write_scene
     from vggt_int8.export.refine import refine_scene
 
-    scene = Scene.from_prediction(
-        pred, transforms, [str(path) for path in wanted.paths], [path.absolute() for path in wanted.paths]
-    )
+    scene = Scene.from_prediction(pred, read.transforms, read.names, read.files)
     options = wanted.exports.options(wanted.out)
     refined: dict[str, Any] = {}
     if wanted.refine:
@@ -219,34 +238,6 @@ def _write(
     with clock.phase("write"), console.step(f"Writing {wanted.out}") as progress:
         written = write_scene(folder, scene, wanted.exports.formats, options, save=True, on_frame=progress)
     return {**written, **refined}
-
-
-def report_of(
-    network: "VGGTInt8",
-    model: str,
-    identity: dict[str, str | None],
-    inputs: list[dict[str, Any]],
-    settings: dict[str, Any],
-    seconds: dict[str, float],
-    outputs: dict[str, Any],
-) -> "RunReport":
-    """What a run says of itself; `network` is the model of that name and identity after it ran."""
-    from vggt_int8.export import RunReport
-
-    return RunReport(
-        model=model,
-        recipe=recipe_of(network),
-        backend=kernels_of(network),
-        device=network.device,
-        dtype=str(network.dtype).removeprefix("torch."),
-        inputs=inputs,
-        seconds=seconds,
-        outputs=outputs,
-        model_identity=identity,
-        quantization=recipe_content(network),
-        settings=settings,
-        runtime=runtime_of(network),
-    )
 
 
 def check_heads(network: "VGGTInt8", exports: formats.Exports) -> None:
@@ -268,38 +259,6 @@ def default_points(network: "VGGTInt8") -> str | None:
     if config.enable_depth and config.enable_camera:
         return "depth"
     return "world_points" if config.enable_point else None
-
-
-def runtime_of(network: "VGGTInt8") -> dict[str, Any]:
-    """How the last call ran: "fused" or "plain", why not otherwise, what its global blocks looked at, and how much it
-    worked on at a time.
-    """
-    report = network.runtime_report()
-    plan = None if report.plan is None else asdict(report.plan)
-    attention = None if report.attention is None else str(report.attention)
-    return {"mode": report.mode, "reason": report.reason or None, "global_attention": attention, "plan": plan}
-
-
-def recipe_content(network: "VGGTInt8") -> dict[str, Any] | None:
-    """The whole recipe a model was quantized by, as its config.json holds it."""
-    quantization: Any = getattr(network.config, "quantization_config", None)
-    return None if quantization is None else dict(quantization.recipe)
-
-
-def recipe_of(network: "VGGTInt8") -> str | None:
-    """Name of the recipe a model was quantized by; None for a plain network."""
-    quantization: Any = getattr(network.config, "quantization_config", None)
-    return None if quantization is None else str(quantization.recipe["name"])
-
-
-def kernels_of(network: "VGGTInt8") -> str | None:
-    """What runs the INT8 layers, most layers first: "native (VNNI u8·s8) x 344, …"; None for a plain network."""
-    if recipe_of(network) is None:
-        return None
-    count = Counter(
-        f"{row.backend} ({row.kernel})" for row in network.quantization_report() if row.backend != "pytorch"
-    )
-    return ", ".join(f"{kernel} x {number}" for kernel, number in count.most_common()) or None
 
 
 def _summary(report: "RunReport") -> Table:

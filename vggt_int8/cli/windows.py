@@ -2,20 +2,21 @@
 
 import importlib
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vggt_int8.cli import console
 from vggt_int8.cli.frames import Growing, Input
 from vggt_int8.cli.loading import load_model
+from vggt_int8.global_attention import words_of
 
 if TYPE_CHECKING:
     from vggt_int8.cli.run import Wanted
     from vggt_int8.export import RunReport
+    from vggt_int8.images import Mode
     from vggt_int8.scene import Scene
     from vggt_int8.stream import Stream, StreamReport
 
@@ -38,22 +39,22 @@ class Windows:
         return cls(window, overlap, not no_loops)
 
 
-def reconstruct_windows(
-    wanted: "Wanted", source: Input, windows: Windows
-) -> "tuple[RunReport, dict[str, Any]]":
+def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "tuple[RunReport, dict[str, Any]]":
     """Load, run window after window, and write; returns the report, and report.json's content.
 
-    Windows are kept in OUT.windows, from which the same command goes on after it was stopped, and which goes when OUT is
-    complete.
+    Windows are kept in OUT.windows, from which the same command goes on after it was stopped. When OUT is complete, it
+    goes.
     """
     from vggt_int8.cli.loading import resolve_device
-    from vggt_int8.cli.run import check_heads, report_of
+    from vggt_int8.cli.ran import report_of
+    from vggt_int8.cli.run import check_heads
     from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report, write_scene
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.export.report import describe_inputs
     from vggt_int8.export.write import format_of
     from vggt_int8.scene.saved import FOLDER
 
+    _check_options(wanted)
     clock, owned = PhaseClock(resolve_device(wanted.device)), partial(owned_files, command="run")
     out = wanted.out.expanduser()
     kept = out.with_name(out.name + KEPT)
@@ -65,14 +66,17 @@ def reconstruct_windows(
             )
             identity = identify_model(wanted.model)
         check_heads(network, wanted.exports)
-        _check_model(network, wanted.exports.points)
+        if not (network.config.enable_camera and network.config.enable_depth):
+            raise ValueError("windows are laid on one another by cameras and depth, and this model lacks their heads")
         decides = {"model": identity, "recipe": wanted.recipe, "dtype": str(network.dtype), **source.settings()}
         most = None if wanted.max_megapixels is None else round(wanted.max_megapixels * 1e6)
+        looks = None if wanted.global_attention is None else words_of(wanted.global_attention)
         with ExitStack() as steps:
             progress = steps.enter_context(console.step("Reconstructing windows"))
             stream = network.stream(
                 _going_on(source, kept).frames, window=windows.window, overlap=windows.overlap, folder=kept,
-                loops=windows.loops, mode=wanted.mode, max_pixels=most, frames_chunk_size=wanted.frames_chunk,
+                loops=windows.loops, mode=cast("Mode", wanted.mode), max_pixels=most,
+                frames_chunk_size=wanted.frames_chunk, global_attention=looks, keyframes=wanted.keyframes,
                 settings=decides, on_window=partial(_tell, progress, source),
             )  # fmt: skip
             with clock.phase("stream"):
@@ -94,13 +98,13 @@ def reconstruct_windows(
     return report, content
 
 
-def _check_model(network: Any, points: str | None) -> None:
-    """Raise ValueError for what windows cannot do with this model."""
-    config = network.config
-    if points == "world_points":
+def _check_options(wanted: "Wanted") -> None:
+    """Raise ValueError for what windows cannot do."""
+    exports = wanted.exports
+    if exports.points == "world_points":
         raise ValueError("--points world_points needs the point head, which does not run in windows: leave it out")
-    if not (config.enable_camera and config.enable_depth):
-        raise ValueError("windows are laid on one another by cameras and depth, and this model has no such heads")
+    if wanted.tracks is not None or wanted.refine or "tracks" in exports.formats:
+        raise ValueError("tracks and --refine go through all frames at once, --window sees only some: leave one out")
 
 
 def _going_on(source: Input, kept: Path) -> Input:
@@ -135,13 +139,6 @@ def _joined(stream: "Stream", place: Path) -> "Scene":
     from vggt_int8.scene import SceneWriter
 
     with SceneWriter(place) as writer:
-        for piece in _pieces(stream):
+        for piece in stream.scenes():
             writer.add(piece)
         return writer.finish()
-
-
-def _pieces(stream: "Stream") -> "Iterator[Scene]":
-    try:
-        yield from stream.scenes()
-    except ImportError as error:  # no scipy: the windows are there, so nothing is lost
-        raise ValueError(f"{error}; or give --no-loops") from error

@@ -41,7 +41,7 @@ def solve(start: Sequence[Similarity], edges: Sequence[Edge]) -> tuple[list[Simi
     """Nodes and edges -> nodes that agree with the edges best, and the root mean square of what the edges were off
     before and after, in the units above.
 
-    Raises ImportError, with a word, without scipy.
+    Raises ValueError, with a word, without scipy.
     """
     optimize, rotation_class, sparse = _scipy()
     base, measured = _stack(start), _inverse(_stack([edge.measured for edge in edges]))
@@ -96,10 +96,17 @@ def _inverse(placed: Placed) -> Placed:
     return 1 / scale, back, -(back @ translation[..., None])[..., 0] / scale[:, None]
 
 
+def check_scipy() -> None:
+    """Raise ValueError, with a word, where loops cannot be closed: before anything is reconstructed."""
+    _scipy()
+
+
 def _scipy() -> tuple[Any, Any, Any]:
     try:
         from scipy import optimize, sparse
         from scipy.spatial.transform import Rotation
     except ImportError as error:
-        raise ImportError("closing loops needs scipy: pip install 'vggt-int8[loops]', or leave loops out") from error
+        raise ValueError(
+            "closing loops needs scipy: pip install 'vggt-int8[loops]', or leave it out (loops=False, --no-loops)"
+        ) from error
     return optimize, Rotation, sparse

@@ -177,8 +177,7 @@ def _window(entry: Mapping[str, Any], descriptors: Path) -> Window:
 def finished_names(folder: Path) -> list[str]:
     """Names of the frames of all windows that are kept in the folder of a stream, each once; none without a stream."""
     names: list[str] = []
-    for number in count():
-        place = folder.expanduser() / "windows" / f"{number:05d}"
-        if not (place / WINDOW).is_file():
-            return names
-        names += load_scene(place).names[-int(_json(place / WINDOW)["new"]) :]
+    windows = sorted(folder.expanduser().glob(f"windows/*/{WINDOW}"))
+    for path in windows:
+        names += load_scene(path.parent).names[-int(_json(path)["new"]) :]
+    return names

@@ -27,7 +27,7 @@ from vggt_int8.stream.align import align
 from vggt_int8.stream.frames import Frame, Frames, Source
 from vggt_int8.stream.loops import LEAST_SEEN, VISIT, Candidate, find_candidate, reach, seen_by_both, visit
 from vggt_int8.stream.pieces import part_of, placed_onto, views_of
-from vggt_int8.stream.pose_graph import Edge, solve
+from vggt_int8.stream.pose_graph import Edge, check_scipy, solve
 from vggt_int8.stream.report import Loop, Seam, StreamReport
 from vggt_int8.stream.state import StreamFolder, Window, read_similarity, similarity_document
 
@@ -80,6 +80,8 @@ class Stream:
         self._model, self._call, self._on_window = model, call, on_window
         self._window, self._overlap = window, overlap
         self._loops = folder is not None if loops is None else loops
+        if self._loops:
+            check_scipy()
         self._folder = None
         if folder is not None:
             decides = {"window": window, "overlap": overlap, "loops": self._loops, "mode": mode, **call}
@@ -119,7 +121,7 @@ class Stream:
 
     def placements(self) -> list[Similarity]:
         """From each window's world to the stream's: as measured from window to window, and if loops were closed, as a
-        pose graph has it. Raises ImportError for that without scipy.
+        pose graph has it.
         """
         placed: list[Similarity] = []
         for window in self._windows:

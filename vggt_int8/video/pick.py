@@ -51,7 +51,7 @@ def pick(
         for _, group in groupby(enumerate(inside), lambda item: _interval(item[0], item[1][0], fps, every, start)):
             yield max((item for _, item in group), key=lambda item: measure(item[1]))
     elif fps is not None:
-        yield from _nearest_to_ticks(inside, fps, start or 0.0)
+        yield from _nearest_to_ticks(inside, fps, start or 0.0, math.inf if end is None else end)
     else:
         yield from (item for number, item in enumerate(inside) if number % (every or 1) == 0)
 
@@ -69,7 +69,7 @@ def _interval(number: int, seconds: float, fps: float | None, every: int | None,
     return number // (every or 1) if fps is None else math.floor((seconds - (start or 0.0)) * fps + 1e-6)
 
 
-def _nearest_to_ticks(frames: Iterable[Timed[T]], fps: float, start: float) -> Iterator[Timed[T]]:
+def _nearest_to_ticks(frames: Iterable[Timed[T]], fps: float, start: float, end: float) -> Iterator[Timed[T]]:
     tick = 0
     before: Timed[T] | None = None  # the last frame, if it was not taken
     for seconds, frame in frames:
@@ -86,5 +86,6 @@ def _nearest_to_ticks(frames: Iterable[Timed[T]], fps: float, start: float) -> I
             before = (seconds, frame)
             continue
         before = None
-    if before is not None and start + tick / fps - before[0] < 0.5 / fps:
+    ahead = start + tick / fps
+    if before is not None and ahead < end and ahead - before[0] < 0.5 / fps:
         yield before

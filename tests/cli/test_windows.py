@@ -1,0 +1,160 @@
+"""`run` in windows: of pictures, a video and a folder that grows; stopped and gone on; all said in report.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.video.clips import write_clip
+from vggt_int8.scene import load_scene
+from vggt_int8.stream import StreamReport
+from vggt_int8.stream.stream import Stream
+
+WINDOWS = ("--window", "4", "--overlap", "2", "--device", "cpu", "-f", "ply")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine small pictures, no two alike."""
+    folder = tmp_path_factory.mktemp("frames")
+    noise = np.random.default_rng(0).integers(0, 255, (12, 30, 3), dtype=np.uint8)
+    wide = Image.fromarray(noise).resize((150, 42), Image.Resampling.BICUBIC)
+    for number in range(9):
+        wide.crop((8 * number, 0, 8 * number + 56, 42)).save(folder / f"{number}.png")
+    return folder
+
+
+def document(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return found
+
+
+def test_pictures_in_windows_that_are_gone_when_all_is_written(
+    cli: Any, tiny: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    cli("run", tiny, folder, "-o", out, *WINDOWS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    scene, report = load_scene(out), document(out)
+    assert [Path(name).name for name in scene.names] == [f"{number}.png" for number in range(9)]
+    cameras = json.loads((out / "cameras.json").read_text())["images"]
+    assert scene.extrinsic is not None
+    np.testing.assert_allclose([camera["extrinsic"] for camera in cameras], scene.extrinsic.numpy(), rtol=1e-6)
+    assert (out / "points.ply").is_file()
+    assert len(report["inputs"]) == 9
+    stream = report["stream"]
+    assert (stream["frames"], stream["windows"], stream["window"], stream["overlap"]) == (9, 4, 4, 2)
+    assert [seam["first_frame"] for seam in stream["seams"]] == [4, 6, 8]
+    assert {"rotation_degrees", "translation", "depth", "scale", "inliers"} <= stream["seams"][0].keys()
+    assert stream["latency_seconds"]["p95"] > 0
+    assert stream["frames_per_second"] > 0
+    assert report["settings"]["window"] == 4
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_behind_the_last_window(
+    cli: Any, tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("run", tiny, folder, "-o", tmp_path / "whole", *WINDOWS)
+    reconstruct, windows = Stream._reconstruct, list[int]()
+
+    def stopped_at_the_third(self: Stream, pixels: Any, *rest: Any) -> Any:
+        windows.append(len(pixels))
+        if len(windows) == 3:
+            raise KeyboardInterrupt
+        return reconstruct(self, pixels, *rest)
+
+    command = ("run", tiny, folder, "-o", tmp_path / "cut", *WINDOWS, "--no-loops")
+    monkeypatch.setattr(Stream, "_reconstruct", stopped_at_the_third)
+    cli(*command, code=130)
+    assert not (tmp_path / "cut").exists()
+    assert len(list((tmp_path / "cut.windows" / "windows").iterdir())) == 2
+    cli(*command[:-1], "--overlap", "1", "--no-loops", code=2)  # other settings: said, and nothing lost
+    windows.clear()
+    windows.append(0)
+    monkeypatch.setattr(Stream, "_reconstruct", reconstruct)
+    cli(*command)
+    assert document(tmp_path / "cut")["stream"]["resumed_at"] == 6
+    assert not (tmp_path / "cut.windows").exists()
+    whole, cut = (load_scene(tmp_path / name) for name in ("whole", "cut"))
+    assert whole.names == cut.names
+    assert document(tmp_path / "cut")["stream"]["windows"] == 4
+    if not any(loop["closed"] for loop in document(tmp_path / "whole")["stream"]["loops"]):
+        assert whole.depth is not None
+        assert cut.depth is not None
+        np.testing.assert_allclose(cut.depth.numpy(), whole.depth.numpy(), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_video_whole_and_in_windows(cli: Any, tiny: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [i / 10 for i in range(20)], noise=[20.0] * 20)
+    cli("run", tiny, clip, "-o", tmp_path / "whole", "--fps", "5", "--device", "cpu", "-f", "ply")
+    cli("run", tiny, clip, "-o", tmp_path / "windows", "--fps", "5", *WINDOWS, "--no-loops")
+    for out in (tmp_path / "whole", tmp_path / "windows"):
+        assert load_scene(out).names == [f"clip_{second:09.3f}.png" for second in np.arange(10) / 5]
+        assert document(out)["video"]["fps"] == 5
+        assert len(document(out)["video"]["sha256"]) == 64
+    entry = document(tmp_path / "whole")["inputs"][3]
+    assert entry["seconds"] == pytest.approx(0.6)
+    cli("run", tiny, clip, "-o", tmp_path / "default", "--end", "1", "--device", "cpu", "-f", "ply")
+    assert len(load_scene(tmp_path / "default").names) == 2  # two a second
+
+
+@pytest.mark.slow
+def test_a_folder_that_grows(cli: Any, tiny: Path, folder: Path, tmp_path: Path) -> None:
+    grows = tmp_path / "grows"
+    grows.mkdir()
+    for number in range(2):
+        shutil.copy(folder / f"{number}.png", grows)
+
+    def come() -> None:
+        for number in range(2, 6):
+            time.sleep(0.5)
+            shutil.copy(folder / f"{number}.png", grows)
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    cli("run", tiny, grows, "-o", tmp_path / "out", *WINDOWS, "--follow", "3")
+    thread.join()
+    assert [Path(name).name for name in load_scene(tmp_path / "out").names] == [f"{number}.png" for number in range(6)]
+    assert document(tmp_path / "out")["follows"] == str(grows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--overlap", "2"], "say --window"),
+        (["--no-loops"], "say --window"),
+        (["--window", "4", "--overlap", "4"], "--overlap 4 must be less than --window 4"),
+        (["--fps", "2"], "--fps is for a video"),
+        (["--follow", "3"], "say --window, too"),
+        (["--window", "4", "--points", "world_points"], "point head"),
+        (["--window", "4", "--tracks", "8"], "leave one out"),
+    ],
+)
+def test_what_does_not_go_together_is_said(
+    cli: Any, tiny: Path, folder: Path, tmp_path: Path, arguments: list[str], word: str
+) -> None:
+    text = cli("run", tiny, folder, "-o", tmp_path / "out", "--device", "cpu", *arguments, code=2)
+    assert word in " ".join(text.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_beside_pictures_is_refused(cli: Any, tiny: Path, folder: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", [0, 0.1])
+    text = cli("run", tiny, folder, clip, "-o", tmp_path / "out", code=2)
+    assert "give one video alone" in " ".join(text.split())
+    text = cli("run", tiny, clip, "-o", tmp_path / "out", "--fps", "2", "--every", "3", code=2)
+    assert "both say which frames" in " ".join(text.split())
+
+
+def test_the_report_of_nothing_is_json() -> None:
+    json.dumps(StreamReport(4, 1).to_document(), allow_nan=False)

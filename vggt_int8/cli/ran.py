@@ -1,0 +1,69 @@
+"""What a run says of itself: the model, its recipe and kernels, and how the last call went."""
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vggt_int8 import VGGTInt8
+    from vggt_int8.export import RunReport
+
+
+def report_of(
+    network: "VGGTInt8",
+    model: str,
+    identity: dict[str, str | None],
+    inputs: list[dict[str, Any]],
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+    outputs: dict[str, Any],
+) -> "RunReport":
+    """What a run says of itself; `network` is the model of that name and identity after it ran."""
+    from vggt_int8.export import RunReport
+
+    return RunReport(
+        model=model,
+        recipe=recipe_of(network),
+        backend=kernels_of(network),
+        device=network.device,
+        dtype=str(network.dtype).removeprefix("torch."),
+        inputs=inputs,
+        seconds=seconds,
+        outputs=outputs,
+        model_identity=identity,
+        quantization=recipe_content(network),
+        settings=settings,
+        runtime=runtime_of(network),
+    )
+
+
+def runtime_of(network: "VGGTInt8") -> dict[str, Any]:
+    """How the last call ran: "fused" or "plain", why not otherwise, what its global blocks looked at, and how much it
+    worked on at a time.
+    """
+    report = network.runtime_report()
+    plan = None if report.plan is None else asdict(report.plan)
+    attention = None if report.attention is None else str(report.attention)
+    return {"mode": report.mode, "reason": report.reason or None, "global_attention": attention, "plan": plan}
+
+
+def recipe_content(network: "VGGTInt8") -> dict[str, Any] | None:
+    """The whole recipe a model was quantized by, as its config.json holds it."""
+    quantization: Any = getattr(network.config, "quantization_config", None)
+    return None if quantization is None else dict(quantization.recipe)
+
+
+def recipe_of(network: "VGGTInt8") -> str | None:
+    """Name of the recipe a model was quantized by; None for a plain network."""
+    quantization: Any = getattr(network.config, "quantization_config", None)
+    return None if quantization is None else str(quantization.recipe["name"])
+
+
+def kernels_of(network: "VGGTInt8") -> str | None:
+    """What runs the INT8 layers, most layers first: "native (VNNI u8·s8) x 344, …"; None for a plain network."""
+    if recipe_of(network) is None:
+        return None
+    count = Counter(
+        f"{row.backend} ({row.kernel})" for row in network.quantization_report() if row.backend != "pytorch"
+    )
+    return ", ".join(f"{kernel} x {number}" for kernel, number in count.most_common()) or None
