@@ -34,7 +34,7 @@ _WORDS = {
     "heif": "HEIC/HEIF needs Pillow's plugin: `pip install 'vggt-int8[heif]'`, or `pip install pillow-heif`",
     "jxl": "JPEG XL needs Pillow's plugin: `pip install pillow-jxl-plugin`",
     "raw": "a camera's raw data: develop it to JPEG, or to TIFF or PNG of 8 or 16 bits",
-    "video": "a video: save its frames as pictures and pass these",
+    "video": "a video: `run` takes one by itself; else save its frames as pictures and pass these",
     "hdr": "high dynamic range without a known white: tone-map it to 8 or 16 bits",
     "postscript": "PostScript would start Ghostscript: convert it to PNG",
     "pdf": "a document: save its pictures as PNG",
