@@ -46,6 +46,14 @@ def camera_to_pose_encoding(extrinsic: Tensor, intrinsic: Tensor, image_size: tu
     return torch.cat([extrinsic[..., 3], quaternion, torch.stack([fov_height, fov_width], dim=-1)], dim=-1)
 
 
+def invert_pose_encoding(pose_enc: Tensor) -> Tensor:
+    """[..., 9] of poses world-from-camera -> the same poses camera-from-world, or back; fields of view stay."""
+    translation, quaternion, fov = _at_least_fp32(pose_enc).split([3, 4, 2], dim=-1)
+    inverse = torch.cat([-quaternion[..., :3], quaternion[..., 3:]], dim=-1)
+    moved = -_rotate(quaternion_to_rotation(inverse), translation)
+    return torch.cat([moved, inverse, fov], dim=-1)
+
+
 def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
     """Quaternion [..., 4] (x, y, z, w) of any length -> rotation [..., 3, 3]; NaN if the length is 0."""
     quaternion = _at_least_fp32(quaternion)

@@ -12,6 +12,7 @@ from vggt_int8.plain_data import shown
 
 VGGT_1B_DIM = 1024
 TRACK_HEADS = 8  # attention heads of the track head's transformer: a constant of the architecture
+POSE_CONVENTIONS = ("camera_from_world", "world_from_camera")
 # field -> the largest value that a network can sensibly have; beyond, a config.json is damaged or means harm.
 _MOST = {
     "img_size": 16384,
@@ -53,6 +54,8 @@ class VGGTConfig(NetworkConfig):
     track_uv_embedding: whether the track head's feature maps get the position embedding of the other dense heads.
         The public checkpoint's do not, the golden networks of the tests (which have no such field) do; so None
         means: not at VGGT-1B's width, else yes. A saved config says which.
+    pose_convention: what the camera head's weights predict: "camera_from_world" as VGGT-1B, or "world_from_camera", as
+        networks do that were trained from VGGT's shape for mapping. Poses leave the network camera-from-world.
     enable_*: a head that is switched off has no module and no weights.
     """
 
@@ -82,6 +85,7 @@ class VGGTConfig(NetworkConfig):
     track_corr_radius: int = 4
     track_hidden_size: int = 384
     track_uv_embedding: bool | None = None
+    pose_convention: str = POSE_CONVENTIONS[0]
     enable_camera: bool = True
     enable_depth: bool = True
     enable_point: bool = True
@@ -96,6 +100,9 @@ class VGGTConfig(NetworkConfig):
         """Runs after construction, since `@strict` calls every `validate_*` method."""
         self._check_ranges()
         self._check_widths()
+        if self.pose_convention not in POSE_CONVENTIONS:
+            known = ", ".join(map(repr, POSE_CONVENTIONS))
+            raise ValueError(f"pose_convention is {shown(self.pose_convention)}; choose one of {known}")
         if self.enable_depth or self.enable_point or self.enable_track:
             self._check_dense_heads(_MOST["dpt_features"])
             self._check_multiple("dpt_features", 8, "for the position embedding of its half")

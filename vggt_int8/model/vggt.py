@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from vggt_int8.geometry import pose_encoding_to_camera
+from vggt_int8.geometry import invert_pose_encoding, pose_encoding_to_camera
 from vggt_int8.model.aggregator import DESCRIPTOR, Aggregator
 from vggt_int8.model.call import HEADS, Call, check_range, layers_read
 from vggt_int8.model.camera_head import CameraHead
-from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.config import POSE_CONVENTIONS, VGGTConfig
 from vggt_int8.model.dpt_head import DPTHead
 from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.network import Network
@@ -143,6 +143,7 @@ class VGGT(Network):
         output.descriptor = tokens.pop(DESCRIPTOR, None)
         if self.camera_head is not None and "camera" in call.heads:
             poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0])
+            poses = [self.as_camera_from_world(pose) for pose in poses]
             output.pose_enc = poses[-1]
             output.extrinsic, output.intrinsic = pose_encoding_to_camera(poses[-1], size)
             if self.training:
@@ -155,6 +156,10 @@ class VGGT(Network):
             tracks, output.vis, output.conf = self.track_head(tokens, size, call.query_points, chunk)
             output.track = tracks[-1]
         return output
+
+    def as_camera_from_world(self, pose_enc: Tensor) -> Tensor:
+        """Pose encodings [..., 9] of the camera head in the convention in which poses leave the network."""
+        return pose_enc if self.config.pose_convention == POSE_CONVENTIONS[0] else invert_pose_encoding(pose_enc)
 
     @property
     def special_tokens(self) -> dict[str, int]:

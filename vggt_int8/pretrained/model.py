@@ -67,7 +67,7 @@ class VGGTOmegaInt8(Int8Network, VGGTOmega):
     """VGGT-Omega with INT8 weights by a recipe; without one it is the plain network.
 
     model = VGGTOmegaInt8.from_pretrained(
-        "facebook/VGGT-Omega", filename="VGGT-Omega-1B-512/model.pt", recipe="int8_dynamic", device_map="cuda"
+        "facebook/VGGT-Omega", filename="vggt_omega_1b_512.pt", recipe="int8_dynamic", device_map="cuda"
     )
     """
 

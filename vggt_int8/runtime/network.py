@@ -45,7 +45,7 @@ def run_vggt(model: VGGT, call: Call, plan: Plan) -> Tensors:
         if model.camera_head is not None and "camera" in heads:
             camera = tokens[model.config.depth - 1].camera_tokens(images.device).view(batch, frames, -1)
             with beside():
-                pose = run_camera_head(model.camera_head, camera)
+                pose = model.as_camera_from_world(run_camera_head(model.camera_head, camera))
                 extrinsic, intrinsic = pose_encoding_to_camera(pose, size)
             outputs |= {"pose_enc": pose, "extrinsic": extrinsic, "intrinsic": intrinsic}
         wanted = {field: head for name, (field, head) in maps.items() if head is not None and name in heads}

@@ -106,7 +106,7 @@ class VGGTOmega(Network):
         """Load the network from a file of weights, from one of a Hub repository or folder, or from a saved folder.
 
         pretrained_model_name_or_path: a `.pt` or `.safetensors` file, a folder, or a Hub id.
-        filename: of the weights in that folder or repository, such as "VGGT-Omega-1B-512/model.pt": the public ones
+        filename: of the weights in that folder or repository, such as "vggt_omega_1b_512.pt": the public ones
             have no config.json. Sizes come from `config=` or fields such as `enable_camera=False`, and are else those
             of the public checkpoints; heads are those that the file has, and a checkpoint's other heads stay unread.
         verify, kwargs: as of every network, see `Network.from_pretrained`.
