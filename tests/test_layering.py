@@ -92,6 +92,7 @@ HOMES = {
     "scipy": ("eval/metrics/points.py", "stream/pose_graph.py"),
     "py7zr": ("data/archive.py",),
     "pycolmap": ("export/refine.py",),
+    "rerun": ("export/rerun_file.py",),
     "av": ("video/",),
     "viser": ("viewer/server.py",),
     "gradio": ("app/page.py",),

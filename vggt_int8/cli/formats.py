@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vggt_int8.export.points import PointSource
 
 # Written out here, since the modules that own them load PyTorch; a test compares.
-FORMATS = ("depth", "ply", "glb", "colmap", "transforms", "npz", "tracks")
+FORMATS = ("depth", "ply", "glb", "colmap", "transforms", "npz", "tracks", "rrd")
 SCALES = ("2", "4", "8")
 NEED_CAMERAS = ("colmap", "transforms")
 DEFAULT_FORMATS = "ply,depth"

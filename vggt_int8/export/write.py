@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, get_args
 
-from vggt_int8.export import colmap, glb
+from vggt_int8.export import colmap, glb, rerun_file
 from vggt_int8.export.cameras import cameras_document
 from vggt_int8.export.frames import frame_pool
 from vggt_int8.export.maps import write_maps
@@ -38,6 +38,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "transforms": ("transforms.json", POINTS_FILE),
     "npz": ("predictions.npz",),
     "tracks": ("tracks", "tracks.csv"),
+    "rrd": ("scene.rrd",),
 }
 IMAGE_ENTRIES = ("images", *(f"images_{scale}" for scale in SCALES))
 FORMATS = tuple(name for name in ENTRIES if name != "cameras")  # to choose from; cameras.json is always there
@@ -117,6 +118,8 @@ def write_scene(
     formats = check_formats(formats)
     if scene.extrinsic is None and (without := [name for name in _NEEDS_CAMERAS if name in formats]):
         raise ValueError(f"format {without[0]} needs cameras, and the camera head did not run")
+    if "rrd" in formats:
+        rerun_file.check_installed()
     if "tracks" in formats and scene.tracks is None:
         raise ValueError("format tracks needs points that were tracked: run again with --tracks")
     ticks = _Ticks(len(scene), [*formats, *(["images"] if options.images else [])], on_frame)
@@ -128,7 +131,7 @@ def write_scene(
         summary["cameras"] = None if document is None else {"images": len(scene)}
     with frame_pool() as pool, ThreadPoolExecutor(max_workers=len(FORMATS) + 2) as writers:
         selection = None
-        if any(name in formats for name in ("ply", "glb", *_NEEDS_CAMERAS)):
+        if any(name in formats for name in ("ply", "glb", "rrd", *_NEEDS_CAMERAS)):
             selection = select_points(scene, options.points, pool)
         work = _Work(folder, scene, options, selection, pool, ticks)
         jobs = {name: writers.submit(getattr(work, name)) for name in formats}
@@ -205,6 +208,11 @@ class _Work:
     def tracks(self) -> dict[str, Any]:
         return {"tracks": write_tracks(self.folder, self.scene, self.pool, self.tick)}
 
+    def rrd(self) -> dict[str, Any]:
+        selection = self._at_most(glb.POINTS)
+        cloud = None if selection is None else selection.cloud(self.pool)
+        return {"rrd": rerun_file.write_rrd(self.folder / "scene.rrd", self.scene, cloud, self.pool, self.tick)}
+
     def images(self) -> dict[str, Any]:
         assert self.options.images is not None
         scales = self.options.image_scales
@@ -237,7 +245,7 @@ class _Ticks:
     """Counts frames of several formats, from several threads."""
 
     def __init__(self, frames: int, formats: Sequence[str], report: Callable[[int, int], None] | None) -> None:
-        counted = [name for name in formats if name in ("depth", "ply", "npz", "tracks", "images")]
+        counted = [name for name in formats if name in ("depth", "ply", "npz", "tracks", "rrd", "images")]
         self.total, self.done, self.report, self.lock = frames * len(counted), 0, report, Lock()
 
     def tick(self) -> None:
