@@ -129,7 +129,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    observer: str = "histogram"
+    observer: str = "percentile"
     calibration_samples: int = 32
     special_tokens: str = "shared"
     global_attention: str | tuple[str, ...] = "exact"
