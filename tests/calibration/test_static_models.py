@@ -100,7 +100,7 @@ def test_scales_are_the_largest_inputs_of_each_kind_of_token(
 ) -> None:
     """Against hooks of this test's own; with minmax, so that there is a number to compare with."""
     model = make_bare()
-    name, special = "aggregator.global_blocks.0.attn.proj", model.special_tokens
+    name, special = "aggregator.global_blocks.0.attn.proj", model.special_tokens["aggregator.global_blocks"]
     seen: list[Tensor] = []
     handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: seen.append(args[0]))
     chosen = replace(load_recipe(recipe), observer="minmax")
