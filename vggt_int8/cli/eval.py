@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vggt_int8.scorecard.rows import Row
 
 SYNTHETIC = "synthetic"
-CAPTURED = ("eth3d:", "colmap:")
+CAPTURED = ("eth3d:", "colmap:", "co3d:")
 FILES = ("scores.json", "report.md", "report.html")
 
 
@@ -35,7 +35,7 @@ def eval_models(
         str,
         typer.Option(
             help=f"{SYNTHETIC}; eth3d:FOLDER of `vggt-int8 data eth3d`; colmap:FOLDER, a COLMAP model with its images, "
-            "or a folder of such; or a folder of `vggt-int8 scenes render`, or of such folders."
+            "or a folder of such; co3d:FOLDER; or a folder of `vggt-int8 scenes render`, or of such folders."
         ),
     ] = SYNTHETIC,
     recipe: Annotated[
@@ -117,7 +117,7 @@ def _data(
     """The scenes, of sizes that the first model takes."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.pretrained.source import load_config
-    from vggt_int8.scorecard.captured import Eth3dScenes, PosedScenes
+    from vggt_int8.scorecard.captured import Co3dScenes, Eth3dScenes, PosedScenes
     from vggt_int8.scorecard.data import RenderedScenes, StoredScenes
 
     config = load_config(resolve_source(model), {})
@@ -128,7 +128,8 @@ def _data(
         found = RenderedScenes(scenes or 32, views or 8, chosen, split or "held_out", device)
     elif data.startswith(CAPTURED):
         kind, _, folder = data.partition(":")
-        return (Eth3dScenes if kind == "eth3d" else PosedScenes)(Path(folder), config, scenes, views)
+        kinds = {"eth3d": Eth3dScenes, "colmap": PosedScenes, "co3d": Co3dScenes}
+        return kinds[kind](Path(folder), config, scenes, views)
     else:
         found = stored = StoredScenes(Path(data), scenes)
         sizes = stored.sizes

@@ -1,4 +1,4 @@
-"""Photographs with known cameras as scenes to score on: COLMAP folders, and ETH3D's with depth and laser scans.
+"""Photographs with known cameras as scenes to score on: COLMAP folders, CO3Dv2, and ETH3D with depth and laser scans.
 
 `PosedScenes` reads a COLMAP model of pinhole cameras and its images, resized as `run` does; cameras of different sizes
 in one scene are padded to the largest. Which images of a scene is a rule, so that everybody takes the same ones: in the
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vggt_int8.data.co3d import ANNOTATIONS, categories, read_sequences
 from vggt_int8.data.colmap import Model, PosedImage, find_model, read_model
 from vggt_int8.data.lens import pixels_to_rays
 from vggt_int8.data.scans import read_scans
@@ -65,8 +66,7 @@ class PosedScenes:
         folder = folder.expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder")
-        self.places = self._find(folder)[:scenes]
-        self._models = {place.folder: read_model(place.model) for place in self.places}
+        self.places, self._models = self._read(folder, scenes)
         for place in self.places:
             self._check(place)
 
@@ -80,6 +80,11 @@ class PosedScenes:
         scenes = {place.folder.name: self._digest(place) for place in self.places}
         size = [self.config.img_size, self.config.patch_size]
         return {"kind": self.kind, "views": self.views or "all", "model_size": size, "scenes": scenes}
+
+    def _read(self, folder: Path, scenes: int | None) -> tuple[list[_Place], dict[Path, Model]]:
+        """The scenes, and the model of each by its folder."""
+        places = self._find(folder)[:scenes]
+        return places, {place.folder: read_model(place.model) for place in places}
 
     def _find(self, folder: Path) -> list[_Place]:
         try:
@@ -192,6 +197,27 @@ class Eth3dScenes(PosedScenes):
             known = valid[view][at] & ((z[inside] - depth[view][at]).abs() < _near(z[inside]))
             seen[inside.nonzero().squeeze(-1)[known]] = True
         return points[seen]
+
+
+class Co3dScenes(PosedScenes):
+    """Sequences of CO3Dv2: a folder of categories, or one category; their cameras alone."""
+
+    kind = "co3d"
+
+    def _read(self, folder: Path, scenes: int | None) -> tuple[list[_Place], dict[Path, Model]]:
+        places: list[_Place] = []
+        models: dict[Path, Model] = {}
+        for category in categories(folder):
+            for sequence, model in sorted(read_sequences(category).items()):
+                if scenes is not None and len(places) == scenes:
+                    return places, models
+                places.append(_Place(category / sequence, category, category.parent))
+                models[category / sequence] = model
+        return places, models
+
+    def _files(self, place: _Place) -> list[Path]:
+        images = [place.images / image.name for image in self._chosen(place)]
+        return [place.model / ANNOTATIONS, *images]
 
 
 def _near(z: Tensor) -> Tensor:
