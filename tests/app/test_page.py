@@ -89,3 +89,14 @@ def test_closing_deletes_everything_and_says_nothing(bare_int8: Path, capfd: pyt
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(app.url, timeout=5)
     assert capfd.readouterr().out == ""
+
+
+def test_a_visitor_learns_what_is_wrong_and_no_place_on_this_machine(served: App) -> None:
+    from vggt_int8.app.page import _told
+
+    folder = served.folder.path
+    told = _told(ValueError(f"{folder}/results/1f/images/holiday photo.png is not an image"), folder)
+    assert isinstance(told, gradio.Error)
+    assert told.message == "holiday photo.png is not an image"
+    fault = KeyError("a fault of the program")
+    assert _told(fault, folder) is fault

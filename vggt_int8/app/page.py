@@ -6,6 +6,7 @@ fonts from another host, and may share the page through a server in the internet
 
 import contextlib
 import io
+import re
 import shutil
 import uuid
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 
 from vggt_int8.address import free_port
 from vggt_int8.app.compared import (
@@ -82,7 +84,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, limits: Limits) -> str:
             prevent_thread_lock=True,
             share=False,
             quiet=True,
-            show_error=True,
+            show_error=False,
             run_history=False,
             enable_monitoring=False,
             footer_links=[],
@@ -122,9 +124,9 @@ def _reconstruct(models: Models, folder: Path, limits: Limits) -> Callable[..., 
         try:
             images = image_files([Path(file) for file in files or ()], place / "images", limits.images)
             comparison = compare_recipes(models, recipes, images, place, percentile=percentile, progress=progress)
-        except (ValueError, OSError) as error:
+        except BaseException as error:
             shutil.rmtree(place, ignore_errors=True)
-            raise gr.Error(str(error), print_exception=False) from error
+            raise _told(error, folder.parent) from error
         return _shown(comparison)
 
     return run
@@ -162,7 +164,18 @@ def _download(number: int) -> Callable[..., str]:
         )
         try:
             return str(write_bundle(place, {outcome.recipe: outcome.scene}, format, options))
-        except (ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        except Exception as error:
+            raise _told(error, outcome.folder) from error
 
     return prepare
+
+
+def _told(error: BaseException, folder: Path) -> BaseException:
+    """What a visitor is told: what is wrong with the input, or that memory is short, without places on this machine.
+
+    Anything else is the program's own fault: the visitor learns that there was an error, the console which.
+    """
+    if not isinstance(error, ValueError | OSError | MemoryError | torch.OutOfMemoryError):
+        return error
+    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return gr.Error(re.sub(rf"{re.escape(str(folder))}(/[^/ ]+)*/", "", words), print_exception=False)
