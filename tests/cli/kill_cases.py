@@ -146,6 +146,21 @@ def test_run_over_the_results_of_another(every: bool, tiny: Path, photos: list[P
     assert seen == {"old", "incomplete", "new"} if every else "old" in seen
 
 
+@pytest.mark.usefixtures("computed_once")
+def test_an_export_into_a_run(every: bool, tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    out, earlier = tmp_path / "place" / "out", tmp_path / "earlier"
+    arguments = ["run", tiny, *photos, "-o", earlier, "-f", "ply,colmap", "--max-points", 99]
+    assert CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code == 0
+
+    def prepare(out: Path) -> None:
+        shutil.copytree(earlier, out)
+        (out / "mine.txt").write_text("mine")
+
+    again = ["export", out, "-f", "colmap,glb,npz", "--max-points", 50, "--overwrite"]
+    seen = check(again, itertools.count(step=1 if every else 9), prepare, out, "report.json")
+    assert seen == {"old", "incomplete", "new"} if every else "old" in seen
+
+
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("computed_once")
 @pytest.mark.parametrize("exists", [False, True])

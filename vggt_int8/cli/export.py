@@ -9,6 +9,7 @@ import typer
 
 from vggt_int8.cli import console, formats, options
 from vggt_int8.disk import check_place
+from vggt_int8.files import sweep
 
 if TYPE_CHECKING:
     from vggt_int8.export import Scene
@@ -46,6 +47,8 @@ def export(
     )  # fmt: skip
     target = folder if out is None else out
     check_place(target.expanduser())
+    if out is None:
+        sweep(folder)  # before looking for what is there: a kill may have left an exchange half done
     from vggt_int8.export import load_scene
 
     scene = load_scene(folder)
