@@ -1,6 +1,7 @@
 """Options that say what a scene is exported as: of `run`, and of `export`, which needs no model."""
 
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -152,8 +153,11 @@ def exports(
         raise ValueError("--image-scales makes smaller copies of the images: say --copy-images or --link-images, too")
     if masks is not None and not masks.expanduser().is_dir():
         raise ValueError(f"--masks: {masks} is no folder")
+    names = tuple(dict.fromkeys(name.strip() for name in formats.split(",")))
+    if "rrd" in names and find_spec("rerun") is None:
+        raise ValueError("--format rrd needs rerun, which is not installed: pip install 'vggt-int8[rerun]'")
     return Exports(
-        formats=tuple(dict.fromkeys(name.strip() for name in formats.split(","))),
+        formats=names,
         images="copy" if copy_images else "link" if link_images else None,
         image_scales=tuple(int(scale) for scale in image_scales.split(",")) if image_scales else (),
         masks=masks,

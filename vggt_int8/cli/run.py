@@ -172,15 +172,13 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
     import torch
 
     from vggt_int8.cli.loading import resolve_device
-    from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, rerun_file, staged_folder, write_report
+    from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report
     from vggt_int8.export.refine import check_installed
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.export.write import format_of
 
     if wanted.refine:
         check_installed()
-    if "rrd" in wanted.exports.formats:
-        rerun_file.check_installed()
     clock = PhaseClock(resolve_device(wanted.device))
     owned = partial(owned_files, command="run")
     known = len(wanted.source) if isinstance(wanted.source, Pictures) else 1
