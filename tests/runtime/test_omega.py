@@ -58,6 +58,11 @@ def test_floats_are_those_of_the_modules(floats: VGGTOmegaInt8, options: dict[st
         assert errors(want, both(floats)[1])["depth"] > 1e-3, "the choice has an effect"
 
 
+def test_one_frame(floats: VGGTOmegaInt8) -> None:
+    got, want = both(floats, IMAGES[0, :1])
+    assert max(errors(got, want).values()) < 1e-5
+
+
 def test_heads_alone(floats: VGGTOmegaInt8) -> None:
     for heads in (("camera",), ("depth",), ("text",)):
         got, want = both(floats, heads=heads)

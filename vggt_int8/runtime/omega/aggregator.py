@@ -58,7 +58,7 @@ class OmegaBlocks(Blocks):
         if out is not x:
             out.copy_(x)
         tokens, count = out.view(self.batch * self.frames, self.rope.shape[1], -1), self.aggregator.num_special
-        special = tokens[:, :count].flatten(0, 1)  # a copy
+        special = tokens[:, :count].clone(memory_format=torch.contiguous_format).flatten(0, 1)
         rope = unturned_table(count, self.aggregator.head_dim, device=x.device)
         run_block(block, special, self.batch, rope, self.plan.rows, out=special)
         tokens[:, :count] = special.view(len(tokens), count, -1)
