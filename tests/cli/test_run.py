@@ -243,7 +243,7 @@ def test_points_that_a_model_has_no_head_for_are_refused_before_it_runs(
     config = json.loads((tiny / "config.json").read_text())
     headless = tmp_path / "headless"
     VGGTInt8(VGGTConfig(**{**config, "enable_point": False})).save_pretrained(headless)
-    monkeypatch.setattr("vggt_int8.cli.run.load_images_for", lambda *_, **__: pytest.fail("went on"))
+    monkeypatch.setattr("vggt_int8.cli.frames.load_images_for", lambda *_, **__: pytest.fail("went on"))
     error = cli("run", headless, *photos, "-o", tmp_path / "out", "--points", "world_points", code=2)
     assert "--points world_points needs the point head" in error
 
