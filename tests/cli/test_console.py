@@ -18,7 +18,7 @@ from vggt_int8.cli.guard import guarded
 from vggt_int8.interrupts import Stopped
 
 ROOT = Path(__file__).parent.parent.parent
-STEP = r"(Loading|Reading|Reconstructing|Writing|Saving|Rendering|Comparing|Measuring) .* \d+\.\d s"
+STEP = r"(Loading|Reading|Reconstructing|Writing|Saving|Rendering|Comparing|Measuring) .* \d+\.\d s(, [\d.]+ images/s)?"
 
 
 def start(*args: object, **options: object) -> subprocess.Popen[str]:
