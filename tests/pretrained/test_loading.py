@@ -339,3 +339,12 @@ def test_the_backend_is_not_stored_and_the_recipe_is_whole(tmp_path: Path, bare_
 def test_names_of_the_package() -> None:
     for name in vggt_int8.__all__:
         assert getattr(vggt_int8, name) is not None
+
+
+@pytest.mark.parametrize("recipe", [None, "int8_dynamic"])
+def test_a_model_that_is_loaded_in_inference_mode_is_like_any_other(bare_checkpoint: Path, recipe: str | None) -> None:
+    with torch.inference_mode():
+        model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe)
+    expected = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe)
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))

@@ -60,6 +60,7 @@ class Int8Network(Network):
     _runtime: Runtime | None = None
 
     @classmethod
+    @torch.inference_mode(False)  # else weights that are loaded within it could never be trained, or encoded by threads
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
