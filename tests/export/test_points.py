@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from vggt_int8.export.frames import frame_pool
 from vggt_int8.export.ply import write_ply
@@ -45,6 +46,9 @@ def test_ply_holds_the_cloud_and_normals_face_the_camera(tmp_path: Path, scene: 
     assert np.array_equal(np.stack([vertices[name] for name in ("red", "green", "blue")], axis=-1), cloud.colors)
     assert np.array_equal(vertices["confidence"], cloud.confidence)
     assert len(read_ply(tmp_path / "one.ply")) == 1
+    opened = trimesh.load(tmp_path / "normals.ply")  # a reader that knows nothing of this package
+    assert np.array_equal(opened.vertices, cloud.points.astype(np.float64))
+    assert np.array_equal(opened.colors[:, :3], cloud.colors)
     normals = np.stack([read_ply(tmp_path / "normals.ply")[name] for name in ("nx", "ny", "nz")], axis=-1)
     assert np.allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
     first = cloud.frames == 0  # whose camera stands in the origin
