@@ -59,6 +59,12 @@ def test_without_copies_turned_photographs_are_spoken_of(tmp_path: Path, photos:
         write_scene(tmp_path / "out", photos, ("colmap",))
 
 
+def test_names_that_files_do_not_have_are_spoken_of(tmp_path: Path, scene: Scene) -> None:
+    twice = replace(scene, files=[Path("/p/1.jpg"), Path("/p/1.jpg")])
+    with pytest.warns(UserWarning, match=r"1 images have names that their files do not have \(1_2\.jpg\)"):
+        write_scene(tmp_path, twice, ("colmap",))
+
+
 def test_what_cannot_be_copied_is_named(tmp_path: Path, photos: Scene, scene: Scene) -> None:
     (tmp_path / "out").mkdir()
     copy = ExportOptions(images="copy", image_scales=(2,))

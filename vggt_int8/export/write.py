@@ -16,7 +16,7 @@ from vggt_int8.export import colmap, glb, rerun_file
 from vggt_int8.export.cameras import cameras_document
 from vggt_int8.export.frames import frame_pool
 from vggt_int8.export.maps import write_maps
-from vggt_int8.export.naming import image_names
+from vggt_int8.export.naming import image_names, image_root
 from vggt_int8.export.npz import write_predictions
 from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path, stored_turned
 from vggt_int8.export.ply import write_ply
@@ -255,6 +255,15 @@ class _Ticks:
                 self.report(self.done, self.total)
 
 
+def _renamed(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        f"{len(names)} images have names that their files do not have ({first_few(names)}), as those are no UTF-8 or "
+        "come twice: --copy-images writes files of these names"
+    ]
+
+
 def _warnings(
     scene: Scene, formats: Sequence[str], options: ExportOptions, model: colmap.ColmapModel | None
 ) -> list[str]:
@@ -267,6 +276,9 @@ def _warnings(
             f"read {' and '.join(names_files)} mostly look at pixels as they are stored: --copy-images writes them "
             "upright"
         )
+    root, names = image_root(scene), image_names(scene)
+    if "colmap" in formats and options.images is None and root is not None:
+        found += _renamed([name for name, file in zip(names, scene.files, strict=True) if root / name != file])
     # Half a pixel of the network's image is the shift between two conventions, see colmap.py.
     allowed = max(1 / side for side in scene.size)
     if model is not None and (part := colmap.off_center(model)) > allowed:
