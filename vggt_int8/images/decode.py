@@ -90,7 +90,7 @@ def decode_image(path: Path, *, max_pixels: int | None = None, at_least: int | N
 
 
 def decode_for_another(path: Path, *, max_pixels: int | None = None, at_least: int | None = None) -> Decoded:
-    """`decode_image` in a thread that works for another, which is in `unheard` meanwhile."""
+    """`decode_image` in a thread that works for another: unless that is in `unheard`, Pillow's warnings are shown."""
     limit = _limit(max_pixels)
     return _without_texts_if_too_large(path, lambda source: _decode(path, source, limit, at_least))
 
