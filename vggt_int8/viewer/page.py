@@ -245,7 +245,8 @@ class Page:
         """Where to stand and what to look at: behind and above the first camera, far enough for all that is there."""
         places = [self.stage.placed(index, self.settings)[1] for index in range(len(self.stage.reconstructions))]
         middle = self.stage.reconstructions[0].extent()[0] + (places[0] + places[-1]) / 2
-        size = self.stage.extent + float(np.linalg.norm(places[-1] - places[0])) / 2
+        breadth = float(np.linalg.norm(places[-1] - places[0]))
+        size = max(self.stage.extent, 0.75 * (self.stage.extent + breadth / 2))  # windows are broader than high
         return (middle + size * np.array([0.6, -0.7, -1.5])), middle
 
     def _set_initial_camera(self) -> None:

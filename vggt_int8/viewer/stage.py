@@ -13,7 +13,7 @@ from vggt_int8.viewer.difference import Difference, difference_of, why_not_compa
 from vggt_int8.viewer.reconstruction import Reconstruction
 from vggt_int8.viewer.settings import TINTS, Settings
 
-GAP = 2.5  # between middles of reconstructions that stand side by side, in extents of the first
+GAP = 2.0  # between middles of reconstructions that stand side by side, in extents of the first
 UNKNOWN = 128  # gray of points whose number for a colour is not known
 
 
