@@ -22,7 +22,10 @@ from vggt_int8 import (
     load_recipe,
     quantize,
 )
+from vggt_int8.cli.loading import load_model
+from vggt_int8.cli.run import default_points
 from vggt_int8.difference import relative_error
+from vggt_int8.eval.compare import compare_model_outputs
 from vggt_int8.model.omega.layers import KeylessBiasLinear
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.plan import make_plan
@@ -181,6 +184,16 @@ def test_recipes_decide_the_full_size_layer_by_layer() -> None:
                 size += tensor.numel() * (1 if int8_layer and key == "weight" else 2)
                 size += 4 * tensor.shape[0] if int8_layer and key == "weight" else 0
     assert 1.1e9 < size <= 1.18e9
+
+
+def test_commands_load_and_compare_it(make: Callable[[], VGGTOmega], tmp_path: Path) -> None:
+    quantize(make(), "int8_dynamic").save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), device="cpu")
+    assert type(model) is VGGTOmegaInt8
+    default = default_points(model)
+    assert default == "depth"
+    compared = compare_model_outputs(make(), model, IMAGES)
+    assert compared["depth"]["mae"] > 0
 
 
 @pytest.mark.slow

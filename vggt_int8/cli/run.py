@@ -47,9 +47,10 @@ from vggt_int8.global_attention import words_of
 if TYPE_CHECKING:
     import torch
 
-    from vggt_int8 import VGGTInt8, VGGTOutput
+    from vggt_int8 import VGGTOutput
     from vggt_int8.export import PhaseClock, RunReport
     from vggt_int8.images import ImageTransform
+    from vggt_int8.pretrained.int8_network import Int8Network
 
 
 def run(
@@ -156,7 +157,7 @@ class Wanted:
     tracks: int | None = None
     refine: bool = False
 
-    def settings(self, network: "VGGTInt8") -> dict[str, Any]:
+    def settings(self, network: "Int8Network") -> dict[str, Any]:
         """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
         from vggt_int8.export.points import SEED
 
@@ -200,7 +201,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
         with clock.phase("reconstruct"), step, torch.inference_mode():
             pred = network(
                 read.pixels.to(network.device),
-                _queries(network, wanted, read.transforms[0]),
+                **_queries(network, wanted, read.transforms[0]),
                 frames_chunk_size=wanted.frames_chunk,
                 global_attention=None if wanted.global_attention is None else words_of(wanted.global_attention),
                 keyframes=wanted.keyframes,
@@ -213,15 +214,15 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
         return report, write_report(folder, "run", document, format_of)
 
 
-def _queries(network: "VGGTInt8", wanted: Wanted, first: "ImageTransform") -> "torch.Tensor | None":
-    """The points of the first image that are tracked, [N, 2]; None for none."""
+def _queries(network: "Int8Network", wanted: Wanted, first: "ImageTransform") -> "dict[str, torch.Tensor]":
+    """The points of the first image that are tracked, [N, 2], as a keyword, if there are any."""
     from vggt_int8.export.tracks import POINTS, query_grid
 
-    needed = "tracks" in wanted.exports.formats or (wanted.refine and network.config.enable_track)
+    needed = "tracks" in wanted.exports.formats or (wanted.refine and "track" in network.present_heads)
     count = wanted.tracks or (POINTS if needed else None)
     if count is None:
-        return None
-    return query_grid(first.content_mask(), count).to(network.device)
+        return {}
+    return {"query_points": query_grid(first.content_mask(), count).to(network.device)}
 
 
 def _write(folder: Path, pred: "VGGTOutput", read: Read, wanted: Wanted, clock: "PhaseClock") -> dict[str, Any]:
@@ -240,25 +241,25 @@ def _write(folder: Path, pred: "VGGTOutput", read: Read, wanted: Wanted, clock: 
     return {**written, **refined}
 
 
-def check_heads(network: "VGGTInt8", exports: formats.Exports) -> None:
+def check_heads(network: "Int8Network", exports: formats.Exports) -> None:
     """Raise ValueError if the model has no head that gives these points or formats."""
-    config, points = network.config, exports.points
-    if "tracks" in exports.formats and not config.enable_track:
+    present, points = network.present_heads, exports.points
+    if "tracks" in exports.formats and "track" not in present:
         raise ValueError("format tracks needs the track head, which this model does not have")
-    if not config.enable_camera and (needy := [name for name in formats.NEED_CAMERAS if name in exports.formats]):
+    if "camera" not in present and (needy := [name for name in formats.NEED_CAMERAS if name in exports.formats]):
         raise ValueError(f"format {needy[0]} needs the camera head, which this model does not have")
-    there = config.enable_depth and config.enable_camera if points == "depth" else config.enable_point
-    if points is not None and not there:
+    needed = {"depth", "camera"} if points == "depth" else {"point"}
+    if points is not None and not needed <= set(present):
         needs = "the depth and camera heads" if points == "depth" else "the point head"
         raise ValueError(f"--points {points} needs {needs}, which this model does not have")
 
 
-def default_points(network: "VGGTInt8") -> str | None:
+def default_points(network: "Int8Network") -> str | None:
     """Where points come from unless it is said: as `collect_points` decides."""
-    config = network.config
-    if config.enable_depth and config.enable_camera:
+    present = network.present_heads
+    if {"depth", "camera"} <= set(present):
         return "depth"
-    return "world_points" if config.enable_point else None
+    return "world_points" if "point" in present else None
 
 
 def _summary(report: "RunReport") -> Table:

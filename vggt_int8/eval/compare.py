@@ -64,8 +64,8 @@ def _run(model: nn.Module, images: Tensor, query_points: Tensor | None) -> dict[
     device = next(model.parameters()).device
     if device.type == "meta":  # offloaded: its hooks move the inputs
         device = images.device
-    points = None if query_points is None else query_points.to(device)
-    output = model(images.to(device), query_points=points)
+    points = {} if query_points is None else {"query_points": query_points.to(device)}
+    output = model(images.to(device), **points)
     return {
         name: value.float().cpu()
         for name, value in output.items()

@@ -161,6 +161,11 @@ class Network(PreTrainedModel):
     def special_alone(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def present_heads(self) -> tuple[str, ...]:
+        """The heads that are not switched off."""
+        return tuple(head for head, module in self.head_modules.items() if getattr(self, module) is not None)
+
     def checked_call(self, *args: Any, **kwargs: Any) -> "Call":
         """The arguments of `forward`. Raises ValueError or TypeError that names what does not fit."""
         raise NotImplementedError

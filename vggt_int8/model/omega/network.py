@@ -174,7 +174,7 @@ class VGGTOmega(Network):
         """The arguments of `forward`. Raises ValueError or TypeError that names what does not fit."""
         config, moved = self.config, "_hf_hook" in vars(self)  # by accelerate, where the model lies on several devices
         images = checked_images(images, config.patch_size, None if moved else self.aggregator.camera_token.device)
-        present = tuple(head for head, part in HEADS.items() if getattr(self, part) is not None)
+        present = self.present_heads
         heads = present if heads is None else known_heads(heads, tuple(HEADS), present)
         check_chunk_size(frames_chunk_size)
         attention = GlobalAttention.of(config.depth, global_attention, keyframes, self.default_attention)
