@@ -29,14 +29,14 @@ class Windows:
 
     window: int
     overlap: int
-    loops: bool
+    loops: bool | None
 
     @classmethod
     def of(cls, window: int, overlap: int | None, no_loops: bool) -> "Windows":
         overlap = max(window // 4, 1) if overlap is None else overlap
         if overlap >= window:
             raise ValueError(f"--overlap {overlap} must be less than --window {window}")
-        return cls(window, overlap, not no_loops)
+        return cls(window, overlap, False if no_loops else None)
 
 
 def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "tuple[RunReport, dict[str, Any]]":

@@ -63,13 +63,15 @@ class VGGTInt8(Streaming, Int8Network, VGGT):
         return self.run_checked(call, check_finite)
 
 
-class VGGTOmegaInt8(Int8Network, VGGTOmega):
+class VGGTOmegaInt8(Streaming, Int8Network, VGGTOmega):
     """VGGT-Omega with INT8 weights by a recipe; without one it is the plain network.
 
     model = VGGTOmegaInt8.from_pretrained(
         "facebook/VGGT-Omega", filename="vggt_omega_1b_512.pt", recipe="int8_dynamic", device_map="cuda"
     )
     """
+
+    gives_descriptors = False
 
     if TYPE_CHECKING:
 

@@ -79,7 +79,10 @@ class Stream:
         _check(window, overlap, folder, loops)
         self._model, self._call, self._on_window = model, call, on_window
         self._window, self._overlap = window, overlap
-        self._loops = folder is not None if loops is None else loops
+        describes = bool(getattr(model, "gives_descriptors", True))
+        self._loops = folder is not None and describes if loops is None else loops
+        if self._loops and not describes:
+            raise ValueError(f"loops=True: a {type(model).__name__} gives no descriptors to find places by")
         if self._loops:
             check_scipy()
         self._folder = None
@@ -183,7 +186,8 @@ class Stream:
     ) -> tuple[Scene, Tensor | None]:
         model = self._model
         with torch.inference_mode():
-            pred = model(pixels.to(model.device), heads=("camera", "depth"), descriptors=self._loops, **self._call)
+            asked = {"descriptors": True} if self._loops else {}
+            pred = model(pixels.to(model.device), heads=("camera", "depth"), **asked, **self._call)
         scene = Scene.from_prediction(pred, transforms, names, files)
         return scene, pred.descriptor[0].float().cpu() if self._loops else None
 
