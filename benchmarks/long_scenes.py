@@ -2,14 +2,15 @@
 
     python benchmarks/long_scenes.py --frames 100 1000 --ways exact keyframes:40 early:9:40 --out rows.jsonl
 
-VGGT-1B's shapes with random weights (those of `vggt-int8 bench`), 392 x 518 images, cameras, depth and points. A way is
-`exact`, `keyframes:K`, `frames`, or `early:N:K`: the first N layers inside frames, key frames in the others (`early:N`:
-exact in the others). --cap GB limits what PyTorch may allocate, model and images included. --profile prints the kernels
-of one call. A row holds milliseconds (median of CUDA events around --repeats calls, after one to warm up), and the peak
-of allocated and reserved memory in GiB.
+VGGT-1B's shapes with random weights, 392 x 518 images, cameras, depth and points. A way is `exact`, `keyframes:K`,
+`frames`, or `early:N:K`: the first N layers inside frames, key frames in the others (`early:N`: exact in the others).
+--caps 100=4 measures 100 frames once more while PyTorch may allocate no more than 4 GB (1e9 bytes), model and images
+included. --profile N prints the kernels of a call of N frames. A row holds milliseconds (median of CUDA events around
+--repeats calls, after one to warm up), and the peak of allocated and reserved memory in GiB.
 """
 
 import argparse
+import gc
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggt_int8 import VGGTInt8
-from vggt_int8.bench.source import load_source
-from vggt_int8.bench.variants import find_variant
+from vggt_int8 import VGGTConfig, VGGTInt8, quantize
 from vggt_int8.files import append_json_line
 
 SIZE = (392, 518)
@@ -57,8 +56,12 @@ def timed(model: VGGTInt8, images: Tensor, keywords: dict[str, Any], repeats: in
     return times
 
 
-def measure(model: VGGTInt8, frames: int, way: str, repeats: int, profile: bool) -> dict[str, Any]:
+def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | None) -> dict[str, Any]:
     keywords = attention_of(way, model.config.depth)
+    release()
+    if cap is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(cap * 1e9 / total)
     images = torch.rand(frames, 3, *SIZE, device="cuda")
     model(images, check_finite=False, **keywords)
     torch.cuda.reset_peak_memory_stats()
@@ -72,13 +75,32 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, profile: bool)
         "times": [round(t, 1) for t in times],
     }
     row |= {"allocated_gib": round(peak[0], 2), "reserved_gib": round(peak[1], 2), "mode": report.mode}
-    if profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
-            model(images, check_finite=False, **keywords)
-            torch.cuda.synchronize()
-        print(profiled.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=70))
     model.runtime.reset()
-    return row | {"plan": str(report.plan)}
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    return row | {"cap_gb": cap, "plan": str(report.plan)}
+
+
+def kernels(model: VGGTInt8, frames: int, way: str) -> str:
+    """A table of the kernels of one call."""
+    images, keywords = torch.rand(frames, 3, *SIZE, device="cuda"), attention_of(way, model.config.depth)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        model(images, check_finite=False, **keywords)
+        torch.cuda.synchronize()
+    return str(profiled.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=70))
+
+
+def release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def build(recipe: str) -> VGGTInt8:
+    with torch.device("cuda"):
+        torch.manual_seed(0)
+        model = VGGTInt8(VGGTConfig(enable_track=False)).eval().requires_grad_(False)
+    quantize(model, recipe, "native")
+    model.set_runtime("on")
+    return model.half()
 
 
 @torch.no_grad()
@@ -88,26 +110,22 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["exact", "keyframes:40"])
     parser.add_argument("--recipe", default="int8_dynamic")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cap", type=float, help="GB (1e9 bytes) that PyTorch may allocate")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--caps", nargs="*", default=[], metavar="FRAMES=GB")
+    parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
     arguments = parser.parse_args()
-    device = torch.device("cuda", torch.cuda.current_device())
-    source = load_source("random:vggt-1b", device)
-    model = find_variant(f"{arguments.recipe}:native").build(source, device).model
-    assert isinstance(model, VGGTInt8)
-    if arguments.cap is not None:
-        torch.cuda.empty_cache()
-        fraction = arguments.cap * 1e9 / torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(fraction)
+    caps = {int(frames): float(cap) for frames, cap in (text.split("=") for text in arguments.caps)}
+    model = build(arguments.recipe)
     facts = {"recipe": arguments.recipe, "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-    for frames in arguments.frames:
+    rows = [(frames, None) for frames in arguments.frames] + [*caps.items()]
+    for frames, cap in rows:
         for way in arguments.ways:
-            row = facts | {"cap_gb": arguments.cap}
-            row |= measure(model, frames, way, arguments.repeats, arguments.profile)
+            row = facts | measure(model, frames, way, arguments.repeats, cap)
             print(row, flush=True)
             if arguments.out:
                 append_json_line(arguments.out, row)
+    for frames in arguments.profile:
+        print(kernels(model, frames, arguments.ways[0]), flush=True)
 
 
 if __name__ == "__main__":

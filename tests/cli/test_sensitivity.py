@@ -195,3 +195,44 @@ def test_other_peoples_folders_are_left_alone(cli, tiny: Path, photos: list[Path
     (tmp_path / "other" / "recipe.toml").write_text("mine")
     said = cli("sensitivity", tiny, *photos, "-o", tmp_path / "other", code=2)
     assert "no measured.jsonl, so it is not ours" in said
+
+
+def test_attention_is_ranked_by_layer_and_becomes_a_recipe(cli, small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "looks"
+    common = (
+        "sensitivity",
+        small,
+        "synthetic",
+        "-o",
+        out,
+        "--views",
+        4,
+        "--scenes",
+        1,
+        "--device",
+        "cpu",
+        "--attention",
+    )
+    few = cli(*common, "--keyframes", 4, code=2)
+    assert "has 4 images, so 4 key frames are all of them" in few
+    found = json.loads(cli(*common, "--keyframes", 2, "--error", 99, "--json"))
+    changes = {(change["unit"], change["choice"]): change["errors"] for change in found["changes"]}
+    assert len(changes) == 4 + 4 + 1
+    assert all(errors["depth"] > 0 for errors in changes.values())
+    recipe = load_recipe(out / "recipe.toml")
+    assert list(recipe.global_attention) == found["global_attention"]
+    assert "frames" in recipe.global_attention
+    assert found["measured"]["error"] > 0
+    assert "cannot be met with 2 key frames" in cli(*common, "--keyframes", 2, "--error", 1e-6, code=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--keyframes", 4), "--keyframes is measured with --attention"),
+        (("--attention", "--size-mb", 3), "--size-mb is for layers in INT8"),
+        (("--attention", "--upgrade", "keep"), "--upgrade is for layers in INT8"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(cli, tmp_path: Path, options: tuple[object, ...], words: str) -> None:
+    assert words in cli("sensitivity", "no-model", "synthetic", "-o", tmp_path / "out", *options, code=2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggt_int8.cli import console, options
+from vggt_int8.cli.attention_ranking import attention_table, check_options, check_views, rank_attention
 from vggt_int8.cli.loading import (
     Backend,
     Device,
@@ -19,6 +20,7 @@ from vggt_int8.cli.loading import (
 )
 from vggt_int8.cli.ranking_table import ranking_table
 from vggt_int8.disk import check_own_folder, check_place
+from vggt_int8.files import write_json
 from vggt_int8.listing import first_few
 from vggt_int8.recipe import Recipe, load_recipe
 
@@ -85,6 +87,13 @@ def sensitivity(
         int | None, typer.Option(help="Images of a synthetic scene; by default 4.", **options.between(2))
     ] = None,
     size: options.SyntheticSize = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Measure what each layer's global attention can leave out instead.")
+    ] = False,
+    keyframes: Annotated[
+        int | None,
+        typer.Option(help="With --attention: so many key frames, too.", show_default=False, **options.between(1)),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the points that tracks are followed from.", **options.between(0))] = 0,
     backend: Backend = "auto",
     device: Device = None,
@@ -100,6 +109,8 @@ def sensitivity(
     out = out.expanduser()
     check_place(out)
     check_own_folder(out, {MEASURED, RESULT, CHART, RECIPE}, MEASURED, "this command")
+    unlike: dict[str, Any] = {"--upgrade": upgrade, "--size-mb": size_mb}
+    check_options(attention, keyframes, unlike)
     _check_options(images, {"--scenes": scenes, "--views": views, "--size": size}, error, size_mb)
     from vggt_int8.sensitivity.sources import find_scenes
 
@@ -112,6 +123,19 @@ def sensitivity(
         data = _rendered(config, scenes or 8, views or 4, size, target)
     else:
         data = _read(sources, config, mode, most)
+    if attention:
+        check_views(data, keyframes)
+        asked = {"by": "attention", "keyframes": keyframes, "dtype": dtype, "seed": seed, "device": target.type}
+        record = _record(out, model, base, asked, data, overwrite)
+        plain = load_model(model, device=str(target), dtype=dtype)
+        document = {"model": model, **rank_attention(plain, base, asked, data, record, error, out / RECIPE)}
+        write_json(out / RESULT, document)
+        if as_json:
+            console.document("sensitivity", {"out": out, **document})
+            return
+        console.show(attention_table(document))
+        console.say(f"Results: {out / RESULT}" + (f", {out / RECIPE}" if error is not None else ""))
+        return
     from vggt_int8.sensitivity.units import usual_upgrades
 
     settings = {"by": by, "upgrades": upgrade or list(usual_upgrades(base)), "dtype": dtype, "seed": seed}
@@ -258,7 +282,6 @@ def _write_recipe(
 
 def _write(out: Path, rows: "list[list[Row]]", document: dict[str, Any]) -> None:
     from vggt_int8.chart import write_rows
-    from vggt_int8.files import write_json
     from vggt_int8.sensitivity.tables import chart
 
     name = document["recipe"]["name"]

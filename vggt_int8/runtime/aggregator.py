@@ -3,7 +3,7 @@ on all.
 """
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,33 +36,37 @@ def run_aggregator(
     encode, blocks_of: how another network's image encoder and blocks run; None for VGGT's. No block behind the last of
     the layers runs.
     """
-    tokens = _embed(aggregator, images, plan, encode or _encode)
-    shape, x = tokens.shape, tokens.flatten(0, 1)
-    described = describe(tokens, aggregator.num_special).unflatten(0, images.shape[:2]) if descriptors else None
-    del tokens
     blocks = (blocks_of or Blocks)(aggregator, images, attention, plan)
+    patches = images.shape[-2] * images.shape[-1] // aggregator.patch_size**2
+    token = aggregator.camera_token
+    shape = (images.shape[0] * images.shape[1], patches + aggregator.num_special, token.shape[-1])
+    room = {layer: _room(token, shape, layer, layers, plan) for layer in sorted(layers)}
+    x = _embed(aggregator, images, plan, encode or _encode)
+    described = describe(x, aggregator.num_special).unflatten(0, images.shape[:2]) if descriptors else None
+    x = x.flatten(0, 1)
     kept, own = {}, True  # whether nobody else reads x, so that a block may write into it
     for layer in range(max(layers) + 1):
         x = blocks.frame(layer, x, x if own else None)
         if layer not in layers:
             x, own = blocks.scene(layer, x, x), True
             continue
-        how = _how_kept(layer, layers, plan)
-        frame, own = _keep(x.view(shape), how), how != "whole"
+        copies = room.pop(layer)
+        own = copies is not None
+        frame = Half([x.view(shape)]) if copies is None else copies.frame.fill(x.view(shape))
         x = blocks.scene(layer, x, x if own else None)
-        kept[layer] = Halves(frame, _keep(x.view(shape), how))
+        scene = Half([x.view(shape)]) if copies is None else copies.scene.fill(x.view(shape))
+        kept[layer] = Halves(frame, scene)
     return kept, described
 
 
-def _how_kept(layer: int, layers: Collection[int], plan: Plan) -> Literal["whole", "pieces", "host"]:
-    """The last layer's tokens are nobody's input, so a copy would only be one more."""
-    if sorted(layers).index(layer) < plan.layers_on_host:
-        return "host"
-    return "pieces" if plan.in_pieces and layer != max(layers) else "whole"
-
-
-def _keep(x: Tensor, how: Literal["whole", "pieces", "host"]) -> Half:
-    return Half([x]) if how == "whole" else Half.copied(x, on_host=how == "host")
+def _room(like: Tensor, shape: tuple[int, int, int], layer: int, layers: Collection[int], plan: Plan) -> Halves | None:
+    """For copies of a layer's tokens; None if they are kept as they are, as those of the last layer, which are nobody's
+    input: a copy would only be one more.
+    """
+    on_host = sorted(layers).index(layer) < plan.layers_on_host
+    if not on_host and (not plan.in_pieces or layer == max(layers)):
+        return None
+    return Halves(Half.room(like, shape, on_host), Half.room(like, shape, on_host))
 
 
 class Blocks:

@@ -29,18 +29,25 @@ class Half:
         return self._starts[-1]
 
     @classmethod
-    def copied(cls, x: Tensor, on_host: bool) -> "Half":
-        """Copies of x [F, P, C]; on the host of a GPU in pinned memory, in order with the work of x's stream."""
-        if on_host and not x.is_cuda:
-            return cls([x.cpu().clone()])
-        size = max(1, PIECE_BYTES // (x[0].numel() * x.element_size()))
-        if not on_host:
-            return cls([part.clone() for part in x.split(size)])
-        pieces = []
-        for part in x.split(size):
-            pieces.append(torch.empty(part.shape, dtype=part.dtype, pin_memory=True))
-            pieces[-1].copy_(part, non_blocking=True)
-        return cls(pieces)
+    def room(cls, like: Tensor, shape: tuple[int, int, int], on_host: bool) -> "Half":
+        """Pieces for copies of tokens [F, P, C] of `like`'s kind; on the host of a GPU in pinned memory.
+
+        On a GPU they are best made before all else of a call: later they would lie among what is freed again, and keep
+        it from being used for anything larger.
+        """
+        frames, per_frame, channels = shape
+        size = max(1, PIECE_BYTES // (per_frame * channels * like.element_size()))
+        counts = [min(size, frames - first) for first in range(0, frames, size)]
+        device, pinned = torch.device("cpu") if on_host else like.device, on_host and like.is_cuda
+        sizes = [(count, per_frame, channels) for count in counts]
+        return cls([torch.empty(one, device=device, dtype=like.dtype, pin_memory=pinned) for one in sizes])
+
+    def fill(self, x: Tensor) -> "Half":
+        """Copy x [F, P, C], in order with the work of its stream."""
+        for start, piece in zip(self._starts, self._pieces, strict=False):
+            assert piece is not None
+            piece.copy_(x[start : start + len(piece)], non_blocking=True)
+        return self
 
     def of(self, frames: slice, device: torch.device) -> Tensor:
         """Some frames, on `device`."""

@@ -17,8 +17,6 @@ class Variant:
     frozen: the loop subtracts an estimate of the row maximum made before it, so there is neither a maximum nor a
         rescaling in it. A tile whose scores outgrow the estimate by 2^16 is computed again with the maximum: the
         result is right for every input.
-    split: of so many exponentials one is computed by multiplications and additions (`exp2_split`), which other units
-        do beside the special-function units that make all others; 0: none.
     """
 
     block_m: int
@@ -27,13 +25,11 @@ class Variant:
     stages: int
     tma: bool = False
     frozen: bool = False
-    split: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.block_m}x{self.block_n}", f"w{self.warps}", f"s{self.stages}"]
         switches = ("tma", "frozen")
-        parts += [name for name in switches if getattr(self, name)]
-        return " ".join(parts + [f"split {self.split}"] * (self.split > 0))
+        return " ".join(parts + [name for name in switches if getattr(self, name)])
 
 
 class Rule(NamedTuple):
@@ -63,8 +59,6 @@ def candidates(arch: int) -> tuple[Variant, ...]:
     return (
         narrow,
         replace(narrow, frozen=True),
-        *(replace(narrow, frozen=True, split=split) for split in (8, 4, 2)),
-        replace(narrow, block_n=128, frozen=True, split=4),
         replace(narrow, warps=4),
         replace(narrow, warps=4, frozen=True),
         replace(narrow, block_n=128, frozen=True),

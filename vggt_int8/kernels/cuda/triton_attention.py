@@ -23,7 +23,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vggt_int8.kernels.cuda.attention_variants import Variant, attention_variant
 from vggt_int8.kernels.cuda.launch import launch
-from vggt_int8.kernels.cuda.triton_exp2 import exp2_split
 from vggt_int8.kernels.cuda.triton_gemm import to_codes
 from vggt_int8.kernels.reference import static_scales
 from vggt_int8.machine import architecture
@@ -70,7 +69,6 @@ def _load_rows(
 def _attend(
     b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
-    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Queries b_q [M, DIM], whose place among the L keys is i_own -> weighted sums of the values [M, DIM], sums of the
     weights [M].
@@ -102,7 +100,7 @@ def _attend(
             b_sum *= b_shrink
             b_acc *= b_shrink[:, None]
             b_max = b_new
-        b_p = exp2_split(b_s * scale - b_max[:, None], SPLIT)
+        b_p = tl.exp2(b_s * scale - b_max[:, None])
         b_sum += tl.sum(b_p, axis=1)
         b_v = _load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, L, BLOCK_N, D, DIM, TMA, False)
         b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
@@ -126,7 +124,7 @@ def _attention_kernel(
     q, k, v, p_out, p_row_scale, p_out_scale, SCALES, N, L, H, scale,
     stride_q_b, stride_q_h, stride_q, stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    TMA: tl.constexpr, FROZEN: tl.constexpr, SPLIT: tl.constexpr,
+    TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
     """q [B, H, N, D], k and v [B, H, L, D]: pointers or descriptors -> out [B, N, H, D], floats, or codes where there
     is p_out_scale.
@@ -142,7 +140,7 @@ def _attention_kernel(
     b_q = _load_rows(q, at_q, i_b, i_h, i_m, stride_q, N, BLOCK_M, D, DIM, TMA, True)
     i_own = (i_m.to(tl.int64) * L // N).to(tl.int32)
     b_acc, b_sum = _attend(
-        b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L, D, DIM, BLOCK_N, TMA, FROZEN, SPLIT,
+        b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L, D, DIM, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
     wrong = 1
     if FROZEN:
@@ -150,7 +148,7 @@ def _attention_kernel(
         wrong = tl.max(tl.max(tl.where(m_finite, 0, 1), axis=1), axis=0)
         if wrong:  # scores grew by more than fp16 holds, or an operand is not finite: once more, safely
             b_acc, b_sum = _attend(
-                b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L, D, DIM, BLOCK_N, TMA, False, 0,
+                b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L, D, DIM, BLOCK_N, TMA, False,
             )  # fmt: skip
     y = b_acc / b_sum[:, None]
     o_row, m_row, m_d = i_b.to(tl.int64) * N + o_m, o_m < N, o_d < D
@@ -206,8 +204,7 @@ def _attention(
         )
     launch(
         *(_attention_kernel, grid, *operands, *results, *rest, *strides),
-        **shared, DIM=_padded_dim(dim), TMA=tma and variant.tma, FROZEN=variant.frozen, SPLIT=variant.split,
-        num_stages=variant.stages,
+        **shared, DIM=_padded_dim(dim), TMA=tma and variant.tma, FROZEN=variant.frozen, num_stages=variant.stages,
     )  # fmt: skip
     return out
 

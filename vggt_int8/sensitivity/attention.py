@@ -1,0 +1,84 @@
+"""What a layer's global block loses if its queries see less, layer by layer, and a list of choices for a budget.
+
+Which layers can do with their own frame is a property of the weights: nearly free for the first nine of the public
+VGGT-1B in papers, ruinous for the first one of the embedded model. So it is measured, against exact attention in every
+layer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from vggt_int8.global_attention import GlobalAttention, Looks
+from vggt_int8.model.network import Network
+from vggt_int8.sensitivity.measures import Errors, largest, over_scenes, together
+from vggt_int8.sensitivity.record import Record
+
+CHOSEN, EVERY = "chosen", "every layer"
+
+
+@dataclass(frozen=True)
+class AttentionChange:
+    """`layers`: what each looks at while the change is made. unit, choice: see `measure.Change`."""
+
+    unit: str
+    choice: str
+    layers: tuple[Looks, ...]
+    keyframes: int | None = None
+
+    @contextmanager
+    def made(self, model: nn.Module) -> Iterator[None]:
+        assert isinstance(model, Network)
+        before = model.default_attention
+        model.default_attention = GlobalAttention.of(len(self.layers), self.layers, self.keyframes)
+        try:
+            yield
+        finally:
+            model.default_attention = before
+
+
+def changes_of(depth: int, keyframes: int | None) -> list[AttentionChange]:
+    """Each layer inside frames while all others are exact; with `keyframes` also each on key frames, and all."""
+    words: tuple[Looks, ...] = ("frames",) if keyframes is None else ("frames", "keyframes")
+    found = []
+    for word in words:
+        its = keyframes if word == "keyframes" else None
+        for layer in range(depth):
+            layers: list[Looks] = ["exact"] * depth
+            layers[layer] = word
+            found.append(AttentionChange(f"layer {layer}", word, tuple(layers), its))
+    if keyframes is not None:
+        found.append(AttentionChange(EVERY, "keyframes", tuple(words[1:] * depth), keyframes))
+    return found
+
+
+def errors_of(changes: Sequence[AttentionChange], record: Record, scenes: int) -> dict[tuple[str, str], Errors]:
+    """(unit, choice) -> errors over all scenes."""
+    return {(c.unit, c.choice): over_scenes(record.errors(c.unit, c.choice, scenes)) for c in changes}
+
+
+def choose(
+    errors: Mapping[tuple[str, str], Errors], depth: int, keyframes: int | None, budget: float
+) -> tuple[AttentionChange, Errors]:
+    """As many layers inside frames as keep the largest predicted error within the budget, least errors first; the
+    others exact, or on key frames where that is measured and fits in by itself. -> the choice and its prediction.
+
+    Raises ValueError if key frames alone are beyond the budget.
+    """
+    rest: Looks = "exact" if keyframes is None else "keyframes"
+    parts = [errors[EVERY, "keyframes"]] if keyframes is not None else []
+    if largest(together(parts)) > budget:
+        raise ValueError(
+            f"--error {budget:g} cannot be met with {keyframes} key frames in every layer, whose error is "
+            f"{largest(together(parts)):.3g}: give more --keyframes, or leave them out"
+        )
+    layers: list[Looks] = [rest] * depth
+    for layer in sorted(range(depth), key=lambda layer: largest(errors[f"layer {layer}", "frames"])):
+        more = [*parts, errors[f"layer {layer}", "frames"]]
+        if largest(together(more)) > budget:
+            break
+        layers[layer], parts = "frames", more
+    used = keyframes if "keyframes" in layers else None
+    return AttentionChange(CHOSEN, " ".join(layers), tuple(layers), used), together(parts)
