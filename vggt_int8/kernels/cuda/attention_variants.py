@@ -59,6 +59,10 @@ def candidates(arch: int) -> tuple[Variant, ...]:
     return (
         narrow,
         replace(narrow, frozen=True),
+        Variant(256, 64, 16, 3, tma=True, frozen=True),
+        Variant(256, 64, 16, 2, tma=True, frozen=True),
+        Variant(256, 64, 8, 3, tma=True, frozen=True),
+        replace(narrow, stages=2, frozen=True),
         replace(narrow, warps=4),
         replace(narrow, warps=4, frozen=True),
         replace(narrow, block_n=128, frozen=True),
