@@ -62,6 +62,7 @@ def public(folder: Path) -> nn.Module:
     with torch.device("cuda"):
         torch.manual_seed(0)
         model: nn.Module = VGGTOmega().eval().requires_grad_(False)
+    model.cuda()  # tables that are made on the CPU, too
     for module in model.modules():
         mask = module._buffers.get("bias_mask")
         if mask is not None:  # NaN until weights are loaded
@@ -92,7 +93,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, int, float]:
         call()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times), len(times), torch.cuda.max_memory_reserved() / 2**30
+    return 1e3 * statistics.median(times), len(times), torch.cuda.max_memory_allocated() / 2**30
 
 
 def main() -> None:

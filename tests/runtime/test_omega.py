@@ -103,8 +103,8 @@ def test_static_scales_of_registers_and_patches(floats: VGGTOmegaInt8) -> None:
 
 
 @pytest.fixture(scope="module")
-def full() -> VGGTOmegaInt8:
-    """Random weights, drawn so that every branch contributes, under int8_dynamic in fp16."""
+def full_floats() -> VGGTOmegaInt8:
+    """Random weights, drawn so that every branch contributes, in fp16."""
     with torch.device("cuda"):
         torch.manual_seed(0)
         model = VGGTOmegaInt8(VGGTOmegaConfig()).eval().requires_grad_(False).half()
@@ -113,7 +113,12 @@ def full() -> VGGTOmegaInt8:
             nn.init.uniform_(parameter, 0.05, 0.2)
         elif name.endswith(("_token", "_tokens")):
             nn.init.normal_(parameter, std=0.3)
-    return quantize(model, "int8_dynamic")
+    return model
+
+
+@pytest.fixture(scope="module")
+def full(full_floats: VGGTOmegaInt8) -> VGGTOmegaInt8:
+    return quantize(copy.deepcopy(full_floats), "int8_dynamic")
 
 
 @pytest.fixture
@@ -125,16 +130,19 @@ def photographs() -> Callable[[int], Tensor]:
 
 
 @pytest.mark.gpu
-def test_the_full_size_fused(full: VGGTOmegaInt8, photographs: Callable[[int], Tensor]) -> None:
+@pytest.mark.parametrize("options", [{}, {"global_attention": "keyframes", "keyframes": 2}], ids=str)
+def test_the_full_size_fused(
+    full: VGGTOmegaInt8, full_floats: VGGTOmegaInt8, photographs: Callable[[int], Tensor], options: dict[str, object]
+) -> None:
+    """Replayed as a graph it is no further from the floats than the modules are."""
     images = photographs(3)
-    want = dict(full.predict(full.checked_call(images)))
+    want = dict(full_floats.predict(full_floats.checked_call(images, **options)))
+    modules = errors(dict(full.predict(full.checked_call(images, **options))), want)
     for _ in range(3):
-        got = dict(full(images))
+        got = dict(full(images, **options))
     assert full.runtime_report().mode == "fused, CUDA graph"
-    assert max(errors(got, want).values()) < 0.05
-    keyed = {"global_attention": "keyframes", "keyframes": 2}
-    want = dict(full.predict(full.checked_call(images, **keyed)))
-    assert max(errors(dict(full(images, **keyed)), want).values()) < 0.05
+    fused = errors(got, want)
+    assert all(fused[name] < 1.5 * modules[name] for name in fused), (fused, modules)
 
 
 @pytest.mark.gpu
