@@ -43,7 +43,7 @@ def rejoined(stream: Stream) -> Tensor:
     return torch.cat([scene.extrinsic for scene in stream.scenes() if scene.extrinsic is not None])
 
 
-@pytest.mark.parametrize(("window", "overlap"), [(8, 3), (8, 7), (5, 1), (30, 4), (23, 3), (2, 1)])
+@pytest.mark.parametrize(("window", "overlap"), [(8, 3), (8, 7), (30, 4), (2, 1)])
 def test_every_frame_comes_once_in_order_and_where_it_is(batch: SceneBatch, window: int, overlap: int) -> None:
     stream = Stream(Oracle(batch), pictures(batch), window=window, overlap=overlap)
     frames = list(stream)
@@ -88,7 +88,7 @@ def test_frames_may_be_of_any_kind(batch: SceneBatch, tmp_path: Path) -> None:
     assert frames[3].name == "clip_3.png"
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 3])
 def test_a_stream_that_was_stopped_goes_on_and_gives_the_same(batch: SceneBatch, tmp_path: Path, stop: int) -> None:
     whole = list(Stream(Oracle(batch), pictures(batch), window=8, overlap=3, folder=tmp_path / "whole"))
     model, cut = Oracle(batch), tmp_path / "cut"
