@@ -14,7 +14,9 @@ def free_port(host: str) -> int:
 
 
 def page_address(host: str, port: int) -> str:
-    """What to type into a browser."""
+    """What to type into a browser, on this machine or, where all of its addresses are listened on, on another."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 import torch
 
-from vggt_int8.address import free_port
+from vggt_int8.address import free_port, page_address
 from vggt_int8.app.compared import (
     Comparison,
     Outcome,
@@ -76,7 +76,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, limits: Limits) -> str:
     font: Any = list(_FONTS)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, url, _ = blocks.launch(
+        blocks.launch(
             server_name=host,
             server_port=port or free_port(host),
             max_file_size=limits.upload_bytes,
@@ -94,7 +94,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, limits: Limits) -> str:
             mcp_server=False,
             inbrowser=False,
         )
-    return str(url).rstrip("/")
+    return page_address(host, blocks.server_port)
 
 
 def _side(name: str) -> tuple[Any, ...]:
