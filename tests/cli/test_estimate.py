@@ -43,9 +43,9 @@ def test_sizes_are_checked(cli) -> None:
     assert "at least 1" in cli("estimate", "--memory-gb", 0, code=2)
 
 
-@pytest.mark.parametrize("gigabytes", [3, 8, 80])
-def test_the_largest_number_fits_and_one_more_does_not(gigabytes: int) -> None:
-    question, memory = Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518)), gigabytes << 30
+@pytest.mark.parametrize(("gigabytes", "keyframes"), [(3, None), (8, 40), (80, None)])
+def test_the_largest_number_fits_and_one_more_does_not(gigabytes: int, keyframes: int | None) -> None:
+    question, memory = Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518), keyframes), gigabytes << 30
     most, on_gpu = question.most_frames(memory), question.frames_on_gpu(memory)
     assert question.need(most, memory).fits
     assert question.need(most, memory).total <= memory
@@ -57,3 +57,10 @@ def test_the_largest_number_fits_and_one_more_does_not(gigabytes: int) -> None:
 def test_none_fit_where_the_weights_do_not() -> None:
     question = Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518))
     assert question.most_frames(1 << 30) == question.frames_on_gpu(1 << 30) == 0
+
+
+def test_key_frames_take_less() -> None:
+    exact, few = (Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518), keys) for keys in (None, 40))
+    assert few.need(400, 12 << 30).total < exact.need(400, 12 << 30).total
+    assert few.most_frames(12 << 30) > exact.most_frames(12 << 30)
+    assert few.need(40, 12 << 30) == exact.need(40, 12 << 30)

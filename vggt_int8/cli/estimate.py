@@ -60,13 +60,17 @@ def estimate(
             **options.each_between(1),
         ),
     ] = None,
+    keyframes: Annotated[
+        int | None,
+        typer.Option(help="Under global attention to so many key frames; by default exact.", **options.between(1)),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Estimate how many frames fit into a GPU's memory, by the runtime's own plan; nothing is loaded."""
     from vggt_int8.runtime.fits import cards_with
 
     rows, pixels = [], height_and_width(size)
-    for name, question in _questions(model, recipe, pixels):
+    for name, question in _questions(model, recipe, pixels, keyframes):
         for gigabytes, memory in cards_with(memory_gb or ()):
             row: dict[str, Any] = {
                 "memory_gb": gigabytes,
@@ -87,15 +91,18 @@ def estimate(
             rows.append(row)
     rows.sort(key=lambda row: row["memory_gb"])  # a stable sort: recipes stay in the order they were given
     if as_json:
-        console.document("estimate", {"model": model or DEFAULT, "size": pixels, "rows": rows})
+        console.document("estimate", {"model": model or DEFAULT, "size": pixels, "keyframes": keyframes, "rows": rows})
     else:
-        console.say(f"{model or DEFAULT}, images of {pixels[0]} x {pixels[1]} pixels, fp16, native backend")
+        how = "" if keyframes is None else f", {keyframes} key frames"
+        console.say(f"{model or DEFAULT}, images of {pixels[0]} x {pixels[1]} pixels, fp16, native backend{how}")
         console.show(_table(rows, frames))
     if frames is not None and not any(row["asked"]["fits"] for row in rows):
         raise typer.Exit(1)
 
 
-def _questions(model: str | None, recipes: list[str] | None, size: tuple[int, int]) -> "list[tuple[str, Question]]":
+def _questions(
+    model: str | None, recipes: list[str] | None, size: tuple[int, int], keyframes: int | None
+) -> "list[tuple[str, Question]]":
     """(name of the recipe, what is asked) of each row's weights. Raises as `from_pretrained` for a bad source."""
     from vggt_int8.recipe import load_recipe
     from vggt_int8.runtime.fits import Question, skeleton, stored_bytes
@@ -104,7 +111,9 @@ def _questions(model: str | None, recipes: list[str] | None, size: tuple[int, in
     if stored is not None and recipes:
         raise ValueError(f"{model} is quantized already, by {stored.name}: leave --recipe out")
     chosen = [stored] if stored is not None else [load_recipe(name) for name in recipes or RECIPES]
-    return [(recipe.name, Question(config, stored_bytes(skeleton(config, recipe)[0]), size)) for recipe in chosen]
+    return [
+        (recipe.name, Question(config, stored_bytes(skeleton(config, recipe)[0]), size, keyframes)) for recipe in chosen
+    ]
 
 
 def _config(model: str | None) -> "tuple[VGGTConfig, Any]":

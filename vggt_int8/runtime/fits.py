@@ -4,7 +4,7 @@ What a call takes is what the runtime itself plans with (`runtime/memory.py`), b
 CUDA keeps of every GPU for a process. So it holds for calls on the native backend in fp16.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,13 @@ from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import prepare_module, stored_dtype
 from vggt_int8.recipe import Recipe
-from vggt_int8.runtime.memory import Plan, Shape, choose_plan, frames_that_fit
+from vggt_int8.runtime.memory import Plan, Shape, choose_plan
 
 # Bytes that CUDA, its libraries and our compiled kernels take of a GPU beside all tensors.
 CONTEXT = 600 << 20
 CARDS = (8, 12, 16, 24, 48, 80)  # GiB, as cards are sold
 NUMBER = 2  # bytes: fp16
+_MOST_FRAMES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Need:
 
 @dataclass(frozen=True)
 class Question:
-    """A network of these sizes, whose weights take so many bytes, for images of `size` (height, width) pixels.
+    """A network of these sizes, whose weights take so many bytes, for images of `size` (height, width) pixels, with
+    global attention to so many key frames, or exact.
 
     Raises ValueError for a size that is no multiple of the patch.
     """
@@ -54,6 +56,7 @@ class Question:
     config: VGGTConfig
     weights: int
     size: tuple[int, int]
+    keyframes: int | None = None
 
     def __post_init__(self) -> None:
         patch = self.config.patch_size
@@ -74,22 +77,32 @@ class Question:
 
     def most_frames(self, memory: int) -> int:
         """That run within `memory` bytes, in the smallest parts. May be 0."""
-        return max(0, frames_that_fit(self._shape(1), self.config, memory - CONTEXT - self.weights))
+        return _largest(_MOST_FRAMES, lambda frames: self.need(frames, memory).fits)
 
     def frames_on_gpu(self, memory: int) -> int:
         """That run without anything waiting in host memory."""
-        low, high = 0, self.most_frames(memory)
-        while low < high:
-            middle = (low + high + 1) // 2
-            found = self.need(middle, memory)
-            low, high = (middle, high) if found.fits and not found.plan.tokens_on_host else (low, middle - 1)
-        return low
+
+        def stays(frames: int) -> bool:
+            need = self.need(frames, memory)
+            return need.fits and not need.plan.tokens_on_host
+
+        return _largest(_MOST_FRAMES, stays)
 
     def _shape(self, frames: int) -> Shape:
-        return Shape(1, frames, *self.size, heads_of(self.config), NUMBER)
+        keys = None if self.keyframes is None or self.keyframes >= frames else self.keyframes
+        return Shape(1, frames, *self.size, heads_of(self.config), NUMBER, keyframes=keys)
 
     def _image_bytes(self, frames: int) -> int:
         return frames * 3 * self.size[0] * self.size[1] * 4
+
+
+def _largest(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest number up to `most` for which something holds that holds for all smaller ones, too; 0 for none."""
+    low = 0
+    while low < most:
+        middle = (low + most + 1) // 2
+        low, most = (middle, most) if holds(middle) else (low, middle - 1)
+    return low
 
 
 def heads_of(config: VGGTConfig) -> tuple[str, ...]:
