@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vggt_int8.export.frames import content_box, in_order
+from vggt_int8.export.frames import content_box, content_of, in_order
 from vggt_int8.export.points import Selection
 from vggt_int8.scene.scene import Scene
 
@@ -168,5 +168,5 @@ def _depth_at(scene: Scene, image: Indices, place: Doubles, expected: Doubles) -
         if scene.transforms[number].opaque is None:
             continue
         here = np.flatnonzero(image == number)
-        agrees[here] &= scene.content(number).numpy().reshape(-1)[corners[:, here]].all(0)
+        agrees[here] &= content_of(scene.transforms[number]).reshape(-1)[corners[:, here]].all(0)
     return found, agrees

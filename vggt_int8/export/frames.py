@@ -1,6 +1,7 @@
 """A scene's frames one by one, several at once: a pool of threads, and what a frame's pixels are in the world.
 
-NumPy, not PyTorch: its functions leave the interpreter's lock to other threads and start none of their own.
+NumPy, not PyTorch, in the threads: its functions leave the interpreter's lock to others and start no threads. PyTorch's
+start as many as there are cores in each thread that calls them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +52,16 @@ def content_box(transform: ImageTransform) -> tuple[int, int, int, int]:
     original_height, original_width = transform.original_size
     right, bottom = left + original_width * transform.scale[0], top + original_height * transform.scale[1]
     return max(round(left), 0), max(round(top), 0), min(round(right), width), min(round(bottom), height)
+
+
+def content_of(transform: ImageTransform) -> NDArray[np.bool_]:
+    """bool [H, W]: `transform.content_mask()`, which starts threads of PyTorch's own in each thread that calls it."""
+    left, top, right, bottom = content_box(transform)
+    content = np.zeros(transform.model_size, np.bool_)
+    content[top:bottom, left:right] = True
+    if transform.opaque is not None:
+        content &= transform.opaque.numpy()
+    return content
 
 
 def surface_normals(points: Array, center: NDArray[Any]) -> Array:

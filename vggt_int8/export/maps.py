@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vggt_int8.export.color import Array, Codes, color_codes, palette
 from vggt_int8.export.contact import Sheet
-from vggt_int8.export.frames import in_order
+from vggt_int8.export.frames import content_of, in_order
 from vggt_int8.export.percentile import counts_of, percentiles
 from vggt_int8.scene.scene import Scene
 
@@ -78,7 +78,7 @@ class _Kind:
         """Write both files of an image and return the colours of its pixels."""
         path, numbers = self.folder / scene.file_stem(index), self.numbers(index)
         np.save(f"{path}.npy", numbers)
-        visible = np.where(scene.content(index).numpy(), numbers, np.float32(np.nan))
+        visible = np.where(content_of(scene.transforms[index]), numbers, np.float32(np.nan))
         codes = color_codes(self.share(visible))
         picture = Image.fromarray(codes)
         picture.putpalette(palette())
@@ -123,7 +123,7 @@ def scene_range(scene: Scene, numbers: Callable[[int], Array], pool: ThreadPoolE
 
     def visible(index: int) -> Array:
         found = numbers(index)
-        return found[scene.content(index).numpy() & np.isfinite(found)]
+        return found[content_of(scene.transforms[index]) & np.isfinite(found)]
 
     def look_again(near: Callable[[Array], list[Array]]) -> Iterator[list[Array]]:
         return in_order(pool, lambda index: near(visible(index)), range(len(scene)))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggt_int8.export.color import Array, Colors
-from vggt_int8.export.frames import depth_steps, frame_pool, in_order, surface_normals
+from vggt_int8.export.frames import content_box, content_of, depth_steps, frame_pool, in_order, surface_normals
 from vggt_int8.export.masks import find_masks, read_mask
 from vggt_int8.export.percentile import counts_of, percentiles
 from vggt_int8.export.voxels import VoxelGrid
@@ -252,19 +252,20 @@ def _select(
 
     def look(index: int) -> tuple[NDArray[np.uint8], dict[str, int], NDArray[np.int64] | None]:
         """What can be said of a frame by itself, and the counts for the percentile."""
-        content = scene.content(index).numpy()
-        transparent = int(scene.transforms[index].transparent_mask().sum())
-        kept = content if masks is None else content & read_mask(masks[index], scene.transforms[index])
+        transform = scene.transforms[index]
+        content, (left, top, right, bottom) = content_of(transform), content_box(transform)
+        inside, shown = max(bottom - top, 0) * max(right - left, 0), int(np.count_nonzero(content))
+        kept = content if masks is None else content & read_mask(masks[index], transform)
         confidence = confidence_of(scene, source, index)
         finite = kept & _finite(scene, source, index)
         if confidence is not None:
             finite &= np.isfinite(confidence)
-        shown, unmasked = int(content.sum()), int(kept.sum())
+        unmasked = int(np.count_nonzero(kept))
         here = {
-            "padding": size - shown - transparent,
-            "transparent": transparent,
+            "padding": size - inside,
+            "transparent": inside - shown,
             "masked": shown - unmasked,
-            "not_finite": unmasked - int(finite.sum()),
+            "not_finite": unmasked - int(np.count_nonzero(finite)),
         }
         return np.packbits(finite), here, None if confidence is None else counts_of(confidence[finite])
 
