@@ -5,8 +5,6 @@ Everything here is looked at before a weight is read, in the order of its cost: 
 
 import os
 import re
-import warnings
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,11 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from vggt_int8.embedded import resolve_source
-from vggt_int8.listing import first_few
-from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.keywords import HUB_KEYWORDS
 from vggt_int8.model.network_config import NetworkConfig
-from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.size import FAR_LARGER
 from vggt_int8.pretrained.checkpoint import read_headers
+from vggt_int8.pretrained.kinds import config_class, config_class_of_names, heads_found
 from vggt_int8.pretrained.names import load_tensors, plain_names
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
 from vggt_int8.quant.backends import BackendError
@@ -33,7 +29,6 @@ from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.saves.writing import restore
 
-_OMEGA_ALONE = ("aggregator.inter_frame_blocks.", "dense_head.", "text_alignment_head.")
 _DTYPES = {
     "fp64": torch.float64,
     "fp32": torch.float32,
@@ -75,12 +70,6 @@ def load_config(source: str, kwargs: dict[str, Any], kind: type[NetworkConfig] |
     return make_config(data, source, changed, kind)
 
 
-def config_class(data: Any) -> type[NetworkConfig]:
-    """Of what a config.json holds: by its `model_type`, and VGGT's where that says nothing."""
-    found = data.get("model_type") if isinstance(data, Mapping) else None
-    return VGGTOmegaConfig if found == VGGTOmegaConfig.model_type else VGGTConfig
-
-
 def config_class_of(source: str) -> type[NetworkConfig]:
     """Of a folder, Hub id or file: by config.json, or where a file has none beside it by the names of its tensors.
 
@@ -92,11 +81,6 @@ def config_class_of(source: str) -> type[NetworkConfig]:
     if os.path.lexists(beside := path.parent / "config.json"):
         return config_class(read_json(beside))
     return config_class_of_names(plain_names(read_headers([source])).values())
-
-
-def config_class_of_names(names: Iterable[str]) -> type[NetworkConfig]:
-    """Of the plain names of a network's tensors."""
-    return VGGTOmegaConfig if any(name.startswith(_OMEGA_ALONE) for name in names) else VGGTConfig
 
 
 def _config_below(folder: Path) -> str:
@@ -315,23 +299,6 @@ def open_file(
     if beside and path.name == SAFE_WEIGHTS_NAME:
         return str(path.parent), config
     return "", config
-
-
-def heads_found(
-    names: Iterable[str], source: str, kind: type[NetworkConfig], asked: Mapping[str, Any]
-) -> dict[str, bool]:
-    """Field of the config -> whether a file with tensors of these names has that head; warns of those that a whole
-    checkpoint has. asked: fields that the caller decides.
-    """
-    parts = {name.split(".", 1)[0] for name in names}
-    if not parts & {*kind.head_fields, "aggregator"}:  # of something else, which loading says
-        return {}
-    found = {field: part in parts for part, field in kind.head_fields.items()}
-    gone = [field for field, there in found.items() if not there and getattr(kind, field) and field not in asked]
-    if gone:
-        heads = first_few([field.removeprefix("enable_") for field in gone])
-        warnings.warn(f"{source} has no weights of these heads: {heads}; it is loaded without", stacklevel=2)
-    return found
 
 
 def load_file(source: str, config: NetworkConfig) -> dict[str, Tensor]:

@@ -1,0 +1,40 @@
+"""Which network a checkpoint is of, and which heads it has: by its config.json, else by the names of its tensors."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vggt_int8.listing import first_few
+from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.network_config import NetworkConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
+
+_OMEGA_ALONE = ("aggregator.inter_frame_blocks.", "dense_head.", "text_alignment_head.")
+
+
+def config_class(data: Any) -> type[NetworkConfig]:
+    """Of what a config.json holds: by its `model_type`, and VGGT's where that says nothing."""
+    found = data.get("model_type") if isinstance(data, Mapping) else None
+    return VGGTOmegaConfig if found == VGGTOmegaConfig.model_type else VGGTConfig
+
+
+def config_class_of_names(names: Iterable[str]) -> type[NetworkConfig]:
+    """Of the plain names of a network's tensors."""
+    return VGGTOmegaConfig if any(name.startswith(_OMEGA_ALONE) for name in names) else VGGTConfig
+
+
+def heads_found(
+    names: Iterable[str], source: str, kind: type[NetworkConfig], asked: Mapping[str, Any]
+) -> dict[str, bool]:
+    """Field of the config -> whether a file with tensors of these names has that head; warns of those that a whole
+    checkpoint has. asked: fields that the caller decides.
+    """
+    parts = {name.split(".", 1)[0] for name in names}
+    if not parts & {*kind.head_fields, "aggregator"}:  # of something else, which loading says
+        return {}
+    found = {field: part in parts for part, field in kind.head_fields.items()}
+    gone = [field for field, there in found.items() if not there and getattr(kind, field) and field not in asked]
+    if gone:
+        heads = first_few([field.removeprefix("enable_") for field in gone])
+        warnings.warn(f"{source} has no weights of these heads: {heads}; it is loaded without", stacklevel=2)
+    return found
