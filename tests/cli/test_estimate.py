@@ -1,6 +1,7 @@
 """`vggt-int8 estimate`: what fits, by the runtime's own plan."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_the_largest_number_fits_and_one_more_does_not(gigabytes: int, keyframes
     assert not question.need(most + 1, memory).fits
     assert not question.need(on_gpu, memory).plan.tokens_on_host
     assert question.need(on_gpu + 1, memory).plan.tokens_on_host
+
+
+def test_key_frames_let_more_frames_fit() -> None:
+    exact = Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518))
+    keyed, memory = replace(exact, keyframes=40), 24 << 30
+    assert keyed.frames_on_gpu(memory) > exact.frames_on_gpu(memory)
+    assert keyed.need(1000, memory).work < exact.need(1000, memory).work
+    assert keyed.need(30, memory) == exact.need(30, memory)
 
 
 def test_none_fit_where_the_weights_do_not() -> None:

@@ -122,7 +122,7 @@ class Shape:
         kept = 2 * (on_device - 1) if on_device else 0
         rows = min(plan.rows, tokens)
         mlp = int((config.mlp_ratio * (self.number_bytes + 1) + 1) * config.embed_dim) * rows
-        if self.keyframes is None:
+        if self.keyframes is None or self.keyframes >= self.frames:
             return tokens * unit * kept + max(5 * tokens * unit, 2 * tokens * unit + mlp)
         frames, per_frame = self.batch * self.frames, self.tokens_per_frame(config) * unit
         inside = 4 * min(plan.frames, frames)
