@@ -188,7 +188,7 @@ def test_bytes_per_token_are_those_of_the_text(frames: int, plan: memory.Plan, o
 
 def test_key_frames_take_what_the_text_says() -> None:
     """Two tensors of x beside the halves that are kept, and of the frames at work q and the output, or q k v and it."""
-    for keyframes, at_work in ((40, 3 * 40 + 2 * 128), (0, 2 * 128), (1000, 3 * 1000 + 2 * 128)):
+    for keyframes, at_work in ((40, 3 * 40 + 2 * 128), (0, 2 * 128), (999, 3 * 999 + 2 * 128)):
         blocks = replace(shape(1000), keyframes=keyframes)._block_bytes(CONFIG, PLANS[0])
         assert blocks == (1000 * (6 + 2) + at_work) * 1041 * 2048
 
