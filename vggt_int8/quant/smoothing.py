@@ -83,7 +83,8 @@ def estimated_inputs(seam: Seam, tensor_of: TensorOf) -> Tensor:
     if not seam.values:
         return (scale.square() + shift.square()).sqrt()
     weight, bias = _value_rows(seam, tensor_of)
-    mean = weight @ shift if bias is None else weight @ shift + bias
+    mean = (weight * shift).sum(1)  # not a product of BLAS, whose last bit depends on where in memory a weight lies
+    mean = mean if bias is None else mean + bias
     return ((weight * scale).square().sum(1) + mean.square()).sqrt()
 
 
