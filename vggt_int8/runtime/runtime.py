@@ -10,7 +10,7 @@ after every call, on the network's own modules as well.
 import warnings
 import weakref
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from vggt_int8.kernels.cpu.memory import give_back_surplus, keep_freed_memory
 from vggt_int8.kernels.cuda.launch import compiling
 from vggt_int8.machine import free_gpu_bytes
 from vggt_int8.model.call import Call
-from vggt_int8.model.network import Network
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.runtime.eligibility import Eligibility
 from vggt_int8.runtime.graphs import GraphCache
@@ -41,6 +40,13 @@ from vggt_int8.runtime.report import RuntimeReport
 LowVram = bool | Literal["auto"]
 Mode = Literal["auto", "on", "off"]
 REPLAYED = "fused, CUDA graph"
+Output = TypeVar("Output", covariant=True)
+
+
+class Predicts(Protocol[Output]):
+    """What type checkers need of a network: which output it gives. All that run here are `model.network.Network`s."""
+
+    def predict(self, call: Call) -> Output: ...
 
 
 class _Ahead(NamedTuple):
@@ -50,7 +56,7 @@ class _Ahead(NamedTuple):
     eligibility: Eligibility
 
 
-class Runtime:
+class Runtime(Generic[Output]):
     """Runs `model` (which must outlive it): `Runtime(model)(images)` is `model(images)`, faster and smaller.
 
     low_vram: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
@@ -61,7 +67,7 @@ class Runtime:
         "off": all calls do.
     """
 
-    def __init__(self, model: Network, low_vram: LowVram = "auto", mode: Mode = "on") -> None:
+    def __init__(self, model: Predicts[Output], low_vram: LowVram = "auto", mode: Mode = "on") -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
         if not isinstance(low_vram, bool) and low_vram != "auto":  # 1 equals True, and is not it
@@ -102,11 +108,11 @@ class Runtime:
         self._graphs.clear()
         self._eligibility = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Output:
         """`run` for the arguments of the network's `forward`; see there for them and for what is raised."""
         return self.run(self.model.checked_call(*args, **kwargs))
 
-    def run(self, call: Call) -> Any:
+    def run(self, call: Call) -> Output:
         """One call, fused or on the network's own modules, as `mode` has it. Results are new tensors, never overwritten
         by a later call. `frames_chunk_size` is an upper bound for fused dense heads.
 
