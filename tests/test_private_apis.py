@@ -54,7 +54,7 @@ OF_TRITON = (
     *("triton.compiler.errors.CompilationError", "triton.runtime.errors.OutOfResources"),
     "triton.runtime.errors.PTXASError",
 )
-PUBLIC = {"_fields", "_asdict", "_replace"}  # of named tuples, by Python's documentation
+PUBLIC = {"_fields", "_asdict", "_replace", "_exit"}  # of named tuples and of os, by Python's documentation
 OF_PYTHON = {"_abc_impl", "_is_protocol", "_is_runtime_protocol", "_backward_cls"}  # put into a class by its kind
 
 

@@ -26,7 +26,7 @@ from vggt_int8.cli.loading import load_model
 from vggt_int8.cli.run import default_points
 from vggt_int8.difference import relative_error
 from vggt_int8.eval.compare import compare_model_outputs
-from vggt_int8.model.omega.layers import KeylessBiasLinear
+from vggt_int8.model.omega.constants import KeylessBiasLinear
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.plan import make_plan
 from vggt_int8.quant.quantize import replace_module

@@ -8,7 +8,7 @@ import torch
 
 from tests.training.runs import ONLY, entries
 from vggt_int8 import VGGTOmega
-from vggt_int8.model.omega.layers import ConstantBuffer
+from vggt_int8.model.omega.constants import ConstantBuffer
 from vggt_int8.training.config import TrainingConfig, config_from_table, load_run
 from vggt_int8.training.run import export, trained_model
 from vggt_int8.training.trainer import Trainer

@@ -32,7 +32,7 @@ def frame_pool() -> Iterator[ThreadPoolExecutor]:
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`work` of each item, in their order; only a few more than there are threads are under way or waiting."""
-    ahead = 2 * pool._max_workers
+    ahead = 2 * max(1, threads())
     waiting: list[Future[Result]] = []
     try:
         for item in items:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vggt_int8.model.omega.layers import KeylessBiasLinear
+from vggt_int8.model.omega.constants import KeylessBiasLinear
 
 MASK = "bias_mask"
 _ROWS = 3  # that a foreign layer is asked for

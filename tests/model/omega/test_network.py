@@ -10,7 +10,8 @@ from torch import Tensor
 from vggt_int8 import VGGTOmega, VGGTOmegaConfig
 from vggt_int8.difference import relative_error
 from vggt_int8.global_attention import GlobalAttention
-from vggt_int8.model.omega.layers import KeylessBiasLinear, apply_axial_rope, axial_rope_table
+from vggt_int8.model.omega.constants import KeylessBiasLinear
+from vggt_int8.model.omega.layers import apply_axial_rope, axial_rope_table
 
 Make = Callable[..., VGGTOmega]
 SIZES = ("img_size", "embed_dim", "encoder_num_heads", "num_heads", "dpt_features", "dpt_out_channels")

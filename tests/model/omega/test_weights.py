@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from vggt_int8 import CheckpointError, VGGTOmega, VGGTOmegaConfig, VGGTOmegaInt8
-from vggt_int8.model.omega.layers import ConstantBuffer
+from vggt_int8.model.omega.constants import ConstantBuffer
 
 Make = Callable[..., VGGTOmega]
 

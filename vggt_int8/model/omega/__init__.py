@@ -1,6 +1,6 @@
 """VGGT-Ω: the parts in which it differs from VGGT; what both share lies one folder up.
 
-- Queries, keys and values: one linear, whose bias has no part for keys (`layers.py`).
+- Queries, keys and values: one linear, whose bias has no part for keys (`constants.py`).
 - Positions: rotary embeddings of the patches alone, in the encoder and in frame blocks (`layers.py`, `encoder.py`).
 - Between frames: in some layers camera and register tokens alone (`aggregator.py`).
 - Cameras: one pass over the camera and register tokens of all frames (`camera_head.py`).

@@ -24,10 +24,10 @@ from vggt_int8.model.network import Network
 from vggt_int8.model.omega.aggregator import OmegaAggregator
 from vggt_int8.model.omega.camera_head import OmegaCameraHead
 from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.omega.constants import ConstantBuffer
 from vggt_int8.model.omega.dense_head import OmegaDenseHead
 from vggt_int8.model.omega.encoder import OmegaEncoder
 from vggt_int8.model.omega.files import read_weights
-from vggt_int8.model.omega.layers import ConstantBuffer
 from vggt_int8.model.omega.text_head import TextAlignmentHead
 
 HEADS = {"camera": "camera_head", "depth": "dense_head", "text": "text_alignment_head"}
