@@ -62,6 +62,7 @@ def test_static_scales_are_calibrated_on_what_is_said(
     found = json.loads(cli("inspect", out, "--json"))
     assert found["calibration"]["images"] == 1
     assert found["training"]["scales"] == "learned"
+    config.write_text('start = "nearest"\n' + CONFIG)  # which reads no images, as GPTQ does
     arguments = ("qat", tiny, photos[0].parent, "-o", tmp_path / "other", "--config", config)
     assert "needs no images" in cli(*arguments, "--calibration", photos[0], "--recipe", "int8_rotated", code=2)
 
