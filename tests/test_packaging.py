@@ -6,9 +6,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_wheel_is_complete(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

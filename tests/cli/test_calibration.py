@@ -16,6 +16,7 @@ def static(cli, tiny: Path, out: Path, photos: list[Path], *extra: object) -> st
     return cli("quantize", tiny, "-o", out, "--recipe", "int8_static_rotated", *given, *extra)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibrated with")
 def test_quantize_and_inspect(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
     text = static(cli, tiny, tmp_path / "out", photos, "--samples", 2, "--observer", "histogram", "--seed", 5)

@@ -10,6 +10,7 @@ from vggt_int8 import doctor
 from vggt_int8.doctor import Gpu, Trial, try_it
 
 
+@pytest.mark.slow
 def test_this_machine_can_run_int8(cli) -> None:
     found = json.loads(cli("doctor", "--json"))
     assert found["trial"]["mode"].startswith("fused")

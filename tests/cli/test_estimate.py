@@ -15,6 +15,7 @@ def rows(cli, *arguments: object) -> list[dict]:
     return json.loads(cli("estimate", *arguments, "--json"))["rows"]
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_a_checkpoint(cli) -> None:
     found = rows(cli, "--memory-gb", 12, "-r", "fp16", "-r", "int8_dynamic")
     assert {row["recipe"]: row["weight_bytes"] for row in found} == {
@@ -22,18 +23,21 @@ def test_weights_are_those_of_a_checkpoint(cli) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_quantized_model_brings_its_recipe(cli, tiny_int8: Path) -> None:
     (row,) = rows(cli, tiny_int8, "--memory-gb", 8, "--size", "42x56")
     assert row["recipe"] == "int8_dynamic"
     assert "quantized already" in cli("estimate", tiny_int8, "-r", "fp16", code=2)
 
 
+@pytest.mark.slow
 def test_text_names_the_way_it_runs(cli) -> None:
     lines = cli("estimate", "-r", "int8_rotated", "--memory-gb", 80, "--memory-gb", 6, "--frames", 200).splitlines()
     assert "host memory" in lines[2]
     assert "all on the GPU" in lines[3]
 
 
+@pytest.mark.slow
 def test_frames_that_fit_nowhere_are_an_exit_code(cli) -> None:
     cli("estimate", "-r", "int8_rotated", "--memory-gb", 2, "--frames", 1000, code=1)
 

@@ -37,6 +37,7 @@ def test_nothing_is_sent_in_a_dry_run(cli, checkpoint: Path, monkeypatch: pytest
     assert "README.md" in cli("push", checkpoint, REPO, "--dry-run")
 
 
+@pytest.mark.slow
 def test_the_card_tells_what_was_measured(cli, tiny: Path, checkpoint: Path, make_row) -> None:
     cli("eval", tiny, checkpoint, "--scenes", 2, "--views", 3, "--points", 50, "-o", checkpoint / "scores")
     for frames, ms in ((1, 2.5), (10, 30.0)):

@@ -188,6 +188,7 @@ def test_what_is_missing_or_damaged_is_named(made: tuple[Path, Truth], tmp_path:
         Eth3dScenes(tmp_path, CONFIG)
 
 
+@pytest.mark.slow
 def test_eval_scores_a_model_on_it(made: tuple[Path, Truth], bare_checkpoint: Path, tmp_path: Path, cli) -> None:
     arguments = ("eval", bare_checkpoint, "-r", "int8_dynamic", "--views", 3, "--device", "cpu", "--points", 100)
     text = cli(*arguments, "--data", f"eth3d:{made[0]}", "-o", tmp_path / "eth3d")

@@ -88,6 +88,7 @@ def test_vggt(make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor, tiny_point
     assert {value for values in same["geometry"].values() for value in values.values()} == {0}
 
 
+@pytest.mark.slow
 def test_an_offloaded_model(make_tiny: Callable[[], VGGTInt8], tiny_images: Tensor) -> None:
     int8 = quantize(make_tiny())
     int8.set_runtime("off")  # as offloaded models run

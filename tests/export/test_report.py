@@ -35,6 +35,7 @@ def test_document_is_json_with_every_part(transforms: list[ImageTransform]) -> N
     assert document["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_versions_come_without_importing_the_libraries() -> None:
     script = (
         "import sys; from vggt_int8.export.report import installed_versions; before = set(sys.modules);"

@@ -36,6 +36,7 @@ def test_a_kill_at_any_moment_leaves_old_or_new_or_no_last_entry(tmp_path: Path)
     assert seen == {"old", "new", "incomplete"}
 
 
+@pytest.mark.slow
 def test_putting_back_may_be_killed_as_well(tmp_path: Path) -> None:
     def half() -> None:
         with staging_folder(tmp_path) as staging:
@@ -158,6 +159,7 @@ def test_two_writers_of_one_folder_take_turns(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_a_writer_of_a_folder_that_another_left_in_pieces_meanwhile(tmp_path: Path) -> None:
     fill(tmp_path, "a.json", "data/old.npy")
     with staged_folder(tmp_path, entries=ENTRIES, overwrite=True, owned=lambda _: OURS) as folder:

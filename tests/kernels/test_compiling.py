@@ -141,7 +141,7 @@ assert len(compiled) == 2, "and then it is there"
 
 
 @pytest.mark.parametrize("attention", [pytest.param("chosen", marks=SLOW), pytest.param("candidates", marks=LONG)])
-@pytest.mark.parametrize("arch", [80, 90])  # 86 and 89 take the code of 80
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=LONG), 90])  # 86 and 89 take the code of 80
 def test_all_kernels_compile(arch: int, attention: str, tmp_path: Path) -> None:
     """With the attention kernel as it is chosen, and as benchmarks/attention.py tries it."""
     pytest.importorskip("triton")

@@ -69,6 +69,7 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+@pytest.mark.slow
 def test_in_place_from_a_file_and_loaded_again_is_one_model(
     make: Callable[[], VGGTOmega], config: VGGTOmegaConfig, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -52,9 +52,10 @@ OVER = {
 }
 
 
-MARKS = {  # the other one is quick
+MARKS = {
     "fp32 over INT8": pytest.mark.slow,
-    "a file over shards": pytest.mark.slow,
+    "shards over shards": pytest.mark.slow,
+    "a file over shards": pytest.mark.exhaustive,
     "another recipe of the same shapes": pytest.mark.exhaustive,
     "shards over a file": pytest.mark.exhaustive,
 }

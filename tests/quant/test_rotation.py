@@ -224,6 +224,7 @@ def test_a_rotated_weight_only_rule(make_tiny: Callable[[], VGGTInt8], tiny_imag
     assert relative_error(model(tiny_images).depth, plain(tiny_images).depth) < 0.02
 
 
+@pytest.mark.slow
 def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
     bare_checkpoint: Path, tmp_path: Path, tiny_images: Tensor
 ) -> None:

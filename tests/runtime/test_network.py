@@ -175,6 +175,7 @@ def test_the_model_stays_as_it_is(make_quantized: Make, tmp_path: Path) -> None:
     assert torch.equal(again(images).depth, model(images).depth)
 
 
+@pytest.mark.slow
 def test_a_copy_and_a_pickle_have_a_runtime_of_their_own(make_quantized: Make) -> None:
     model, images = make_quantized("int8_dynamic"), images_of(1, 2)
     model.set_runtime("on", low_vram=True)

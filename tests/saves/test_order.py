@@ -21,6 +21,7 @@ def save_training(folder: Path, _: Path) -> None:
     save_checkpoint(folder, model, [torch.optim.AdamW(model.parameters())], {"step": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save", "last", "least"), [(save_model, "config.json", 4), (save_training, "trainer.json", 2)]
 )

@@ -198,6 +198,7 @@ def test_visibility_is_what_marching_along_the_ray_finds() -> None:
     assert not truth.visibility[~inside].any()
 
 
+@pytest.mark.slow
 def test_same_seed_same_scene_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = scene_seeds("free", range(4))
     whole = render_scenes(seeds, 3, (20, 24), tracks=5)

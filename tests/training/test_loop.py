@@ -97,6 +97,7 @@ def test_time_limit_and_validation(tiny_config: TrainingConfig, tmp_path: Path) 
     assert trainer.network.training
 
 
+@pytest.mark.slow
 def test_tracks_are_trained_too(tracking_config: TrainingConfig, tmp_path: Path) -> None:
     trainer = Trainer(tracking_config, tmp_path)
     before = trainer.network.track_head.tracker.updateformer.flow_head.weight.clone()

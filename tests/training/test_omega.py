@@ -16,6 +16,7 @@ from vggt_int8.training.trainer import Trainer
 MINI = Path(__file__).parents[2] / "vggt_int8/assets/mini_omega/training.toml"
 
 
+@pytest.mark.slow
 def test_a_run_learns_goes_on_and_is_exported(omega_training: TrainingConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     Trainer(omega_training, out).train(dataclasses.replace(ONLY, max_steps=6))

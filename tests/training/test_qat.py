@@ -346,6 +346,7 @@ def test_a_recipe_with_folded_factors_trains_what_is_folded(
     assert end.best_loss <= end.start_loss
 
 
+@pytest.mark.slow
 def test_training_begins_at_the_codes_that_inputs_choose(model: Path) -> None:
     recipe = dataclasses.replace(load_recipe("int8_static_rotated"), rounding="gptq")
     images = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -66,7 +66,12 @@ def test_predict(shape: tuple[int, int, int], channels: int, inverse_log: bool) 
 
 
 @pytest.mark.parametrize(
-    ("tokens", "per_frame", "heads", "dim"), [(1, 1, 2, 64), (74, 37, 3, 64), (12, 6, 16, 24), (5, 5, 1, 8)]
+    ("tokens", "per_frame", "heads", "dim"),
+    [
+        *((1, 1, 2, 64), (5, 5, 1, 8)),
+        pytest.param(12, 6, 16, 24, marks=pytest.mark.slow),
+        pytest.param(74, 37, 3, 64, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_qk_norm_rope(tokens: int, per_frame: int, heads: int, dim: int) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
