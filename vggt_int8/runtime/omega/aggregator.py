@@ -54,8 +54,9 @@ class OmegaBlocks(Blocks):
         block = self.aggregator.inter_frame_blocks[layer]
         if layer not in self.aggregator.register_layers:
             return self.between_frames(block, layer, x, out)
-        out = x.clone() if out is None else out
-        if out is not x:
+        if out is None:
+            out = x.clone()
+        elif out is not x:
             out.copy_(x)
         tokens, count = out.view(self.batch * self.frames, self.rope.shape[1], -1), self.aggregator.num_special
         special = tokens[:, :count].clone(memory_format=torch.contiguous_format).flatten(0, 1)
