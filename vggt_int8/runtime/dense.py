@@ -35,9 +35,9 @@ def predict(
     head: DPTHead, tokens: dict[int, Halves], image_size: tuple[int, int], at_once: int, on_host: bool
 ) -> tuple[Tensor, Tensor]:
     """Values [F, H, W, n] and confidence [F, H, W], fp32, of all frames; on the host if asked."""
-    run = MapCall(head, tokens, image_size)
     if on_host:
         return predict_together([head], tokens, image_size, at_once, on_host, forget=False)[0]
+    run = MapCall(head, tokens, image_size)
     values, confidences = run.new_maps(run.frames)
     for part in run.parts(at_once):
         run.predict_(part, values[part], confidences[part])
