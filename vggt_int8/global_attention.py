@@ -78,7 +78,7 @@ class GlobalAttention:
         return GlobalAttention(layers, self.keyframes if "keyframes" in layers else KEYFRAMES)
 
     def __str__(self) -> str:
-        """Such as "exact", "keyframes (K = 40)" or "frames in layers 0-8, keyframes (K = 40) in 9-23"."""
+        """Such as "exact", "keyframes (K = 40)" or "layers: frames in 0-8, keyframes (K = 40) in 9-23"."""
         runs: list[tuple[Looks, int, int]] = []
         for layer, word in enumerate(self.layers):
             if runs and runs[-1][0] == word:

@@ -29,7 +29,9 @@ Kernel = SDPBackend | Literal["triton"]
 
 @dataclass(frozen=True)
 class Rule:
-    """`order` is tried first to last, for GPUs of compute capability `arch` / 10 and up and at least `tokens` keys."""
+    """`order` is tried first to last, for GPUs of compute capability `arch` / 10 and up and at least `tokens`
+    queries or keys.
+    """
 
     arch: int
     tokens: int
@@ -90,6 +92,6 @@ def _by_our_kernel(q: Tensor, order: tuple[Kernel, ...]) -> bool:
 
 
 def backends(arch: int, tokens: int, elements: int) -> tuple[Kernel, ...]:
-    """The kernels to try, best first; elements: of the qkv tensor."""
+    """The kernels to try, best first. tokens: queries or keys, of which there are more; elements: of the qkv tensor."""
     order = next(rule.order for rule in RULES if arch >= rule.arch and tokens >= rule.tokens)
     return tuple(kernel for kernel in order if kernel != CUDNN) if elements > LARGE else order

@@ -16,7 +16,7 @@ tokens a frame; all other sizes by `Shape.peak_bytes`):
       in pieces         tokens go as outputs come: all but the last layer's; at the end outputs, the largest twice
     tracks              per query point and frame: 12 KB, or 7 KB and 81 KB per frame at work
 
-So 100 frames peak at 1.24 GB (blocks) + 1.3 (kept) or 1.7 + 0.66 (8 frames in a head). With exact attention 1000 frames
+So 100 frames peak at 1.07 GB (blocks) + 1.3 (kept) or 1.7 + 0.66 (8 frames in a head). With exact attention 1000 frames
 need 23 GB in the blocks, with key frames 17 and a little more; kept tokens that do not fit (4.3 GB a layer) go to the
 host and back, which takes 0.2 s a layer.
 """
