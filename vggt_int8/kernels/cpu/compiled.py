@@ -202,8 +202,8 @@ def _apart(x: Tensor, rotate_half: bool) -> int:
 
 def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> None:
     """`reference.norm_rope` in place for x that is `usable`."""
-    norm, table = as_floats(weight, bias), rope.float().contiguous()
-    call("vi_norm_rope", x, *x.shape, 1, *norm, *norm, table, rope.shape[1], _apart(x, False), eps)
+    floats = as_floats(weight, bias, weight, bias, rope)
+    call("vi_norm_rope", x, *x.shape, 1, *floats, rope.shape[1], _apart(x, False), eps)
 
 
 def resize(
