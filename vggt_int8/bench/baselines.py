@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,11 @@ def bf16_autocast(source: Source, device: torch.device) -> Network:
     return Network(model, _autocast(model, device))
 
 
+def is_fastvggt(theirs: Any) -> bool:
+    """Whether a class `VGGT` of a package `vggt` is FastVGGT's (`bench/fastvggt.py`), not the reference's."""
+    return "merging" in inspect.signature(theirs).parameters
+
+
 def reference(source: Source, device: torch.device) -> Network:
     """The reference repository's own code, where `import vggt` works, as its README runs it.
 
@@ -125,7 +130,7 @@ def reference(source: Source, device: torch.device) -> Network:
     sizes = ("encoder_depth", "encoder_num_heads", "depth", "num_heads", "camera_depth", "dpt_layers")
     if any(getattr(source.config, name) != getattr(VGGTConfig(), name) for name in sizes):
         raise UnavailableError(f"the reference code has VGGT-1B's depth alone, and {source.name} has another")
-    if "merging" in inspect.signature(theirs).parameters:
+    if is_fastvggt(theirs):
         raise UnavailableError("`import vggt` finds FastVGGT, not the reference repository")
     options = {"img_size": source.config.img_size, "patch_size": source.config.patch_size}
     options |= {"embed_dim": source.config.embed_dim}

@@ -6,21 +6,14 @@ of the reference repository is, so one process finds one of both.
 """
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vggt_int8.bench.baselines import COMPARED, Network, UnavailableError
+from vggt_int8.bench.baselines import COMPARED, Network, UnavailableError, is_fastvggt
 from vggt_int8.bench.source import Source
-
-
-def is_fastvggt(theirs: Any) -> bool:
-    """Whether a class `VGGT` of a package `vggt` is FastVGGT's."""
-    return "merging" in inspect.signature(theirs).parameters
 
 
 def fastvggt(source: Source, device: torch.device) -> Network:
