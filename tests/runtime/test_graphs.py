@@ -1,4 +1,4 @@
-"""The cache of CUDA graphs: what it captures when, and what it forgets. The graphs themselves: `test_cuda.py`."""
+"""The cache of CUDA graphs: what it captures when, and what it forgets. The graphs themselves: `cuda/`."""
 
 import pytest
 import torch
