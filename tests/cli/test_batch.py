@@ -80,6 +80,12 @@ def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Pa
     for name in ("cameras.json", "points.ply"):
         assert (tmp_path / "out" / "a" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
+    cli("export", tmp_path / "out" / "a", "-f", "glb")
+    report = json.loads((tmp_path / "out" / "a" / "report.json").read_text())
+    assert (report["command"], "scene.glb" in report["files"]) == ("batch", True)
+    summary = json.loads(cli("batch", bare_int8, scenes, "-o", tmp_path / "out", *attention, "--json"))
+    assert statuses(summary) == {"a": "done", "b": "done"}
+
 
 def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
