@@ -77,7 +77,16 @@ def test_what_cannot_be_copied_is_named(tmp_path: Path, photos: Scene, scene: Sc
     Image.new("RGB", (10, 10)).save(tmp_path / "photos/a.png")
     (tmp_path / "third").mkdir()
     with pytest.raises(ValueError, match=r"a\.png has \(10, 10\) pixels \(H, W\) and had \(56, 84\)"):
-        write_scene(tmp_path / "third", photos, ("glb",), copy)
+        write_scene(tmp_path / "third", photos, ("glb",), ExportOptions(images="link"))
+
+
+def test_damaged_exif_is_no_damage_of_the_picture(tmp_path: Path, photos: Scene) -> None:
+    with Image.open(tmp_path / "photos/a.png") as picture:
+        picture.save(tmp_path / "photos/a2.png", exif=b"Exif\0\0" + b"junk" * 20)
+    scene = replace(photos, files=[tmp_path / "photos/a2.png", tmp_path / "photos/my phone/b.jpg"])
+    (tmp_path / "out").mkdir()
+    summary = write_scene(tmp_path / "out", scene, ("glb",), ExportOptions(images="copy"))
+    assert (summary["images"]["copied"], summary["images"]["written_upright"]) == (1, 1)
 
 
 def test_names_are_relative_to_the_folder_that_all_share_and_unique(scene: Scene) -> None:

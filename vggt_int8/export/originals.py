@@ -17,6 +17,7 @@ from PIL import Image
 from vggt_int8.export.frames import in_order
 from vggt_int8.export.naming import image_names
 from vggt_int8.images import open_image
+from vggt_int8.images.decode import read_orientation
 from vggt_int8.listing import first_few
 from vggt_int8.scene.scene import Scene
 
@@ -24,13 +25,12 @@ Placing = Literal["copy", "link"]
 SCALES = (2, 4, 8)
 _SAVING: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _SAVED_AS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
-_SIDEWAYS = 0x0112  # EXIF orientation
 
 
 def stored_turned(scene: Scene) -> list[str]:
     """The names of images whose file is stored in another orientation than it is looked at."""
     names = zip(image_names(scene), scene.files, strict=True)
-    return [name for name, file in names if file is not None and file.is_file() and _orientation(file) != 1]
+    return [name for name, file in names if file is not None and file.is_file() and read_orientation(file)[0] != 1]
 
 
 def place_images(
@@ -55,13 +55,11 @@ def place_images(
         assert source is not None
         target = folder / "images" / names[index]
         target.parent.mkdir(parents=True, exist_ok=True)
-        upright = _orientation(source) == 1
-        picture = None
-        if scales or not upright:
-            picture = open_image(source)
-            size, expected = (picture.height, picture.width), scene.transforms[index].original_size
-            if size != expected and upright:
-                raise ValueError(f"{source} has {size} pixels (H, W) and had {expected} when it was read")
+        orientation, size = read_orientation(source)
+        if size != (expected := scene.transforms[index].original_size):
+            raise ValueError(f"{source} has {size} pixels (H, W) and had {expected} when it was read")
+        upright = orientation == 1
+        picture = open_image(source) if scales or not upright else None
         if upright and how == "link":
             target.symlink_to(source)
         elif upright:
@@ -97,10 +95,3 @@ def _save(picture: Image.Image, target: Path) -> None:
             "convert it first"
         )
     picture.save(target, kind, **_SAVING.get(kind, {}))
-
-
-def _orientation(path: Path) -> int:
-    """1 where the file is stored as it is looked at. TIFF's orientation is applied by Pillow while it decodes."""
-    with Image.open(path) as image:
-        found = image.getexif().get(_SIDEWAYS, 1)
-    return found if found in range(2, 9) else 1

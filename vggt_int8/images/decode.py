@@ -83,6 +83,21 @@ def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
     return header
 
 
+def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation of a file, 1 to 8 (1 where none can be read), and its size (H, W) as it is looked at.
+
+    Raises as `open_image`, but for damage behind the header, and whatever its size.
+    """
+
+    def look(source: Path | BytesIO) -> tuple[int, tuple[int, int]]:
+        with _named_errors(path), _opened(path, source, None) as image:
+            orientation, size = _orientation(image) or 1, (image.height, image.width)
+        return orientation, size[::-1] if _UPRIGHT.get(orientation) in _SIDEWAYS else size
+
+    with unheard():
+        return _without_texts_if_too_large(path, look)
+
+
 def decode_image(path: Path, *, max_pixels: int | None = None, at_least: int | None = None) -> Decoded:
     """at_least: pixels that the shorter side needs; photographs above Pillow's limit are reduced towards it."""
     with unheard():
