@@ -246,6 +246,8 @@ def test_points_that_a_model_has_no_head_for_are_refused_before_it_runs(
     monkeypatch.setattr("vggt_int8.cli.frames.load_images_for", lambda *_, **__: pytest.fail("went on"))
     error = cli("run", headless, *photos, "-o", tmp_path / "out", "--points", "world_points", code=2)
     assert "--points world_points needs the point head" in error
+    error = cli("run", "embedded", *photos, "-o", tmp_path / "out", "--tracks", "9", code=2)
+    assert "--tracks needs the track head" in error
 
 
 def test_transparent_pixels_make_no_points_and_are_grey_and_counted(cli, tiny: Path, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ class StreamFrame:
 
 
 class Stream:
-    """Iterable of `StreamFrame`, once. `VGGTInt8.stream` makes it and says what the arguments are.
+    """Iterable of `StreamFrame`, once: RuntimeError the second time. `VGGTInt8.stream` makes it and says what the
+    arguments are.
 
     report: a `StreamReport`, which grows while the stream runs.
     """
@@ -92,6 +93,7 @@ class Stream:
         self.report = StreamReport(window, overlap)
         self._windows: list[Window] = [] if self._folder is None else self._folder.windows
         self._edges: list[Edge] = []
+        self._begun = False
         config = model.config
         fit: dict[str, Any] = {
             "mode": mode,
@@ -102,7 +104,9 @@ class Stream:
         self._make_source = lambda skip, shape: Source(frames, skip=skip, shape=shape, room=window, **fit)
 
     def __iter__(self) -> Iterator[StreamFrame]:
-        start = time.perf_counter()
+        if self._begun:
+            raise RuntimeError("a stream gives its frames once: make another one, with the same folder= to go on")
+        self._begun, start = True, time.perf_counter()
         last = self._resume()
         kept: deque[Frame] = deque(last.frames if last else (), maxlen=self._window)
         done = self._windows[-1].end if self._windows else 0
