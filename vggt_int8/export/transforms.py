@@ -28,7 +28,8 @@ def transforms_document(scene: Scene, image_paths: list[str], points_file: str |
         raise ValueError("transforms.json needs two images or more: its readers divide by the distance of cameras")
     centers = camera_center(scene.extrinsic)
     apart = float((centers - centers[0]).norm(dim=-1).max())
-    reach = 1.0 if scene.depth is None else float(scene.depth[0].median())
+    depth = torch.ones(1) if scene.depth is None else scene.depth[0]
+    reach = float(depth[depth.isfinite()].median()) if bool(depth.isfinite().any()) else 1.0
     if not apart > _LEAST_APART * abs(reach):
         raise ValueError(
             f"all cameras stand in one place (at most {apart:.3g} apart, where the first image shows things "
