@@ -104,6 +104,9 @@ def test_damage_is_named(tmp_path: Path, scene: Scene) -> None:
     np.save(depth, np.zeros((2, 28, 43), np.float32))
     with pytest.raises(ValueError, match=r"depth\.npy holds float32 of shape \(2, 28, 43\)"):
         load_scene(tmp_path)
+    np.save(depth, np.float32(0))
+    with pytest.raises(ValueError, match=r"depth\.npy holds float32 of shape \(\)"):
+        load_scene(tmp_path)
     np.save(depth, np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"depth\.npy is damaged"):
         load_scene(tmp_path)

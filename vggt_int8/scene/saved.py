@@ -17,6 +17,7 @@ scene that does not fit into memory can be saved; scene.json comes last.
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -84,10 +85,7 @@ def load_scene(folder: Path) -> Scene:
     parts = {name: _mapped(place / f"{name}.npy", name, len(images), tuple(index["size"])) for name in present}
     opaque = parts.pop("opaque", None)
     if opaque is not None:
-        transforms = [
-            ImageTransform(t.original_size, t.model_size, t.scale, t.offset, mask)
-            for t, mask in zip(transforms, opaque, strict=True)
-        ]
+        transforms = [replace(transform, opaque=mask) for transform, mask in zip(transforms, opaque, strict=True)]
     track = [parts.pop(f"track_{part}", None) for part in ("points", "visibility", "confidence")]
     tracks = Tracks(*track) if all(part is not None for part in track) else None  # type: ignore[arg-type]
     colors = parts.pop("colors")
@@ -213,9 +211,7 @@ def _parts(scene: Scene) -> dict[str, Tensor]:
     """What is there of a scene, by the names of files."""
     tracks = scene.tracks
     parts: Mapping[str, Tensor | None] = {
-        **{name: getattr(scene, name) for name in ("colors", "extrinsic", "intrinsic", "depth", "depth_conf")},
-        "world_points": scene.world_points,
-        "world_points_conf": scene.world_points_conf,
+        **{name: getattr(scene, name) for name in ("colors", *_OPTIONAL)},
         "track_points": None if tracks is None else tracks.points,
         "track_visibility": None if tracks is None else tracks.visibility,
         "track_confidence": None if tracks is None else tracks.confidence,
@@ -259,14 +255,12 @@ def _mapped(path: Path, name: str, count: int, size: tuple[int, ...]) -> Tensor:
     """A .npy file as a tensor over the file: changes to it stay in memory."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError:
-        raise
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}): run again") from error
     known = {"H": size[0], "W": size[1]}
     expected = tuple(known.get(str(side), side) for side in _SHAPES[name])
     found = tuple("N" if side == "N" else length for side, length in zip(expected, array.shape[1:], strict=False))
-    if array.dtype != _DTYPES.get(name, _FLOAT) or (array.shape[0], *found) != (count, *expected):
+    if array.dtype != _DTYPES.get(name, _FLOAT) or (*array.shape[:1], *found) != (count, *expected):
         raise ValueError(
             f"{path} holds {array.dtype} of shape {array.shape}, and {INDEX} speaks of {count} x {expected}: run again"
         )
