@@ -49,6 +49,19 @@ def test_frames_come_in_order_with_their_times_and_names(tmp_path: Path) -> None
     assert all(map(close, corner_colors(frames[0].image), (RED, GREEN, BLUE, picture(0)[-1, -1])))
 
 
+def test_readings_do_not_disturb_one_another_and_end_when_the_video_is_closed(tmp_path: Path) -> None:
+    with Video(write_clip(tmp_path / "a.mkv")) as video:
+        one = video.frames()
+        assert next(one).index == 0
+        other = video.frames(every=5)
+        assert [next(other).index, next(one).index, next(other).index, next(one).index] == [0, 1, 5, 2]
+        assert [frame.index for frame in one] == list(range(3, 20))
+    with pytest.raises(ValueError, match=r"a\.mkv was closed"):
+        next(other)
+    with pytest.raises(ValueError, match=r"a\.mkv is closed"):
+        video.frames()
+
+
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_pictures_stand_as_players_show_them(tmp_path: Path, degrees: int, mirrored: bool) -> None:

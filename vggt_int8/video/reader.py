@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -40,15 +41,15 @@ class Video:
             kind = "no such video file" if not self.path.exists() else "not a regular file"
             raise FileNotFoundError(f"{kind}: {self.path}")
         self._av = _import_av(self.path)
+        self._closed = False
         self.ending: Ending | None = None
-        self._open()
-        stream = self._stream
-        self.rate = float(stream.average_rate) if stream.average_rate else None
-        declared = stream.duration and stream.duration * stream.time_base
-        if declared is None and self._container.duration:
-            declared = self._container.duration / self._av.time_base
-        self.duration = None if declared is None else float(declared)
-        self._look_at_first()
+        with self._opened() as (container, stream):
+            self.rate = float(stream.average_rate) if stream.average_rate else None
+            declared = stream.duration and stream.duration * stream.time_base
+            if declared is None and container.duration:
+                declared = container.duration / self._av.time_base
+            self.duration = None if declared is None else float(declared)
+            self._look_at_first(container, stream)
 
     def __enter__(self) -> "Video":
         return self
@@ -59,7 +60,8 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        self._container.close()
+        """Frames that are asked for afterwards raise ValueError."""
+        self._closed = True
 
     def frames(
         self,
@@ -71,7 +73,7 @@ class Video:
         sharpest: bool = False,
         skip: int = 0,
     ) -> Iterator[VideoFrame]:
-        """Frames in the order of time, decoded as they are asked for; each call starts anew.
+        """Frames in the order of time, decoded as they are asked for; each call starts anew, beside the others.
 
         fps: so many a second, nearest to even times, by timestamps; never a frame twice. every: each so-manieth frame
         instead. start, end: seconds from the first frame, `end` itself left out. sharpest: of each interval of `fps`
@@ -82,6 +84,8 @@ class Video:
         does, too. Raises `VideoError` if no frame can be decoded, or none lies between `start` and `end`, and
         ValueError or TypeError for options that do not fit.
         """
+        if self._closed:
+            raise ValueError(f"{self.path} is closed: open it again")
         check_choice(fps, every, start, end, sharpest)
         if skip < 0:
             raise ValueError(f"skip is {skip}; it must be 0 or more")
@@ -100,64 +104,67 @@ class Video:
         if self.ending is not None:
             warnings.warn(f"{self.path} {self.ending.reason}", stacklevel=2)
         if not found:
-            between = "" if start is None and end is None else f" between {start or 0:g} s and {end or 'the end'}"
+            until = "the end" if end is None else f"{end:g} s"
+            between = "" if start is None and end is None else f" between {start or 0:g} s and {until}"
             length = "" if self.duration is None else f"; it is {self.duration:.3f} s long"
             raise VideoError(f"{self.path} has no frame that can be decoded{between}{length}")
 
     def _upright(self, frame: Any) -> Image.Image:
         try:
-            picture = to_rgb(frame, self._stream.sample_aspect_ratio)
+            picture = to_rgb(frame, self._aspect)
         except ValueError as error:
             raise VideoError(f"{self.path} cannot be used: {error}") from error
-        return picture if self.turn is None else picture.transpose(self.turn)
+        return picture if self._turn is None else picture.transpose(self._turn)
 
-    def _open(self) -> None:
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """A container and its video stream, for one reading alone: FFmpeg crashes where two share them."""
         path = os.fsdecode(os.path.abspath(self.path))
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         try:
-            self._container = self._av.open(f"file:{path}", options=options, metadata_errors="replace")
+            container = self._av.open(f"file:{path}", options=options, metadata_errors="replace")
         except (self._av.FFmpegError, ValueError) as error:
             raise VideoError(
                 f"{self.path} cannot be opened as a video ({_reason(error)}): it is of another kind, or cut off before "
                 "the index that some cameras write last; untrunc or the camera itself may mend that"
             ) from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise VideoError(f"{self.path} holds no video stream")
-        self._stream = self._container.streams.best("video") or self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        with container:
+            if not container.streams.video:
+                raise VideoError(f"{self.path} holds no video stream")
+            stream = container.streams.best("video") or container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
 
-    def _look_at_first(self) -> None:
+    def _look_at_first(self, container: Any, stream: Any) -> None:
         """Orientation, size and dynamic range, which stand at the first frame."""
-        _, (_, frame) = next(self._decode(0.0), (0.0, (0, None)))
+        _, (_, frame) = next(self._read(container, stream), (0.0, (0, None)))
         if frame is None:
-            self.close()
             raise VideoError(f"{self.path} has no frame that can be decoded")
         matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
         try:
-            self.turn = None if matrix is None else turn_of(matrix)
+            self._turn = None if matrix is None else turn_of(matrix)
         except ValueError as error:
-            self.close()
             raise VideoError(f"{self.path} cannot be used: {error}") from error
         self.transfer = TRANSFERS.get(int(frame.color_trc))
-        width, height = self._upright_size(frame)
-        self.size = (height, width)
-
-    def _upright_size(self, frame: Any) -> tuple[int, int]:
-        width, height = square_size(frame, self._stream.sample_aspect_ratio)
-        return (height, width) if self.turn in SIDEWAYS else (width, height)
+        self._aspect = stream.sample_aspect_ratio
+        width, height = square_size(frame, self._aspect)
+        self.size = (width, height) if self._turn in SIDEWAYS else (height, width)
 
     def _decode(self, start: float) -> Iterator[tuple[float, tuple[int, Any]]]:
         """Every frame from the last key frame before `start`: (seconds, (index, frame)). Sets `ending`."""
-        self._container.close()
-        self._open()
-        stream, self.ending = self._stream, None
-        origin = float((stream.start_time or 0) * stream.time_base)
-        if start > 0:
-            self._seek(start, origin)
+        with ExitStack() as opened:
+            container, stream = opened.enter_context(self._opened())
+            if start > 0 and not self._seek(container, stream, start):
+                container, stream = opened.enter_context(self._opened())
+            yield from self._read(container, stream)
+
+    def _read(self, container: Any, stream: Any) -> Iterator[tuple[float, tuple[int, Any]]]:
+        """Every frame from where the container stands, and at last the ending."""
+        self.ending = None
+        origin = _origin(stream)
         damaged: list[float] = []
         index, last, fault = 0, 0.0, ""
-        for packet in self._packets():
+        for packet in self._packets(container, stream):
             if isinstance(packet, str):
                 fault = packet
                 break
@@ -168,12 +175,16 @@ class Video:
                 if frame.is_corrupt:
                     damaged.append(seconds)
                 yield seconds, (index, frame)
+                if self._closed:
+                    raise ValueError(
+                        f"{self.path} was closed before all of its frames were read: read them inside with"
+                    )
                 index, last = index + 1, seconds
         self.ending = self._ended(last, damaged, fault)
 
-    def _packets(self) -> Iterator[Any]:
+    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """Packets; at last a word about a file that could not be read on."""
-        packets = self._container.demux(self._stream)
+        packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
@@ -192,12 +203,13 @@ class Video:
         except self._av.FFmpegError:  # this packet cannot be decoded; the next key frame can
             damaged.append(last)
 
-    def _seek(self, start: float, origin: float) -> None:
+    def _seek(self, container: Any, stream: Any, start: float) -> bool:
+        """Whether that went; raw streams have no index and are decoded from the beginning."""
         try:
-            self._container.seek(max(int((start + origin) / self._stream.time_base), 0), stream=self._stream)
-        except self._av.FFmpegError:  # raw streams have no index: decode from the beginning
-            self._container.close()
-            self._open()
+            container.seek(max(int((start + _origin(stream)) / stream.time_base), 0), stream=stream)
+        except self._av.FFmpegError:
+            return False
+        return True
 
     def _seconds(self, frame: Any, origin: float, index: int) -> float:
         if frame.pts is not None:
@@ -228,6 +240,11 @@ def _import_av(path: Path) -> Any:
         raise VideoError(f"{path} is a video, and reading it needs PyAV: pip install 'vggt-int8[video]'") from error
     av.logging.set_level(None)
     return av
+
+
+def _origin(stream: Any) -> float:
+    """The time of its first frame, by its own clock."""
+    return float((stream.start_time or 0) * stream.time_base)
 
 
 def _reason(error: Exception) -> str:
