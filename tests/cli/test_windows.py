@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.video.clips import write_clip
+from vggt_int8.cli.frames import Growing
 from vggt_int8.scene import load_scene
 from vggt_int8.stream import StreamReport
 from vggt_int8.stream.stream import Stream
@@ -126,6 +127,15 @@ def test_a_folder_that_grows(cli: Any, tiny: Path, folder: Path, tmp_path: Path)
     thread.join()
     assert [Path(name).name for name in load_scene(tmp_path / "out").names] == [f"{number}.png" for number in range(6)]
     assert document(tmp_path / "out")["follows"] == str(grows)
+
+
+def test_pictures_that_come_while_the_network_is_busy_are_waited_for(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "0.png", tmp_path)
+    frames = Growing(tmp_path, patience=0.5).frames(0)
+    assert next(frames).name == "0.png"
+    shutil.copy(folder / "1.png", tmp_path)
+    time.sleep(0.6)
+    assert [path.name for path in frames] == ["1.png"]
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,8 @@ class Growing:
             sizes = found
             for path in sorted(whole, key=natural_key):
                 taken.add(str(path))
-                last = time.monotonic()
                 yield path
+                last = time.monotonic()  # whoever takes them may have been busy for longer than `patience`
             time.sleep(POLL_SECONDS)
 
     def settings(self) -> dict[str, Any]:
