@@ -117,6 +117,13 @@ def test_a_stream_that_was_stopped_goes_on_and_gives_the_same(batch: SceneBatch,
     assert len(model.calls) == calls
 
 
+def test_a_stream_gives_its_frames_once(batch: SceneBatch) -> None:
+    stream = Stream(Oracle(batch), pictures(batch), window=8, overlap=3)
+    next(iter(stream))
+    with pytest.raises(RuntimeError, match="once: make another one"):
+        next(iter(stream))
+
+
 def test_a_folder_of_another_stream_is_refused(batch: SceneBatch, tmp_path: Path) -> None:
     list(Stream(Oracle(batch), pictures(batch)[:9], window=8, overlap=3, folder=tmp_path / "s"))
     with pytest.raises(ValueError, match="with overlap 3, and now it is 4"):
