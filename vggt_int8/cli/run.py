@@ -193,7 +193,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
                 wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
             )
             identity = identify_model(wanted.model)
-        check_heads(network, wanted.exports)
+        check_heads(network, wanted.exports, wanted.tracks)
         with clock.phase("load_images"):
             read = read_all(network, wanted.source, wanted.mode, wanted.max_megapixels)
         count = len(read.names)
@@ -241,11 +241,12 @@ def _write(folder: Path, pred: "VGGTOutput", read: Read, wanted: Wanted, clock: 
     return {**written, **refined}
 
 
-def check_heads(network: "Int8Network", exports: formats.Exports) -> None:
-    """Raise ValueError if the model has no head that gives these points or formats."""
+def check_heads(network: "Int8Network", exports: formats.Exports, tracks: int | None = None) -> None:
+    """Raise ValueError if the model has no head that gives these points, formats or tracks."""
     present, points = network.present_heads, exports.points
-    if "tracks" in exports.formats and "track" not in present:
-        raise ValueError("format tracks needs the track head, which this model does not have")
+    if ("tracks" in exports.formats or tracks is not None) and "track" not in present:
+        what = "--tracks" if tracks is not None else "format tracks"
+        raise ValueError(f"{what} needs the track head, which this model does not have")
     if "camera" not in present and (needy := [name for name in formats.NEED_CAMERAS if name in exports.formats]):
         raise ValueError(f"format {needy[0]} needs the camera head, which this model does not have")
     needed = {"depth", "camera"} if points == "depth" else {"point"}
@@ -255,7 +256,7 @@ def check_heads(network: "Int8Network", exports: formats.Exports) -> None:
 
 
 def default_points(network: "Int8Network") -> str | None:
-    """Where points come from unless it is said: as `collect_points` decides."""
+    """Where points come from unless it is said: as `export.points.point_source` decides."""
     present = network.present_heads
     if {"depth", "camera"} <= set(present):
         return "depth"
