@@ -1,6 +1,8 @@
 """What the page does, without the page: uploads to images, recipes side by side, and forgetting."""
 
+import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.video.clips import write_clip
+from vggt_int8 import VGGTOmegaConfig, VGGTOmegaInt8
 from vggt_int8.app.compared import camera_table, compare_recipes, cost_table, difference_table
 from vggt_int8.app.forget import ForgetfulFolder
 from vggt_int8.app.inputs import image_files
@@ -99,6 +102,19 @@ def test_two_recipes_side_by_side(bare_checkpoint: Path, tmp_path: Path) -> None
     assert all(len(row) == 3 for row in difference_table(found))
     alone = compare_recipes(models, ["int8_dynamic"], images, tmp_path / "alone")
     assert alone.differences == {}
+
+
+def test_a_folder_of_omega_is_loaded_as_what_it_is(tmp_path: Path) -> None:
+    data = IMAGES.parents[1] / "parity_omega"
+    (tmp_path / "omega").mkdir()
+    config = json.loads((data / "tiny_omega_config.json").read_text()) | {"model_type": VGGTOmegaConfig.model_type}
+    (tmp_path / "omega" / "config.json").write_text(json.dumps(config))
+    shutil.copy(data / "tiny_omega.safetensors", tmp_path / "omega" / "model.safetensors")
+    models = Models(str(tmp_path / "omega"))
+    images = [IMAGES / "landscape.png", IMAGES / "landscape_b.png"]
+    found = compare_recipes(models, ["fp32", "int8_dynamic"], images, tmp_path)
+    assert isinstance(models.get("int8_dynamic"), VGGTOmegaInt8)
+    assert found.differences["rotation_degrees"]["max"] > 0
 
 
 def test_only_the_last_models_stay(bare_checkpoint: Path) -> None:

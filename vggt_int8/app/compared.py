@@ -14,7 +14,7 @@ from vggt_int8.eval.metrics import geometric_differences
 from vggt_int8.export import ExportOptions, PointOptions, write_scene
 from vggt_int8.geometry import camera_center, rotation_error_degrees
 from vggt_int8.images import ImageTransform, read_images
-from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.pretrained.int8_network import Int8Network
 from vggt_int8.scene import Scene, load_scene
 
 GLB_POINTS = 300_000  # that a page's viewer turns without effort
@@ -84,7 +84,7 @@ def compare_recipes(
     return Comparison(outcomes, differences)
 
 
-def timed(network: VGGTInt8, pixels: Tensor) -> tuple[dict[str, Tensor], float, bool, int | None]:
+def timed(network: Int8Network, pixels: Tensor) -> tuple[dict[str, Tensor], float, bool, int | None]:
     """What the network gives, on the CPU in fp32; seconds of a call; whether it was a second one; peak GPU bytes."""
     on_gpu = network.device.type == "cuda"
     inputs = pixels.to(network.device)
@@ -126,7 +126,7 @@ def write(
     write_scene(folder, scene, formats, ExportOptions(points=points), save=True)
 
 
-def kernels_of(network: VGGTInt8) -> str:
+def kernels_of(network: Int8Network) -> str:
     """What runs most of the INT8 layers."""
     names = [f"{row.backend} ({row.kernel})" for row in network.quantization_report() if row.backend != "pytorch"]
     return max(set(names), key=names.count) if names else "PyTorch"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vggt_int8.embedded import resolve_source
-from vggt_int8.model.config import VGGTConfig
-from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.pretrained.int8_network import Int8Network
+from vggt_int8.pretrained.model import int8_class_of
 from vggt_int8.pretrained.source import load_config, stored_quantization
 from vggt_int8.recipe import available_recipes, load_recipe
 
@@ -18,16 +18,14 @@ KEPT = 2  # loaded at a time: both sides of a comparison
 class Models:
     """One checkpoint, a folder, a file or a Hub id, under several recipes.
 
-    Raises `CheckpointError` for what is no VGGT.
+    Raises `CheckpointError` for what is neither VGGT nor VGGT-Omega.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        """options: `backend`, `device_map` and `dtype` of `VGGTInt8.from_pretrained`."""
+        """options: `backend`, `device_map` and `dtype` of `from_pretrained`."""
         self.model, self._options = model, options
-        source = resolve_source(model)
-        stored = stored_quantization(_config(source), source)
-        self._stored = None if stored is None else stored.parsed().name
-        self._loaded: OrderedDict[str, VGGTInt8] = OrderedDict()
+        self._stored = _stored_recipe(resolve_source(model))
+        self._loaded: OrderedDict[str, Int8Network] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -37,7 +35,7 @@ class Models:
             return [self._stored]
         return [FLOAT, *(name for name in available_recipes() if not load_recipe(name).needs_calibration)]
 
-    def get(self, recipe: str) -> VGGTInt8:
+    def get(self, recipe: str) -> Int8Network:
         """The network under a recipe, in evaluation mode. Raises ValueError for one that is no choice."""
         if recipe not in self.choices:
             raise ValueError(f"recipe is {recipe!r}; choose one of {', '.join(self.choices)}")
@@ -46,14 +44,18 @@ class Models:
                 while len(self._loaded) >= KEPT:
                     self._loaded.popitem(last=False)  # before another takes its memory
                 wanted = None if recipe in (FLOAT, self._stored) else recipe
-                self._loaded[recipe] = VGGTInt8.from_pretrained(self.model, recipe=wanted, **self._options).eval()
+                kind = int8_class_of(self.model)
+                self._loaded[recipe] = kind.from_pretrained(self.model, recipe=wanted, **self._options).eval()
             self._loaded.move_to_end(recipe)
             return self._loaded[recipe]
 
 
-def _config(source: str) -> VGGTConfig:
-    """Of a folder, a Hub id, or a single file: what lies beside it, else VGGT-1B's."""
+def _stored_recipe(source: str) -> str | None:
+    """Of a quantized folder, Hub id, or file with a config.json beside it; None for a floating-point one."""
     path = Path(source)
-    if not path.is_file():
-        return load_config(source, {})
-    return load_config(str(path.parent), {}) if (path.parent / "config.json").is_file() else VGGTConfig()
+    if path.is_file():
+        if not (path.parent / "config.json").is_file():
+            return None
+        source = str(path.parent)
+    stored = stored_quantization(load_config(source, {}), source)
+    return None if stored is None else stored.parsed().name

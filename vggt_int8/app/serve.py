@@ -51,10 +51,10 @@ def open_app(
     """Serve a page that reconstructs images with `model` under its recipes.
 
     model: a folder, a file, a Hub id or "embedded". host: who can reach the page: this machine alone by default.
-    port: 0 takes any that is free. options: `backend`, `device_map` and `dtype` of `VGGTInt8.from_pretrained`.
+    port: 0 takes any that is free. options: `backend`, `device_map` and `dtype` of `from_pretrained`.
 
     Raises ValueError without gradio (the extra `app`) and for an address that cannot be listened on, and
-    `CheckpointError` for what is no VGGT.
+    `CheckpointError` for what is neither VGGT nor VGGT-Omega.
     """
     check_address(host, port)
     models = Models(model, **options)
