@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vggt_int8.export import Scene
 from vggt_int8.export.color import Array, Colors, colorize, robust_range
-from vggt_int8.export.frames import frame_pool, in_order
+from vggt_int8.export.frames import content_of, frame_pool, in_order
 from vggt_int8.export.points import FARTHEST, PointSource, confidence_of, points_of
 
 SEED = 0  # of which pixels are kept, and which of them are shown first
@@ -60,11 +60,11 @@ def sample_cloud(scene: Scene, source: PointSource | None, most: int) -> Cloud:
     source = point_source(scene, source)
     height, width = scene.size
     with frame_pool() as pool:
-        pixels = sum(in_order(pool, lambda index: int(scene.content(index).sum()), range(len(scene))))
+        pixels = sum(in_order(pool, lambda transform: int(np.count_nonzero(content_of(transform))), scene.transforms))
         share = min(1.0, most / max(pixels, 1))
 
         def sample(index: int) -> tuple[Array, Colors, Array | None]:
-            picked = _picked(np.flatnonzero(scene.content(index).numpy()), share, index)
+            picked = _picked(np.flatnonzero(content_of(scene.transforms[index])), share, index)
             confidence = confidence_of(scene, source, index)
             return (
                 points_of(scene, source, index).reshape(-1, 3)[picked],
