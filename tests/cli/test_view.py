@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_cannot_be_shown_is_said(cli, folder: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'gone'} holds no saved scene" in cli("view", tmp_path / "gone", code=2)
-    assert "the scene has no points from world_points" in cli("view", folder, "--points", "world_points", code=2)
+    assert "source 'world_points' needs the point head" in cli("view", folder, "--points", "world_points", code=2)
     assert "did you mean 'difference'?" in cli("view", folder, "--color", "differences", code=2)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.viewer.conftest import FOCAL, HEIGHT, WIDTH, MakeScene
 from vggt_int8.export.color import color_table
-from vggt_int8.viewer.cloud import point_source, sample_cloud
+from vggt_int8.viewer.cloud import known_source, sample_cloud
 from vggt_int8.viewer.difference import difference_of, why_not_comparable
 from vggt_int8.viewer.reconstruction import Reconstruction, load_reconstructions, spacing
 from vggt_int8.viewer.settings import Settings
@@ -60,10 +60,10 @@ def test_the_least_confident_and_what_is_not_finite_is_left_out(wall: MakeScene)
 
 def test_points_come_from_where_they_are_asked(wall: MakeScene) -> None:
     scene = replace(wall(), world_points=torch.full((3, HEIGHT, WIDTH, 3), 7.0))
-    assert point_source(scene, None) == "depth"
+    assert known_source(scene, None) == "depth"
     assert (sample_cloud(scene, "world_points", 100).points == 7).all()
     assert sample_cloud(scene, "world_points", 100).confidence is None
-    with pytest.raises(ValueError, match="no points from world_points; it has depth"):
+    with pytest.raises(ValueError, match="source 'world_points' needs the point head"):
         sample_cloud(wall(), "world_points", 100)
     with pytest.raises(ValueError, match="no points; it has neither"):
         sample_cloud(wall(cameras=False), None, 100)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vggt_int8.app.models import Models
 from vggt_int8.eval.metrics import geometric_differences
 from vggt_int8.export import ExportOptions, PointOptions, write_scene
+from vggt_int8.export.points import point_source
 from vggt_int8.geometry import camera_center, rotation_error_degrees
 from vggt_int8.images import ImageTransform, read_images
 from vggt_int8.pretrained.int8_network import Int8Network
@@ -121,8 +122,7 @@ def write(
     scene = Scene.from_prediction(prediction, transforms, [path.name for path in images], list(images))
     folder.mkdir(parents=True)
     points = PointOptions(confidence_percentile=percentile, max_points=GLB_POINTS)
-    has_points = scene.world_points is not None or (scene.depth is not None and scene.extrinsic is not None)
-    formats = (["glb"] if has_points else []) + (["depth"] if scene.depth is not None else [])
+    formats = (["glb"] if point_source(scene, None) else []) + (["depth"] if scene.depth is not None else [])
     write_scene(folder, scene, formats, ExportOptions(points=points), save=True)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vggt_int8.export import Scene
 from vggt_int8.export.color import Array, Colors, colorize, robust_range
 from vggt_int8.export.frames import content_of, frame_pool, in_order
-from vggt_int8.export.points import FARTHEST, PointSource, confidence_of, points_of
+from vggt_int8.export.points import FARTHEST, PointSource, confidence_of, point_source, points_of
 
 SEED = 0  # of which pixels are kept, and which of them are shown first
 KEPT_PER_SHOWN = 4  # pixels that are kept for each that may be shown, so that a strong filter leaves enough
@@ -57,7 +57,7 @@ def sample_cloud(scene: Scene, source: PointSource | None, most: int) -> Cloud:
     source: "depth" (with the cameras), "world_points" (the point head), or None for the first that there is. Raises
     ValueError where the scene has no such points.
     """
-    source = point_source(scene, source)
+    source = known_source(scene, source)
     height, width = scene.size
     with frame_pool() as pool:
         pixels = sum(in_order(pool, lambda transform: int(np.count_nonzero(content_of(transform))), scene.transforms))
@@ -85,20 +85,12 @@ def _picked(inside: NDArray[np.intp], share: float, index: int) -> NDArray[np.in
     return np.sort(random.choice(inside, int(len(inside) * share), replace=False, shuffle=False))
 
 
-def point_source(scene: Scene, wanted: PointSource | None) -> PointSource:
-    """Where a scene's points come from. Raises ValueError if there are none of the wanted kind."""
-    found: list[PointSource] = []
-    if all(part is not None for part in (scene.depth, scene.extrinsic, scene.intrinsic)):
-        found.append("depth")
-    if scene.world_points is not None:
-        found.append("world_points")
-    if wanted is None and found:
-        return found[0]
-    if wanted not in found:
-        asked = "points" if wanted is None else f"points from {wanted}"
-        there = ", ".join(found) or "neither depth and cameras nor points"
-        raise ValueError(f"the scene has no {asked}; it has {there}")
-    return wanted
+def known_source(scene: Scene, wanted: PointSource | None) -> PointSource:
+    """`point_source`, which raises ValueError also where there are no points at all."""
+    source = point_source(scene, wanted)
+    if source is None:
+        raise ValueError("the scene has no points; it has neither depth and cameras nor points of the point head")
+    return source
 
 
 def confidence_colors(confidence: Array) -> tuple[Colors, tuple[float, float]]:

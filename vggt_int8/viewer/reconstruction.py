@@ -13,7 +13,7 @@ from PIL import Image
 from vggt_int8.export import Scene, load_scene
 from vggt_int8.export.points import PointSource
 from vggt_int8.geometry import camera_center
-from vggt_int8.viewer.cloud import Cloud, point_source, sample_cloud
+from vggt_int8.viewer.cloud import Cloud, known_source, sample_cloud
 
 THUMBNAIL = 160  # pixels of the longer side
 
@@ -104,7 +104,7 @@ def load_reconstructions(folders: Sequence[Path], *, points: PointSource | None,
     for folder, label in zip(folders, _labels(folders), strict=True):
         scene = load_scene(folder)
         try:
-            source = point_source(scene, points)
+            source = known_source(scene, points)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
         found.append(Reconstruction(label, folder, scene, source, sample_cloud(scene, source, most)))
