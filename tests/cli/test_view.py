@@ -22,6 +22,9 @@ def test_what_cannot_be_shown_is_said(cli, folder: Path, tmp_path: Path) -> None
     assert f"{tmp_path / 'gone'} holds no saved scene" in cli("view", tmp_path / "gone", code=2)
     assert "source 'world_points' needs the point head" in cli("view", folder, "--points", "world_points", code=2)
     assert "did you mean 'difference'?" in cli("view", folder, "--color", "differences", code=2)
+    alone = cli("view", folder, "--color", "difference", code=2)
+    assert "color 'difference' needs several reconstructions" in alone
+    assert "choose image or confidence" in alone
 
 
 def test_without_viser_the_way_to_it_is_told(cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from tests.viewer.conftest import FOCAL, HEIGHT, WIDTH, MakeScene
 from vggt_int8.export.color import color_table
+from vggt_int8.viewer import open_viewer
 from vggt_int8.viewer.cloud import known_source, sample_cloud
 from vggt_int8.viewer.difference import difference_of, why_not_comparable
 from vggt_int8.viewer.reconstruction import Reconstruction, load_reconstructions, spacing
@@ -140,6 +141,22 @@ def test_colors_say_what_they_mean(wall: MakeScene) -> None:
     assert len(tints) == 3
     far = np.argsort(stage.differences(Settings())[1].points)[-20:]
     assert stage._colors(1, Settings(color="difference"))[0][far].sum() > far.size * 500  # bright
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"color": "depth"}, "color is 'depth'; choose one of image"),
+        ({"color": "reconstruction"}, "needs several reconstructions"),
+        ({"layout": "beside"}, "layout is 'beside'; choose one of overlaid"),
+        ({"percentile": 99.9}, r"percentile is 99.9; it must be from 0 to 99\.5"),
+        ({"percentile": float("nan")}, "percentile is nan"),
+        ({"most_points": 0}, "most_points is 0; it must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_said(tmp_path: Path, wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        open_viewer([tmp_path], settings=Settings(**wrong))  # before a scene is looked for
 
 
 # ---- folders ----

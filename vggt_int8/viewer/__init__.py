@@ -7,7 +7,7 @@
 `stage` and what it imports are numbers; `server` alone knows viser, `page` draws on what it is given.
 """
 
-from vggt_int8.viewer.open import HOST, MOST_POINTS, PORT, Viewer, open_viewer
+from vggt_int8.viewer.open import HOST, PORT, Viewer, open_viewer
 from vggt_int8.viewer.settings import COLORS, LAYOUTS, Settings
 
-__all__ = ["COLORS", "HOST", "LAYOUTS", "MOST_POINTS", "PORT", "Settings", "Viewer", "open_viewer"]
+__all__ = ["COLORS", "HOST", "LAYOUTS", "PORT", "Settings", "Viewer", "open_viewer"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vggt_int8.address import page_address
+from vggt_int8.address import check_address, page_address
 from vggt_int8.export.points import PointSource
 from vggt_int8.viewer.cloud import KEPT_PER_SHOWN
 from vggt_int8.viewer.page import Page
@@ -14,7 +14,7 @@ from vggt_int8.viewer.reconstruction import Reconstruction, load_reconstructions
 from vggt_int8.viewer.server import start_server
 from vggt_int8.viewer.settings import Settings
 
-HOST, PORT, MOST_POINTS = "127.0.0.1", 8080, 1_000_000
+HOST, PORT = "127.0.0.1", 8080
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,13 @@ def open_viewer(
     host: who can reach the page: this machine alone by default, all of the network with "0.0.0.0". port: 0 takes any
     that is free. points: "depth", "world_points" or None for what there is. settings: how the page begins.
 
-    Raises ValueError without viser (the extra `viewer`), for a scene without points and an address that cannot be
-    listened on, and what `load_scene` raises.
+    Raises ValueError without viser (the extra `viewer`), for a scene without points, settings that do not fit and an
+    address that cannot be listened on, and what `load_scene` raises.
     """
     if not folders:
         raise ValueError("there is no folder to show")
+    settings.check(len(folders))
+    check_address(host, port)
     reconstructions = load_reconstructions(folders, points=points, most=KEPT_PER_SHOWN * settings.most_points)
     server = start_server(host, port, "vggt-int8")
     try:

@@ -17,7 +17,7 @@ from vggt_int8.viewer.difference import Difference
 from vggt_int8.viewer.download import AS_SHOWN, EXPORTS, exported, shown_points
 from vggt_int8.viewer.latest import Latest
 from vggt_int8.viewer.reconstruction import Reconstruction, View, spacing
-from vggt_int8.viewer.settings import COLORS, LAYOUTS, TINTS, Settings
+from vggt_int8.viewer.settings import COLORS, HIGHEST_PERCENTILE, LAYOUTS, OF_SEVERAL, TINTS, Settings
 from vggt_int8.viewer.stage import Stage
 
 FRUSTUM = (0.02, 0.1)  # depth of a camera's pyramid: half the way to the next camera, in this range of extents
@@ -64,10 +64,12 @@ class Page:
     def _add_controls(self) -> None:
         gui, several = self.server.gui, len(self.stage.reconstructions) > 1
         with gui.add_folder("Points"):
-            colors = [color for color in COLORS if several or color not in ("difference", "reconstruction")]
+            colors = [color for color in COLORS if several or color not in OF_SEVERAL]
             self._control(gui.add_dropdown("Colour", colors, initial_value=self.settings.color), "color")
             confidence = gui.add_slider(
-                "Leave out, %", 0, 99.5, 0.5, self.settings.percentile, hint="The least confident points of each."
+                "Leave out, %",
+                *(0, HIGHEST_PERCENTILE, 0.5, self.settings.percentile),
+                hint="The least confident points of each.",
             )
             self._control(confidence, "percentile")
             self.point_size = gui.add_slider("Point size", 0.1, 5.0, 0.1, 1.0)

@@ -8,8 +8,6 @@ import contextlib
 import io
 from typing import Any
 
-from vggt_int8.address import check_address
-
 MISSING = (
     "the viewer needs viser, which is not installed: `pip install 'vggt-int8[viewer]'` (with the versions that are "
     "tested: -c constraints-app.txt)"
@@ -19,7 +17,7 @@ MISSING = (
 def start_server(host: str, port: int, title: str) -> Any:
     """A `viser.ViserServer` that listens on `host`:`port`; 0 takes any free port, which `get_port()` tells.
 
-    Raises ValueError without viser, and for a host or port that cannot be listened on.
+    Raises ValueError without viser, and for a port that is taken; `check_address` says more, and before.
     """
     try:
         import viser
@@ -38,7 +36,6 @@ def start_server(host: str, port: int, title: str) -> Any:
             with contextlib.redirect_stdout(io.StringIO()):
                 super().stop()
 
-    check_address(host, port)
     with contextlib.redirect_stdout(io.StringIO()):
         server = Server(host=host, port=port, label=title, verbose=False)
     if port and server.get_port() != port:  # taken in between
