@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vggt_int8.cli import console, options
+from vggt_int8.cli import console, options, pages
 from vggt_int8.cli.loading import Backend, Device, Dtype, fetch, resolve_device, resolve_dtype
 from vggt_int8.embedded import EMBEDDED
 
@@ -22,10 +22,8 @@ def app_page(
     backend: Backend = "auto",
     device: Device = None,
     dtype: Dtype = None,
-    host: Annotated[
-        str, typer.Option(help="Who can reach the page: this machine alone by default, the network with 0.0.0.0.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.", **options.between(0, 65535))] = 7860,
+    host: pages.Host = "127.0.0.1",
+    port: pages.Port = 7860,
     max_images: Annotated[
         int, typer.Option(help="Images, or frames of a video, of one reconstruction.", **options.between(1))
     ] = 32,
@@ -35,7 +33,7 @@ def app_page(
     keep_minutes: Annotated[
         float, typer.Option(help="Until what visitors brought and got is deleted.", **options.between(1))
     ] = 60.0,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
+    open_browser: pages.OpenBrowser = False,
     as_json: options.Json = False,
 ) -> None:
     """Serve a page that reconstructs what visitors bring, under two recipes side by side, until Ctrl-C."""
@@ -50,13 +48,5 @@ def app_page(
     with console.step(f"Starting the page of {model}"):
         served = open_app(model, host=host, port=port, limits=limits, backend=backend, **place)
     with served:
-        if as_json:
-            console.document("app", {"url": served.url, "model": model})
-        else:
-            console.say(served.url)
-        console.note("Ctrl-C ends it, and deletes what visitors brought.")
-        if open_browser:
-            import webbrowser
-
-            webbrowser.open(served.url)
-        served.wait()
+        end = "Ctrl-C ends it, and deletes what visitors brought."
+        pages.serve(served, "app", {"model": model}, end=end, open_browser=open_browser, as_json=as_json)

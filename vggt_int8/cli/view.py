@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggt_int8.cli import console, options
+from vggt_int8.cli import console, formats, options, pages
 
 if TYPE_CHECKING:
     from vggt_int8.export.points import PointSource
@@ -17,22 +17,13 @@ Folders = Annotated[
         show_default=False,
     ),
 ]
-Host = Annotated[
-    str, typer.Option(help="Who can reach the page: this machine alone by default, the network with 0.0.0.0.")
-]
 
 
 def view(
     folders: Folders,
-    host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.", **options.between(0, 65535))] = 8080,
-    points: Annotated[
-        str | None,
-        typer.Option(
-            help="Points from depth and cameras, or from the point head (world_points); by default depth if there is.",
-            **options.choice("source of points", *options.POINTS),
-        ),
-    ] = None,
+    host: pages.Host = "127.0.0.1",
+    port: pages.Port = 8080,
+    points: formats.Points = None,
     color: Annotated[
         str, typer.Option(help="Colour to begin with.", **options.choice("colour", *options.VIEW_COLORS))
     ] = "image",
@@ -43,7 +34,7 @@ def view(
     max_points: Annotated[
         int, typer.Option(help="Points of each that are sent to the browser.", **options.between(1))
     ] = 1_000_000,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
+    open_browser: pages.OpenBrowser = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what `run` saved in a browser, without the model and without a network, until Ctrl-C."""
@@ -60,14 +51,6 @@ def view(
             folders, host=host, port=port, points=cast("PointSource | None", points), settings=settings
         )
     with viewer:
-        if as_json:
-            names = [{"folder": shown.folder, "label": shown.label} for shown in viewer.reconstructions]
-            console.document("view", {"url": viewer.url, "reconstructions": names})
-        else:
-            console.say(viewer.url)
-        console.note("Ctrl-C ends it.")
-        if open_browser:
-            import webbrowser
-
-            webbrowser.open(viewer.url)
-        viewer.wait()
+        names = [{"folder": shown.folder, "label": shown.label} for shown in viewer.reconstructions]
+        content = {"reconstructions": names}
+        pages.serve(viewer, "view", content, end="Ctrl-C ends it.", open_browser=open_browser, as_json=as_json)

@@ -1,0 +1,36 @@
+"""What commands that serve a page have in common: who can reach it, where it is, and how it ends."""
+
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from vggt_int8.cli import console, options
+
+Host = Annotated[
+    str, typer.Option(help="Who can reach the page: this machine alone by default, the network with 0.0.0.0.")
+]
+Port = Annotated[int, typer.Option(help="Port; 0 takes any that is free.", **options.between(0, 65535))]
+OpenBrowser = Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")]
+
+
+class Page(Protocol):
+    """What is served at `url` while `wait` lasts."""
+
+    @property
+    def url(self) -> str: ...
+
+    def wait(self) -> None: ...
+
+
+def serve(page: Page, command: str, content: dict[str, Any], *, end: str, open_browser: bool, as_json: bool) -> None:
+    """Print the address, with --json in a document with `content`, say how it ends, and wait for that."""
+    if as_json:
+        console.document(command, {"url": page.url, **content})
+    else:
+        console.say(page.url)
+    console.note(end)
+    if open_browser:
+        import webbrowser
+
+        webbrowser.open(page.url)
+    page.wait()
