@@ -224,6 +224,9 @@ def test_attention_is_ranked_by_layer_and_becomes_a_recipe(cli, small: Path, tmp
     assert "frames" in recipe.global_attention
     assert found["measured"]["error"] > 0
     assert "cannot be met with 2 key frames" in cli(*common, "--keyframes", 2, "--error", 1e-6, code=2)
+    kept = json.loads((out / "sensitivity.json").read_text(encoding="utf-8"))
+    assert kept["changes"] == found["changes"]
+    assert "budget" not in kept, "the ranking that cannot meet it, not the choice of another call"
 
 
 @pytest.mark.parametrize(

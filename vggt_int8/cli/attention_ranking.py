@@ -2,13 +2,13 @@
 
 import warnings
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from vggt_int8.cli import console
+from vggt_int8.files import write_json, write_whole
 from vggt_int8.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,38 +40,35 @@ def check_views(data: "list[Scene]", keyframes: int | None) -> None:
 
 def rank_attention(
     plain: "VGGTInt8",
+    model: str,
     base: Recipe,
     settings: dict[str, Any],
     data: "list[Scene]",
     record: "Record",
     budget: float | None,
+    result: Path,
     recipe: Path,
 ) -> dict[str, Any]:
-    """Measure, and with a budget choose, measure the choice, and write it into a recipe; -> the document."""
-    from vggt_int8.export.repeat import command_line
-    from vggt_int8.export.report import describe_machine, installed_versions
+    """Measure, and with a budget choose, measure the choice, and write it into a recipe; -> the document, as it is
+    written to `result`.
+    """
     from vggt_int8.sensitivity.attention import changes_of, errors_of
+    from vggt_int8.sensitivity.document import header
     from vggt_int8.sensitivity.measure import measure_changes
-    from vggt_int8.sensitivity.measures import MEASURES
 
     plain.set_runtime("off")
     changes = changes_of(plain.config.depth, settings["keyframes"])
     with console.step(f"Measuring {len(changes)} changes on {len(data)} scenes") as progress:
         measure_changes(plain, data, changes, record, settings["seed"], progress)
     found = errors_of(changes, record, len(data))
-    document: dict[str, Any] = {
-        "format_version": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command_line": command_line(),
-        "versions": installed_versions(),
-        "machine": describe_machine(plain.device),
-        "settings": settings,
-        "scenes": [{"name": scene.name, "images": list(scene.images.shape)} for scene in data],
-        "measures": {kind: {"title": title, "unit": unit} for kind, (title, unit) in MEASURES.items()},
-        "changes": [{"unit": unit, "choice": choice, "errors": errors} for (unit, choice), errors in found.items()],
-    }
+    document = header(model, base, settings, data, plain.device)
+    document["changes"] = [
+        {"unit": unit, "choice": choice, "errors": errors} for (unit, choice), errors in found.items()
+    ]
+    write_json(result, document)  # a budget may be less than can be met
     if budget is not None:
         document |= _choose(plain, base, settings, data, record, budget, recipe, found)
+        write_json(result, document)
     return document
 
 
@@ -86,24 +83,18 @@ def _choose(
     found: "dict[tuple[str, str], Errors]",
 ) -> dict[str, Any]:
     from vggt_int8.export.repeat import command_line
-    from vggt_int8.files import write_whole
     from vggt_int8.sensitivity.attention import choose, errors_of
     from vggt_int8.sensitivity.measure import measure_changes
-    from vggt_int8.sensitivity.measures import largest
+    from vggt_int8.sensitivity.measures import in_words, largest
     from vggt_int8.sensitivity.written import recipe_text
 
     chosen, predicted = choose(found, plain.config.depth, settings["keyframes"], budget)
     with console.step("Measuring the choice"):
         measure_changes(plain, data, [chosen], record, settings["seed"])
     measured = errors_of([chosen], record, len(data))[chosen.unit, chosen.choice]
-    if largest(measured) > budget:
-        warnings.warn(
-            f"the measured error of the choice is {largest(measured):.3g}, above the {budget:g} that its prediction "
-            "keeps to: ask for less",
-            stacklevel=2,
-        )
+    warn_above(budget, largest(measured))
     recipe = replace(base, name=path.stem, global_attention=chosen.layers, keyframes=chosen.keyframes)
-    remarks = [command_line(), f"predicted: {_in_words(predicted)}", f"measured:  {_in_words(measured)}"]
+    remarks = [command_line(), f"predicted: {in_words(predicted)}", f"measured:  {in_words(measured)}"]
     write_whole(path, recipe_text(recipe, remarks))
     return {
         "budget": {"error": budget},
@@ -112,6 +103,16 @@ def _choose(
         "predicted": {"errors": predicted, "error": largest(predicted)},
         "measured": {"errors": measured, "error": largest(measured)},
     }
+
+
+def warn_above(budget: float | None, measured: float) -> None:
+    """Warn if what was chosen for an error is measured to have a larger one."""
+    if budget is not None and measured > budget:
+        warnings.warn(
+            f"the recipe's measured error is {measured:.3g}, above the {budget:g} that its prediction keeps to: ask "
+            "for less",
+            stacklevel=3,
+        )
 
 
 def attention_table(document: dict[str, Any]) -> Table:
@@ -126,9 +127,3 @@ def attention_table(document: dict[str, Any]) -> Table:
         numbers = [f"{change['errors'][kind]:.3g}" if kind in change["errors"] else "" for kind in kinds]
         table.add_row(change["unit"], change["choice"], *numbers)
     return table
-
-
-def _in_words(errors: "Errors") -> str:
-    from vggt_int8.sensitivity.measures import MEASURES
-
-    return ", ".join(f"{MEASURES[kind].title} {value:.3g} {MEASURES[kind].unit}" for kind, value in errors.items())

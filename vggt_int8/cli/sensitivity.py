@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggt_int8.cli import console, options
-from vggt_int8.cli.attention_ranking import attention_table, check_options, check_views, rank_attention
+from vggt_int8.cli.attention_ranking import attention_table, check_options, check_views, rank_attention, warn_above
 from vggt_int8.cli.loading import (
     Backend,
     Device,
@@ -128,8 +128,7 @@ def sensitivity(
         asked = {"by": "attention", "keyframes": keyframes, "dtype": dtype, "seed": seed, "device": target.type}
         record = _record(out, model, base, asked, data, overwrite)
         plain = load_model(model, device=str(target), dtype=dtype)
-        document = {"model": model, **rank_attention(plain, base, asked, data, record, error, out / RECIPE)}
-        write_json(out / RESULT, document)
+        document = rank_attention(plain, model, base, asked, data, record, error, out / RESULT, out / RECIPE)
         if as_json:
             console.document("sensitivity", {"out": out, **document})
             return
@@ -267,12 +266,7 @@ def _write_recipe(
         errors = over_scenes(compare_on(plain, made, data, settings["seed"]))
     size = stored_size(made)
     write_whole(path, recipe_text(outcome.recipe, [*remarks, f"measured:  {in_words(errors, size)}"]))
-    if budget.error is not None and largest(errors) > budget.error:
-        warnings.warn(
-            f"the recipe's measured error is {largest(errors):.3g}, above the {budget.error:g} that its prediction "
-            "keeps to: ask for less",
-            stacklevel=2,
-        )
+    warn_above(budget.error, largest(errors))
     return {
         "chosen": outcome.chosen,
         "predicted": {"errors": outcome.errors, "error": largest(outcome.errors), "bytes": outcome.bytes},

@@ -16,16 +16,10 @@ from vggt_int8.sensitivity.tables import Row
 from vggt_int8.sensitivity.units import ALL, BASE, STORED
 
 
-def document_of(
-    model: str,
-    base: Recipe,
-    settings: Mapping[str, Any],
-    scenes: Sequence[Scene],
-    record: Record,
-    rows: Sequence[Sequence[Row]],
-    device: torch.device,
+def header(
+    model: str, base: Recipe, settings: Mapping[str, Any], scenes: Sequence[Scene], device: torch.device
 ) -> dict[str, Any]:
-    """JSON-ready. rows: of `tables.ranking`; record: what they were made of."""
+    """What every document of this command begins with, JSON-ready."""
     return {
         "format_version": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -37,6 +31,21 @@ def document_of(
         "settings": dict(settings),
         "scenes": [{"name": scene.name, "images": list(scene.images.shape)} for scene in scenes],
         "measures": {kind: {"title": title, "unit": unit} for kind, (title, unit) in MEASURES.items()},
+    }
+
+
+def document_of(
+    model: str,
+    base: Recipe,
+    settings: Mapping[str, Any],
+    scenes: Sequence[Scene],
+    record: Record,
+    rows: Sequence[Sequence[Row]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """JSON-ready. rows: of `tables.ranking`; record: what they were made of."""
+    return {
+        **header(model, base, settings, scenes, device),
         "units": [_unit(of_unit) for of_unit in rows],
         "stored": over_scenes(record.errors(STORED, "fp16", len(scenes))),
         "together": {

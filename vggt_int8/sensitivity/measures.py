@@ -102,3 +102,8 @@ def together(errors: Iterable[Errors]) -> Errors:
 def largest(errors: Errors) -> float:
     """The one number that is ranked and bounded: the largest of the kinds, a degree counting as a per cent."""
     return max(errors.values(), default=0.0)
+
+
+def in_words(errors: Errors) -> str:
+    """ "rotation 0.02°, depth 0.21%"."""
+    return ", ".join(f"{MEASURES[kind].title} {value:.3g}{MEASURES[kind].unit}" for kind, value in errors.items())

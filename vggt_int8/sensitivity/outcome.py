@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from vggt_int8.recipe import Recipe
+from vggt_int8.sensitivity import measures
 from vggt_int8.sensitivity.budget import bytes_of, within_error, within_size
-from vggt_int8.sensitivity.measures import MEASURES, Errors, largest, together
+from vggt_int8.sensitivity.measures import Errors, largest, together
 from vggt_int8.sensitivity.tables import Row, candidates
 from vggt_int8.sensitivity.units import BASE, Unit, other_bytes
 from vggt_int8.sensitivity.written import chosen_recipe
@@ -64,6 +65,5 @@ def decide(
 
 
 def in_words(errors: Errors, size: int) -> str:
-    """ "12.3 MB, error 0.21 (rotation 0.02°, depth 0.21 %)"."""
-    each = ", ".join(f"{MEASURES[kind].title} {value:.3g}{MEASURES[kind].unit}" for kind, value in errors.items())
-    return f"{size / 1e6:,.2f} MB, error {largest(errors):.3g} ({each})"
+    """ "12.3 MB, error 0.21 (rotation 0.02°, depth 0.21%)"."""
+    return f"{size / 1e6:,.2f} MB, error {largest(errors):.3g} ({measures.in_words(errors)})"
