@@ -235,6 +235,8 @@ def test_attention_is_ranked_by_layer_and_becomes_a_recipe(cli, small: Path, tmp
         (("--keyframes", 4), "--keyframes is measured with --attention"),
         (("--attention", "--size-mb", 3), "--size-mb is for layers in INT8"),
         (("--attention", "--upgrade", "keep"), "--upgrade is for layers in INT8"),
+        (("--attention", "--by", "block"), "--by is for layers in INT8"),
+        (("--attention", "--backend", "reference"), "--backend is for layers in INT8"),
     ],
 )
 def test_options_of_the_other_kind_are_refused(cli, tmp_path: Path, options: tuple[object, ...], words: str) -> None:

@@ -110,6 +110,7 @@ def sensitivity(
     check_place(out)
     check_own_folder(out, {MEASURED, RESULT, CHART, RECIPE}, MEASURED, "this command")
     unlike: dict[str, Any] = {"--upgrade": upgrade, "--size-mb": size_mb}
+    unlike |= {"--by": None if by == "group" else by, "--backend": None if backend == "auto" else backend}
     check_options(attention, keyframes, unlike)
     _check_options(images, {"--scenes": scenes, "--views": views, "--size": size}, error, size_mb)
     from vggt_int8.sensitivity.sources import find_scenes
