@@ -66,7 +66,7 @@ def export(
 
 
 def _into_run(folder: Path, scene: "Scene", wanted: formats.Exports, overwrite: bool) -> dict[str, Any]:
-    """Add the formats to the folder of the run, whose report then lists them, too."""
+    """Add the formats to the folder of a run, or of a scene of a batch, whose report then lists them, too."""
     from vggt_int8.export import owned_files, staged_folder
     from vggt_int8.export.owned import REPORT, extend_report
     from vggt_int8.export.write import entries_of, format_of
@@ -78,15 +78,14 @@ def _into_run(folder: Path, scene: "Scene", wanted: formats.Exports, overwrite: 
         raise FileExistsError(
             f"{folder / there[0]} is there already: replace it (--overwrite), or choose another --out"
         )
-    owned = partial(owned_files, command="run")
+    owned = partial(owned_files, command=("run", "batch"))
     with staged_folder(folder, entries=entries, overwrite=True, owned=owned) as staged:
         before = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).exists() else {}
         outputs = _write(staged, folder, scene, wanted)
-        gone = set(entries)
-        kept = [entry for entry in before.get("written", []) if entry["file"].split("/")[0] not in gone]
+        kept = [entry for entry in before.get("written", []) if entry["file"].split("/")[0] not in entries]
         document = {**before, "outputs": {**before.get("outputs", {}), **outputs}}
         document["exports"] = [*before.get("exports", []), wanted.settings()]
-        return extend_report(staged, "run", document, kept, format_of)
+        return extend_report(staged, before.get("command", "run"), document, kept, format_of)
 
 
 def _elsewhere(out: Path, scene: "Scene", wanted: formats.Exports, overwrite: bool) -> dict[str, Any]:

@@ -60,16 +60,16 @@ def _entry(folder: Path, file: str, kind: str | None) -> dict[str, Any]:
     return {**entry, "link": readable(os.readlink(path))} if path.is_symlink() else entry
 
 
-def owned_files(folder: Path, command: str) -> set[str]:
-    """The files (relative, with `/`) that `command` wrote into `folder` by its report there, and links as "name ->
-    target"; none without such.
+def owned_files(folder: Path, command: str | tuple[str, ...]) -> set[str]:
+    """The files (relative, with `/`) that `command`, or one of several, wrote into `folder` by its report there, and
+    links as "name -> target"; none without such.
 
     Warns of a report.json that tells of none, and why not.
     """
-    path = folder / REPORT
+    path, commands = folder / REPORT, (command,) if isinstance(command, str) else command
     try:
         document = _read(path)
-        return {*_files_of(document, command), *_links_of(document)}
+        return {*_files_of(document, commands), *_links_of(document)}
     except (FileNotFoundError, NotADirectoryError):  # `folder` may be a file, of which whoever writes there tells
         return set()
     except OSError as error:
@@ -79,8 +79,8 @@ def owned_files(folder: Path, command: str) -> set[str]:
     except ValueError as error:
         reason = str(error)
     warnings.warn(
-        f"{path} {reason}. So nothing in {folder} counts as results of {PROGRAM} {command}, which it may replace: if "
-        "they are, remove them by hand, or choose another folder",
+        f"{path} {reason}. So nothing in {folder} counts as results of {PROGRAM} {' or '.join(commands)}, which it "
+        "may replace: if they are, remove them by hand, or choose another folder",
         stacklevel=2,
     )
     return set()
@@ -100,11 +100,11 @@ def _read(path: Path) -> Any:
         raise ValueError(f"is not a whole JSON file ({error})") from error
 
 
-def _files_of(document: Any, command: str) -> list[str]:
+def _files_of(document: Any, commands: tuple[str, ...]) -> list[str]:
     """The list of files in a report. Raises ValueError as `_read`."""
     if not isinstance(document, dict) or document.get("program", PROGRAM) != PROGRAM:
         raise ValueError(f"was not written by {PROGRAM}")
-    if (other := document.get("command", command)) != command:
+    if (other := document.get("command", commands[0])) not in commands:
         raise ValueError(f"is of another command, {other!r:.40}")
     files = document.get("files")
     if "files" not in document or not {"program", "command"} <= document.keys():
