@@ -93,13 +93,19 @@ def test_in_place_from_a_file_and_loaded_again_is_one_model(
     assert weights[f"{QKV}.bias"].chunk(3)[1].count_nonzero() > 0
 
 
-def test_a_mask_of_another_network_is_refused(
+def test_masks_that_are_not_the_networks_are_refused(
     config: VGGTOmegaConfig, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     name = "camera_head.trunk.2.attn.qkv.bias_mask"
-    save_file({**weights, name: torch.ones_like(weights[name])}, tmp_path / "omega.safetensors")
-    with pytest.raises(CheckpointError, match=f"{name} is not this network's"):
-        VGGTOmegaInt8.from_pretrained(tmp_path / "omega.safetensors", recipe="int8_dynamic", config=config)
+    others = {key: tensor for key, tensor in weights.items() if key != name}
+    for mask, problem in (
+        ({name: torch.ones_like(weights[name])}, f"{name} is not this network's"),
+        ({name: torch.ones(5)}, rf"{name} has shape \[5\], the model needs"),
+        ({}, f"the checkpoint lacks {name}"),
+    ):
+        save_file({**others, **mask}, tmp_path / "omega.safetensors")
+        with pytest.raises(CheckpointError, match=problem):
+            VGGTOmegaInt8.from_pretrained(tmp_path / "omega.safetensors", recipe="int8_dynamic", config=config)
 
 
 class MaskedLinear(nn.Linear):

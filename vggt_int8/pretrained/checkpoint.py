@@ -9,7 +9,7 @@ import functools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,13 +63,13 @@ def validate_checkpoint(
     files: Iterable[str] | None,
     *,
     quantizing: bool,
-    dropped: Collection[str] = (),
+    dropped: Mapping[str, Tensor],
 ) -> None:
     """Compare a checkpoint with the model that is about to be filled from it.
 
     model: with its INT8 layers in place, on the meta device. quantizing: the checkpoint is in floating point and is
-    quantized while it is read (its values are checked on the way); otherwise values are checked here. dropped: names of
-    tensors that a quantized model has no place for.
+    quantized while it is read (its values are checked on the way); otherwise values are checked here. dropped: what the
+    checkpoint has beside that, and a quantized model has no place for, by name.
 
     Raises `CheckpointError` for unreadable files, missing or unexpected tensors, wrong shapes or dtypes, NaN and inf,
     and values that the compute dtype or the format does not have.
@@ -78,8 +78,10 @@ def validate_checkpoint(
         stored = {name: _describe(tensor, "state dict") for name, tensor in state_dict.items()}
     else:
         stored = read_headers(files or ())
-    stored = {name: tensor for name, tensor in stored.items() if name not in dropped}
-    problems = [*_name_problems(model, stored, quantizing), *_tensor_problems(model, stored, quantizing)]
+    expected = {**_expected(model, quantizing), **dropped}
+    quantized = not quantizing and getattr(model, "quantization_plan", None) is not None
+    problems = [*_name_problems(model, expected, stored, quantizing)]
+    problems += _tensor_problems(expected, stored, quantizing, quantized)
     if problems:
         more = f"; and {len(problems) - _SHOWN} more problems" if len(problems) > _SHOWN else ""
         raise CheckpointError("; ".join(problems[:_SHOWN]) + more)
@@ -215,8 +217,9 @@ def _expected(model: nn.Module, quantizing: bool) -> dict[str, Tensor]:
     return expected
 
 
-def _name_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantizing: bool) -> Iterator[str]:
-    expected = _expected(model, quantizing)
+def _name_problems(
+    model: nn.Module, expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], quantizing: bool
+) -> Iterator[str]:
     missing = [name for name in expected if name not in stored]
     switched_off = tuple(f"{name}." for name, value in vars(model).items() if value is None)  # heads, for one
     extra = [name for name in stored if name not in expected and not name.startswith(switched_off)]
@@ -231,9 +234,10 @@ def _name_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantiz
         yield f"the checkpoint holds tensors that this model does not have: {_listed(extra)}"
 
 
-def _tensor_problems(model: nn.Module, stored: Mapping[str, StoredTensor], quantizing: bool) -> Iterator[str]:
-    quantized = not quantizing and getattr(model, "quantization_plan", None) is not None
-    for name, slot in _expected(model, quantizing).items():
+def _tensor_problems(
+    expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], quantizing: bool, quantized: bool
+) -> Iterator[str]:
+    for name, slot in expected.items():
         found = stored.get(name)
         if found is None:
             continue

@@ -191,7 +191,7 @@ class Int8Network(Network):
                 "layers cannot go to disk from this checkpoint, whose tensors have other names than the network's: "
                 "load with device_map='cpu', save_pretrained() it, then load that with offloading"
             )
-        dropped = quantizer.dropped if quantizing else ()
+        dropped = quantizer.dropped if quantizing else {}
         validate_checkpoint(model, state_dict, checkpoint_files, quantizing=quantizing, dropped=dropped)
         if quantizing and (quantizer.seams or dropped):
             with opened_tensors(state_dict, checkpoint_files) as tensor_of:

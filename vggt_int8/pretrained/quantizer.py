@@ -148,18 +148,17 @@ class VGGTInt8Quantizer(HfQuantizer):
         return EncodeTensor(self)
 
     @property
-    def dropped(self) -> set[str]:
-        """Names of tensors of a floating-point checkpoint that the quantized model has no place for."""
-        return {f"{name}.{MASK}" for name in self.masks}
+    def dropped(self) -> dict[str, Tensor]:
+        """What a floating-point checkpoint has, by name, and the quantized model has no place for: masks of biases."""
+        return {f"{name}.{MASK}": mask for name, mask in self.masks.items()}
 
     def look_at(self, tensor_of: TensorOf) -> None:
         """Look at tensors of the checkpoint, which `tensor_of` gives by name, before they are loaded: find what is to
         be folded into them. Raises `CheckpointError` for a mask of a bias that is not the network's.
         """
-        for name, mask in self.masks.items():
-            found = tensor_of(f"{name}.{MASK}")
-            if found.shape != mask.shape or not bool((found.float() == mask).all()):
-                raise CheckpointError(f"{name}.{MASK} is not this network's: the checkpoint is of another one")
+        for name, mask in self.dropped.items():
+            if not torch.equal(tensor_of(name).to(mask), mask):
+                raise CheckpointError(f"{name} is not this network's: the checkpoint is of another one")
         self.folds = estimated_folds(self.seams, tensor_of)
 
     @contextmanager
