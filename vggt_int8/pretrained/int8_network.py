@@ -19,16 +19,15 @@ from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.network import Network
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.pretrained.checkpoint import opened_tensors, validate_checkpoint
+from vggt_int8.pretrained.device import check_device, compute_dtype, execution_device_type
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import check_values, is_capturing
 from vggt_int8.pretrained.in_place import calibrate_loaded, check_calibration
 from vggt_int8.pretrained.names import with_plain_names
-from vggt_int8.pretrained.quantizer import VGGTInt8QuantizationConfig, execution_device_type
+from vggt_int8.pretrained.quantizer import VGGTInt8QuantizationConfig
 from vggt_int8.pretrained.source import (
     check_cached_index,
-    check_device,
     check_folder,
-    compute_dtype,
     given_config,
     load_config,
     load_file,

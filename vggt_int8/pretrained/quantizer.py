@@ -25,6 +25,7 @@ from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.listing import first_few
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
+from vggt_int8.pretrained.device import execution_device_type
 from vggt_int8.quant.attention import set_attention
 from vggt_int8.quant.masked_bias import MASK, bias_mask, has_bias_mask, masked
 from vggt_int8.quant.plan import LayerPlan, recipe_for
@@ -297,12 +298,3 @@ def round_kept_parameters(model: nn.Module) -> None:
         if not isinstance(module, Int8Storage):
             for key, parameter in module.named_parameters(recurse=False):
                 parameter.data = to_fp16(parameter.data, key).to(parameter.dtype)
-
-
-def execution_device_type(device_map: Any) -> str:
-    """Where layers compute under a device map, "cuda" or "cpu"; offloaded ones compute on the GPU if there is one."""
-    places = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
-    automatic = {"auto", "balanced", "balanced_low_0", "sequential"}
-    if any(isinstance(p, int) or str(p).startswith("cuda") for p in places):
-        return "cuda"
-    return "cuda" if any(str(p) in automatic for p in places) and torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""What a user names as the source of a model: a Hub id, a folder, a single file; its config, its recipe, its device.
+"""What a user names as the source of a model: a Hub id, a folder, a single file; its config, its recipe.
 
 Everything here is looked at before a weight is read, in the order of its cost: names first, then the small files.
 """
@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -20,7 +19,7 @@ from vggt_int8.model.size import FAR_LARGER
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.pretrained.kinds import config_class, config_class_of_names, heads_found
 from vggt_int8.pretrained.names import load_tensors, plain_names
-from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig, execution_device_type
+from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe
 from vggt_int8.saves.errors import CheckpointError
@@ -28,20 +27,6 @@ from vggt_int8.saves.hub import NO_NETWORK
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.saves.writing import restore
-
-_DTYPES = {
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "double": torch.float64,
-    "float": torch.float32,
-    "half": torch.float16,
-}
 
 
 def load_config(source: str, kwargs: dict[str, Any], kind: type[NetworkConfig] | None = None) -> NetworkConfig:
@@ -224,39 +209,6 @@ def set_quantization(
             kwargs["quantization_config"] = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend)
     elif backend != "auto":
         raise BackendError(f"backend {backend!r} runs INT8 layers, but {source} has none: give a recipe as well")
-
-
-def check_device(device_map: Any) -> None:
-    """Raise `BackendError` if a device map asks for CUDA on a machine without it."""
-    if execution_device_type(device_map) == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            f"device_map {device_map!r} asks for CUDA, but torch {torch.__version__} sees no CUDA device here: use "
-            "device_map='cpu', or install a CUDA build of torch and check nvidia-smi"
-        )
-
-
-def compute_dtype(dtype: Any, former: Any, device_map: Any) -> torch.dtype:
-    """The dtype to compute in: of `dtype=`, or of `torch_dtype=`, its former name; by default that of the device.
-
-    Raises TypeError for what is no floating-point dtype that the network computes in, and for two that differ.
-    """
-    given = [_as_dtype(value) for value in (dtype, former) if value is not None and value != "auto"]
-    if len(set(given)) > 1:
-        raise TypeError(f"dtype={dtype!r} and torch_dtype={former!r} differ: pass dtype alone")
-    if given:
-        return given[0]
-    return torch.float16 if execution_device_type(device_map) == "cuda" else torch.float32
-
-
-def _as_dtype(value: Any) -> torch.dtype:
-    dtype = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else value
-    if isinstance(dtype, torch.dtype) and dtype in _DTYPES.values():
-        return dtype
-    why = "; one dtype holds for the whole network" if isinstance(value, dict) else ""
-    raise TypeError(
-        f"dtype is {value!r:.80}{why}: choose torch.float16, torch.bfloat16, torch.float32, torch.float64, or the name "
-        "of one, or 'auto'"
-    )
 
 
 def open_file(
