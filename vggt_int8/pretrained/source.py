@@ -51,8 +51,12 @@ def load_config(source: str, kwargs: dict[str, Any], kind: type[NetworkConfig] |
         path = _from_hub(source, {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs})
     data = read_json(path)
     kind = kind or config_class(data)
-    changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
-    return make_config(data, source, changed, kind)
+    return make_config(data, source, _taken(kind, kwargs), kind)
+
+
+def _taken(kind: type[NetworkConfig], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the config among `kwargs`, which are taken out of them."""
+    return {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
 
 
 def config_class_of(source: str) -> type[NetworkConfig]:
@@ -107,15 +111,13 @@ def given_config(config: Any, kwargs: dict[str, Any], kind: type[NetworkConfig])
         if not path.is_file():
             check_source(str(path), kwargs)
             return load_config(str(path), kwargs, kind)
-        changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
-        return make_config(read_json(path), str(path), changed, kind)
+        return make_config(read_json(path), str(path), _taken(kind, kwargs), kind)
     if not isinstance(config, kind):
         raise TypeError(f"config is a {type(config).__name__}; pass a {kind.__name__}, or leave it out")
-    changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
     if config._attn_implementation not in (None, "sdpa"):
         raise TypeError(f"a {kind.kind} does not take attn_implementation={config._attn_implementation!r:.80}")
     copied = make_config({}, "config=", {}, kind)
-    data = config.to_dict() | changed
+    data = config.to_dict() | _taken(kind, kwargs)
     for name in kind.__annotations__:
         setattr(copied, name, data[name])
     try:
@@ -239,7 +241,7 @@ def open_file(
         data = read_json(path.parent / "config.json") if beside else None
         names = [] if beside else list(plain_names(read_headers([source])).values())
         kind = kind or (config_class(data) if beside else config_class_of_names(names))
-        changed = {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
+        changed = _taken(kind, kwargs)
         data = data if beside else heads_found(names, source, kind, changed)
         config = make_config(data, source, changed, kind)
     elif beside and getattr(config, "quantization_config", None) is None:
