@@ -109,8 +109,8 @@ def calibrate(
 def inputs_for(model: nn.Module, images: Any, samples: int, seed: int = 0) -> list[Tensor]:
     """What `model` is called with, in order: at most `samples` of `images`.
 
-    images: as in `images.find_scenes`, whose errors are raised; for a module that is no `VGGT`, tensors, one for each
-    call. seed: which of them are taken, where there are more.
+    images: as in `images.find_scenes`, whose errors are raised; for a module that is no network of this package,
+    tensors, one for each call. seed: which of them are taken, where there are more.
     """
     if not isinstance(model, Network):
         return chosen_images.choose_inputs(images, samples, seed)
@@ -147,8 +147,8 @@ def channel_folds(
 
 
 def caller(model: nn.Module, names: Collection[str]) -> Callable[[Tensor], object]:
-    """Calls the model with an input, where the model lies; of a VGGT only the heads run that have one of these layers,
-    or a cheap one.
+    """Calls the model with an input, where the model lies; of this package's networks only the heads run that have one
+    of these layers, or a cheap one.
     """
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
     heads = {"heads": _heads(model, names)} if isinstance(model, Network) else {}
@@ -169,11 +169,11 @@ def _all_names(once: Mapping[str, list[str]]) -> dict[str, str]:
 
 def _heads(model: Network, names: Collection[str]) -> tuple[str, ...]:
     """The heads that must run for these layers to be called; one that is cheap if none is among them."""
-    present = {head: f"{module}." for head, module in model.head_modules.items() if getattr(model, module) is not None}
-    asked = [head for head, module in present.items() if any(name.startswith(module) for name in names)]
+    present = model.present_heads
+    asked = [head for head in present if any(name.startswith(f"{model.head_modules[head]}.") for name in names)]
     if "track" in asked:
         raise CalibrationError(
             "the track head runs with query points alone, which calibration images do not have: choose "
             "track_head = 'dynamic' (or 'weight_only' or 'keep') in the recipe's groups"
         )
-    return tuple(asked or list(present)[:1])
+    return tuple(asked or present[:1])

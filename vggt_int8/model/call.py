@@ -60,8 +60,7 @@ class Call:
         config = model.config
         moved = "_hf_hook" in vars(model)  # by accelerate, where the model lies on several devices
         images = checked_images(images, config.patch_size, None if moved else model.aggregator.camera_token.device)
-        present = tuple(head for head in HEADS if getattr(model, f"{head}_head") is not None)
-        heads = _checked_heads(heads, present, query_points is not None)
+        heads = _checked_heads(heads, model.present_heads, query_points is not None)
         if query_points is not None:
             query_points = _checked_query_points(query_points, images, config.track_corr_levels)
         check_chunk_size(frames_chunk_size)
