@@ -144,8 +144,8 @@ def choose_inputs(inputs: Any, samples: int, seed: int) -> list[Tensor]:
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"a module that is no VGGT of this package is calibrated with tensors, one for each call of it; got a "
-                f"{type(tensor).__name__}"
+                "a module that is no network of this package is calibrated with tensors, one for each call of it; got "
+                f"a {type(tensor).__name__}"
             )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CalibrationError(f"an input {list(tensor.shape)} to calibrate with holds NaN or inf")

@@ -47,19 +47,19 @@ def quantize(
 ) -> Module:
     """Quantize a model in place and return it.
 
-    A `VGGTInt8`, or this package's `VGGT`, can be saved afterwards and loaded as `VGGTInt8`; its kept parameters are
-    rounded to fp16 values, in which they are stored. On any other module, the reference repository's `VGGT` included,
-    only the layers that the recipe names change and, where it smooths, those before them. All is checked first, so an
-    error leaves the model as it was; then layer after layer gives its floats back as its codes take their place (a
-    layer a thread on a CPU), so that no second model exists, and Ctrl-C waits until that is done. Layers that must stay
-    as they are (`vggt_int8.quant.quantize_module` says which) are warned of; `model.quantization_plan` has all, with
-    the reasons.
+    This package's networks, `VGGT` and `VGGTOmega` too, can be saved afterwards and loaded as `VGGTInt8` or
+    `VGGTOmegaInt8`; their kept parameters are rounded to fp16 values, in which they are stored. On any other module,
+    the reference repository's `VGGT` included, only the layers that the recipe names change and, where it smooths,
+    those before them. All is checked first, so an error leaves the model as it was; then layer after layer gives its
+    floats back as its codes take their place (a layer a thread on a CPU), so that no second model exists, and Ctrl-C
+    waits until that is done. Layers that must stay as they are (`vggt_int8.quant.quantize_module` says which) are
+    warned of; `model.quantization_plan` has all, with the reasons.
     Adapters (peft's LoRA) come first, for peft wraps no layer that is INT8 already: merge them, or quantize with them
     in place, which turns the layers that they wrap into INT8; `exclude=[".*lora.*"]` leaves LoRA's own layers, still
     trainable, as floats. Layers under other adapters (DoRA, which reads their weights) are kept.
 
     calibration: images for a recipe with static scales, or one that smooths by what inputs show: folders, files,
-        patterns, or tensors [S, 3, H, W] in [0, 1], one or a list; for a module that is no `VGGT` of this package
+        patterns, or tensors [S, 3, H, W] in [0, 1], one or a list; for a module that is no network of this package
         tensors, one for each call of it. Each folder or tensor is a scene. The recipe's `calibration_samples` of them
         are seen, in an order of their own: which, and what follows, depend on the images and `calibration_seed` alone
         (`vggt_int8.calibration.images`).
@@ -115,7 +115,7 @@ def install(
     folds: Folds,
     found: Calibration | None,
 ) -> None:
-    """Make a model INT8 in place by what was measured; a `VGGT` can be saved afterwards. Signals wait until it is."""
+    """Make a model INT8 in place by what was measured; a `Network` can be saved then. Signals wait until it is."""
     with uninterrupted():
         apply_plan(model, plan, recipe, backend, folds, *(() if found is None else (found.scales, found.codes)))
         model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
