@@ -195,7 +195,7 @@ class Recipe:
         if self.keyframes is None:
             return
         integer("keyframes", self.keyframes, 1)
-        if self.global_attention != "keyframes" and "keyframes" not in self.global_attention:
+        if "keyframes" not in self.global_attention:  # of words, or in the one
             raise RecipeError(
                 f"keyframes {self.keyframes} has no effect: global_attention is {shown(self.global_attention)}",
                 "keyframes",
