@@ -167,4 +167,7 @@ def test_a_video_beside_pictures_is_refused(cli: Any, tiny: Path, folder: Path, 
 
 
 def test_the_report_of_nothing_is_json() -> None:
-    json.dumps(StreamReport(4, 1).to_document(), allow_nan=False)
+    report = StreamReport(4, 1).to_document()
+    json.dumps(report, allow_nan=False)
+    assert report["latency_seconds"] == {"median": None, "p95": None, "largest": None}
+    assert report["frames_per_second"] is None

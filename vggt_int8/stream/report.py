@@ -60,8 +60,9 @@ class StreamReport:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def to_document(self) -> dict[str, Any]:
-        """For JSON."""
-        late = np.array(self.latencies or [0.0])
+        """For JSON; null where nothing was measured, as in a run that only goes on to write."""
+        late = np.array(self.latencies)
+        quantiles = {"median": 0.5, "p95": 0.95, "largest": 1.0}
         return {
             "window": self.window,
             "overlap": self.overlap,
@@ -70,7 +71,7 @@ class StreamReport:
             "resumed_at": self.resumed_at,
             "frames_per_second": self.frames_per_second,
             "latency_seconds": {
-                "median": float(np.median(late)), "p95": float(np.quantile(late, 0.95)), "largest": float(late.max())
+                name: float(np.quantile(late, part)) if len(late) else None for name, part in quantiles.items()
             },
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             "seams": [{"window": s.window, "first_frame": s.first, **s.drift.to_document()} for s in self.seams],
