@@ -18,6 +18,7 @@ from tests.stream.oracle import Oracle
 from vggt_int8.eval.metrics import trajectory_error
 from vggt_int8.scenes import SceneBatch, render_scenes, scene_seeds
 from vggt_int8.stream import Stream, StreamFrame
+from vggt_int8.stream.state import finished_names
 from vggt_int8.video import VideoFrame
 
 FRAMES, SIDE = 23, 56
@@ -134,9 +135,14 @@ def test_a_folder_of_another_stream_is_refused(batch: SceneBatch, tmp_path: Path
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(FileExistsError, match=r"no folder of a stream"):
         Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "photos")
-    (tmp_path / "s" / "stream.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "s")
+    window = tmp_path / "s" / "windows" / "00001"
+    for damaged in (window / "loop.json", window / "window.json", tmp_path / "s" / "stream.json"):
+        damaged.write_text("{")
+        with pytest.raises(ValueError, match=rf"{damaged.name} is damaged .*remove .*s$"):
+            list(Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "s"))
+        if damaged.name == "window.json":
+            with pytest.raises(ValueError, match=r"window\.json is damaged"):
+                finished_names(tmp_path / "s")
 
 
 def test_memory_is_that_of_a_window(batch: SceneBatch) -> None:

@@ -9,7 +9,8 @@ FOLDER/windows/00000/           a window, which is there as a whole or not at al
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -89,7 +90,10 @@ class StreamFolder:
     def loop(self, number: int) -> dict[str, Any] | None:
         """What was found when loops from this window were looked for; None if they were not."""
         path = self._place(number) / LOOP
-        return _json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with _naming(path, self.folder):
+            return _json(path)
 
     def add_loop(self, number: int, found: Mapping[str, Any]) -> None:
         write_json(self._place(number) / LOOP, dict(found))
@@ -108,19 +112,10 @@ class StreamFolder:
 
     def _read(self) -> None:
         path = self.folder / STATE
-        try:
+        with _naming(path, self.folder):
             document = _json(path)
             version, settings = document["format_version"], dict(document["settings"])
             self.complete = bool(document["complete"])
-            for number in count():
-                path = self._place(number) / WINDOW
-                if not path.is_file():
-                    break
-                self.windows.append(_window(_json(path), path.with_name(DESCRIPTORS)))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}: {error}): to begin anew remove {self.folder}"
-            ) from error
         if version != FORMAT_VERSION:
             raise ValueError(f"{path} has format version {shown(version)}, this program reads {FORMAT_VERSION}")
         for name in sorted(settings.keys() | self.settings.keys()):
@@ -129,6 +124,12 @@ class StreamFolder:
                     f"{self.folder} holds windows of a stream with {name} {shown(old)}, and now it is {shown(new)}: "
                     "give the same to go on with it, or remove that folder to begin anew"
                 )
+        for number in count():
+            window = self._place(number) / WINDOW
+            if not window.is_file():
+                break
+            with _naming(window, self.folder):
+                self.windows.append(_window(_json(window), window.with_name(DESCRIPTORS)))
 
 
 def similarity_document(similarity: Similarity) -> dict[str, Any]:
@@ -140,6 +141,17 @@ def read_similarity(document: Mapping[str, Any]) -> Similarity:
     rotation = torch.tensor(document["rotation"], dtype=torch.float64).view(3, 3)
     translation = torch.tensor(document["translation"], dtype=torch.float64).view(3)
     return Similarity(float(document["scale"]), rotation, translation)
+
+
+@contextmanager
+def _naming(path: Path, folder: Path) -> Iterator[None]:
+    """Errors of a file's content -> ValueError that names the file and the way out."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): to begin anew remove {folder}"
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -177,7 +189,8 @@ def _window(entry: Mapping[str, Any], descriptors: Path) -> Window:
 def finished_names(folder: Path) -> list[str]:
     """Names of the frames of all windows that are kept in the folder of a stream, each once; none without a stream."""
     names: list[str] = []
-    windows = sorted(folder.expanduser().glob(f"windows/*/{WINDOW}"))
-    for path in windows:
-        names += load_scene(path.parent).names[-int(_json(path)["new"]) :]
+    for path in sorted(folder.expanduser().glob(f"windows/*/{WINDOW}")):
+        with _naming(path, folder):
+            new = int(_json(path)["new"])
+        names += load_scene(path.parent).names[-new:]
     return names
