@@ -1,7 +1,7 @@
 """Work done ahead of whoever asks for it: `ahead(function, items)` is `map(function, items)` by threads, in order.
 
 Decoding and resizing of pictures leave Python's lock, so threads suffice, and pixels need not be copied between
-processes. At most `ahead` results exist beside those that were handed out, however long `items` is.
+processes. At most `results` of them exist beside those that were handed out, however long `items` is.
 """
 
 import os

@@ -104,7 +104,7 @@ class Clip:
         return {"video": str(self.path), **identify_file(self.path), **self._choice()}
 
     def report(self) -> dict[str, Any]:
-        """For report.json, after the frames were read: the file, its own facts, and how it ended."""
+        """For report.json: the file, its digest, and which frames."""
         return {"video": self.settings()}
 
     def _choice(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Growing:
         return {"follows": str(self.folder)}
 
     def report(self) -> dict[str, Any]:
-        return {"follows": str(self.folder)}
+        return self.settings()
 
 
 Input = Pictures | Clip | Growing

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vggt_int8.cli import console
-from vggt_int8.cli.frames import Growing, Input
+from vggt_int8.cli.frames import Growing, Input, Pictures
 from vggt_int8.cli.loading import load_model
 from vggt_int8.global_attention import words_of
 
@@ -117,8 +117,7 @@ def _going_on(source: Input, kept: Path) -> Input:
 
 
 def _tell(progress: Any, source: Input, report: "StreamReport") -> None:
-    total = len(source) if hasattr(source, "__len__") else None
-    progress(report.frames, total if total is not None else report.frames)
+    progress(report.frames, len(source) if isinstance(source, Pictures) else report.frames)
 
 
 def _note(report: "StreamReport") -> None:

@@ -86,10 +86,11 @@ def _point_pairs(old: Views, new: Views) -> tuple[Tensor, Tensor, Tensor, Tensor
         places = good.flatten().nonzero()[:, 0]
         if not len(places):
             continue
-        trust = trust.flatten()[places]
-        places = places[trust >= trust.quantile(LEAST_CONFIDENT)] if len(places) > 2 else places
+        trust = trust.flatten()
+        least = trust[places].quantile(LEAST_CONFIDENT)
+        places = places[trust[places] >= least] if len(places) > 2 else places
         places = places[:: max(len(places) // POINTS_PER_FRAME, 1)]
-        weights = torch.minimum(old.confidence[frame], new.confidence[frame]).double().flatten()[places]
+        weights = trust[places]
         clouds = [cloud[frame].flatten(0, 1)[places].double() for cloud in points]
         pairs.append((*clouds, weights / weights.mean(), old.depth[frame].flatten()[places].double()))
     if not pairs:

@@ -50,7 +50,8 @@ class Source:
 
     frames: an iterable, or a function that gives one without its first n frames (`frames(n)`); an iterable's first
     frames are taken and thrown away where a stream goes on. skip: how many those are. room: frames that may wait.
-    size: (H, W) of the network's images so far; None if the first frame decides.
+    mode, size, patch_size: as `fit_image` has them. max_pixels: the largest picture that is decoded. shape: (H, W) of
+    the network's images so far; None if the first frame decides.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ Standard range: the file's own matrix and range. Where it names no matrix, that 
 High dynamic range (PQ, SMPTE ST 2084; HLG, ARIB STD-B67 and BT.2100): light on a display in units of the reference
 white of 203 cd/m2 (BT.2408), BT.2020 primaries to BT.709. Up to `_KNEE` of that white everything stays; what is
 brighter is rolled off towards 1, all three colours by one factor, so that hues stay. It is the picture of a video, not
-measured light, and near enough to what the phone itself saves as a photograph.
+measured light.
 """
 
 from fractions import Fraction
