@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vggt_int8.ahead import ahead, worker_count
+from vggt_int8.ahead import MOST_WORKERS, ahead, worker_count
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -69,5 +69,10 @@ def test_errors_come_where_the_result_would_have() -> None:
         next(results)
 
 
-def test_there_is_a_worker() -> None:
-    assert worker_count() >= 1
+@pytest.mark.parametrize(("cpus", "quota", "workers"), [(4, None, 4), (4, 2, 2), (2, 4, 2), (64, None, MOST_WORKERS)])
+def test_workers_are_as_many_as_cpus_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, quota: int | None, workers: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cpus)), raising=False)
+    monkeypatch.setattr("vggt_int8.ahead.quota", lambda: quota)
+    assert worker_count() == workers

@@ -4,7 +4,6 @@ import io
 import os
 import struct
 import threading
-import time
 import warnings
 import zlib
 from pathlib import Path
@@ -347,7 +346,7 @@ def test_sizes_are_integers(photo: Path, name: str, wrong: object) -> None:
 
 def test_threads_share_the_room_for_pixels() -> None:
     room, held, most = decode._Room(10), 0, 0
-    lock = threading.Lock()
+    lock, pair = threading.Lock(), threading.Barrier(2)
 
     def hold(pixels: int) -> None:
         nonlocal held, most
@@ -355,7 +354,8 @@ def test_threads_share_the_room_for_pixels() -> None:
             with lock:
                 held += 1
                 most = max(most, held)
-            time.sleep(0.01)
+            if pixels == 5:
+                pair.wait(timeout=10)  # for the other one, which has room beside it
             with lock:
                 held -= 1
 

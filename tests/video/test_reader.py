@@ -170,7 +170,7 @@ def test_high_dynamic_range_looks_as_standard_range_does(
     assert max(pixel) - min(pixel) <= 2  # type: ignore[type-var, operator, arg-type]
 
 
-def test_highlights_stay_below_white_and_in_order(tmp_path: Path) -> None:
+def test_highlights_are_rolled_off_in_order(tmp_path: Path) -> None:
     pixels = []
     for light in (0.7, 1.0, 2.0, 4.0):
         path = write_flat_hdr(tmp_path / f"{light}.mkv", (_pq(light),) * 3, 16)
