@@ -53,15 +53,19 @@ def whole(model: VGGTInt8, batch: SceneBatch, **call: Any) -> tuple[Tensor, Tens
     return pred.extrinsic[0].cpu(), pred.depth[0, ..., 0].cpu()
 
 
-def score(extrinsic: Tensor, depth: Tensor, batch: SceneBatch) -> dict[str, float]:
-    truth = batch.extrinsic[0].cpu()
+def ate(extrinsic: Tensor, truth: Tensor) -> float:
+    """In per cent of the path's length."""
     centers = camera_center(truth)
     path = (centers[1:] - centers[:-1]).norm(dim=-1).sum().item()
+    return 100 * trajectory_error(extrinsic, truth) / path
+
+
+def score(extrinsic: Tensor, depth: Tensor, batch: SceneBatch) -> dict[str, float]:
+    truth = batch.extrinsic[0].cpu()
     poses = pose_scores(*pose_errors(extrinsic[None], truth[None]))
     errors = depth_errors(depth[None], batch.depth.cpu(), batch.valid.cpu(), "scale")
-    ate = trajectory_error(extrinsic, truth)
     return {
-        "ate": 100 * ate / path,
+        "ate": ate(extrinsic, truth),
         "auc_30": poses.auc_30,
         "auc_5": poses.auc_5,
         "abs_rel": errors.abs_rel.mean().item(),
@@ -103,20 +107,22 @@ def there_and_back(model: VGGTInt8, batch: SceneBatch) -> dict[str, dict[str, An
         stream = model.stream([*arrays, *arrays[-2::-1]], window=16, overlap=4, folder=Path(folder) / "s")
         before = torch.stack([frame.extrinsic for frame in stream])
         after = torch.cat([scene.extrinsic for scene in stream.scenes() if scene.extrinsic is not None])
-        centers = camera_center(truth)
-        path = (centers[1:] - centers[:-1]).norm(dim=-1).sum().item()
         found = [
             {"frames": loop.frames, "seen": loop.seen, "likeness": loop.likeness, "closed": loop.closed}
             for loop in stream.report.loops
         ]
         return {
-            "open": {"ate": 100 * trajectory_error(before, truth) / path},
-            "closed": {
-                "ate": 100 * trajectory_error(after, truth) / path,
-                "loops": found,
-                **(stream.report.residual or {}),
-            },
+            "open": {"ate": ate(before, truth)},
+            "closed": {"ate": ate(after, truth), "loops": found, **(stream.report.residual or {})},
         }
+
+
+def mean_row(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the scenes that have a number (a scene without a loop has no residual), and the median ATE."""
+    keys = {key: None for row in rows for key, value in row.items() if isinstance(value, float)}
+    found = {key: [row[key] for row in rows if key in row] for key in keys}
+    means = {key: sum(values) / len(values) for key, values in found.items()}
+    return {**means, "ate_median": float(torch.tensor(found["ate"]).median())}
 
 
 def main() -> None:
@@ -142,17 +148,9 @@ def main() -> None:
                 extrinsic, depth, more = run_way(model, batch, options)
                 rows.setdefault(name, []).append({**score(extrinsic, depth, batch), **more})
         for name, scored in rows.items():
-            keys = [key for key, value in scored[0].items() if isinstance(value, float)]
-            means = {key: sum(row[key] for row in scored if key in row) / len(scored) for key in keys}
-            medians = {f"{key}_median": float(torch.tensor([row[key] for row in scored]).median()) for key in ("ate",)}
-            document = {**base, "views": views, "way": name, **means, **medians, "rows": scored}
-            append_json_line(wanted.out, document)
-            print(
-                views,
-                name,
-                json.dumps({key: round(value, 4) for key, value in {**means, **medians}.items()}),
-                flush=True,
-            )
+            means = mean_row(scored)
+            append_json_line(wanted.out, {**base, "views": views, "way": name, **means, "rows": scored})
+            print(views, name, json.dumps({key: round(value, 4) for key, value in means.items()}), flush=True)
 
 
 if __name__ == "__main__":
