@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from vggt_int8.bench.variants import BASELINES
 from vggt_int8.cli import app, console, loading, options
 from vggt_int8.cli.guard import guarded
-from vggt_int8.export.points import PointSource
+from vggt_int8.export.selection import PointSource
 from vggt_int8.images import Mode
 from vggt_int8.quant.backends import BACKENDS
 from vggt_int8.recipe import available_recipes

@@ -12,7 +12,7 @@ from vggt_int8.cli import options
 if TYPE_CHECKING:
     from vggt_int8.export import ExportOptions
     from vggt_int8.export.originals import Placing
-    from vggt_int8.export.points import PointSource
+    from vggt_int8.export.selection import PointSource
 
 # Written out here, since the modules that own them load PyTorch; a test compares.
 FORMATS = ("depth", "ply", "glb", "colmap", "transforms", "npz", "tracks", "rrd")

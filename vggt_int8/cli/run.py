@@ -159,7 +159,7 @@ class Wanted:
 
     def settings(self, network: "Int8Network") -> dict[str, Any]:
         """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
-        from vggt_int8.export.points import SEED
+        from vggt_int8.export.selection import SEED
 
         attention = ("global_attention", "keyframes")
         names = ("backend", "mode", "frames_chunk", *attention, "max_megapixels", "tracks", "refine")

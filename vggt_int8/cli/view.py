@@ -8,7 +8,7 @@ import typer
 from vggt_int8.cli import console, formats, options, pages
 
 if TYPE_CHECKING:
-    from vggt_int8.export.points import PointSource
+    from vggt_int8.export.selection import PointSource
 
 Folders = Annotated[
     list[Path],

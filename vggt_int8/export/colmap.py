@@ -17,7 +17,7 @@ from torch import Tensor
 from vggt_int8.export.colmap_files import ColmapModel, write_model
 from vggt_int8.export.correspond import observe
 from vggt_int8.export.naming import image_names
-from vggt_int8.export.points import Selection
+from vggt_int8.export.selection import Selection
 from vggt_int8.geometry import rotation_to_quaternion
 from vggt_int8.listing import first_few
 from vggt_int8.scene.scene import Scene

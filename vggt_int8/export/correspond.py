@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggt_int8.export.frames import content_box, content_of, in_order
-from vggt_int8.export.points import Selection
+from vggt_int8.export.selection import Selection
 from vggt_int8.scene.scene import Scene
 
 Doubles = NDArray[np.float64]

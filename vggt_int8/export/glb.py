@@ -24,7 +24,7 @@ from PIL import Image
 from vggt_int8.export.color import Array, Colors, colorize
 from vggt_int8.export.frames import content_box, in_order
 from vggt_int8.export.naming import image_names
-from vggt_int8.export.points import PointCloud
+from vggt_int8.export.selection import PointCloud
 from vggt_int8.scene.scene import Scene
 
 POINTS = 1_000_000  # unless it is said otherwise: what a browser turns without effort

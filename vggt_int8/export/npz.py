@@ -23,7 +23,7 @@ import numpy as np
 
 from vggt_int8.export.frames import Array, in_order
 from vggt_int8.export.ply import write_all
-from vggt_int8.export.points import points_of
+from vggt_int8.export.selection import points_of
 from vggt_int8.geometry import camera_to_pose_encoding
 from vggt_int8.scene.scene import Scene
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vggt_int8.export.color import Array, Colors
 from vggt_int8.export.frames import in_order
-from vggt_int8.export.points import Selection
+from vggt_int8.export.selection import Selection
 
 _PLY_NAMES = {"f": "float", "u": "uchar"}
 _POSITION = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]

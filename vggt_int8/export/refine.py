@@ -24,7 +24,8 @@ from vggt_int8.export.colmap_files import ColmapModel, write_model
 from vggt_int8.export.correspond import project
 from vggt_int8.export.frames import frame_pool, in_order
 from vggt_int8.export.locate import Locator
-from vggt_int8.export.points import PointOptions, Selection, select_points
+from vggt_int8.export.points import PointOptions, select_points
+from vggt_int8.export.selection import Selection
 from vggt_int8.geometry import quaternion_to_rotation
 from vggt_int8.quiet import quiet_import
 from vggt_int8.scene.scene import Scene

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vggt_int8.export.color import color_table
 from vggt_int8.export.frames import in_order
-from vggt_int8.export.points import PointCloud
+from vggt_int8.export.selection import PointCloud
 from vggt_int8.export.tracks import VISIBLE
 from vggt_int8.quiet import quiet_import
 from vggt_int8.scene.scene import Scene

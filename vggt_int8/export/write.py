@@ -20,7 +20,8 @@ from vggt_int8.export.naming import image_names, image_root
 from vggt_int8.export.npz import write_predictions
 from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path, stored_turned
 from vggt_int8.export.ply import write_ply
-from vggt_int8.export.points import PointOptions, Selection, select_points
+from vggt_int8.export.points import PointOptions, select_points
+from vggt_int8.export.selection import Selection
 from vggt_int8.export.tracks import write_tracks
 from vggt_int8.export.transforms import POINTS_FILE, transforms_document
 from vggt_int8.files import write_json

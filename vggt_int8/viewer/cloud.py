@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from vggt_int8.export import Scene
 from vggt_int8.export.color import Array, Colors, colorize, robust_range
 from vggt_int8.export.frames import content_of, frame_pool, in_order
-from vggt_int8.export.points import FARTHEST, PointSource, confidence_of, point_source, points_of
+from vggt_int8.export.points import point_source
+from vggt_int8.export.selection import FARTHEST, PointSource, confidence_of, points_of
 
 SEED = 0  # of which pixels are kept, and which of them are shown first
 KEPT_PER_SHOWN = 4  # pixels that are kept for each that may be shown, so that a strong filter leaves enough

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from vggt_int8.address import check_address, page_address
-from vggt_int8.export.points import PointSource
+from vggt_int8.export.selection import PointSource
 from vggt_int8.viewer.cloud import KEPT_PER_SHOWN
 from vggt_int8.viewer.page import Page
 from vggt_int8.viewer.reconstruction import Reconstruction, load_reconstructions

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggt_int8.export import Scene, load_scene
-from vggt_int8.export.points import PointSource
+from vggt_int8.export.selection import PointSource
 from vggt_int8.geometry import camera_center
 from vggt_int8.viewer.cloud import Cloud, known_source, sample_cloud
 

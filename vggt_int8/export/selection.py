@@ -1,0 +1,170 @@
+"""The pixels of a scene that become points: a bit for each, and their points, colours and normals on demand.
+
+So a scene of any length is filtered and written frame by frame; `points` makes a `Selection`, every format reads one.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggt_int8.export.color import Array, Colors
+from vggt_int8.export.frames import in_order, surface_normals
+from vggt_int8.geometry import camera_center
+from vggt_int8.scene.scene import Scene
+from vggt_int8.scene.unproject import unproject, unproject_pixels
+
+PointSource = Literal["depth", "world_points"]
+SEED = 0  # of a random subset
+FARTHEST = np.float32(1e30)  # a depth or coordinate beyond this would overflow on its way into the world
+Bits = NDArray[np.bool_]
+Pixels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """N points with colours, and where the other pixels went: the counts sum up to all pixels."""
+
+    points: Array  # [N, 3] world coordinates
+    colors: Colors  # [N, 3]
+    confidence: Array | None  # [N]
+    frames: NDArray[np.int32]  # [N] the image that a point is from
+    pixels: Pixels  # [N] its pixel there: row * W + column
+    counts: dict[str, int]  # written, and what each filter has left out
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pixels of a scene that are kept: a bit for each pixel, or their numbers where they are few."""
+
+    scene: Scene
+    source: PointSource
+    counts: dict[str, int]
+    per_frame: NDArray[np.int64]  # [S] pixels that are kept
+    bits: list[NDArray[np.uint8]] = field(repr=False)  # per frame, as np.packbits packs [H, W]
+    few: list[Pixels] | None = field(default=None, repr=False)  # instead of the bits
+
+    @property
+    def kept(self) -> int:
+        return int(self.per_frame.sum())
+
+    def mask(self, index: int) -> Bits:
+        """bool [H * W]: the kept pixels of an image."""
+        height, width = self.scene.size
+        return np.unpackbits(self.bits[index], count=height * width).view(np.bool_)
+
+    def pixels(self, index: int) -> Pixels:
+        """int64 [N]: the kept pixels of an image, row * W + column, ascending."""
+        return np.flatnonzero(self.mask(index)) if self.few is None else self.few[index]
+
+    def points(self, index: int, pixels: Pixels) -> Array:
+        """fp32 [N, 3]: the world points of some pixels of an image."""
+        scene, width = self.scene, self.scene.size[1]
+        if self.source == "world_points":
+            assert scene.world_points is not None
+            return scene.world_points[index].numpy().reshape(-1, 3).take(pixels, axis=0)
+        assert scene.depth is not None
+        assert scene.extrinsic is not None
+        assert scene.intrinsic is not None
+        depth, camera = scene.depth[index].numpy(), (scene.extrinsic[index].numpy(), scene.intrinsic[index].numpy())
+        if 4 * len(pixels) > depth.size:
+            return unproject(depth, *camera).reshape(-1, 3).take(pixels, axis=0)
+        return unproject_pixels(depth.reshape(-1)[pixels], pixels, width, *camera)
+
+    def colors(self, index: int, pixels: Pixels) -> Colors:
+        """uint8 [N, 3]: their colours."""
+        return self.scene.colors[index].numpy().reshape(-1, 3).take(pixels, axis=0)
+
+    def confidence(self, index: int, pixels: Pixels) -> Array | None:
+        """fp32 [N]: the confidence of these points."""
+        confidence = confidence_of(self.scene, self.source, index)
+        return None if confidence is None else confidence.reshape(-1)[pixels]
+
+    def normals(self, index: int, pixels: Pixels) -> Array:
+        """fp32 [N, 3]: unit normals that face the camera; the world's origin where there is none."""
+        extrinsic = self.scene.extrinsic
+        center = np.zeros(3) if extrinsic is None else camera_center(extrinsic[index]).numpy()
+        points = points_of(self.scene, self.source, index)
+        return surface_normals(points, center).reshape(-1, 3).take(pixels, axis=0)
+
+    def at_most(self, count: int | None, seed: int = SEED) -> "Selection":
+        """A random subset, or the same where there are no more than `count`."""
+        if count is None or self.kept <= count:
+            return self
+        chosen = random_ranks(self.kept, count, seed)
+        starts = np.concatenate([[0], np.cumsum(self.per_frame)])
+        places = np.searchsorted(chosen, starts)
+        few = [
+            self.pixels(index)[chosen[low:high] - starts[index]] if high > low else np.empty(0, np.int64)
+            for index, (low, high) in enumerate(pairwise(places))
+        ]
+        counts = {**self.counts, "over_max_points": self.kept - count, "written": count}
+        return replace(self, few=few, per_frame=np.diff(places), counts=counts)
+
+    def cloud(self, pool: ThreadPoolExecutor) -> PointCloud:
+        """All kept points, in memory."""
+        pieces = list(in_order(pool, self._piece, np.flatnonzero(self.per_frame).tolist()))
+        points, colors, confidence, frames, pixels = zip(*pieces, strict=True) if pieces else [[]] * 5
+        known = all(part is not None for part in confidence)
+        return PointCloud(
+            points=np.concatenate([np.empty((0, 3), np.float32), *points]),
+            colors=np.concatenate([np.empty((0, 3), np.uint8), *colors]),
+            confidence=np.concatenate([np.empty(0, np.float32), *confidence]) if known else None,
+            frames=np.concatenate([np.empty(0, np.int32), *frames]),
+            pixels=np.concatenate([np.empty(0, np.int64), *pixels]),
+            counts=self.counts,
+        )
+
+    def _piece(self, index: int) -> tuple[Array, Colors, Array | None, NDArray[np.int32], Pixels]:
+        pixels = self.pixels(index)
+        frames = np.full(len(pixels), index, dtype=np.int32)
+        parts = self.points(index, pixels), self.colors(index, pixels), self.confidence(index, pixels)
+        return (*parts, frames, pixels)
+
+
+def random_ranks(total: int, count: int, seed: int) -> NDArray[np.int64]:
+    """int64 [count]: different numbers below `total`, all sets of them equally likely, ascending.
+
+    Memory is for `count` numbers, where NumPy's `choice` holds all of `total`. What comes twice is drawn again.
+    """
+    if 2 * count > total:  # by what is left out, or most draws would come twice
+        kept = np.ones(total, np.bool_)
+        kept[random_ranks(total, total - count, seed)] = False
+        return np.flatnonzero(kept)
+    generator = np.random.default_rng(seed)
+    found = np.empty(0, np.int64)
+    while len(found) < count:
+        found = np.sort(np.concatenate([found, generator.integers(0, total, count - len(found))]))
+        found = found[np.concatenate([[True], found[1:] != found[:-1]])]
+    return found
+
+
+def points_of(scene: Scene, source: PointSource, index: int) -> Array:
+    """fp32 [H, W, 3]: the world points of all pixels of an image."""
+    if source == "world_points":
+        assert scene.world_points is not None
+        return scene.world_points[index].numpy()
+    assert scene.depth is not None
+    assert scene.extrinsic is not None
+    assert scene.intrinsic is not None
+    return unproject(scene.depth[index].numpy(), scene.extrinsic[index].numpy(), scene.intrinsic[index].numpy())
+
+
+def confidence_of(scene: Scene, source: PointSource, index: int) -> Array | None:
+    confidence = scene.depth_conf if source == "depth" else scene.world_points_conf
+    return None if confidence is None else confidence[index].numpy()
+
+
+def finite_of(scene: Scene, source: PointSource, index: int) -> Bits:
+    """bool [H, W]: pixels whose point is finite."""
+    if source == "world_points":
+        assert scene.world_points is not None
+        return (np.abs(scene.world_points[index].numpy()) < FARTHEST).all(axis=-1)
+    assert scene.depth is not None
+    assert scene.extrinsic is not None
+    assert scene.intrinsic is not None
+    camera = scene.extrinsic[index].isfinite().all() and not scene.intrinsic[index].isnan().any()
+    return (np.abs(scene.depth[index].numpy()) < FARTHEST) & bool(camera)
