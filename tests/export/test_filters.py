@@ -71,6 +71,8 @@ def test_edges_of_depth_go_and_slopes_stay(scene: Scene) -> None:
     assert set(range(42)) - set(first.tolist()) == {19, 20}, "the columns beside the step"
     assert cloud.counts["edges"] == 2 * 28
     assert sum(cloud.counts.values()) == PIXELS
+    with pytest.raises(ValueError, match=r"edges is 0\.2: .* the depth head did not run"):
+        collect_points(replace(scene, depth=None), PointOptions(edges=0.2))
     steps = depth_steps(np.float32([[1, 1, 1], [1, np.nan, 1], [1, 1, 3]]))
     assert not (steps <= 1e9).any(), "whatever touches an unknown depth is no surface"
 

@@ -70,11 +70,14 @@ class PointOptions:
 def select_points(scene: Scene, options: PointOptions, pool: ThreadPoolExecutor) -> Selection | None:
     """Apply all filters but `max_points`; None if the scene has no points.
 
-    Raises ValueError if the head for `options.source` did not run, or no mask fits; errors of reading masks.
+    Raises ValueError if the head for `options.source` or `options.edges` did not run, or no mask fits; errors of
+    reading masks.
     """
     source = point_source(scene, options.source)
     if source is None:
         return None
+    if options.edges is not None and scene.depth is None:
+        raise ValueError(f"edges is {options.edges:g}: steps are looked for in depth, and the depth head did not run")
     masks = None if options.masks is None else find_masks(options.masks, scene)
     return _select(scene, source, options, masks, pool)
 
@@ -112,7 +115,8 @@ def _select(
         threshold = _percentile(selection, histogram, options.confidence_percentile, pool)
         threshold = max(threshold, options.min_confidence or threshold)
     selection = _filter(selection, "low_confidence", pool, lambda i: confidence_of(scene, source, i), threshold)
-    if options.edges is not None and scene.depth is not None:
+    if options.edges is not None:
+        assert scene.depth is not None
         depth = scene.depth
         # Negated, so that a step of NaN is one that is too large.
         selection = _filter(selection, "edges", pool, lambda i: -depth_steps(depth[i].numpy()), -options.edges)
