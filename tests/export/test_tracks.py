@@ -40,7 +40,6 @@ def test_pictures_show_points_where_they_are(tmp_path: Path, tracked: Scene) -> 
     assert levels[round(6.5 * factor), round(12.5 * factor)] > 50, "a dot"
     assert levels[round(6.5 * factor), round(8.5 * factor)] > 50, "its trail"
     assert levels[round(20.5 * factor), round(30.5 * factor)] < 30, "hidden: a ring, empty inside"
-    assert levels.max() < 256
     assert (levels > 50).sum() < 0.05 * levels.size
 
 
