@@ -80,6 +80,11 @@ def robust_range(values: Array) -> tuple[float, float]:
     if not finite.size:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(finite, (2, 98)))
+    return widened(low, high)
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """A range that is not empty: `high` a thousandth above `low` where both are one number."""
     return (low, high) if high > low else (low, low + max(abs(low), 1.0) * 1e-3)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vggt_int8.export.frames import content_box, content_of, in_order
 from vggt_int8.export.selection import Selection
+from vggt_int8.geometry import camera_center
 from vggt_int8.scene.scene import Scene
 
 Doubles = NDArray[np.float64]
@@ -97,7 +98,7 @@ class _Cameras:
         extrinsic = scene.extrinsic.numpy().astype(np.float64)
         self.rotation, self.translation = extrinsic[:, :, :3], extrinsic[:, :, 3]
         self.intrinsic = scene.intrinsic.numpy().astype(np.float64)
-        self.centers = -np.einsum("sji,sj->si", self.rotation, self.translation)
+        self.centers = camera_center(scene.extrinsic.double()).numpy()
         self.forward = self.rotation[:, 2]
         # Of each image: left, top, right, bottom of what is neither padding nor cut off.
         self.boxes = np.array([content_box(transform) for transform in scene.transforms], dtype=np.float64)

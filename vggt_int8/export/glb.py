@@ -25,6 +25,7 @@ from vggt_int8.export.color import Array, Colors, colorize
 from vggt_int8.export.frames import content_box, in_order
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.selection import PointCloud
+from vggt_int8.geometry import camera_center
 from vggt_int8.scene.scene import Scene
 
 POINTS = 1_000_000  # unless it is said otherwise: what a browser turns without effort
@@ -172,8 +173,8 @@ class _Frusta:
         assert scene.intrinsic is not None
         self.intrinsic = scene.intrinsic.numpy().astype(np.float64)
         extrinsic = scene.extrinsic.numpy().astype(np.float64)
-        self.rotation, translation = extrinsic[:, :, :3], extrinsic[:, :, 3]
-        self.centers = -np.einsum("sji,sj->si", self.rotation, translation)
+        self.rotation = extrinsic[:, :, :3]
+        self.centers = camera_center(scene.extrinsic.double()).numpy()
         self.boxes = np.array([content_box(transform) for transform in scene.transforms], dtype=np.float64)
         left, top, right, bottom = self.boxes.T - 0.5  # edges, where the first pixel's centre is at 0
         pixels = np.stack(
@@ -245,8 +246,7 @@ def _atlas(scene: Scene, pool: ThreadPoolExecutor) -> Image.Image:
 def _frustum_depth(scene: Scene, points: Array) -> float:
     """How long frusta are: less than from a camera to its neighbour, and small beside what is seen."""
     assert scene.extrinsic is not None
-    extrinsic = scene.extrinsic.numpy().astype(np.float64)
-    centers = -np.einsum("sji,sj->si", extrinsic[:, :, :3], extrinsic[:, :, 3])
+    centers = camera_center(scene.extrinsic.double()).numpy()
     step = np.median(np.linalg.norm(np.diff(centers, axis=0), axis=-1)) if len(centers) > 1 else 0.0
     sample = points[:: max(1, len(points) // 10_000)]
     reach = float(np.median(np.linalg.norm(sample - centers.mean(0), axis=-1))) if len(sample) else 1.0

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vggt_int8.export.color import Array, Codes, color_codes, palette
+from vggt_int8.export.color import Array, Codes, color_codes, palette, widened
 from vggt_int8.export.contact import Sheet
 from vggt_int8.export.frames import content_of, in_order
 from vggt_int8.export.percentile import counts_of, percentiles
@@ -133,4 +133,4 @@ def scene_range(scene: Scene, numbers: Callable[[int], Array], pool: ThreadPoolE
     if not counts.any():
         return 1.0, 2.0
     low, high = percentiles(counts, (2, 98), look_again)
-    return (low, high) if high > low else (low, low + max(abs(low), 1.0) * 1e-3)
+    return widened(low, high)

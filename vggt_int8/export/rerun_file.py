@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vggt_int8.export.color import color_table
 from vggt_int8.export.frames import in_order
 from vggt_int8.export.selection import PointCloud
-from vggt_int8.export.tracks import VISIBLE
+from vggt_int8.export.tracks import VISIBLE, track_shades
 from vggt_int8.quiet import quiet_import
 from vggt_int8.scene.scene import Scene
 
@@ -77,7 +76,7 @@ def _log_image(rr: Any, recording: Any, scene: Scene, index: int, content: bytes
     if scene.tracks is not None:
         seen = scene.tracks.visibility[index].numpy() >= VISIBLE
         points = scene.tracks.points[index].numpy() + 0.5
-        shades = color_table()[np.linspace(60, 255, len(points)).astype(int)]
+        shades = track_shades(len(points))
         recording.log(f"{place}/image/tracks", rr.Points2D(points[seen], colors=shades[seen], radii=2.0))
 
 

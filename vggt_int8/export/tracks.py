@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vggt_int8.export.color import color_table
+from vggt_int8.export.color import Colors, color_table
 from vggt_int8.export.frames import in_order
 from vggt_int8.scene.scene import Scene, Tracks
 
@@ -72,6 +72,11 @@ def write_tracks(
     return {"points": tracks.points.shape[1], "seen_in_all_images": int((seen == len(scene)).sum())}
 
 
+def track_shades(count: int) -> Colors:
+    """uint8 [count, 3]: a colour for each track, the first dark, none too dark to be seen."""
+    return color_table()[np.linspace(60, 255, count).astype(int)]
+
+
 def _picture(scene: Scene, tracks: Tracks, index: int) -> Image.Image:
     """An image with the points that are seen, trails of where they came from, and rings where they are hidden."""
     height, width = scene.size
@@ -83,8 +88,7 @@ def _picture(scene: Scene, tracks: Tracks, index: int) -> Image.Image:
     first = max(0, index - _TRAIL)
     places = ((tracks.points[first : index + 1] + 0.5) * factor).numpy()  # [T, N, 2]
     seen = (tracks.visibility[first : index + 1] >= VISIBLE).numpy()
-    shades = color_table()[np.linspace(60, 255, places.shape[1]).astype(int)]
-    for number, shade in enumerate(map(tuple, shades.tolist())):
+    for number, shade in enumerate(map(tuple, track_shades(places.shape[1]).tolist())):
         trail = [tuple(place) for place, here in zip(places[:, number].tolist(), seen[:, number], strict=True) if here]
         if len(trail) > 1 and seen[-1, number]:
             draw.line(trail, fill=shade, width=2)
