@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,9 +16,6 @@ from vggt_int8.cli import console, formats, options
 from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
 from vggt_int8.cli.loading import Backend, Dtype, MaxMegapixels, Mode, Model, Recipe, fetch, resolve_device
 from vggt_int8.disk import check_place
-
-if TYPE_CHECKING:
-    pass
 
 COLUMNS = ("images", "seconds", "points")
 
@@ -83,9 +80,8 @@ def batch(
 
     check_attention(global_attention, keyframes)
     exports = formats.exports(
-        format, None, copy_images=False, link_images=False, masks=None, points=points,
-        confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges, voxel=voxel,
-        max_points=max_points, normals=False, shared_camera=False,
+        format, points=points, confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges,
+        voxel=voxel, max_points=max_points,
     )  # fmt: skip
     found = find_scenes(scenes.expanduser(), inside)
     check_place(out.expanduser())

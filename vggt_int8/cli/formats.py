@@ -1,4 +1,4 @@
-"""Options that say what a scene is exported as: of `run`, and of `export`, which needs no model."""
+"""Options that say what a scene is exported as: of `run`, `batch`, and `export`, which needs no model."""
 
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -102,11 +102,11 @@ class Exports:
     edges: float | None
     voxel: float | None
     max_points: int | None
-    masks: Path | None
-    normals: bool
-    shared_camera: bool
-    images: str | None
-    image_scales: tuple[int, ...]
+    masks: Path | None = None
+    normals: bool = False
+    shared_camera: bool = False
+    images: str | None = None
+    image_scales: tuple[int, ...] = ()
 
     def options(self, folder: Path) -> "ExportOptions":
         """For `write_scene`; `folder` is where the results will be. Raises ValueError for what contradicts itself."""
@@ -144,7 +144,12 @@ class Exports:
 
 
 def exports(
-    formats: str, image_scales: str | None, copy_images: bool, link_images: bool, masks: Path | None, **others: Any
+    formats: str,
+    image_scales: str | None = None,
+    copy_images: bool = False,
+    link_images: bool = False,
+    masks: Path | None = None,
+    **others: Any,
 ) -> Exports:
     """The options as they were given -> what they ask for. Raises ValueError for what contradicts itself."""
     if copy_images and link_images:

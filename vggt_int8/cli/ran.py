@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggt_int8 import VGGTInt8
     from vggt_int8.export import RunReport
+    from vggt_int8.pretrained.int8_network import Int8Network
 
 
 def report_of(
-    network: "VGGTInt8",
+    network: "Int8Network",
     model: str,
     identity: dict[str, str | None],
     inputs: list[dict[str, Any]],
@@ -37,7 +37,7 @@ def report_of(
     )
 
 
-def runtime_of(network: "VGGTInt8") -> dict[str, Any]:
+def runtime_of(network: "Int8Network") -> dict[str, Any]:
     """How the last call ran: "fused" or "plain", why not otherwise, what its global blocks looked at, and how much it
     worked on at a time.
     """
@@ -47,19 +47,19 @@ def runtime_of(network: "VGGTInt8") -> dict[str, Any]:
     return {"mode": report.mode, "reason": report.reason or None, "global_attention": attention, "plan": plan}
 
 
-def recipe_content(network: "VGGTInt8") -> dict[str, Any] | None:
+def recipe_content(network: "Int8Network") -> dict[str, Any] | None:
     """The whole recipe a model was quantized by, as its config.json holds it."""
     quantization: Any = getattr(network.config, "quantization_config", None)
     return None if quantization is None else dict(quantization.recipe)
 
 
-def recipe_of(network: "VGGTInt8") -> str | None:
+def recipe_of(network: "Int8Network") -> str | None:
     """Name of the recipe a model was quantized by; None for a plain network."""
     quantization: Any = getattr(network.config, "quantization_config", None)
     return None if quantization is None else str(quantization.recipe["name"])
 
 
-def kernels_of(network: "VGGTInt8") -> str | None:
+def kernels_of(network: "Int8Network") -> str | None:
     """What runs the INT8 layers, most layers first: "native (VNNI u8·s8) x 344, …"; None for a plain network."""
     if recipe_of(network) is None:
         return None
