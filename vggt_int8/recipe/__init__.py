@@ -22,8 +22,9 @@ from vggt_int8.recipe.checks import RecipeError
 from vggt_int8.recipe.expand import expand, names_groups
 from vggt_int8.recipe.family import Family, Group, Seams, families, find_family, known_words
 from vggt_int8.recipe.load import RECIPE_FOLDER, available_recipes, load_recipe
-from vggt_int8.recipe.recipe import RECIPE_FORMAT, Recipe, Rule
+from vggt_int8.recipe.recipe import RECIPE_FORMAT, Recipe
 from vggt_int8.recipe.retired import with_float_attention
+from vggt_int8.recipe.rule import Rule
 from vggt_int8.recipe.scheme import Scheme
 
 __all__ = [

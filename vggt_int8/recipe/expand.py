@@ -7,7 +7,8 @@ from types import MappingProxyType
 from vggt_int8.plain_data import shown
 from vggt_int8.recipe.checks import RecipeError
 from vggt_int8.recipe.family import Family, Group, known_words
-from vggt_int8.recipe.recipe import PATTERNS_ALONE, Recipe, Rule
+from vggt_int8.recipe.recipe import PATTERNS_ALONE, Recipe
+from vggt_int8.recipe.rule import Rule
 from vggt_int8.recipe.scheme import CHOICES, ROTATED_CHOICE
 
 NO_TOKENS: Mapping[str, int] = MappingProxyType({})

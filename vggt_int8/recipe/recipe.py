@@ -1,4 +1,4 @@
-"""`Recipe` and `Rule`: what they hold, what is checked, and how they become plain data."""
+"""`Recipe`: what it holds, what is checked, and how it becomes plain data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,8 +19,8 @@ from vggt_int8.recipe.checks import (
 )
 from vggt_int8.recipe.family import known_words
 from vggt_int8.recipe.retired import without_retired
+from vggt_int8.recipe.rule import Rule, read_rule, without_defaults
 from vggt_int8.recipe.scheme import (
-    ACTIVATIONS,
     CHOICES,
     KEEP_DTYPES,
     OBSERVERS,
@@ -38,55 +38,6 @@ MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500
 _LONGEST_NAME = 200
 _WORDS = {"name", "description", "format", "global_attention", "keyframes"}  # keys that say nothing of layers
 _PATTERNS = ("include", "exclude")  # keys that hold names of groups or regular expressions
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One choice for the layers whose names fit a pattern.
-
-    match: regular expression on the whole module name.
-    part: module whose presence means that the rule must match something ("" when that is unknown).
-    weights, activations: "" takes the recipe's default.
-    layers: how many layers the rule decides on VGGT-1B; checked whenever the model has that shape.
-    reason: why, shown by `quantization_report()`.
-    rotated: whether a linear with floating-point activations is rotated, in groups as the recipe says.
-    special_tokens: how many tokens at the beginning of each frame have a static scale of their own; see `Scheme`.
-    line, source: line in the TOML file, and which file if it is not the recipe's own, for error messages (0: made in
-        Python).
-    """
-
-    match: str
-    part: str = ""
-    weights: str = ""
-    activations: str = ""
-    layers: int | None = None
-    reason: str = ""
-    rotated: bool = False
-    special_tokens: int = 0
-    line: int = field(default=0, compare=False)
-    source: str = field(default="", compare=False)
-
-    def __post_init__(self) -> None:
-        for name in ("match", "part", "weights", "activations", "reason"):
-            text(name, getattr(self, name))
-        if self.layers is not None and type(self.layers) is not int:
-            raise RecipeError(f"layers is {shown(self.layers)}; it must be an integer", "layers")
-        regular_expression("match", self.match)
-        one_of("weights", self.weights, ("", *WEIGHTS))
-        one_of("activations", self.activations, ("", *ACTIVATIONS))
-        integer("special_tokens", self.special_tokens, 0)
-        if type(self.rotated) is not bool or (self.rotated and self.activations != "none"):
-            raise RecipeError(
-                f"rotated is {shown(self.rotated)}; it must be true or false, and true is for activations = 'none', "
-                f"not for {self.activations!r}: others are rotated if the recipe's rotation is not 0",
-                "rotated",
-            )
-
-    @property
-    def where(self) -> str:
-        """The place to look at, for messages."""
-        place = ", ".join(filter(None, [self.source, f"line {self.line}" if self.line else ""]))
-        return f"{place}: match = {shown(self.match)}" if place else f"match = {shown(self.match)}"
 
 
 @dataclass(frozen=True)
@@ -264,7 +215,7 @@ class Recipe:
         data = {"format": self.format, **asdict(self)}
         data["rules"] = [
             {k: v for k, v in rule.items() if v not in ("", None) and k not in ("line", "source")}
-            for rule in (_without_defaults(rule, ("rotated", "special_tokens"), Rule) for rule in data["rules"])
+            for rule in (without_defaults(rule, ("rotated", "special_tokens"), Rule) for rule in data["rules"])
         ]
         data |= {name: list(getattr(self, name)) for name in _PATTERNS}
         data["vggt_1b"] = dict(self.vggt_1b)
@@ -274,7 +225,7 @@ class Recipe:
         later = ("rotation", "smoothing", "rounding", "special_tokens", "global_attention", "keyframes")
         if not isinstance(self.global_attention, str):
             data["global_attention"] = list(self.global_attention)
-        return _without_defaults(data, later, type(self))
+        return without_defaults(data, later, type(self))
 
     @classmethod
     def from_dict(
@@ -302,7 +253,7 @@ class Recipe:
             )
         no_unknown_keys(data, known, source, top)
         values = dict(data)
-        values["rules"] = tuple(_rule(r, where, source) for r, where in zip(rules, of_rules, strict=True))
+        values["rules"] = tuple(read_rule(r, where, source) for r, where in zip(rules, of_rules, strict=True))
         try:
             recipe = cls(**values)
         except RecipeError as error:
@@ -314,24 +265,3 @@ class Recipe:
                 "or rules must be there"
             )
         return recipe
-
-
-def _without_defaults(data: dict[str, Any], names: Sequence[str], kind: "type[Recipe | Rule]") -> dict[str, Any]:
-    """`data`, of a dataclass, without those of its fields `names` that have their default."""
-    defaults = {f.name: f.default for f in fields(kind)}
-    return {key: value for key, value in data.items() if key not in names or value != defaults[key]}
-
-
-def _rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:
-    line = lines.get("", 0)
-    where = at(source, line)
-    if not isinstance(data, Mapping):
-        raise RecipeError(f"{where}: a rule must be a table, not {shown(data)}")
-    no_unknown_keys(data, {f.name for f in fields(Rule)} - {"line", "source"}, source, lines)
-    if not isinstance(data.get("match"), str):
-        raise RecipeError(f"{where}: a rule needs match = '<regular expression>'")
-    try:
-        return Rule(**data, line=line)
-    except RecipeError as error:
-        where = at(source, lines.get(error.key, line))
-        raise RecipeError(f"{where}: {error} (in the rule with match = {shown(data['match'])})") from error
