@@ -92,6 +92,8 @@ def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scene
     (tmp_path / "out" / "mine.txt").touch()
     assert "not one of `batch`" in cli("batch", bare_int8, scenes, "-o", tmp_path / "out", "--device", "cpu", code=2)
     assert "is not there" in cli("batch", bare_int8, tmp_path / "no", "-o", tmp_path / "new", code=2)
+    command = ("batch", bare_int8, scenes, "-o", tmp_path / "new", "--format", "ply, tracks")
+    assert "--format tracks" in cli(*command, code=2)
     assert "holds no folders" in cli("batch", bare_int8, scenes / "empty", "-o", tmp_path / "new", code=2)
     assert not (tmp_path / "new").exists()
 

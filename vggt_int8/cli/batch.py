@@ -83,6 +83,8 @@ def batch(
         format, points=points, confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges,
         voxel=voxel, max_points=max_points,
     )  # fmt: skip
+    if "tracks" in exports.formats:
+        raise ValueError("--format tracks: `batch` follows no points; `run` does, one scene at a time: leave it out")
     found = find_scenes(scenes.expanduser(), inside)
     check_place(out.expanduser())
     settings: dict[str, Any] = {
