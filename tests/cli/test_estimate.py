@@ -8,7 +8,10 @@ import pytest
 
 from vggt_int8.cli.recipes import FACTS
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.runtime.fits import Question
+from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.runtime.fits import CONTEXT, Question
+from vggt_int8.runtime.memory import SMALLEST
+from vggt_int8.runtime.omega.memory import OmegaShape
 
 
 def rows(cli, *arguments: object) -> list[dict]:
@@ -67,13 +70,19 @@ def test_key_frames_let_more_frames_fit() -> None:
     assert keyed.need(30, memory) == exact.need(30, memory)
 
 
+def test_the_other_family_is_asked_by_its_own_memory(cli, tmp_path: Path) -> None:
+    VGGTOmegaConfig().save_pretrained(tmp_path)
+    (row,) = rows(cli, tmp_path, "--memory-gb", 8, "--size", "416x624", "-r", "int8_rotated")
+
+    def taken(frames: int) -> int:
+        shape = OmegaShape(1, frames, 416, 624, ("camera", "depth"), 2)
+        work = shape.peak_bytes(VGGTOmegaConfig(), SMALLEST)
+        return CONTEXT + row["weight_bytes"] + 4 * 3 * 416 * 624 * frames + work
+
+    assert taken(row["frames"]) <= 8 << 30 < taken(row["frames"] + 1)
+    assert "multiples of 16" in cli("estimate", tmp_path, "-r", "int8_rotated", code=2)
+
+
 def test_none_fit_where_the_weights_do_not() -> None:
     question = Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518))
     assert question.most_frames(1 << 30) == question.frames_on_gpu(1 << 30) == 0
-
-
-def test_key_frames_take_less() -> None:
-    exact, few = (Question(VGGTConfig(), FACTS["int8_rotated"][0], (392, 518), keys) for keys in (None, 40))
-    assert few.need(400, 12 << 30).total < exact.need(400, 12 << 30).total
-    assert few.most_frames(12 << 30) > exact.most_frames(12 << 30)
-    assert few.need(40, 12 << 30) == exact.need(40, 12 << 30)

@@ -14,6 +14,7 @@ from vggt_int8.cli.bench import height_and_width
 
 if TYPE_CHECKING:
     from vggt_int8.model.config import VGGTConfig
+    from vggt_int8.model.omega.config import VGGTOmegaConfig
     from vggt_int8.runtime.fits import Question
 
 RECIPES = ("fp16", "int8_rotated")  # where none is asked for; INT8 recipes differ by a few per cent in size
@@ -116,7 +117,7 @@ def _questions(
     ]
 
 
-def _config(model: str | None) -> "tuple[VGGTConfig, Any]":
+def _config(model: str | None) -> "tuple[VGGTConfig | VGGTOmegaConfig, Any]":
     """Sizes of a model, and the recipe that it was quantized by; None for a floating-point one."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.model.config import VGGTConfig

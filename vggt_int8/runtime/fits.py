@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.omega.network import VGGTOmega
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import prepare_module, stored_dtype
 from vggt_int8.recipe import Recipe
 from vggt_int8.runtime.memory import Plan, Shape, choose_plan
+from vggt_int8.runtime.omega.memory import OmegaShape
 
 # Bytes that CUDA, its libraries and our compiled kernels take of a GPU beside all tensors.
 CONTEXT = 600 << 20
@@ -53,7 +56,7 @@ class Question:
     Raises ValueError for a size that is no multiple of the patch.
     """
 
-    config: VGGTConfig
+    config: VGGTConfig | VGGTOmegaConfig
     weights: int
     size: tuple[int, int]
     keyframes: int | None = None
@@ -90,7 +93,8 @@ class Question:
 
     def _shape(self, frames: int) -> Shape:
         keys = None if self.keyframes is None or self.keyframes >= frames else self.keyframes
-        return Shape(1, frames, *self.size, heads_of(self.config), NUMBER, keyframes=keys)
+        kind = OmegaShape if isinstance(self.config, VGGTOmegaConfig) else Shape
+        return kind(1, frames, *self.size, heads_of(self.config), NUMBER, keyframes=keys)
 
     def _image_bytes(self, frames: int) -> int:
         return frames * 3 * self.size[0] * self.size[1] * 4
@@ -105,23 +109,25 @@ def _largest(most: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def heads_of(config: VGGTConfig) -> tuple[str, ...]:
+def heads_of(config: VGGTConfig | VGGTOmegaConfig) -> tuple[str, ...]:
     """The heads that a call without query points runs."""
-    there = {"camera": config.enable_camera, "depth": config.enable_depth, "point": config.enable_point}
-    return tuple(head for head, enabled in there.items() if enabled)
+    fields = [field for field in config.head_fields.values() if getattr(config, field)]
+    return tuple(field.removeprefix("enable_") for field in fields if field != "enable_track")
 
 
-def skeleton(config: VGGTConfig, recipe: Recipe | None) -> tuple[VGGT, dict[str, LayerPlan]]:
+def skeleton(
+    config: VGGTConfig | VGGTOmegaConfig, recipe: Recipe | None
+) -> tuple[VGGT | VGGTOmega, dict[str, LayerPlan]]:
     """The network on the meta device, quantized by a recipe if there is one, and what became of its layers.
 
     Raises `RecipeError` where the recipe does not fit the network.
     """
     with torch.device("meta"):
-        model = VGGT(config)
+        model = VGGTOmega(config) if isinstance(config, VGGTOmegaConfig) else VGGT(config)
     return model, {} if recipe is None else prepare_module(model, recipe)
 
 
-def stored_bytes(model: VGGT) -> int:
+def stored_bytes(model: VGGT | VGGTOmega) -> int:
     """Of all tensors as a checkpoint holds them, and as they lie on a GPU that computes in fp16."""
     return sum(tensor.numel() * stored_dtype(name, tensor).itemsize for name, tensor in model.state_dict().items())
 
