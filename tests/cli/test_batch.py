@@ -69,6 +69,22 @@ def test_scenes_are_reconstructed_and_bad_ones_listed(cli, bare_int8: Path, scen
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_a_scene_that_is_tried_twice_counts_once(
+    cli, bare_int8: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(scenes / "bad")
+    shutil.rmtree(scenes / "empty")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(batch_worker.Reconstruct, "compute", fail)
+    told = cli("batch", bare_int8, scenes, "-o", tmp_path / "out", "--device", "cpu", "--retries", 2, code=1)
+    assert told.count("no memory left") == 6
+    assert "\n2 scenes in " in told
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     shutil.rmtree(scenes / "bad")
     shutil.rmtree(scenes / "empty")
