@@ -1,8 +1,7 @@
-"""A worker whose scenes take milliseconds: `python standin.py OUT SCENES TOKEN`. What a scene's folder holds says what
-goes wrong with it. Each computed scene is a line of OUT/../computed.
+"""A worker whose scenes take milliseconds: `python standin.py OUT SCENES TOKEN RETRIES`. What a scene's folder holds
+says what goes wrong with it. Each computed scene is a line of OUT/../computed.
 """
 
-import json
 import os
 import signal
 import sys
@@ -23,8 +22,6 @@ class Standin:
         time.sleep(self.seconds)
         if (scene.images / "unreadable").exists():
             raise ValueError(f"{scene.name} has no images")
-        if (scene.images / "segfault").exists():
-            os.kill(os.getpid(), signal.SIGSEGV)
         return scene.name
 
     def compute(self, scene: SceneFolder, item: Any) -> Any:
@@ -46,7 +43,7 @@ class Standin:
         time.sleep(self.seconds)
         with staged_folder(self.out / scene.name, entries=("big", "report.json")) as folder:
             (folder / "big").write_bytes(os.urandom(4096))
-            write_json(folder / "report.json", {"scene": result, "frames": 1})
+            write_json(folder / "report.json", {"scene": result})
 
 
 def main() -> None:
@@ -63,4 +60,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    print(json.dumps("done"), file=sys.stderr)
