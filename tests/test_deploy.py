@@ -75,13 +75,14 @@ def test_a_pod_is_set_up_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["glb", "ply"])
-def test_the_nodes_of_comfyui(bare_int8: Path, kind: str) -> None:
+def test_the_nodes_of_comfyui(bare_checkpoint: Path, kind: str) -> None:
     nodes = load("examples/comfyui_vggt_int8/__init__.py")
     assert set(nodes.NODE_CLASS_MAPPINGS) == {"LoadVGGTInt8", "ReconstructVGGTInt8"}
     assert "int8_rotated" in nodes.LoadVGGT.INPUT_TYPES()["required"]["recipe"][0]
-    (vggt,) = nodes.LoadVGGT().load(str(bare_int8), "none", "cpu")
+    (vggt,) = nodes.LoadVGGT().load(str(bare_checkpoint), "none", "cpu")
     depth, file = nodes.Reconstruct().reconstruct(vggt, torch.rand(2, 90, 120, 3), kind)
     assert depth.shape == (2, 42, 56, 3)
+    assert not depth.requires_grad
     assert depth.min() > 0
     assert depth.max() == 1
     assert Path(file).stat().st_size > 10_000

@@ -7,6 +7,7 @@ Copy this folder into ComfyUI's `custom_nodes` and install vggt-int8 into its en
 import tempfile
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 
 from vggt_int8 import VGGTInt8, available_recipes
@@ -39,7 +40,8 @@ class Reconstruct:
         original, side, patch = tuple(images.shape[1:3]), vggt.config.img_size, vggt.config.patch_size
         size = (max(patch, round(original[0] * side / original[1] / patch) * patch), side)
         pixels = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True).clamp(0, 1)
-        pred = vggt(pixels.to(vggt.device))
+        with torch.inference_mode():
+            pred = vggt(pixels.to(vggt.device))
         transform = ImageTransform(original, size, (size[1] / original[1], size[0] / original[0]), (0.0, 0.0))
         scene = Scene.from_prediction(pred, [transform] * len(pixels), [f"{i:04d}.png" for i in range(len(pixels))])
         folder = Path(tempfile.mkdtemp(prefix="vggt-int8-"))
