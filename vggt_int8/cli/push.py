@@ -94,11 +94,10 @@ def _evidence(folder: Path, document: dict[str, Any] | None, rows: list[dict[str
 
 def _recipe(folder: Path) -> str:
     """Name of the recipe of a checkpoint; "" for one of floats."""
-    from vggt_int8.pretrained.source import load_config
+    from vggt_int8.pretrained.source import load_config, stored_quantization
 
-    quantization: Any = getattr(load_config(str(folder), {}), "quantization_config", None) or {}
-    stored = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    return str((stored.get("recipe") or {}).get("name", ""))
+    stored = stored_quantization(load_config(str(folder), {}), str(folder))
+    return "" if stored is None else stored.parsed().name
 
 
 def _scores(folder: Path, given: Path | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from vggt_int8.embedded import EMBEDDED
 from vggt_int8.model.network import Network
+from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model_card import model_card
 from vggt_int8.pretrained.checkpoint import read_headers, stored_bytes
 from vggt_int8.pretrained.source import load_config
@@ -47,9 +48,7 @@ def upload(
 def card_of(model: Network, folder: Path, name: str, tags: Sequence[str] = ()) -> str:
     """The model card of a model that is saved in `folder`; name: what the card's example loads."""
     sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
-    source = model.config.name_or_path
-    known = source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists())
-    return model_card(model.config.to_dict(), sizes, name=name, base_model=source if known else None, tags=tags)
+    return model_card(model.config.to_dict(), sizes, name=name, base_model=_base(model.config), tags=tags)
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,14 @@ def prepare(
     read_headers(names)
     check_one_save(names, verify=True)
     files = ["config.json", *(path.name for path in sorted(folder.glob("*.safetensors.index.json")))]
-    plain = config.to_dict()
-    base = base_model or _base(config)
-    card = model_card(plain, stored_bytes(names), name=repo_id, base_model=base, tags=tags, evidence=evidence)
+    base, sizes = base_model or _base(config), stored_bytes(names)
+    card = model_card(config.to_dict(), sizes, name=repo_id, base_model=base, tags=tags, evidence=evidence)
     return Upload(folder, [*files, *(path.name for path in weights)], card, base is not None)
 
 
-def _base(config: Any) -> str | None:
-    """What the checkpoint says it was made from, if that is the embedded model or an id."""
-    source = str(getattr(config, "name_or_path", "") or "")
+def _base(config: NetworkConfig) -> str | None:
+    """What the weights were made from by their config, if that is the embedded model or an id of the Hub."""
+    source = config.name_or_path
     return source if source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists()) else None
 
 
