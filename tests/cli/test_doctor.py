@@ -20,11 +20,11 @@ def test_this_machine_can_run_int8(cli) -> None:
     assert [finding for finding in found["findings"] if finding["level"] == "error"] == []
 
 
-def test_a_fault_is_told_and_is_the_exit_code(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_told_and_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = replace(doctor.look(), driver="470.1", gpus=[], cuda=None)
     monkeypatch.setattr(doctor, "look", lambda: facts)
     monkeypatch.setattr(doctor, "try_it", lambda device: pytest.fail("it was to be left out"))
-    found = json.loads(cli_output(cli, "doctor", "--skip-run", "--json"))
+    found = json.loads(cli_output("doctor", "--skip-run", "--json"))
     assert found["findings"][0]["level"] == "error"
     assert "driver 470.1" in found["findings"][0]["what"]
     assert found["trial"] is None
@@ -60,7 +60,7 @@ def test_a_trial_that_raises_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> No
     assert try_it(torch.device("cpu")).error == "RuntimeError: no kernel image is available"
 
 
-def cli_output(cli, *arguments: str) -> str:
+def cli_output(*arguments: str) -> str:
     """stdout of a command that ends with 1."""
     from typer.testing import CliRunner
 

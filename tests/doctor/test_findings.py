@@ -1,10 +1,12 @@
 """Machines that are not at hand, judged by their facts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vggt_int8.doctor import Facts, Finding, Gpu, Trial, findings
+from vggt_int8.doctor.facts import c_compiler
 
 GPU = Gpu("NVIDIA RTX 4090", 89, 24 << 30, 23 << 30, supported=True)
 GOOD = Facts(
@@ -70,6 +72,15 @@ def test_what_stands_in_the_way_is_said(facts: Facts, level: str, says: str) -> 
 def test_a_trial_is_judged(trial: Trial, level: str, says: str) -> None:
     (found,) = findings(GOOD, trial)
     assert (found.level, says in found.what) == (level, True), found
+
+
+def test_a_compiler_that_is_named_is_the_one_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own-gcc"
+    own.touch(0o755)
+    monkeypatch.setenv("CC", f"{own} -pipe")
+    assert c_compiler() == str(own)
+    monkeypatch.setenv("CC", str(tmp_path / "missing"))
+    assert c_compiler() is None
 
 
 def test_the_worst_comes_first() -> None:

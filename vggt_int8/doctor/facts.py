@@ -86,7 +86,7 @@ def look() -> Facts:
         ram_bytes=total_ram(),
         cpu_kernel=matmul.cpu_int8_kernel(),
         cpu_kernel_missing=compiled.unavailable() or "",
-        compiler=_compiler(),
+        compiler=c_compiler(),
         python_headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         cuda=torch.version.cuda,
         hip=torch.version.hip,
@@ -152,11 +152,10 @@ def _chosen(scheme: Scheme, device_type: str) -> str:
         return f"none: {error}"
 
 
-def _compiler() -> str | None:
-    """The C compiler that Triton and we would take."""
-    return next((found for name in ("gcc", "cc", "clang") if (found := shutil.which(name))), None) or os.environ.get(
-        "CC"
-    )
+def c_compiler() -> str | None:
+    """The C compiler that Triton and we would take: the one in CC alone, if that is set."""
+    names = os.environ.get("CC", "").split()[:1] or ("gcc", "cc", "clang")
+    return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def _nearest(folder: Path) -> Path:

@@ -8,9 +8,8 @@ from vggt_int8.doctor.facts import Facts
 from vggt_int8.doctor.trial import Trial
 
 NATIVE = 80  # the compute capability from which our kernels run
-LARGEST_ERROR = (
-    0.05  # relative, of any output from that of the definition in fp32: fp16, and codes that round the other way
-)
+# Relative, of any output from that of the definition in fp32: fp16, and codes that round the other way.
+LARGEST_ERROR = 0.05
 DOWNLOAD = 5.1e9  # bytes of facebook/VGGT-1B
 Level = Literal["error", "warning", "hint"]
 
@@ -78,7 +77,7 @@ def _backends(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "error",
             "there is no C compiler, without which Triton cannot launch kernels",
-            "install gcc, or name one in CC",
+            "install gcc, or name one that is there in CC",
         )
     if facts.gpus and not facts.python_headers:
         yield Finding(
