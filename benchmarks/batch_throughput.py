@@ -1,10 +1,10 @@
 """Scenes an hour of `vggt-int8 batch`, beside the model called alone in a loop, on one GPU and on several.
 
 `python -m benchmarks.batch_throughput -o FOLDER --gpus 2` makes a checkpoint of VGGT-1B's shapes with random weights
-(time does not depend on their values) and scenes of JPEG photographs, then measures, each in a process of its own:
+(time does not depend on their values) and scenes of JPEG photographs, then measures:
 
-    alone    cameras and depth of one scene that lies on the GPU already, again and again
-    batch    reading JPEGs, computing, writing cameras and depth; on one GPU, then on each further number
+    alone    cameras and depth of one scene that lies on the GPU already, again and again, in this process
+    batch    by the program: reading JPEGs, computing, writing cameras and depth; on one GPU, then on more
 
 Steady state: from the first finished scene to the last, without loading and compiling. The last line is JSON.
 """

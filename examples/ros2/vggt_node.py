@@ -1,4 +1,4 @@
-"""A ROS 2 node: the last images of a topic become depth and camera poses. `Core` is all that computes, without ROS.
+"""A ROS 2 node that publishes depth of the last images of a topic. `Core` is all that computes, poses too, without ROS.
 
     ros2 run … vggt_node --ros-args -p model:=vggt-1b-int8 -p frames:=8 -r image:=/camera/image_raw
 
