@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vggt_int8.app import App, Limits, open_app
 
@@ -100,3 +102,20 @@ def test_a_visitor_learns_what_is_wrong_and_no_place_on_this_machine(served: App
     assert told.message == "holiday photo.png is not an image"
     fault = KeyError("a fault of the program")
     assert _told(fault, folder) is fault
+
+
+def test_a_download_whose_images_are_gone_names_no_place_either(served: App, bare_checkpoint: Path) -> None:
+    from vggt_int8.app.compared import compare_recipes
+    from vggt_int8.app.models import Models
+    from vggt_int8.app.page import _download
+
+    results = served.folder.path / "results"
+    image = results / "1f" / "images" / "photo.png"
+    image.parent.mkdir(parents=True)
+    Image.fromarray(np.full((28, 28, 3), 90, np.uint8)).save(image)
+    found = compare_recipes(Models(str(bare_checkpoint)), ["fp32"], [image], results / "1f")
+    image.unlink()  # forgotten: it is as old as its upload
+    with pytest.raises(gradio.Error) as told:
+        _download(0, results)(found, "colmap", 25.0)
+    assert "photo.png" in told.value.message
+    assert str(served.folder.path) not in told.value.message

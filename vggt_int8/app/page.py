@@ -66,7 +66,7 @@ def build(models: Models, folder: Path, limits: Limits) -> gr.Blocks:
         reconstruct = _reconstruct(models, folder, limits)
         run.click(reconstruct, [files, *recipes, percentile], outputs, api_visibility="private")
         for number, (*_, format, button, file) in enumerate(sides):
-            button.click(_download(number), [state, format, percentile], file, api_visibility="private")
+            button.click(_download(number, folder), [state, format, percentile], file, api_visibility="private")
     blocks.queue(api_open=False, max_size=limits.waiting, default_concurrency_limit=1)
     return blocks
 
@@ -150,7 +150,7 @@ def _shown_side(outcome: Outcome) -> list[Any]:
     ]
 
 
-def _download(number: int) -> Callable[..., str]:
+def _download(number: int, folder: Path) -> Callable[..., str]:
     def prepare(comparison: Comparison | None, format: str, percentile: float) -> str:
         if comparison is None or len(comparison.outcomes) <= number:
             raise gr.Error("there is no reconstruction yet", print_exception=False)
@@ -165,7 +165,7 @@ def _download(number: int) -> Callable[..., str]:
         try:
             return str(write_bundle(place, {outcome.recipe: outcome.scene}, format, options))
         except Exception as error:
-            raise _told(error, outcome.folder) from error
+            raise _told(error, folder.parent) from error
 
     return prepare
 
