@@ -5,13 +5,16 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.video.clips import write_clip
 from vggt_int8 import VGGTOmegaConfig, VGGTOmegaInt8
+from vggt_int8.app import compared
 from vggt_int8.app.compared import camera_table, compare_recipes, cost_table, difference_table
 from vggt_int8.app.forget import ForgetfulFolder
 from vggt_int8.app.inputs import image_files
@@ -102,6 +105,21 @@ def test_two_recipes_side_by_side(bare_checkpoint: Path, tmp_path: Path) -> None
     assert all(len(row) == 3 for row in difference_table(found))
     alone = compare_recipes(models, ["int8_dynamic"], images, tmp_path / "alone")
     assert alone.differences == {}
+
+
+def test_gpu_memory_of_one_side_is_without_the_other_sides_weights(
+    bare_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_peak(network: Any, pixels: Any) -> tuple[Any, float, bool, int]:
+        with torch.inference_mode():
+            return network(pixels), 1.0, True, 10**9
+
+    monkeypatch.setattr(compared, "timed", with_peak)
+    plain, quantized = compare_recipes(
+        Models(str(bare_checkpoint)), ["fp32", "int8_dynamic"], [IMAGES / "landscape.png"], tmp_path
+    ).outcomes
+    assert plain.peak == 10**9
+    assert quantized.peak == 10**9 - plain.weights
 
 
 def test_a_folder_of_omega_is_loaded_as_what_it_is(tmp_path: Path) -> None:

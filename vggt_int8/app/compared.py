@@ -32,7 +32,7 @@ class Outcome:
     seconds: float  # of one forward pass
     warm: bool  # whether it was a second call
     weights: int  # bytes
-    peak: int | None  # bytes of GPU memory, weights included; None on a CPU
+    peak: int | None  # bytes of GPU memory, its own weights included; None on a CPU, and of a first call
     runs_on: str
 
     @property
@@ -75,6 +75,8 @@ def compare_recipes(
         size = (pixels.shape[-2], pixels.shape[-1])
         progress((number + 0.3) / len(recipes), f"reconstructing {len(images)} images as {recipe}")
         prediction, seconds, warm, peak = timed(network, pixels)
+        if peak is not None:
+            peak -= models.bytes_beside(recipe, network.device.type)  # of the other side's model, which stays loaded
         progress((number + 0.8) / len(recipes), f"writing results of {recipe}")
         place = folder / f"{number}_{recipe}"
         write(place, prediction, transforms, images, percentile)

@@ -49,6 +49,12 @@ class Models:
             self._loaded.move_to_end(recipe)
             return self._loaded[recipe]
 
+    def bytes_beside(self, recipe: str, device: str) -> int:
+        """What weights of the other loaded models take on devices of this type."""
+        others = (network for name, network in self._loaded.items() if name != recipe)
+        tensors = (tensor for network in others for tensor in network.state_dict().values())
+        return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device)
+
 
 def _stored_recipe(source: str) -> str | None:
     """Of a quantized folder, Hub id, or file with a config.json beside it; None for a floating-point one."""
