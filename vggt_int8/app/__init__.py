@@ -1,4 +1,4 @@
-"""A page to try models: images or a video in, two recipes side by side, every export out.
+"""A page to try models: images or a video in, two recipes side by side, exports out.
 
     with open_app("embedded") as app:
         print(app.url)

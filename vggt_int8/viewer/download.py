@@ -1,4 +1,4 @@
-"""What is shown, as files for the visitor: any export under the filter of the moment, or the points as drawn."""
+"""What is shown, as files for the visitor: an export under the filter of the moment, or the points as drawn."""
 
 import tempfile
 from collections.abc import Sequence
