@@ -1,5 +1,6 @@
 """Addresses of this machine that pages are served at: whether one can be listened on, said in time."""
 
+import errno
 import socket
 
 
@@ -31,6 +32,13 @@ def _listened_on(host: str, port: int) -> int:
             trial.bind(address)
         except OSError as error:
             raise ValueError(
-                f"{host}:{port} cannot be listened on ({error.strerror}): choose another port, or 0 for any"
+                f"{host}:{port} cannot be listened on ({error.strerror}): choose another {_wrong(error)}"
             ) from error
         return int(trial.getsockname()[1])
+
+
+def _wrong(error: OSError) -> str:
+    """What of an address to change."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "host: 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses"
+    return "port, or 0 for any"

@@ -148,7 +148,7 @@ def test_the_page_is_on_this_machine_alone(viewer: Viewer) -> None:
     port = viewer.server.get_port()
     with pytest.raises(ValueError, match=f"127.0.0.1:{port} cannot be listened on"):
         open_viewer([viewer.reconstructions[0].folder], port=port)
-    with pytest.raises(ValueError, match=r"203\.0\.113\.1:\d+ cannot be listened on"):  # of no machine
+    with pytest.raises(ValueError, match=r"203\.0\.113\.1:\d+ cannot be listened on .*another host"):  # of no machine
         open_viewer([viewer.reconstructions[0].folder], host="203.0.113.1", port=0)
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
