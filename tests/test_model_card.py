@@ -41,6 +41,13 @@ def test_quantized_card_names_recipe_sizes_and_licence() -> None:
     assert "non-commercial" in card.content
 
 
+def test_a_card_of_vggt_omega_loads_its_own_class() -> None:
+    text = model_card({**CONFIG, "model_type": "vggt_omega"}, SIZES, name="me/omega.w8a8")
+    assert 'model = VGGTOmegaInt8.from_pretrained("me/omega.w8a8"' in text
+    assert "VGGTInt8" not in text  # which refuses this config.json
+    assert "tracks" not in text
+
+
 def test_unknown_source_is_not_called_vggt_1b() -> None:
     text = model_card(CONFIG, SIZES)
     assert "facebook/VGGT-1B" not in text

@@ -13,6 +13,7 @@ from vggt_int8.global_attention import attention_in_words
 from vggt_int8.plain_data import flat
 
 VGGT_1B = "facebook/VGGT-1B"
+OMEGA = "vggt_omega"  # `model_type` of its config.json
 METRICS = {
     "relative": "relative error",
     "mae": "mean abs. difference",
@@ -34,7 +35,8 @@ def model_card(
 ) -> str:
     """Text of a model card, with the metadata block that the Hub reads.
 
-    config: what `config.json` holds; its `quantization_config`, if any, gives recipe and format.
+    config: what `config.json` holds; its `model_type` gives the class that loads it, its `quantization_config`, if any,
+        recipe and format.
     sizes: dtype name -> bytes of stored tensors.
     name: title, and what the example loads: a Hub id or a folder.
     base_model: Hub id of the checkpoint that was quantized, or "embedded"; None when it is not known.
@@ -45,10 +47,11 @@ def model_card(
     """
     quantization = config.get("quantization_config") or {}
     recipe = quantization.get("recipe") or {}
+    omega = config.get("model_type") == OMEGA
     sections = [
         f"# {name}",
-        _introduction(recipe, base_model),
-        _example(name),
+        _introduction(recipe, base_model, omega),
+        _example(name, "VGGTOmegaInt8" if omega else "VGGTInt8"),
         "## Stored tensors\n\n" + _size_table(sizes),
     ]
     if recipe:
@@ -80,30 +83,32 @@ def _metadata(quantized: bool, base_model: str | None, tags: Sequence[str]) -> s
     return data.to_yaml()
 
 
-def _introduction(recipe: Mapping[str, Any], base_model: str | None) -> str:
+def _introduction(recipe: Mapping[str, Any], base_model: str | None, omega: bool) -> str:
     source = "a VGGT checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
     if base_model == EMBEDDED:
         source = "the small model inside the package vggt-int8"
     if not recipe:
         return f"The weights of {source}, stored by vggt-int8 without quantization."
     what = str(recipe.get("description") or "").rstrip(".")
+    gives = "VGGT turns images of a scene into cameras, depth, 3D points and tracks in one pass."
+    if omega:
+        gives = "VGGT-Ω turns images of a scene into cameras and depth in one pass."
     return (
         f"The weights of {source}, quantized to INT8 by vggt-int8 with the recipe `{recipe['name']}`"
-        f"{f' ({what})' if what else ''}. VGGT turns images of a scene into cameras, depth, 3D points and "
-        "tracks in one pass."
+        f"{f' ({what})' if what else ''}. {gives}"
     )
 
 
-def _example(name: str) -> str:
+def _example(name: str, loader: str) -> str:
     return (
         "```python\n"
-        "from vggt_int8 import VGGTInt8, load_images\n\n"
-        f'model = VGGTInt8.from_pretrained("{name}", device_map="cuda")  # or "cpu"\n'
+        f"from vggt_int8 import {loader}, load_images\n\n"
+        f'model = {loader}.from_pretrained("{name}", device_map="cuda")  # or "cpu"\n'
         'images = load_images(["a.jpg", "b.jpg"], model=model)  # [S, 3, H, W] in [0, 1]\n'
         "pred = model(images.to(model.device))\n"
         "pred.depth, pred.world_points, pred.extrinsic, pred.intrinsic\n"
         "```\n\n"
-        "`pip install vggt-int8` brings `VGGTInt8`, which alone loads these weights: other loaders know nothing of "
+        f"`pip install vggt-int8` brings `{loader}`, which alone loads these weights: other loaders know nothing of "
         "scales, and refuse codes in this shape."
     )
 
