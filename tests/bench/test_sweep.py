@@ -18,6 +18,7 @@ from vggt_int8.bench.records import Row, check_row, identity
 from vggt_int8.bench.source import Source, load_source
 from vggt_int8.bench.sweep import Settings, _time_limit
 from vggt_int8.bench.variants import BASELINES, DEFAULTS, Variant, find_variant, find_variants
+from vggt_int8.cli.bench import _line
 
 Rows = Callable[..., list[Row]]
 
@@ -274,3 +275,15 @@ def test_random_weights_make_every_output_vary(tiny_source: Source) -> None:
         centred = outputs[name] - outputs[name].mean()
         assert centred.norm() > 0.15 * outputs[name].norm(), name
     assert float(outputs["intrinsic"].max()) < float("inf")
+
+
+def test_a_variant_that_merges_has_no_floor_and_nothing_to_be_compared_with(sweep_rows: Rows) -> None:
+    """How much work it leaves out is not known, so neither is what its time is a share of."""
+    rows = sweep_rows(replace(find_variants(["fp32"])[0], name="merged", merges=True))
+    assert [row["frames"] for row in rows] == [1, 2]
+    for row in rows:
+        check_row(row)
+        assert row["status"] == "ok"
+        assert row["errors"] == {}
+        assert [row[name] for name in ("tflop", "floor_ms", "share")] == [None] * 3
+        assert "unchecked" in _line(row)

@@ -172,6 +172,8 @@ class Sweep:
             times, errors, wrong = self._timed(network, images, peak, expected, floor_ms)
             row |= {**times, "errors": errors}
         row |= {"mode": network.mode(), "share": floor_ms / row["ms"]}
+        if variant.merges:  # how much of the work it does is not known
+            row |= dict.fromkeys(("tflop", "floor_ms", "share"))
         if wrong:
             nothing = dict.fromkeys(("ms", "ms_low", "ms_high", "share"))
             return {**row, **nothing, "runs": 0, "status": "wrong", "reason": wrong}

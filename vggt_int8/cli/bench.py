@@ -236,7 +236,8 @@ def _line(row: "Row") -> str:
         return f"{start}  {row['status']}: {row['reason']}"
     spread = "" if row["ms_low"] is None else f"{row['ms_low']:.1f}-{row['ms_high']:.1f}"
     peak = "–" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}"
-    line = f"{start} {row['ms']:9.2f} {spread:>17s} {row['first_s']:8.1f} {peak:>9s} {row['share']:>10.0%}"
+    share = "–" if row["share"] is None else f"{row['share']:.0%}"
+    line = f"{start} {row['ms']:9.2f} {spread:>17s} {row['first_s']:8.1f} {peak:>9s} {share:>10s}"
     if not row["errors"]:
         return f"{line}  unchecked: nothing to compare with at so many frames"
     relative, largest = (max(e[key] for e in row["errors"].values()) for key in ("relative", "max_abs"))
