@@ -10,8 +10,8 @@ included. --profile N prints the kernels of a call of N frames. A row holds mill
 """
 
 import argparse
-import gc
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8 import VGGTConfig, VGGTInt8, quantize
+from vggt_int8.bench.timing import kernel_table, release
 from vggt_int8.files import append_json_line
 
 SIZE = (392, 518)
@@ -58,7 +59,7 @@ def timed(model: VGGTInt8, images: Tensor, keywords: dict[str, Any], repeats: in
 
 def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | None) -> dict[str, Any]:
     keywords = attention_of(way, model.config.depth)
-    release()
+    release(model.device)
     if cap is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(cap * 1e9 / total)
@@ -81,17 +82,9 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | N
 
 
 def kernels(model: VGGTInt8, frames: int, way: str) -> str:
-    """A table of the kernels of one call."""
-    images, keywords = torch.rand(frames, 3, *SIZE, device="cuda"), attention_of(way, model.config.depth)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
-        model(images, check_finite=False, **keywords)
-        torch.cuda.synchronize()
-    return str(profiled.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=70))
-
-
-def release() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
+    """A table of the kernels of one warm call."""
+    call = partial(model, check_finite=False, **attention_of(way, model.config.depth))
+    return kernel_table(call, torch.rand(frames, 3, *SIZE, device="cuda"))
 
 
 def build(recipe: str) -> VGGTInt8:

@@ -8,7 +8,6 @@ several synchronised calls after those that compile and capture, and the peak of
 """
 
 import argparse
-import gc
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8 import VGGTOmegaConfig, VGGTOmegaInt8, quantize
+from vggt_int8.bench.timing import release
 from vggt_int8.export.report import describe_machine, installed_versions
 from vggt_int8.files import append_json_line
 
@@ -97,7 +97,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 10, 32, 100])
     parser.add_argument("--variants", nargs="+", default=None)
     parser.add_argument("--public", type=Path, default=None)
@@ -123,8 +123,7 @@ def main() -> None:
                 print(row, flush=True)
         del model
         torch._dynamo.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
+        release(torch.device("cuda"))
 
 
 if __name__ == "__main__":
