@@ -18,6 +18,7 @@ from tests.stream.oracle import Oracle
 from vggt_int8.eval.metrics import trajectory_error
 from vggt_int8.scenes import SceneBatch, render_scenes, scene_seeds
 from vggt_int8.stream import Stream, StreamFrame
+from vggt_int8.stream.frames import Source
 from vggt_int8.stream.state import finished_names
 from vggt_int8.video import VideoFrame
 
@@ -202,6 +203,15 @@ def test_without_a_loop_nothing_changes(batch: SceneBatch, tmp_path: Path) -> No
 def test_options_that_do_not_fit_are_named(batch: SceneBatch, options: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         Stream(Oracle(batch), [], **{"window": 8, "overlap": 3, **options})
+
+
+def test_pictures_that_come_out_nearly_black_are_named_once(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        Image.fromarray(np.full((28, 28), 4095, np.uint16)).save(path)
+    with pytest.warns(UserWarning, match=r"0\.png has 16 bits and uses 12") as said:
+        assert len(list(Source(paths, mode="crop", size=28, patch_size=14))) == 3
+    assert len(said) == 1
 
 
 def test_frames_that_do_not_fit_are_named(batch: SceneBatch, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ A frame may be the path of a picture, a PIL image, an array [H, W, 3] uint8, or 
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -17,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from vggt_int8.ahead import ahead
-from vggt_int8.images.decode import decode_for_another
+from vggt_int8.images.decode import Decoded, decode_for_another
 from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
+from vggt_int8.images.pixels import narrow_bits
 
 Frames = Iterable[Any] | Callable[[int], Iterable[Any]]
 
@@ -26,7 +28,7 @@ Frames = Iterable[Any] | Callable[[int], Iterable[Any]]
 @dataclass(frozen=True)
 class Frame:
     """index: from the stream's first frame. seconds: of a video, else None. taken_at: when it left the source, on
-    `time.perf_counter`'s clock. pixels: fp32 [3, H, W] in [0, 1].
+    `time.perf_counter`'s clock. pixels: fp32 [3, H, W] in [0, 1]. remarks: what is doubtful about its picture.
     """
 
     index: int
@@ -36,6 +38,7 @@ class Frame:
     taken_at: float
     pixels: Tensor
     transform: ImageTransform
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Source:
     frames are taken and thrown away where a stream goes on. skip: how many those are. room: frames that may wait.
     mode, size, patch_size: as `fit_image` has them. max_pixels: the largest picture that is decoded. shape: (H, W) of
     the network's images so far; None if the first frame decides.
+
+    Warns, once of each kind, of 16-bit pictures that use fewer bits and of EXIF data that cannot be read.
     """
 
     def __init__(
@@ -69,9 +74,14 @@ class Source:
         self._frames, self._skip, self._room = frames, skip, room
         self._fit: dict[str, Any] = {"mode": mode, "size": size, "patch_size": patch_size}
         self._max_pixels, self.shape = max_pixels, shape
+        self._remarked: set[str] = set()
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in ahead(self._fitted, self._take(), results=self._room):
+            for remark in frame.remarks:
+                if remark not in self._remarked:
+                    warnings.warn(f"{frame.name} {remark}; this is said of the first such frame alone", stacklevel=2)
+            self._remarked.update(frame.remarks)
             yield self._of_one_size(frame)
 
     def _take(self) -> Iterator[_Taken]:
@@ -85,12 +95,14 @@ class Source:
     def _fitted(self, taken: _Taken) -> Frame:
         name, seconds, file = f"frame_{taken.index:06d}.png", None, None
         item, alpha, original = taken.item, None, None
+        remarks: tuple[str, ...] = ()
         if hasattr(item, "image") and hasattr(item, "seconds"):
             name, seconds, item = item.name, item.seconds, item.image
         if isinstance(item, str | PathLike):
             file = Path(item)
             decoded = decode_for_another(file, max_pixels=self._max_pixels, at_least=2 * self._fit["size"])
             name, item, alpha, original = str(item), decoded.pixels.rgb, decoded.pixels.alpha, decoded.size
+            remarks = _remarks(decoded)
         elif isinstance(item, np.ndarray):
             if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
                 raise TypeError(
@@ -104,7 +116,7 @@ class Source:
             )
         pixels, transform = fit_image(item.convert("RGB"), **self._fit, alpha=alpha, original_size=original)
         path = None if file is None else file.absolute()
-        return Frame(taken.index, name, seconds, path, taken.taken_at, pixels, transform)
+        return Frame(taken.index, name, seconds, path, taken.taken_at, pixels, transform, remarks)
 
     def _of_one_size(self, frame: Frame) -> Frame:
         """The first frame decides; smaller ones are padded with white."""
@@ -117,5 +129,13 @@ class Source:
                 f"{frame.name} becomes {found[0]} x {found[1]} pixels (height x width), and the stream began with "
                 f"{shape[0]} x {shape[1]}: put the largest first, or use mode='pad', where all are squares"
             )
-        pixels, transform = pad_white(frame.pixels, shape), frame.transform.padded_to(shape)
-        return Frame(frame.index, frame.name, frame.seconds, frame.file, frame.taken_at, pixels, transform)
+        return replace(frame, pixels=pad_white(frame.pixels, shape), transform=frame.transform.padded_to(shape))
+
+
+def _remarks(decoded: Decoded) -> tuple[str, ...]:
+    found = []
+    if bits := narrow_bits(decoded.pixels.largest):
+        found.append(f"has 16 bits and uses {bits}: it is read as that, nearly without contrast; scale it to 16 bits")
+    if not decoded.exif_readable:
+        found.append("has EXIF data that cannot be read, and is taken as it is stored")
+    return tuple(found)
