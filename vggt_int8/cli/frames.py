@@ -175,7 +175,11 @@ def find_input(
             raise ValueError("--follow waits for pictures in a folder, and the input is a video")
         fps = DEFAULT_FPS if fps is None and every is None else fps
         check_choice(fps, every, start, end, sharpest)
-        return _opened(Clip(Path(videos[0]).expanduser(), fps, every, start, end, sharpest))
+        clip = Clip(Path(videos[0]).expanduser(), fps, every, start, end, sharpest)
+        from vggt_int8.video import Video
+
+        Video(clip.path).close()  # raises what opening it raises, before a model is loaded
+        return clip
     of_video = {"fps": fps, "every": every, "start": start, "end": end, "sharpest": sharpest or None}
     if given := [name for name, value in of_video.items() if value is not None]:
         raise ValueError(f"--{given[0]} is for a video, and {images[0]} is none")
@@ -228,11 +232,3 @@ def read_all(network: Any, source: Input, mode: str, max_megapixels: float | Non
     inputs = [{**entry, "seconds": frame.seconds} for entry, frame in zip(entries, frames, strict=True)]
     pixels = torch.stack([frame.pixels for frame in frames])
     return Read(pixels, transforms, names, [None] * len(frames), inputs)
-
-
-def _opened(clip: Clip) -> Clip:
-    """Raises what opening it raises, before a model is loaded."""
-    from vggt_int8.video import Video
-
-    Video(clip.path).close()
-    return clip
