@@ -11,31 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.export.conftest import ENLARGED, first_images
 from vggt_int8.export import ExportOptions, PointOptions, Scene, write_scene
 from vggt_int8.images import ImageTransform
-from vggt_int8.scenes import load_scene
-
-ENLARGED = 4  # times the network's size
-
-
-@pytest.fixture(scope="module")
-def exact() -> Scene:
-    """A rendered scene, whose depth and cameras are exact, as photographs of four times its size."""
-    stored = load_scene("table")
-    count, (height, width) = len(stored.images), stored.images.shape[2:]
-    whole = ImageTransform((height * ENLARGED, width * ENLARGED), (height, width), (1 / ENLARGED,) * 2, (0, 0))
-    return Scene.from_prediction(
-        {
-            "images": stored.images[None],
-            "depth": stored.depth[None, ..., None],
-            "depth_conf": torch.ones(1, count, height, width),
-            "extrinsic": stored.extrinsic[None],
-            "intrinsic": stored.intrinsic[None],
-        },
-        [whole] * count,
-        [f"photo {index}.jpg" for index in range(count)],
-        [Path(f"/photos/walk {index % 2}/photo {index}.jpg") for index in range(count)],
-    )
 
 
 def export(folder: Path, scene: Scene, **options: Any) -> tuple[pycolmap.Reconstruction, dict[str, Any]]:
@@ -64,11 +42,7 @@ def test_points_project_to_where_their_pixels_lie_in_the_photographs(tmp_path: P
 
     With one image there is no other that a point's position is averaged with, so nothing but rounding is left.
     """
-    one = Scene(
-        exact.names[:1], exact.transforms[:1], exact.colors[:1], exact.extrinsic[:1], exact.intrinsic[:1],
-        exact.depth[:1], exact.depth_conf[:1], files=exact.files[:1],
-    )  # fmt: skip
-    model, _ = export(tmp_path, one)
+    model, _ = export(tmp_path, first_images(exact, 1))
     image = model.images[1]
     for point in image.points2D:
         seen = model.points3D[point.point3D_id]

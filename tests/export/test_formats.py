@@ -12,6 +12,7 @@ import trimesh
 from PIL import Image
 from torch import Tensor
 
+from tests.export.conftest import first_images
 from vggt_int8.export import ExportOptions, PointOptions, Scene, write_scene
 from vggt_int8.export.contact import Sheet
 from vggt_int8.export.glb import linear_light
@@ -124,12 +125,8 @@ def test_transforms_that_readers_would_divide_by_zero_on_are_refused(tmp_path: P
     turned[1, :, 3] = 0
     with pytest.raises(ValueError, match="stand in one place"):
         write_scene(tmp_path, replace(scene, extrinsic=turned, files=files), ("transforms",))
-    one = Scene(
-        scene.names[:1], scene.transforms[:1], scene.colors[:1], scene.extrinsic[:1], scene.intrinsic[:1],
-        scene.depth[:1], scene.depth_conf[:1], files=files[:1],
-    )  # fmt: skip
     with pytest.raises(ValueError, match="two images or more"):
-        write_scene(tmp_path, one, ("transforms",))
+        write_scene(tmp_path, first_images(replace(scene, files=files), 1), ("transforms",))
     with pytest.raises(ValueError, match=r"2 have none: 1\.jpg, 1_2\.jpg"):
         write_scene(tmp_path, scene, ("transforms",))
 

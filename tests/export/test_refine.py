@@ -11,35 +11,21 @@ from vggt_int8.export.frames import frame_pool
 from vggt_int8.export.points import select_points
 from vggt_int8.export.refine import Refined, refine_cameras
 from vggt_int8.geometry import compose_extrinsics, project_points, relative_center_distance, rotation_error_degrees
-from vggt_int8.images import ImageTransform
-from vggt_int8.scenes import load_scene
 
 
 @pytest.fixture(scope="module")
-def exact() -> Scene:
-    """A rendered scene with the exact tracks of its first image's points."""
-    stored = load_scene("table")
-    count, (height, width) = len(stored.images), stored.images.shape[2:]
-    scene = Scene.from_prediction(
-        {
-            "images": stored.images[None],
-            "depth": stored.depth[None, ..., None],
-            "depth_conf": torch.ones(1, count, height, width),
-            "extrinsic": stored.extrinsic[None],
-            "intrinsic": stored.intrinsic[None],
-        },
-        [ImageTransform((height * 4, width * 4), (height, width), (0.25, 0.25), (0, 0))] * count,
-        [f"{index}.jpg" for index in range(count)],
-    )
-    points = scene.points_from_depth(0)
+def exact(exact: Scene) -> Scene:
+    """With the exact tracks of its first image's points."""
+    count, (height, width) = len(exact), exact.size
+    points = exact.points_from_depth(0)
     assert points is not None
     chosen = points[2::5, 2::5].reshape(-1, 3)
-    places, depth = project_points(chosen.expand(count, -1, -1), stored.extrinsic, stored.intrinsic)
+    places, depth = project_points(chosen.expand(count, -1, -1), exact.extrinsic, exact.intrinsic)
     inside = (places >= 0).all(-1) & (places[..., 0] < width - 1) & (places[..., 1] < height - 1) & (depth > 0)
     pixels = places.round().long().clamp(0, width - 1)
-    seen = stored.depth[torch.arange(count)[:, None], pixels[..., 1], pixels[..., 0]]
+    seen = exact.depth[torch.arange(count)[:, None], pixels[..., 1], pixels[..., 0]]
     visible = (inside & ((seen - depth).abs() < 0.02 * depth)).float()
-    return replace(scene, tracks=Tracks(places, visible, visible))
+    return replace(exact, tracks=Tracks(places, visible, visible))
 
 
 def refine(scene: Scene, count: int = 2000) -> Refined:
