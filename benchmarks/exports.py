@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from vggt_int8.export import Scene, SceneWriter, write_scene
-from vggt_int8.export.write import FORMATS
+from vggt_int8.export.write import check_formats
 from vggt_int8.files import append_json_line
 from vggt_int8.images import ImageTransform
 from vggt_int8.machine import cpu_name, threads
@@ -60,7 +60,7 @@ def frames(first: int, last: int, total: int) -> Scene:
     depth *= 1 + 0.002 * generator.standard_normal(depth.shape, dtype=np.float32)
     confidence = 1 + np.exp(generator.standard_normal(depth.shape, dtype=np.float32))
     points = np.stack([unproject(depth[i], extrinsic[i], intrinsic) for i in range(count)])
-    scale = (width / ORIGINAL[1], 392 / ORIGINAL[0])
+    scale = (width / ORIGINAL[1], height / ORIGINAL[0])
     names = [f"IMG_{index:04d}.jpg" for index in range(first, last)]
     return Scene(
         names=names,
@@ -141,8 +141,7 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(ALL), help="all at once; by themselves as well with --each")
     parser.add_argument("--each", action="store_true")
     arguments = parser.parse_args()
-    together = tuple(arguments.formats.split(","))
-    assert set(together) <= set(FORMATS), together
+    together = check_formats(arguments.formats.split(","))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         scene = (

@@ -1,4 +1,4 @@
-"""`vggt-int8 export`: further formats from the folder of a run, without the model."""
+"""`vggt-int8 export`: further formats from the folder of a run or of a batch's scene, without the model."""
 
 import json
 from functools import partial
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="The folder of a `vggt-int8 run`.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a `vggt-int8 run`, or of a scene of a batch.", show_default=False)
+    ],
     format: formats.Formats,
     out: Annotated[
         Path | None,

@@ -42,7 +42,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "rrd": ("scene.rrd",),
 }
 IMAGE_ENTRIES = ("images", *(f"images_{scale}" for scale in SCALES))
-FORMATS = tuple(name for name in ENTRIES if name != "cameras")  # to choose from; cameras.json is always there
+FORMATS = tuple(name for name in ENTRIES if name != "cameras")  # to choose from; cameras.json goes with every run
 DEFAULT_FORMATS = ("ply", "depth")
 SCENE_ENTRIES = (*(entry for entries in ENTRIES.values() for entry in entries), *IMAGE_ENTRIES, FOLDER, "report.json")
 _NEEDS_CAMERAS = ("colmap", "transforms")

@@ -69,7 +69,8 @@ def load_scene(folder: Path) -> Scene:
     place = folder if (folder / INDEX).is_file() else folder / FOLDER
     if not (place / INDEX).is_file():
         raise FileNotFoundError(
-            f"{folder} holds no saved scene ({FOLDER}/{INDEX} is missing): give the folder of a `vggt-int8 run`"
+            f"{folder} holds no saved scene ({FOLDER}/{INDEX} is missing): give the folder of a `vggt-int8 run`, or of "
+            "a scene of a batch"
         )
     index = _read_index(place / INDEX)
     try:
