@@ -69,6 +69,18 @@ def test_an_archive_that_has_changed_is_told(site: Path, tmp_path: Path, cli) ->
         assert "sha256" in cli(*command, code=1)
 
 
+def test_a_kept_archive_that_has_changed_is_told(site: Path, tmp_path: Path, cli) -> None:
+    with serve(site, Faults()) as address:
+        command = ("data", "eth3d", "--parts", "images", "-o", tmp_path, "--site", address, "--keep")
+        cli(*command)
+        shutil.rmtree(tmp_path / "pipes")
+        shutil.copy(site / "pipes_dslr_jpg.7z", tmp_path / "pipes_dslr_undistorted.7z")
+        assert "move it away" in cli(*command, code=1)
+        assert not (tmp_path / "pipes").exists()
+        (tmp_path / eth3d.STATE).write_text("[]")
+        assert "is damaged" in cli(*command, code=2)
+
+
 def test_unknown_scenes_and_parts_are_named(tmp_path: Path, cli) -> None:
     assert "no scene 'pipe' (did you mean 'pipes'?)" in cli("data", "eth3d", "--scenes", "pipe", "-o", tmp_path, code=2)
     assert "no part" in cli("data", "eth3d", "--parts", "image", "-o", tmp_path, code=2)

@@ -83,6 +83,15 @@ def download(
         return _finish(url, part, file, target, sha256)
 
 
+def digest_of(path: Path, sha256: str | None) -> str:
+    """The sha256 of a file that is there. Raises `DownloadError` if it is another one than `sha256`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and digest != sha256:
+        raise DownloadError(f"{path}: its sha256 is {digest}, not {sha256}: move it away, and it is fetched anew")
+    return digest
+
+
 @contextmanager
 def _held(part: Path) -> Iterator[BufferedRandom]:
     """The partial file, which nobody else writes meanwhile."""

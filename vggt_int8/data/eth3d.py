@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from vggt_int8.data.archive import unpack
-from vggt_int8.data.download import download
+from vggt_int8.data.download import digest_of, download
 from vggt_int8.files import write_json
+from vggt_int8.plain_data import shown
 
 SITE = "https://www.eth3d.net/data"
 LICENCE = "CC BY-NC-SA 4.0: for research, not for sale, with its authors named (https://www.eth3d.net)"
@@ -88,7 +89,7 @@ def fetch(
             on_bytes(archive, done, total)
 
         if place.is_file():  # kept from before, or brought by hand
-            digest = known or ""
+            digest = digest_of(place, known)
         else:
             digest = download(
                 f"{site}/{archive.name}", place, size=archive.size, sha256=known, on_bytes=report, pause=pause
@@ -111,10 +112,12 @@ def _state(target: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the archives are fetched anew") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise ValueError(f"{path} is damaged ({shown(found)}): remove it, and the archives are fetched anew")
+    return found
 
 
-def _is_there(target: Path, entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
+def _is_there(target: Path, entry: dict[str, Any] | None) -> bool:
+    if entry is None or not isinstance(entry.get("files"), dict):
         return False
     return all((target / name).is_file() and (target / name).stat().st_size == n for name, n in entry["files"].items())
