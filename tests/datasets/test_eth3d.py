@@ -58,6 +58,13 @@ def test_what_is_fetched_is_the_scene_and_is_fetched_once(
         assert json.loads(cli(*command, "--json"))["fetched"] == ["pipes_dslr_jpg.7z"]
 
 
+def test_all_scenes_are_meant_beside_others_too(site: Path, tmp_path: Path, cli) -> None:
+    faults = Faults(statuses=[404])
+    with serve(site, faults) as address:
+        told = cli("data", "eth3d", "--scenes", "pipes, all", "-o", tmp_path, "--site", address, code=1)
+    assert "courtyard_dslr_undistorted.7z" in told
+
+
 def test_an_archive_that_has_changed_is_told(site: Path, tmp_path: Path, cli) -> None:
     folder, changed = tmp_path / "data", tmp_path / "site"
     shutil.copytree(site, changed)

@@ -54,7 +54,7 @@ def data_eth3d(
     check_place(out)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file, a folder is needed")
-    chosen = ETH3D_SCENES if "all" in scenes.split(",") else _words(scenes)
+    chosen = ETH3D_SCENES if "all" in _words(scenes) else _words(scenes)
     wanted = archives(chosen, _words(parts))
     console.note(f"ETH3D is under {LICENCE}")
     with _bars() as show:
