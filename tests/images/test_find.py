@@ -279,6 +279,13 @@ def test_pictures_that_a_run_wrote_are_no_photographs(tmp_path: Path) -> None:
     assert "pass" not in str(raised.value)
 
 
+def test_the_sheet_of_a_run_is_no_photograph_and_another_sheet_is(tmp_path: Path) -> None:
+    sheet, other = picture(output(tmp_path / "out") / "sheet.jpg"), picture(tmp_path / "sheet.jpg")
+    with pytest.raises(ValueError, match=r"sheet\.jpg is no photograph: vggt-int8 wrote it"):
+        find_images(sheet)
+    assert find_images(tmp_path) == [other]
+
+
 def test_a_run_into_the_folder_of_the_photographs_leaves_these_photographs(tmp_path: Path) -> None:
     picture(output(tmp_path) / "0.jpg")
     assert remarks(tmp_path)[0] == ["0.jpg"]
