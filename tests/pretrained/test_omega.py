@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 from vggt_int8 import (
     CheckpointError,
+    VGGTInt8,
     VGGTOmega,
     VGGTOmegaConfig,
     VGGTOmegaInt8,
@@ -106,6 +107,26 @@ def test_masks_that_are_not_the_networks_are_refused(
         save_file({**others, **mask}, tmp_path / "omega.safetensors")
         with pytest.raises(CheckpointError, match=problem):
             VGGTOmegaInt8.from_pretrained(tmp_path / "omega.safetensors", recipe="int8_dynamic", config=config)
+
+
+def test_each_class_names_the_other_for_its_checkpoints(
+    config: VGGTOmegaConfig,
+    weights: dict[str, Tensor],
+    bare_checkpoint: Path,
+    bare_weights: dict[str, Tensor],
+    tmp_path: Path,
+) -> None:
+    save_file(weights, tmp_path / "omega.safetensors")
+    save_file(bare_weights, tmp_path / "vggt.safetensors")
+    config.save_pretrained(tmp_path / "omega")
+    for load, source, problem in (
+        (VGGTInt8, tmp_path / "omega.safetensors", "holds a VGGT-Omega, not a VGGT: load it with VGGTOmegaInt8"),
+        (VGGTOmegaInt8, tmp_path / "vggt.safetensors", "holds a VGGT, not a VGGT-Omega: load it with VGGTInt8"),
+        (VGGTInt8, tmp_path / "omega", "model_type is 'vggt_omega', not 'vggt': load it with VGGTOmegaInt8"),
+        (VGGTOmegaInt8, bare_checkpoint, "model_type is 'vggt', not 'vggt_omega': load it with VGGTInt8"),
+    ):
+        with pytest.raises(CheckpointError, match=problem):
+            load.from_pretrained(source)
 
 
 class MaskedLinear(nn.Linear):

@@ -1,15 +1,17 @@
 """Which network a checkpoint is of, and which heads it has: by its config.json, else by the names of its tensors."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from vggt_int8.listing import first_few
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.saves.errors import CheckpointError
 
 _OMEGA_ALONE = ("aggregator.inter_frame_blocks.", "dense_head.", "text_alignment_head.")
+_VGGT_ALONE = ("aggregator.global_blocks.", "depth_head.", "point_head.", "track_head.")
 
 
 def config_class(data: Any) -> type[NetworkConfig]:
@@ -21,6 +23,26 @@ def config_class(data: Any) -> type[NetworkConfig]:
 def config_class_of_names(names: Iterable[str]) -> type[NetworkConfig]:
     """Of the plain names of a network's tensors."""
     return VGGTOmegaConfig if any(name.startswith(_OMEGA_ALONE) for name in names) else VGGTConfig
+
+
+def hint_of_model_type(data: Any, kind: type[NetworkConfig]) -> str:
+    """What to do with a config.json that is of another network than `kind`'s; empty if it is of no network of ours."""
+    found = config_class(data)
+    said = isinstance(data, Mapping) and data.get("model_type") == found.model_type
+    return f": {_way_out(found)}" if said and found is not kind else ""
+
+
+def check_names(names: Collection[str], source: str, kind: type[NetworkConfig]) -> None:
+    """Raise `CheckpointError` if a file's tensors have names that another network than `kind`'s alone has."""
+    alone = {VGGTConfig: _VGGT_ALONE, VGGTOmegaConfig: _OMEGA_ALONE}
+    found = {config for config, beginnings in alone.items() if any(name.startswith(beginnings) for name in names)}
+    if len(found) == 1 and kind not in found:
+        (other,) = found
+        raise CheckpointError(f"{source} holds a {other.kind}, not a {kind.kind}: {_way_out(other)}")
+
+
+def _way_out(found: type[NetworkConfig]) -> str:
+    return f"load it with {'VGGTOmegaInt8' if found is VGGTOmegaConfig else 'VGGTInt8'}"
 
 
 def heads_found(

@@ -17,7 +17,7 @@ from vggt_int8.model.keywords import HUB_KEYWORDS
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.size import FAR_LARGER
 from vggt_int8.pretrained.checkpoint import read_headers
-from vggt_int8.pretrained.kinds import config_class, config_class_of_names, heads_found
+from vggt_int8.pretrained.kinds import check_names, config_class, config_class_of_names, heads_found, hint_of_model_type
 from vggt_int8.pretrained.names import load_tensors, plain_names
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig
 from vggt_int8.quant.backends import BackendError
@@ -100,7 +100,9 @@ def make_config(data: Any, source: str, changed: dict[str, Any], kind: type[Netw
         config.validate()  # once more: the fields are set after the first time
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"the config.json of {source!r} describes no {kind.kind}: {reason:.600}") from error
+        raise CheckpointError(
+            f"the config.json of {source!r} describes no {kind.kind}: {reason:.600}{hint_of_model_type(data, kind)}"
+        ) from error
     return config
 
 
@@ -241,6 +243,7 @@ def open_file(
         data = read_json(path.parent / "config.json") if beside else None
         names = [] if beside else list(plain_names(read_headers([source])).values())
         kind = kind or (config_class(data) if beside else config_class_of_names(names))
+        check_names(names, source, kind)
         changed = _taken(kind, kwargs)
         data = data if beside else heads_found(names, source, kind, changed)
         config = make_config(data, source, changed, kind)
