@@ -1,6 +1,6 @@
 """What key frames cost in accuracy: the embedded model on rendered scenes of many views, ordered and unordered apart.
 
-    python benchmarks/keyframe_accuracy.py --views 16 48 96 --ways exact keyframes:24 --scenes 64 --out rows.jsonl
+    python -m benchmarks.keyframe_accuracy --views 16 48 96 --ways exact keyframes:24 --scenes 64 --out rows.jsonl
 
 Ways as in `long_scenes.py`. A scene counts as ordered if two views in a row are nearer to each other, in camera centres
 and viewing directions, than half the mean of all pairs. Each row has the mean over scenes of the AUC of poses at 30 and

@@ -3,7 +3,7 @@
 The result of a layer is its frame and its global tokens side by side. Both exist as tensors of their own anyway, so
 they are kept as two halves, which costs no copy; whoever reads them joins the frames it works on. In long scenes they
 are copied into pieces of some frames, since blocks can then write in place, and the heads give back what they have
-read; the copies cost some thousandth of the time.
+read; by their bytes, the copies cost some thousandth of the time.
 """
 
 from typing import NamedTuple
