@@ -112,12 +112,12 @@ def batch(
         commands = [
             _command({**wanted, "device": name, "rank": rank * len(devices) + i}) for i, name in enumerate(devices)
         ]
-        start, before = time.monotonic(), board.progress()
+        start = time.monotonic()
         try:
             supervise(board, commands, console.note)
         except BadInput:
             raise typer.Exit(BAD_INPUT) from None
-        seconds, through = time.monotonic() - start, board.progress() - before
+        seconds, through = time.monotonic() - start, len(left) - len(board.unfinished())
         console.note(f"{through} scenes in {seconds:.0f} s, {3600 * through / seconds:.0f} an hour")
     summary = summarize(board)
     write_json(board.out / "summary.json", summary)
