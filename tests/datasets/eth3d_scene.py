@@ -1,7 +1,8 @@
 """A small scene in exactly the layout of ETH3D's archives, of a rendered room whose geometry is known.
 
 Two cameras of different sizes with ids 3 and 0, a portrait shot that lies on its side, depth of the distorted
-THIN_PRISM_FISHEYE cameras for a tenth of their pixels, and two laser scans that stand elsewhere.
+THIN_PRISM_FISHEYE cameras for a tenth of their pixels, a mask that hides where that is wrong, and two laser scans that
+stand elsewhere.
 """
 
 from dataclasses import dataclass, replace
@@ -20,9 +21,10 @@ from vggt_int8.scenes.describe import SceneDescription, describe_scenes
 from vggt_int8.scenes.render import render_description
 from vggt_int8.scenes.shading import trace_depth
 
-VIEWS, PORTRAIT = 6, 4
+VIEWS, PORTRAIT, MASKED = 6, 4, 1
 SIZES = {3: (96, 128), 0: (94, 126)}  # of the undistorted cameras
 DISTORTED = {3: (100, 136), 0: (100, 134)}
+MASKS = "masks_for_images/dslr_images"
 BEND = (-0.03, 0.01, 4e-4, -3e-4, -0.004, 0.001, 2e-4, -1e-4)  # k1 k2 p1 p2 k3 k4 sx1 sy1
 WORLD = torch.tensor([[0.36, 0.48, -0.8, 2.0], [-0.8, 0.6, 0.0, -1.0], [0.48, 0.64, 0.6, 0.5]])  # where the world is
 
@@ -64,7 +66,7 @@ def describe() -> Truth:
 def write_scene(folder: Path) -> Truth:
     """The scene's folder as all archives together leave it."""
     truth, clouds = describe(), []
-    for part in ("images/dslr_images_undistorted", "images/dslr_images", "ground_truth_depth/dslr_images"):
+    for part in ("images/dslr_images_undistorted", "images/dslr_images", "ground_truth_depth/dslr_images", MASKS):
         (folder / part).mkdir(parents=True)
     random = np.random.default_rng(0)
     for view, name in enumerate(truth.names):
@@ -81,6 +83,11 @@ def write_scene(folder: Path) -> Truth:
         through = rays * truth.intrinsics[view][[0, 1], [0, 1]] + truth.intrinsics[view][:2, 2]
         values = truth.depth_at(view, through).numpy().astype("<f4")
         values[random.random(len(values)) > 0.1] = np.inf
+        if view == MASKED:
+            mask = np.zeros((height, width), np.uint8)
+            mask[:, :40], mask[:, 40:60] = 2, 1
+            values[mask.ravel() == 2] *= 1.5
+            Image.fromarray(mask).save(folder / MASKS / name.replace(".JPG", ".png"))
         values.tofile(folder / "ground_truth_depth" / "dslr_images" / name)
     _write_calibration(folder / "dslr_calibration_undistorted", truth, "dslr_images_undistorted")
     _write_calibration(folder / "dslr_calibration_jpg", truth, "dslr_images")
@@ -148,6 +155,7 @@ def write_archives(scene: Path, folder: Path) -> None:
         "dslr_undistorted": ("images/dslr_images_undistorted", "dslr_calibration_undistorted"),
         "dslr_jpg": ("images/dslr_images", "dslr_calibration_jpg"),
         "dslr_depth": ("ground_truth_depth",),
+        "dslr_occlusion": ("masks_for_images",),
         "dslr_scan_eval": ("dslr_scan_eval",),
     }
     for kind, parts in kinds.items():

@@ -1,20 +1,24 @@
 """From the download to the scores, on a scene in ETH3D's layout whose geometry is known."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from tests.datasets.eth3d_scene import PORTRAIT, VIEWS, Truth, write_archives, write_scene
+from tests.datasets.eth3d_scene import MASKED, MASKS, PORTRAIT, VIEWS, Truth, write_archives, write_scene
 from tests.datasets.server import Faults, serve
 from vggt_int8.cli.data import ETH3D_PARTS, ETH3D_SCENES
 from vggt_int8.data import eth3d
 from vggt_int8.geometry import camera_center, camera_to_pose_encoding, relative_pose
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.scorecard.captured import Eth3dScenes, PosedScenes, evenly
+from vggt_int8.scorecard import eth3d as scored
+from vggt_int8.scorecard.captured import PosedScenes, evenly
+from vggt_int8.scorecard.eth3d import Eth3dScenes
 from vggt_int8.scorecard.scores import Protocol, score_scene
 from vggt_int8.scorecard.tables import METRICS
 
@@ -46,8 +50,9 @@ def test_what_is_fetched_is_the_scene_and_is_fetched_once(
 ) -> None:
     folder, faults = tmp_path / "data", Faults(breaks=[1000, 5000])
     with serve(site, faults) as address:
-        command = ("data", "eth3d", "--scenes", "pipes", "-o", folder, "--site", address)
-        assert "4 archives fetched" in cli(*command)
+        parts = ",".join(eth3d.PARTS)
+        command = ("data", "eth3d", "--scenes", "pipes", "--parts", parts, "-o", folder, "--site", address)
+        assert "5 archives fetched" in cli(*command)
         files = {path.relative_to(made[0]): path.read_bytes() for path in made[0].rglob("*") if path.is_file()}
         there = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert files == {name: content for name, content in there.items() if name != Path(eth3d.STATE)}
@@ -100,6 +105,29 @@ def test_views_are_evenly_spread(count: int, most: int | None, chosen: object) -
     assert evenly(count, most) == list(chosen)
 
 
+@pytest.mark.parametrize("scene", eth3d.SCENES)
+def test_images_that_are_written_down(scene: str) -> None:
+    few = {"meadow": 15, "pipes": 14, "terrace": 23}
+    for views, count in ((10, 10), (25, few.get(scene, 25))):
+        names = eth3d.listed_views(scene, views)
+        assert names == sorted(set(names))
+        assert len(names) == count
+        assert all(re.fullmatch(r"DSC_\d{4}\.JPG", name) for name in names)
+    assert eth3d.listed_views(scene, 9) is None
+    assert eth3d.listed_views(scene, None) is None
+
+
+def test_images_that_are_written_down_are_taken(made: tuple[Path, Truth], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no DSC_0634\.JPG, .* --views 10 takes of ETH3D's pipes"):
+        Eth3dScenes(made[0], CONFIG, views=10)
+    names = made[1].names[1:4]
+    monkeypatch.setattr(scored, "listed_views", lambda scene, views: names if (scene, views) == ("pipes", 10) else None)
+    data = Eth3dScenes(made[0], CONFIG, views=10)
+    assert [Path(name).name for name in data.identity()["images"]["pipes"]] == names
+    (scene,) = data
+    torch.testing.assert_close(scene.extrinsic, made[1].extrinsic[1:4], atol=1e-5, rtol=0)
+
+
 def scene_of(made: tuple[Path, Truth], views: int | None = None):
     (scene,) = Eth3dScenes(made[0], CONFIG, views=views)
     return scene
@@ -136,6 +164,25 @@ def test_depth_is_that_of_the_undistorted_images(made: tuple[Path, Truth]) -> No
         shifted = [off(right, down) for right, down in ((0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))]
         near = torch.stack([here, *shifted]).max(dim=0).values < 0.05  # no edge between
         assert all(here[near].square().mean() < others[near].square().mean() for others in shifted)
+
+
+def test_depth_under_a_mask_is_none(made: tuple[Path, Truth], tmp_path: Path) -> None:
+    """Where the scan does not fit, that is; where colours alone differ it counts."""
+    valid = scene_of(made).valid
+    assert not valid[MASKED, :, :30].any()
+    assert valid[MASKED, :, 40:48].any()
+    assert valid[MASKED - 1, :, :30].any()
+    shutil.copytree(made[0], tmp_path / "data")
+    mask = tmp_path / "data" / "pipes" / MASKS / made[1].names[MASKED].replace(".JPG", ".png")
+    identity = Eth3dScenes(tmp_path / "data", CONFIG).identity()
+    for image, says in ((Image.new("L", (134, 99)), "134 x 99 pixels"), (Image.new("L", (134, 100), 4), "the value 4")):
+        image.save(mask)
+        with pytest.raises(ValueError, match=says):
+            list(Eth3dScenes(tmp_path / "data", CONFIG))
+    assert Eth3dScenes(tmp_path / "data", CONFIG).identity() != identity
+    mask.unlink()
+    (scene,) = Eth3dScenes(tmp_path / "data", CONFIG)
+    assert scene.valid[MASKED, :, :30].any()
 
 
 def perfect(made: tuple[Path, Truth], views: int | None = None) -> tuple[dict[str, Tensor], object]:

@@ -117,8 +117,9 @@ def _data(
     """The scenes, of sizes that the first model takes."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.pretrained.source import load_config
-    from vggt_int8.scorecard.captured import Co3dScenes, Eth3dScenes, PosedScenes
+    from vggt_int8.scorecard.captured import Co3dScenes, PosedScenes
     from vggt_int8.scorecard.data import RenderedScenes, StoredScenes
+    from vggt_int8.scorecard.eth3d import Eth3dScenes
 
     config = load_config(resolve_source(model), {})
     found: DataSet

@@ -7,13 +7,16 @@ of a scene. Each archive holds a folder of the scene's name; all are unpacked be
     SCENE/images/dslr_images_undistorted/*.JPG      SCENE/dslr_calibration_undistorted/{cameras,images,points3D}.txt
     SCENE/images/dslr_images/*.JPG                  SCENE/dslr_calibration_jpg/{cameras,images,points3D}.txt
     SCENE/ground_truth_depth/dslr_images/*.JPG      float32, row by row, of the distorted camera; inf where unknown
-    SCENE/masks_for_images/dslr_images/*.png        what moved, or is not to be looked at
+    SCENE/masks_for_images/dslr_images/*.png        of the distorted images: 0, 1 where colours alone do not fit the
+                                                    scan, 2 where the scan does not (what moved, what shines through)
     SCENE/dslr_scan_eval/{scan_alignment.mlp,*.ply} laser scans, and where each stands
 """
 
 import json
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ PARTS = {
     "masks": ("dslr_occlusion",),
     "scan": ("dslr_scan_eval",),
 }
+VIEWS = Path(__file__).with_name("eth3d_views.toml")
 STATE = ".archives.json"  # below the target: archive -> its sha256, and the files that it held
 MOST_BYTES = 64 << 30  # of one archive unpacked; the largest scans have a few GB
 
@@ -60,6 +64,17 @@ def archives(scenes: Sequence[str], parts: Sequence[str]) -> list[Archive]:
             raise ValueError(f"ETH3D has no {kind} {unknown[0]!r}: choose of {', '.join(known)}")
     kinds = dict.fromkeys(kind for part in parts for kind in PARTS[part])
     return [Archive(scene, kind) for scene in dict.fromkeys(scenes) for kind in kinds]
+
+
+@cache
+def _lists() -> dict[str, dict[str, list[int]]]:
+    return tomllib.loads(VIEWS.read_text(encoding="utf-8"))
+
+
+def listed_views(scene: str, views: int | None) -> list[str] | None:
+    """Names of the images that are taken where `views` of a scene are asked for; None if no list is kept of so many."""
+    numbers = _lists().get(scene, {}).get(f"views_{views}")
+    return None if numbers is None else [f"DSC_{number:04d}.JPG" for number in numbers]
 
 
 def fetch(

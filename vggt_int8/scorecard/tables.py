@@ -102,9 +102,7 @@ def facts(document: dict[str, Any]) -> list[str]:
     elif "views" in data:
         size = "{}, patches of {}".format(*data["model_size"])
         which = ", ".join(data["scenes"])
-        what = (
-            f"{data['kind']} scenes {which}; {data['views']} views of each, evenly spread by name, for images of {size}"
-        )
+        what = f"{data['kind']} scenes {which}; {data['views']} views of each (named in scores.json), images of {size}"
     gpu = "" if machine["gpu"] is None else f", {machine['gpu']['name']}"
     first = document["rows"][0]
     warning = [
