@@ -29,9 +29,7 @@ def test_key_frames_are_the_rest_and_part_of_the_prediction() -> None:
     assert predicted["depth"] == pytest.approx(math.hypot(3, 1))
     chosen, _ = choose(errors, 4, 8, 99)
     assert (chosen.layers, chosen.keyframes) == (("frames",) * 4, None), "no layer is left that would look at them"
-    with pytest.raises(
-        ValueError, match=r"--error 2\.9 cannot be met with 8 key frames .* whose error is 3:"
-    ):
+    with pytest.raises(ValueError, match=r"--error 2\.9 cannot be met with 8 key frames .* whose error is 3:"):
         choose(errors, 4, 8, 2.9)
 
 
