@@ -57,7 +57,7 @@ def rank_attention(
     from vggt_int8.sensitivity.measure import measure_changes
 
     plain.set_runtime("off")
-    changes = changes_of(plain.config.depth, settings["keyframes"])
+    changes = changes_of(plain.config.depth, plain.global_layers, settings["keyframes"])
     with console.step(f"Measuring {len(changes)} changes on {len(data)} scenes") as progress:
         measure_changes(plain, data, changes, record, settings["seed"], progress)
     found = errors_of(changes, record, len(data))
@@ -88,7 +88,7 @@ def _choose(
     from vggt_int8.sensitivity.measures import in_words, largest
     from vggt_int8.sensitivity.written import recipe_text
 
-    chosen, predicted = choose(found, plain.config.depth, settings["keyframes"], budget)
+    chosen, predicted = choose(found, plain.config.depth, plain.global_layers, settings["keyframes"], budget)
     with console.step("Measuring the choice"):
         measure_changes(plain, data, [chosen], record, settings["seed"])
     measured = errors_of([chosen], record, len(data))[chosen.unit, chosen.choice]

@@ -154,6 +154,11 @@ class Network(PreTrainedModel):
         self._default_attention = GlobalAttention.of(self.config.depth, value.layers, default=value)
 
     @property
+    def global_layers(self) -> tuple[int, ...]:
+        """The layers for which `global_attention` decides anything."""
+        return tuple(range(self.config.depth))
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         return {}
 

@@ -22,7 +22,8 @@ from vggt_int8.kernels import ops
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.kernels.reference import CODE_MAX, llm_int8_linear, quantize, rotate, scale_from_absmax
 from vggt_int8.kernels.weight_only import dequantize
-from vggt_int8.quant.masked_bias import has_bias_mask
+from vggt_int8.model.omega.constants import KeylessBiasLinear
+from vggt_int8.quant.masked_bias import MASK, has_bias_mask
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import replace_module
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX
@@ -57,22 +58,25 @@ class FakeInt8Linear(nn.Linear):
 
     weight, bias: fp32, the parameters of the layer that it stands for. log_input_scale: for static activations, the
     natural logarithm of `input_scale`, so that a rate means the same for every layer; [1], or [2] where the scheme's
-    special tokens, the first of each frame along axis -2, have a scale of their own. Under autocast the result has
-    autocast's dtype, and codes are made of x as it comes.
+    special tokens, the first of each frame along axis -2, have a scale of their own. bias_mask: that of a
+    `KeylessBiasLinear`, else None. Under autocast the result has autocast's dtype, and codes are made of x as it comes.
     """
 
     log_input_scale: nn.Parameter | None
+    bias_mask: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool, scheme: Scheme) -> None:
         super().__init__(in_features, out_features, bias, device="meta")
         self.scheme, self.rotation = scheme, scheme.rotation_of(in_features)
         self.log_input_scale = None
+        self.register_buffer(MASK, None)
 
     @classmethod
     def of(cls, linear: nn.Linear, scheme: Scheme, input_scale: Tensor | None = None) -> Self:
         """With the parameters of `linear`. input_scale: as `Int8Linear` has it, for static activations alone."""
         self = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
         self.weight, self.bias = linear.weight, linear.bias
+        self.bias_mask = linear.get_buffer(MASK) if isinstance(linear, KeylessBiasLinear) else None
         if scheme.input_scales != (0 if input_scale is None else input_scale.numel()):
             raise ValueError(f"input_scale is {input_scale}, and {scheme.label} has {scheme.input_scales} of them")
         if input_scale is not None:
@@ -91,7 +95,8 @@ class FakeInt8Linear(nn.Linear):
         if self.log_input_scale is not None:
             row_scale = scale_of_rows(self.log_input_scale.exp(), x.shape, self.scheme.special_tokens)
         way = _Way(self.rotation, self.scheme.outlier_threshold, dtype)
-        y: Tensor = _Int8Product.apply(rows, self.weight, self.bias, row_scale, way)
+        bias = self.bias if self.bias_mask is None else self.bias * self.bias_mask
+        y: Tensor = _Int8Product.apply(rows, self.weight, bias, row_scale, way)
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -239,7 +244,7 @@ def fake_quantize(model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mappi
 
 def _faked(module: nn.Module, scheme: Scheme | None, input_scale: Tensor | None) -> nn.Module:
     if isinstance(module, nn.Linear) and scheme is not None and scheme.activations != "none":
-        if has_bias_mask(module):
+        if has_bias_mask(module) and not isinstance(module, KeylessBiasLinear):
             raise RecipeError(f"a {type(module).__name__}, which masks its bias, cannot be trained under INT8 products")
         return FakeInt8Linear.of(module, scheme, input_scale if scheme.input_scales else None)
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
@@ -257,7 +262,7 @@ def restore(model: nn.Module) -> dict[str, Tensor]:
     """Undo `fake_quantize`, in place: plain layers with the trained parameters. Returns the static scales, by name."""
     scales: dict[str, Tensor] = {}
     for name, fake in list(fake_layers(model)):
-        plain = nn.Linear(fake.in_features, fake.out_features, fake.bias is not None, device="meta")
+        plain = _unfilled(fake)
         plain.weight, plain.bias = fake.weight, fake.bias
         replace_module(model, name, plain.train(fake.training))
         if fake.input_scale is not None:
@@ -266,3 +271,13 @@ def restore(model: nn.Module) -> dict[str, Tensor]:
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
     return scales
+
+
+def _unfilled(fake: FakeInt8Linear) -> nn.Linear:
+    """A layer of the kind that a fake one stands for, whose parameters are still to come."""
+    if fake.bias_mask is None:
+        return nn.Linear(fake.in_features, fake.out_features, fake.bias is not None, device="meta")
+    with torch.device("meta"):
+        keyless = KeylessBiasLinear(fake.in_features, fake.out_features)
+    keyless.bias_mask = fake.bias_mask
+    return keyless

@@ -39,13 +39,15 @@ class AttentionChange:
             model.default_attention = before
 
 
-def changes_of(depth: int, keyframes: int | None) -> list[AttentionChange]:
-    """Each layer inside frames while all others are exact; with `keyframes` also each on key frames, and all."""
+def changes_of(depth: int, global_layers: Sequence[int], keyframes: int | None) -> list[AttentionChange]:
+    """Each of some of `depth` layers inside frames while all others are exact; with `keyframes` also each on key
+    frames, and all. global_layers: those for which the choice decides anything.
+    """
     words: tuple[Looks, ...] = ("frames",) if keyframes is None else ("frames", "keyframes")
     found = []
     for word in words:
         its = keyframes if word == "keyframes" else None
-        for layer in range(depth):
+        for layer in global_layers:
             layers: list[Looks] = ["exact"] * depth
             layers[layer] = word
             found.append(AttentionChange(f"layer {layer}", word, tuple(layers), its))
@@ -60,7 +62,11 @@ def errors_of(changes: Sequence[AttentionChange], record: Record, scenes: int) -
 
 
 def choose(
-    errors: Mapping[tuple[str, str], Errors], depth: int, keyframes: int | None, budget: float
+    errors: Mapping[tuple[str, str], Errors],
+    depth: int,
+    global_layers: Sequence[int],
+    keyframes: int | None,
+    budget: float,
 ) -> tuple[AttentionChange, Errors]:
     """As many layers inside frames as keep the largest predicted error within the budget, least errors first; the
     others exact, or on key frames where that is measured and fits in by itself. -> the choice and its prediction.
@@ -75,7 +81,7 @@ def choose(
             f"{largest(together(parts)):.3g}: give more --keyframes, or leave them out"
         )
     layers: list[Looks] = [rest] * depth
-    for layer in sorted(range(depth), key=lambda layer: largest(errors[f"layer {layer}", "frames"])):
+    for layer in sorted(global_layers, key=lambda layer: largest(errors[f"layer {layer}", "frames"])):
         more = [*parts, errors[f"layer {layer}", "frames"]]
         if largest(together(more)) > budget:
             break

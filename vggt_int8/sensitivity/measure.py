@@ -67,12 +67,12 @@ def compare_on(model: nn.Module, other: nn.Module, scenes: Iterable[Scene], seed
 def outputs_of(model: Any, scene: Scene, seed: int) -> Mapping[str, Tensor]:
     """What a model says of a scene; tracks as well, of points drawn in the first image, where it has that head."""
     device = next(model.parameters()).device
-    points = None
-    if model.config.enable_track:
+    points = {}
+    if "track" in model.present_heads:
         drawn = torch.rand(QUERY_POINTS, 2, generator=torch.Generator().manual_seed(seed))
-        points = (drawn * torch.tensor([scene.size[1] - 1, scene.size[0] - 1])).to(device)
+        points["query_points"] = (drawn * torch.tensor([scene.size[1] - 1, scene.size[0] - 1])).to(device)
     with _without_tf32():
-        outputs: Mapping[str, Tensor] = model(scene.images.to(device), query_points=points)
+        outputs: Mapping[str, Tensor] = model(scene.images.to(device), **points)
     return outputs
 
 

@@ -11,8 +11,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from vggt_int8.model import VGGT, VGGTOutput
+from vggt_int8.model import VGGTOutput
+from vggt_int8.model.omega.network import VGGTOmegaOutput
 from vggt_int8.training.losses import FOV_WEIGHT
+from vggt_int8.training.networks import Trainable
 
 SMALLEST = 1e-6  # of what errors are divided by
 
@@ -20,7 +22,7 @@ SMALLEST = 1e-6  # of what errors are divided by
 class Prediction(NamedTuple):
     """What a network says of images: its output, and the tokens of the aggregator's layers that its heads read."""
 
-    output: VGGTOutput
+    output: VGGTOutput | VGGTOmegaOutput
     tokens: tuple[Tensor, ...]  # each [B, S, P, 2C]
 
 
@@ -36,7 +38,7 @@ class DistillConfig:
     gamma: float = 0.6
 
 
-def predict(model: torch.nn.Module, network: VGGT, images: Tensor) -> Prediction:
+def predict(model: torch.nn.Module, network: Trainable, images: Tensor) -> Prediction:
     """Run `model`, which is `network` or wraps it, on images [B, S, 3, H, W]; `network` must be in training mode, in
     which it gives the poses of all refinements."""
     kept: list[tuple[Tensor, ...]] = []
@@ -66,9 +68,13 @@ def distill_losses(student: Prediction, teacher: Prediction, config: DistillConf
         losses["pose"] = pose_loss(ours.pose_enc_list, theirs.pose_enc_list, config.gamma)
     confidences = []
     for name, key in (("depth", "depth"), ("points", "world_points")):
-        if key in theirs:
-            certain = theirs[f"{key}_conf"].float()
-            losses[name] = map_loss(ours[key], theirs[key], certain)
+        value, wanted = getattr(ours, key), getattr(theirs, key)
+        if value is None or wanted is None:
+            continue
+        its_own = f"{key}_conf" in theirs  # VGGT-Omega's points follow from depth and cameras, as trusted as depth
+        certain = theirs[f"{key}_conf" if its_own else "depth_conf"].float()
+        losses[name] = map_loss(value, wanted, certain)
+        if its_own:
             confidences.append((ours[f"{key}_conf"].float().log() - certain.log()).abs().mean())
     if confidences:
         losses["confidence"] = torch.stack(confidences).mean()

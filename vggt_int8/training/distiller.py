@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.eval.metrics import ScoreKeeper
-from vggt_int8.model import VGGT
 from vggt_int8.model.layers import LayerScale
 from vggt_int8.plain_data import shown
 from vggt_int8.quant.fake import fake_layers
@@ -19,8 +18,11 @@ from vggt_int8.scenes import SceneBatch
 from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.distill import distill_losses, predict
 from vggt_int8.training.loop import LEARNING_BROKE, Loop, RunLimits, settings_of
+from vggt_int8.training.networks import Trainable
 from vggt_int8.training.qat_config import QatConfig
 from vggt_int8.training.views import Source, Views
+
+NOT_DISTILLED = {"track", "text"}  # heads whose outputs no loss reads: they are quantized as they are
 
 
 class Distiller(Loop):
@@ -39,8 +41,8 @@ class Distiller(Loop):
         self,
         config: QatConfig,
         out: Path,
-        student: VGGT,
-        teacher: VGGT,
+        student: Trainable,
+        teacher: Trainable,
         source: Source,
         origin: dict[str, Any],
         *,
@@ -158,7 +160,7 @@ class Distiller(Loop):
         return {key: facts[key] for key in ("step", "loss", "start_loss")}
 
 
-def choose_parameters(network: VGGT, config: QatConfig) -> None:
+def choose_parameters(network: Trainable, config: QatConfig) -> None:
     """Let those parameters ask for gradients that `config` trains, and no others."""
     asked = {parameter for parameter in network.parameters() if parameter.requires_grad}
     scales = {fake.log_input_scale for _, fake in fake_layers(network)}
@@ -168,7 +170,11 @@ def choose_parameters(network: VGGT, config: QatConfig) -> None:
         for name, parameter in module.named_parameters(recurse=False)
         if isinstance(module, nn.LayerNorm | LayerScale) or name == "bias"
     }
-    untouched = set(network.track_head.parameters()) if network.track_head is not None else set()
+    untouched = {
+        parameter
+        for head in set(network.present_heads) & NOT_DISTILLED
+        for parameter in network.get_submodule(network.head_modules[head]).parameters()
+    }
     for parameter in asked:
         chosen = config.scales == "learned" if parameter in scales else config.trained == "all" or parameter in small
         parameter.requires_grad_(chosen and parameter not in untouched)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from vggt_int8.calibration import Calibration
 from vggt_int8.files import write_whole
 from vggt_int8.kernels.reference import CODE_MAX
-from vggt_int8.model import VGGT, VGGTConfig
-from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.model.network import Network
+from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.pretrained.in_place import check_calibration, install, measured
+from vggt_int8.pretrained.model import int8_class, int8_class_of
 from vggt_int8.pretrained.upload import card_of
 from vggt_int8.quant.fake import fake_quantize, restore, weight_for_codes
 from vggt_int8.quant.plan import LayerPlan, make_plan, recipe_for
@@ -30,11 +31,12 @@ from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.training.distiller import Distiller
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
+from vggt_int8.training.networks import Trainable, network_class
 from vggt_int8.training.qat_config import QatConfig, read_table, settings_for
 from vggt_int8.training.views import SYNTHETIC, Album, Rendered, Source, find_scenes
 
 RUN = "run"
-Network = TypeVar("Network", bound=VGGT)
+Kind = TypeVar("Kind", bound=Network)
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ def train_qat(
 ) -> QatEnd | None:
     """Train `model` under the rounding of `recipe` until it follows itself in floats; write it to `out` as INT8.
 
-    model: as `VGGTInt8.from_pretrained` takes it, in floating point. data: "synthetic" for rendered scenes, or folders
-    of images (`views.find_scenes`). calibration: as `vggt_int8.quantize` takes it, for static scales; by default from
-    the data. config: a TOML file (`qat_config`). total_steps: instead of the file's. max_minutes: wall clock of this
-    call. on_image: called with (images done, all images) while folders are read.
+    model: as `from_pretrained` of `VGGTInt8` or `VGGTOmegaInt8` takes it, in floating point. data: "synthetic" for
+    rendered scenes, or folders of images (`views.find_scenes`). calibration: as `vggt_int8.quantize` takes it, for
+    static scales; by default from the data. config: a TOML file (`qat_config`). total_steps: instead of the file's.
+    max_minutes: wall clock of this call. on_image: called with (images done, all images) while folders are read.
 
     What is written is the best that validation has seen, the model without training among them. Returns None on every
     process but the main one. Raises ValueError if the model is INT8, the data have no two views of a scene, or a run in
@@ -113,8 +115,8 @@ def train_qat(
 
 
 def prepare_student(
-    teacher: VGGT, plan: dict[str, LayerPlan], recipe: Recipe, calibration: Any
-) -> tuple[VGGT, Calibration | None]:
+    teacher: Trainable, plan: dict[str, LayerPlan], recipe: Recipe, calibration: Any
+) -> tuple[Trainable, Calibration | None]:
     """A copy of the teacher with fake layers, and the calibration of its static scales.
 
     What the recipe folds into layers is folded before, which changes nothing in floats: its factors are trained with
@@ -132,21 +134,21 @@ def prepare_student(
     return student, found
 
 
-def plain_network(model: str) -> VGGT:
+def plain_network(model: str) -> Trainable:
     """The floats of a model, in fp32 on the CPU. Raises ValueError if it is quantized."""
-    loaded = VGGTInt8.from_pretrained(model, dtype=torch.float32)
+    loaded = int8_class_of(model).from_pretrained(model, dtype=torch.float32)
     if loaded.quantization_plan is not None:
         raise ValueError(f"{model} is INT8 already: training starts from the floating-point model that it was made of")
-    return network_of(loaded.state_dict(), loaded.config, VGGT)
+    return network_of(loaded.state_dict(), loaded.config, network_class(loaded.config))
 
 
-def copy_of(model: VGGT) -> VGGT:
+def copy_of(model: Trainable) -> Trainable:
     """A plain network with copies of the weights."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    return network_of(state, model.config, VGGT)
+    return network_of(state, model.config, network_class(model.config))
 
 
-def network_of(state: dict[str, Tensor], config: VGGTConfig, kind: type[Network]) -> Network:
+def network_of(state: dict[str, Tensor], config: NetworkConfig, kind: type[Kind]) -> Kind:
     """A network of that class whose parameters are these tensors."""
     with torch.device("meta"):
         network = kind(config)
@@ -164,7 +166,7 @@ def is_synthetic(data: Sequence[str | Path]) -> bool:
     return names == [SYNTHETIC]
 
 
-def digest(model: VGGT) -> str:
+def digest(model: Network) -> str:
     """sha256 over names, shapes and values of a network's weights."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -192,7 +194,7 @@ def training_facts(config: QatConfig, source: Source, end: QatEnd) -> dict[str, 
     }
 
 
-def write_int8(student: VGGT, recipe: Recipe, out: Path, facts: dict[str, Any], found: Calibration | None) -> None:
+def write_int8(student: Trainable, recipe: Recipe, out: Path, facts: dict[str, Any], found: Calibration | None) -> None:
     """A network with fake layers as an INT8 checkpoint with a model card. The network becomes a plain one.
 
     found: its calibration, whose ranges are told as training has left them.
@@ -201,7 +203,7 @@ def write_int8(student: VGGT, recipe: Recipe, out: Path, facts: dict[str, Any], 
     if found is not None:
         ranges = {name: (CODE_MAX * scale).tolist() for name, scale in scales.items()}
         found = Calibration(scales, {**found.facts, "ranges": ranges})
-    model = network_of(student.state_dict(), student.config, VGGTInt8).eval()
+    model = network_of(student.state_dict(), student.config, int8_class(type(student.config))).eval()
     install(model, plan_module(model, recipe), recipe, "auto", {}, found)
     model.config.quantization_config.training = facts
     model.save_pretrained(out)

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vggt_int8.model import VGGTConfig
-from vggt_int8.model.size import least_parameters
+from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.plain_data import shown
 from vggt_int8.training.distill import DistillConfig
 from vggt_int8.training.sections import (
@@ -58,7 +57,7 @@ class QatConfig(RunConfig):
         return {**super()._limits(), **loss_limits(self.loss)}
 
 
-def default_config(model: VGGTConfig) -> QatConfig:
+def default_config(model: NetworkConfig) -> QatConfig:
     """What holds where a file says nothing, for a network of this size.
 
     Below some 100 M parameters (the embedded model) all of them train in fp32. Above (VGGT-1B) LayerNorms, LayerScales
@@ -74,7 +73,7 @@ def default_config(model: VGGTConfig) -> QatConfig:
         total_steps=1000,
         decay_share=1.0,
     )
-    if least_parameters(model) < LARGE:
+    if model.least_parameters() < LARGE:
         return QatConfig(
             data=DataConfig(size=size, views=(2, 4, 8), frames_per_step=64),
             optimizer=optimizer,
@@ -101,7 +100,7 @@ def read_table(path: Path | None) -> dict[str, Any]:
 
 
 def settings_for(
-    table: dict[str, Any], model: VGGTConfig, path: Path | None, total_steps: int | None = None
+    table: dict[str, Any], model: NetworkConfig, path: Path | None, total_steps: int | None = None
 ) -> QatConfig:
     """The table of a file, every key of which is known and typed; what it leaves out is as in `default_config`.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.images import check_images, find_images, read_images
-from vggt_int8.model import VGGTConfig
+from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description, render_scenes, scene_batches, scene_seeds
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.sections import DataConfig, RunConfig
@@ -117,7 +117,7 @@ class Album(Source):
     def read(
         cls,
         scenes: Sequence[Sequence[Path]],
-        model: VGGTConfig,
+        model: NetworkConfig,
         on_image: Callable[[int, int], None] | None = None,
     ) -> "Album":
         """The images of `find_scenes`, at the model's size. on_image: called with (images done, all images). Raises as

@@ -201,6 +201,10 @@ class VGGTOmega(Network):
         return output
 
     @property
+    def global_layers(self) -> tuple[int, ...]:
+        return tuple(sorted(set(range(self.config.depth)) - self.aggregator.register_layers))
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         aggregator = self.aggregator
         blocks = {f"aggregator.{part}": aggregator.num_special for part in ("frame_blocks", "inter_frame_blocks")}
