@@ -4,6 +4,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 import torch
 
@@ -25,18 +26,13 @@ def test_a_lens_and_back() -> None:
     assert np.abs(rays[:, 0]).max() > 1
 
 
-def test_a_lens_by_hand() -> None:
-    """The formula of the model, for one ray, written out."""
-    fx, fy, cx, cy, k1, k2, p1, p2, k3, k4, sx1, sy1 = FISHEYE.parameters
-    u, v = 0.3, -0.4
-    theta = np.arctan(0.5)
-    a, b = u * theta / 0.5, v * theta / 0.5
-    q = theta**2
-    radial = k1 * q + k2 * q**2 + k3 * q**3 + k4 * q**4
-    x = a + a * radial + 2 * p1 * a * b + p2 * (q + 2 * a * a) + sx1 * q
-    y = b + b * radial + 2 * p2 * a * b + p1 * (q + 2 * b * b) + sy1 * q
-    found = rays_to_pixels(FISHEYE, np.array([[u, v]]))
-    np.testing.assert_allclose(found, [[fx * x + cx, fy * y + cy]], rtol=1e-12)
+def test_a_lens_is_what_colmap_means_by_it() -> None:
+    height, width = FISHEYE.size
+    camera = pycolmap.Camera(model=FISHEYE.model, width=width, height=height, params=FISHEYE.parameters.tolist())
+    rays = np.random.default_rng(1).uniform([-0.9, -0.6], [0.9, 0.6], (1000, 2))
+    pixels = rays_to_pixels(FISHEYE, rays)
+    np.testing.assert_allclose(pixels, camera.img_from_cam(np.column_stack([rays, np.ones(1000)])), rtol=1e-12)
+    np.testing.assert_allclose(pixels_to_rays(FISHEYE, pixels), camera.cam_from_img(pixels), atol=1e-9)
 
 
 def test_what_a_lens_does_not_show_is_unknown() -> None:
