@@ -2,7 +2,14 @@
 
 import pytest
 
-from vggt_int8.global_attention import KEYFRAMES, GlobalAttention, attention_in_words, check_words, words_of
+from vggt_int8.global_attention import (
+    AUTO_FRAMES,
+    KEYFRAMES,
+    GlobalAttention,
+    attention_in_words,
+    check_words,
+    words_of,
+)
 from vggt_int8.recipe import Recipe, RecipeError
 
 
@@ -20,7 +27,7 @@ def test_what_is_left_out_is_exact_or_the_default() -> None:
 @pytest.mark.parametrize(
     ("how", "keyframes", "error", "message"),
     [
-        ("key", None, ValueError, "global_attention has 'key'; choose of 'exact', 'keyframes', 'frames'"),
+        ("key", None, ValueError, "global_attention has 'key'; choose of 'exact', 'keyframes', 'frames', 'auto'"),
         (["exact", "all", "exact"], None, ValueError, "has 'all'"),
         (["exact"] * 2, None, ValueError, "2 words, but the network has 3 global blocks"),
         ([], None, TypeError, r"global_attention is \[\]"),
@@ -48,6 +55,24 @@ def test_as_many_key_frames_as_frames_are_exact() -> None:
     assert mixed.within(5) == mixed
 
 
+def test_auto_goes_by_the_number_of_frames_and_says_so() -> None:
+    auto = GlobalAttention.of(2, "auto", 24)
+    assert auto.most_keys is None
+    short, long = auto.within(AUTO_FRAMES - 1), auto.within(AUTO_FRAMES)
+    assert (short, long) == (GlobalAttention.of(2), GlobalAttention.of(2, "keyframes", 24))
+    assert hash(long) == hash(GlobalAttention.of(2, "keyframes", 24))  # one CUDA graph for both
+    assert str(short) == f"exact (auto: {AUTO_FRAMES - 1} frames; key frames from {AUTO_FRAMES} on)"
+    assert str(long) == f"keyframes (K = 24) (auto: {AUTO_FRAMES} frames; key frames from {AUTO_FRAMES} on)"
+    many = GlobalAttention.of(2, "auto", 100)
+    assert str(many.within(100)) == "exact (auto: 100 frames; key frames from 101 on)"
+    assert many.within(101) == GlobalAttention.of(2, "keyframes", 100)
+    mixed = GlobalAttention.of(3, ["frames", "auto", "exact"], 24)
+    assert [mixed.looks(layer, AUTO_FRAMES) for layer in range(3)] == ["frames", "keyframes", "exact"]
+    assert [mixed.keys(layer, AUTO_FRAMES) for layer in range(3)] == [None, 24, None]
+    assert mixed.within(AUTO_FRAMES).within(AUTO_FRAMES).why == mixed.within(AUTO_FRAMES).why
+    assert str(auto) == f"auto (exact, or keyframes (K = 24) from {AUTO_FRAMES} frames on)"
+
+
 def test_words_of_a_command_line() -> None:
     assert words_of("keyframes") == "keyframes"
     assert words_of("frames:2, keyframes:1,exact") == ["frames", "frames", "keyframes", "exact"]
@@ -70,6 +95,7 @@ def test_a_recipe_holds_it() -> None:
     recipe = Recipe(global_attention=["keyframes", "exact"], keyframes=3)  # type: ignore[arg-type]
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert recipe.to_dict()["global_attention"] == ["keyframes", "exact"]
+    assert Recipe(global_attention="auto", keyframes=24).to_dict()["keyframes"] == 24
     assert not {"global_attention", "keyframes"} & Recipe().to_dict().keys()
     for fields, message in (
         ({"global_attention": "all"}, "global_attention has 'all'"),

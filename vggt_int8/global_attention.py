@@ -3,19 +3,22 @@
 Exact attention over all frames grows with the square of their number. With key frames the queries stay complete, and
 every query of a layer sees the keys and values of the same K frames: the first one, which is the world frame, and
 others evenly spread over the sequence. Nothing of this is switched on unasked: a call names it, or the recipe that the
-model was quantized by.
+model was quantized by. "auto" leaves the choice between exact and key frames to the number of frames, and reports say
+which it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from vggt_int8.plain_data import check_integer, shown
 
 Looks = Literal["exact", "keyframes", "frames"]
-WORDS: tuple[Looks, ...] = get_args(Looks)
+Word = Literal[Looks, "auto"]
+WORDS: tuple[Word, ...] = get_args(Word)
 MOST_LAYERS = 10_000
 KEYFRAMES = 40  # unless it is said: enough for any length that was measured (docs/long_scenes.md)
+AUTO_FRAMES = 48  # of which "auto" makes key frames: the shortest scenes in which they were measured to lose nothing
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class GlobalAttention:
     """The choice for every layer of a network, as `GlobalAttention.of` has checked it.
 
     layers: one word a layer. "exact": all tokens of the scene; "keyframes": those of `keyframes` frames; "frames":
-    those of the query's own frame. keyframes: K, without effect where no layer says "keyframes".
+    those of the query's own frame; "auto": "keyframes" in scenes of at least `AUTO_FRAMES` frames, "exact" in others.
+    keyframes: K, without effect where no layer says "keyframes" or "auto". why: what "auto" went by, where it chose.
     """
 
-    layers: tuple[Looks, ...]
+    layers: tuple[Word, ...]
     keyframes: int = KEYFRAMES
+    why: str = field(default="", compare=False)
 
     @classmethod
     def of(
@@ -48,7 +53,7 @@ class GlobalAttention:
         if keyframes is None:
             return cls(layers, default.keyframes)
         check_keyframes(keyframes)
-        if "keyframes" not in layers:
+        if not has_keyframes(layers):
             said = "global_attention is 'exact' unless it is said" if how is None else f"got {shown(how)}"
             raise ValueError(
                 f"keyframes={keyframes} has no effect: {said}; pass global_attention='keyframes', or a list that has "
@@ -59,6 +64,8 @@ class GlobalAttention:
     def looks(self, layer: int, frames: int) -> Looks:
         """What a layer does in a scene of so many frames: key frames that are all frames make it exact."""
         word = self.layers[layer]
+        if word == "auto":
+            word = "keyframes" if frames >= AUTO_FRAMES else "exact"
         return "exact" if word == "keyframes" and self.keyframes >= frames else word
 
     def keys(self, layer: int, frames: int) -> int | None:
@@ -67,25 +74,33 @@ class GlobalAttention:
 
     @property
     def most_keys(self) -> int | None:
-        """How many key frames any layer looks at; None if one looks at all frames."""
-        if "exact" in self.layers:
+        """How many key frames any layer looks at; None if one looks at all frames, or may."""
+        if "exact" in self.layers or "auto" in self.layers:
             return None
         return self.keyframes if "keyframes" in self.layers else 0
 
     def within(self, frames: int) -> "GlobalAttention":
         """What it comes to in a scene of so many frames: choices that do the same work there are equal."""
         layers = tuple(self.looks(layer, frames) for layer in range(len(self.layers)))
-        return GlobalAttention(layers, self.keyframes if "keyframes" in layers else KEYFRAMES)
+        why = self.why
+        if "auto" in self.layers:
+            why = f"auto: {frames} frames; key frames from {max(AUTO_FRAMES, self.keyframes + 1)} on"
+        return GlobalAttention(layers, self.keyframes if "keyframes" in layers else KEYFRAMES, why)
 
     def __str__(self) -> str:
         """Such as "exact", "keyframes (K = 40)" or "layers: frames in 0-8, keyframes (K = 40) in 9-23"."""
-        runs: list[tuple[Looks, int, int]] = []
+        return self._layers_in_words() + (f" ({self.why})" if self.why else "")
+
+    def _layers_in_words(self) -> str:
+        runs: list[tuple[Word, int, int]] = []
         for layer, word in enumerate(self.layers):
             if runs and runs[-1][0] == word:
                 runs[-1] = (word, runs[-1][1], layer)
             else:
                 runs.append((word, layer, layer))
-        named = {word: f"keyframes (K = {self.keyframes})" if word == "keyframes" else word for word in WORDS}
+        named: dict[Word, str] = {word: word for word in WORDS}
+        named["keyframes"] = f"keyframes (K = {self.keyframes})"
+        named["auto"] = f"auto (exact, or keyframes (K = {self.keyframes}) from {AUTO_FRAMES} frames on)"
         if len(runs) == 1:
             return named[runs[0][0]]
         places = [f"{first}" if first == last else f"{first}-{last}" for _, first, last in runs]
@@ -96,6 +111,12 @@ class GlobalAttention:
 def attention_in_words(how: str | Sequence[str], keyframes: int | None) -> str:
     """What a recipe says, for people: as `GlobalAttention` prints it."""
     return str(GlobalAttention.of(1 if isinstance(how, str) else len(how), how, keyframes))
+
+
+def has_keyframes(how: str | Sequence[str]) -> bool:
+    """Whether a word, or one of several, may look at key frames, so that their number says something."""
+    words = (how,) if isinstance(how, str) else how
+    return "keyframes" in words or "auto" in words
 
 
 def words_of(text: str) -> str | list[str]:
@@ -134,9 +155,9 @@ def check_keyframes(keyframes: Any) -> None:
         raise ValueError(f"keyframes must be at least 1, the first frame; got {keyframes}")
 
 
-def _checked_layers(how: Any, depth: int) -> tuple[Looks, ...]:
+def _checked_layers(how: Any, depth: int) -> tuple[Word, ...]:
     check_words(how)
-    layers: tuple[Looks, ...] = (how,) * depth if isinstance(how, str) else tuple(how)  # type: ignore[assignment]
+    layers: tuple[Word, ...] = (how,) * depth if isinstance(how, str) else tuple(how)  # type: ignore[assignment]
     if len(layers) != depth:
         raise ValueError(
             f"global_attention has {len(layers)} words, but the network has {depth} global blocks: give one word for "

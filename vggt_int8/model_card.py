@@ -133,8 +133,8 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
         facts["rotation of inputs"] = f"in groups of at most {recipe['rotation']}"
     if recipe.get("rounding", "nearest") != "nearest":
         facts["rounding of weights"] = recipe["rounding"]
-    if recipe.get("global_attention", "exact") != "exact":
-        facts["global attention"] = attention_in_words(recipe["global_attention"], recipe.get("keyframes"))
+    how = recipe.get("global_attention", "exact")
+    facts["global attention"] = attention_in_words(how, recipe.get("keyframes"))
     facts["everything else"] = recipe.get("keep")
     facts["checkpoint format"] = quantization.get("format_version")
     rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]

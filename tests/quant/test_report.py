@@ -127,6 +127,14 @@ def test_a_model_that_is_not_quantized(make_tiny: Callable[[], VGGTInt8]) -> Non
     assert {row.backend for row in rows} == {"pytorch"}
 
 
+def test_it_names_the_global_attention_of_calls_that_do_not_say_it(make_tiny: Callable[[], VGGTInt8]) -> None:
+    model = make_tiny()
+    assert str(model.quantization_report()).endswith("global attention: exact")
+    quantize(model, Recipe(global_attention="keyframes", keyframes=3))
+    assert model.quantization_report().global_attention == "keyframes (K = 3)"
+    assert quantization_report(nn.Sequential(nn.Linear(8, 8))).global_attention is None
+
+
 def test_sizes_by_hand() -> None:
     model = nn.Sequential(nn.Linear(1000, 500), nn.Linear(500, 100, bias=False).half())
     model.register_buffer("table", torch.zeros(250, 1000, dtype=torch.int64))

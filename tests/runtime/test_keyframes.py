@@ -9,6 +9,7 @@ import torch
 from tests.codes import apart_by_codes
 from tests.runtime.conftest import Make
 from tests.runtime.test_network import FP32, errors, images_of
+from vggt_int8 import global_attention
 from vggt_int8.model.call import Call
 from vggt_int8.pretrained import quantize
 from vggt_int8.quant.plan import RecipeError
@@ -54,6 +55,18 @@ def test_as_many_key_frames_as_frames_change_no_bit(make_quantized: Make) -> Non
     want, got = runtime(images), runtime(images, global_attention="keyframes", keyframes=3)
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert str(runtime.report().attention) == "exact"
+
+
+def test_auto_is_what_it_says_it_chose(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(global_attention, "AUTO_FRAMES", 4)
+    model, images = make_quantized("none"), images_of(1, 4)
+    runtime = Runtime(model)
+    for frames, same, said in ((3, "exact", "exact (auto: 3 frames;"), (4, "keyframes", "keyframes (K = 2) (auto: 4")):
+        got = runtime(images[:, :frames], global_attention="auto", keyframes=2)
+        assert str(runtime.report().attention).startswith(said)
+        keywords = {"keyframes": 2} if same == "keyframes" else {}
+        want = runtime(images[:, :frames], global_attention=same, **keywords)
+        assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def test_a_recipe_chooses_for_calls_that_do_not_say_it(make_quantized: Make) -> None:

@@ -145,4 +145,5 @@ def _keyframed(source: Source, device: torch.device) -> Network:
 
 def _mode(model: VGGTInt8) -> str:
     report = model.runtime_report()
-    return report.mode + (f" ({report.reason})" if report.reason else "")
+    how = report.mode + (f" ({report.reason})" if report.reason else "")
+    return how + (f"; global attention: {report.attention}" if report.attention else "")

@@ -5,15 +5,15 @@ from typing import Annotated
 import typer
 
 from vggt_int8.cli import options
-from vggt_int8.global_attention import WORDS, check_words, words_of
+from vggt_int8.global_attention import AUTO_FRAMES, WORDS, check_words, has_keyframes, words_of
 
 GlobalAttention = Annotated[
     str | None,
     typer.Option(
         "--global-attention",
         help="What queries see across frames: exact (all tokens), keyframes (those of --keyframes frames: faster above "
-        "some 40 images), frames (their own frame), or by layer, such as frames:9,keyframes:15. By default as the "
-        "recipe has it.",
+        f"some 40 images), auto (exact, or keyframes from {AUTO_FRAMES} images on), frames (their own frame), or by "
+        "layer, such as frames:9,keyframes:15. By default as the recipe has it.",
         **{**options.checked(lambda text: check_words(words_of(text)), WORDS), "metavar": "WORD"},
     ),
 ]
@@ -29,8 +29,7 @@ def check_attention(global_attention: str | None, keyframes: int | None) -> None
     """Raise ValueError for key frames beside a choice that has none; what a recipe chose is known later."""
     if keyframes is None or global_attention is None:
         return
-    words = words_of(global_attention)
-    if "keyframes" not in ((words,) if isinstance(words, str) else words):
+    if not has_keyframes(words_of(global_attention)):
         raise ValueError(
             f"--keyframes {keyframes} has no effect with --global-attention {global_attention}: choose keyframes there"
         )

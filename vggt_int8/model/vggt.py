@@ -116,7 +116,8 @@ class VGGT(Network):
         frames_chunk_size: frames that a dense head works on at a time (None: all). Less memory, same result.
         global_attention: what global blocks look at: "exact" (all tokens; unless the recipe says otherwise),
             "keyframes" (those of `keyframes` frames, 40 unless it is said: far faster above some 40 frames), "frames"
-            (the query's own frame alone), or a list of these words, one a layer. See `vggt_int8.global_attention`.
+            (the query's own frame alone), "auto" (key frames in scenes of at least 48), or a list of these words, one a
+            layer. See `vggt_int8.global_attention`.
         descriptors: give `descriptor`, too, which costs nothing.
 
         Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that

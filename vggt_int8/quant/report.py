@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.quant.layer import Int8Layer
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import device_type_of
@@ -43,9 +44,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """Iterable over `LayerReport` rows in module order; prints as a summary."""
+    """Iterable over `LayerReport` rows in module order; prints as a summary.
+
+    global_attention: what global blocks look at in calls that do not say it, in words; None for a foreign module.
+    """
 
     rows: tuple[LayerReport, ...]
+    global_attention: str | None = None
 
     def __iter__(self) -> Iterator[LayerReport]:
         return iter(self.rows)
@@ -65,7 +70,9 @@ class QuantizationReport:
             f"{number:5d} layers  {size[key] / 1e6:9.2f} MB  {key[0]:13s} {key[1]:13s} {key[2]}"
             for key, number in count.items()
         ]
-        return "\n".join([*lines, f"{len(self.rows):5d} layers  {sum(size.values()) / 1e6:9.2f} MB  in all"])
+        lines.append(f"{len(self.rows):5d} layers  {sum(size.values()) / 1e6:9.2f} MB  in all")
+        lines += [f"global attention: {self.global_attention}"] * (self.global_attention is not None)
+        return "\n".join(lines)
 
     __str__ = summary
 
@@ -87,7 +94,8 @@ def quantization_report(
         if own:
             size = sum(p.numel() * p.element_size() for p in own)
             rows.append(_row(name, module, own, size, plan, device_type, fused.get(name)))
-    return QuantizationReport(tuple(rows))
+    attention = getattr(model, "default_attention", None)
+    return QuantizationReport(tuple(rows), str(attention) if isinstance(attention, GlobalAttention) else None)
 
 
 def _row(

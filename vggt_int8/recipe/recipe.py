@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from vggt_int8.global_attention import check_words
+from vggt_int8.global_attention import check_words, has_keyframes
 from vggt_int8.patterns import compile_pattern
 from vggt_int8.plain_data import shown
 from vggt_int8.recipe.checks import (
@@ -146,7 +146,7 @@ class Recipe:
         if self.keyframes is None:
             return
         integer("keyframes", self.keyframes, 1)
-        if "keyframes" not in self.global_attention:  # of words, or in the one
+        if not has_keyframes(self.global_attention):
             raise RecipeError(
                 f"keyframes {self.keyframes} has no effect: global_attention is {shown(self.global_attention)}",
                 "keyframes",
