@@ -36,7 +36,7 @@ def model_card(
     """Text of a model card, with the metadata block that the Hub reads.
 
     config: what `config.json` holds; its `model_type` gives the class that loads it, its `quantization_config`, if any,
-        recipe and format.
+        recipe and format, its `license`, if any, what the source of the weights states (see `saves.license`).
     sizes: dtype name -> bytes of stored tensors.
     name: title, and what the example loads: a Hub id or a folder.
     base_model: Hub id of the checkpoint that was quantized, or "embedded"; None when it is not known.
@@ -61,19 +61,26 @@ def model_card(
     if differences:
         sections.append("## Measured difference from the original\n\n" + _difference_table(differences))
     sections += [f"## {title}\n\n{text}" for title, text in evidence]
-    sections.append("## Licence\n\n" + _licence(base_model))
-    return f"---\n{_metadata(bool(recipe), base_model, tags)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    stated = {} if base_model == EMBEDDED else config.get("license") or {}
+    sections.append("## Licence\n\n" + _licence(base_model, stated))
+    return f"---\n{_metadata(bool(recipe), base_model, stated, tags)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _metadata(quantized: bool, base_model: str | None, tags: Sequence[str]) -> str:
+def _metadata(quantized: bool, base_model: str | None, stated: Mapping[str, str], tags: Sequence[str]) -> str:
     own = ["vggt", "3d-reconstruction", "depth-estimation", *(["int8", "quantized"] if quantized else [])]
     embedded = base_model == EMBEDDED
     if embedded:
         base_model = None  # it is no repository of the Hub
+    licence: dict[str, Any] = {}  # the Hub shows none where none is known
+    if embedded:
+        licence = {"license": "apache-2.0"}
+    elif stated:
+        licence = {"license": stated["id"], "license_name": stated.get("name"), "license_link": _link(stated)}
+    elif base_model is not None:
+        link = f"https://huggingface.co/{base_model}"
+        licence = {"license": "other", "license_name": "licence-of-the-base-model", "license_link": link}
     data = ModelCardData(
-        license="apache-2.0" if embedded else "other",
-        license_name=None if embedded else "licence-of-the-base-model",
-        license_link=None if base_model is None else f"https://huggingface.co/{base_model}",
+        **licence,
         library_name="vggt-int8",
         pipeline_tag="image-to-3d",
         base_model=base_model,
@@ -169,15 +176,30 @@ def _difference_table(differences: Mapping[str, Any]) -> str:
     return "\n".join([head, "|---|" + "---:|" * len(shown), *rows])
 
 
-def _licence(base_model: str | None) -> str:
+def _link(stated: Mapping[str, str]) -> str | None:
+    """The address of a stated licence: a name of a file leads nowhere from here."""
+    link = stated.get("link")
+    return link if link and "://" in link else None
+
+
+def _in_words(stated_by: str | None) -> str:
+    return "" if stated_by is None else f" ({stated_by})"
+
+
+def _licence(base_model: str | None, stated: Mapping[str, str]) -> str:
     text = (
         "The code of vggt-int8 is under Apache-2.0. Quantizing does not change the licence of weights: these "
         "keep that of the checkpoint they were made from"
     )
     if base_model == EMBEDDED:
         return "The code of vggt-int8 and the weights of the small model inside it are under Apache-2.0."
+    if stated:
+        title = f"`{stated.get('name') or stated['id']}`"
+        link = _link(stated)
+        named = title if link is None else f"[{title}]({link})"
+        return f"{text}: {named}, as their source states{_in_words(stated.get('stated_by'))}."
     if base_model is None:
-        return f"{text}. The VGGT checkpoints that Meta published are under Meta's own licence terms."
+        return f"{text}. Which licence that is, nothing says that came with them."
     if base_model == VGGT_1B:
         return f"{text}. `{VGGT_1B}` is under Meta's own terms, which allow non-commercial use only."
     return f"{text}, [{base_model}](https://huggingface.co/{base_model})."

@@ -13,6 +13,7 @@ from vggt_int8.bench.records import append_row
 
 __all__ = ["make_row"]  # a fixture
 REPO = "me/tiny.w8a8"
+LICENSED = ("--license", "cc-by-nc-4.0")
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_nothing_is_sent_in_a_dry_run(cli, checkpoint: Path, monkeypatch: pytest
     assert card.data.license_link == "https://huggingface.co/facebook/VGGT-1B"
     assert "indoor" in card.data.tags
     assert "## Not measured\n\n- Accuracy: nothing was measured of these weights.\n- Time and memory" in card.content
-    assert "README.md" in cli("push", checkpoint, REPO, "--dry-run")
+    assert "README.md" in cli("push", checkpoint, REPO, *LICENSED, "--dry-run")
 
 
 @pytest.mark.slow
@@ -43,7 +44,7 @@ def test_the_card_tells_what_was_measured(cli, tiny: Path, checkpoint: Path, mak
     for frames, ms in ((1, 2.5), (10, 30.0)):
         append_row(checkpoint / "bench.jsonl", make_row("int8_dynamic:native", frames, ms))
     append_row(checkpoint / "bench.jsonl", make_row("fp16:native", 1, 99.0))
-    card = shown(cli, checkpoint, REPO)["card"]
+    card = shown(cli, checkpoint, REPO, *LICENSED)["card"]
     lines = card.splitlines()
     scores = json.loads((checkpoint / "scores" / "scores.json").read_text())
     before, after = (entry["scores"]["abs_rel"] for entry in scores["rows"])
@@ -87,7 +88,7 @@ def test_a_refusal_names_the_way_out(
         raise HfHubHTTPError(f"{status} Client Error", response=response)
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)
-    assert says in cli("push", checkpoint, REPO, code=1)
+    assert says in cli("push", checkpoint, REPO, *LICENSED, code=1)
 
 
 def test_a_hub_that_does_not_answer_is_said(cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,4 +98,4 @@ def test_a_hub_that_does_not_answer_is_said(cli, checkpoint: Path, monkeypatch: 
         raise httpx2.ConnectError("Name or service not known")
 
     monkeypatch.setattr(HfApi, "create_repo", fail)
-    assert "cannot be reached" in cli("push", checkpoint, REPO, code=1)
+    assert "cannot be reached" in cli("push", checkpoint, REPO, *LICENSED, code=1)

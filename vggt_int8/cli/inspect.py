@@ -23,6 +23,7 @@ from vggt_int8.plain_data import flat
 
 if TYPE_CHECKING:
     from vggt_int8.model.network_config import NetworkConfig
+    from vggt_int8.saves.license import License
 
 # safetensors' words: (name shown, bytes)
 DTYPES = {"F64": ("fp64", 8), "F32": ("fp32", 4), "F16": ("fp16", 2), "BF16": ("bf16", 2), "I8": ("int8", 1)}
@@ -93,6 +94,7 @@ def inspect_model(
         config, tensors = read_checkpoint(model, verify=verify)
         quantization = stored_quantization(config, model)
         layers = layer_table(config, tensors, every=as_json or not brief)
+        licence = _licence_of(config, model)
     recipe, checkpoint_format, calibration, training = None, None, None, None
     if quantization is not None:
         recipe, checkpoint_format = quantization.parsed().name, quantization.format_version
@@ -103,6 +105,7 @@ def inspect_model(
     if as_json:
         facts: dict[str, Any] = {"model": model, "recipe": recipe, "checkpoint_format": checkpoint_format}
         facts |= {"calibration": calibration, "training": training}
+        facts["license"] = None if licence is None else licence.to_dict()
         sizes = {"tensors": len(tensors), "bytes": total, "parts": parts, "dtypes": dtypes}
         console.document("inspect", {**facts, **sizes, "layers": [layer.to_document() for layer in layers]})
         return
@@ -116,7 +119,17 @@ def inspect_model(
             console.say(line)
     if training is not None:
         console.say("\ntrained for INT8: " + ", ".join(f"{key} {value}" for key, value in flat(training)))
-    console.say(f"\n{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
+    stated = "not stated by its files: ask who made it" if licence is None else str(licence)
+    console.say(f"\nlicence of the weights: {stated}")
+    console.say(f"{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
+
+
+def _licence_of(config: "NetworkConfig", model: str) -> "License | None":
+    """What config.json says, or else the card beside it, or a file's header."""
+    from vggt_int8.embedded import resolve_source
+    from vggt_int8.saves.license import find_license, license_in
+
+    return license_in(config) or find_license(resolve_source(model), {})
 
 
 def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[NetworkConfig, dict[str, Stored]]":

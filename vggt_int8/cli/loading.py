@@ -74,7 +74,7 @@ MaxMegapixels = Annotated[
 ]
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-CHECKPOINT_FILES = ["*.json", "*.safetensors"]
+CHECKPOINT_FILES = ["*.json", "*.safetensors", "README.md"]
 
 
 def resolve_device(name: str | None) -> "torch.device":

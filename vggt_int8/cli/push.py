@@ -11,6 +11,7 @@ from vggt_int8.cli import console, options
 
 if TYPE_CHECKING:
     from vggt_int8.pretrained.upload import Upload
+    from vggt_int8.saves.license import License
 
 SCORES = ("scores.json", "scores/scores.json")
 BENCH = ("bench.jsonl", "vggt-int8-bench.jsonl")
@@ -22,6 +23,20 @@ def push(
     base_model: Annotated[
         str | None,
         typer.Option(help="Hub id of what was quantized, for the card; by default as the checkpoint says."),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="Licence of the weights, as the Hub spells it (cc-by-nc-4.0, other, …); by default what the files "
+            "state. Quantizing does not change it.",
+            show_default=False,
+        ),
+    ] = None,
+    license_name: Annotated[
+        str | None, typer.Option(help="With --license other: what it is called.", show_default=False)
+    ] = None,
+    license_link: Annotated[
+        str | None, typer.Option(help="With --license other: address of its text.", show_default=False)
     ] = None,
     scores: Annotated[
         Path | None,
@@ -51,9 +66,15 @@ def push(
     check_repository(repo)
     folder = folder.expanduser()
     document, rows = _scores(folder, scores), _rows(folder, bench)
-    upload = prepare(folder, repo, base_model, _evidence(folder, document, rows), tag or ())
+    stated = _licence(license, license_name, license_link)
+    upload = prepare(folder, repo, base_model, _evidence(folder, document, rows), tag or (), stated)
+    if not upload.licensed:
+        raise ValueError(
+            f"nothing in {folder} says which licence its weights are under: give --license, as the Hub spells it "
+            "(with --license other also --license-name and --license-link), or --base-model"
+        )
     if not upload.based:
-        console.note("The card names no base model and no licence of it: give --base-model")
+        console.note("The card names no base model: give --base-model")
     address = None
     if not dry_run:
         with console.step(f"Uploading to {repo}"):
@@ -67,6 +88,19 @@ def push(
         console.say(upload.card)
     else:
         console.say(f"{address}")
+
+
+def _licence(license: str | None, name: str | None, link: str | None) -> "License | None":
+    """What the options say. Raises ValueError for a licence without its name or address."""
+    from vggt_int8.saves.license import OTHER, License
+
+    if license is None and (name or link):
+        raise ValueError("--license-name and --license-link belong to --license other")
+    if (license == OTHER) != bool(name and link) or (license != OTHER and (name or link)):
+        raise ValueError(
+            f"--license other needs --license-name and --license-link, which no other takes; got --license {license}"
+        )
+    return None if license is None else License(license, name, link)
 
 
 def _evidence(folder: Path, document: dict[str, Any] | None, rows: list[dict[str, Any]]) -> "list[tuple[str, str]]":

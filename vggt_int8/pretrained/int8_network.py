@@ -31,6 +31,7 @@ from vggt_int8.pretrained.source import (
     given_config,
     load_config,
     load_file,
+    note_license,
     open_file,
     set_quantization,
 )
@@ -98,7 +99,7 @@ class Int8Network(Network):
         Raises `CheckpointError`, `RecipeError`, `BackendError`, `CalibrationError` or, for keywords, TypeError, saying
         what does not fit; then nothing is loaded.
         """
-        source = resolve_source(pretrained_model_name_or_path)
+        source = named = resolve_source(pretrained_model_name_or_path)
         if args:
             raise TypeError(f"from_pretrained takes its options by name, such as recipe={args[0]!r:.60}")
         options = check_keywords(kwargs, cls.config_class, own=("recipe", "backend", "calibration", "filename"))
@@ -119,9 +120,10 @@ class Int8Network(Network):
         loaded = load_settled(
             source, options.get("subfolder"), lambda: cls._load(source, dict(options), recipe=recipe, **asked)
         )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        note_license(model.config, named, source, options)
         if not calibrated:
             return loaded
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         calibrate_loaded(model, recipe, backend, scenes, calibration_seed, on_call)
         model.to(dtype)
         return loaded

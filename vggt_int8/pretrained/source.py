@@ -24,6 +24,7 @@ from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.hub import NO_NETWORK
+from vggt_int8.saves.license import find_license, license_in
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_index, check_plain_file, check_weight_files, read_json
 from vggt_int8.saves.writing import restore
@@ -267,3 +268,12 @@ def load_file(source: str, config: NetworkConfig) -> dict[str, Tensor]:
             "there, or pass the folder that save_pretrained() wrote"
         )
     return tensors
+
+
+def note_license(config: NetworkConfig, named: str, source: str, options: dict[str, Any]) -> None:
+    """Write into a config which licence the source states, unless config.json has said it: so it is saved with the
+    weights. named: folder, file or Hub id; source: the same, or the file of weights in it.
+    """
+    found = license_in(config) or find_license(named, options, source if Path(source).is_file() else None)
+    if found is not None:
+        config.license = found.to_dict()

@@ -17,6 +17,7 @@ from vggt_int8.model_card import model_card
 from vggt_int8.pretrained.checkpoint import read_headers, stored_bytes
 from vggt_int8.pretrained.source import load_config
 from vggt_int8.saves.errors import CheckpointError
+from vggt_int8.saves.license import License, find_license, license_in
 from vggt_int8.saves.plain_files import check_weight_files
 from vggt_int8.saves.save_id import check_one_save
 
@@ -59,6 +60,7 @@ class Upload:
     files: list[str]
     card: str
     based: bool  # whether the card names what the weights were made from
+    licensed: bool  # whether it names their licence, or where that stands
 
     def sizes(self) -> dict[str, int]:
         """Name -> bytes."""
@@ -73,9 +75,17 @@ def check_repository(repo_id: str) -> None:
 
 
 def prepare(
-    folder: Path, repo_id: str, base_model: str | None, evidence: Sequence[tuple[str, str]], tags: Sequence[str]
+    folder: Path,
+    repo_id: str,
+    base_model: str | None,
+    evidence: Sequence[tuple[str, str]],
+    tags: Sequence[str],
+    license: License | None = None,
 ) -> Upload:
-    """Check a saved checkpoint, digests included, and make its card. Raises `CheckpointError` and FileNotFoundError."""
+    """Check a saved checkpoint, digests included, and make its card. license: of the weights; None: as they state it.
+
+    Raises `CheckpointError` and FileNotFoundError.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: pass one that `quantize` or save_pretrained() wrote")
     config = load_config(str(folder), {})
@@ -88,8 +98,11 @@ def prepare(
     check_one_save(names, verify=True)
     files = ["config.json", *(path.name for path in sorted(folder.glob("*.safetensors.index.json")))]
     base, sizes = base_model or _base(config), stored_bytes(names)
-    card = model_card(config.to_dict(), sizes, name=repo_id, base_model=base, tags=tags, evidence=evidence)
-    return Upload(folder, [*files, *(path.name for path in weights)], card, base is not None)
+    stated = license or license_in(config) or find_license(str(folder), {})
+    content = config.to_dict() | {"license": None if stated is None else stated.to_dict()}
+    card = model_card(content, sizes, name=repo_id, base_model=base, tags=tags, evidence=evidence)
+    licensed = stated is not None or base is not None
+    return Upload(folder, [*files, *(path.name for path in weights)], card, base is not None, licensed)
 
 
 def _base(config: NetworkConfig) -> str | None:
