@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vggt_int8.ahead import MOST_WORKERS, ahead, worker_count
+from vggt_int8.ahead import MOST_WORKERS, ahead, begun, worker_count
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -48,6 +48,37 @@ def test_no_more_is_taken_than_there_is_room_for() -> None:
     assert len(taken) <= 3 + 5 + 1  # handed out, waiting, and one that waits for room
     results.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_what_was_begun_runs_before_anybody_asks_and_ends_with_the_block() -> None:
+    done = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 4:
+            done.set()
+        return number
+
+    with begun(work, range(5), results=5) as results:
+        assert done.wait(timeout=10)
+        assert list(results) == [0, 1, 2, 3, 4]
+    with begun(time.sleep, [0.01] * 1000, workers=1):
+        pass  # nobody wants them
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_items_that_wait_for_a_worker_are_few_however_many_results_may_wait() -> None:
+    taken, go = list[int](), threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    with begun(lambda number: number if go.wait(timeout=10) else -1, items(), workers=2, results=1000) as results:
+        time.sleep(0.2)
+        assert len(taken) == 2 * 2 + 1  # at work or waiting, and one in the feeder's hands
+        go.set()
+        assert list(results) == list(range(100))
 
 
 def test_errors_come_where_the_result_would_have() -> None:

@@ -1,7 +1,8 @@
 """Work done ahead of whoever asks for it: `ahead(function, items)` is `map(function, items)` by threads, in order.
 
 Decoding and resizing of pictures leave Python's lock, so threads suffice, and pixels need not be copied between
-processes. At most `results` of them exist beside those that were handed out, however long `items` is.
+processes. At most `results` of them exist beside those that were handed out, and twice as many items as workers,
+however long `items` is.
 """
 
 import os
@@ -9,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from vggt_int8.machine import quota
@@ -38,8 +40,18 @@ def ahead(
     What `function` or `items` raise is raised where that result would have come. Leaving the iterator early stops the
     threads.
     """
+    with begun(function, items, workers=workers, results=results) as made:
+        yield from made
+
+
+@contextmanager
+def begun(
+    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None, results: int | None = None
+) -> Iterator[Iterator[R]]:
+    """`ahead` whose threads begin at once, whoever asks for results later, and end with the block."""
     workers = workers or worker_count()
     waiting: queue.Queue[Future[R] | None] = queue.Queue(results or 2 * workers)
+    room = threading.Semaphore(2 * workers)  # for items, which may be far larger than what becomes of them
     stop = threading.Event()
 
     def put(item: "Future[R] | None") -> bool:
@@ -58,7 +70,10 @@ def ahead(
                 promise: Future[R] = Future()
                 if not put(promise):
                     return
-                pool.submit(_keep, promise, function, item)
+                while not room.acquire(timeout=_PATIENCE):
+                    if stop.is_set():
+                        return
+                pool.submit(_keep, promise, function, item).add_done_callback(lambda _: room.release())
         except BaseException as error:
             failed: Future[R] = Future()
             failed.set_exception(error)
@@ -70,12 +85,16 @@ def ahead(
         feeder = threading.Thread(target=feed, args=(pool,), name="ahead-feeder", daemon=True)
         feeder.start()
         try:
-            while (promise := waiting.get()) is not None:
-                yield promise.result()
+            yield _results(waiting)
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             feeder.join(timeout=1)  # it may wait for a camera, and ends with the process then
+
+
+def _results(waiting: "queue.Queue[Future[R] | None]") -> Iterator[R]:
+    while (promise := waiting.get()) is not None:
+        yield promise.result()
 
 
 def _keep(promise: "Future[R]", function: Callable[[T], R], item: T) -> None:

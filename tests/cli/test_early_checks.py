@@ -1,6 +1,7 @@
 """What can be said without the model is said before it is loaded, and leaves nothing behind."""
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,14 @@ def test_a_full_standard_output_is_named(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_sizes_of_models_that_are_here(tiny: Path, tmp_path: Path) -> None:
     assert loading.local_bytes(str(tiny)) == (tiny / "model.safetensors").stat().st_size
-    assert loading.local_bytes("facebook/VGGT-1B") == loading.local_image_size("facebook/VGGT-1B") == 0
-    assert 0 < loading.local_image_size(str(tiny)) < 518
-    (tmp_path / "config.json").write_text('{"img_size": 1e99}')
-    assert loading.local_image_size(str(tmp_path)) == 0
+    assert loading.local_bytes("facebook/VGGT-1B") == 0
+    assert loading.local_input_size("facebook/VGGT-1B") is None
+    config = json.loads((tiny / "config.json").read_text())
+    assert loading.local_input_size(str(tiny)) == (config["img_size"], config["patch_size"])
+    assert loading.local_input_size("embedded") == (112, 8)
+    for damaged in ('{"img_size": 1e99, "patch_size": 14}', '{"img_size": 56, "patch_size": 9}', "[]", "{"):
+        (tmp_path / "config.json").write_text(damaged)
+        assert loading.local_input_size(str(tmp_path)) is None
 
 
 def test_what_needs_no_command_into_a_full_disk(

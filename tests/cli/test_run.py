@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vggt_int8 import VGGTConfig, VGGTInt8, load_images, load_recipe
-from vggt_int8.cli import app
+from vggt_int8.cli import app, loading
+from vggt_int8.images import load
 from vggt_int8.recipe import expand, find_family
 
 
@@ -87,6 +89,7 @@ def test_the_report_says_how_to_repeat_the_run(
         "formats": ["ply", "depth"],
         **dict.fromkeys(("min_confidence", "edges", "voxel", "masks", "images", "tracks")),
         "refine": False,
+        "fast_jpeg": False,
         "normals": False,
         "shared_camera": False,
         "image_scales": [],
@@ -237,13 +240,34 @@ def test_bad_point_options_and_images_stop_before_a_model_is_loaded(
     assert "broken.png is not an image" in cli("compare", "a", "b", broken, code=2)
 
 
+def test_pictures_are_read_while_the_model_is_loaded(
+    cli, photos: list[Path], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+    real_read, real_load = load._read, loading.load_model
+
+    def tells(*arguments: object) -> object:
+        read.set()
+        return real_read(*arguments)
+
+    def waits(*arguments: object, **options: object) -> object:
+        assert read.wait(timeout=30)
+        return real_load(*arguments, **options)
+
+    monkeypatch.setattr(load, "_read", tells)
+    monkeypatch.setattr("vggt_int8.cli.run.load_model", waits)
+    cli("run", tiny, *photos, "-o", tmp_path / "out", "-f", "ply")
+    entries = json.loads((tmp_path / "out" / "report.json").read_text())["inputs"]
+    assert [entry["sha256"] for entry in entries] == [hashlib.sha256(p.read_bytes()).hexdigest() for p in photos]
+
+
 def test_points_that_a_model_has_no_head_for_are_refused_before_it_runs(
     cli, photos: list[Path], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = json.loads((tiny / "config.json").read_text())
     headless = tmp_path / "headless"
     VGGTInt8(VGGTConfig(**{**config, "enable_point": False})).save_pretrained(headless)
-    monkeypatch.setattr("vggt_int8.cli.frames.load_images_for", lambda *_, **__: pytest.fail("went on"))
+    monkeypatch.setattr(VGGTInt8, "forward", lambda *_, **__: pytest.fail("went on"))
     error = cli("run", headless, *photos, "-o", tmp_path / "out", "--points", "world_points", code=2)
     assert "--points world_points needs the point head" in error
     error = cli("run", "embedded", *photos, "-o", tmp_path / "out", "--tracks", "9", code=2)

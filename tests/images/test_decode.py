@@ -44,8 +44,28 @@ def test_a_photograph_of_108_megapixels_is_read(tmp_path: Path) -> None:
     assert transforms[0].original_size == (9000, 12000)
     assert transforms[0].scale == (112 / 12000, 80 / 9000)
     assert (images - 200 / 255).abs().max() < 0.01
-    decoded = decode_image(path, at_least=600)
+    decoded = decode_image(path, size=300)
     assert decoded.pixels.rgb.size == (1500, 1125)  # by libjpeg itself: the whole is never in memory
+
+
+@pytest.mark.parametrize(("orientation", "decoded"), [(1, (400, 300)), (6, (300, 400))])
+def test_a_fast_jpeg_is_decoded_smaller_and_close(tmp_path: Path, orientation: int, decoded: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(scene(), tmp_path / "a.jpg", exif=exif)  # 800 x 600
+    options = {"size": 112, "patch_size": 14, "return_transforms": True}
+    expected, plain = load_images(path, **options)
+    fast, transforms = load_images(path, **options, fast_jpeg=True)
+    assert decode_image(path, size=112, fast_jpeg=True).pixels.rgb.size == decoded
+    assert decode_image(path, size=112).pixels.rgb.size == (2 * decoded[0], 2 * decoded[1])
+    assert transforms == plain
+    assert not torch.equal(fast, expected)
+    assert (fast - expected).abs().mean() < 1 / 255
+    # Where less than 1.4 times the pixels would remain, and in other formats, nothing changes.
+    few = {**options, "size": 518}
+    assert torch.equal(load_images(path, **few, fast_jpeg=True)[0], load_images(path, **few)[0])
+    other = save(scene(), tmp_path / "a.png")
+    assert torch.equal(load_images(other, **options, fast_jpeg=True)[0], load_images(other, **options)[0])
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "rgba.png", "gray16.png", "palette.png"])
@@ -69,7 +89,7 @@ def test_large_images_of_every_format_are_reduced_alike(
     monkeypatch.setattr(decode, "_REDUCED_ABOVE", 1000)
     monkeypatch.setattr(decode, "_STRIP_PIXELS", 40_000)
     reduced, transforms = load_images(path, **options)
-    assert decode_image(path, at_least=112).pixels.rgb.size in [(200, 150), (150, 200)]
+    assert decode_image(path, size=56).pixels.rgb.size in [(200, 150), (150, 200)]
     assert transforms == plain
     assert (reduced - expected).abs().mean() < 0.01
     different = transforms[0].content_mask() != plain[0].content_mask()

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggt_int8.cli import console, options
-from vggt_int8.cli.loading import find_and_check, load_images_for
+from vggt_int8.cli import options
+from vggt_int8.cli.loading import find_and_check
 from vggt_int8.video.names import is_video
 from vggt_int8.video.pick import check_choice
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vggt_int8.images import ImageTransform
     from vggt_int8.video import VideoFrame
 
 DEFAULT_FPS = 2.0
@@ -191,44 +188,3 @@ def find_input(
     if len(images) > 1 or not folder.is_dir():
         raise ValueError(f"--follow waits for pictures in one folder; got {', '.join(images)}")
     return Growing(folder, follow)
-
-
-@dataclass(frozen=True)
-class Read:
-    """All frames of an input, as the network reads them. inputs: what report.json says of each."""
-
-    pixels: "Tensor"
-    transforms: "list[ImageTransform]"
-    names: list[str]
-    files: list[Path | None]
-    inputs: list[dict[str, Any]]
-
-
-def read_all(network: Any, source: Input, mode: str, max_megapixels: float | None) -> Read:
-    """The frames of an input that has an end."""
-    from vggt_int8.export.report import describe_inputs
-
-    if isinstance(source, Pictures):
-        from vggt_int8.export.repeat import identify_file
-
-        pixels, transforms = load_images_for(network, source.paths, mode, max_megapixels)
-        described = zip(describe_inputs(source.paths, transforms), source.paths, strict=True)
-        inputs = [{**entry, **identify_file(path)} for entry, path in described]  # later one of them may be gone
-        files: list[Path | None] = [path.absolute() for path in source.paths]
-        return Read(pixels, transforms, [str(path) for path in source.paths], files, inputs)
-    import torch
-
-    from vggt_int8.stream.frames import Frame, Source
-
-    config, frames = network.config, list[Frame]()
-    with console.step("Reading frames of the video") as progress:
-        fit: dict[str, Any] = {"mode": mode, "size": config.img_size, "patch_size": config.patch_size}
-        for frame in Source(source.frames, **fit):
-            frames.append(frame)
-            progress(len(frames), len(frames))
-    transforms = [frame.transform for frame in frames]
-    names = [frame.name for frame in frames]
-    entries = describe_inputs([Path(name) for name in names], transforms)
-    inputs = [{**entry, "seconds": frame.seconds} for entry, frame in zip(entries, frames, strict=True)]
-    pixels = torch.stack([frame.pixels for frame in frames])
-    return Read(pixels, transforms, names, [None] * len(frames), inputs)

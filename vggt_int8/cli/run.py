@@ -20,26 +20,26 @@ from vggt_int8.cli.frames import (
     NoLoops,
     Overlap,
     Pictures,
-    Read,
     Sharpest,
     Start,
     Window,
     find_input,
-    read_all,
 )
 from vggt_int8.cli.loading import (
     Backend,
     Device,
     Dtype,
+    FastJpeg,
     Images,
     MaxMegapixels,
     Mode,
     Model,
     Recipe,
     load_model,
-    local_image_size,
+    local_input_size,
 )
 from vggt_int8.cli.ran import report_of
+from vggt_int8.cli.reading import How, Read, reading
 from vggt_int8.cli.windows import Windows, reconstruct_windows
 from vggt_int8.disk import check_place
 from vggt_int8.global_attention import words_of
@@ -94,6 +94,7 @@ def run(
         bool, typer.Option("--refine", help="Adjust cameras by COLMAP's bundle adjustment, from tracks if there are.")
     ] = False,
     max_megapixels: MaxMegapixels = None,
+    fast_jpeg: FastJpeg = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")
     ] = False,
@@ -126,7 +127,8 @@ def run(
     wanted = Wanted(
         model=model, source=source, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
         frames_chunk=frames_chunk, global_attention=global_attention, keyframes=keyframes, exports=exports,
-        tracks=tracks, refine=refine, max_megapixels=max_megapixels, overwrite=overwrite,
+        tracks=tracks, refine=refine, max_megapixels=max_megapixels,
+        overwrite=overwrite, fast_jpeg=fast_jpeg,
     )  # fmt: skip
     report, content = reconstruct(wanted) if windows is None else reconstruct_windows(wanted, source, windows)
     if as_json:
@@ -154,6 +156,7 @@ class Wanted:
     exports: formats.Exports
     max_megapixels: float | None
     overwrite: bool
+    fast_jpeg: bool = False
     tracks: int | None = None
     refine: bool = False
 
@@ -162,7 +165,7 @@ class Wanted:
         from vggt_int8.export.selection import SEED
 
         attention = ("global_attention", "keyframes")
-        names = ("backend", "mode", "frames_chunk", *attention, "max_megapixels", "tracks", "refine")
+        names = ("backend", "mode", "frames_chunk", *attention, "max_megapixels", "fast_jpeg", "tracks", "refine")
         points = self.exports.points or default_points(network)
         here = {name: getattr(self, name) for name in names}
         return {**here, **self.exports.settings(), "points": points, "seed": SEED}
@@ -182,11 +185,15 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
         check_installed()
     clock = PhaseClock(resolve_device(wanted.device))
     owned = partial(owned_files, command="run")
-    known = len(wanted.source) if isinstance(wanted.source, Pictures) else 1
-    needed = known * local_image_size(wanted.model) ** 2 * wanted.exports.bytes_per_pixel() / 2
-    with staged_folder(
-        wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned, needed=needed
-    ) as folder:
+    known, input_size = len(wanted.source) if isinstance(wanted.source, Pictures) else 1, local_input_size(wanted.model)
+    needed = known * (input_size.size if input_size else 0) ** 2 * wanted.exports.bytes_per_pixel() / 2
+    how = How(wanted.mode, wanted.max_megapixels, wanted.fast_jpeg)
+    with (
+        staged_folder(
+            wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned, needed=needed
+        ) as folder,
+        reading(wanted.source, how, input_size) as read_for,
+    ):
         importlib.import_module("vggt_int8.pretrained")  # seconds that are not the model's
         with clock.phase("load_model"):
             network = load_model(
@@ -195,7 +202,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
             identity = identify_model(wanted.model)
         check_heads(network, wanted.exports, wanted.tracks)
         with clock.phase("load_images"):
-            read = read_all(network, wanted.source, wanted.mode, wanted.max_megapixels)
+            read = read_for(network)
         count = len(read.names)
         step = console.step(f"Reconstructing {console.count_images(count)}", images=count)
         with clock.phase("reconstruct"), step, torch.inference_mode():

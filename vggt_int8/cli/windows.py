@@ -75,7 +75,7 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
             progress = steps.enter_context(console.step("Reconstructing windows"))
             stream = network.stream(
                 _going_on(source, kept).frames, window=windows.window, overlap=windows.overlap, folder=kept,
-                loops=windows.loops, mode=cast("Mode", wanted.mode), max_pixels=most,
+                loops=windows.loops, mode=cast("Mode", wanted.mode), max_pixels=most, fast_jpeg=wanted.fast_jpeg,
                 frames_chunk_size=wanted.frames_chunk, global_attention=looks, keyframes=wanted.keyframes,
                 settings=decides, on_window=partial(_tell, progress, source),
             )  # fmt: skip

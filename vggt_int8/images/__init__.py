@@ -29,7 +29,7 @@ from vggt_int8.images.names import portable_name, portable_stem
 
 if TYPE_CHECKING:
     from vggt_int8.images.fit import ImageTransform, Mode, fit_image
-    from vggt_int8.images.load import load_images, read_images
+    from vggt_int8.images.load import load_images, read_images, reading
 
 _HOMES = {
     "ImageTransform": "vggt_int8.images.fit",
@@ -37,6 +37,7 @@ _HOMES = {
     "fit_image": "vggt_int8.images.fit",
     "load_images": "vggt_int8.images.load",
     "read_images": "vggt_int8.images.load",
+    "reading": "vggt_int8.images.load",
 }
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "portable_name",
     "portable_stem",
     "read_images",
+    "reading",
 ]
 
 

@@ -96,12 +96,17 @@ def to_pixels(image: Image.Image, stored: Stored) -> Pixels:
         colors = image.split()[: 3 if image.mode.startswith("RGB") else 1]  # alpha is full in narrow files, too
         largest = max(int(np.asarray(band).max()) for band in colors) * 256 + 255
     if not image.has_transparency_data:
-        return Pixels(image.convert("RGB"), None, largest)
+        return Pixels(as_rgb(image), None, largest)
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     alpha = rgba.getchannel("A")
     transparent = bool(np.asarray(alpha).min() < 255)
     return Pixels(Image.alpha_composite(white, rgba).convert("RGB"), alpha if transparent else None, largest)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """In mode RGB; itself where it is, for a copy of 12 megapixels takes a sixth of the time of reading them."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_sixteen_bits(image: Image.Image, stored: Stored) -> Pixels:

@@ -23,6 +23,7 @@ class Streaming:
         loops: bool | None = None,
         mode: Mode = "crop",
         max_pixels: int | None = None,
+        fast_jpeg: bool = False,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
         frames_chunk_size: int | None = 8,
@@ -39,7 +40,7 @@ class Streaming:
             the same folder and frames, and `stream.scenes()` gives all frames once more after loops were closed.
         loops: look for places that are seen again; by default if there is a folder. Needs the extra `loops` (scipy) and
             a VGGT: VGGT-Omega has no descriptors yet.
-        mode, max_pixels: as in `load_images`. The first frame decides the size of all.
+        mode, max_pixels, fast_jpeg: as in `load_images`. The first frame decides the size of all.
         global_attention, keyframes, frames_chunk_size: as in a call of the model.
         settings: what else decides the frames; a folder of a stream with other ones is refused.
         on_window: called with the report after every window.
@@ -49,5 +50,5 @@ class Streaming:
         call = {"global_attention": global_attention, "keyframes": keyframes, "frames_chunk_size": frames_chunk_size}
         return Stream(
             self, frames, window=window, overlap=overlap, folder=folder, loops=loops, mode=mode, max_pixels=max_pixels,
-            settings=settings, on_window=on_window, **call,
+            fast_jpeg=fast_jpeg, settings=settings, on_window=on_window, **call,
         )  # fmt: skip

@@ -7,6 +7,7 @@ A frame may be the path of a picture, a PIL image, an array [H, W, 3] uint8, or 
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from os import PathLike
@@ -17,10 +18,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vggt_int8.ahead import ahead
+from vggt_int8.ahead import begun
 from vggt_int8.images.decode import Decoded, decode_for_another
 from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
-from vggt_int8.images.pixels import narrow_bits
+from vggt_int8.images.pixels import as_rgb, narrow_bits
 
 Frames = Iterable[Any] | Callable[[int], Iterable[Any]]
 
@@ -53,8 +54,8 @@ class Source:
 
     frames: an iterable, or a function that gives one without its first n frames (`frames(n)`); an iterable's first
     frames are taken and thrown away where a stream goes on. skip: how many those are. room: frames that may wait.
-    mode, size, patch_size: as `fit_image` has them. max_pixels: the largest picture that is decoded. shape: (H, W) of
-    the network's images so far; None if the first frame decides.
+    mode, size, patch_size: as `fit_image` has them. max_pixels: the largest picture that is decoded. fast_jpeg: as
+    `load_images` has it. shape: (H, W) of the network's images so far; None if the first frame decides.
 
     Warns, once of each kind, of 16-bit pictures that use fewer bits and of EXIF data that cannot be read.
     """
@@ -67,17 +68,29 @@ class Source:
         size: int,
         patch_size: int,
         max_pixels: int | None = None,
+        fast_jpeg: bool = False,
         skip: int = 0,
         shape: tuple[int, int] | None = None,
         room: int = 8,
     ) -> None:
         self._frames, self._skip, self._room = frames, skip, room
         self._fit: dict[str, Any] = {"mode": mode, "size": size, "patch_size": patch_size}
-        self._max_pixels, self.shape = max_pixels, shape
+        self._decode: dict[str, Any] = {"max_pixels": max_pixels, "size": size, "fast_jpeg": fast_jpeg}
+        self.shape = shape
         self._remarked: set[str] = set()
 
     def __iter__(self) -> Iterator[Frame]:
-        for frame in ahead(self._fitted, self._take(), results=self._room):
+        with self.begun() as frames:
+            yield from frames
+
+    @contextmanager
+    def begun(self) -> Iterator[Iterator[Frame]]:
+        """The frames, decoded from now on, whoever asks for them later, until the block ends."""
+        with begun(self._fitted, self._take(), results=self._room) as frames:
+            yield self._checked(frames)
+
+    def _checked(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        for frame in frames:
             for remark in frame.remarks:
                 if remark not in self._remarked:
                     warnings.warn(f"{frame.name} {remark}; this is said of the first such frame alone", stacklevel=2)
@@ -100,7 +113,7 @@ class Source:
             name, seconds, item = item.name, item.seconds, item.image
         if isinstance(item, str | PathLike):
             file = Path(item)
-            decoded = decode_for_another(file, max_pixels=self._max_pixels, at_least=2 * self._fit["size"])
+            decoded = decode_for_another(file, **self._decode)
             name, item, alpha, original = str(item), decoded.pixels.rgb, decoded.pixels.alpha, decoded.size
             remarks = _remarks(decoded)
         elif isinstance(item, np.ndarray):
@@ -114,7 +127,7 @@ class Source:
                 f"frame {taken.index} is a {type(item).__name__}; give paths, PIL images, uint8 arrays [H, W, 3] or "
                 "frames of a Video"
             )
-        pixels, transform = fit_image(item.convert("RGB"), **self._fit, alpha=alpha, original_size=original)
+        pixels, transform = fit_image(as_rgb(item), **self._fit, alpha=alpha, original_size=original)
         path = None if file is None else file.absolute()
         return Frame(taken.index, name, seconds, path, taken.taken_at, pixels, transform, remarks)
 

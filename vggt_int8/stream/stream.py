@@ -73,6 +73,7 @@ class Stream:
         loops: bool | None = None,
         mode: Mode = "crop",
         max_pixels: int | None = None,
+        fast_jpeg: bool = False,
         settings: dict[str, Any] | None = None,
         on_window: Callable[[StreamReport], None] | None = None,
         **call: Any,
@@ -88,6 +89,7 @@ class Stream:
         self._folder = None
         if folder is not None:
             decides = {"window": window, "overlap": overlap, "loops": self._loops, "mode": mode, **call}
+            decides |= {"fast_jpeg": True} if fast_jpeg else {}
             self._folder = StreamFolder(Path(folder), {**decides, **(settings or {})})
         self.report = StreamReport(window, overlap)
         self._windows: list[Window] = [] if self._folder is None else self._folder.windows
@@ -99,6 +101,7 @@ class Stream:
             "size": config.img_size,
             "patch_size": config.patch_size,
             "max_pixels": max_pixels,
+            "fast_jpeg": fast_jpeg,
         }
         self._make_source = lambda skip, shape: Source(frames, skip=skip, shape=shape, room=window, **fit)
 

@@ -1,0 +1,123 @@
+"""All frames of an input that has an end, read by threads while the model is loaded."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from vggt_int8.cli import console
+from vggt_int8.cli.frames import Input, Pictures
+from vggt_int8.cli.loading import InputSize, in_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vggt_int8.images import ImageTransform
+    from vggt_int8.images import Mode as FitMode
+    from vggt_int8.stream.frames import Frame
+
+_HASHING = 2  # threads: files come from the system's memory, for whoever decodes them has just read them
+
+
+@dataclass(frozen=True)
+class Read:
+    """Frames as the network reads them. inputs: what report.json says of each."""
+
+    pixels: "Tensor"
+    transforms: "list[ImageTransform]"
+    names: list[str]
+    files: list[Path | None]
+    inputs: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class How:
+    """Options that say how pictures are read."""
+
+    mode: str
+    max_megapixels: float | None
+    fast_jpeg: bool
+
+
+Finish = Callable[[], Read]
+
+
+@contextmanager
+def reading(source: Input, how: How, expected: InputSize | None) -> Iterator[Callable[[Any], Read]]:
+    """Begin to read for a model that is not loaded yet; the block is given a function of the network that waits for
+    the rest.
+
+    expected: what the model reads; None if that is not known, and reading begins when the network is there.
+    """
+    with ExitStack() as begun:
+        early = None if expected is None else begun.enter_context(_begin(source, how, expected))
+
+        def finish(network: Any) -> Read:
+            size = InputSize(network.config.img_size, network.config.patch_size)
+            if early is not None and size == expected:
+                return early()
+            return begun.enter_context(_begin(source, how, size))()
+
+        yield finish
+
+
+def _begin(source: Input, how: How, size: InputSize) -> AbstractContextManager[Finish]:
+    return _pictures(source, how, size) if isinstance(source, Pictures) else _frames(source, how, size)
+
+
+@contextmanager
+def _pictures(source: Pictures, how: How, size: InputSize) -> Iterator[Finish]:
+    from vggt_int8.ahead import begun
+    from vggt_int8.export.repeat import identify_file
+    from vggt_int8.export.report import describe_inputs
+    from vggt_int8.images import reading
+
+    paths = source.paths
+    fit: dict[str, Any] = {**size._asdict(), "max_pixels": in_pixels(how.max_megapixels), "fast_jpeg": how.fast_jpeg}
+    mode = cast("FitMode", how.mode)  # an unknown one raises ValueError there
+    with (
+        reading(paths, mode, **fit) as pixels_of,
+        begun(identify_file, paths, workers=_HASHING, results=len(paths)) as digests,
+    ):
+
+        def finish() -> Read:
+            with console.step(f"Reading {console.count_images(len(paths))}", images=len(paths)) as progress:
+                pixels, transforms = pixels_of(progress)
+                described = zip(describe_inputs(paths, transforms), digests, strict=True)
+                inputs = [{**entry, **digest} for entry, digest in described]  # later one of them may be gone
+            files: list[Path | None] = [path.absolute() for path in paths]
+            return Read(pixels, transforms, [str(path) for path in paths], files, inputs)
+
+        yield finish
+
+
+@contextmanager
+def _frames(source: Input, how: How, size: InputSize) -> Iterator[Finish]:
+    from vggt_int8.stream.frames import Source
+
+    mode = cast("FitMode", how.mode)
+    with Source(source.frames, mode=mode, **size._asdict(), room=sys.maxsize).begun() as frames:
+
+        def finish() -> Read:
+            read: list[Frame] = []
+            with console.step("Reading frames of the video") as progress:
+                for frame in frames:
+                    read.append(frame)
+                    progress(len(read), len(read))
+            return _of_frames(read)
+
+        yield finish
+
+
+def _of_frames(frames: "list[Frame]") -> Read:
+    import torch
+
+    from vggt_int8.export.report import describe_inputs
+
+    transforms, names = [frame.transform for frame in frames], [frame.name for frame in frames]
+    entries = describe_inputs([Path(name) for name in names], transforms)
+    inputs = [{**entry, "seconds": frame.seconds} for entry, frame in zip(entries, frames, strict=True)]
+    pixels = torch.stack([frame.pixels for frame in frames])
+    return Read(pixels, transforms, names, [None] * len(frames), inputs)
