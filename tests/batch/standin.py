@@ -2,6 +2,7 @@
 says what goes wrong with it. Each computed scene is a line of OUT/../computed.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -9,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vggt_int8.batch import Board, Broken, Claims, SceneFolder, find_scenes, run_worker
-from vggt_int8.batch.supervise import RESTART, end_with_parent
+from vggt_int8.batch import Board, Broken, Claims, NoPlace, SceneFolder, find_scenes, run_worker
+from vggt_int8.batch.supervise import NO_PLACE, RESTART, end_with_parent
 from vggt_int8.files import staged_folder, write_json
 
 
@@ -41,6 +42,8 @@ class Standin:
 
     def write(self, scene: SceneFolder, result: Any) -> None:
         time.sleep(self.seconds)
+        if (scene.images.parent / "full").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.out / scene.name))
         with staged_folder(self.out / scene.name, entries=("big", "report.json")) as folder:
             (folder / "big").write_bytes(os.urandom(4096))
             write_json(folder / "report.json", {"scene": result})
@@ -56,6 +59,8 @@ def main() -> None:
             run_worker(board, claims, Standin(out), poll=0.02)
         except Broken:
             sys.exit(RESTART)
+        except NoPlace:
+            sys.exit(NO_PLACE)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,22 @@ def test_a_worker_that_cannot_begin_is_given_up(tmp_path: Path) -> None:
         supervise(board, [lambda token: [sys.executable, "-c", "raise SystemExit(2)"]], notes.append, poll=0.01)
 
 
+@pytest.mark.usefixtures("importable")
+def test_a_full_disk_stops_the_work_and_is_no_fault_of_the_scenes(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 8)
+    full, board, notes = tmp_path / "scenes" / "full", board_of(tmp_path), []
+    full.touch()
+    supervise(board, [command(tmp_path)], notes.append, poll=0.02)
+    assert notes == []
+    assert len(computed(tmp_path)) <= 3  # what was in hand
+    assert len(board.unfinished()) == 8
+    assert [board.attempts(scene) for scene in board.scenes] == [[]] * 8
+    assert list(board.claims_folder.iterdir()) == []
+    full.unlink()
+    supervise(board, [command(tmp_path)], notes.append, poll=0.02)
+    check_whole(board)
+
+
 SUPERVISOR = """
 import sys
 from pathlib import Path

@@ -108,7 +108,10 @@ def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scene
     command = ("batch", bare_int8, scenes, "-o", tmp_path / "new", "--format", "ply, tracks")
     assert "--format tracks" in cli(*command, code=2)
     assert "holds no folders" in cli("batch", bare_int8, scenes / "empty", "-o", tmp_path / "new", code=2)
+    for inside in (scenes, scenes / "out", scenes / "a" / "out"):
+        assert "whose folders are scenes" in cli("batch", bare_int8, scenes, "-o", inside, code=2)
     assert not (tmp_path / "new").exists()
+    assert not (scenes / "out").exists()
 
 
 @pytest.mark.slow

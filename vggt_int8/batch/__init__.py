@@ -11,6 +11,17 @@ save work and correctness does not rest on them: where two do the same scene, th
 from vggt_int8.batch.board import Board, SceneState
 from vggt_int8.batch.claims import Claims
 from vggt_int8.batch.scenes import SceneFolder, find_scenes
-from vggt_int8.batch.worker import BadScene, Broken, Stages, run_worker
+from vggt_int8.batch.worker import BadScene, Broken, NoPlace, Stages, run_worker
 
-__all__ = ["BadScene", "Board", "Broken", "Claims", "SceneFolder", "SceneState", "Stages", "find_scenes", "run_worker"]
+__all__ = [
+    "BadScene",
+    "Board",
+    "Broken",
+    "Claims",
+    "NoPlace",
+    "SceneFolder",
+    "SceneState",
+    "Stages",
+    "find_scenes",
+    "run_worker",
+]

@@ -148,8 +148,8 @@ class Claims:
     def _create(self, path: Path) -> bool:
         content = json.dumps({"token": self.token, "holder": asdict(self.holder)}).encode()
         new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        new.write_bytes(content)
         try:
+            new.write_bytes(content)
             os.link(new, path)
             return True
         except FileExistsError:
@@ -209,7 +209,8 @@ class Claims:
     def _beat(self) -> None:
         while not self._end.wait(self._heartbeat):
             for name in self.held:
-                with contextlib.suppress(FileNotFoundError):  # taken over
+                # Taken over; or a server that is away for a while, which must not end the thread that tries again.
+                with contextlib.suppress(OSError):
                     os.utime(self._path(name))
 
 

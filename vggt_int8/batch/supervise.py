@@ -19,6 +19,7 @@ from vggt_int8.batch.board import Board
 from vggt_int8.batch.claims import Claims
 
 RESTART = 75  # exit code of a worker that noted itself why it cannot go on
+NO_PLACE = 74  # of one that cannot write results, and has said so
 BAD_INPUT = 2
 DEATHS_WITHOUT_PROGRESS = 3
 GRACE = 60.0  # seconds for a worker to finish what it writes after a signal
@@ -49,9 +50,9 @@ def supervise(
     """Run one worker for each command until all scenes are done or given up, by whomever.
 
     commands: of a worker's token, under which it takes claims. A worker ends with 0 when all scenes are through,
-    `RESTART` to be started anew, `BAD_INPUT` if nothing can be done as asked, which raises `BadInput`. Any other end
-    is a death; a worker that dies three times without getting anything done in between is given up. note: told what
-    happens.
+    `RESTART` to be started anew, `NO_PLACE` to be left alone, `BAD_INPUT` if nothing can be done as asked, which raises
+    `BadInput`. Any other end is a death; a worker that dies three times without getting anything done in between is
+    given up. note: told what happens.
     """
     slots = [_Slot(command) for command in commands]
     with Claims(board.state / "workers") as alive, _ending(slots):
@@ -77,7 +78,7 @@ def _start(board: Board, slot: _Slot) -> None:
 
 def _ended(board: Board, slot: _Slot, code: int, note: Callable[[str], None]) -> None:
     slot.process = None
-    if code == 0:
+    if code in (0, NO_PLACE):
         slot.ended = True
         return
     if code == BAD_INPUT:

@@ -8,6 +8,7 @@ A scene whose stage raises is noted and the next one comes. What kills the whole
 (`supervise`): scenes that it held are suspects then, and are tried one at a time, with nothing beside them.
 """
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from vggt_int8.batch.claims import Claims
 from vggt_int8.batch.scenes import SceneFolder
 
 # What another attempt would raise again: something is wrong with the images, or with the place they are in.
+NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 FINAL = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -29,6 +31,10 @@ class BadScene(ValueError):
 
 class Broken(RuntimeError):
     """The process cannot compute any more (a GPU's context after an illegal access), through this scene or not."""
+
+
+class NoPlace(RuntimeError):
+    """Nothing can be written where results go: no fault of a scene, and the next one would only be computed in vain."""
 
 
 class Stages(Protocol):
@@ -145,6 +151,9 @@ class _Worker:
         except Exception as error:
             if isinstance(error, FileExistsError) and self.board.is_done(scene):
                 return (None,)  # another one was faster
+            if stage == "write" and isinstance(error, OSError) and error.errno in NO_PLACE:
+                self.claims.release(scene.key)
+                raise NoPlace(str(error)) from error
             self._fail(scene, stage, error, final=isinstance(error, FINAL))
             return None
 
@@ -171,6 +180,7 @@ def run_worker(
 
     rank, peers: among so many processes, so that they begin at different scenes. poll: seconds between looks at what
     others do when there is nothing to take. tell: called with each scene that this process is through with, and its
-    error, "" if there was none. Raises `Broken` from `stages`, after it is noted.
+    error, "" if there was none. Raises `Broken` from `stages`, after it is noted, and `NoPlace` for a full or read-only
+    disk; scenes in hand stay open then.
     """
     _Worker(board, claims, stages, rank, peers, tell).run(poll)

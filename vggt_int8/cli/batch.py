@@ -87,6 +87,8 @@ def batch(
         raise ValueError("--format tracks: `batch` follows no points; `run` does, one scene at a time: leave it out")
     found = find_scenes(scenes.expanduser(), inside)
     check_place(out.expanduser())
+    if scenes.expanduser().resolve() in (out.expanduser().resolve(), *out.expanduser().resolve().parents):
+        raise ValueError(f"--out {out} lies in {scenes}, whose folders are scenes: choose a folder elsewhere")
     settings: dict[str, Any] = {
         "recipe": recipe, "backend": backend, "dtype": dtype, "mode": mode, "max_megapixels": max_megapixels,
         "save_scene": save_scene, "exports": asdict(exports), "global_attention": global_attention,
@@ -120,12 +122,12 @@ def batch(
         seconds, through = time.monotonic() - start, len(left) - len(board.unfinished())
         console.note(f"{through} scenes in {seconds:.0f} s, {3600 * through / seconds:.0f} an hour")
     summary = summarize(board)
-    write_json(board.out / "summary.json", summary)
     if as_json:
         console.document("batch", {"out": out, **summary})
     else:
         console.show(_table(summary))
         console.say(_sentence(summary, out))
+    write_json(board.out / "summary.json", summary)  # which a full disk refuses, hence last
     if summary["done"] < summary["scenes"]:
         raise typer.Exit(1)
 

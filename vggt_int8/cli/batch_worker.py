@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from vggt_int8.batch import BadScene, Board, Broken, Claims, SceneFolder, find_scenes, run_worker
-from vggt_int8.batch.supervise import RESTART, end_with_parent
+from vggt_int8.batch import BadScene, Board, Broken, Claims, NoPlace, SceneFolder, find_scenes, run_worker
+from vggt_int8.batch.supervise import NO_PLACE, RESTART, end_with_parent
 from vggt_int8.cli import console
 from vggt_int8.cli.formats import Exports
 from vggt_int8.cli.guard import guarded
@@ -202,6 +202,9 @@ def work(wanted: Wanted) -> None:
         except Broken as error:
             console.complain(f"{wanted.device} is of no use to this process any more, which is started anew: {error}")
             raise typer.Exit(RESTART) from error
+        except NoPlace as error:
+            console.complain(f"{wanted.device} stops, since results cannot be written: {error}")
+            raise typer.Exit(NO_PLACE) from error
 
 
 def _tell(device: str, scene: SceneFolder, error: str) -> None:
