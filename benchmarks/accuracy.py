@@ -17,7 +17,6 @@ processes (--processes), which on a GPU take turns.
 
 import argparse
 import json
-import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -192,7 +191,7 @@ def check_folder(settings: Settings, model: str) -> None:
 
 
 def workers(processes: int) -> ProcessPoolExecutor:
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, torch.get_num_threads() // processes)  # of as many as OMP_NUM_THREADS or the machine says
     return ProcessPoolExecutor(processes, get_context("spawn"), _begin, (threads,))
 
 

@@ -96,7 +96,8 @@ def test_codes(library: compiled.Library, static: str, most: int) -> None:
         way = (input_scale, rotation)
         exact(cpu_ops.quantize_rows(x, *way), reference.quantize_rows(x, *way))
         if rotation:
-            assert torch.equal(cpu_ops.rotate_rows(x, rotation), reference.rotate_rows(x, rotation))
+            for alone in (False, True):
+                assert torch.equal(cpu_ops.rotate_rows(x, rotation, alone), reference.rotate_rows(x, rotation))
         got = cpu_ops.layer_norm_quantize(x, weight, bias, 1e-5, *way)
         want = reference.layer_norm_quantize(x, weight, bias, 1e-5, *way)
         torch.testing.assert_close(got[1], want[1], rtol=2e-6, atol=0)

@@ -105,6 +105,22 @@ def test_estimates_are_what_random_inputs_show() -> None:
         assert torch.allclose(folds[name].columns, f, rtol=0.05)
 
 
+@pytest.mark.parametrize("values", [False, True])
+def test_factors_do_not_depend_on_where_in_memory_weights_lie(values: bool) -> None:
+    """What streams by may have other strides than what is in place, and a sum in fp32 another last digit then."""
+    k = 768
+    parameters = {"norm.weight": randn(k), "norm.bias": randn(k, seed=1)}
+    parameters |= {"qkv.weight": randn(3 * k, k, seed=2), "qkv.bias": randn(3 * k, seed=3), "read.weight": randn(64, k)}
+    seam = Seam("read", "norm", "qkv") if values else Seam("read", "norm")
+    laid_out = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in parameters.items()}
+    assert laid_out["qkv.weight"].stride() != parameters["qkv.weight"].stride()
+    one, other = (estimated_folds([seam], given.__getitem__) for given in (parameters, laid_out))
+    for name, fold in one.items():
+        for mine, its in ((fold.rows, other[name].rows), (fold.columns, other[name].columns)):
+            assert (mine is None) == (its is None)
+            assert mine is None or torch.equal(mine, its), name
+
+
 def test_folded_numbers_stay_where_fp16_has_its_digits() -> None:
     written = torch.tensor([1e-3, 1.0, 6e4, 0.0])
     f = within_fp16(torch.tensor([1e6, 1e-7, 1.0, 5.0]).double(), written)

@@ -29,6 +29,7 @@ TensorOf = Callable[[str], Tensor]  # name of a parameter -> its floats
 _SPREAD = 2.0**-12  # what is smaller than this share of the largest channel counts as that
 # What is written stays this far inside of fp16, in which LayerNorm and biases are stored.
 _LARGEST_WRITTEN, _SMALLEST_WRITTEN = 2.0**14, 2.0**-10
+_FP64_AT_ONCE = 1 << 19  # values of a weight that are summed at once
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,25 @@ def _spread(sizes: Tensor) -> Tensor | None:
 
 
 def column_sizes(weight: Tensor) -> Tensor:
-    """Root mean square of each column of a weight [N, K] -> [K], fp32 or fp64."""
-    return _floats(weight).square().mean(0).sqrt()
+    """Root mean square of each column of a weight [N, K] -> [K], in the dtype of `settled`."""
+    total = sum(part.double().square().sum(0) for part in _rows_at_a_time(weight))
+    assert isinstance(total, Tensor)
+    return settled((total / len(weight)).sqrt(), weight.dtype)
+
+
+def settled(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """What sums in fp64 say of parameters of `dtype`: rounded to fp32, unless those are fp64 themselves.
+
+    How a sum is associated depends on strides, on the number of threads and on the CPU: BLAS, for one, starts where
+    memory is aligned. In fp64 only last digits differ, which rounding to fp32 takes away, so factors are the same
+    whether weights are in place or stream by.
+    """
+    return sums if dtype == torch.float64 else sums.float()
+
+
+def _rows_at_a_time(weight: Tensor) -> tuple[Tensor, ...]:
+    """Parts of a weight [N, K] of which copies in fp64 take some megabytes."""
+    return weight.detach().split(max(1, _FP64_AT_ONCE // max(1, weight.shape[1])))
 
 
 def estimated_inputs(seam: Seam, tensor_of: TensorOf) -> Tensor:
@@ -83,9 +101,12 @@ def estimated_inputs(seam: Seam, tensor_of: TensorOf) -> Tensor:
     if not seam.values:
         return (scale.square() + shift.square()).sqrt()
     weight, bias = _value_rows(seam, tensor_of)
-    mean = (weight * shift).sum(1)  # not a product of BLAS, whose last bit depends on where in memory a weight lies
+    scale, shift = scale.double(), shift.double()
+    parts = [part.double() for part in _rows_at_a_time(weight)]
+    mean = torch.cat([(part * shift).sum(1) for part in parts])
     mean = mean if bias is None else mean + bias
-    return ((weight * scale).square().sum(1) + mean.square()).sqrt()
+    around = torch.cat([(part * scale).square().sum(1) for part in parts])
+    return settled((around + mean.square()).sqrt(), weight.dtype)
 
 
 def estimated_folds(seams: Iterable[Seam], tensor_of: TensorOf, strength: float = 0.5) -> Folds:

@@ -32,13 +32,14 @@ class Library(NamedTuple):
     functions: ctypes.CDLL
     name: str
 
-    def call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """The function `name` on `threads()` threads. Tensors are passed as their address, None as null.
+    def call(self, name: str, *arguments: Tensor | float | None, alone: bool = False) -> None:
+        """The function `name` on `threads()` threads, or if `alone` on this one. Tensors are passed as their address,
+        None as null.
 
         Raises MemoryError, naming the function and its operands.
         """
         values = [convert(a) for convert, a in zip(_CONVERTERS[name], arguments, strict=True)]
-        if getattr(self.functions, name)(*values, threads()) == _OUT_OF_MEMORY:
+        if getattr(self.functions, name)(*values, 1 if alone else threads()) == _OUT_OF_MEMORY:
             shapes = ", ".join(str(list(a.shape)) for a in arguments if isinstance(a, Tensor))
             raise MemoryError(f"{name} found no memory for what it works on: operands {shapes}")
 
@@ -124,11 +125,11 @@ _CONVERTERS = {name: [_KINDS[kind][1] for kind in kinds] for name, kinds in _SIG
 _MAX_OUTPUTS = 8  # of a dense head
 
 
-def call(name: str, *arguments: Tensor | float | None) -> None:
+def call(name: str, *arguments: Tensor | float | None, alone: bool = False) -> None:
     """`Library.call` of the library that is there; only where `library()` is not None."""
     found = library()
     assert found is not None
-    found.call(name, *arguments)
+    found.call(name, *arguments, alone=alone)
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -149,10 +150,10 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None, rotation: int) -> tuple
     return codes, scale
 
 
-def rotate_rows(x: Tensor, rotation: int) -> Tensor:
-    """`reference.rotate_rows` for x that is `usable`."""
+def rotate_rows(x: Tensor, rotation: int, alone: bool = False) -> Tensor:
+    """`reference.rotate_rows` for x that is `usable`, by this thread if `alone`."""
     out = x.new_empty(x.shape)
-    call("vi_rotate_rows", x, *x.shape, rotation, out)
+    call("vi_rotate_rows", x, *x.shape, rotation, out, alone=alone)
     return out
 
 

@@ -31,10 +31,10 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
     return codes, scale
 
 
-def rotate_rows(x: Tensor, rotation: int) -> Tensor:
-    """`reference.rotate_rows`."""
+def rotate_rows(x: Tensor, rotation: int, alone: bool = False) -> Tensor:
+    """`reference.rotate_rows`; alone: by this thread, for callers that are themselves many."""
     if compiled.usable(x):
-        return compiled.rotate_rows(x, rotation)
+        return compiled.rotate_rows(x, rotation, alone)
     out = x.new_empty(x.shape)
     for rows in slices_of_rows(*x.shape):
         out[rows] = reference.rotate_rows(x[rows], rotation)
