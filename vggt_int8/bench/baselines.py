@@ -19,15 +19,16 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from vggt_int8.bench.cost import fastest_attention
 from vggt_int8.bench.source import Source
 from vggt_int8.machine import architecture
-from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.families import AnyNetwork, dense_heads, network_class
 from vggt_int8.model.layers import Block
-from vggt_int8.model.vggt import VGGT
+from vggt_int8.model.network import Network as PlainNetwork
+from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.quiet import quiet_import
 from vggt_int8.runtime.graphs import GraphCache
 
 COMPARED = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 
-AnyVGGT = TypeVar("AnyVGGT", bound=VGGT)
+Kind = TypeVar("Kind", bound=PlainNetwork)
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
 
@@ -69,12 +70,12 @@ def _stored_bytes(tensor: Tensor) -> int:
 Build = Callable[[Source, torch.device], Network]
 
 
-def float_network(source: Source, device: torch.device, dtype: torch.dtype) -> VGGT:
+def float_network(source: Source, device: torch.device, dtype: torch.dtype) -> AnyNetwork:
     """The plain network in `dtype` on `device`."""
-    return fill(VGGT, source, device, dtype)
+    return fill(network_class(source.config), source, device, dtype)
 
 
-def fill(kind: type[AnyVGGT], source: Source, device: torch.device, dtype: torch.dtype) -> AnyVGGT:
+def fill(kind: type[Kind], source: Source, device: torch.device, dtype: torch.dtype) -> Kind:
     """A network with the source's weights, cast tensor by tensor: no fp32 copy of it all is ever on the device."""
     with torch.device("meta"):
         model = kind(source.config)
@@ -120,15 +121,17 @@ def is_fastvggt(theirs: Any) -> bool:
 
 
 def reference(source: Source, device: torch.device) -> Network:
-    """The reference repository's own code, where `import vggt` works, as its README runs it.
+    """The reference repository's own code, where `import vggt` (or `vggt_omega`) works, as its README runs it.
 
-    Without its track head where it can be left out; that spares it 0.26 GB.
+    VGGT's without its track head where it can be left out; that spares it 0.26 GB.
     """
+    if isinstance(source.config, VGGTOmegaConfig):
+        return _public_omega(source, device)
     if find_spec("vggt") is None:
         raise UnavailableError("`import vggt` finds nothing: install the reference repository to measure it")
     theirs = importlib.import_module("vggt.models.vggt").VGGT
     sizes = ("encoder_depth", "encoder_num_heads", "depth", "num_heads", "camera_depth", "dpt_layers")
-    if any(getattr(source.config, name) != getattr(VGGTConfig(), name) for name in sizes):
+    if any(getattr(source.config, name) != getattr(type(source.config)(), name) for name in sizes):
         raise UnavailableError(f"the reference code has VGGT-1B's depth alone, and {source.name} has another")
     if is_fastvggt(theirs):
         raise UnavailableError("`import vggt` finds FastVGGT, not the reference repository")
@@ -144,6 +147,23 @@ def reference(source: Source, device: torch.device) -> Network:
         raise UnavailableError(f"the reference code has other weights: {missing[:3]} missing, {unexpected[:3]} unknown")
     model = model.to(device).eval().requires_grad_(False)
     return Network(model, _autocast(model, device))
+
+
+def _public_omega(source: Source, device: torch.device) -> Network:
+    """VGGT-Omega's public code, which has one size alone, and casts to bf16 by itself."""
+    if find_spec("vggt_omega") is None:
+        raise UnavailableError("`import vggt_omega` finds nothing: install the reference repository to measure it")
+    theirs = importlib.import_module("vggt_omega.models").VGGTOmega
+    with torch.device(device):
+        model = theirs()
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if different := [name for name, value in source.weights.items() if shapes.get(name) != tuple(value.shape)]:
+        raise UnavailableError(f"the reference code has other sizes than {source.name}: {different[:3]}")
+    missing, _ = model.load_state_dict(source.weights, strict=False)
+    if missing:
+        raise UnavailableError(f"the reference code has other weights: {missing[:3]} are missing")
+    model = model.to(device).eval().requires_grad_(False)  # tables that were made on the CPU, too
+    return Network(model, model)
 
 
 def bf16_compiled_blocks(source: Source, device: torch.device) -> Network:
@@ -219,18 +239,18 @@ def _quantize_by_torchao(model: nn.Module, fp8: bool = False) -> None:
     quantize_(model, config, lambda module, name: isinstance(module, nn.Linear) and name.startswith("aggregator."))
 
 
-def _compiled(model: VGGT, device: torch.device, heads: bool = True) -> Network:
+def _compiled(model: AnyNetwork, device: torch.device, heads: bool = True) -> Network:
     """Compile in place, for the sizes at hand: whoever runs one size wants no kernels for all sizes."""
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=False)
-    for head in (model.depth_head, model.point_head):
-        if heads and head is not None:
-            for module in head.modules():
-                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-            for method in (head.run_chunk, head.activate):  # all but the loop over chunks of frames
-                setattr(head, method.__name__, torch.compile(method, dynamic=False))
+    for head in dense_heads(model) if heads else ():
+        for module in head.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        for name in ("run_chunk", "activate"):  # all but the loop over chunks of frames
+            if hasattr(head, name):
+                setattr(head, name, torch.compile(getattr(head, name), dynamic=False))
 
     def run(images: Tensor) -> Mapping[str, Tensor]:
         with torch.backends.cudnn.flags(enabled=True, benchmark=True), fastest_attention(device):

@@ -21,8 +21,7 @@ from vggt_int8.kernels import ops
 from vggt_int8.kernels.cpu import matmul
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.machine import architecture
-from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.vggt import VGGT
+from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
 from vggt_int8.quant.backends import get_backend
 from vggt_int8.recipe import Scheme
 from vggt_int8.runtime.attention import TRITON, backends
@@ -69,12 +68,13 @@ class WorkCounter:
     square is that of global attention, in which `keyframes` take the place of one factor.
     """
 
-    def __init__(self, config: VGGTConfig, size: tuple[int, int]) -> None:
+    def __init__(self, config: AnyConfig, size: tuple[int, int]) -> None:
         with torch.device("meta"):
-            model = VGGT(config).eval().requires_grad_(False)
+            model = network_class(config)(config).eval().requires_grad_(False)
         self._known = [_count(model, frames, size) for frames in (1, 2, 3)]
         tokens = size[0] * size[1] // config.patch_size**2 + model.aggregator.num_special
-        self._keys_and_values = 2 * config.depth * tokens * config.embed_dim * 2 * config.embed_dim  # of a frame
+        width = config.embed_dim
+        self._keys_and_values = 2 * len(model.global_layers) * tokens * width * 2 * width  # of a frame
 
     def __call__(self, frames: int, keyframes: int | None = None) -> Work:
         s = frames - 1
@@ -88,7 +88,7 @@ class WorkCounter:
 
 
 @torch.no_grad()
-def _count(model: VGGT, frames: int, size: tuple[int, int]) -> Work:
+def _count(model: AnyNetwork, frames: int, size: tuple[int, int]) -> Work:
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(frames, 3, *size, device="meta"))
     counts = {str(op).removeprefix("aten."): n for op, n in counter.get_flop_counts()["Global"].items()}

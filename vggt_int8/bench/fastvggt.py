@@ -14,10 +14,15 @@ from torch import Tensor
 
 from vggt_int8.bench.baselines import COMPARED, Network, UnavailableError, is_fastvggt
 from vggt_int8.bench.source import Source
+from vggt_int8.model.config import VGGTConfig
 
 
 def fastvggt(source: Source, device: torch.device) -> Network:
-    """The network with the source's weights. Raises `UnavailableError` where its code is not there, or on a CPU."""
+    """The network with the source's weights. Raises `UnavailableError` where its code is not there, on a CPU, or for
+    another network than VGGT.
+    """
+    if not isinstance(source.config, VGGTConfig):
+        raise UnavailableError(f"FastVGGT's code is for VGGT, and {source.name} is a {source.config.kind}")
     if find_spec("vggt") is None or find_spec("merging") is None:
         raise UnavailableError("`import vggt, merging` finds nothing: put FastVGGT's repository on PYTHONPATH")
     theirs = importlib.import_module("vggt.models.vggt").VGGT

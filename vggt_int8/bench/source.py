@@ -12,16 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class, pose_output
+from vggt_int8.model.network_config import NetworkConfig
+from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.plain_data import shown
-from vggt_int8.pretrained import VGGTInt8
+from vggt_int8.pretrained.kinds import config_class
+from vggt_int8.pretrained.model import int8_class_of
 from vggt_int8.saves.plain_files import read_json
 from vggt_int8.scenes import render_scenes, scene_seeds
 
 RANDOM = "random:"
 SIZES: dict[str, dict[str, Any]] = {
     "vggt-1b": {},
+    "vggt-omega": {"model_type": VGGTOmegaConfig.model_type},
     "small": {
         "img_size": 112,
         "embed_dim": 192,
@@ -36,6 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "dpt_layers": [0, 1, 2, 3],
     },
 }
+NAMES = {"vggt-1b": "VGGT-1B", "vggt-omega": "VGGT-Omega"}
 LOGIT_SPREAD = 0.5  # standard deviation of what goes into the exponentials of depth, points and confidences
 FIELD_OF_VIEW = 1.0  # radians, about 60 degrees
 SCENE = 4  # images of a scene that static scales are found on
@@ -46,7 +51,7 @@ class Source:
     """weights: fp32 by name, on the host (pinned if a GPU will read them). No track head: nothing here tracks."""
 
     name: str
-    config: VGGTConfig
+    config: AnyConfig
     weights: dict[str, Tensor]
 
     @property
@@ -79,7 +84,7 @@ def describe_source(name: str) -> str:
     size = name.removeprefix(RANDOM)
     if size == name:
         return name
-    return f"random weights of {'VGGT-1B' if size == 'vggt-1b' else size}'s shapes"
+    return f"random weights of {NAMES.get(size, size)}'s shapes"
 
 
 def default_source(device: torch.device) -> str:
@@ -88,16 +93,18 @@ def default_source(device: torch.device) -> str:
 
 
 def load_source(name: str, device: torch.device) -> Source:
-    """`random:vggt-1b`, `random:small`, `random:<config.json>`, or a floating-point checkpoint: a folder or Hub id.
+    """`random:vggt-1b` or another of `SIZES`, `random:<config.json>`, or a floating-point checkpoint: a folder, file or
+    Hub id.
 
-    Raises ValueError for an unknown size, a file that describes no VGGT, or a quantized checkpoint; `CheckpointError`
-    as `from_pretrained`.
+    Raises ValueError for an unknown size, a file that describes no network, or a quantized checkpoint;
+    `CheckpointError` as `from_pretrained`.
     """
     if name.startswith(RANDOM):
         config = _config(name.removeprefix(RANDOM))
         weights = draw_weights(config, device)
     else:
-        model = VGGTInt8.from_pretrained(name, dtype=torch.float32, enable_track=False)
+        kind = int8_class_of(name)
+        model = kind.from_pretrained(name, dtype=torch.float32, **_left_out(kind.config_class))
         quantization = getattr(model.config, "quantization_config", None)
         if quantization is not None:
             raise ValueError(
@@ -109,7 +116,12 @@ def load_source(name: str, device: torch.device) -> Source:
     return Source(name, config, pinned)
 
 
-def _config(name: str) -> VGGTConfig:
+def _left_out(kind: type[NetworkConfig]) -> dict[str, Any]:
+    """Fields that switch off what is not measured: nothing here tracks."""
+    return {"enable_track": False} if "enable_track" in kind.__annotations__ else {}
+
+
+def _config(name: str) -> AnyConfig:
     """Of a name in `SIZES`, or of a file, in which an unknown field is no oversight: it would time another network."""
     if name not in SIZES and not name.endswith(".json"):
         choices = ", ".join(RANDOM + size for size in SIZES)
@@ -118,39 +130,46 @@ def _config(name: str) -> VGGTConfig:
         fields = SIZES[name] if name in SIZES else read_json(Path(name))
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {shown(fields)}, not an object of a config's fields")
-        fields = {key: value for key, value in fields.items() if key != "save"}  # of the files beside it
-        if unknown := sorted(fields.keys() - VGGTConfig().to_dict().keys()):
-            raise ValueError(f"a VGGT's config has no {', '.join(f'{key:.60}' for key in unknown[:8])}")
-        return VGGTConfig(**fields | {"enable_track": False})
+        kind = config_class(fields)
+        fields = {key: value for key, value in fields.items() if key not in ("save", "model_type")}  # of its files
+        if unknown := sorted(fields.keys() - kind().to_dict().keys()):
+            raise ValueError(f"a {kind.kind}'s config has no {', '.join(f'{key:.60}' for key in unknown[:8])}")
+        config: AnyConfig = kind(**fields | _left_out(kind))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name} describes no VGGT: {error}") from error
+        raise ValueError(f"{name} describes no network: {error}") from error
+    return config
 
 
 @torch.no_grad()
-def draw_weights(config: VGGTConfig, device: torch.device) -> dict[str, Tensor]:
+def draw_weights(config: AnyConfig, device: torch.device) -> dict[str, Tensor]:
     """Random fp32 weights on the host; the same on each call on one kind of device."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(0)
-        model = VGGT(config).eval()
+        model = network_class(config)(config).eval()
         for name, parameter in model.named_parameters():
             if name.endswith("gamma"):
                 nn.init.uniform_(parameter, 0.05, 0.2)
             elif name.endswith(("_token", "_tokens")):
                 nn.init.normal_(parameter, std=0.3)
         images = torch.rand(2, 3, 5 * config.patch_size, 6 * config.patch_size)
-    if model.camera_head is not None:
-        model.camera_head.pose_branch.fc2.bias[7:] = FIELD_OF_VIEW
-    for head in (model.depth_head, model.point_head):
-        if head is not None:
-            _spread_logits(model, head.scratch.output_conv2, images)
+    if (poses := pose_output(model)) is not None:
+        poses.bias[7:] = FIELD_OF_VIEW
+    for convolution in _logits(model):
+        _spread_logits(model, convolution, images)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
-def _spread_logits(model: VGGT, output: nn.Module, images: Tensor) -> None:
-    """Scale and shift the last convolution so that its outputs have mean 0 and the spread wanted, per channel."""
-    assert isinstance(output, nn.Sequential)
-    last = output[-1]
+def _logits(model: AnyNetwork) -> list[nn.Module]:
+    """The convolutions that write what goes into the exponentials of depth, points and confidences."""
+    if isinstance(model, VGGT):
+        heads = (model.depth_head, model.point_head)
+        return [list(head.scratch.output_conv2.children())[-1] for head in heads if head is not None]
+    return [] if model.dense_head is None else [model.dense_head.proj, model.dense_head.proj_conf]
+
+
+def _spread_logits(model: nn.Module, last: nn.Module, images: Tensor) -> None:
+    """Scale and shift a last convolution so that its outputs have mean 0 and the spread wanted, per channel."""
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     seen: list[Tensor] = []

@@ -16,7 +16,9 @@ from vggt_int8.bench.baselines import Build, Network, fill
 from vggt_int8.bench.fastvggt import fastvggt
 from vggt_int8.bench.source import Source
 from vggt_int8.global_attention import KEYFRAMES
-from vggt_int8.pretrained import VGGTInt8, quantize
+from vggt_int8.pretrained import quantize
+from vggt_int8.pretrained.int8_network import Int8Network
+from vggt_int8.pretrained.model import int8_class
 from vggt_int8.quant.backends import BACKENDS, BackendError
 from vggt_int8.recipe import available_recipes, load_recipe
 
@@ -115,7 +117,7 @@ def _quantized(recipe: str, backend: str, keywords: Mapping[str, Any] = MappingP
 
     def build(source: Source, device: torch.device) -> Network:
         on_cuda = device.type == "cuda"
-        model = fill(VGGTInt8, source, device, torch.float16 if on_cuda else torch.float32)
+        model = fill(int8_class(type(source.config)), source, device, torch.float16 if on_cuda else torch.float32)
         loaded = load_recipe(recipe)
         has_int8 = loaded.weights == "int8"
         if not has_int8 and backend != "native":
@@ -143,7 +145,7 @@ def _keyframed(source: Source, device: torch.device) -> Network:
     return _quantized("int8_dynamic", "native", keywords)(source, device)
 
 
-def _mode(model: VGGTInt8) -> str:
+def _mode(model: Int8Network) -> str:
     report = model.runtime_report()
     how = report.mode + (f" ({report.reason})" if report.reason else "")
     return how + (f"; global attention: {report.attention}" if report.attention else "")

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FRAMES = {"cuda": "1,2,4,10,32,100,200", "cpu": "1,2,4"}
 SIZE = {"cuda": "392x518", "cpu": "112x112"}
+OF_16 = "416x624"  # where patches have 16 pixels, VGGT-Omega's
 BASELINES = ", ".join(options.BASELINES)
 COLUMNS = (
     f"{'variant':26s} {'frames':>6s} {'ms':>9s} {'p20-p80':>17s} {'first s':>8s} {'peak GiB':>9s} "
@@ -30,8 +32,9 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A floating-point checkpoint (folder, Hub model or embedded), random:vggt-1b, random:small or "
-            "random:<config.json>; by default random:vggt-1b on cuda, random:small on cpu.",
+            help="A floating-point checkpoint (folder, file, Hub model or embedded), random:vggt-1b, "
+            "random:vggt-omega, random:small or random:<config.json>; by default random:vggt-1b on cuda, random:small "
+            "on cpu.",
             show_default=False,
         ),
     ] = None,
@@ -53,7 +56,7 @@ def bench(
     size: Annotated[
         str | None,
         typer.Option(
-            help=f"Height x width, pixels; by default {SIZE['cuda']}, on cpu {SIZE['cpu']}.",
+            help=f"Height x width, pixels; by default {SIZE['cuda']} (of VGGT-Omega {OF_16}), on cpu {SIZE['cpu']}.",
             metavar="HxW",
             **options.checked(lambda text: height_and_width(text)),
         ),
@@ -95,6 +98,8 @@ def bench(
     done = {identity(row) for row in earlier if resume and row["status"] == "ok"}
     with console.step(f"Preparing {chosen} on {target}"):
         source = load_source(chosen, target)
+        if size is None and settings.size[0] % source.config.patch_size and not 416 % source.config.patch_size:
+            settings = replace(settings, size=height_and_width(OF_16))
         _check_size(settings.size, source.config.patch_size)
         sweep = Sweep(source, target, settings)
     say = console.note if as_json else console.say

@@ -3,8 +3,10 @@
 From the config alone, which is all that is read of a model.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -13,12 +15,11 @@ from vggt_int8.cli import console, options
 from vggt_int8.cli.bench import height_and_width
 
 if TYPE_CHECKING:
-    from vggt_int8.model.config import VGGTConfig
-    from vggt_int8.model.omega.config import VGGTOmegaConfig
+    from vggt_int8.model.families import AnyConfig
+    from vggt_int8.recipe import Recipe
     from vggt_int8.runtime.fits import Question
 
 RECIPES = ("fp16", "int8_rotated")  # where none is asked for; INT8 recipes differ by a few per cent in size
-SIZE = "392x518"
 DEFAULT = "VGGT-1B"
 
 
@@ -26,8 +27,8 @@ def estimate(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A folder, a model on the Hugging Face Hub, or embedded, of which the config alone is read; by "
-            "default VGGT-1B's sizes, without asking anybody.",
+            help="A folder, a file, a model on the Hugging Face Hub, or embedded, of which the config alone is read; "
+            "by default VGGT-1B's sizes, without asking anybody.",
             show_default=False,
             autocompletion=options.offer_embedded,
         ),
@@ -46,13 +47,13 @@ def estimate(
         typer.Option(help="Also what so many frames take; exit code 1 if they fit nowhere.", **options.between(1)),
     ] = None,
     size: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Height x width of the images in the model, pixels.",
+            help="Height x width of the images in the model, pixels; by default photographs of 4:3 as `run` fits them.",
             metavar="HxW",
             **options.checked(lambda text: height_and_width(text)),
         ),
-    ] = SIZE,
+    ] = None,
     memory_gb: Annotated[
         list[float] | None,
         typer.Option(
@@ -70,8 +71,12 @@ def estimate(
     """Estimate how many frames fit into a GPU's memory, by the runtime's own plan; nothing is loaded."""
     from vggt_int8.runtime.fits import cards_with
 
-    rows, pixels = [], height_and_width(size)
-    for name, question in _questions(model, recipe, pixels, keyframes):
+    config, stored = _config(model)
+    pixels = _of_a_photograph(config) if size is None else height_and_width(size)
+    if stored is not None and recipe:
+        raise ValueError(f"{model} is quantized already, by {stored.name}: leave --recipe out")
+    rows = []
+    for name, question in _questions(config, [stored] if stored is not None else recipe, pixels, keyframes):
         for gigabytes, memory in cards_with(memory_gb or ()):
             row: dict[str, Any] = {
                 "memory_gb": gigabytes,
@@ -102,33 +107,38 @@ def estimate(
 
 
 def _questions(
-    model: str | None, recipes: list[str] | None, size: tuple[int, int], keyframes: int | None
+    config: "AnyConfig", recipes: "Sequence[str | Recipe] | None", size: tuple[int, int], keyframes: int | None
 ) -> "list[tuple[str, Question]]":
-    """(name of the recipe, what is asked) of each row's weights. Raises as `from_pretrained` for a bad source."""
+    """(name of the recipe, what is asked) of each row's weights."""
     from vggt_int8.recipe import load_recipe
     from vggt_int8.runtime.fits import Question, skeleton, stored_bytes
 
-    config, stored = _config(model)
-    if stored is not None and recipes:
-        raise ValueError(f"{model} is quantized already, by {stored.name}: leave --recipe out")
-    chosen = [stored] if stored is not None else [load_recipe(name) for name in recipes or RECIPES]
+    chosen = [load_recipe(recipe) for recipe in recipes or RECIPES]
     return [
         (recipe.name, Question(config, stored_bytes(skeleton(config, recipe)[0]), size, keyframes)) for recipe in chosen
     ]
 
 
-def _config(model: str | None) -> "tuple[VGGTConfig | VGGTOmegaConfig, Any]":
-    """Sizes of a model, and the recipe that it was quantized by; None for a floating-point one."""
+def _of_a_photograph(config: "AnyConfig") -> tuple[int, int]:
+    """Height and width: as wide as the model's images, three quarters as high, in whole patches."""
+    patch = config.patch_size
+    return max(1, round(0.75 * config.img_size / patch)) * patch, config.img_size
+
+
+def _config(model: str | None) -> "tuple[AnyConfig, Recipe | None]":
+    """Sizes of a model, and the recipe that it was quantized by; None for a floating-point one. Raises as
+    `from_pretrained` for a bad source.
+    """
     from vggt_int8.embedded import resolve_source
     from vggt_int8.model.config import VGGTConfig
-    from vggt_int8.pretrained.source import load_config, stored_quantization
+    from vggt_int8.pretrained.source import load_config, open_file, stored_quantization
     from vggt_int8.saves.names import check_source
 
     if model is None:
         return VGGTConfig(), None
     source = resolve_source(model)
     check_source(source, {})
-    config = load_config(source, {})
+    config = cast("AnyConfig", open_file(source, None, {})[1] if Path(source).is_file() else load_config(source, {}))
     quantization = stored_quantization(config, model)
     return config, None if quantization is None else quantization.parsed()
 

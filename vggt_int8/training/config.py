@@ -8,8 +8,9 @@ from typing import Any
 
 from vggt_int8.listing import first_few
 from vggt_int8.model import VGGTConfig
+from vggt_int8.model.families import AnyConfig
 from vggt_int8.plain_data import shown
-from vggt_int8.training.networks import TrainableConfig, config_class
+from vggt_int8.training.networks import config_class
 from vggt_int8.training.sections import (
     DataConfig,
     Limits,
@@ -54,7 +55,7 @@ class TrainingConfig(RunConfig):
     def _limits(self) -> Limits:
         return {**super()._limits(), **loss_limits(self.loss)}
 
-    def network(self) -> TrainableConfig:
+    def network(self) -> AnyConfig:
         kind = config_class(self.model.get("model_type", VGGTConfig.model_type))
         unknown = sorted(set(self.model) - set(kind.__annotations__))
         if unknown:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vggt_int8.model import VGGTOutput
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.model.omega.network import VGGTOmegaOutput
 from vggt_int8.training.losses import FOV_WEIGHT
-from vggt_int8.training.networks import Trainable
 
 SMALLEST = 1e-6  # of what errors are divided by
 
@@ -38,7 +38,7 @@ class DistillConfig:
     gamma: float = 0.6
 
 
-def predict(model: torch.nn.Module, network: Trainable, images: Tensor) -> Prediction:
+def predict(model: torch.nn.Module, network: AnyNetwork, images: Tensor) -> Prediction:
     """Run `model`, which is `network` or wraps it, on images [B, S, 3, H, W]; `network` must be in training mode, in
     which it gives the poses of all refinements."""
     kept: list[tuple[Tensor, ...]] = []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.eval.metrics import ScoreKeeper
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.model.layers import LayerScale
 from vggt_int8.plain_data import shown
 from vggt_int8.quant.fake import fake_layers
@@ -18,7 +19,6 @@ from vggt_int8.scenes import SceneBatch
 from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.distill import distill_losses, predict
 from vggt_int8.training.loop import LEARNING_BROKE, Loop, RunLimits, settings_of
-from vggt_int8.training.networks import Trainable
 from vggt_int8.training.qat_config import QatConfig
 from vggt_int8.training.views import Source, Views
 
@@ -41,8 +41,8 @@ class Distiller(Loop):
         self,
         config: QatConfig,
         out: Path,
-        student: Trainable,
-        teacher: Trainable,
+        student: AnyNetwork,
+        teacher: AnyNetwork,
         source: Source,
         origin: dict[str, Any],
         *,
@@ -160,7 +160,7 @@ class Distiller(Loop):
         return {key: facts[key] for key in ("step", "loss", "start_loss")}
 
 
-def choose_parameters(network: Trainable, config: QatConfig) -> None:
+def choose_parameters(network: AnyNetwork, config: QatConfig) -> None:
     """Let those parameters ask for gradients that `config` trains, and no others."""
     asked = {parameter for parameter in network.parameters() if parameter.requires_grad}
     scales = {fake.log_input_scale for _, fake in fake_layers(network)}

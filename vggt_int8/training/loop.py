@@ -23,10 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from vggt_int8.files import append_json_line
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.training.captured import CapturedBackward, average_gradients
 from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.log import LOG
-from vggt_int8.training.networks import Trainable
 from vggt_int8.training.sections import RunConfig
 from vggt_int8.training.start import build_optimizers, build_schedule, prepare_network
 
@@ -49,7 +49,7 @@ class Loop(ABC):
     exact_moments = False  # whether the optimizers' moments are kept to the last bit, or in 8 bits
     reserve = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
 
-    def __init__(self, config: RunConfig, out: Path, network: Trainable, *, quiet: bool = False) -> None:
+    def __init__(self, config: RunConfig, out: Path, network: AnyNetwork, *, quiet: bool = False) -> None:
         """quiet: no progress on stderr."""
         self.started = time.monotonic()
         self.config, self.out = config, out
@@ -60,7 +60,7 @@ class Loop(ABC):
         self.console = Console(stderr=True, quiet=quiet or not self.accelerator.is_main_process, soft_wrap=True)
         self.step, self.seconds_before = 0, 0.0
         # The model itself: without DDP's wrapper, and with the names of the checkpoint.
-        self.network: Trainable = network.to(self.device)
+        self.network: AnyNetwork = network.to(self.device)
         prepare_network(self.network, config)  # before moments are loaded: they take the parameters' memory layout
         self.optimizers = build_optimizers(self.network, config.optimizer)
         if find_checkpoint(self.accelerator, self.checkpoint):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vggt_int8.calibration import Calibration
 from vggt_int8.files import write_whole
 from vggt_int8.kernels.reference import CODE_MAX
+from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.model.network import Network
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.pretrained.in_place import check_calibration, install, measured
@@ -31,7 +32,6 @@ from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.training.distiller import Distiller
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
-from vggt_int8.training.networks import Trainable, network_class
 from vggt_int8.training.qat_config import QatConfig, read_table, settings_for
 from vggt_int8.training.views import SYNTHETIC, Album, Rendered, Source, find_scenes
 
@@ -115,8 +115,8 @@ def train_qat(
 
 
 def prepare_student(
-    teacher: Trainable, plan: dict[str, LayerPlan], recipe: Recipe, calibration: Any
-) -> tuple[Trainable, Calibration | None]:
+    teacher: AnyNetwork, plan: dict[str, LayerPlan], recipe: Recipe, calibration: Any
+) -> tuple[AnyNetwork, Calibration | None]:
     """A copy of the teacher with fake layers, and the calibration of its static scales.
 
     What the recipe folds into layers is folded before, which changes nothing in floats: its factors are trained with
@@ -134,7 +134,7 @@ def prepare_student(
     return student, found
 
 
-def plain_network(model: str) -> Trainable:
+def plain_network(model: str) -> AnyNetwork:
     """The floats of a model, in fp32 on the CPU. Raises ValueError if it is quantized."""
     loaded = int8_class_of(model).from_pretrained(model, dtype=torch.float32)
     if loaded.quantization_plan is not None:
@@ -142,7 +142,7 @@ def plain_network(model: str) -> Trainable:
     return network_of(loaded.state_dict(), loaded.config, network_class(loaded.config))
 
 
-def copy_of(model: Trainable) -> Trainable:
+def copy_of(model: AnyNetwork) -> AnyNetwork:
     """A plain network with copies of the weights."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return network_of(state, model.config, network_class(model.config))
@@ -194,7 +194,9 @@ def training_facts(config: QatConfig, source: Source, end: QatEnd) -> dict[str, 
     }
 
 
-def write_int8(student: Trainable, recipe: Recipe, out: Path, facts: dict[str, Any], found: Calibration | None) -> None:
+def write_int8(
+    student: AnyNetwork, recipe: Recipe, out: Path, facts: dict[str, Any], found: Calibration | None
+) -> None:
     """A network with fake layers as an INT8 checkpoint with a model card. The network becomes a plain one.
 
     found: its calibration, whose ranges are told as training has left them.

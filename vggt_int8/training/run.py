@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_config, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
-from vggt_int8.training.networks import Trainable, first_difference, network_class
+from vggt_int8.training.networks import first_difference
 from vggt_int8.training.trainer import Trainer
 
 
@@ -79,19 +80,19 @@ def train_run(
     return end if is_main else None
 
 
-def trained_model(folder: Path, config: TrainingConfig) -> Trainable:
+def trained_model(folder: Path, config: TrainingConfig) -> AnyNetwork:
     """The weights of a model folder in fp32, to be trained on. Raises ValueError if they are of another network."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: --init takes a model's, with config.json and weights")
     wanted = config.network()
-    model: Trainable = network_class(wanted).from_pretrained(folder, dtype=torch.float32)
+    model: AnyNetwork = network_class(wanted).from_pretrained(folder, dtype=torch.float32)
     if difference := first_difference(model.config, wanted):
         key, found, wanted = difference
         raise ValueError(f"{folder} is another network than [model]: {key} is {found}, not {wanted}")
     return model
 
 
-def start_at(step: int, parts: Sequence[TrainingConfig], out: Path, model: Trainable) -> None:
+def start_at(step: int, parts: Sequence[TrainingConfig], out: Path, model: AnyNetwork) -> None:
     """A checkpoint in `out` with the model's weights at a step within the run, and without moments of optimizers."""
     part = next((part for part in parts if part.optimizer.total_steps > step), None)
     if step < 0 or part is None:
@@ -106,7 +107,7 @@ def export(out: Path, folder: Path) -> None:
     Raises ValueError if a weight does not fit into fp16, and what `load_checkpoint` raises.
     """
     config = read_config(out / "checkpoint").network()
-    model: Trainable = network_class(config)(config)
+    model: AnyNetwork = network_class(config)(config)
     load_checkpoint(out / "checkpoint", model)
     largest = max(parameter.abs().max().item() for parameter in model.parameters())
     if largest > torch.finfo(torch.float16).max:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vggt_int8.model.families import AnyNetwork, blocks_between_frames, dense_heads, network_class, pose_output
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.muon import StackedMuon
-from vggt_int8.training.networks import Trainable, blocks_between_frames, dense_heads, network_class
 from vggt_int8.training.sections import OptimizerConfig, RunConfig
 
 TOKEN_STD = 0.05
@@ -25,18 +25,18 @@ MUON_LEAST_WIDTH = 32
 RECOMPILE_LIMIT = 64  # shapes and module variants of one compiled function; the default of 8 is for servers
 
 
-def fresh_model(config: TrainingConfig) -> Trainable:
+def fresh_model(config: TrainingConfig) -> AnyNetwork:
     """A model with random weights that depend on `config.seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         sizes = config.network()
-        model: Trainable = network_class(sizes)(sizes)
+        model: AnyNetwork = network_class(sizes)(sizes)
         with torch.no_grad():
             _initialise(model)
     return model
 
 
-def _initialise(model: Trainable) -> None:
+def _initialise(model: AnyNetwork) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(("ls1.gamma", "ls2.gamma")) and "patch_embed" not in name:
             parameter.fill_(BRANCH_SCALE)
@@ -45,16 +45,13 @@ def _initialise(model: Trainable) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-    if model.camera_head is not None:
-        if isinstance(model, VGGT):  # each refinement adds its part
-            last, share = model.camera_head.pose_branch.fc2, 1 / START_REFINEMENTS
-        else:
-            last, share = model.camera_head.pose_output, 1.0
+    if (last := pose_output(model)) is not None:
+        share = 1 / START_REFINEMENTS if isinstance(model, VGGT) else 1.0  # each refinement adds its part
         last.weight.mul_(0.1)
         last.bias.copy_(share * torch.tensor([0.0] * 6 + [1.0, START_FOV, START_FOV]))
 
 
-def prepare_network(network: Trainable, config: RunConfig) -> None:
+def prepare_network(network: AnyNetwork, config: RunConfig) -> None:
     """fp32 for the camera head, channels-last convolutions, and what `config.compile` names, in place."""
     if network.camera_head is not None:
         _without_autocast(network.camera_head)

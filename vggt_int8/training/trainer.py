@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.scenes import SceneBatch, SceneDescription, render_description
 from vggt_int8.training.checkpoint import config_in
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.data import training_descriptions
 from vggt_int8.training.loop import Loop, settings_of
 from vggt_int8.training.losses import scene_losses
-from vggt_int8.training.networks import Trainable, first_difference
+from vggt_int8.training.networks import first_difference
 from vggt_int8.training.start import fresh_model
 from vggt_int8.training.validation import validate
 
@@ -24,7 +25,7 @@ class Trainer(Loop):
     config: TrainingConfig
 
     def __init__(
-        self, config: TrainingConfig, out: Path, model: Trainable | None = None, *, quiet: bool = False
+        self, config: TrainingConfig, out: Path, model: AnyNetwork | None = None, *, quiet: bool = False
     ) -> None:
         """`model`: train this one instead of a fresh one. quiet: no progress on stderr."""
         super().__init__(config, out, fresh_model(config) if model is None else model, quiet=quiet)

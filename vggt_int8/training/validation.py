@@ -3,14 +3,14 @@
 import torch
 
 from vggt_int8.eval.metrics import ScoreKeeper
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.scenes import scene_batches
-from vggt_int8.training.networks import Trainable
 from vggt_int8.training.sections import DataConfig, FrameShape, ValidationConfig
 
 
 @torch.no_grad()
 def validate(
-    model: Trainable,
+    model: AnyNetwork,
     data: DataConfig,
     config: ValidationConfig,
     *,
@@ -38,7 +38,7 @@ def validate(
 
 
 def _score(
-    model: Trainable, data: DataConfig, shape: FrameShape, views: int, scenes: int, frames: int, device: torch.device
+    model: AnyNetwork, data: DataConfig, shape: FrameShape, views: int, scenes: int, frames: int, device: torch.device
 ) -> dict[str, float]:
     kept = ScoreKeeper()
     batches = scene_batches(
