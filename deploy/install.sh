@@ -33,8 +33,9 @@ if [[ -d "$venv" && ! -f "$venv/pyvenv.cfg" && -n $(ls -A "$venv") ]]; then
   echo "$venv holds files and is no virtual environment: name another place in VENV" >&2
   exit 2
 fi
-[[ -x "$venv/bin/python" ]] || "$python" -m venv "$venv"
 rm -f "$venv/installed"
+# Without pip it was cut off while it was made; its interpreter is gone where another image is started on an old volume.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 pip() {
   "$venv/bin/python" -m pip --disable-pip-version-check install --no-cache-dir --quiet -c "$root/constraints.txt" "$@"
 }

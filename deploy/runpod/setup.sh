@@ -12,7 +12,9 @@ if [[ ! -d "$workspace" || ! -w "$workspace" ]]; then
   echo "$workspace is no folder to write in: attach a volume there, or name it in WORKSPACE" >&2
   exit 2
 fi
-if ! command -v gcc >/dev/null; then # lost at every stop: it lies on the container's disk
+headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')
+# Lost at every stop, since they lie on the container's disk. Triton wants both.
+if ! command -v gcc >/dev/null || [[ ! -f "$headers/Python.h" ]]; then
   apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev
 fi
 VENV="$workspace/vggt-int8-venv" "$root/deploy/install.sh"
