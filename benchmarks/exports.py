@@ -107,7 +107,7 @@ def measure(scene: Scene, formats: tuple[str, ...], folder: Path, repeats: int) 
         out = Path(tempfile.mkdtemp(dir=folder))
         with Memory() as used:
             start = time.perf_counter()
-            write_scene(out, scene, formats)
+            write_scene(out, scene, formats, release_pages=True)
             seconds.append(time.perf_counter() - start)
         memory.append((used.anonymous, used.resident))
         written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

@@ -39,7 +39,7 @@ def test_ply_holds_the_cloud_and_normals_face_the_camera(tmp_path: Path, scene: 
         assert selection is not None
         write_ply(tmp_path / "points.ply", selection, pool)
         write_ply(tmp_path / "normals.ply", selection, pool, normals=True)
-        write_ply(tmp_path / "one.ply", selection.at_most(1), pool, confidence=False)
+        write_ply(tmp_path / "one.ply", selection.at_most(1, pool), pool, confidence=False)
     vertices = read_ply(tmp_path / "points.ply")
     assert vertices.dtype.names == ("x", "y", "z", "red", "green", "blue", "confidence")
     assert np.array_equal(np.stack([vertices[name] for name in ("x", "y", "z")], axis=-1), cloud.points)
@@ -157,6 +157,8 @@ def test_the_subset_is_random_but_repeatable(scene: Scene) -> None:
     assert len(np.unique(first.points, axis=0)) == 100
     every = collect_points(scene)
     assert every is not None
+    shares = [np.bincount(cloud.frames) / len(cloud.frames) for cloud in (first, every)]
+    assert np.abs(shares[0] - shares[1]).max() <= 1 / 100, "the same share of each image, but for rounding"
     place = {point.tobytes(): i for i, point in enumerate(every.points)}
     places = [place[point.tobytes()] for point in first.points]
     assert places == sorted(places), "image after image, row after row"

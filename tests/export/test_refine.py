@@ -32,7 +32,7 @@ def refine(scene: Scene, count: int = 2000) -> Refined:
     with frame_pool() as pool:
         selection = select_points(scene, PointOptions(confidence_percentile=0), pool)
         assert selection is not None
-        return refine_cameras(selection.at_most(count), pool)
+        return refine_cameras(selection.at_most(count, pool), pool)
 
 
 def moved(scene: Scene, much: float = 1.0) -> Scene:

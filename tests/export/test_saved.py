@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.export import Scene, SceneWriter, Tracks, load_scene, save_scene
+from vggt_int8.export.frames import frame_pool, in_order
 
 
 def assert_same(found: Scene, expected: Scene) -> None:
@@ -123,3 +124,36 @@ def test_damage_is_named(tmp_path: Path, scene: Scene) -> None:
         index.write_text(broken)
         with pytest.raises(ValueError, match=word):
             load_scene(tmp_path)
+
+
+def resident(file: Path) -> int:
+    """Bytes of a file's mappings that this process holds in memory."""
+    total, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.endswith("kB"):
+            total += int(line.split()[1]) * 1024 if here and line.startswith("Rss:") else 0
+        elif "-" in line.split(" ")[0]:
+            here = line.endswith(str(file))
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell which pages are in memory")
+def test_memory_of_maps_on_the_disk_is_given_back(tmp_path: Path, scene: Scene) -> None:
+    save_scene(tmp_path / "scene", scene)
+    found = load_scene(tmp_path)
+    assert found.depth is not None
+    file, before = (tmp_path / "scene/depth.npy").resolve(), found.depth.clone()
+    assert resident(file) >= before.nbytes
+    found.release_pages()
+    assert resident(file) == 0
+    assert torch.equal(found.depth, before)  # read once more
+
+
+def test_a_pool_gives_memory_back_as_it_goes() -> None:
+    done: list[int] = []
+    released: list[int] = []
+    with frame_pool(lambda: released.append(len(done))) as pool:
+        for _ in in_order(pool, done.append, range(200)):
+            pass
+    assert len(done) == 200
+    assert len(released) == 3  # after every 64

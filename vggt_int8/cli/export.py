@@ -104,4 +104,6 @@ def _write(staged: Path, place: Path, scene: "Scene", wanted: formats.Exports) -
     from vggt_int8.export import write_scene
 
     with console.step(f"Writing {place}") as progress:
-        return write_scene(staged, scene, wanted.formats, wanted.options(place), cameras=False, on_frame=progress)
+        return write_scene(
+            staged, scene, wanted.formats, wanted.options(place), cameras=False, release_pages=True, on_frame=progress
+        )

@@ -88,7 +88,9 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
             scene = _joined(stream, folder / FOLDER)
             with console.step(f"Writing {wanted.out}") as progress:
                 options = wanted.exports.options(wanted.out)
-                outputs = write_scene(folder, scene, wanted.exports.formats, options, on_frame=progress)
+                outputs = write_scene(
+                    folder, scene, wanted.exports.formats, options, release_pages=True, on_frame=progress
+                )
         inputs = describe_inputs([Path(name) for name in scene.names], scene.transforms)
         settings = {**wanted.settings(network), "window": windows.window, "overlap": windows.overlap}
         report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)

@@ -13,6 +13,8 @@ def write_bundle(
 ) -> Path:
     """Write one format of one or several scenes into a new `folder` -> the one file there that holds all of it.
 
+    Of scenes on the disk only some frames are in memory, see `release_pages` of `write_scene`.
+
     scenes: by name; with several each has a folder of its name inside. options: for all, or for each by its name.
     A format that is one file is given as it is, all else as a .zip. Raises what `write_scene` raises.
     """
@@ -22,7 +24,7 @@ def write_bundle(
         place = parts if len(scenes) == 1 else parts / name
         place.mkdir(parents=True)
         chosen = options if isinstance(options, ExportOptions) else options[name]
-        write_scene(place, scene, (format,), chosen)
+        write_scene(place, scene, (format,), chosen, release_pages=True)
     files = sorted(path for path in parts.rglob("*") if path.is_file())
     exports = [path for path in files if path.name != "cameras.json"]
     if len(exports) == 1:

@@ -92,7 +92,7 @@ def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *
     return Written(model, summary)
 
 
-def write_colmap(folder: Path, written: Written) -> dict[str, Any]:
+def write_colmap(folder: Path, written: Written, pool: ThreadPoolExecutor) -> dict[str, Any]:
     """Write `sparse/0` below `folder` -> the summary for the report. Raises ValueError for a model without points."""
     if not len(written.model.points):
         raise ValueError(
@@ -100,7 +100,7 @@ def write_colmap(folder: Path, written: Written) -> dict[str, Any]:
         )
     place = folder / "sparse" / "0"
     place.mkdir(parents=True)
-    write_model(place, written.model)
+    write_model(place, written.model, pool)
     return written.summary
 
 

@@ -12,17 +12,20 @@ Described at https://colmap.github.io/format.html; how it is read, tests/export/
 """
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vggt_int8.export.frames import in_order
 
 Doubles = NDArray[np.float64]
 FILES = ("cameras.bin", "rigs.bin", "frames.bin", "images.bin", "points3D.bin")
 PINHOLE = 1
 _CAMERA_SENSOR = 0
+_PIECE = 4096  # points whose records are made at a time
 _POINT2D = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT3D = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")])
 
@@ -44,7 +47,7 @@ class ColmapModel:
     seen_point: NDArray[np.int64]  # [M] its point, ascending
 
 
-def write_model(folder: Path, model: ColmapModel) -> None:
+def write_model(folder: Path, model: ColmapModel, pool: ThreadPoolExecutor) -> None:
     """Write the five files into a folder that is there and has none of them."""
     with (folder / "cameras.bin").open("xb") as file:
         file.write(struct.pack("<Q", len(model.sizes)))
@@ -63,41 +66,48 @@ def write_model(folder: Path, model: ColmapModel) -> None:
     small = np.uint16 if len(model.names) < 1 << 16 else np.int64
     by_image = np.argsort(model.seen_by.astype(small), kind="stable")
     starts = np.searchsorted(model.seen_by[by_image], np.arange(len(model.names) + 1))
-    places = np.empty(len(by_image), dtype=np.int64)  # of an observation among those of its image
+    places = np.empty(len(by_image), dtype=np.uint32)  # of an observation among those of its image
     places[by_image] = np.arange(len(by_image)) - starts[model.seen_by[by_image]]
     with (folder / "images.bin").open("xb") as file:
         file.write(struct.pack("<Q", len(model.names)))
-        for index, name in enumerate(model.names):
-            _write_image(file, model, index, name, by_image[starts[index] : starts[index + 1]])
+        file.writelines(
+            in_order(pool, lambda i: _image(model, i, by_image[starts[i] : starts[i + 1]]), range(len(model.names)))
+        )
+    lengths = np.bincount(model.seen_point, minlength=len(model.points))
     with (folder / "points3D.bin").open("xb") as file:
-        _write_points(file, model, places)
+        file.write(struct.pack("<Q", len(model.points)))
+        pieces = range(0, len(model.points), _PIECE)
+        file.writelines(in_order(pool, lambda first: _points(model, places, lengths, first), pieces))
 
 
-def _write_image(file: BinaryIO, model: ColmapModel, index: int, name: str, here: NDArray[np.int64]) -> None:
+def _image(model: ColmapModel, index: int, here: NDArray[np.int64]) -> bytes:
+    """The record of an image, whose observations are `here`."""
+    name = model.names[index]
     if "\0" in name or not name:
         raise ValueError(f"{name!r} cannot be a name in a COLMAP model")
-    file.write(struct.pack("<I7dI", index + 1, *model.poses[index], model.camera_of[index] + 1))
-    file.write(name.encode() + b"\0" + struct.pack("<Q", len(here)))
+    fixed = struct.pack("<I7dI", index + 1, *model.poses[index], model.camera_of[index] + 1)
     points = np.empty(len(here), dtype=_POINT2D)
     points["xy"], points["point"] = model.seen_at[here], model.seen_point[here] + 1
-    file.write(points.tobytes())
+    return fixed + name.encode() + b"\0" + struct.pack("<Q", len(here)) + points.tobytes()
 
 
-def _write_points(file: BinaryIO, model: ColmapModel, indices: NDArray[np.int64]) -> None:
-    """Records differ in length: their fixed parts are put where they belong, and tracks into what is left."""
-    count = len(model.points)
-    lengths = np.bincount(model.seen_point, minlength=count)
+def _points(model: ColmapModel, places: NDArray[np.uint32], lengths: NDArray[np.int64], first: int) -> memoryview:
+    """The records of `_PIECE` points from the first on; they differ in length, by their tracks of `lengths`.
+
+    places: of every observation among those of its image. Fixed parts are put where they belong, and tracks into what
+    is left.
+    """
+    here = slice(first, first + _PIECE)
+    lengths = lengths[here]
+    count, (begin, end) = len(lengths), np.searchsorted(model.seen_point, (first, first + _PIECE))
     records = np.empty(count, dtype=_POINT3D)
-    records["id"], records["xyz"] = np.arange(1, count + 1), model.points
-    records["rgb"], records["error"], records["length"] = model.colors, model.errors, lengths
-    tracks = np.stack([model.seen_by + 1, indices], axis=-1).astype("<u4")
-    ends = np.cumsum(lengths)
-    content = np.empty(count * _POINT3D.itemsize + tracks.nbytes, dtype=np.uint8)
-    starts = np.arange(count) * _POINT3D.itemsize + (ends - lengths) * tracks.itemsize * 2
-    raw = records.view(np.uint8).reshape(count, -1)
-    places = (starts[:, None] + np.arange(raw.shape[1])).reshape(-1)
+    records["id"], records["xyz"] = np.arange(first + 1, first + count + 1), model.points[here]
+    records["rgb"], records["error"], records["length"] = model.colors[here], model.errors[here], lengths
+    tracks = np.stack([model.seen_by[begin:end] + 1, places[begin:end]], axis=-1).astype("<u4")
+    content = np.empty(records.nbytes + tracks.nbytes, dtype=np.uint8)
+    starts = np.arange(count) * _POINT3D.itemsize + (np.cumsum(lengths) - lengths) * 2 * tracks.itemsize
+    fixed = (starts[:, None] + np.arange(_POINT3D.itemsize)).reshape(-1)
     is_track = np.ones(len(content), dtype=np.bool_)
-    content[places], is_track[places] = raw.reshape(-1), False
+    content[fixed], is_track[fixed] = records.view(np.uint8), False
     content[is_track] = tracks.view(np.uint8).reshape(-1)
-    file.write(struct.pack("<Q", count))
-    file.write(content.data)
+    return content.data

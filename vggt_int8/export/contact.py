@@ -4,6 +4,7 @@ Tiles become smaller as images become more, so that the sheet stays one picture.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,5 @@ class Sheet:
 def _fitting(text: str, font: Any, width: int) -> str:
     """As much of a name as is not wider than its tile. The font has no letters beyond Latin ones."""
     text = text.encode("ascii", "replace").decode()
-    while text and font.getlength(text) > width:
-        text = text[:-1]
-    return text
+    fitting = bisect_right(range(len(text) + 1), width, key=lambda length: font.getlength(text[:length]))
+    return text[: fitting - 1]

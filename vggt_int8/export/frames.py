@@ -7,7 +7,8 @@ start as many as there are cores in each thread that calls them.
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from itertools import count
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,40 @@ from vggt_int8.machine import threads
 Array = NDArray[np.float32]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
+Arguments = ParamSpec("Arguments")
+_BETWEEN = 64  # frames that are looked at before their memory is given back
 
 
 @contextmanager
-def frame_pool() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as this machine computes with. After an error what has not begun is not begun."""
-    pool = ThreadPoolExecutor(max_workers=max(1, threads()))
+def frame_pool(release: Callable[[], None] | None = None) -> Iterator[ThreadPoolExecutor]:
+    """As many threads as this machine computes with. After an error what has not begun is not begun.
+
+    release: called now and then, to give back memory that the work has taken, as `Scene.release_pages` does.
+    """
+    workers = max(1, threads())
+    pool = ThreadPoolExecutor(workers) if release is None else _ReleasingPool(workers, release)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _ReleasingPool(ThreadPoolExecutor):
+    def __init__(self, workers: int, release: Callable[[], None]) -> None:
+        super().__init__(workers)
+        self._release, self._number = release, count(1)
+
+    def submit(
+        self, work: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Result]:
+        def counted() -> Result:
+            try:
+                return work(*args, **kwargs)
+            finally:
+                if next(self._number) % _BETWEEN == 0:
+                    self._release()
+
+        return super().submit(counted)
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -52,7 +52,8 @@ def write_glb(path: Path, scene: Scene, cloud: PointCloud, pool: ThreadPoolExecu
         children.append(builder.node("frusta", builder.lines(*frusta.lines())))
         children.append(builder.node("images", builder.pictures(*frusta.pictures(), _atlas(scene, pool))))
         children += [builder.camera(name, *frusta.camera(index)) for index, name in enumerate(image_names(scene))]
-    path.write_bytes(builder.finish(children))
+    with path.open("xb") as file:
+        file.writelines(builder.finish(children))
     return {"points": len(cloud.points), "cameras": len(scene) if cameras else 0}
 
 
@@ -67,7 +68,7 @@ class _Builder:
     """The JSON part, and the binary part that it refers to."""
 
     def __init__(self) -> None:
-        self.parts: list[bytes] = []
+        self.parts: list[bytes | memoryview] = []
         self.length = 0
         self.document: dict[str, list[Any]] = {
             name: [] for name in ("nodes", "meshes", "accessors", "bufferViews", "materials", "cameras")
@@ -97,11 +98,12 @@ class _Builder:
         self.document["images"] = [{"bufferView": self._view(stream.getvalue()), "mimeType": "image/jpeg"}]
         self.document["samplers"] = [{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}]
         self.document["textures"] = [{"source": 0, "sampler": 0}]
-        uv = self._accessor(self._view(places.astype("<f4").tobytes(), _ARRAY_BUFFER), _FLOAT, len(places), "VEC2")
+        uv = self._accessor(self._view(_bytes_of(places), _ARRAY_BUFFER), _FLOAT, len(places), "VEC2")
         attributes = {"POSITION": self._positions(corners), "TEXCOORD_0": uv}
         return self._mesh("images", attributes, _TRIANGLES, triangles, {"baseColorTexture": {"index": 0}})
 
-    def finish(self, children: list[int]) -> bytes:
+    def finish(self, children: list[int]) -> list[bytes | memoryview]:
+        """The file, in pieces."""
         half_turn = [1.0, 0.0, 0.0, 0.0]  # quaternion x y z w: around x
         world: dict[str, Any] = {"name": "world", "rotation": half_turn}
         if children:
@@ -121,10 +123,14 @@ class _Builder:
         total = 12 + 8 + len(text) + (8 + self.length if self.length else 0)
         if total >= 1 << 32:
             raise ValueError(f"scene.glb would have {total:,} bytes, and the format ends at 4 GiB: set --max-points")
-        pieces = [struct.pack("<3I", _MAGIC, 2, total), struct.pack("<2I", len(text), _JSON), text]
+        pieces: list[bytes | memoryview] = [
+            struct.pack("<3I", _MAGIC, 2, total),
+            struct.pack("<2I", len(text), _JSON),
+            text,
+        ]
         if self.length:
             pieces += [struct.pack("<2I", self.length, _BIN), *self.parts]
-        return b"".join(pieces)
+        return pieces
 
     def _mesh(
         self, name: str, attributes: dict[str, int], mode: int, ends: NDArray[np.uint32] | None, base: dict[str, Any]
@@ -138,12 +144,13 @@ class _Builder:
         return self._add("meshes", {"name": name, "primitives": [primitive]})
 
     def _positions(self, points: Array) -> int:
-        low, high = points.min(axis=0), points.max(axis=0)
-        view = self._view(points.astype("<f4").tobytes(), _ARRAY_BUFFER)
-        return self._accessor(view, _FLOAT, len(points), "VEC3", min=low.tolist(), max=high.tolist())
+        # Column by column: along the first axis of rows of three NumPy is twenty times slower.
+        low, high = ([float(end(column)) for column in points.T] for end in (np.min, np.max))
+        view = self._view(_bytes_of(points), _ARRAY_BUFFER)
+        return self._accessor(view, _FLOAT, len(points), "VEC3", min=low, max=high)
 
     def _colors(self, colors: Colors) -> int:
-        view = self._view(linear_light()[colors].tobytes(), _ARRAY_BUFFER)
+        view = self._view(_bytes_of(linear_light().take(colors)), _ARRAY_BUFFER)
         return self._accessor(view, _FLOAT, len(colors), "VEC3")
 
     def _accessor(self, view: int, component: int, count: int, kind: str, **more: Any) -> int:
@@ -151,18 +158,23 @@ class _Builder:
             "accessors", {"bufferView": view, "componentType": component, "count": count, "type": kind, **more}
         )
 
-    def _view(self, content: bytes, target: int | None = None) -> int:
+    def _view(self, content: bytes | memoryview, target: int | None = None) -> int:
         view: dict[str, int] = {"buffer": 0, "byteOffset": self.length, "byteLength": len(content)}
         if target is not None:
             view["target"] = target
-        padded = content + b"\0" * (-len(content) % 4)
-        self.parts.append(padded)
-        self.length += len(padded)
+        padding = b"\0" * (-len(content) % 4)
+        self.parts += [content, padding]
+        self.length += len(content) + len(padding)
         return self._add("bufferViews", view)
 
     def _add(self, kind: str, entry: Any) -> int:
         self.document[kind].append(entry)
         return len(self.document[kind]) - 1
+
+
+def _bytes_of(values: Array) -> memoryview:
+    """The little-endian floats of an array, copied only if they lie otherwise in memory."""
+    return np.ascontiguousarray(values, dtype="<f4").data.cast("B")
 
 
 class _Frusta:

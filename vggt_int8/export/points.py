@@ -87,7 +87,7 @@ def collect_points(scene: Scene, options: PointOptions | None = None) -> PointCl
     options = options or PointOptions()
     with frame_pool() as pool:
         selection = select_points(scene, options, pool)
-        return None if selection is None else selection.at_most(options.max_points, options.seed).cloud(pool)
+        return None if selection is None else selection.at_most(options.max_points, pool, options.seed).cloud(pool)
 
 
 def point_source(scene: Scene, wanted: PointSource | None) -> PointSource | None:

@@ -65,7 +65,7 @@ def refine_scene(scene: Scene, options: PointOptions) -> Refined:
                 "cameras can be refined where there are cameras and points, and one of the heads did not run"
             )
         count = max(_POINTS, _POINTS_PER_IMAGE * len(scene))
-        return refine_cameras(selection.at_most(count, options.seed), pool)
+        return refine_cameras(selection.at_most(count, pool, options.seed), pool)
 
 
 def refine_cameras(selection: Selection, pool: ThreadPoolExecutor) -> Refined:
@@ -86,7 +86,7 @@ def refine_cameras(selection: Selection, pool: ThreadPoolExecutor) -> Refined:
         few = f"too few observations: {seen.mean():.0f} an image, {seen.min()} in one"
         return Refined(scene, {**summary, "kept": False, "reason": few})
     summary["before"] = _mean_error(model)
-    adjusted = _adjust(pycolmap, model, scene)
+    adjusted = _adjust(pycolmap, model, scene, pool)
     summary["after"] = _mean_error(adjusted)
     candidate = _with_poses(scene, adjusted.poses)
     again = colmap_model(candidate, replace(selection, scene=candidate), pool)
@@ -156,10 +156,10 @@ def _worse(summary: dict[str, Any], joined_before: int, joined_after: int) -> st
     return None
 
 
-def _adjust(pycolmap: Any, model: ColmapModel, scene: Scene) -> ColmapModel:
+def _adjust(pycolmap: Any, model: ColmapModel, scene: Scene, pool: ThreadPoolExecutor) -> ColmapModel:
     """The same observations with cameras and points after bundle adjustment."""
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), model)
+        write_model(Path(folder), model, pool)
         reconstruction = pycolmap.Reconstruction(folder)
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary = False

@@ -5,7 +5,6 @@ So a scene of any length is filtered and written frame by frame; `points` makes 
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -90,19 +89,25 @@ class Selection:
         points = points_of(self.scene, self.source, index)
         return surface_normals(points, center).reshape(-1, 3).take(pixels, axis=0)
 
-    def at_most(self, count: int | None, seed: int = SEED) -> "Selection":
-        """A random subset, or the same where there are no more than `count`."""
-        if count is None or self.kept <= count:
+    def at_most(self, count: int | None, pool: ThreadPoolExecutor, seed: int = SEED) -> "Selection":
+        """A random subset, the same share of each image, or the same where there are no more than `count`."""
+        total = self.kept
+        if count is None or total <= count:
             return self
-        chosen = random_ranks(self.kept, count, seed)
-        starts = np.concatenate([[0], np.cumsum(self.per_frame)])
-        places = np.searchsorted(chosen, starts)
-        few = [
-            self.pixels(index)[chosen[low:high] - starts[index]] if high > low else np.empty(0, np.int64)
-            for index, (low, high) in enumerate(pairwise(places))
-        ]
-        counts = {**self.counts, "over_max_points": self.kept - count, "written": count}
-        return replace(self, few=few, per_frame=np.diff(places), counts=counts)
+        # Shares are rounded so that they sum up to `count`; where rounding begins is random, so that no pixel is more
+        # likely than another.
+        begin = int(np.random.default_rng(seed).integers(total))
+        ends = [(int(end) * count + begin) // total for end in np.cumsum(self.per_frame)]
+        shares = np.diff([0, *ends])
+
+        def choose(index: int) -> Pixels:
+            generator = np.random.default_rng((seed, index))
+            ranks = generator.choice(int(self.per_frame[index]), int(shares[index]), replace=False, shuffle=False)
+            return self.pixels(index)[np.sort(ranks)]
+
+        few = list(in_order(pool, choose, range(len(self.scene))))
+        counts = {**self.counts, "over_max_points": total - count, "written": count}
+        return replace(self, few=few, per_frame=shares, counts=counts)
 
     def cloud(self, pool: ThreadPoolExecutor) -> PointCloud:
         """All kept points, in memory."""
@@ -123,23 +128,6 @@ class Selection:
         frames = np.full(len(pixels), index, dtype=np.int32)
         parts = self.points(index, pixels), self.colors(index, pixels), self.confidence(index, pixels)
         return (*parts, frames, pixels)
-
-
-def random_ranks(total: int, count: int, seed: int) -> NDArray[np.int64]:
-    """int64 [count]: different numbers below `total`, all sets of them equally likely, ascending.
-
-    Memory is for `count` numbers, where NumPy's `choice` holds all of `total`. What comes twice is drawn again.
-    """
-    if 2 * count > total:  # by what is left out, or most draws would come twice
-        kept = np.ones(total, np.bool_)
-        kept[random_ranks(total, total - count, seed)] = False
-        return np.flatnonzero(kept)
-    generator = np.random.default_rng(seed)
-    found = np.empty(0, np.int64)
-    while len(found) < count:
-        found = np.sort(np.concatenate([found, generator.integers(0, total, count - len(found))]))
-        found = found[np.concatenate([[True], found[1:] != found[:-1]])]
-    return found
 
 
 def points_of(scene: Scene, source: PointSource, index: int) -> Array:

@@ -6,7 +6,7 @@ alone.
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -105,12 +105,14 @@ def write_scene(
     *,
     cameras: bool = True,
     save: bool = False,
+    release_pages: bool = False,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write cameras.json and `formats` into `folder`, where none of their names is taken; see `staged_folder`.
 
-    cameras: False leaves cameras.json out. save: True saves the scene itself as well, for `load_scene`. on_frame:
-    called with (frames done, frames of all formats), for a progress bar.
+    cameras: False leaves cameras.json out. save: True saves the scene itself as well, for `load_scene`. release_pages:
+    of a scene on the disk, whose maps nobody has changed in place, keep only some frames in memory (see
+    `Scene.release_pages`). on_frame: called with (frames done, frames of all formats), for a progress bar.
 
     Returns a JSON-ready summary: an entry per output, None where the head that it needs did not run. Warns of what
     readers of these formats may stumble over. Raises ValueError for formats that this scene cannot have.
@@ -130,19 +132,19 @@ def write_scene(
         if document is not None:
             write_json(folder / "cameras.json", document)
         summary["cameras"] = None if document is None else {"images": len(scene)}
-    with frame_pool() as pool, ThreadPoolExecutor(max_workers=len(FORMATS) + 2) as writers:
-        selection = None
-        if any(name in formats for name in ("ply", "glb", "rrd", *_NEEDS_CAMERAS)):
-            selection = select_points(scene, options.points, pool)
-        work = _Work(folder, scene, options, selection, pool, ticks)
+    release = scene.release_pages if release_pages else None
+    with frame_pool(release) as pool, ThreadPoolExecutor(max_workers=len(FORMATS) + 2) as writers:
+        work = _Work(folder, scene, options, pool, ticks)
         jobs = {name: writers.submit(getattr(work, name)) for name in formats}
         if options.images:
             jobs["images"] = writers.submit(work.images)
         if save:
             jobs["scene"] = writers.submit(work.scene_itself)
         try:
-            for name in jobs:
-                summary |= jobs[name].result()
+            finished, _ = wait(jobs.values(), return_when=FIRST_EXCEPTION)  # all, if nothing goes wrong
+            for job in jobs.values():
+                if job in finished:
+                    summary |= job.result()
         except BaseException:
             for job in jobs.values():
                 job.cancel()
@@ -161,13 +163,14 @@ class _Work:
         folder: Path,
         scene: Scene,
         options: ExportOptions,
-        selection: Selection | None,
         pool: ThreadPoolExecutor,
         ticks: "_Ticks",
     ) -> None:
-        self.folder, self.scene, self.options, self.selection = folder, scene, options, selection
+        self.folder, self.scene, self.options = folder, scene, options
         self.pool, self.tick = pool, ticks.tick
         self.model: colmap.ColmapModel | None = None
+        self._points: dict[int | None, Selection | None] = {}
+        self._choosing = Lock()
 
     def depth(self) -> dict[str, Any]:
         return write_maps(self.folder, self.scene, self.pool, self.tick)
@@ -191,7 +194,7 @@ class _Work:
             raise ValueError("format colmap needs points, and neither the depth nor the point head ran")
         written = colmap.colmap_model(self.scene, selection, self.pool, shared=self.options.shared_camera)
         self.model = written.model
-        return {"colmap": colmap.write_colmap(self.folder, written)}
+        return {"colmap": colmap.write_colmap(self.folder, written, self.pool)}
 
     def transforms(self) -> dict[str, Any]:
         selection = self._at_most(colmap.POINTS)
@@ -224,10 +227,17 @@ class _Work:
         return {"scene": {"images": len(self.scene)}}
 
     def _at_most(self, budget: int | None) -> Selection | None:
-        if self.selection is None:
-            return None
+        """The points of formats with this budget; None for a scene without any. Made once for all that ask."""
         points = self.options.points
-        return self.selection.at_most(points.max_points or budget, points.seed)
+        most = points.max_points or budget
+        with self._choosing:
+            if None not in self._points:
+                self._points[None] = select_points(self.scene, points, self.pool)
+            everything = self._points[None]
+            if most not in self._points:
+                chosen = None if everything is None else everything.at_most(most, self.pool, points.seed)
+                self._points[most] = chosen
+            return self._points[most]
 
     def _image_paths(self) -> list[str]:
         """From the folder of the results to each image."""

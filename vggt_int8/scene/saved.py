@@ -15,6 +15,7 @@ scene that does not fit into memory can be saved; scene.json comes last.
 """
 
 import json
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vggt_int8.disk import naming
@@ -83,7 +85,10 @@ def load_scene(folder: Path) -> Scene:
         raise ValueError(f"{place / INDEX} is damaged ({type(error).__name__}: {error}): run again") from error
     if not images or not {"colors"} <= set(present) <= set(_SHAPES):
         raise ValueError(f"{place / INDEX} lists {shown(present)} for {len(images)} images: run again")
-    parts = {name: _mapped(place / f"{name}.npy", name, len(images), tuple(index["size"])) for name in present}
+    mapped = {name: _mapped(place / f"{name}.npy", name, len(images), tuple(index["size"])) for name in present}
+    bases: list[Any] = [array.base for array in mapped.values()]
+    pages = tuple(base for base in bases if isinstance(base, mmap.mmap))
+    parts = {name: torch.from_numpy(array) for name, array in mapped.items()}
     opaque = parts.pop("opaque", None)
     if opaque is not None:
         transforms = [replace(transform, opaque=mask) for transform, mask in zip(transforms, opaque, strict=True)]
@@ -91,7 +96,7 @@ def load_scene(folder: Path) -> Scene:
     tracks = Tracks(*track) if all(part is not None for part in track) else None  # type: ignore[arg-type]
     colors = parts.pop("colors")
     known = {name: parts.get(name) for name in _OPTIONAL}
-    return Scene(names=names, transforms=transforms, colors=colors, tracks=tracks, files=files, **known)
+    return Scene(names=names, transforms=transforms, colors=colors, tracks=tracks, files=files, pages=pages, **known)
 
 
 class SceneWriter:
@@ -252,8 +257,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _mapped(path: Path, name: str, count: int, size: tuple[int, ...]) -> Tensor:
-    """A .npy file as a tensor over the file: changes to it stay in memory."""
+def _mapped(path: Path, name: str, count: int, size: tuple[int, ...]) -> NDArray[Any]:
+    """A .npy file as an array over the file: changes to it stay in memory."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -265,4 +270,5 @@ def _mapped(path: Path, name: str, count: int, size: tuple[int, ...]) -> Tensor:
         raise ValueError(
             f"{path} holds {array.dtype} of shape {array.shape}, and {INDEX} speaks of {count} x {expected}: run again"
         )
-    return torch.from_numpy(array)
+    found_array: NDArray[Any] = array
+    return found_array

@@ -5,6 +5,7 @@ into memory, of which only the frames that are looked at take any. Whoever reads
 few frames, however many there are.
 """
 
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class Scene:
     world_points_conf: Tensor | None = None  # [S, H, W], >= 1
     tracks: Tracks | None = None
     files: list[Path | None] = field(default_factory=list)  # absolute; None for a frame without a file of its own
+    pages: tuple[mmap.mmap, ...] = field(default=(), repr=False)  # files that maps lie in
 
     def __post_init__(self) -> None:
         count = len(self.colors)
@@ -102,6 +104,16 @@ class Scene:
     def size(self) -> tuple[int, int]:
         """(H, W) of the model's images."""
         return self.colors.shape[1], self.colors.shape[2]
+
+    def release_pages(self) -> None:
+        """Give back the memory that maps on the disk have taken; they are read from there again when looked at.
+
+        What was changed in them in place is lost with it. Nothing happens where the system cannot do it.
+        """
+        advice: int | None = getattr(mmap, "MADV_DONTNEED", None)
+        if advice is not None:
+            for pages in self.pages:
+                pages.madvise(advice)
 
     def content(self, index: int) -> Tensor:
         """bool [H, W]: False on the padding around an image and where it is transparent."""

@@ -60,7 +60,7 @@ def sample_cloud(scene: Scene, source: PointSource | None, most: int) -> Cloud:
     """
     source = known_source(scene, source)
     height, width = scene.size
-    with frame_pool() as pool:
+    with frame_pool(scene.release_pages) as pool:
         pixels = sum(in_order(pool, lambda transform: int(np.count_nonzero(content_of(transform))), scene.transforms))
         share = min(1.0, most / max(pixels, 1))
 
