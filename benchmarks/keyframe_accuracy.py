@@ -1,29 +1,33 @@
-"""What key frames cost in accuracy: the embedded model on rendered scenes of many views, ordered and unordered apart.
+"""What looking at less costs in accuracy: the embedded model on rendered scenes of many views, ordered and unordered
+apart.
 
-    python -m benchmarks.keyframe_accuracy --views 16 48 96 --ways exact keyframes:24 --scenes 64 --out rows.jsonl
+    python -m benchmarks.keyframe_accuracy --views 16 48 96 --ways exact keyframes:24 windows:16:8 --out rows.jsonl
 
-Ways as in `long_scenes.py`. A scene counts as ordered if two views in a row are nearer to each other, in camera centres
-and viewing directions, than half the mean of all pairs. Each row has the mean over scenes of the AUC of poses at 30 and
-5 degrees and of depth's AbsRel, and the differences from exact attention with 95 % intervals (paired bootstrap over
-scenes).
+Ways as in `long_scenes.py`, `auto:K`, and `windows:N:M` for `stream` in windows of N frames with an overlap of M, each
+exact. A scene counts as ordered if two views in a row are nearer to each other, in camera centres and viewing
+directions, than half the mean of all pairs. Each row has the mean over scenes of the AUC of poses at 30 and 5 degrees,
+depth's AbsRel, and ATE in per cent of the path's length, the differences from exact attention with 95 % intervals
+(paired bootstrap over scenes), and the seconds of a scene (processor time on a CPU).
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.long_scenes import attention_of
+from benchmarks.windows import ate, pictures
 from vggt_int8 import VGGTInt8
 from vggt_int8.eval.metrics import ScoreKeeper
 from vggt_int8.files import append_json_line
-from vggt_int8.scenes import render_scenes, scene_seeds
+from vggt_int8.scenes import SceneBatch, render_scenes, scene_seeds
 from vggt_int8.scorecard.intervals import paired_interval
 
 FIRST = 100_000  # number of the first scene: others than in all other measurements
-SCORES = ("auc_30", "auc_5", "abs_rel")
+SCORES = ("auc_30", "auc_5", "abs_rel", "ate")
 
 
 def is_ordered(extrinsic: Tensor) -> bool:
@@ -34,27 +38,60 @@ def is_ordered(extrinsic: Tensor) -> bool:
     return bool(distance.diagonal(1).mean() < 0.5 * distance.mean())
 
 
-def measure(model: VGGTInt8, views: int, ways: list[str], scenes: int) -> list[dict[str, object]]:
-    keepers, ordered = {way: ScoreKeeper() for way in ways}, []
+def run_way(model: VGGTInt8, batch: SceneBatch, way: str) -> tuple[Tensor, Tensor, float]:
+    """-> extrinsic [1, S, 3, 4] and depth [1, S, H, W] on the truth's device, and seconds."""
+    clock = time.process_time if batch.images.device.type == "cpu" else time.perf_counter
+    start = clock()
+    if way.startswith("windows:"):
+        window, overlap = (int(number) for number in way.split(":")[1:])
+        frames = list(model.stream(pictures(batch), window=window, overlap=overlap))
+        extrinsic, depth = (torch.stack([getattr(f, name) for f in frames])[None] for name in ("extrinsic", "depth"))
+    else:
+        pred = model(batch.images, heads=("camera", "depth"), **attention_of(way, model.config.depth))
+        assert pred.extrinsic is not None
+        assert pred.depth is not None
+        extrinsic, depth = pred.extrinsic, pred.depth.squeeze(-1)
+    extrinsic, depth = extrinsic.to(batch.depth.device), depth.to(batch.depth.device)
+    if batch.images.is_cuda:
+        torch.cuda.synchronize()
+    return extrinsic, depth, clock() - start
+
+
+def score(model: VGGTInt8, batch: SceneBatch, way: str) -> dict[str, float]:
+    extrinsic, depth, seconds = run_way(model, batch, way)
+    keeper = ScoreKeeper()
+    keeper.add(extrinsic, depth, batch.extrinsic, batch.depth, batch.valid)
+    scores = {name: values[0] for name, values in keeper.scene_scores().items()}
+    return {**scores, "ate": ate(extrinsic[0], batch.extrinsic[0]), "seconds": seconds}
+
+
+def measure(model: VGGTInt8, views: int, ways: list[str], scenes: int, first: int) -> list[dict[str, Any]]:
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    ordered = []
     for i in range(scenes):
-        batch = render_scenes(scene_seeds("held_out", [FIRST + i]), views, device=model.device)
+        batch = render_scenes(scene_seeds("held_out", [first + i]), views, device=model.device)
         ordered.append(is_ordered(batch.extrinsic[0]))
         for way in ways:
-            keepers[way].add_output(model(batch.images, **attention_of(way, model.config.depth)), batch)
-    scores = {way: {name: torch.tensor(keepers[way].scene_scores()[name]) for name in SCORES} for way in ways}
-    rows: list[dict[str, object]] = []
+            found[way].append(score(model, batch, way))
+    rows = []
     for kind, chosen in (("all", [True] * scenes), ("ordered", ordered), ("unordered", [not one for one in ordered])):
-        mask = torch.tensor(chosen)
         for way in ways:
-            row: dict[str, object] = {"views": views, "way": way, "kind": kind, "scenes": int(mask.sum())}
-            for name in SCORES:
-                found = scores[way][name][mask]
-                row[name] = round(found.mean().item(), 5)
-                if way != "exact" and len(found):
-                    difference = paired_interval(scores["exact"][name][mask].tolist(), found.tolist())
-                    row[f"{name}_difference"] = [round(x, 5) for x in difference]
-            rows.append(row)
+            its, exact = ([row for row, one in zip(found[w], chosen, strict=True) if one] for w in (way, ways[0]))
+            rows.append({"views": views, "way": way, "kind": kind, "scenes": len(its), **_summary(its, exact)})
     return rows
+
+
+def _summary(rows: list[dict[str, float]], exact: list[dict[str, float]]) -> dict[str, Any]:
+    """Means, and differences from exact attention with their intervals, unless it is exact attention."""
+    if not rows:
+        return {}
+    means: dict[str, Any] = {}
+    for name in SCORES:
+        its, other = [row[name] for row in rows], [row[name] for row in exact]
+        means[name] = round(sum(its) / len(its), 5)
+        if rows is not exact and its != other:
+            means[f"{name}_difference"] = [round(x, 5) for x in paired_interval(other, its)]
+    return means | {"seconds": round(sum(row["seconds"] for row in rows) / len(rows), 3)}
 
 
 @torch.no_grad()
@@ -63,6 +100,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[16, 48, 96])
     parser.add_argument("--ways", nargs="+", default=["exact", "keyframes:8", "keyframes:16", "keyframes:24"])
     parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--first", type=int, default=FIRST, help="number of the first scene")
     parser.add_argument("--recipe", default="int8_rotated")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
@@ -72,10 +110,11 @@ def main() -> None:
     model = VGGTInt8.from_pretrained("embedded", recipe=arguments.recipe, device_map=arguments.device).eval()
     for views in arguments.views:
         start = time.monotonic()
-        for row in measure(model, views, arguments.ways, arguments.scenes):
+        for row in measure(model, views, arguments.ways, arguments.scenes, arguments.first):
             print(row, flush=True)
             if arguments.out:
-                append_json_line(arguments.out, row | {"recipe": arguments.recipe, "device": arguments.device})
+                facts = {"recipe": arguments.recipe, "device": arguments.device, "first": arguments.first}
+                append_json_line(arguments.out, row | facts)
         print(f"{views} views: {time.monotonic() - start:.0f} s", flush=True)
 
 

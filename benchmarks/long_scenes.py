@@ -3,10 +3,11 @@
     python benchmarks/long_scenes.py --frames 100 1000 --ways exact keyframes:40 early:9:40 --out rows.jsonl
 
 VGGT-1B's shapes with random weights, 392 x 518 images, cameras, depth and points. A way is `exact`, `keyframes:K`,
-`frames`, or `early:N:K`: the first N layers inside frames, key frames in the others (`early:N`: exact in the others).
---caps 100=4 measures 100 frames once more while PyTorch may allocate no more than 4 GB (1e9 bytes), model and images
-included. --profile N prints the kernels of a call of N frames. A row holds milliseconds (median of CUDA events around
---repeats calls, after one to warm up), and the peak of allocated and reserved memory in GiB.
+`auto:K`, `frames`, or `early:N:K`: the first N layers inside frames, key frames in the others (`early:N`: exact in the
+others). --caps 100=4 measures 100 frames once more while PyTorch may allocate no more than 4 GB (1e9 bytes), model and
+images included. --profile N prints the kernels of a call of N frames. A row holds milliseconds (median of CUDA events
+around --repeats calls, after one to warm up), the peak of allocated and reserved memory in GiB, and how often PyTorch
+asked the driver for memory in the timed calls.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def attention_of(way: str, depth: int) -> dict[str, Any]:
     match name, [int(number) for number in numbers]:
         case "exact" | "frames", []:
             return {"global_attention": name}
-        case "keyframes", [keyframes]:
+        case "keyframes" | "auto", [keyframes]:
             return {"global_attention": name, "keyframes": keyframes}
         case "early", [layers]:
             return {"global_attention": ["frames"] * layers + ["exact"] * (depth - layers)}
@@ -41,7 +42,7 @@ def attention_of(way: str, depth: int) -> dict[str, Any]:
                 "global_attention": ["frames"] * layers + ["keyframes"] * (depth - layers),
                 "keyframes": keyframes,
             }
-    raise ValueError(f"{way!r} is no way: exact, frames, keyframes:K, early:N or early:N:K")
+    raise ValueError(f"{way!r} is no way: exact, frames, keyframes:K, auto:K, early:N or early:N:K")
 
 
 def timed(model: VGGTInt8, images: Tensor, keywords: dict[str, Any], repeats: int) -> list[float]:
@@ -66,8 +67,10 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | N
     images = torch.rand(frames, 3, *SIZE, device="cuda")
     model(images, check_finite=False, **keywords)
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()
     times = timed(model, images, keywords, repeats)
     peak = torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+    after, names = torch.cuda.memory_stats(), ("num_device_alloc", "num_device_free", "num_alloc_retries", "num_ooms")
     report = model.runtime_report()
     row = {
         "frames": frames,
@@ -78,7 +81,8 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | N
     row |= {"allocated_gib": round(peak[0], 2), "reserved_gib": round(peak[1], 2), "mode": report.mode}
     model.runtime.reset()
     torch.cuda.set_per_process_memory_fraction(1.0)
-    return row | {"cap_gb": cap, "plan": str(report.plan)}
+    driver = {name: after.get(name, 0) - before.get(name, 0) for name in names}
+    return row | {"cap_gb": cap, "driver": driver, "attention": str(report.attention), "plan": str(report.plan)}
 
 
 def kernels(model: VGGTInt8, frames: int, way: str) -> str:
