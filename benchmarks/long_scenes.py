@@ -103,7 +103,7 @@ def build(recipe: str) -> VGGTInt8:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[100, 200])
+    parser.add_argument("--frames", type=int, nargs="*", default=[100, 200])
     parser.add_argument("--ways", nargs="+", default=["exact", "keyframes:40"])
     parser.add_argument("--recipe", default="int8_dynamic")
     parser.add_argument("--repeats", type=int, default=3)

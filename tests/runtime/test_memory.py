@@ -86,7 +86,7 @@ class Exhausted:
         return self.run(model, call, plan)
 
 
-def test_out_of_memory_is_caught_once(
+def test_out_of_memory_is_caught_and_learned_from(
     make_quantized: Make, tiny_images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_quantized("int8_dynamic")
@@ -94,18 +94,32 @@ def test_out_of_memory_is_caught_once(
     network = Exhausted(monkeypatch, failures=1)
     fused = Runtime(model)
     got = fused(tiny_images)
-    assert network.plans == [PLANS[0], SMALLEST]
-    assert fused.report().plan == SMALLEST
+    assert network.plans == [PLANS[0], PLANS[1]]
+    assert fused.report().plan == PLANS[1]
     torch.testing.assert_close(got.depth, want.depth, rtol=1e-4, atol=1e-4)
+    fused(tiny_images)
+    assert network.plans[2:] == [PLANS[1]], "the same call ran into it again"
+    fused(tiny_images[:1])
+    assert network.plans[3:] == [PLANS[0]], "another call has learned nothing"
+    monkeypatch.setattr(memory, "free_gpu_bytes", lambda _: 4 * GIB)
+    fused(tiny_images)
+    assert network.plans[4:] == [PLANS[0]], "more memory is free now"
+
+
+def test_what_is_tried_after_a_plan() -> None:
+    for i, plan in enumerate(PLANS):
+        assert memory.plans_after(plan) == tuple(dict.fromkeys((*PLANS[i + 1 : i + 2], *PLANS[i + 1 :][-1:])))
+    assert memory.plans_after(PLANS[0].graphed()) == memory.plans_after(PLANS[0]) == (PLANS[1], SMALLEST)
+    assert memory.plans_after(SMALLEST) == ()
 
 
 @pytest.mark.parametrize(
-    ("low_vram", "plans"), [("auto", [PLANS[0], SMALLEST]), (True, [SMALLEST]), (False, PLANS[:1])]
+    ("low_vram", "plans"), [("auto", [PLANS[0], PLANS[1], SMALLEST]), (True, [SMALLEST]), (False, PLANS[:1])]
 )
 def test_then_it_is_reported(
     make_quantized: Make, tiny_images: Tensor, monkeypatch: pytest.MonkeyPatch, low_vram: object, plans: list[object]
 ) -> None:
-    network = Exhausted(monkeypatch, failures=2)
+    network = Exhausted(monkeypatch, failures=3)
     model = make_quantized("int8_dynamic")
     fused = Runtime(model, low_vram)
     with pytest.raises(torch.OutOfMemoryError, match=r"1 x 2 frames of 42 x 56 pixels .* 3\.0 GiB are free: about"):

@@ -24,6 +24,7 @@ host and back, which takes 0.2 s a layer.
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -196,6 +197,31 @@ def longest_part(total: int, at_most: int) -> int:
 def choose_plan(shape: Shape, config: VGGTConfig, free: int) -> Plan:
     """The fastest plan that fits into `free` bytes, else the smallest."""
     return next((plan for plan in PLANS if shape.peak_bytes(config, plan) <= free), SMALLEST)
+
+
+def plans_after(plan: Plan) -> tuple[Plan, ...]:
+    """What to try when a plan has run out of memory: the next smaller one, then the smallest.
+
+    Estimates leave out what lies scattered between tensors, which grows with the whole: mostly one step is enough.
+    """
+    place = next((i for i, other in enumerate(PLANS) if plan in (other, other.graphed())), 0)
+    return tuple(dict.fromkeys(PLANS[i] for i in (place + 1, len(PLANS) - 1) if place < i < len(PLANS)))
+
+
+class Lesson(NamedTuple):
+    """What a call has run under after the plan chosen for it had run out of memory, and how much was free then."""
+
+    shape: Shape
+    free: int
+    plan: Plan
+
+    @classmethod
+    def of(cls, shape: Shape, plan: Plan, device: torch.device) -> "Lesson":
+        return cls(shape, free_gpu_bytes(device), plan)
+
+    def holds(self, shape: Shape, device: torch.device) -> bool:
+        """Whether a call would run out of memory again: one of the same shape, with no more memory free."""
+        return shape == self.shape and free_gpu_bytes(device) < self.free + MARGIN
 
 
 def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:

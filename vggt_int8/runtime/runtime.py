@@ -28,10 +28,12 @@ from vggt_int8.runtime.memory import (
     GRAPH_TOKENS,
     PLANS,
     SMALLEST,
+    Lesson,
     Plan,
     Shape,
     choose_plan,
     cpu_plan,
+    plans_after,
     too_large,
 )
 from vggt_int8.runtime.network import Tensors, run_network, shape_of
@@ -77,6 +79,7 @@ class Runtime(Generic[Output]):
         self._eligibility: Eligibility | None = None
         self._graphs = GraphCache()
         self._last = RuntimeReport("none", "no call yet", None, None)
+        self._lesson: Lesson | None = None
         self._compiled = False
 
     def __reduce__(self) -> Any:
@@ -188,19 +191,23 @@ class Runtime(Generic[Output]):
         return _Ahead(_output(self.model.output_class, call, outputs), eligibility)
 
     def _run_within_memory(self, call: Call, shape: Shape) -> Tensors:
-        plan = self._plan(call, shape)
-        try:
-            return self._run(call, shape, plan.bounded(call.frames_chunk_size))
-        except torch.OutOfMemoryError as error:
-            if self.low_vram is False or plan == SMALLEST:
-                raise too_large(shape, self.model.config, call.images.device, error) from error
-        # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
-        self._graphs.clear()
-        torch.cuda.empty_cache()
-        try:
-            return self._run(call, shape, SMALLEST.bounded(call.frames_chunk_size))
-        except torch.OutOfMemoryError as error:
-            raise too_large(shape, self.model.config, call.images.device, error) from error
+        plan, device = self._plan(call, shape), call.images.device
+        if self._lesson is not None and self.low_vram == "auto" and self._lesson.holds(shape, device):
+            plan = self._lesson.plan
+        plans = [plan] if self.low_vram is False else [plan, *plans_after(plan)]
+        while True:
+            try:
+                outputs = self._run(call, shape, plans[0].bounded(call.frames_chunk_size))
+                break
+            except torch.OutOfMemoryError as error:
+                if len(plans) == 1:
+                    raise too_large(shape, self.model.config, device, error) from error
+            # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+            del plans[0]
+            self._lesson = Lesson.of(shape, plans[0], device)
+        return outputs
 
     def _plan(self, call: Call, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
