@@ -7,6 +7,7 @@ in a process of its own.
 """
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from vggt_int8 import VGGTInt8, VGGTOutput, recipe, scenes
@@ -80,8 +82,9 @@ def check(
     out: Path,
     last: str,
     begin: str = "",
+    whole: dict[str, bytes] | None = None,
 ) -> set[str]:
-    """Kill at each moment; the states seen."""
+    """Kill at each moment; the states seen. whole: what there is after a run that nobody kills."""
     seen = set()
     for number in numbers:
         shutil.rmtree(out.parent, ignore_errors=True)
@@ -100,9 +103,13 @@ def check(
         # Where the new results were complete, a command that does not overwrite says that they are there.
         assert again.exit_code == 0 or "not empty" in again.output, (number, kind, again.output)
         after = contents(out.parent)
+        assert all(name.startswith("out/") for name in after), (number, kind)
         if kind == "new":  # it was whole: what came again is the same, to the byte
-            assert {name: after[name] for name in changed} == changed, number
-            assert after.keys() == state.keys(), number
+            written = {name: content for name, content in changed.items() if name.startswith("out/")}
+            assert {name: after[name] for name in written} == written, number
+            assert after.keys() == {name for name in state if name.startswith("out/")}, number
+        elif whole is not None:
+            assert after == whole, number
         assert hidden(out.parent) == [], number
         assert after.get("out/mine.txt") == before.get("out/mine.txt")
         if not came:
@@ -176,6 +183,22 @@ def test_a_new_run(exists: bool, tiny: Path, photos: list[Path], tmp_path: Path)
     )
     assert "old" in seen
     assert exists or "incomplete" not in seen
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("computed_once")
+def test_a_run_in_windows_goes_on_from_the_last_whole_one(tiny: Path, photos: list[Path], tmp_path: Path) -> None:
+    """Three windows and a loop; what comes out in the end is the same to the byte, wherever it was killed."""
+    out, frames = tmp_path / "place" / "out", tmp_path / "frames"
+    frames.mkdir()
+    for number in range(7):
+        Image.open(photos[number % 2]).rotate(number, Image.Resampling.BICUBIC).save(frames / f"{number}.png")
+    command = ["run", tiny, frames, "-o", out, "--window", 3, "--overlap", 1, "--device", "cpu", "-f", "ply,colmap"]
+    out.parent.mkdir()
+    assert CliRunner().invoke(app, [str(argument) for argument in command]).exit_code == 0
+    whole = contents(out.parent)
+    assert json.loads((out / "report.json").read_text())["stream"]["windows"] == 3
+    assert "incomplete" in check(command, itertools.count(), lambda out: None, out, "report.json", whole=whole)
 
 
 @pytest.mark.exhaustive

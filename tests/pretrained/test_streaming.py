@@ -44,14 +44,13 @@ def test_the_first_window_is_a_call(make_bare: Callable[[], VGGTInt8]) -> None:
     torch.testing.assert_close(torch.stack([frame.depth for frame in found[:3]]), wanted.depth[0, ..., 0])
 
 
-def test_omega_streams_without_loops(omega: VGGTOmegaInt8, tmp_path: Path) -> None:
+def test_omega_streams_and_looks_for_places_by_its_own_descriptors(omega: VGGTOmegaInt8, tmp_path: Path) -> None:
     frames = arrays(omega.config.img_size)
-    stream = omega.stream(frames, window=3, overlap=1, mode="balanced", folder=tmp_path / "kept")
-    found = list(stream)
+    found = list(omega.stream(frames, window=3, overlap=1, mode="balanced", folder=tmp_path / "kept"))
     assert len(found) == 5
-    assert stream.report.loops == []
     with torch.inference_mode():
-        wanted = omega(images_of(frames[:3]))
+        wanted = omega(images_of(frames[:3]), descriptors=True)
     torch.testing.assert_close(torch.stack([frame.extrinsic for frame in found[:3]]), wanted.extrinsic[0])
-    with pytest.raises(ValueError, match="VGGTOmegaInt8 gives no descriptors"):
-        omega.stream(frames, window=3, overlap=1, folder=tmp_path / "other", loops=True)
+    kept = np.load(tmp_path / "kept" / "windows" / "00000" / "descriptors.npy")
+    torch.testing.assert_close(torch.from_numpy(kept), wanted.descriptor[0])
+    assert (tmp_path / "kept" / "windows" / "00001" / "loop.json").is_file()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vggt_int8 import VGGTOmegaConfig, VGGTOmegaInt8, quantize
 from vggt_int8.difference import relative_error
+from vggt_int8.model.aggregator import embed_images
 from vggt_int8.quant import Int8Linear
 from vggt_int8.runtime.memory import PLANS, SMALLEST
 from vggt_int8.runtime.network import run_network
@@ -165,3 +166,13 @@ def test_the_plan_knows_its_memory(full: VGGTOmegaInt8, photographs: Callable[[i
         torch.cuda.synchronize()
         used = torch.cuda.max_memory_allocated() - before
         assert used <= shape.peak_bytes(full.config, plan) < 3 * used + GIB
+
+
+def test_plain_and_fused_descriptors_are_the_mean_patch(floats: VGGTOmegaInt8) -> None:
+    aggregator = floats.aggregator
+    with torch.inference_mode():
+        tokens = embed_images(IMAGES, aggregator.patch_embed, aggregator.camera_token, aggregator.register_token)
+        wanted = tokens[:, :, aggregator.num_special :].mean(2)
+        for found in both(floats, heads=("camera",), descriptors=True):
+            torch.testing.assert_close(found["descriptor"], wanted, atol=1e-4, rtol=1e-4)
+        assert "descriptor" not in both(floats, heads=("camera",))[0]

@@ -24,8 +24,6 @@ class Oracle:
     bent alike, so that a path drifts. wrong: share of the pixels whose depth is nonsense.
     """
 
-    gives_descriptors = True
-
     def __init__(self, batch: SceneBatch, *, bend: float = 0.0, wrong: float = 0.0) -> None:
         self.images, self.extrinsic, self.intrinsic = batch.images[0], batch.extrinsic[0].double(), batch.intrinsic[0]
         self.depth, self.bend, self.wrong = batch.depth[0], bend, wrong

@@ -1,7 +1,7 @@
 """`vggt-int8 run --window`: frames without end, in windows that are kept until all is written."""
 
 import importlib
-import shutil
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,11 +53,13 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
     from vggt_int8.export.report import describe_inputs
     from vggt_int8.export.write import format_of
     from vggt_int8.scene.saved import FOLDER
+    from vggt_int8.stream.state import identity_of, remove_stream
 
     _check_options(wanted)
     clock, owned = PhaseClock(resolve_device(wanted.device)), partial(owned_files, command="run")
     out = wanted.out.expanduser()
     kept = out.with_name(out.name + KEPT)
+    _forget_what_is_written(out, kept)
     with staged_folder(wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned) as folder:
         importlib.import_module("vggt_int8.pretrained")
         with clock.phase("load_model"):
@@ -94,10 +96,25 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
         inputs = describe_inputs([Path(name) for name in scene.names], scene.transforms)
         settings = {**wanted.settings(network), "window": windows.window, "overlap": windows.overlap}
         report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)
-        document = {**report.to_document(), **source.report(), "stream": stream.report.to_document()}
+        stream_document = {**stream.report.to_document(), "identity": identity_of(kept)}
+        document = {**report.to_document(), **source.report(), "stream": stream_document}
         content = write_report(folder, "run", document, format_of)
-    shutil.rmtree(kept)
+    remove_stream(kept)
     return report, content
+
+
+def _forget_what_is_written(out: Path, kept: Path) -> None:
+    """Remove windows whose results are there: a kill came right before that, or in the middle of it."""
+    from vggt_int8.stream.state import identity_of, remove_stream
+
+    if not kept.is_dir():
+        return
+    try:
+        written = json.loads((out / "report.json").read_text(encoding="utf-8"))["stream"]["identity"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # of another kind of run, or of none
+        return
+    if not any(kept.iterdir()) or (written is not None and written == identity_of(kept)):
+        remove_stream(kept)
 
 
 def _check_options(wanted: "Wanted") -> None:

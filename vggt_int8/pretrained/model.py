@@ -71,8 +71,6 @@ class VGGTOmegaInt8(Streaming, Int8Network, VGGTOmega):
     )
     """
 
-    gives_descriptors = False
-
     if TYPE_CHECKING:
 
         def __call__(
@@ -82,6 +80,7 @@ class VGGTOmegaInt8(Streaming, Int8Network, VGGTOmega):
             frames_chunk_size: int | None = 8,
             global_attention: str | Sequence[str] | None = None,
             keyframes: int | None = None,
+            descriptors: bool = False,
             check_finite: bool = True,
         ) -> VGGTOmegaOutput: ...
 
@@ -92,12 +91,14 @@ class VGGTOmegaInt8(Streaming, Int8Network, VGGTOmega):
         frames_chunk_size: int | None = 8,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        descriptors: bool = False,
         check_finite: bool = True,
     ) -> VGGTOmegaOutput:
         """Run the network: see `VGGTOmega.forward` for inputs and outputs, `VGGTInt8.forward` for check_finite."""
+        how = (global_attention, keyframes, descriptors)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return super().forward(images, heads, frames_chunk_size, global_attention, keyframes)
-        call = self.checked_call(images, heads, frames_chunk_size, global_attention, keyframes)
+            return super().forward(images, heads, frames_chunk_size, *how)
+        call = self.checked_call(images, heads, frames_chunk_size, *how)
         return self.run_checked(call, check_finite)
 
 

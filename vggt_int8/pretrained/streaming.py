@@ -9,9 +9,7 @@ from vggt_int8.stream import OVERLAP, WINDOW, Frames, Stream, StreamReport
 
 
 class Streaming:
-    """A base of loadable networks. gives_descriptors: whether a call takes `descriptors=True`, which loops need."""
-
-    gives_descriptors = True
+    """A base of loadable networks."""
 
     def stream(
         self,
@@ -38,8 +36,8 @@ class Streaming:
             that of a window, however long the stream is.
         folder: keep every window there. A stream that was stopped goes on behind the last one if it is made again with
             the same folder and frames, and `stream.scenes()` gives all frames once more after loops were closed.
-        loops: look for places that are seen again; by default if there is a folder. Needs the extra `loops` (scipy) and
-            a VGGT: VGGT-Omega has no descriptors yet.
+        loops: look for places that are seen again; by default if there is a folder. Needs the extra `loops`
+            (scipy).
         mode, max_pixels, fast_jpeg: as in `load_images`. The first frame decides the size of all.
         global_attention, keyframes, frames_chunk_size: as in a call of the model.
         settings: what else decides the frames; a folder of a stream with other ones is refused.

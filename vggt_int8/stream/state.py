@@ -1,6 +1,6 @@
 """A stream on the disk: its windows, each whole or not there, and what is needed to go on from the last of them.
 
-FOLDER/stream.json              what was asked for, and whether the stream has come to its end
+FOLDER/stream.json              which stream it is, what was asked for, and whether it has come to its end
 FOLDER/windows/00000/           a window, which is there as a whole or not at all:
     scene/                      a saved `Scene`, in the window's own world, all of its frames
     descriptors.npy             fp32 [frames, C], if loops are looked for
@@ -9,6 +9,8 @@ FOLDER/windows/00000/           a window, which is there as a whole or not at al
 """
 
 import json
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggt_int8.files import staged_folder, write_json
+from vggt_int8.files import staged_folder, sweep, write_json
 from vggt_int8.plain_data import shown
 from vggt_int8.scene import Scene, load_scene, save_scene
 from vggt_int8.similarity import Similarity
@@ -64,7 +66,9 @@ class StreamFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder, self.settings = folder.expanduser(), json.loads(json.dumps(settings, default=str))
         self.windows: list[Window] = []
-        self.complete = False
+        self.complete, self.identity = False, uuid.uuid4().hex
+        if self.folder.is_dir():
+            sweep(self.folder / STATE)  # of a kill while it was written first
         if (self.folder / STATE).is_file():
             self._read()
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
@@ -107,15 +111,15 @@ class StreamFolder:
         return self.folder / "windows" / f"{number:05d}"
 
     def _write(self) -> None:
-        document = {"format_version": FORMAT_VERSION, "program": PROGRAM, "complete": self.complete}
-        write_json(self.folder / STATE, {**document, "settings": self.settings})
+        document = {"format_version": FORMAT_VERSION, "program": PROGRAM, "identity": self.identity}
+        write_json(self.folder / STATE, {**document, "complete": self.complete, "settings": self.settings})
 
     def _read(self) -> None:
         path = self.folder / STATE
         with _naming(path, self.folder):
             document = _json(path)
             version, settings = document["format_version"], dict(document["settings"])
-            self.complete = bool(document["complete"])
+            self.complete, self.identity = bool(document["complete"]), str(document["identity"])
         if version != FORMAT_VERSION:
             raise ValueError(f"{path} has format version {shown(version)}, this program reads {FORMAT_VERSION}")
         for name in sorted(settings.keys() | self.settings.keys()):
@@ -184,6 +188,24 @@ def _window(entry: Mapping[str, Any], descriptors: Path) -> Window:
         times=tuple(entry["times"]),
         descriptors=torch.from_numpy(np.load(descriptors)) if descriptors.is_file() else None,
     )
+
+
+def identity_of(folder: Path) -> str | None:
+    """Which stream a folder keeps; None if there is none, or it cannot be read."""
+    try:
+        found = _json(folder / STATE).get("identity")
+    except (OSError, ValueError, TypeError, RecursionError):  # who goes on with it says what is wrong
+        return None
+    return found if isinstance(found, str) else None
+
+
+def remove_stream(folder: Path) -> None:
+    """Remove a stream's folder; what tells whose it is goes last, so that a kill leaves nothing that is not known."""
+    windows = folder / "windows"
+    if windows.is_dir():
+        shutil.rmtree(windows)
+    (folder / STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def finished_names(folder: Path) -> list[str]:

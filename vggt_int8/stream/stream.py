@@ -81,9 +81,7 @@ class Stream:
         _check(window, overlap, folder, loops)
         self._model, self._call, self._on_window = model, call, on_window
         self._window, self._overlap = window, overlap
-        self._loops = folder is not None and model.gives_descriptors if loops is None else loops
-        if self._loops and not model.gives_descriptors:
-            raise ValueError(f"loops=True: a {type(model).__name__} gives no descriptors to find places by")
+        self._loops = folder is not None if loops is None else loops
         if self._loops:
             check_scipy()
         self._folder = None

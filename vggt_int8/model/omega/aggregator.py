@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.global_attention import GlobalAttention
-from vggt_int8.model.aggregator import embed_images
+from vggt_int8.model.aggregator import DESCRIPTOR, describe, embed_images
 from vggt_int8.model.layers import Block
 from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.omega.encoder import OmegaEncoder
@@ -39,15 +39,20 @@ class OmegaAggregator(nn.Module):
         self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, dim))
 
     def forward(
-        self, images: Tensor, layers: Collection[int], attention: GlobalAttention | None = None
+        self,
+        images: Tensor,
+        layers: Collection[int],
+        attention: GlobalAttention | None = None,
+        descriptors: bool = False,
     ) -> dict[int, Tensor]:
-        """Only `layers` are kept in memory, and no block behind the last of them runs. attention: None for exact."""
+        """Arguments and result as of VGGT's `Aggregator`."""
         attention = attention or GlobalAttention.of(len(self.inter_frame_blocks))
         batch, frames, _, height, width = images.shape
-        tokens = embed_images(images, self.patch_embed, self.camera_token, self.register_token).flatten(0, 1)
+        tokens = embed_images(images, self.patch_embed, self.camera_token, self.register_token)
+        kept = {DESCRIPTOR: describe(tokens, self.num_special)} if descriptors else {}
+        tokens = tokens.flatten(0, 1)
         grid = (height // self.patch_size, width // self.patch_size)
         rope = axial_rope_table(*grid, self.head_dim, device=tokens.device)
-        kept = {}
         for layer in range(max(layers) + 1):
             frame_tokens = self.frame_blocks[layer](tokens, rope)
             tokens = self.between_frames(layer, frame_tokens, batch, attention)

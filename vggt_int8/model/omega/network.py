@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from vggt_int8.geometry import pose_encoding_to_camera, unproject_depth
 from vggt_int8.global_attention import GlobalAttention
+from vggt_int8.model.aggregator import DESCRIPTOR
 from vggt_int8.model.call import Call, check_chunk_size, check_range, checked_images, known_heads
 from vggt_int8.model.files import is_weight_file, weight_file
 from vggt_int8.model.network import Network
@@ -43,6 +44,7 @@ class VGGTOmegaOutput(ModelOutput):
     camera_and_register_tokens: [B, S, 1 + R, 2C], of the last layer: a short description of frames and scene.
     text_alignment_embedding: [B, 2C], of length 1: to be compared with embeddings of text by their inner product.
     text_alignment_token: [B, 2C]: the token that it is made of.
+    descriptor: as in `VGGTOutput`, on request.
     """
 
     pose_enc: Tensor | None = None
@@ -54,6 +56,7 @@ class VGGTOmegaOutput(ModelOutput):
     camera_and_register_tokens: Tensor | None = None
     text_alignment_embedding: Tensor | None = None
     text_alignment_token: Tensor | None = None
+    descriptor: Tensor | None = None
 
     @property
     def pose_enc_list(self) -> tuple[Tensor, ...] | None:
@@ -137,6 +140,7 @@ class VGGTOmega(Network):
             frames_chunk_size: int | None = 8,
             global_attention: str | Sequence[str] | None = None,
             keyframes: int | None = None,
+            descriptors: bool = False,
         ) -> VGGTOmegaOutput: ...
 
     def forward(
@@ -146,6 +150,7 @@ class VGGTOmega(Network):
         frames_chunk_size: int | None = 8,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        descriptors: bool = False,
     ) -> VGGTOmegaOutput:
         """Run the network.
 
@@ -154,11 +159,12 @@ class VGGTOmega(Network):
         frames_chunk_size: frames that the dense head works on at a time (None: all). Less memory, same result.
         global_attention, keyframes: as of `VGGT.forward`, for the blocks between frames but for those of register
             layers, which see few tokens anyway.
+        descriptors: give `descriptor`, too, which costs nothing.
 
         Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that
         go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
         """
-        call = self.checked_call(images, heads, frames_chunk_size, global_attention, keyframes)
+        call = self.checked_call(images, heads, frames_chunk_size, global_attention, keyframes, descriptors)
         if call.images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             check_range(call.images)
         return self.predict(call)
@@ -170,6 +176,7 @@ class VGGTOmega(Network):
         frames_chunk_size: int | None = 8,
         global_attention: str | Sequence[str] | None = None,
         keyframes: int | None = None,
+        descriptors: bool = False,
     ) -> Call:
         """The arguments of `forward`. Raises ValueError or TypeError that names what does not fit."""
         config, moved = self.config, "_hf_hook" in vars(self)  # by accelerate, where the model lies on several devices
@@ -178,7 +185,7 @@ class VGGTOmega(Network):
         heads = present if heads is None else known_heads(heads, tuple(HEADS), present)
         check_chunk_size(frames_chunk_size)
         attention = GlobalAttention.of(config.depth, global_attention, keyframes, self.default_attention)
-        return Call(images, None, heads, frames_chunk_size, self.layers_read(heads), attention)
+        return Call(images, None, heads, frames_chunk_size, self.layers_read(heads), attention, descriptors)
 
     def layers_read(self, heads: Collection[str]) -> frozenset[int]:
         return layers_read(heads, self.config)
@@ -188,9 +195,10 @@ class VGGTOmega(Network):
         images, heads = call.images, call.heads
         size = (images.shape[-2], images.shape[-1])
         last = self.config.depth - 1
-        tokens = self.aggregator(images, call.layers_read, call.attention)
+        tokens = self.aggregator(images, call.layers_read, call.attention, call.descriptors)
         special = tokens[last][:, :, : self.aggregator.num_special]
         output = VGGTOmegaOutput(images=images, camera_and_register_tokens=special.float())
+        output.descriptor = tokens.pop(DESCRIPTOR, None)
         if self.camera_head is not None and "camera" in heads:
             output.pose_enc = self.camera_head(special)
             output.extrinsic, output.intrinsic = pose_encoding_to_camera(output.pose_enc, size)

@@ -25,11 +25,12 @@ def run_omega(model: VGGTOmega, call: Call, plan: Plan) -> Tensors:
     images, heads = call.images, call.heads
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])
-    read, attention = call.layers_read, call.attention
-    tokens, _ = run_aggregator(model.aggregator, images, read, attention, plan, encode=encode, blocks_of=OmegaBlocks)
+    asked = (call.layers_read, call.attention, plan, call.descriptors)
+    tokens, descriptor = run_aggregator(model.aggregator, images, *asked, encode=encode, blocks_of=OmegaBlocks)
     special = tokens[model.config.depth - 1].special_tokens(model.aggregator.num_special, images.device)
     special = special.unflatten(0, (batch, frames))
     outputs: Tensors = {"camera_and_register_tokens": special.float()}
+    outputs |= {} if descriptor is None else {"descriptor": descriptor}
     with branches(images.device) as beside:
         if model.camera_head is not None and "camera" in heads:
             with beside():
