@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +137,74 @@ def test_pictures_that_come_while_the_network_is_busy_are_waited_for(folder: Pat
     shutil.copy(folder / "1.png", tmp_path)
     time.sleep(0.6)
     assert [path.name for path in frames] == ["1.png"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_whose_writer_stops_for_a_while_is_waited_for(tmp_path: Path, folder: Path, suffix: str) -> None:
+    whole, grows = tmp_path / f"whole.{suffix}", tmp_path / "grows"
+    Image.open(folder / "0.png").save(whole)
+    grows.mkdir()
+    content = whole.read_bytes()
+    place = grows / whole.name
+    place.write_bytes(content[:-20])
+    frames = Growing(grows, patience=0.3).frames(0)
+
+    def goes_on() -> None:
+        time.sleep(1)  # several looks, at all of which the size is the same; longer than the patience, too
+        place.write_bytes(content)
+
+    thread = threading.Thread(target=goes_on)
+    thread.start()
+    assert [path.read_bytes() for path in frames] == [content]
+    thread.join()
+
+
+def test_a_picture_with_data_behind_its_end_is_taken_when_it_is_quiet(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vggt_int8.cli.frames.QUIET_SECONDS", 0.5)
+    (tmp_path / "0.png").write_bytes((folder / "0.png").read_bytes() + b"a camera's own")
+    (tmp_path / "1.png").touch()  # never written: not waited for
+    assert [path.name for path in Growing(tmp_path, patience=0.1).frames(0)] == ["0.png"]
+
+
+@pytest.mark.slow
+def test_a_video_that_is_cut_off_gives_windows_and_says_where_it_ended(cli: Any, tiny: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", [i / 10 for i in range(40)], noise=[20.0] * 40)
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) // 2])
+    cli("run", tiny, clip, "-o", tmp_path / "out", "--fps", "5", *WINDOWS, "--no-loops")
+    report = document(tmp_path / "out")
+    assert 4 <= report["stream"]["frames"] < 20
+    assert "ends at" in report["video"]["ending"]
+    assert report["video"]["ending_seconds"] < 3.9
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_followed_until_a_signal_comes_is_finished_by_the_same_command(
+    cli: Any, tiny: Path, folder: Path, tmp_path: Path
+) -> None:
+    grows, out = tmp_path / "grows", tmp_path / "out"
+    shutil.copytree(folder, grows)
+    command = ["run", tiny, grows, "-o", out, *WINDOWS, "--no-loops", "--follow"]
+    run = subprocess.Popen([sys.executable, "-m", "vggt_int8", *map(str, command), "600"], stderr=subprocess.PIPE)
+    windows = tmp_path / "out.windows" / "windows"
+    wait_for(lambda: windows.is_dir() and len(list(windows.glob("*/window.json"))) == 3, run)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 130
+    assert not out.exists()
+    cli(*command, "0.5")
+    assert document(out)["stream"]["resumed_at"] == 8
+    assert len(load_scene(out).names) == 9  # the last one had waited for a whole window
+
+
+def wait_for(condition: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
+    for _ in range(3000):  # a busy machine takes its time
+        if condition():
+            return
+        assert run.poll() is None
+        time.sleep(0.1)
+    pytest.fail("it never came")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Where `run` has its frames from: pictures, a video, or a folder that grows; and the options that choose of them."""
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,11 @@ from vggt_int8.video.names import is_video
 from vggt_int8.video.pick import check_choice
 
 if TYPE_CHECKING:
-    from vggt_int8.video import VideoFrame
+    from vggt_int8.video import Ending, VideoFrame
 
 DEFAULT_FPS = 2.0
 POLL_SECONDS = 0.2
+QUIET_SECONDS = 2.0
 
 Fps = Annotated[
     float | None,
@@ -80,7 +82,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, and which frames of it."""
+    """A video, and which frames of it. endings: where and why it ended early, once it was read."""
 
     path: Path
     fps: float | None
@@ -88,12 +90,14 @@ class Clip:
     start: float | None
     end: float | None
     sharpest: bool
+    endings: "list[Ending]" = field(default_factory=list, compare=False)
 
     def frames(self, skip: int) -> "Iterator[VideoFrame]":
         from vggt_int8.video import Video
 
         with Video(self.path) as video:
             yield from video.frames(**self._choice(), skip=skip)
+            self.endings[:] = [] if video.ending is None else [video.ending]
 
     def settings(self) -> dict[str, Any]:
         from vggt_int8.export.repeat import identify_file
@@ -101,8 +105,9 @@ class Clip:
         return {"video": str(self.path), **identify_file(self.path), **self._choice()}
 
     def report(self) -> dict[str, Any]:
-        """For report.json: the file, its digest, and which frames."""
-        return {"video": self.settings()}
+        """For report.json: the file, its digest, which frames, and how it ended if that was early."""
+        early = [{"ending": ending.reason, "ending_seconds": ending.seconds} for ending in self.endings]
+        return {"video": {**self.settings(), **(early[0] if early else {})}}
 
     def _choice(self) -> dict[str, Any]:
         names = ("fps", "every", "start", "end", "sharpest")
@@ -112,7 +117,8 @@ class Clip:
 @dataclass(frozen=True)
 class Growing:
     """A folder into which pictures come, in natural order among those that are there. A picture counts once its size
-    has stayed the same from one look to the next. It ends when none has come for `patience` seconds.
+    has stayed the same from one look to the next, or for `QUIET_SECONDS` if it does not end as its format does: whoever
+    writes it may have stopped for a while. The folder ends when none has come for `patience` seconds.
 
     known: names of files that an earlier run has taken.
     """
@@ -125,20 +131,28 @@ class Growing:
         from vggt_int8.images import image_suffixes
         from vggt_int8.images.names import natural_key
 
-        taken, sizes, last = set(self.known), dict[Path, int](), time.monotonic()
-        suffixes = image_suffixes()
-        while time.monotonic() - last < self.patience:
+        taken, seen, suffixes = set(self.known), dict[Path, tuple[int, float]](), image_suffixes()
+        last, on_its_way = time.monotonic(), True
+        while on_its_way or time.monotonic() - last < self.patience:
+            now = time.monotonic()
             found = {
-                path: path.stat().st_size
+                path: size
                 for path in self.folder.iterdir()
                 if path.suffix.lower() in suffixes and not path.name.startswith(".") and str(path) not in taken
+                if (size := _size(path))
             }
-            whole = [path for path, size in found.items() if size and sizes.get(path) == size]
-            sizes = found
+            # Size, and since when it has that.
+            before, seen = (
+                seen,
+                {p: seen[p] if seen.get(p, (0,))[0] == size else (size, now) for p, size in found.items()},
+            )
+            still = [path for path in seen if before.get(path) == seen[path]]
+            whole = [path for path in still if ends_as_it_should(path) or now - seen[path][1] >= QUIET_SECONDS]
             for path in sorted(whole, key=natural_key):
                 taken.add(str(path))
                 yield path
                 last = time.monotonic()  # whoever takes them may have been busy for longer than `patience`
+            on_its_way = len(whole) < len(found)
             time.sleep(POLL_SECONDS)
 
     def settings(self) -> dict[str, Any]:
@@ -146,6 +160,26 @@ class Growing:
 
     def report(self) -> dict[str, Any]:
         return self.settings()
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 for a file that is gone again."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def ends_as_it_should(path: Path) -> bool:
+    """Whether the last bytes of a JPEG or PNG are its end mark. Cameras may add data behind it, so that one without is
+    not damaged for sure; of other formats nothing is known.
+    """
+    mark = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}.get(path.suffix.lower())
+    if mark is None:
+        return True
+    with path.open("rb") as file:
+        file.seek(-min(len(mark), file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return file.read() == mark
 
 
 Input = Pictures | Clip | Growing
