@@ -3,10 +3,11 @@
 `python -m benchmarks.batch_throughput -o FOLDER --gpus 2` makes a checkpoint of VGGT-1B's shapes with random weights
 (time does not depend on their values) and scenes of JPEG photographs, then measures:
 
-    alone    cameras and depth of one scene that lies on the GPU already, again and again, in this process
+    alone    cameras and depth of the first scene, which lies on the GPU already, again and again, in this process
     batch    by the program: reading JPEGs, computing, writing cameras and depth; on one GPU, then on more
 
 Steady state: from the first finished scene to the last, without loading and compiling. The last line is JSON.
+`--device cpu` goes the same way with the embedded model and small pictures, in minutes: to try the program out.
 """
 
 import argparse
@@ -22,32 +23,35 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vggt_int8 import VGGTConfig, VGGTInt8
+from vggt_int8 import VGGTConfig, VGGTInt8, load_images
 from vggt_int8.bench.source import draw_weights
 from vggt_int8.export.report import describe_machine, installed_versions
 
 DISTINCT = 10  # photographs; the others are copies, which take as long to decode
 
 
-def make_checkpoint(folder: Path, recipe: str) -> Path:
-    """Of VGGT-1B's shapes without tracks, quantized."""
-    if not folder.exists():
+def make_checkpoint(folder: Path, recipe: str, device: str) -> Path:
+    """Of VGGT-1B's shapes without tracks, quantized; on a CPU the embedded model."""
+    if folder.exists():
+        return folder
+    source: str | Path = "embedded"
+    if device == "cuda":
         config = VGGTConfig(enable_track=False)
         model = VGGTInt8(config).eval()
         model.load_state_dict(draw_weights(config, torch.device("cuda")))
-        model.save_pretrained(folder.with_name("floats"))
-        VGGTInt8.from_pretrained(folder.with_name("floats"), recipe=recipe, device_map="cuda").save_pretrained(folder)
+        model.save_pretrained(source := folder.with_name("floats"))
+    VGGTInt8.from_pretrained(source, recipe=recipe, device_map=device).save_pretrained(folder)
     return folder
 
 
-def make_scenes(folder: Path, scenes: int, images: int) -> Path:
-    """Photographs of 3 megapixels: smooth colours and grain, so that they are as long to decode as real ones."""
+def make_scenes(folder: Path, scenes: int, images: int, size: tuple[int, int]) -> Path:
+    """Photographs of (W, H) pixels: smooth colours and grain, so that they are as long to decode as real ones."""
     first = folder / "scene_000"
     first.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     for i in range(min(images, DISTINCT)):
-        smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((2016, 1512))
-        grain = generator.normal(0, 6, (1512, 2016, 1))
+        smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size)
+        grain = generator.normal(0, 6, (size[1], size[0], 1))
         pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(first / f"{i:04d}.jpg", quality=92)
     for i in range(DISTINCT, images):
@@ -57,29 +61,30 @@ def make_scenes(folder: Path, scenes: int, images: int) -> Path:
     return folder
 
 
-def alone(checkpoint: Path, images: int, calls: int = 5) -> list[float]:
-    """Seconds of each call with images and weights on the GPU."""
-    model = VGGTInt8.from_pretrained(checkpoint, device_map="cuda").eval()
-    pixels = torch.rand(images, 3, 392, 518, device="cuda")
+def alone(checkpoint: Path, scene: Path, device: str, calls: int = 5) -> list[float]:
+    """Seconds of each call with images and weights on the device."""
+    model = VGGTInt8.from_pretrained(checkpoint, device_map=device).eval()
+    pixels = load_images(scene, model=model).to(model.device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds = []
     for _ in range(calls + 2):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         with torch.inference_mode():
             model(pixels, heads=("camera", "depth"))
-        torch.cuda.synchronize()
+        wait()
         seconds.append(time.perf_counter() - start)
     return seconds[2:]
 
 
-def batch(checkpoint: Path, scenes: Path, out: Path, gpus: int) -> float:
+def batch(checkpoint: Path, scenes: Path, out: Path, devices: list[str]) -> float:
     """Seconds a scene from the first that is finished to the last."""
     command = [sys.executable, "-m", "vggt_int8", "batch", str(checkpoint), str(scenes), "-o", str(out)]
-    devices = [word for i in range(gpus) for word in ("--device", f"cuda:{i}")]
-    subprocess.run([*command, *devices, "--format", "depth", "--no-scene"], check=True, stdout=sys.stderr)
+    chosen = [word for device in devices for word in ("--device", device)]
+    subprocess.run([*command, *chosen, "--format", "depth", "--no-scene"], check=True, stdout=sys.stderr)
     finished = sorted((folder / "report.json").stat().st_mtime for folder in out.glob("scene_*"))
     # The first scene of every GPU ends beside the others' first: count from the last of these.
-    return (finished[-1] - finished[gpus - 1]) / (len(finished) - gpus)
+    return (finished[-1] - finished[len(devices) - 1]) / (len(finished) - len(devices))
 
 
 def main() -> None:
@@ -89,14 +94,23 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=8, help="for each GPU")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--recipe", default="int8_rotated")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
-    checkpoint = make_checkpoint(arguments.out / "checkpoint", arguments.recipe)
-    seconds = alone(checkpoint, arguments.images)
-    torch.cuda.empty_cache()
+    if arguments.scenes < 2:
+        parser.error("--scenes 2 or more: time is counted from the first scene on")
+    device, size = arguments.device, (2016, 1512) if arguments.device == "cuda" else (320, 240)
+    checkpoint = make_checkpoint(arguments.out / "checkpoint", arguments.recipe, device)
+    sets = {
+        gpus: make_scenes(arguments.out / f"scenes_{gpus}", arguments.scenes * gpus, arguments.images, size)
+        for gpus in range(1, arguments.gpus + 1)
+    }
+    seconds = alone(checkpoint, sets[1] / "scene_000", device)
+    if device == "cuda":
+        torch.cuda.empty_cache()
     rows = {}
-    for gpus in range(1, arguments.gpus + 1):
-        scenes = make_scenes(arguments.out / f"scenes_{gpus}", arguments.scenes * gpus, arguments.images)
-        rows[gpus] = batch(checkpoint, scenes, arguments.out / f"results_{gpus}", gpus)
+    for gpus, scenes in sets.items():
+        devices = [f"cuda:{i}" if device == "cuda" else "cpu" for i in range(gpus)]
+        rows[gpus] = batch(checkpoint, scenes, arguments.out / f"results_{gpus}", devices)
     one = statistics.median(seconds)
     print(
         json.dumps(
@@ -107,7 +121,7 @@ def main() -> None:
                 "batch_seconds_per_scene": {gpus: round(value, 3) for gpus, value in rows.items()},
                 "of_alone": round(one / rows[1], 3),
                 "speed_up": {gpus: round(rows[1] / value, 3) for gpus, value in rows.items()},
-                "machine": describe_machine(torch.device("cuda")),
+                "machine": describe_machine(torch.device(device)),
                 "versions": installed_versions(),
             }
         )

@@ -128,6 +128,52 @@ def test_a_fresh_process_loads_the_same_model(pushed: Pushed, tmp_path: Path) ->
     assert pull.stdout.splitlines() == list(pushed.digests.values())
 
 
+WAYS = (
+    DIGEST
+    + """
+from huggingface_hub import HfApi
+repo, first, folder, cache = sys.argv[1:]
+model = VGGTInt8.from_pretrained(repo, backend="reference", revision=first)
+old = digest(model)
+with torch.no_grad():
+    model.camera_head.trunk_norm.weight.mul_(2)
+model.push_to_hub(repo.partition("/")[2])
+new = digest(model)
+model.save_pretrained(folder)
+HfApi().create_repo("me/nested", private=True)
+HfApi().upload_folder(folder_path=folder, repo_id="me/nested", path_in_repo="int8/small")
+def load(name, **keywords):
+    return digest(VGGTInt8.from_pretrained(name, backend="reference", **keywords))
+def refused(name, **keywords):
+    try:
+        load(name, **keywords)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+assert old != new
+assert refused("me/nested", subfolder="int8/small", cache_dir=cache, local_files_only=True).startswith("CheckpointError")
+assert load(repo, cache_dir=cache) == load(repo, revision="main") == new
+assert load(repo, revision=first, cache_dir=cache) == old
+assert load("me/nested", subfolder="int8/small", cache_dir=cache) == new
+again = {"cache_dir": cache, "local_files_only": True}
+assert load("me/nested", subfolder="int8/small", **again) == load(repo, **again) == new
+assert load(repo, revision=first, **again) == old
+for wrong in ({"revision": "no-such-branch"}, {"subfolder": "int8"}):
+    print(refused("me/nested" if "subfolder" in wrong else repo, **wrong).replace("\\n", " "))
+"""
+)
+
+
+def test_ways_to_name_what_is_loaded(pushed: Pushed, tmp_path: Path) -> None:
+    """By revision and by folder, from a cache of one's own, and from there without the Hub."""
+    first = list(pushed.hub.repos[WHOLE].commits)[-1]
+    run = python(pushed.hub, tmp_path / "home", WAYS, WHOLE, first, str(tmp_path / "saved"), str(tmp_path / "cache"))
+    assert run.returncode == 0, run.stderr
+    revision, folder = run.stdout.splitlines()
+    assert revision.startswith("CheckpointError")
+    assert "no-such-branch" in revision
+    assert folder.startswith("CheckpointError: there is no config.json in 'me/nested/int8' on the Hub")
+
+
 def test_damage_on_the_hub_is_noticed(pushed: Pushed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other bytes of the same length under the same name: the stand-in serves them, the loader refuses them."""
     weights = pushed.trees[WHOLE]["model.safetensors"]

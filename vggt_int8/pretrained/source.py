@@ -89,7 +89,13 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
             f"Hub did not give it. Check the name and the network, or download the files and pass their folder. "
             f"{NO_NETWORK}."
         ) from error
-    return Path(str(path))
+    if path is None:  # transformers raises for every other file that a repository lacks, and not for this one
+        where = "/".join(filter(None, [source, options.get("subfolder")]))
+        raise CheckpointError(
+            f"there is no config.json in {where!r} on the Hub: a checkpoint needs one beside its weights. A folder in a "
+            "repository is named by subfolder=, a single file of weights by filename="
+        )
+    return Path(path)
 
 
 def make_config(data: Any, source: str, changed: dict[str, Any], kind: type[NetworkConfig]) -> NetworkConfig:
