@@ -150,11 +150,11 @@ def refused(name, **keywords):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 assert old != new
-assert refused("me/nested", subfolder="int8/small", cache_dir=cache, local_files_only=True).startswith("CheckpointError")
+again = {"cache_dir": cache, "local_files_only": True}
+assert refused("me/nested", subfolder="int8/small", **again).startswith("CheckpointError")
 assert load(repo, cache_dir=cache) == load(repo, revision="main") == new
 assert load(repo, revision=first, cache_dir=cache) == old
 assert load("me/nested", subfolder="int8/small", cache_dir=cache) == new
-again = {"cache_dir": cache, "local_files_only": True}
 assert load("me/nested", subfolder="int8/small", **again) == load(repo, **again) == new
 assert load(repo, revision=first, **again) == old
 for wrong in ({"revision": "no-such-branch"}, {"subfolder": "int8"}):

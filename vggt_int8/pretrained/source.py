@@ -92,8 +92,8 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
     if path is None:  # transformers raises for every other file that a repository lacks, and not for this one
         where = "/".join(filter(None, [source, options.get("subfolder")]))
         raise CheckpointError(
-            f"there is no config.json in {where!r} on the Hub: a checkpoint needs one beside its weights. A folder in a "
-            "repository is named by subfolder=, a single file of weights by filename="
+            f"there is no config.json in {where!r} on the Hub: a checkpoint needs one beside its weights. A folder in "
+            "a repository is named by subfolder=, a single file of weights by filename="
         )
     return Path(path)
 
