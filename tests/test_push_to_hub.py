@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import safetensors.torch
 from huggingface_hub import ModelCard
 
+from tests import warm
 from tests.hub_standin.repository import File
 from tests.hub_standin.server import HubServer
 
@@ -98,9 +98,7 @@ def pushed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pus
 
 
 def python(hub: HubServer, home: Path, program: str, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **hub.environment(str(home))}
-    command = [sys.executable, "-c", program, *args]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return warm.python("-c", program, *args, env={**os.environ, **hub.environment(str(home))})
 
 
 def test_every_file_arrives(pushed: Pushed) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.warm import python
 from vggt_int8.batch import Board, supervise
 from vggt_int8.cli import batch_worker
 
@@ -116,8 +117,7 @@ def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scene
 
 @pytest.mark.slow
 def test_processes_of_their_own(scenes: Path, bare_int8: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vggt_int8", "batch", str(bare_int8), str(scenes), "-o", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True)
+    done = python("-m", "vggt_int8", "batch", bare_int8, scenes, "-o", tmp_path / "out", "--device", "cpu")
     assert done.returncode == 1, done.stderr
     assert "2 of 4 scenes are in" in done.stdout
     assert "killed" not in done.stderr

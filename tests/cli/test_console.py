@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.warm import python
 from vggt_int8.cli import console, libraries
 from vggt_int8.cli.guard import guarded
 from vggt_int8.interrupts import Stopped
@@ -21,13 +22,22 @@ ROOT = Path(__file__).parent.parent.parent
 STEP = r"(Loading|Reading|Reconstructing|Writing|Saving|Rendering|Comparing|Measuring) .* \d+\.\d s(, [\d.]+ images/s)?"
 
 
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VGGT_INT8")}
+    return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+
+
 def start(*args: object, **options: object) -> subprocess.Popen[str]:
     """The real command in its own process."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VGGT_INT8")}
-    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
     command = [sys.executable, "-m", "vggt_int8", *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
+    return subprocess.Popen(command, env=environment(), text=True, **pipes, **options)
+
+
+def run(*args: object) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines of stdout, lines of stderr of a command that has PyTorch already."""
+    done = python("-m", "vggt_int8", *args, env=environment())
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
@@ -40,7 +50,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
 @pytest.mark.parametrize("backend", ["torchao", "bitsandbytes"])
 def test_only_our_lines_are_shown(tiny_int8: Path, photos: list[Path], tmp_path: Path, backend: str) -> None:
     command = ("run", tiny_int8, *photos, "-o", tmp_path / "out", "--backend", backend, "--device", "cpu")
-    code, out, err = finish(start(*command))
+    code, out, err = run(*command)
     assert code == 0, err
     assert [line for line in err if not re.fullmatch(STEP, line)] == []
     assert out[0] == f"2 images -> {tmp_path / 'out'}"
@@ -55,7 +65,7 @@ def test_only_our_lines_are_shown(tiny_int8: Path, photos: list[Path], tmp_path:
 
 
 def test_library_messages_are_shown_on_request(tiny_int8: Path, tmp_path: Path) -> None:
-    code, _, err = finish(start("--debug", "run", tiny_int8, tmp_path / "absent.jpg", "-o", tmp_path / "out"))
+    code, _, err = run("--debug", "run", tiny_int8, tmp_path / "absent.jpg", "-o", tmp_path / "out")
     assert code == 1
     assert "Traceback (most recent call last):" in err
 

@@ -4,13 +4,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.hub_standin.server import HubServer
+from tests.warm import python
 
 pytestmark = pytest.mark.slow  # a process for each command
 
@@ -30,13 +30,7 @@ class Client:
         self.environment = {**os.environ, **hub.environment(str(home)), "COLUMNS": "240"}  # as wide as `cli`
 
     def __call__(self, *command: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *map(str, command)],
-            env=self.environment | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        return python(*command, env=self.environment | (env or {}))
 
     def downloaded(self) -> set[int]:
         """HTTP status of everything that was read from the storage of large files: 200 whole, 206 by range."""

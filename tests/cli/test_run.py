@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.warm import python
 from vggt_int8 import VGGTConfig, VGGTInt8, load_images, load_recipe
 from vggt_int8.cli import app, loading
 from vggt_int8.images import load
@@ -59,8 +59,8 @@ app()
 
 @pytest.mark.slow
 def test_the_seconds_of_loading_are_not_those_of_imports(tiny: Path, photos: list[Path], tmp_path: Path) -> None:
-    run = [sys.executable, "-c", IMPORTED_WHEN_A_PHASE_BEGINS, "run", tiny, photos[0], "-o", tmp_path / "out"]
-    done = subprocess.run([*map(str, run), "--device", "cpu"], capture_output=True, text=True, timeout=120)
+    command = ("run", tiny, photos[0], "-o", tmp_path / "out", "--device", "cpu")
+    done = python("-c", IMPORTED_WHEN_A_PHASE_BEGINS, *command)
     assert done.returncode == 0, done.stderr
     assert "load_model True" in done.stderr
 

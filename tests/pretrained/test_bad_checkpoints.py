@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.warm import python
 from vggt_int8 import VGGT, BackendError, CheckpointError, RecipeError, VGGTInt8, available_recipes
 
 INDEX = "model.safetensors.index.json"
@@ -412,8 +411,7 @@ except CheckpointError as error:
     print(error)
 """
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    process = python("-c", code, env=environment)
     assert process.returncode == 0, process.stderr
     assert "cannot get the config.json of 'someone/VGGT-1B-quantized.w8a8'" in process.stdout
     assert "the Hub is not asked (HF_HUB_OFFLINE or local_files_only)" in process.stdout
