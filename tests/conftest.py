@@ -4,8 +4,10 @@ On a GPU machine: `pytest -m gpu --results benchmarks/results/h200/gpu_tests.jso
 """
 
 import datetime
+import gc
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,10 @@ PARITY = Path(__file__).parent / "data" / "parity"
 THREADS = int(os.environ.get("VGGT_INT8_TEST_THREADS", "1"))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
+
+# transformers compiles a regular expression for each tensor of a checkpoint it loads. Python keeps 512 of them, but the
+# golden network has 741 tensors: every load in every test would compile them anew.
+re._MAXCACHE = 1 << 14  # type: ignore[attr-defined]
 
 
 MOST_PROCESSES = 4  # of plain `pytest`; each takes a gigabyte
@@ -96,6 +102,16 @@ def pytest_testnodedown(node: Any) -> None:
     """Every process of pytest-xdist has collected the same, and left out the same."""
     left_out = getattr(node, "workeroutput", {}).get("left_out", {})
     node.config.stash[LEFT_OUT] = Counter(left_out)
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: garbage collection need not look through it, and less often through the rest.
+
+    The modules and tests are a million objects, of which a collection of all found nothing to free.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

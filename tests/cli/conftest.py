@@ -1,15 +1,21 @@
 """A tiny checkpoint, two photographs, and a console wide enough that no table cell is cut."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer import testing
 from typer.testing import CliRunner
 
 from vggt_int8.cli import app, console
 
 DATA = Path(__file__).parent.parent / "data" / "parity"
+
+
+# Else every call builds all commands with all their options anew, which takes longer than many of them run.
+testing._get_command = functools.cache(testing._get_command)  # type: ignore[attr-defined]
 
 
 class Cli:
