@@ -57,11 +57,11 @@ pytestmark = pytest.mark.slow  # a process that tries them all, with the model o
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, str]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory, bare_checkpoint: Path) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("unreadable")
     shards = tmp_path_factory.mktemp("shards") / "model"
-    VGGTInt8.from_pretrained(tiny_checkpoint).save_pretrained(shards, max_shard_size="500KB")
-    command = [sys.executable, "-m", "tests.unreadable_cases", *map(str, (folder, tiny_checkpoint, shards, IMAGE))]
+    VGGTInt8.from_pretrained(bare_checkpoint).save_pretrained(shards, max_shard_size="500KB")
+    command = [sys.executable, "-m", "tests.unreadable_cases", *map(str, (folder, bare_checkpoint, shards, IMAGE))]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, preexec_fn=not_almighty)
     assert run.returncode == 0, run.stderr
     found: dict[str, str] = json.loads(run.stdout.splitlines()[-1])

@@ -1,8 +1,10 @@
 """The compiled CPU kernels against the reference: integer parts bit for bit, floats within their rounding."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 from tests.kernels.compiled import LIBRARIES, use, walled
 from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows, static_scales_of, ways_to_static_codes
 from tests.kernels.test_cpu import test_static_codes_pass_nan_on_through_the_scale_of_their_row as nan_in_a_row
+from tests.warm import python
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels import reference
-from vggt_int8.kernels.cpu import compiled, matmul
+from vggt_int8.kernels.cpu import compiled, compiler, matmul
 from vggt_int8.kernels.cpu import ops as cpu_ops
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.recipe import Scheme
@@ -226,7 +229,7 @@ PROBE = "import warnings; warnings.simplefilter('error'); from vggt_int8.kernels
 
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROBE + code], env=os.environ | env, capture_output=True, text=True)
+    return python("-c", PROBE + code, env=os.environ | env)
 
 
 def load_anew(monkeypatch: pytest.MonkeyPatch, **env: str) -> compiled.Library | str:
@@ -278,24 +281,40 @@ def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
-def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path) -> None:
-    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    code = PROBE + "print(c.library().name)"
-    runs = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) for _ in range(2)]
-    assert len({run.communicate(timeout=300)[0] for run in runs}) == 1
-    assert all(run.returncode == 0 for run in runs)
+def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    both = multiprocessing.get_context("fork")
+    names = both.SimpleQueue()
+
+    def load() -> None:
+        torch.set_num_threads(1)  # the parent's threads are not here
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            names.put(compiled._load.__wrapped__().name)
+
+    runs = [both.Process(target=load, daemon=True) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(timeout=300)
+    assert [run.exitcode for run in runs] == [0, 0]
+    assert names.get() == names.get()
     (made,) = (tmp_path / "vggt-int8").iterdir()  # and nothing is left over
     assert made.suffix == ".so"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
-def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_library_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CC may hold flags, too."""
-    env = {"XDG_CACHE_HOME": str(tmp_path), "CC": "gcc -g0"}
-    whole = run("print(c.build())", **env).stdout.strip()
-    content = Path(whole).read_bytes()
-    Path(whole).write_bytes(content[: len(content) // 2])
-    again = run("print(c.library().name, c.build())", **env)
-    assert again.stdout.split()[-1] == whole
-    assert len(Path(whole).read_bytes()) == len(content)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "gcc -g0")
+    whole = compiler.build()
+    assert whole.is_relative_to(tmp_path)
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(load_anew(monkeypatch), compiled.Library)
+        assert compiler.build() == whole
+    assert len(whole.read_bytes()) == len(content)

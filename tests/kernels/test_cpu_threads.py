@@ -1,13 +1,12 @@
 """Work on many tensors: a thread each, no more threads than a quota of CPUs, nothing that PyTorch splits."""
 
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
 
+from tests.warm import python
 from vggt_int8.kernels.cpu.threads import PIECE, Workers, map_in_threads, pieces
 
 
@@ -136,6 +135,6 @@ before = count()
 x + 1
 print(count() - before > 0)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = python("-c", code)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["Int8ConvTranspose2d", "8", "0", "4", "True"], "some by what it splits"
