@@ -129,6 +129,13 @@ def test_rows_have_a_dot_for_each_series_where_it_belongs(tmp_path: Path) -> Non
     assert upper == same < lower
     assert middle - depth == pytest.approx(points - middle, abs=0.2)
     assert red == also_red != blue
+    written, height = texts(root), lower - upper  # of a row
+    room = 0.04 / 1.08  # of the axis, at both of its ends
+    left = depth - room / (1 - 2 * room) * (points - depth)
+    for label, at in (("a < b", upper), ("c", lower)):
+        assert written[label] == (pytest.approx(left - 10, abs=0.6), pytest.approx(at + 4, abs=0.11), "end")
+    for tick, at in (("0.1", depth), ("1", middle), ("10", points)):
+        assert written[tick] == (pytest.approx(at, abs=0.11), lower + height / 2 + 17, "middle")
     words = [text.text for text in root.iter(f"{SVG}text")]
     assert {"errors & all", "a < b", "c", "depth", "points", "%"} <= set(words)
     write_rows(tmp_path / "rows.svg", Rows("again", rows))

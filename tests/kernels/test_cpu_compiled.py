@@ -232,6 +232,11 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return python("-c", PROBE + code, env=os.environ | env)
 
 
+def compile_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is not about the speed of kernels: a seventh of the time that -O3 takes."""
+    monkeypatch.setattr(compiler, "_FLAGS", ["-O0" if flag == "-O3" else flag for flag in compiler._FLAGS])
+
+
 def load_anew(monkeypatch: pytest.MonkeyPatch, **env: str) -> compiled.Library | str:
     """As a process with these variables loads them first."""
     with monkeypatch.context() as patch:
@@ -256,6 +261,7 @@ def test_amx_can_be_switched_off() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_quickly(monkeypatch)
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
     broken.chmod(0o755)
@@ -282,6 +288,7 @@ def test_without_a_working_compiler_a_warning_says_so(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_quickly(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     both = multiprocessing.get_context("fork")
     names = both.SimpleQueue()
@@ -307,6 +314,7 @@ def test_processes_that_compile_at_once_do_not_meet(tmp_path: Path, monkeypatch:
 @pytest.mark.skipif(compiled.unavailable() is not None, reason=str(compiled.unavailable()))
 def test_a_damaged_library_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CC may hold flags, too."""
+    compile_quickly(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "gcc -g0")
     whole = compiler.build()
