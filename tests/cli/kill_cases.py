@@ -149,7 +149,7 @@ def test_run_over_the_results_of_another(every: bool, tiny: Path, photos: list[P
         (out / "mine.txt").write_text("mine")
 
     arguments = ["run", tiny, *photos, "-o", out, "--overwrite", "--max-points", 50]
-    seen = check(arguments, itertools.count(step=1 if every else 9), prepare, out, "report.json")
+    seen = check(arguments, itertools.count(step=1 if every else 21), prepare, out, "report.json")
     assert seen == {"old", "incomplete", "new"} if every else "old" in seen
 
 
@@ -164,7 +164,7 @@ def test_an_export_into_a_run(every: bool, tiny: Path, photos: list[Path], tmp_p
         (out / "mine.txt").write_text("mine")
 
     again = ["export", out, "-f", "colmap,glb,npz", "--max-points", 50, "--overwrite"]
-    seen = check(again, itertools.count(step=1 if every else 9), prepare, out, "report.json")
+    seen = check(again, itertools.count(step=1 if every else 21), prepare, out, "report.json")
     assert seen == {"old", "incomplete", "new"} if every else "old" in seen
 
 

@@ -1,13 +1,16 @@
 """`vggt-int8 bench` and `bench-report` from end to end on a tiny network, and their errors."""
 
 import dataclasses
+import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from vggt_int8.bench import cost, variants
+from vggt_int8.bench import cost, sweep, variants
 from vggt_int8.bench.records import read_rows
 from vggt_int8.cli import bench
+from vggt_int8.model.config import VGGTConfig
 
 CONFIG = Path(__file__).parent.parent / "data" / "parity" / "tiny_vggt_config.json"
 TINY = (f"random:{CONFIG}", "--device", "cpu", "--size", "42x56", "--seconds", "0")
@@ -17,6 +20,17 @@ TINY = (f"random:{CONFIG}", "--device", "cpu", "--size", "42x56", "--seconds", "
 def quick_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "SECONDS", 0.01)
     monkeypatch.setattr(cost, "LOADS", {"cpu": (256, 256, 1 << 24)})
+
+
+@cache
+def counted(config: str, size: tuple[int, int]) -> cost.WorkCounter:
+    return cost.WorkCounter(VGGTConfig(**json.loads(config)), size)
+
+
+@pytest.fixture(autouse=True)
+def work_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is the same in all tests here, and counting takes as long as measuring it."""
+    monkeypatch.setattr(sweep, "WorkCounter", lambda config, size: counted(config.to_json_string(), size))
 
 
 @pytest.mark.slow
