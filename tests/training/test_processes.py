@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.runs import entries
+from tests.warm import python
 from vggt_int8.training.captured import average_gradients
 from vggt_int8.training.checkpoint import read_facts
 
@@ -33,7 +34,8 @@ def averaged(process: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_gradients_of_processes_are_averaged(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(averaged, (str(tmp_path),), nprocs=2)
+    # Forks, which need not import anything anew; none of them runs what a thread of this process would be needed for.
+    torch.multiprocessing.start_processes(averaged, (str(tmp_path),), nprocs=2, start_method="fork")
 
 
 @pytest.mark.gpu
@@ -60,20 +62,11 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     mini = (Path(__file__).parent / "tiny.toml").read_text()
     config.write_text(mini)
     root = Path(__file__).parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vggt_int8"]
     command += ["train", "run", "--config", str(config), "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    result = python(*command, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert read_facts(tmp_path / "out" / "checkpoint")["step"] == 6
     assert len(entries(tmp_path / "out", "train")) == 3

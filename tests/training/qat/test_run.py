@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from PIL import Image
 
 from tests.training.qat.conftest import CONFIG, static_layers, weights
 from tests.training.runs import entries
+from tests.warm import python
 from vggt_int8 import VGGTInt8, quantize
 from vggt_int8.quant.fake import FakeInt8Linear, fake_quantize, weight_codes
 from vggt_int8.quant.plan import make_plan, recipe_for
@@ -135,12 +134,12 @@ def test_a_run_is_not_mixed_with_another(model: Path, photos: Path, config: Path
 @pytest.mark.slow
 def test_two_processes_train_together(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
     """`accelerate launch` on two CPU processes: the same command as on two GPUs."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vggt_int8"]
     command += ["qat", str(model), str(photos), "-o", str(tmp_path / "out"), "--config", str(config)]
     root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    result = python(*command, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("stopped at step 4") == 1
     assert len(entries(tmp_path / "out" / "run", "train")) == 4
