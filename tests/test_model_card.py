@@ -46,6 +46,32 @@ def test_a_card_of_vggt_omega_loads_its_own_class() -> None:
     assert 'model = VGGTOmegaInt8.from_pretrained("me/omega.w8a8"' in text
     assert "VGGTInt8" not in text  # which refuses this config.json
     assert "tracks" not in text
+    assert "pred.depth, pred.extrinsic, pred.intrinsic" in text  # it has no points of its own
+
+
+def test_a_card_promises_what_the_model_has() -> None:
+    text = model_card({**CONFIG, "enable_track": False, "enable_point": False}, SIZES)
+    assert "cameras, depth and 3D points in one pass" in text
+    assert "pred.depth, pred.extrinsic, pred.intrinsic" in text
+    assert "pred.depth, pred.world_points, pred.extrinsic" in model_card(CONFIG, SIZES)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "command"),
+    [
+        ("int8_dynamic", {}, "`vggt-int8 quantize facebook/VGGT-1B -o FOLDER --recipe int8_dynamic`."),
+        (
+            "int8_static",
+            {"calibration": {"images": 8}},
+            "--recipe int8_static --calibration IMAGES`, on images of your",
+        ),
+        ("mine", {}, "--recipe RECIPE.toml`. The recipe is written out in `config.json`."),
+        ("int8_dynamic", {"training": {"steps": 1}}, "`vggt-int8 qat facebook/VGGT-1B IMAGES -o FOLDER --recipe int8_"),
+    ],
+)
+def test_a_card_says_how_its_model_is_made(name: str, more: dict[str, Any], command: str) -> None:
+    quantization = {**CONFIG["quantization_config"], **more, "recipe": {**RECIPE, "name": name}}
+    assert command in model_card({"quantization_config": quantization}, SIZES, base_model="facebook/VGGT-1B")
 
 
 def test_unknown_source_is_not_called_vggt_1b() -> None:

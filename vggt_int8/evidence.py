@@ -63,7 +63,7 @@ def speed(rows: Sequence[Mapping[str, Any]]) -> str:
     machine = gpu["name"] if gpu else f"{first['machine']['cpu']}, {first['machine'].get('torch_threads')} threads"
     of = {row["model"] for row in rows}
     note = f"Whole forward pass of {', '.join(sorted(of))}; medians. {machine}, torch {first['versions'].get('torch')}"
-    return "\n".join([*lines, "", f"{note}, {first['date']}, `{first['command']}`."])
+    return "\n".join([*lines, "", f"{note}, {_day(first['date'])}, `{first['command']}`."])
 
 
 def of_recipe(rows: Sequence[Mapping[str, Any]], recipe: str) -> list[Mapping[str, Any]]:
@@ -110,5 +110,9 @@ def _data(document: Mapping[str, Any]) -> str:
 def _where(document: Mapping[str, Any]) -> str:
     machine = document["machine"]
     gpu = machine.get("gpu")
-    date = re.sub(r"T.*", "", document["created"])
-    return f"{gpu['name'] if gpu else machine['cpu']}, torch {document['versions'].get('torch')}, {date}"
+    name = gpu["name"] if gpu else machine["cpu"]
+    return f"{name}, torch {document['versions'].get('torch')}, {_day(document['created'])}"
+
+
+def _day(time: str) -> str:
+    return re.sub(r"T.*", "", time)

@@ -4,6 +4,7 @@ A pure function of plain data: saving, uploading and tests share it, and nothing
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -12,6 +13,7 @@ from vggt_int8.embedded import EMBEDDED
 from vggt_int8.global_attention import attention_in_words
 from vggt_int8.plain_data import flat
 
+RECIPES = Path(__file__).parent / "recipes"
 VGGT_1B = "facebook/VGGT-1B"
 OMEGA = "vggt_omega"  # `model_type` of its config.json
 METRICS = {
@@ -50,12 +52,13 @@ def model_card(
     omega = config.get("model_type") == OMEGA
     sections = [
         f"# {name}",
-        _introduction(recipe, base_model, omega),
-        _example(name, "VGGTOmegaInt8" if omega else "VGGTInt8"),
+        _introduction(config, recipe, base_model, omega),
+        _example(name, "VGGTOmegaInt8" if omega else "VGGTInt8", _outputs(config, omega), bool(recipe)),
         "## Stored tensors\n\n" + _size_table(sizes),
     ]
     if recipe:
         sections.append("## Recipe\n\n" + _recipe_table(recipe, quantization))
+        sections.append("## How to make it again\n\n" + _command(recipe["name"], base_model, quantization))
     if training := quantization.get("training"):
         sections.append("## Training\n\n" + _training(training))
     if differences:
@@ -90,14 +93,17 @@ def _metadata(quantized: bool, base_model: str | None, stated: Mapping[str, str]
     return data.to_yaml()
 
 
-def _introduction(recipe: Mapping[str, Any], base_model: str | None, omega: bool) -> str:
+def _introduction(config: Mapping[str, Any], recipe: Mapping[str, Any], base_model: str | None, omega: bool) -> str:
     source = "a VGGT checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
     if base_model == EMBEDDED:
         source = "the small model inside the package vggt-int8"
     if not recipe:
         return f"The weights of {source}, stored by vggt-int8 without quantization."
     what = str(recipe.get("description") or "").rstrip(".")
-    gives = "VGGT turns images of a scene into cameras, depth, 3D points and tracks in one pass."
+    tracks = " and tracks" if config.get("enable_track", True) else ""
+    gives = (
+        f"VGGT turns images of a scene into cameras, depth{',' if tracks else ' and'} 3D points{tracks} in one pass."
+    )
     if omega:
         gives = "VGGT-Ω turns images of a scene into cameras and depth in one pass."
     return (
@@ -106,18 +112,37 @@ def _introduction(recipe: Mapping[str, Any], base_model: str | None, omega: bool
     )
 
 
-def _example(name: str, loader: str) -> str:
+def _outputs(config: Mapping[str, Any], omega: bool) -> list[str]:
+    """Attributes of what the model gives."""
+    heads = {"depth": "depth", "point": "world_points", "camera": "extrinsic, pred.intrinsic"}
+    there = [text for head, text in heads.items() if config.get(f"enable_{head}", True)]
+    return [text for text in there if not (omega and text == "world_points")]
+
+
+def _example(name: str, loader: str, outputs: Sequence[str], quantized: bool) -> str:
+    alone = ", which alone loads these weights: other loaders know nothing of scales, and refuse codes in this shape"
     return (
         "```python\n"
         f"from vggt_int8 import {loader}, load_images\n\n"
         f'model = {loader}.from_pretrained("{name}", device_map="cuda")  # or "cpu"\n'
         'images = load_images(["a.jpg", "b.jpg"], model=model)  # [S, 3, H, W] in [0, 1]\n'
         "pred = model(images.to(model.device))\n"
-        "pred.depth, pred.world_points, pred.extrinsic, pred.intrinsic\n"
+        f"{', '.join(f'pred.{output}' for output in outputs)}\n"
         "```\n\n"
-        f"`pip install vggt-int8` brings `{loader}`, which alone loads these weights: other loaders know nothing of "
-        "scales, and refuse codes in this shape."
+        f"`pip install vggt-int8` brings `{loader}`{alone if quantized else ''}."
     )
+
+
+def _command(recipe: str, base_model: str | None, quantization: Mapping[str, Any]) -> str:
+    """What makes such a checkpoint; of a recipe that is no part of the package, where it is written out."""
+    shipped = (RECIPES / f"{recipe}.toml").is_file()
+    source, file = base_model or "CHECKPOINT", recipe if shipped else "RECIPE.toml"
+    images = " --calibration IMAGES" if quantization.get("calibration") else ""
+    made = f"`vggt-int8 quantize {source} -o FOLDER --recipe {file}{images}`"
+    if quantization.get("training"):
+        made = f"`vggt-int8 qat {source} IMAGES -o FOLDER --recipe {file}`, with the settings below"
+    seen = ", on images of your own" if images else ""
+    return f"{made}{seen}." + ("" if shipped else " The recipe is written out in `config.json`.")
 
 
 def _size_table(sizes: Mapping[str, int]) -> str:
