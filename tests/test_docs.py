@@ -39,7 +39,12 @@ def python_of(page: str) -> list[str]:
 def command_lines(page: str) -> list[str]:
     """Of the blocks without a language, each part of `a && b` by itself, without comments."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text_of(page), flags=re.DOTALL | re.MULTILINE)
-    lines = [line for language, block in blocks if language in ("", "sh", "bash") for line in block.splitlines()]
+    lines = [
+        line
+        for language, block in blocks
+        if language in ("", "sh", "bash")
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     return [part.strip() for line in lines for part in re.sub(r"(^|\s)#.*", "", line).split("&&") if part.strip()]
 
 

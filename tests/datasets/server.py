@@ -19,6 +19,8 @@ class Faults:
     etags: str = "strong"
     statuses: list[int] = field(default_factory=list)  # of the first answers
     length: bool = True
+    if_range: bool = True  # False sends the rest of whatever version there is
+    redirects: dict[str, str] = field(default_factory=dict)  # path -> where to
     shift: int = 0  # bytes by which a range begins elsewhere than asked
     asked: list[str] = field(default_factory=list)  # ranges, as they came
 
@@ -37,14 +39,25 @@ def serve(folder: Path, faults: Faults) -> Iterator[str]:
             asked = self.headers.get("Range", "")
             faults.asked.append(asked)
             path = folder / self.path.lstrip("/")
+            if self.path in faults.redirects:
+                self.send_response(302)
+                self.send_header("Location", faults.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if faults.statuses or not path.is_file():
                 self.send_response(faults.statuses.pop(0) if faults.statuses else 404)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
             content, tag = path.read_bytes(), self._tag(path)
-            fits = self.headers.get("If-Range") in (None, tag)
+            fits = not faults.if_range or self.headers.get("If-Range") in (None, tag)
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and faults.ranges and fits else None
+            if start is not None and start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.send_response(200 if start is None else 206)
             if faults.etags:
                 self.send_header("ETag", tag)

@@ -68,6 +68,28 @@ def test_another_version_is_begun_anew(site: Path) -> None:
     assert get(site, Faults()) == hashlib.sha256(new).hexdigest()
 
 
+@pytest.mark.parametrize("size", [50_000, 200_000, 300_000, 400_000])
+def test_a_server_that_mixes_versions_is_seen_through(site: Path, size: int) -> None:
+    """It sends the rest of the new version after the beginning of the old one, or says that there is no rest."""
+    with pytest.raises(DownloadError):
+        get(site, Faults(breaks=[100_000, *[0] * 9]))
+    new = os.urandom(size)
+    (site / "file.7z").write_bytes(new)
+    assert get(site, Faults(if_range=False)) == hashlib.sha256(new).hexdigest()
+
+
+def test_redirects_are_followed_within_reason(site: Path) -> None:
+    (site / "elsewhere").write_bytes(CONTENT)
+    faults = Faults(breaks=[100_000], redirects={"/file.7z": "/elsewhere"})
+    assert get(site, faults) == SHA256
+    assert faults.asked[-1] == "bytes=100000-"
+    for place in ("/file.7z", "file:///etc/passwd"):
+        faults = Faults(redirects={"/file.7z": place})
+        with pytest.raises(DownloadError, match="302"):
+            get(site, faults)
+        assert left(site) == [".file.7z.part", "file.7z"]
+
+
 def test_a_busy_server_is_asked_again_and_a_refusal_is_not(site: Path) -> None:
     assert get(site, Faults(statuses=[503, 500, 429])) == SHA256
     faults = Faults(statuses=[403])

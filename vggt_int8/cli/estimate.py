@@ -148,7 +148,7 @@ def _table(rows: list[dict[str, Any]], frames: int | None) -> Table:
         "GPU", "recipe", "weights", "frames, all on it", "frames, parts on the host", box=None, pad_edge=False
     )
     if frames is not None:
-        table.add_column(f"{frames} frames")
+        table.add_column("1 frame" if frames == 1 else f"{frames} frames")
     for row in rows:
         cells = [f"{row['memory_gb']:g} GB", row["recipe"], console.megabytes(row["weight_bytes"])]
         cells += [f"{row['frames_on_gpu']:,}", f"{row['frames']:,}"]

@@ -69,7 +69,9 @@ def download(
                     break
                 reason = "the connection ended early"
             except urllib.error.HTTPError as error:
-                if error.code < 500 and error.code not in (408, 429):
+                if error.code == 416 and before:  # it has fewer bytes by now
+                    file.truncate(0)
+                elif error.code < 500 and error.code not in (408, 429):
                     raise DownloadError(f"{url}: the server says {error.code} {error.reason}") from error
                 reason = f"the server says {error.code} {error.reason}"
             except _BREAKS as error:
@@ -118,6 +120,9 @@ def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_byte
         version = _version(url, answer, have)
         if answer.status != 206:
             file.truncate(have := 0)
+        elif known is None or version.total != known.total or (version.tag and version.tag != known.tag):
+            file.truncate(0)  # a server that sends the rest of another version all the same
+            return False
         if size is not None and version.total != size:
             raise DownloadError(f"{url} has {version.total:,} bytes on the server, not {size:,}: it is another file")
         check_place(part, version.total - have)
