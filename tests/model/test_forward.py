@@ -65,6 +65,16 @@ def test_track_head_runs_alone_and_only_with_query_points(model: VGGT) -> None:
     assert set(model(images, query_points=torch.ones(1, 2), heads=("track",))) == {"images", *KEYS["track"]}
 
 
+@pytest.mark.parametrize(("track", "says"), [(False, "has no head"), (True, "has the track head alone: pass query")])
+def test_a_model_without_anything_to_run_says_so(tiny_config: VGGTConfig, track: bool, says: str) -> None:
+    """As files of trackers, and of an aggregator alone, make them."""
+    without = {f"enable_{head}": False for head in ("camera", "depth", "point")} | {"enable_track": track}
+    with torch.device("meta"):
+        model = VGGT(VGGTConfig(**{**tiny_config.to_dict(), **without}))
+    with pytest.raises(ValueError, match=says):
+        model(random_images(2, 3, 42, 56))
+
+
 @pytest.mark.parametrize("head", KEYS)
 @torch.inference_mode()
 def test_a_disabled_head_has_no_weights_and_no_outputs(tiny_config: VGGTConfig, head: str) -> None:

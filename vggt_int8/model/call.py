@@ -120,7 +120,11 @@ def _checked_heads(heads: Sequence[str] | None, present: tuple[str, ...], tracks
     if tracks and "track" not in present:
         raise ValueError("query_points need the track head, but this model has none (enable_track is False)")
     if heads is None:
-        return tuple(head for head in present if head != "track" or tracks)
+        running = tuple(head for head in present if head != "track" or tracks)
+        if not running:
+            why = "has the track head alone: pass query_points" if present else "has no head, so it predicts nothing"
+            raise ValueError(f"this model {why}")
+        return running
     heads = known_heads(heads, HEADS, present)
     if ("track" in heads) != tracks:
         raise ValueError(
