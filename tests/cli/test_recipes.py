@@ -3,6 +3,7 @@
 import pytest
 
 from vggt_int8 import available_recipes
+from vggt_int8.cli import recipes
 from vggt_int8.cli.recipes import FACTS, measure
 
 
@@ -17,17 +18,22 @@ def test_every_recipe_has_a_row(cli) -> None:
 
 
 @pytest.mark.slow
-def test_the_facts_are_what_is_measured() -> None:
-    assert list(FACTS) == available_recipes()
-    for name, (size, backends) in FACTS.items():
-        measured, usable = measure(name)
-        assert measured == size
-        assert set(usable) <= set(backends)  # what a library lacks on this machine is no fact of the recipe
-        assert "reference" in usable or not backends
+def test_the_facts_are_what_is_measured_and_what_runs_here_is_tried_on_request(
+    cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, tuple[int, list[str]]] = {}
 
+    def kept(name: str) -> tuple[int, list[str]]:
+        found[name] = measure(name)
+        return found[name]
 
-@pytest.mark.slow
-def test_what_runs_here_is_tried_on_request(cli) -> None:
+    monkeypatch.setattr(recipes, "measure", kept)
     lines = {line.split()[0]: line for line in cli("recipes", "--check").splitlines()}
     assert "on this machine" in lines["recipe"]
     assert lines["llm_int8"].count("reference") == 2
+    assert list(FACTS) == list(found) == available_recipes()
+    for name, (size, backends) in FACTS.items():
+        measured, usable = found[name]
+        assert measured == size
+        assert set(usable) <= set(backends)  # what a library lacks on this machine is no fact of the recipe
+        assert "reference" in usable or not backends

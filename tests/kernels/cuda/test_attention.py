@@ -175,10 +175,11 @@ def test_nan_and_inf_reach_the_scale_of_static_codes(variant: Variant) -> None:
     """In one head of two: the other one's codes are as they were, and the row's scale is NaN for both."""
     needs(variant)
     scale = torch.tensor([0.01], device=DEVICE)
+    good = views(2, 70, 2, 64, torch.float16)
+    clean = triton_attention.float_attention_quantize(*good, scale, variant)
     cases = [(float("nan"), 0), (float("inf"), 2)]
     for value, which in cases if INTERPRETED else product((float("nan"), float("inf")), range(3)):
-        qkv = [x.clone() for x in views(2, 70, 2, 64, torch.float16)]
-        clean = triton_attention.float_attention_quantize(*qkv, scale, variant)
+        qkv = [x.clone() for x in good]
         qkv[which][0, 1, 66] = value
         got = triton_attention.float_attention_quantize(*qkv, scale, variant)
         floats = triton_attention.float_attention(*qkv, variant).flatten(0, 1)
