@@ -1,5 +1,6 @@
 """Archives that nobody should unpack are refused, with nothing written; good ones come out whole."""
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def test_links_are_refused(tmp_path: Path) -> None:
     with py7zr.SevenZipFile(tmp_path / "archive.7z", "w") as file:
         file.writeall(tmp_path / "in", "in")
     with pytest.raises(ArchiveError, match="'in/link', which is a link"):
+        unpack(tmp_path / "archive.7z", tmp_path / "out", most_bytes=100)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_devices_are_refused(tmp_path: Path, kind: int) -> None:
+    with py7zr.SevenZipFile(tmp_path / "archive.7z", "w") as file:
+        file.writestr(b"1", "device")
+        file.header.files_info.files[-1]["attributes"] = 0x8000 | (kind | 0o644) << 16
+    with pytest.raises(ArchiveError, match="'device', which is no plain file"):
         unpack(tmp_path / "archive.7z", tmp_path / "out", most_bytes=100)
     assert not (tmp_path / "out").exists()
 
