@@ -6,12 +6,14 @@ VGGT-1B's shapes with random weights, 392 x 518 images, cameras, depth and point
 `auto:K`, `frames`, or `early:N:K`: the first N layers inside frames, key frames in the others (`early:N`: exact in the
 others). --caps 100=4 measures 100 frames once more while PyTorch may allocate no more than 4 GB (1e9 bytes), model and
 images included. --profile N prints the kernels of a call of N frames. A row holds milliseconds (median of CUDA events
-around --repeats calls, after one to warm up), the peak of allocated and reserved memory in GiB, and how often PyTorch
-asked the driver for memory in the timed calls.
+around --repeats calls, after one to warm up), those after which the host had launched it all (if they are as many, the
+host is what was timed), the peak of allocated and reserved memory in GiB, and how often PyTorch asked the driver for
+memory in the timed calls.
 """
 
 import argparse
 import statistics
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,17 +47,21 @@ def attention_of(way: str, depth: int) -> dict[str, Any]:
     raise ValueError(f"{way!r} is no way: exact, frames, keyframes:K, auto:K, early:N or early:N:K")
 
 
-def timed(model: VGGTInt8, images: Tensor, keywords: dict[str, Any], repeats: int) -> list[float]:
-    """Milliseconds of each of `repeats` calls; outputs are dropped between them."""
-    times = []
+def timed(model: VGGTInt8, images: Tensor, keywords: dict[str, Any], repeats: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of each of `repeats` calls on the GPU, and of the host until it has launched them; outputs are
+    dropped between them.
+    """
+    times, host = [], []
     for _ in range(repeats):
+        began = time.perf_counter()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         model(images, check_finite=False, **keywords)
         end.record()
+        host.append((time.perf_counter() - began) * 1e3)
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return times
+    return times, host
 
 
 def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | None) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | N
     model(images, check_finite=False, **keywords)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()
-    times = timed(model, images, keywords, repeats)
+    times, host = timed(model, images, keywords, repeats)
     peak = torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
     after, names = torch.cuda.memory_stats(), ("num_device_alloc", "num_device_free", "num_alloc_retries", "num_ooms")
     report = model.runtime_report()
@@ -77,6 +83,7 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | N
         "way": way,
         "ms": round(statistics.median(times), 1),
         "times": [round(t, 1) for t in times],
+        "host_ms": [round(t, 1) for t in host],
     }
     row |= {"allocated_gib": round(peak[0], 2), "reserved_gib": round(peak[1], 2), "mode": report.mode}
     model.runtime.reset()
