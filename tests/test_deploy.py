@@ -1,5 +1,6 @@
 """deploy/ and examples/: scripts and images as far as they go without a Docker engine, nodes without their hosts."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -11,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
+import vggt_int8
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["deploy/install.sh", "deploy/runpod/setup.sh", "deploy/runpod/template.sh"]
@@ -73,6 +76,23 @@ def test_a_pod_is_set_up_twice(tmp_path: Path) -> None:
     shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert shell.returncode == 0, shell.stdout + shell.stderr
     assert shell.stdout.splitlines()[-1] == f"{tmp_path}/huggingface"
+
+
+def imported(code: str) -> set[tuple[str, str]]:
+    """(module, name) of what is taken from this package."""
+    froms = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom) and node.module]
+    return {(node.module, alias.name) for node in froms if node.module.startswith("vggt_int8") for alias in node.names}
+
+
+@pytest.mark.parametrize("example", ["comfyui_vggt_int8/__init__.py", "ros2/vggt_node.py"])
+def test_examples_take_what_the_pages_show(example: str) -> None:
+    """Names of the package itself, or of modules that README.md or docs/ import them from."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    blocks = [block for page in pages for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)]
+    public = {("vggt_int8", name) for name in vggt_int8.__all__}.union(*map(imported, blocks))
+    found = imported((ROOT / "examples" / example).read_text())
+    assert found
+    assert found <= public
 
 
 @pytest.mark.parametrize("kind", ["glb", "ply"])
