@@ -17,12 +17,20 @@ from vggt_int8.chart import Axis, Panel, Series, write_svg
 RESULTS = Path(__file__).parent / "results"
 ACCURACY = (RESULTS / "cpu" / "keyframe_accuracy.jsonl", RESULTS / "h200" / "keyframe_accuracy.jsonl")
 TIME = (RESULTS / "h200" / "long_scenes.jsonl",)
-NAMES = {"exact": "exact", "keyframes": "K = {}", "early": "first {} inside frames, K = {}", "windows": "windows {}/{}"}
+NAMES = {  # word and how many numbers follow it
+    ("exact", 0): "exact",
+    ("frames", 0): "inside frames",
+    ("keyframes", 1): "K = {}",
+    ("auto", 1): "auto, K = {}",
+    ("early", 1): "first {} inside frames",
+    ("early", 2): "first {} inside frames, K = {}",
+    ("windows", 2): "windows {}/{}",
+}
 
 
 def title_of(way: str) -> str:
     name, *numbers = way.split(":")
-    return NAMES[name].format(*numbers)
+    return NAMES[name, len(numbers)].format(*numbers)
 
 
 def rows_of(files: Iterable[Path]) -> list[dict[str, Any]]:

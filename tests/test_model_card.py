@@ -35,6 +35,7 @@ def test_quantized_card_names_recipe_sizes_and_licence() -> None:
     assert {"int8", "vggt"} <= set(data["tags"])
     assert 'VGGTInt8.from_pretrained("me/tiny.w8a8"' in card.content
     assert "| int8 | 10.5 |" in card.content
+    assert "| global attention | `exact` |" in card.content
     assert "| **total** | **12.5** |" in card.content
     assert r"| `camera_head\..*` | few rows |" in card.content
     assert "recipe `int8_dynamic` (W8A8: dynamic activations)." in card.content

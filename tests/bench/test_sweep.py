@@ -43,6 +43,7 @@ def test_rows_are_complete(sweep_rows: Rows) -> None:
         assert max(errors) < 0.1
         assert (max(errors) == 0) == (row["variant"] == "fp32")
         assert row["mode"].startswith("fused") == row["variant"].endswith(":native")
+        assert row["mode"].endswith("; global attention: exact") == row["variant"].endswith(":native")
 
 
 @pytest.mark.slow
