@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -126,34 +127,42 @@ def full(full_floats: VGGTOmegaInt8) -> VGGTOmegaInt8:
 
 
 @pytest.fixture
-def photographs() -> Callable[[int], Tensor]:
+def photographs() -> Callable[..., Tensor]:
     """[S, 3, 416, 624] on the GPU."""
-    return lambda frames: torch.rand(
-        frames, 3, 416, 624, device="cuda", generator=torch.Generator("cuda").manual_seed(1)
+    return lambda frames, draw=1: torch.rand(
+        frames, 3, 416, 624, device="cuda", generator=torch.Generator("cuda").manual_seed(draw)
     )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"global_attention": "keyframes", "keyframes": 2}], ids=str)
 def test_the_full_size_fused(
-    full: VGGTOmegaInt8, full_floats: VGGTOmegaInt8, photographs: Callable[[int], Tensor], options: dict[str, object]
+    full: VGGTOmegaInt8, full_floats: VGGTOmegaInt8, photographs: Callable[..., Tensor], options: dict[str, object]
 ) -> None:
-    """Replayed as a graph it is about as far from the floats as the modules are: what it adds of its own, independent
-    of their error, is less than 1.1 times that (1.5² = 1 + 1.1²).
+    """Replayed as a graph it is about as far from the floats as the modules are.
+
+    Of a map's thousands of values the two errors have the same size but for what the fused network adds of its own,
+    which is less than 1.1 times theirs (1.5² = 1 + 1.1²). Of a few cameras' values chance puts one above the other, as
+    in the tests without a GPU: four draws count together, and an own error shows above 1.7 times theirs.
     """
-    images = photographs(3)
-    want = dict(full_floats.predict(full_floats.checked_call(images, **options)))
-    modules = errors(dict(full.predict(full.checked_call(images, **options))), want)
-    for _ in range(3):
-        got = dict(full(images, **options))
-    assert full.runtime_report().mode == "fused, CUDA graph"
-    fused = errors(got, want)
-    assert all(fused[name] < 1.5 * modules[name] for name in fused), (fused, modules)
+    fused, modules = Counter[str](), Counter[str]()
+    for draw in range(4):
+        images = photographs(3, draw)
+        want = dict(full_floats.predict(full_floats.checked_call(images, **options)))
+        plain = errors(dict(full.predict(full.checked_call(images, **options))), want)
+        for _ in range(3 if draw == 0 else 1):
+            got = dict(full(images, **options))
+        assert full.runtime_report().mode == "fused, CUDA graph"
+        fused.update({name: error**2 for name, error in errors(got, want).items()})
+        modules.update({name: error**2 for name, error in plain.items()})
+    for name, squares in fused.items():
+        bound = 2 if name in ("pose_enc", "extrinsic", "intrinsic") else 1.5
+        assert squares < bound**2 * modules[name], (name, fused, modules)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("frames", [2, 10])
-def test_the_plan_knows_its_memory(full: VGGTOmegaInt8, photographs: Callable[[int], Tensor], frames: int) -> None:
+def test_the_plan_knows_its_memory(full: VGGTOmegaInt8, photographs: Callable[..., Tensor], frames: int) -> None:
     images = photographs(frames)
     call = full.checked_call(images)
     shape = OmegaShape(1, frames, 416, 624, call.heads, 2)
