@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
 from vggt_int8 import VGGTInt8
@@ -37,6 +38,27 @@ def test_a_card_states_it(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.warns(UserWarning, match=r"the licence that .*README\.md may state is not known: .*flow node"):
         assert find_license(str(tmp_path), {}) is None
+
+
+def test_a_card_on_the_hub_states_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "README.md").write_text(COMMERCIAL)
+    repository, asked = "facebook/VGGT-1B-Commercial", []
+
+    def download(*names: str, **options: object) -> str:
+        asked.append((names, options))
+        if len(asked) > 1:
+            raise EntryNotFoundError("404")
+        return str(tmp_path / "README.md")
+
+    monkeypatch.setattr("vggt_int8.saves.license.hf_hub_download", download)
+    found = find_license(repository, {"revision": "v1", "device_map": "cpu"})
+    link = f"https://huggingface.co/{repository}/blob/main/LICENSE"
+    assert found == License("other", "a-commercial-licence", link, f"README.md of {repository}")
+    assert asked == [((repository, "README.md"), {"revision": "v1"})]
+    assert find_license(repository, {}) is None
+    card = model_card({"license": found.to_dict()}, {}, base_model="facebook/VGGT-1B")
+    assert f"[`a-commercial-licence`]({link})" in card
+    assert "non-commercial use only" not in card
 
 
 @pytest.mark.parametrize("key", ["license", "modelspec.license"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vggt_int8 import VGGTInt8
+from vggt_int8 import VGGTInt8, VGGTOmegaConfig, VGGTOmegaInt8
 from vggt_int8.sensitivity.measure import compare_on, measure_changes, outputs_of
+from vggt_int8.sensitivity.measures import measure
 from vggt_int8.sensitivity.record import Record
 from vggt_int8.sensitivity.scenes import Scene
 
@@ -30,6 +31,22 @@ class Scaled:
         weight.mul_(self.factor)
         yield
         weight.copy_(before)
+
+
+@torch.inference_mode()
+def test_vggt_omega_is_measured_by_what_it_gives() -> None:
+    sizes = {
+        "embed_dim": 32,
+        "encoder_depth": 1,
+        "depth": 1,
+        "dpt_layers": [0] * 4,
+        "register_layers": [],
+        "img_size": 32,
+    }
+    heads = {"encoder_num_heads": 1, "num_heads": 1, "camera_depth": 1, "camera_num_heads": 1, "dpt_features": 8}
+    model = VGGTOmegaInt8(VGGTOmegaConfig(**sizes, **heads)).eval()
+    outputs = outputs_of(model, Scene("one", torch.rand(2, 3, 32, 32)), seed=0)
+    assert {"rotation", "direction", "depth"} <= measure(outputs, outputs, (32, 32)).keys()
 
 
 @pytest.fixture
