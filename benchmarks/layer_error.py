@@ -17,6 +17,7 @@ real weights the same numbers are in the report of `vggt-int8 eval facebook/VGGT
 import argparse
 import copy
 import statistics
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def main(command_line: list[str] | None = None) -> None:
     print(table(largest, found))
     if arguments.out:
         settings = {"seed": arguments.seed, "recipes": list(found)}
-        facts = {"machine": describe_machine(torch.device("cpu")), "versions": installed_versions()}
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        facts = {"created": created, "machine": describe_machine(torch.device("cpu")), "versions": installed_versions()}
         whole = {"format_version": 1, **facts, "settings": settings, "largest_inputs": largest, "sqnr_db": found}
         write_json(arguments.out, finite(whole))
 
