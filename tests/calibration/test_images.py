@@ -72,6 +72,28 @@ def test_fewer_images_than_wanted_are_told_of() -> None:
         assert [len(call) for call in calls_of(many(3), samples=32)] == [3]
 
 
+@pytest.mark.filterwarnings("ignore:calibrated with 4 images")
+def test_an_image_that_comes_twice_is_seen_once() -> None:
+    """In one scene or in two, such as a folder and a pattern that fits it, in whatever order."""
+    images, others = many(4), many(3, seed=1)
+    want = hashes(calls_of([images, others], samples=7))
+    for given in (
+        [torch.cat([images, images[1:3]]), others],
+        [others, images, images[[3, 2]]],
+        [images, others, others],
+    ):
+        with pytest.warns(
+            UserWarning, match=r"of (9|10) images to calibrate with, [23] came before: each is seen once"
+        ):
+            found = hashes(calls_of(given, samples=7))
+        assert sorted(h for call in found for h in call) == sorted(h for call in want for h in call)
+    with pytest.warns(UserWarning, match="came before"):
+        one, other = (hashes(calls_of(given, samples=7)) for given in ([images, images[2:]], [images[2:], images]))
+    assert one == other
+    with pytest.warns(UserWarning, match="calibrated with 1 image, all that there are, not with 2"):
+        calls_of(images[:1], samples=2)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

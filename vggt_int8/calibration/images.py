@@ -97,18 +97,24 @@ def _scenes_of(images: Tensor, number: int) -> list[Sequence[Frame]]:
 
 
 def choose(scenes: Scenes, samples: int, seed: int) -> list[Chosen]:
-    """At most `samples` images of these scenes, as calls of at most `FRAMES` images of one scene."""
+    """At most `samples` images of these scenes, as calls of at most `FRAMES` images of one scene.
+
+    Warns if there are fewer, and of images that came more than once, which are seen once.
+    """
     calls: list[tuple[int, Chosen]] = []
-    for scene in scenes.frames:
-        keyed = sorted(((_key(frame, seed), number) for number, frame in enumerate(scene)), key=lambda pair: pair[0])
+    for keyed in _without_copies(scenes, seed):
         scene_key = hashlib.sha256(b"".join(key for key, _ in keyed)).digest()
         for turn, start in enumerate(range(0, len(keyed), FRAMES)):
-            frames = [scene[number] for _, number in keyed[start : start + FRAMES]]
+            frames = [frame for _, frame in keyed[start : start + FRAMES]]
             calls.append((turn, Chosen(scene_key, frames)))
     calls.sort(key=lambda call: (call[0], call[1].key))
-    found = sum(len(chosen.frames) for _, chosen in calls)
+    found, given = sum(len(chosen.frames) for _, chosen in calls), sum(map(len, scenes.frames))
+    if found < given:
+        warnings.warn(
+            f"of {_images(given)} to calibrate with, {given - found} came before: each is seen once", stacklevel=4
+        )
     if found < samples:
-        warnings.warn(f"calibrated with {found} images, all that there are, not with {samples}", stacklevel=4)
+        warnings.warn(f"calibrated with {_images(found)}, all that there are, not with {samples}", stacklevel=4)
     taken: list[Chosen] = []
     left = samples
     for _, (key, frames) in calls:
@@ -116,6 +122,26 @@ def choose(scenes: Scenes, samples: int, seed: int) -> list[Chosen]:
             taken.append(Chosen(key, frames[:left]))
             left -= len(frames)
     return taken
+
+
+def _without_copies(scenes: Scenes, seed: int) -> list[list[tuple[bytes, Frame]]]:
+    """The images of each scene with their keys, in rising order of these. What is in two scenes, such as a folder and a
+    pattern that fits it, stays in the one that is first in that order, so that no order of giving them decides.
+    """
+    keyed = [sorted(((_key(f, seed), f) for f in scene), key=lambda pair: pair[0]) for scene in scenes.frames]
+    keyed.sort(key=lambda scene: [key for key, _ in scene])
+    seen: set[bytes] = set()
+    left: list[list[tuple[bytes, Frame]]] = []
+    for scene in keyed:
+        own = {key: frame for key, frame in scene if key not in seen}
+        seen |= own.keys()
+        if own:
+            left.append(list(own.items()))
+    return left
+
+
+def _images(number: int) -> str:
+    return f"{number} image" if number == 1 else f"{number} images"
 
 
 def read(chosen: Chosen, model: Any) -> Tensor:
