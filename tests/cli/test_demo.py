@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from vggt_int8 import VGGTConfig, VGGTInt8, available_recipes
 from vggt_int8.cli import app, console, demo
 from vggt_int8.eval.metrics import depth_scores, pose_errors, pose_scores
+from vggt_int8.export import load_scene as load_saved
 from vggt_int8.export import owned_files
 from vggt_int8.scenes import available_scenes, load_scene
 
@@ -108,6 +109,7 @@ def test_every_scene_has_a_picture_and_point_clouds(results: tuple[Path, str]) -
             count = int(header.split("element vertex ")[1].split()[0])
             assert count >= 0.7 * 8 * 112 * 112
             assert len(list((out / name / recipe / "depth").glob("*.npy"))) == 8
+            assert len(load_saved(out / name / recipe)) == 8, "for `view` and `export`"
 
 
 def test_missing_weights_are_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,11 @@ def test_names_that_files_do_not_have_are_spoken_of(tmp_path: Path, scene: Scene
         write_scene(tmp_path, twice, ("colmap",))
 
 
+def test_names_that_stop_a_loader_are_spoken_of(tmp_path: Path, scene: Scene) -> None:
+    with pytest.warns(UserWarning, match=r"1 images have names with letters beyond ASCII \(caf\u00e9\.jpg\)"):
+        write_scene(tmp_path, replace(scene, names=["a.jpg", "caf\u00e9.jpg"]), ("colmap",))
+
+
 def test_what_cannot_be_copied_is_named(tmp_path: Path, photos: Scene, scene: Scene) -> None:
     (tmp_path / "out").mkdir()
     copy = ExportOptions(images="copy", image_scales=(2,))

@@ -213,7 +213,7 @@ def write_scene_results(folder: Path, scene: "StoredScene", predictions: Outputs
     for name, pred in results.items():
         (folder / name).mkdir()
         names = [f"image_{index}.png" for index in range(frames)]
-        write_scene(folder / name, Scene.from_prediction(pred, transforms, names))
+        write_scene(folder / name, Scene.from_prediction(pred, transforms, names), save=True)
 
 
 def picture(scene: "StoredScene", predictions: Outputs) -> Any:

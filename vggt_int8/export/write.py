@@ -14,11 +14,12 @@ from typing import Any, get_args
 
 from vggt_int8.export import colmap, glb, rerun_file
 from vggt_int8.export.cameras import cameras_document
+from vggt_int8.export.cautions import cautions
 from vggt_int8.export.frames import frame_pool
 from vggt_int8.export.maps import write_maps
-from vggt_int8.export.naming import image_names, image_root
+from vggt_int8.export.naming import image_names
 from vggt_int8.export.npz import write_predictions
-from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path, stored_turned
+from vggt_int8.export.originals import SCALES, Placing, place_images, relative_path
 from vggt_int8.export.ply import write_ply
 from vggt_int8.export.points import PointOptions, select_points
 from vggt_int8.export.selection import Selection
@@ -150,7 +151,7 @@ def write_scene(
                 job.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for warning in _warnings(scene, formats, options, work.model):
+    for warning in cautions(scene, formats, placed=options.images is not None, model=work.model):
         warnings.warn(warning, stacklevel=2)
     return summary
 
@@ -264,37 +265,3 @@ class _Ticks:
             self.done += 1
             if self.report is not None:
                 self.report(self.done, self.total)
-
-
-def _renamed(names: list[str]) -> list[str]:
-    if not names:
-        return []
-    return [
-        f"{len(names)} images have names that their files do not have ({first_few(names)}), as those are no UTF-8 or "
-        "come twice: --copy-images writes files of these names"
-    ]
-
-
-def _warnings(
-    scene: Scene, formats: Sequence[str], options: ExportOptions, model: colmap.ColmapModel | None
-) -> list[str]:
-    """What a reader of these formats would stumble over."""
-    found = []
-    names_files = [name for name in ("colmap", "transforms") if name in formats]
-    if names_files and options.images is None and (turned := stored_turned(scene)):
-        found.append(
-            f"{len(turned)} images are stored turned, with an EXIF orientation ({first_few(turned)}); programs that "
-            f"read {' and '.join(names_files)} mostly look at pixels as they are stored: --copy-images writes them "
-            "upright"
-        )
-    root, names = image_root(scene), image_names(scene)
-    if "colmap" in formats and options.images is None and root is not None:
-        found += _renamed([name for name, file in zip(names, scene.files, strict=True) if root / name != file])
-    # Half a pixel of the network's image is the shift between two conventions, see colmap.py.
-    allowed = max(1 / side for side in scene.size)
-    if model is not None and (part := colmap.off_center(model)) > allowed:
-        found.append(
-            f"principal points are up to {part:.2%} of an image's side away from its middle, as images are cropped or "
-            "padded unevenly; the loader of INRIA's 3DGS takes the middle"
-        )
-    return found
