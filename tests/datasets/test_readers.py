@@ -179,6 +179,8 @@ def test_thinned_points_are_means_of_their_cubes() -> None:
     points = np.array([[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [-0.1, 0.1, 0.1], [np.nan, 0, 0]])
     np.testing.assert_allclose(thin(points, 1.0), [[-0.1, 0.1, 0.1], [0.2, 0.1, 0.1]])
     assert thin(np.empty((0, 3)), 1.0).shape == (0, 3)
+    far = np.array([[0, 0, 1e7], [0, 1e7, 0], [1e7, 0, 0], [1e30, 0, 0]])  # in more cubes than an integer can number
+    np.testing.assert_array_equal(thin(np.concatenate([far[::-1], far]), 0.01), far)
 
 
 def test_a_lens_is_that_of_colmap() -> None:
