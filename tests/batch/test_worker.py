@@ -1,5 +1,6 @@
 """A worker over scenes that take milliseconds, in this process; and supervised ones that die."""
 
+import errno
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.batch.standin import Standin
-from vggt_int8.batch import Board, Claims, find_scenes, run_worker
+from vggt_int8.batch import Board, Claims, NoPlace, find_scenes, run_worker
 from vggt_int8.batch.supervise import BadInput, supervise
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +172,18 @@ def test_a_full_disk_stops_the_work_and_is_no_fault_of_the_scenes(tmp_path: Path
     full.unlink()
     supervise(board, [command(tmp_path)], notes.append, poll=0.02)
     check_whole(board)
+
+
+def test_a_failure_that_cannot_be_noted_stops_the_work_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_scenes(tmp_path, 1, unreadable=0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Board, "add_failure", full)
+    with pytest.raises(NoPlace, match="No space left on device; scene_0 failed with ValueError"):
+        work(tmp_path)
+    assert list((tmp_path / "out" / ".batch" / "claims").iterdir()) == []
 
 
 SUPERVISOR = """

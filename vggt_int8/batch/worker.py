@@ -160,7 +160,13 @@ class _Worker:
     def _fail(self, scene: SceneFolder, stage: str, error: Exception, *, final: bool) -> None:
         text = " ".join(str(error).split())
         words = text if isinstance(error, BadScene) and text else f"{type(error).__name__}: {text}"
-        self.board.add_failure(scene, words, final=final, stage=stage)
+        try:
+            self.board.add_failure(scene, words, final=final, stage=stage)
+        except OSError as full:
+            if full.errno not in NO_PLACE:
+                raise
+            self.claims.release(scene.key)
+            raise NoPlace(f"{full}; {scene.name} failed with {words}") from error
         self.board.acquit(scene)
         self.claims.release(scene.key)
         self.tell(scene, words)
