@@ -43,6 +43,7 @@ TIERS = [
         "placeholders",
         "plain_data",
         "saves",
+        "shards",
         "video",
     },
     {"quant", "scene"},
@@ -63,8 +64,8 @@ TIERS = [
 ]
 TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 # Shared by the whole lowest tier: camera conventions, measures of error, whole files and checkpoints, lists and values
-# in messages, patterns, consoles, facts of the machine, the embedded model's name, what attention looks at. Nothing
-# else is between its units.
+# in messages, patterns, consoles, facts of the machine, the embedded model's name, what attention looks at, which
+# frames a process has. Nothing else is between its units.
 SHARED = {
     "ahead",
     "similarity",
@@ -83,6 +84,7 @@ SHARED = {
     "plain_data",
     "encoding",
     "saves",
+    "shards",
 }
 # Libraries that take seconds to import, print, or are missing on some machines: folders or files that may.
 HOMES = {

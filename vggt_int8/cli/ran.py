@@ -44,7 +44,8 @@ def runtime_of(network: "Int8Network") -> dict[str, Any]:
     report = network.runtime_report()
     plan = None if report.plan is None else asdict(report.plan)
     attention = None if report.attention is None else str(report.attention)
-    return {"mode": report.mode, "reason": report.reason or None, "global_attention": attention, "plan": plan}
+    shards = {"frames_of_each_gpu": list(report.shards)} if report.shards else {}
+    return {"mode": report.mode, "reason": report.reason or None, "global_attention": attention, "plan": plan, **shards}
 
 
 def recipe_content(network: "Int8Network") -> dict[str, Any] | None:

@@ -27,7 +27,6 @@ from vggt_int8.cli.frames import (
 )
 from vggt_int8.cli.loading import (
     Backend,
-    Device,
     Dtype,
     FastJpeg,
     Images,
@@ -35,11 +34,11 @@ from vggt_int8.cli.loading import (
     Mode,
     Model,
     Recipe,
-    load_model,
     local_input_size,
 )
 from vggt_int8.cli.ran import report_of
 from vggt_int8.cli.reading import How, Read, reading
+from vggt_int8.cli.team import Loading, launched_device, launched_rank, team_of
 from vggt_int8.cli.windows import Windows, reconstruct_windows
 from vggt_int8.disk import check_place
 from vggt_int8.global_attention import words_of
@@ -59,7 +58,14 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     recipe: Recipe = None,
     backend: Backend = "auto",
-    device: Device = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where to compute; by default cuda where there is one. Several times: GPUs that share out the images "
+            "of the scene; under a launcher all of its processes do.",
+            **options.repeatable(options.device_option()),
+        ),
+    ] = None,
     dtype: Dtype = None,
     mode: Mode = "crop",
     frames_chunk: Annotated[
@@ -124,12 +130,21 @@ def run(
         follow=follow, window=window,
     )  # fmt: skip
     check_place(out.expanduser())
+    devices = device or []
+    if windows is not None and len(devices) > 1:
+        raise ValueError("--window reconstructs few images at a time, which one GPU does: give one --device")
     wanted = Wanted(
-        model=model, source=source, out=out, recipe=recipe, backend=backend, device=device, dtype=dtype, mode=mode,
-        frames_chunk=frames_chunk, global_attention=global_attention, keyframes=keyframes, exports=exports,
-        tracks=tracks, refine=refine, max_megapixels=max_megapixels,
-        overwrite=overwrite, fast_jpeg=fast_jpeg,
+        model=model, source=source, out=out, recipe=recipe, backend=backend, devices=tuple(devices), dtype=dtype,
+        mode=mode, frames_chunk=frames_chunk, global_attention=global_attention, keyframes=keyframes, exports=exports,
+        tracks=tracks, refine=refine, max_megapixels=max_megapixels, overwrite=overwrite, fast_jpeg=fast_jpeg,
     )  # fmt: skip
+    if launched_rank() > 0:
+        if windows is not None:
+            raise ValueError("--window reconstructs few images at a time, which one GPU does: use no launcher")
+        from vggt_int8.cli.follower import follow_first
+
+        follow_first(wanted.loading())
+        return
     report, content = reconstruct(wanted) if windows is None else reconstruct_windows(wanted, source, windows)
     if as_json:
         console.document("run", {"out": out, "report": content})
@@ -147,7 +162,7 @@ class Wanted:
     out: Path
     recipe: str | None
     backend: str
-    device: str | None
+    devices: tuple[str, ...]
     dtype: str | None
     mode: str
     frames_chunk: int
@@ -159,6 +174,14 @@ class Wanted:
     fast_jpeg: bool = False
     tracks: int | None = None
     refine: bool = False
+
+    @property
+    def device(self) -> str | None:
+        """Of this process; None for the machine's first."""
+        return self.devices[0] if self.devices else None
+
+    def loading(self) -> Loading:
+        return Loading(self.model, self.recipe, self.backend, self.dtype, self.device or launched_device())
 
     def settings(self, network: "Int8Network") -> dict[str, Any]:
         """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
@@ -183,7 +206,8 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
 
     if wanted.refine:
         check_installed()
-    clock = PhaseClock(resolve_device(wanted.device))
+    loading = wanted.loading()
+    clock = PhaseClock(resolve_device(loading.device))
     owned = partial(owned_files, command="run")
     known, input_size = len(wanted.source) if isinstance(wanted.source, Pictures) else 1, local_input_size(wanted.model)
     needed = known * (input_size.size if input_size else 0) ** 2 * wanted.exports.bytes_per_pixel() / 2
@@ -192,22 +216,23 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
         staged_folder(
             wanted.out, entries=SCENE_ENTRIES, overwrite=wanted.overwrite, owned=owned, needed=needed
         ) as folder,
+        team_of(wanted.devices, loading) as team,
         reading(wanted.source, how, input_size) as read_for,
     ):
         importlib.import_module("vggt_int8.pretrained")  # seconds that are not the model's
         with clock.phase("load_model"):
-            network = load_model(
-                wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
-            )
+            network = loading.load()
             identity = identify_model(wanted.model)
+            team.join(network)
         check_heads(network, wanted.exports, wanted.tracks)
         with clock.phase("load_images"):
             read = read_for(network)
         count = len(read.names)
         step = console.step(f"Reconstructing {console.count_images(count)}", images=count)
         with clock.phase("reconstruct"), step, torch.inference_mode():
-            pred = network(
-                read.pixels.to(network.device),
+            pred = team.call(
+                network,
+                read.pixels,
                 **_queries(network, wanted, read.transforms[0]),
                 frames_chunk_size=wanted.frames_chunk,
                 global_attention=None if wanted.global_attention is None else words_of(wanted.global_attention),

@@ -13,6 +13,7 @@ from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import Block, first_and_other_frames
 from vggt_int8.model.tables import image_statistics, rope_table
+from vggt_int8.shards import FrameShard
 
 DESCRIPTOR = -1  # beside numbers of layers
 
@@ -47,14 +48,17 @@ class Aggregator(nn.Module):
         layers: Collection[int],
         attention: GlobalAttention | None = None,
         descriptors: bool = False,
+        shard: FrameShard | None = None,
     ) -> dict[int, Tensor]:
         """Only `layers` are kept in memory, and no block behind the last of them runs. attention: None for exact.
 
         descriptors: also `DESCRIPTOR` -> what each frame looks like, fp32 [B, S, C], see `describe`.
+        shard: whose frames these are, where a scene is on several processes.
         """
         attention = attention or GlobalAttention.of(len(self.global_blocks))
         batch, frames, _, height, width = images.shape
-        tokens = self.embed(images)
+        in_scene = frames if shard is None else shard.frames
+        tokens = self.embed(images, shard)
         kept = {DESCRIPTOR: describe(tokens, self.num_special)} if descriptors else {}
         tokens = tokens.flatten(0, 1)  # linears see frames, [B * S, P, C], in every block
         rope = rope_table(
@@ -64,15 +68,16 @@ class Aggregator(nn.Module):
         )
         for layer in range(max(layers) + 1):
             frame_tokens = self.frame_blocks[layer](tokens, rope)
-            scenes = None if attention.looks(layer, frames) == "frames" else batch
-            tokens = self.global_blocks[layer](frame_tokens, rope, scenes, attention.keys(layer, frames))
+            scenes = None if attention.looks(layer, in_scene) == "frames" else batch
+            tokens = self.global_blocks[layer](frame_tokens, rope, scenes, attention.keys(layer, in_scene), shard)
             if layer in layers:
                 kept[layer] = torch.cat([frame_tokens, tokens], dim=-1).unflatten(0, (batch, frames))
         return kept
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor, shard: FrameShard | None = None) -> Tensor:
         """Images [B, S, 3, H, W] -> tokens [B, S, P, C]."""
-        return embed_images(images, self.patch_embed, self.camera_token, self.register_token)
+        has_first = shard is None or shard.has_first
+        return embed_images(images, self.patch_embed, self.camera_token, self.register_token, has_first)
 
 
 def describe(tokens: Tensor, special: int) -> Tensor:
@@ -83,15 +88,17 @@ def describe(tokens: Tensor, special: int) -> Tensor:
     return tokens[..., special:, :].mean(-2, dtype=torch.float32)
 
 
-def embed_images(images: Tensor, encoder: nn.Module, camera_token: Tensor, register_token: Tensor) -> Tensor:
+def embed_images(
+    images: Tensor, encoder: nn.Module, camera_token: Tensor, register_token: Tensor, has_first: bool = True
+) -> Tensor:
     """Images [B, S, 3, H, W] -> tokens [B, S, P, C]. Normalised in fp32, then cast to the parameters' dtype.
 
     encoder: normalised images [F, 3, H, W] -> patch tokens. camera_token [1, 2, 1, C] and register_token [1, 2, R, C],
-    which stand before them: as in `first_and_other_frames`.
+    which stand before them, and has_first: as in `first_and_other_frames`.
     """
     batch, frames = images.shape[:2]
     mean, std = image_statistics(device=images.device).unbind(0)
     images = ((images - mean) / std).to(camera_token.dtype)
     patches = encoder(images.flatten(0, 1)).unflatten(0, (batch, frames))
     special = torch.cat([camera_token, register_token], dim=2).to(patches)
-    return torch.cat([first_and_other_frames(special, batch, frames), patches], dim=2)
+    return torch.cat([first_and_other_frames(special, batch, frames, has_first), patches], dim=2)

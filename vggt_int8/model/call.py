@@ -14,6 +14,7 @@ from torch import Tensor
 from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.plain_data import check_integer
+from vggt_int8.shards import FrameShard
 
 if TYPE_CHECKING:
     from vggt_int8.model.vggt import VGGT
@@ -33,7 +34,8 @@ class Call:
     images: [B, S, 3, H, W], the caller's own values. query_points: [B, N, 2] fp32, pixels (x, y) of the first frame;
     None without the track head. heads: those that run, all of which the model has. frames_chunk_size: frames that a
     dense head works on at a time, None for all. layers_read: of the aggregator, by these heads. attention: what the
-    aggregator's global blocks look at. descriptors: whether the output has them.
+    aggregator's global blocks look at. descriptors: whether the output has them. shard: whose frames these are, where
+    a scene is on several processes; else None.
     """
 
     images: Tensor
@@ -43,6 +45,7 @@ class Call:
     layers_read: frozenset[int]
     attention: GlobalAttention
     descriptors: bool = False
+    shard: FrameShard | None = None
 
     @classmethod
     def of(
@@ -66,6 +69,15 @@ class Call:
         check_chunk_size(frames_chunk_size)
         attention = GlobalAttention.of(config.depth, global_attention, keyframes, model.default_attention)
         return cls(images, query_points, heads, frames_chunk_size, layers_read(heads, config), attention, descriptors)
+
+    @property
+    def scene_frames(self) -> int:
+        """S of the whole scene, of which `images` may be a shard."""
+        return self.images.shape[1] if self.shard is None else self.shard.frames
+
+    def of_all_frames(self, own: Tensor) -> Tensor:
+        """Of the call's frames [B, s, ...] -> of all frames of the scene [B, S, ...]."""
+        return own if self.shard is None else self.shard.gather(own)
 
 
 def layers_read(heads: Iterable[str], config: VGGTConfig) -> frozenset[int]:

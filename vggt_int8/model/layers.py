@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vggt_int8.shards import FrameShard
+
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """Turn queries or keys. x [B, H, F * P, D] holds F frames of P tokens, rope [2, P, D] fp32 -> like x.
@@ -21,9 +23,14 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     return (frames * cos + quarter_turn * sin).flatten(-3, -2).to(x.dtype)
 
 
-def first_and_other_frames(tokens: Tensor, batch: int, frames: int) -> Tensor:
-    """[1, 2, ...] -> [B, S, ...]: entry 0 for the first frame, which is the world frame, entry 1 for all others."""
+def first_and_other_frames(tokens: Tensor, batch: int, frames: int, has_first: bool = True) -> Tensor:
+    """[1, 2, ...] -> [B, S, ...]: entry 0 for the first frame, which is the world frame, entry 1 for all others.
+
+    has_first: False for frames of a scene whose first one is not among them.
+    """
     first, other = tokens.expand(batch, *tokens.shape[1:]).split(1, dim=1)
+    if not has_first:
+        return other.expand(-1, frames, *tokens.shape[2:])
     if frames == 1:  # ONNX has no expansion to no frames
         return first
     return torch.cat([first, other.expand(-1, frames - 1, *tokens.shape[2:])], dim=1)
@@ -37,12 +44,24 @@ def key_frames(frames: int, count: int, *, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) * frames // count
 
 
+def seen_by_all(k: Tensor, v: Tensor, keyframes: int | None, shard: FrameShard) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, H, s * P, D] of a shard's frames -> of the frames that all queries of a scene look at.
+
+    keyframes: how many these are, None for all.
+    """
+    chosen, counts = shard.key_frames(keyframes)
+    frames = torch.stack([k, v], dim=1).unflatten(3, (shard.counts[shard.rank], -1)).movedim(3, 1)
+    k, v = shard.gather(frames[:, chosen], counts).movedim(1, 3).flatten(3, 4).unbind(1)
+    return k, v
+
+
 class Attention(nn.Module):
     """Self-attention within each of x's sequences; `qk_norm` normalises queries and keys over the head dim.
 
     Its linears see the tokens as they come, frame by frame; `scenes`, unless it is None, joins the frames of each of so
     many scenes to one sequence for attention itself. With `keyframes` all queries of a scene look at the keys and
-    values of that many of its frames, less than all (`key_frames` says which).
+    values of that many of its frames, less than all (`key_frames` says which). With a `shard`, x are its frames, and
+    keys and values of a scene are gathered from all processes.
 
     projection, rotate: the linear that makes queries, keys and values, and how positions turn queries and keys.
     """
@@ -59,7 +78,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None, keyframes: int | None = None
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        scenes: int | None = None,
+        keyframes: int | None = None,
+        shard: FrameShard | None = None,
     ) -> Tensor:
         qkv = self.qkv(x)
         if scenes is not None:
@@ -68,7 +92,9 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = self.rotate(q, rope), self.rotate(k, rope)
-        if scenes is not None and keyframes is not None:
+        if scenes is not None and shard is not None:
+            k, v = seen_by_all(k, v, keyframes, shard)
+        elif scenes is not None and keyframes is not None:
             frames = len(x) // scenes
             chosen = key_frames(frames, keyframes, device=x.device)
             k, v = (t.unflatten(2, (frames, -1)).index_select(2, chosen).flatten(2, 3) for t in (k, v))
@@ -105,6 +131,7 @@ class Block(GradientCheckpointingLayer):
 
     scenes: None for attention within each of the B sequences; else how many scenes they are frames of, scene by scene,
     for attention within each scene. keyframes: then, of how many frames of its scene a query sees the keys; None: all.
+    shard: whose frames these are, where a scene is on several processes.
     """
 
     def __init__(
@@ -127,7 +154,12 @@ class Block(GradientCheckpointingLayer):
         self.ls2 = LayerScale(dim, layer_scale)
 
     def forward(
-        self, x: Tensor, rope: Tensor | None = None, scenes: int | None = None, keyframes: int | None = None
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        scenes: int | None = None,
+        keyframes: int | None = None,
+        shard: FrameShard | None = None,
     ) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), rope, scenes, keyframes))
+        x = x + self.ls1(self.attn(self.norm1(x), rope, scenes, keyframes, shard))
         return x + self.ls2(self.mlp(self.norm2(x)))

@@ -13,6 +13,7 @@ from vggt_int8.model.dpt_head import DPTFeatures
 from vggt_int8.model.layers import Mlp, first_and_other_frames
 from vggt_int8.model.tables import displacement_frequencies, pixel_table, search_window
 from vggt_int8.model.track_former import UpdateFormer
+from vggt_int8.shards import FrameShard
 
 STRIDE = 2  # image pixels per feature pixel
 DISPLACEMENT_UNIT = 518.0  # displacements also enter the transformer relative to this
@@ -78,21 +79,28 @@ class Tracker(nn.Module):
         self.conf_predictor = nn.Sequential(nn.Linear(channels, 1))
 
     def forward(
-        self, feature_maps: Tensor, query_points: Tensor, chunk: int | None
+        self, feature_maps: Tensor, query_points: Tensor, chunk: int | None, shard: FrameShard | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        dtype, frames = feature_maps.dtype, feature_maps.shape[1]
+        """With a shard the maps are those of its frames: each process correlates with its own, all update all."""
+        dtype, frames = feature_maps.dtype, feature_maps.shape[1] if shard is None else shard.frames
+        own = slice(None) if shard is None else shard.own
         feature_maps = self.fmap_norm(feature_maps.movedim(2, -1)).movedim(-1, 2)
         pyramid = self.pyramid(feature_maps)
         start = query_points[:, :, None] / STRIDE  # [B, N, 1, 2] in feature pixels
         features = sample(feature_maps[:, 0], start, "border").movedim(1, -1)  # [B, N, 1, C]
+        if shard is not None:  # the first frame is that of the first rank
+            counts = [int(rank == 0) for rank in range(len(shard.counts))]
+            features = shard.gather(features[:, None][:, : counts[shard.rank]], counts)[:, 0]
         features = features.expand(-1, -1, frames, -1)
         # Displacements are summed up, not positions: small numbers keep digits that their embedding needs.
         displacement = torch.zeros_like(start).expand(-1, -1, frames, -1)
-        constant = self.constant_embedding(start, feature_maps)
+        constant = self.constant_embedding(start, frames, (feature_maps.shape[-2], feature_maps.shape[-1]))
         tracks = []
         for _ in range(self.iterations):
             displacement = displacement.detach()
-            correlation = self.correlate(pyramid, features, start + displacement, chunk)
+            correlation = self.correlate(pyramid, features[:, :, own], (start + displacement)[:, :, own], chunk)
+            if shard is not None:
+                correlation = shard.gather(correlation.transpose(1, 2)).transpose(1, 2)
             moved = displacement_embedding(displacement, self.channels // 2)
             tokens = torch.cat([moved, self.corr_mlp(correlation.to(dtype)), features], dim=-1) + constant
             move, change = self.updateformer(tokens.to(dtype)).split([2, self.channels], dim=-1)
@@ -106,10 +114,11 @@ class Tracker(nn.Module):
         visibility, confidence = self.vis_predictor(features), self.conf_predictor(features)
         return tracks, visibility.squeeze(-1).float().sigmoid(), confidence.squeeze(-1).float().sigmoid()
 
-    def constant_embedding(self, start: Tensor, feature_maps: Tensor) -> Tensor:
-        """[B, N, 1, 2] -> [B, N, S, token_dim]: where a point starts, and whether a frame is the first."""
-        _, frames, _, height, width = feature_maps.shape
-        place = position_embedding(start, (height, width), self.token_dim)
+    def constant_embedding(self, start: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
+        """[B, N, 1, 2] -> [B, N, S, token_dim]: where a point starts in maps of a size (h, w), and whether a frame is
+        the first.
+        """
+        place = position_embedding(start, size, self.token_dim)
         return place + first_and_other_frames(self.query_ref_token, 1, frames)[:, None]
 
     def pyramid(self, feature_maps: Tensor) -> list[Tensor]:
@@ -154,7 +163,12 @@ class TrackHead(nn.Module):
         self.tracker = Tracker(config)
 
     def forward(
-        self, tokens: dict[int, Tensor], image_size: tuple[int, int], query_points: Tensor, chunk: int | None
+        self,
+        tokens: dict[int, Tensor],
+        image_size: tuple[int, int],
+        query_points: Tensor,
+        chunk: int | None,
+        shard: FrameShard | None = None,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         feature_maps = self.feature_extractor(tokens, image_size, chunk)
-        return self.tracker(feature_maps, query_points, chunk)
+        return self.tracker(feature_maps, query_points, chunk, shard)

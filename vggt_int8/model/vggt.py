@@ -140,10 +140,10 @@ class VGGT(Network):
         images, chunk = call.images, call.frames_chunk_size
         size = (images.shape[-2], images.shape[-1])
         output = VGGTOutput(images=images)
-        tokens = self.aggregator(images, call.layers_read, call.attention, call.descriptors)
+        tokens = self.aggregator(images, call.layers_read, call.attention, call.descriptors, call.shard)
         output.descriptor = tokens.pop(DESCRIPTOR, None)
         if self.camera_head is not None and "camera" in call.heads:
-            poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0])
+            poses = self.camera_head(call.of_all_frames(tokens[self.config.depth - 1][:, :, 0]))
             poses = [self.as_camera_from_world(pose) for pose in poses]
             output.pose_enc = poses[-1]
             output.extrinsic, output.intrinsic = pose_encoding_to_camera(poses[-1], size)
@@ -154,7 +154,7 @@ class VGGT(Network):
         if self.point_head is not None and "point" in call.heads:
             output.world_points, output.world_points_conf = self.point_head(tokens, size, chunk)
         if self.track_head is not None and call.query_points is not None:
-            tracks, output.vis, output.conf = self.track_head(tokens, size, call.query_points, chunk)
+            tracks, output.vis, output.conf = self.track_head(tokens, size, call.query_points, chunk, call.shard)
             output.track = tracks[-1]
         return output
 

@@ -67,12 +67,14 @@ def _describe_outside(points: Tensor, height: int, width: int) -> str:
     )
 
 
-def check_finite(model: nn.Module, output: VGGTOutput, query_points: Tensor | None, rerun: Callable[[], Any]) -> None:
+def check_finite(
+    model: nn.Module, output: VGGTOutput, query_points: Tensor | None, rerun: Callable[[], Any] | None
+) -> None:
     """Raise `NonFiniteOutput` if an output is not finite; warn about a field of view of zero.
 
     On a GPU also raise ValueError for images not in [0, 1] and for query points [..., N, 2] outside of them, which on a
     CPU was asked before. One transfer from the device if all is well. `rerun` repeats the forward, to find the layer at
-    fault.
+    fault; None where that cannot be done.
     """
     images, pose = output.images, output.pose_enc
     names = [name for name, value in output.items() if name not in _UNCHECKED and value is not None]
@@ -101,9 +103,9 @@ def check_finite(model: nn.Module, output: VGGTOutput, query_points: Tensor | No
         )
 
 
-def _describe(model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Callable[[], Any]) -> str:
+def _describe(model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Callable[[], Any] | None) -> str:
     frames = sorted({f for name in bad for f in _bad_frames(output[name])})
-    layer = first_non_finite_layer(model, rerun)
+    layer = "a layer that one GPU alone would find" if rerun is None else first_non_finite_layer(model, rerun)
     where = f" (frames [{first_few(frames, 8)}])" if frames else ""
     return (
         f"NaN or inf in {', '.join(bad)}{where}; first seen after {layer}. With fp16, "

@@ -19,6 +19,7 @@ from vggt_int8.model.keywords import check_keywords
 from vggt_int8.model.network import Network
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.pretrained.checkpoint import opened_tensors, validate_checkpoint
+from vggt_int8.pretrained.context_parallel import Parallel
 from vggt_int8.pretrained.device import check_device, compute_dtype, execution_device_type
 from vggt_int8.pretrained.finite import check_finite as check_outputs
 from vggt_int8.pretrained.finite import check_values, is_capturing
@@ -50,7 +51,7 @@ from vggt_int8.saves.save_id import check_loaded, check_one_save, verifying
 from vggt_int8.saves.settled import load_settled
 
 
-class Int8Network(Network):
+class Int8Network(Parallel, Network):
     """Beside a plain network's class, a base of its INT8 form: INT8 weights by a recipe; without one it is the plain
     network.
     """
@@ -208,6 +209,8 @@ class Int8Network(Network):
     def run_checked(self, call: Call, check_finite: bool) -> Any:
         """A call's output, whose values are looked at unless a CUDA graph is being captured."""
         checked = check_finite and not is_capturing(call.images)
+        if self._context_parallel is not None:
+            return self._context_parallel.run(self, call, checked)
         if checked and call.images.device.type == "cpu":
             check_values(call.images, call.query_points)
         output = self.runtime.run(call)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from vggt_int8.global_attention import GlobalAttention
 from vggt_int8.model.aggregator import describe
 from vggt_int8.model.encoder import Encoder
-from vggt_int8.model.layers import first_and_other_frames, key_frames
+from vggt_int8.model.layers import first_and_other_frames
 from vggt_int8.model.tables import image_statistics, rope_table
 from vggt_int8.runtime.blocks import run_block, run_block_in_parts, run_keyframe_block
 from vggt_int8.runtime.kept import Half, Halves
 from vggt_int8.runtime.memory import Plan, parts
 from vggt_int8.runtime.token_scales import TokenScales
+from vggt_int8.shards import FrameShard
 
 
 def run_aggregator(
@@ -28,20 +29,21 @@ def run_aggregator(
     plan: Plan,
     descriptors: bool = False,
     *,
+    shard: FrameShard | None = None,
     encode: Callable[..., Tensor] | None = None,
     blocks_of: "type[Blocks] | None" = None,
 ) -> tuple[dict[int, Halves], Tensor | None]:
     """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for, and descriptors [B, S, C] on request.
 
-    encode, blocks_of: how another network's image encoder and blocks run; None for VGGT's. No block behind the last of
-    the layers runs.
+    shard: whose frames these are. encode, blocks_of: how another network's image encoder and blocks run; None for
+    VGGT's. No block behind the last of the layers runs.
     """
-    blocks = (blocks_of or Blocks)(aggregator, images, attention, plan)
+    blocks = (blocks_of or Blocks)(aggregator, images, attention, plan, shard)
     patches = images.shape[-2] * images.shape[-1] // aggregator.patch_size**2
     token = aggregator.camera_token
     shape = (images.shape[0] * images.shape[1], patches + aggregator.num_special, token.shape[-1])
     room = {layer: _room(token, shape, layer, layers, plan) for layer in sorted(layers)}
-    x = _embed(aggregator, images, plan, encode or _encode)
+    x = _embed(aggregator, images, plan, encode or _encode, shard is None or shard.has_first)
     described = describe(x, aggregator.num_special).unflatten(0, images.shape[:2]) if descriptors else None
     x = x.flatten(0, 1)
     kept, own = {}, True  # whether nobody else reads x, so that a block may write into it
@@ -74,9 +76,16 @@ class Blocks:
 
     aggregator: Any
 
-    def __init__(self, aggregator: Any, images: Tensor, attention: GlobalAttention, plan: Plan) -> None:
+    def __init__(
+        self,
+        aggregator: Any,
+        images: Tensor,
+        attention: GlobalAttention,
+        plan: Plan,
+        shard: FrameShard | None = None,
+    ) -> None:
         self.batch, self.frames, _, height, width = images.shape
-        self.aggregator, self.attention, self.plan = aggregator, attention, plan
+        self.aggregator, self.attention, self.plan, self.shard = aggregator, attention, plan, shard
         grid = (height // aggregator.patch_size, width // aggregator.patch_size)
         geometry = (*grid, aggregator.num_special, aggregator.head_dim, aggregator.rope_freq)
         self.rope = self.scene_rope = rope_table(*geometry, device=images.device)
@@ -91,29 +100,32 @@ class Blocks:
 
     def between_frames(self, block: nn.Module, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
         """`block` on all tokens, as the call's choice for the layer has it."""
-        rope, plan, frames = self.scene_rope, self.plan, self.frames
+        rope, plan = self.scene_rope, self.plan
+        frames = self.frames if self.shard is None else self.shard.frames
         if self.attention.looks(layer, frames) == "frames":
             return self._inside_frames(block, rope, x, out)
-        if (keys := self.attention.keys(layer, frames)) is None:
+        keys = self.attention.keys(layer, frames)
+        if keys is None and self.shard is None:
             return run_block(block, x, self.batch, rope, plan.rows, out, self.scales)
-        chosen = key_frames(frames, keys, device=x.device)
         parts_of = (plan.rows, plan.scene_frames)
-        return run_keyframe_block(block, x, self.batch, chosen, rope, *parts_of, out, self.scales)
+        return run_keyframe_block(block, x, self.batch, keys, rope, *parts_of, out, self.scales, self.shard)
 
     def _inside_frames(self, block: nn.Module, rope: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         count, plan = self.batch * self.frames, self.plan
         return run_block_in_parts(block, x, count, rope, plan.rows, plan.frames, out, self.scales)
 
 
-def _embed(aggregator: Any, images: Tensor, plan: Plan, encode: Callable[..., Tensor]) -> Tensor:
+def _embed(
+    aggregator: Any, images: Tensor, plan: Plan, encode: Callable[..., Tensor], has_first: bool = True
+) -> Tensor:
     """Images [B, S, 3, H, W] -> tokens [B * S, P, C]: camera token and registers, then the encoded patches.
 
     encode: its image encoder, normalised images [f, 3, H, W], grid of patches and rows at a time -> tokens [f, h * w,
-    C].
+    C]. has_first: whether the scene's first frame is among them.
     """
     batch, frames = images.shape[:2]
     special = torch.cat([aggregator.camera_token, aggregator.register_token], dim=2)
-    special = first_and_other_frames(special, batch, frames).flatten(0, 1)
+    special = first_and_other_frames(special, batch, frames, has_first).flatten(0, 1)
     images = images.flatten(0, 1)
     grid = (images.shape[-2] // aggregator.patch_size, images.shape[-1] // aggregator.patch_size)
     tokens = special.new_empty(len(images), special.shape[1] + grid[0] * grid[1], special.shape[2])

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.kernels import ops
-from vggt_int8.model.layers import Attention, Block
+from vggt_int8.model.layers import Attention, Block, key_frames
 from vggt_int8.model.omega.layers import OmegaAttention
 from vggt_int8.runtime.attention import attention, attention_codes
 from vggt_int8.runtime.linear import Codes, linear_residual_, mlp_residual_, norm_linear, takes_codes
 from vggt_int8.runtime.memory import parts
 from vggt_int8.runtime.token_scales import TokenScales
+from vggt_int8.shards import FrameShard
 
 _NO_SPECIAL = TokenScales()
 
@@ -60,21 +61,31 @@ def run_keyframe_block(
     block: nn.Module,
     x: Tensor,
     scenes: int,
-    chosen: Tensor,
+    keyframes: int | None,
     rope: Tensor,
     rows: int,
     at_once: int,
     out: Tensor | None = None,
     scales: TokenScales = _NO_SPECIAL,
+    shard: FrameShard | None = None,
 ) -> Tensor:
-    """`run_block` with attention from all tokens of a scene to those of its frames `chosen`, int64 [K].
+    """`run_block` with attention from all tokens of a scene to those of its key frames.
 
     Keys and values are of those frames alone, and the rest works on at most `at_once` frames at a time. `out` may be x.
+    shard: whose frames these are, where a scene is on several processes: their keys and values are gathered, those of
+    all frames if `keyframes` is None.
     """
     assert isinstance(block, Block)
     per_frame, attn = rope.shape[1], block.attn
     frames = len(x) // scenes // per_frame
-    k, v = _keys_and_values(block, attn, x.view(scenes, frames, per_frame, -1), chosen, rope, scales)
+    whole = x.view(scenes, frames, per_frame, -1)
+    if shard is not None:
+        kv = _gathered(block, attn, whole, keyframes, rope, scales, shard)
+    else:
+        assert keyframes is not None, "which is `run_block`"
+        seen = whole.index_select(1, key_frames(frames, keyframes, device=x.device))
+        kv = _keys_and_values(block, attn, seen.flatten(0, 2), rope, scales)
+    k, v = _heads(kv, scenes)
     out = torch.empty_like(x) if out is None else out
     for scene, part in _frames_in_parts(scenes, frames, at_once):
         tokens = slice(
@@ -140,18 +151,34 @@ def _turn_(qkv: Tensor, attn: Attention, rope: Tensor) -> None:
         ops.qk_norm_rope_(qkv, None, None, None, None, rope, 0.0, halves)
 
 
-def _keys_and_values(
-    block: Block, attn: Attention, x: Tensor, chosen: Tensor, rope: Tensor, scales: TokenScales
-) -> tuple[Tensor, Tensor]:
-    """x [B, S, P, C] -> keys and values of the frames chosen, [B, H, K * P, D] each."""
-    rows = x.index_select(1, chosen).flatten(0, 2)
+def _keys_and_values(block: Block, attn: Attention, x: Tensor, rope: Tensor, scales: TokenScales) -> Tensor:
+    """Tokens [M, C] -> their keys and values [M, 2, H, D]."""
     channels, k_norm = attn.qkv.out_features // 3, attn.k_norm
     assert isinstance(k_norm, nn.LayerNorm)
-    kv = norm_linear(rows, block.norm1, attn.qkv, scale_of=scales.of, outputs=slice(channels, None))
-    kv = kv.view(len(rows), 2, attn.num_heads, -1)
+    kv = norm_linear(x, block.norm1, attn.qkv, scale_of=scales.of, outputs=slice(channels, None))
+    kv = kv.view(len(x), 2, attn.num_heads, -1)
     ops.norm_rope_(kv, k_norm.weight, k_norm.bias, rope, k_norm.eps)
-    k, v = _heads(kv, len(x))
-    return k, v
+    return kv
+
+
+def _gathered(
+    block: Block,
+    attn: Attention,
+    x: Tensor,
+    keyframes: int | None,
+    rope: Tensor,
+    scales: TokenScales,
+    shard: FrameShard,
+) -> Tensor:
+    """Tokens of a shard's frames [B, s, P, C] -> keys and values of all that are looked at, [B * K * P, 2, H, D]."""
+    own, counts = shard.key_frames(keyframes)
+    shape = (len(x), len(own), x.shape[2], 2, attn.num_heads, x.shape[3] // attn.num_heads)
+    if own:  # kernels know no tensors without rows
+        x = x if len(own) == x.shape[1] else x.index_select(1, torch.tensor(own, device=x.device))
+        kv = _keys_and_values(block, attn, x.flatten(0, 2), rope, scales).view(shape)
+    else:
+        kv = x.new_empty(shape)
+    return shard.gather(kv, counts).flatten(0, 2)
 
 
 def _attention_to(

@@ -6,6 +6,7 @@ tokens a frame; all other sizes by `Shape.peak_bytes`):
     global attention    x 2 KB, q k v 6 KB, output 2 KB                                     10 KB
       key frames        x 2 KB, of the last layer also its result 2 KB; beside that         2 -> 4 KB
                         x, k and v of key frames, q and output of the frames at work        6 KB, 4 KB
+      shared out        as with key frames, which are all frames if attention is exact; k and v of own frames twice
     frame attention     of the frames at work: q k v 6 KB, output 2 KB                      8 KB
     kept tokens         4 layers of two halves of 2 KB; the last is x while it is made      12 -> 16 KB
     MLP                 x 2 KB; per row of a part: hidden 8, its codes 4, x's codes 1       2 KB + 13 KB a row
@@ -92,7 +93,8 @@ SMALLEST = PLANS[-1]
 @dataclass(frozen=True)
 class Shape:
     """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), the query points of each scene,
-    and its key frames; None where a global block looks at all frames.
+    and its key frames; None where a global block looks at all frames. scene: frames of the whole scene, where `frames`
+    are those of one of several processes; else 0.
     """
 
     batch: int
@@ -103,6 +105,7 @@ class Shape:
     number_bytes: int
     points: int = 0
     keyframes: int | None = None
+    scene: int = 0
 
     def tokens_per_frame(self, config: VGGTConfig) -> int:
         patches = (self.height // config.patch_size) * (self.width // config.patch_size)
@@ -113,7 +116,7 @@ class Shape:
 
     def peak_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         """Estimated peak of a call beside weights and images; the module's text shows where the terms come from."""
-        if plan == PLANS[0] and self.tokens(config) <= GRAPH_TOKENS:
+        if plan == PLANS[0] and self.tokens(config) <= GRAPH_TOKENS and not self.scene:
             plan = plan.graphed()
         return MARGIN + max(self._block_bytes(config, plan), self._head_bytes(config, plan))
 
@@ -123,13 +126,21 @@ class Shape:
         kept = 2 * (on_device - 1) if on_device else 0
         rows = min(plan.rows, tokens)
         mlp = int((config.mlp_ratio * (self.number_bytes + 1) + 1) * config.embed_dim) * rows
-        if self.keyframes is None or self.keyframes >= self.frames:
+        exact = self.keyframes is None or self.keyframes >= self.frames
+        if exact and not self.scene:
             return tokens * unit * kept + max(5 * tokens * unit, 2 * tokens * unit + mlp)
         frames, per_frame = self.batch * self.frames, self.tokens_per_frame(config) * unit
         inside = 4 * min(plan.frames, frames)
-        between = 3 * self.batch * self.keyframes + 2 * min(plan.scene_frames, frames)
+        between = self._seen_frames() + 2 * min(plan.scene_frames, frames)
         own = 2 if on_device else 1  # x, and where its layer is kept as it is, its result
         return tokens * unit * (kept + own) + max(inside * per_frame, between * per_frame, mlp)
+
+    def _seen_frames(self) -> int:
+        """Of key frames, tokens, keys and values in units of one of these a frame."""
+        if not self.scene:
+            return 3 * self.batch * (self.keyframes or 0)
+        seen = self.scene if self.keyframes is None else min(self.keyframes, self.scene)
+        return self.batch * (2 * seen + 3 * min(seen, self.frames))
 
     def _head_bytes(self, config: VGGTConfig, plan: Plan) -> int:
         """Of the beginning, when all tokens are there, or of the end."""

@@ -37,13 +37,14 @@ def run_vggt(model: VGGT, call: Call, plan: Plan) -> Tensors:
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])
     tokens, descriptor = run_aggregator(
-        model.aggregator, images, call.layers_read, call.attention, plan, call.descriptors
+        model.aggregator, images, call.layers_read, call.attention, plan, call.descriptors, shard=call.shard
     )
     outputs: Tensors = {} if descriptor is None else {"descriptor": descriptor}
     maps = {"depth": ("depth", model.depth_head), "point": ("world_points", model.point_head)}
     with branches(images.device) as beside:
         if model.camera_head is not None and "camera" in heads:
             camera = tokens[model.config.depth - 1].camera_tokens(images.device).view(batch, frames, -1)
+            camera = call.of_all_frames(camera)
             with beside():
                 pose = model.as_camera_from_world(run_camera_head(model.camera_head, camera))
                 extrinsic, intrinsic = pose_encoding_to_camera(pose, size)
@@ -61,15 +62,16 @@ def run_vggt(model: VGGT, call: Call, plan: Plan) -> Tensors:
             outputs |= {field: value.unflatten(0, (batch, frames))}
             outputs |= {f"{field}_conf": confidence.unflatten(0, (batch, frames))}
     if model.track_head is not None and call.query_points is not None:
-        outputs |= _track(model.track_head, tokens, images, call.query_points, plan)
+        outputs |= _track(model.track_head, tokens, call, call.query_points, plan)
     return outputs
 
 
-def _track(head: TrackHead, tokens: dict[int, Halves], images: Tensor, points: Tensor, plan: Plan) -> Tensors:
+def _track(head: TrackHead, tokens: dict[int, Halves], call: Call, points: Tensor, plan: Plan) -> Tensors:
     """The track head: its feature maps as of any dense head, its tracker as it is."""
+    images = call.images
     size = (images.shape[-2], images.shape[-1])
     maps = dense.features(head.feature_extractor, tokens, size, plan.head_frames)
     tokens.clear()
     maps = maps.unflatten(0, images.shape[:2])
-    tracks, visibility, confidence = head.tracker(maps, points, plan.head_frames)
+    tracks, visibility, confidence = head.tracker(maps, points, plan.head_frames, call.shard)
     return {"track": tracks[-1], "vis": visibility, "conf": confidence}

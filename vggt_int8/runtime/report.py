@@ -13,7 +13,7 @@ class RuntimeReport:
     mode: "fused, CUDA graph", "fused", "plain" (the network's own modules), or "none" before the first call.
     reason: why it was not fused or not replayed; empty if it was. plan: how much it worked on at a time.
     attention: what its global blocks looked at; key frames that were all frames are "exact".
-    graphs: shapes of images for which a graph is held.
+    graphs: shapes of images for which a graph is held. shards: frames of each process, where a scene was on several.
     """
 
     mode: str
@@ -21,9 +21,11 @@ class RuntimeReport:
     plan: Plan | None
     attention: GlobalAttention | None
     graphs: tuple[tuple[int, ...], ...] = ()
+    shards: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         lines = [self.mode + (f" ({self.reason})" if self.reason else "")]
         lines += [f"global attention: {self.attention}"] * (self.attention is not None)
+        lines += [f"frames of each process: {', '.join(map(str, self.shards))}"] * bool(self.shards)
         lines += [str(self.plan)] * (self.plan is not None)
         return "\n".join(lines + [f"CUDA graph for images {list(shape)}" for shape in self.graphs])

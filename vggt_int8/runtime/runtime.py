@@ -166,8 +166,9 @@ class Runtime(Generic[Output]):
         batch, frames, _, height, width = call.images.shape
         number_bytes = self.model.aggregator.camera_token.element_size()
         points = 0 if call.query_points is None else call.query_points.shape[1]
-        kind, keyframes = shape_of(self.model), call.attention.within(frames).most_keys
-        return kind(batch, frames, height, width, call.heads, number_bytes, points, keyframes)
+        kind, keyframes = shape_of(self.model), call.attention.within(call.scene_frames).most_keys
+        scene = 0 if call.shard is None else call.scene_frames
+        return kind(batch, frames, height, width, call.heads, number_bytes, points, keyframes, scene)
 
     def _replay_ahead(self, call: Call) -> _Ahead | None:
         """The outputs that the call has unless something about the model has changed; None if there is no graph.
@@ -177,7 +178,7 @@ class Runtime(Generic[Output]):
         eligibility = self._eligibility
         if self._last.mode != REPLAYED or eligibility is None or not eligibility.same_memory():
             return None
-        if not self._has_graph(call):
+        if call.shard is not None or not self._has_graph(call):
             return None
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(call.images):
             plan = self._plan(call, self._shape(call)).bounded(call.frames_chunk_size)
@@ -194,7 +195,9 @@ class Runtime(Generic[Output]):
         plan, device = self._plan(call, shape), call.images.device
         if self._lesson is not None and self.low_vram == "auto" and self._lesson.holds(shape, device):
             plan = self._lesson.plan
-        plans = [plan] if self.low_vram is False else [plan, *plans_after(plan)]
+        # Other processes are in the middle of the call, too: alone this one cannot begin again.
+        once = self.low_vram is False or call.shard is not None
+        plans = [plan] if once else [plan, *plans_after(plan)]
         while True:
             try:
                 outputs = self._run(call, shape, plans[0].bounded(call.frames_chunk_size))
@@ -218,8 +221,8 @@ class Runtime(Generic[Output]):
             return cpu_plan(shape, config)
         if torch.cuda.is_current_stream_capturing():
             return replace(fastest, in_pieces=False)
-        graphed = fastest.graphed() if shape.tokens(config) <= GRAPH_TOKENS else fastest
-        if self.low_vram is False or self._has_graph(call):
+        graphed = fastest.graphed() if shape.tokens(config) <= GRAPH_TOKENS and call.shard is None else fastest
+        if self.low_vram is False or (call.shard is None and self._has_graph(call)):
             return graphed
         plan = choose_plan(shape, config, free_gpu_bytes(images.device))
         if plan is not fastest and self._graphs.captured:
@@ -244,7 +247,7 @@ class Runtime(Generic[Output]):
         self._compile(call, plan)
         if not plan.graph:
             outputs, replayed = run_network(model, call, plan), False
-            reason = _why_no_graph(call.images, plan)
+            reason = _why_no_graph(call, plan)
         else:
 
             def run(tensors: Tensors) -> Tensors:
@@ -268,11 +271,15 @@ class Runtime(Generic[Output]):
         if heads and plan.frames == PLANS[0].frames:  # where memory is short, calls take minutes and compiling seconds
             read = self.model.layers_read(heads)
             with compiling():
-                run_network(self.model, replace(call, query_points=None, heads=heads, layers_read=read), plan)
+                alone = None if call.shard is None else call.shard.rehearsal()
+                run_network(
+                    self.model, replace(call, query_points=None, heads=heads, layers_read=read, shard=alone), plan
+                )
 
 
 def _report(mode: str, reason: str, plan: Plan | None, call: Call) -> RuntimeReport:
-    return RuntimeReport(mode, reason, plan, call.attention.within(call.images.shape[1]))
+    shards = () if call.shard is None else call.shard.counts
+    return RuntimeReport(mode, reason, plan, call.attention.within(call.scene_frames), shards=shards)
 
 
 def _tensors(call: Call) -> Tensors:
@@ -283,7 +290,7 @@ def _tensors(call: Call) -> Tensors:
 
 def _work(call: Call) -> tuple[object, ...]:
     """What else of a call decides what a graph does."""
-    return call.heads, call.attention.within(call.images.shape[1]), call.descriptors
+    return call.heads, call.attention.within(call.scene_frames), call.descriptors
 
 
 def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) -> bool:
@@ -292,9 +299,11 @@ def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) 
     return moves and images.is_cuda and low_vram is not True
 
 
-def _why_no_graph(images: Tensor, plan: Plan) -> str:
-    if not images.is_cuda:
+def _why_no_graph(call: Call, plan: Plan) -> str:
+    if not call.images.is_cuda:
         return "on the CPU"
+    if call.shard is not None:
+        return "its frames are shared out over processes, which meet on their hosts"
     if torch.cuda.is_current_stream_capturing():
         return "the caller is capturing a graph of their own"
     if plan.frames < PLANS[0].frames:

@@ -11,6 +11,7 @@ from vggt_int8.model.layers import Block
 from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.omega.encoder import OmegaEncoder
 from vggt_int8.model.omega.layers import AxialPeriods, OmegaAttention, axial_rope_table
+from vggt_int8.shards import FrameShard
 
 
 class OmegaAggregator(nn.Module):
@@ -44,31 +45,35 @@ class OmegaAggregator(nn.Module):
         layers: Collection[int],
         attention: GlobalAttention | None = None,
         descriptors: bool = False,
+        shard: FrameShard | None = None,
     ) -> dict[int, Tensor]:
         """Arguments and result as of VGGT's `Aggregator`."""
         attention = attention or GlobalAttention.of(len(self.inter_frame_blocks))
         batch, frames, _, height, width = images.shape
-        tokens = embed_images(images, self.patch_embed, self.camera_token, self.register_token)
+        has_first = shard is None or shard.has_first
+        tokens = embed_images(images, self.patch_embed, self.camera_token, self.register_token, has_first)
         kept = {DESCRIPTOR: describe(tokens, self.num_special)} if descriptors else {}
         tokens = tokens.flatten(0, 1)
         grid = (height // self.patch_size, width // self.patch_size)
         rope = axial_rope_table(*grid, self.head_dim, device=tokens.device)
         for layer in range(max(layers) + 1):
             frame_tokens = self.frame_blocks[layer](tokens, rope)
-            tokens = self.between_frames(layer, frame_tokens, batch, attention)
+            tokens = self.between_frames(layer, frame_tokens, batch, attention, shard)
             if layer in layers:
                 kept[layer] = torch.cat([frame_tokens, tokens], dim=-1).unflatten(0, (batch, frames))
         return kept
 
-    def between_frames(self, layer: int, tokens: Tensor, scenes: int, attention: GlobalAttention) -> Tensor:
+    def between_frames(
+        self, layer: int, tokens: Tensor, scenes: int, attention: GlobalAttention, shard: FrameShard | None = None
+    ) -> Tensor:
         """[B * S, P, C] of so many scenes -> the same shape, without positions.
 
         In a register layer patches neither see nor are seen, and stay as they are.
         """
         block = self.inter_frame_blocks[layer]
         if layer not in self.register_layers:
-            frames = len(tokens) // scenes
+            frames = len(tokens) // scenes if shard is None else shard.frames
             alone = attention.looks(layer, frames) == "frames"
-            return block(tokens, None, None if alone else scenes, attention.keys(layer, frames))
+            return block(tokens, None, None if alone else scenes, attention.keys(layer, frames), shard)
         special, patches = tokens.split([self.num_special, tokens.shape[1] - self.num_special], dim=1)
-        return torch.cat([block(special, None, scenes), patches], dim=1)
+        return torch.cat([block(special, None, scenes, None, shard), patches], dim=1)

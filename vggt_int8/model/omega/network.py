@@ -195,8 +195,8 @@ class VGGTOmega(Network):
         images, heads = call.images, call.heads
         size = (images.shape[-2], images.shape[-1])
         last = self.config.depth - 1
-        tokens = self.aggregator(images, call.layers_read, call.attention, call.descriptors)
-        special = tokens[last][:, :, : self.aggregator.num_special]
+        tokens = self.aggregator(images, call.layers_read, call.attention, call.descriptors, call.shard)
+        special = call.of_all_frames(tokens[last][:, :, : self.aggregator.num_special])
         output = VGGTOmegaOutput(images=images, camera_and_register_tokens=special.float())
         output.descriptor = tokens.pop(DESCRIPTOR, None)
         if self.camera_head is not None and "camera" in heads:

@@ -15,9 +15,10 @@ from vggt_int8.model.omega.encoder import OmegaEncoder
 from vggt_int8.model.omega.layers import axial_rope_table
 from vggt_int8.model.tables import constant_table
 from vggt_int8.runtime.aggregator import Blocks
-from vggt_int8.runtime.blocks import run_block
+from vggt_int8.runtime.blocks import run_block, run_keyframe_block
 from vggt_int8.runtime.memory import Plan
 from vggt_int8.runtime.token_scales import TokenScales
+from vggt_int8.shards import FrameShard
 
 
 @constant_table
@@ -41,9 +42,16 @@ def _unturned(tokens: int, head_dim: int, device: torch.device) -> Tensor:
 class OmegaBlocks(Blocks):
     """The aggregator's blocks during one call, as functions of tokens [B * S * P, C] and where to write."""
 
-    def __init__(self, aggregator: OmegaAggregator, images: Tensor, attention: GlobalAttention, plan: Plan) -> None:
+    def __init__(
+        self,
+        aggregator: OmegaAggregator,
+        images: Tensor,
+        attention: GlobalAttention,
+        plan: Plan,
+        shard: FrameShard | None = None,
+    ) -> None:
         self.batch, self.frames, _, height, width = images.shape
-        self.aggregator, self.attention, self.plan = aggregator, attention, plan
+        self.aggregator, self.attention, self.plan, self.shard = aggregator, attention, plan, shard
         grid = (height // aggregator.patch_size, width // aggregator.patch_size)
         self.rope = padded_rope_table(aggregator.num_special, *grid, aggregator.head_dim, device=images.device)
         self.scene_rope = unturned_table(self.rope.shape[1], aggregator.head_dim, device=images.device)
@@ -61,7 +69,11 @@ class OmegaBlocks(Blocks):
         tokens, count = out.view(self.batch * self.frames, self.rope.shape[1], -1), self.aggregator.num_special
         special = tokens[:, :count].clone(memory_format=torch.contiguous_format).flatten(0, 1)
         rope = unturned_table(count, self.aggregator.head_dim, device=x.device)
-        run_block(block, special, self.batch, rope, self.plan.rows, out=special)
+        if self.shard is None:
+            run_block(block, special, self.batch, rope, self.plan.rows, out=special)
+        else:
+            at_once = (self.plan.rows, len(tokens))
+            run_keyframe_block(block, special, self.batch, None, rope, *at_once, out=special, shard=self.shard)
         tokens[:, :count] = special.view(len(tokens), count, -1)
         return out
 

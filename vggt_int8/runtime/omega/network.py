@@ -26,9 +26,11 @@ def run_omega(model: VGGTOmega, call: Call, plan: Plan) -> Tensors:
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])
     asked = (call.layers_read, call.attention, plan, call.descriptors)
-    tokens, descriptor = run_aggregator(model.aggregator, images, *asked, encode=encode, blocks_of=OmegaBlocks)
+    tokens, descriptor = run_aggregator(
+        model.aggregator, images, *asked, shard=call.shard, encode=encode, blocks_of=OmegaBlocks
+    )
     special = tokens[model.config.depth - 1].special_tokens(model.aggregator.num_special, images.device)
-    special = special.unflatten(0, (batch, frames))
+    special = call.of_all_frames(special.unflatten(0, (batch, frames)))
     outputs: Tensors = {"camera_and_register_tokens": special.float()}
     outputs |= {} if descriptor is None else {"descriptor": descriptor}
     with branches(images.device) as beside:

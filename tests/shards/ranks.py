@@ -1,0 +1,190 @@
+"""Ranks that share out frames, as processes over gloo: `python -m tests.shards.ranks FOLDER`.
+
+All cases are in one start, for that takes longer than they do: packages are imported once, then four ranks are forked.
+Those of a case with fewer ranks are the first ones. Each writes what it found to FOLDER/RANK.json, for
+`test_shards.py`; the last one ends within a call, as if it were killed.
+"""
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.codes import apart_by_codes
+from vggt_int8 import VGGTConfig, VGGTInt8, VGGTOmegaConfig, VGGTOmegaInt8, quantize
+from vggt_int8.difference import relative_error
+from vggt_int8.pretrained.int8_network import Int8Network
+from vggt_int8.shards import share_out
+
+DATA = Path(__file__).parents[1] / "data"
+RANKS = 4
+POINTS = torch.tensor([[3.0, 4.0], [13.0, 9.0]])
+KEYFRAMES = {"global_attention": "keyframes", "keyframes": 3}
+BY_LAYER = {"global_attention": ["frames", "keyframes", "exact", "keyframes"], "keyframes": 2}
+
+
+def images_of(batch: int, frames: int, side: tuple[int, int] = (42, 56), seed: int = 0) -> Tensor:
+    return torch.rand(batch, frames, 3, *side, generator=torch.Generator().manual_seed(frames + seed))
+
+
+def vggt() -> VGGTInt8:
+    sizes = json.loads((DATA / "parity" / "tiny_vggt_config.json").read_text())
+    model = VGGTInt8(VGGTConfig(**sizes)).eval().requires_grad_(False)
+    model.load_state_dict(load_file(DATA / "parity" / "tiny_vggt.safetensors"))
+    return model
+
+
+def omega() -> VGGTOmegaInt8:
+    sizes = json.loads((DATA / "parity_omega" / "tiny_omega_config.json").read_text())
+    model = VGGTOmegaInt8(VGGTOmegaConfig(**sizes)).eval().requires_grad_(False)
+    model.load_state_dict(load_file(DATA / "parity_omega" / "tiny_omega.safetensors"))
+    return model
+
+
+class Rank:
+    """One rank and what it finds, by the name of a case."""
+
+    def __init__(self, rank: int, store: Any) -> None:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=120))
+        self.rank, self.found = rank, {"equal": {}}
+        self.groups = {count: dist.new_group(list(range(count))) for count in (2, 3)} | {4: None}
+        self.vggt, self.omega = vggt(), omega()
+
+    def equal(self, name: str, model: Int8Network, images: Tensor, counts: tuple[int, ...], **asked: Any) -> None:
+        """Errors against one process, of both networks, on so many ranks."""
+        for mode in ("off", "on"):
+            model.set_runtime(mode)
+            want = model(images, **asked)
+            for count in counts:
+                if self.rank >= count:
+                    continue
+                model.set_context_parallel("all", self.groups[count])
+                got = model(images, **asked)
+                report = model.runtime_report()
+                model.set_context_parallel("off")
+                assert got.keys() == want.keys(), (got.keys(), want.keys())
+                self.found["equal"][f"{name}, {mode}, {count} ranks"] = {
+                    field: relative_error(got[field], want[field]) for field in want
+                }
+                shards = share_out(images.shape[1], count)
+                assert report.shards == (shards if shards[self.rank] else report.shards), report
+
+    def raised(self, name: str, call: Callable[[], Any]) -> None:
+        try:
+            call()
+            self.found[name] = "nothing"
+        except Exception as error:
+            self.found[name] = f"{type(error).__name__}: {error}"
+
+    def equality(self) -> None:
+        tracks = {"query_points": POINTS.expand(2, 2, 2), "descriptors": True}
+        self.equal("vggt", self.vggt, images_of(2, 5), (2, 4), **tracks)
+        self.equal("vggt, few frames", self.vggt, images_of(1, 2), (4,), query_points=POINTS)
+        self.equal("vggt, key frames", self.vggt, images_of(1, 7), (3,), heads=("camera", "depth"), **KEYFRAMES)
+        self.equal("vggt, by layer", self.vggt, images_of(2, 4), (3,), heads=("camera", "depth"), **BY_LAYER)
+        self.equal("omega", self.omega, images_of(2, 5, (32, 48)), (3,))
+        self.equal("omega, few frames", self.omega, images_of(1, 2, (32, 48)), (3,))
+        self.equal("omega, key frames", self.omega, images_of(1, 5, (32, 48)), (4,), **KEYFRAMES)
+        int8, asked = quantize(copy.deepcopy(self.vggt), "int8_dynamic", "native"), {"heads": ("camera", "depth")}
+        self.equal("int8", int8, images_of(1, 5), (3,), **asked)
+        if self.rank == 0:
+            self.found["codes"] = apart_by_codes(
+                lambda x: self.vggt(x, **asked), lambda x: int8(x, **asked), [images_of(1, 5, seed=i) for i in range(4)]
+            )
+
+    def outputs(self) -> None:
+        """What is returned where."""
+        model, images = self.vggt, images_of(1, 6)
+        whole = model(images)
+        for outputs in ("first", "own"):
+            model.set_context_parallel(outputs)
+            got = model(images)
+            first, count = ((0, 2), (2, 2), (4, 1), (5, 1))[self.rank]
+            mine = slice(0, 6) if (outputs, self.rank) == ("first", 0) else slice(first, first + count)
+            self.found[f"outputs {outputs}"] = all(
+                got[name].shape == whole[name][:, mine].shape and relative_error(got[name], whole[name][:, mine]) < 2e-5
+                for name in whole
+            )
+        few = model(images[:, :2])  # "own": two ranks have no frame
+        self.found["frames of its own"] = [len(few[name][0]) for name in ("depth", "extrinsic", "images")]
+        model.set_context_parallel("all")
+        whole, again = model(images), model(images)
+        self.found["same again"] = all(torch.equal(again[name], whole[name]) for name in whole)
+
+    def failures(self) -> None:
+        """One rank fails: all raise, and can go on."""
+        model, images = self.vggt, images_of(1, 6)
+        model.set_runtime("off")
+        bad = images.clone()
+        bad[:, 2, :, 0, 0] = float("nan")  # a frame of rank 1
+        self.raised("nan", lambda: model(bad))
+        hook = model.aggregator.global_blocks[1].register_forward_pre_hook(self._out_of_memory)
+        self.raised("within a call", lambda: model(images, heads=("camera",)))
+        hook.remove()
+        self.raised("other images", lambda: model(images_of(1, 6 + (self.rank == 3))))
+        self.raised("other heads", lambda: model(images, heads=("camera",) if self.rank else ("depth",)))
+        self.raised("after failures", lambda: model(images))
+        copied = copy.deepcopy(model)
+        self.raised("a copy is alone", lambda: copied(images) if self.rank == 2 else None)
+        other = vggt()
+        if self.rank == 1:
+            other.aggregator.global_blocks[1].mlp.fc2.weight[0, 0] += 1
+        self.raised("other weights", lambda: other.set_context_parallel("all"))
+        self.raised("gradients", lambda: model.requires_grad_(True)(images))
+        model.requires_grad_(False)
+
+    def _out_of_memory(self, *_: Any) -> None:
+        if self.rank == 1:
+            raise MemoryError("as if there were no room")
+
+    def lost(self) -> None:
+        """The last rank ends within a call: the others must not wait."""
+        last = self.rank == RANKS - 1
+        self.vggt.aggregator.global_blocks[1].register_forward_pre_hook(lambda *_: os._exit(0) if last else None)
+        self.raised("lost", lambda: self.vggt(images_of(1, 6)))
+
+    def outside(self) -> None:
+        if self.rank == RANKS - 1:
+            self.raised("not of the group", lambda: self.vggt.set_context_parallel("all", self.groups[2]))
+
+
+def run(rank: int, store: Any, folder: Path) -> None:
+    found = Rank(rank, store)
+    with torch.no_grad():
+        found.equality()
+        found.outputs()
+        found.outside()
+    found.failures()
+    (folder / f"{rank}.json").write_text(json.dumps(found.found))  # of the last rank, which does not come back
+    with torch.no_grad():
+        found.lost()
+    (folder / f"{rank}.json").write_text(json.dumps(found.found))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    # A store in a file: ranks that are forked from a process that holds a socket would share it.
+    children = []
+    for rank in range(RANKS):
+        if (child := os.fork()) == 0:
+            try:
+                run(rank, dist.FileStore(str(folder / "store"), RANKS), folder)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

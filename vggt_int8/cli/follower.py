@@ -1,0 +1,61 @@
+"""A process of `vggt-int8 run` beside the first: `python -m vggt_int8.cli.follower WANTED`, or a launcher's.
+
+It loads the model, takes part in one call, and writes nothing. What is wrong with the call is said by the first one.
+"""
+
+import json
+import sys
+from typing import Any
+
+import typer
+
+from vggt_int8.batch.supervise import end_with_parent
+from vggt_int8.cli import console
+from vggt_int8.cli.guard import guarded
+from vggt_int8.cli.team import HOST, PATIENCE, READY, Loading, hear, meet, on_device, part, show
+from vggt_int8.interrupts import heeded
+
+
+def follow_first(loading: Loading, store: Any = None, rank: int = 0, size: int = 0) -> None:
+    """What the others do: load, take part in one call, and end. What is wrong with the call is said by the first."""
+    import torch
+
+    from vggt_int8.shards import LostProcess, PeerFailed
+
+    network = loading.load()
+    if store is not None:
+        print(READY, flush=True)
+    meet(network, store, rank, size)
+    try:
+        network.set_context_parallel("first")
+        told = hear()
+        shape, dtype = told["images"]
+        images = show(torch.empty(shape, dtype=dtype, device=network.device))
+        with torch.inference_mode():
+            network(images, **on_device(network.device, told["options"]))
+        part()
+    except (LostProcess, PeerFailed, RuntimeError, ValueError, FloatingPointError) as error:
+        raise typer.Exit(1) from error
+
+
+def main() -> None:
+    found = json.loads(sys.argv[1])
+    place = {name: found.pop(name) for name in ("rank", "size")}
+    port, loading = found.pop("port"), Loading(**found)
+    console.settings.quiet = True
+
+    def work() -> None:
+        from torch.distributed import TCPStore
+
+        follow_first(loading, TCPStore(HOST, port, is_master=False, timeout=PATIENCE), **place)
+
+    with heeded():
+        end_with_parent()
+        try:
+            guarded(work)()
+        except typer.Exit as ended:
+            sys.exit(ended.exit_code)
+
+
+if __name__ == "__main__":
+    main()

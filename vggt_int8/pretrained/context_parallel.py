@@ -1,0 +1,222 @@
+"""`ContextParallel`: calls of a model with the frames of a scene shared out over processes, one GPU each.
+
+Every process makes the same calls with the same images, works on its own frames, and exchanges with the others what
+global attention needs (`vggt_int8.shards`). A call that fails in one process fails in all, and they can go on after it;
+a process that is gone makes the others raise instead of wait.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+
+import torch
+from torch import Tensor
+
+from vggt_int8.model.call import Call
+from vggt_int8.pretrained.finite import check_finite, check_values
+from vggt_int8.shards import FrameShard, LostProcess, PeerFailed, Peers, share_out
+from vggt_int8.shards.peers import END, FAILED
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from vggt_int8.pretrained.int8_network import Int8Network
+
+Outputs = Literal["all", "first", "own"]
+# Fields that each process has of its own frames; of all others it has those of all frames.
+OF_OWN_FRAMES = frozenset({"depth", "depth_conf", "world_points", "world_points_conf", "descriptor"})
+OF_THE_SCENE = frozenset({"text_alignment_embedding", "text_alignment_token"})  # of no frame
+PIECE = 8  # frames of each process in one message: maps may wait on the host, and GPUs exchange what is on them
+
+T = TypeVar("T")
+
+
+class ContextParallel:
+    """How `model` makes calls together with its copies in other processes. See `Parallel.set_context_parallel`."""
+
+    def __init__(self, model: "Int8Network", outputs: Outputs, group: "ProcessGroup | None") -> None:
+        self.outputs = outputs
+        self.peers = Peers(group, model.device)
+        self._agree(_facts(model) | {"outputs": outputs})
+
+    def __reduce__(self) -> Any:
+        """A copy of the model, or a saved one, makes its calls alone."""
+        return type(None), ()
+
+    def run(self, model: "Int8Network", call: Call, checked: bool) -> Any:
+        """`model`'s output for a call that all processes make, of all frames or of the own ones, as `outputs` has it.
+
+        Raises what the network raises here; `PeerFailed` if it raised in another process, or if calls differ;
+        `LostProcess` if one is gone; ValueError for calls that cannot be shared out.
+        """
+        peers, images = self.peers, call.images
+        if images.device != peers.device:
+            raise ValueError(f"images are on {images.device}, but frames were shared out over GPUs from {peers.device}")
+        if model.training or (torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())):
+            raise ValueError("shared out frames give no gradients: call model.eval(), and within torch.no_grad()")
+        counts = share_out(images.shape[1], peers.size)
+        shard = FrameShard(peers, peers.rank, counts)
+        own = replace(call, images=images[:, shard.own], shard=shard)
+        self._agree(_asked(model, call, own, checked))
+
+        def work() -> Any:
+            if checked and images.device.type == "cpu":
+                check_values(own.images, call.query_points)
+            output = model.runtime.run(own)
+            if checked:
+                check_finite(model, output, call.query_points, None)
+            return output
+
+        output = self._together(work if counts[peers.rank] else None)
+        return self._together(lambda: self._collect(model, call, shard, output))
+
+    def _together(self, work: Callable[[], T] | None) -> T | None:
+        """What `work` gives, if it gives that in all processes; None: the others work. Raises what it raised here, or
+        `PeerFailed`.
+        """
+        error: Exception | None = None
+        result = None
+        try:
+            if work is not None:
+                result = work()
+            while not self.peers.meet(END if work is not None else None):
+                pass
+        except LostProcess:
+            raise
+        except PeerFailed as failed:
+            error = failed
+        except Exception as own:  # whatever it is, the others wait for this process
+            error = own
+            with suppress(PeerFailed):
+                self.peers.meet(FAILED)
+        own_error = None if error is None or isinstance(error, PeerFailed) else f"{type(error).__name__}: {error}"
+        words = self.peers.tell(own_error)
+        if own_error is None and (failed_ranks := [rank for rank, word in enumerate(words) if word]):
+            rank = failed_ranks[0]
+            raise PeerFailed(f"the call failed in the process of rank {rank} of {len(words)}: {words[rank]}")
+        if error is not None:
+            raise error
+        return result
+
+    def _agree(self, facts: dict[str, Any]) -> None:
+        """Raise `PeerFailed` in all processes unless all say the same."""
+        words = self.peers.tell(facts)
+        for name in facts:
+            said = {repr(word.get(name)): rank for rank, word in reversed([*enumerate(words)])}
+            if len(said) > 1:
+                by_rank = sorted(said.items(), key=itemgetter(1))
+                told = ", ".join(f"{value:.200} on rank {rank}" for value, rank in by_rank)
+                raise PeerFailed(f"all processes must do the same, but {name} differs: {told}")
+
+    def _collect(self, model: "Int8Network", call: Call, shard: FrameShard, output: Any) -> Any:
+        """The output of a call, from what each process has of it."""
+        counts, own = shard.counts, {} if output is None else dict(output)
+        kinds = {name: (t.shape, t.dtype) for name, t in own.items() if name != "images"}
+        kinds = self.peers.tell(kinds)[0]  # which a process without frames does not know
+        receiving: list[int] = {"all": [*range(len(counts))], "first": [0], "own": []}[self.outputs]
+        whole = shard.rank in receiving
+        idle = [rank for rank, count in enumerate(counts) if not count]
+        fields = {"images": call.images if whole else call.images[:, shard.own]}
+        for name, (shape, dtype) in kinds.items():
+            mine = own.get(name)
+            if mine is None:
+                mine = torch.empty(shape[0], 0, *shape[2:], dtype=dtype, device=self.peers.device)
+            if name in OF_OWN_FRAMES:
+                fields[name] = self._gather(mine, counts, receiving)
+                continue
+            mine = self._gather(mine, (shape[1], *[0] * (len(counts) - 1)), idle)
+            fields[name] = mine if whole or name in OF_THE_SCENE else mine[:, shard.own]
+        return model.output_class(**fields)
+
+    def _gather(self, mine: Tensor, counts: Sequence[int], to: Sequence[int]) -> Tensor:
+        """Parts [B, counts[rank], ...] -> the whole [B, sum(counts), ...] for ranks in `to`; the others keep theirs.
+
+        Where the own part waits on the host, so does the whole.
+        """
+        peers = self.peers
+        if not to:
+            return mine
+        starts = [sum(counts[:rank]) for rank in range(peers.size)]
+        receiving, shape = peers.rank in to, (len(mine), sum(counts), *mine.shape[2:])
+        whole = mine.new_empty(shape) if receiving else mine
+        for first in range(0, max(counts), PIECE):
+            at_once = [min(max(count - first, 0), PIECE) for count in counts]
+            piece = mine.new_empty(len(mine), sum(at_once), *mine.shape[2:], device=peers.device)
+            parts = piece.split(at_once, dim=1)
+            if at_once[peers.rank]:
+                parts[peers.rank].copy_(mine[:, first : first + at_once[peers.rank]])
+            peers.meet(piece.nbytes)
+            peers.exchange_(piece, at_once, to)
+            for start, part in zip(starts, parts if receiving else (), strict=False):
+                whole[:, start + first : start + first + part.shape[1]] = part
+        return whole
+
+
+class Parallel:
+    """A base of loadable networks: how their calls are shared out."""
+
+    _context_parallel: ContextParallel | None = None
+
+    def set_context_parallel(
+        self, outputs: Outputs | Literal["off"] = "all", group: "ProcessGroup | None" = None
+    ) -> None:
+        """From now on share the frames of every call out over the processes of a group, one GPU each ("off": no more).
+
+        All processes have loaded the same model, call this and then the model with the same arguments, all frames
+        included. Each works on its own frames, and sees in global attention the keys and values of all; results are
+        those of one GPU, but for the order of sums. Where there are fewer frames than processes, the last ones wait.
+
+        outputs: what a call returns: the results of all frames in "all" processes, in the "first" one of the group and
+            of their own frames in the others, or everywhere of the "own" frames, which are `images` of the output.
+        group: of `torch.distributed`, which is initialised; None for all processes. Hosts talk over it, too, so it has
+            gloo beside NCCL, as PyTorch makes it unless it is told otherwise.
+
+        A call that raises in one process raises in all, there as `PeerFailed`; a process that is gone raises
+        `LostProcess` in the others. Raises RuntimeError without torch.distributed, or NCCL for GPUs, `PeerFailed`
+        where models differ, and ValueError for values that do not fit.
+        """
+        if outputs not in (*get_args(Outputs), "off"):
+            raise ValueError(f"outputs must be one of {', '.join(get_args(Outputs))}, or off; got {outputs!r:.60}")
+        wanted = None if outputs == "off" else ContextParallel(cast("Int8Network", self), outputs, group)
+        previous, self._context_parallel = self._context_parallel, wanted
+        if previous is not None:
+            previous.peers.close()
+
+
+def _facts(model: "Int8Network") -> dict[str, Any]:
+    """What all processes must have in common."""
+    quantization: Any = getattr(model.config, "quantization_config", None)
+    return {
+        "torch": torch.__version__,
+        "model": type(model).__name__,
+        "dtype": model.dtype,
+        "recipe": None if quantization is None else quantization.recipe,
+        "weights (checksum)": _checksum(chain(model.parameters(), model.buffers())),
+    }
+
+
+def _checksum(tensors: Iterable[Tensor]) -> int:
+    """Of the first values of each."""
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.detach().flatten()[:64].cpu().view(torch.uint8).numpy().tobytes(), found)
+    return found
+
+
+def _asked(model: "Int8Network", call: Call, own: Call, checked: bool) -> dict[str, Any]:
+    """What all processes must ask for together, as they must exchange the same in the same order."""
+    runtime, points = model.runtime, call.query_points
+    fused = runtime.mode != "off" and runtime.why_not(own) is None
+    return {
+        "images": (tuple(call.images.shape), call.images.dtype),
+        "query_points": None if points is None else (tuple(points.shape), _checksum([points])),
+        "heads": call.heads,
+        "attention": call.attention,
+        "descriptors": call.descriptors,
+        "check_finite": checked,
+        "the runtime": "fused" if fused else "plain",
+    }
