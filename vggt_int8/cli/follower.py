@@ -12,6 +12,7 @@ import typer
 from vggt_int8.batch.supervise import end_with_parent
 from vggt_int8.cli import console
 from vggt_int8.cli.guard import guarded
+from vggt_int8.cli.loading import load_model
 from vggt_int8.cli.team import HOST, PATIENCE, READY, Loading, hear, meet, on_device, part, show
 from vggt_int8.interrupts import heeded
 
@@ -22,7 +23,9 @@ def follow_first(loading: Loading, store: Any = None, rank: int = 0, size: int =
 
     from vggt_int8.shards import LostProcess, PeerFailed
 
-    network = loading.load()
+    network = load_model(
+        loading.model, recipe=loading.recipe, backend=loading.backend, device=loading.device, dtype=loading.dtype
+    )
     if store is not None:
         print(READY, flush=True)
     meet(network, store, rank, size)

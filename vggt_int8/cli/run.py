@@ -34,6 +34,7 @@ from vggt_int8.cli.loading import (
     Mode,
     Model,
     Recipe,
+    load_model,
     local_input_size,
 )
 from vggt_int8.cli.ran import report_of
@@ -221,7 +222,9 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
     ):
         importlib.import_module("vggt_int8.pretrained")  # seconds that are not the model's
         with clock.phase("load_model"):
-            network = loading.load()
+            network = load_model(
+                wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=loading.device, dtype=wanted.dtype
+            )
             identity = identify_model(wanted.model)
             team.join(network)
         check_heads(network, wanted.exports, wanted.tracks)

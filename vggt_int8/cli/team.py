@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vggt_int8.cli.loading import load_model, resolve_device
+from vggt_int8.cli.loading import resolve_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +38,6 @@ class Loading:
     backend: str
     dtype: str | None
     device: str | None
-
-    def load(self) -> "Int8Network":
-        return load_model(self.model, recipe=self.recipe, backend=self.backend, device=self.device, dtype=self.dtype)
 
 
 @dataclass
