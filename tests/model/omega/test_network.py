@@ -137,7 +137,14 @@ def test_the_meta_device_is_enough(omega_config: VGGTOmegaConfig) -> None:
 @torch.inference_mode()
 def test_compiles_into_one_graph_for_each_shape(omega_config: VGGTOmegaConfig, images: Tensor) -> None:
     torch._dynamo.reset()
-    few = {"encoder_depth": 1, "depth": 2, "register_layers": [1], "dpt_layers": [0, 0, 1, 1], "enable_text": False}
+    few = {
+        "encoder_depth": 1,
+        "depth": 2,
+        "register_layers": [1],
+        "dpt_layers": [0, 0, 1, 1],
+        "enable_text": False,
+        "camera_depth": 1,
+    }
     model = VGGTOmega(VGGTOmegaConfig(**{name: getattr(omega_config, name) for name in SIZES} | few)).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for inputs in (images, images.mT.contiguous()):
