@@ -23,6 +23,7 @@ def follow_first(loading: Loading, store: Any = None, rank: int = 0, size: int =
 
     from vggt_int8.shards import LostProcess, PeerFailed
 
+    console.settings.quiet = True
     network = load_model(
         loading.model, recipe=loading.recipe, backend=loading.backend, device=loading.device, dtype=loading.dtype
     )
@@ -45,7 +46,6 @@ def main() -> None:
     found = json.loads(sys.argv[1])
     place = {name: found.pop(name) for name in ("rank", "size")}
     port, loading = found.pop("port"), Loading(**found)
-    console.settings.quiet = True
 
     def work() -> None:
         from torch.distributed import TCPStore
