@@ -233,7 +233,8 @@ def test_default_variants_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("random:huge", "choose random:vggt-1b, random:small or"), ("no/such/folder", "no folder")]
+    ("name", "text"),
+    [("random:huge", "choose random:vggt-1b, random:vggt-omega, random:small or"), ("no/such/folder", "no folder")],
 )
 def test_unknown_sources(name: str, text: str) -> None:
     with pytest.raises(Exception, match=text):

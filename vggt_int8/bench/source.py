@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class, pose_output
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.omega.config import VGGTOmegaConfig
@@ -126,17 +127,19 @@ def _config(name: str) -> AnyConfig:
     if name not in SIZES and not name.endswith(".json"):
         choices = ", ".join(RANDOM + size for size in SIZES)
         raise ValueError(f"there are no random weights {RANDOM + name!r}: choose {choices} or {RANDOM}<config.json>")
+    kind: type[AnyConfig] = VGGTConfig
     try:
         fields = SIZES[name] if name in SIZES else read_json(Path(name))
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {shown(fields)}, not an object of a config's fields")
         kind = config_class(fields)
-        fields = {key: value for key, value in fields.items() if key not in ("save", "model_type")}  # of its files
+        of_its_weights = ("save", "license", "model_type")
+        fields = {key: value for key, value in fields.items() if key not in of_its_weights}
         if unknown := sorted(fields.keys() - kind().to_dict().keys()):
             raise ValueError(f"a {kind.kind}'s config has no {', '.join(f'{key:.60}' for key in unknown[:8])}")
         config: AnyConfig = kind(**fields | _left_out(kind))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name} describes no network: {error}") from error
+        raise ValueError(f"{name} describes no {kind.kind}: {error}") from error
     return config
 
 
