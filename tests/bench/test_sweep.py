@@ -43,7 +43,9 @@ def test_rows_are_complete(sweep_rows: Rows) -> None:
         assert max(errors) < 0.1
         assert (max(errors) == 0) == (row["variant"] == "fp32")
         assert row["mode"].startswith("fused") == row["variant"].endswith(":native")
-        assert row["mode"].endswith("; global attention: exact") == row["variant"].endswith(":native")
+        assert row["mode"].endswith("; global attention: exact") == (
+            ":" in row["variant"]
+        )  # our INT8, whatever runs it
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from vggt_int8.bench.cost import fastest_attention
 from vggt_int8.bench.source import Source
 from vggt_int8.machine import architecture
+from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.families import AnyNetwork, dense_heads, network_class
 from vggt_int8.model.layers import Block
 from vggt_int8.model.network import Network as PlainNetwork
@@ -131,7 +132,7 @@ def reference(source: Source, device: torch.device) -> Network:
         raise UnavailableError("`import vggt` finds nothing: install the reference repository to measure it")
     theirs = importlib.import_module("vggt.models.vggt").VGGT
     sizes = ("encoder_depth", "encoder_num_heads", "depth", "num_heads", "camera_depth", "dpt_layers")
-    if any(getattr(source.config, name) != getattr(type(source.config)(), name) for name in sizes):
+    if any(getattr(source.config, name) != getattr(VGGTConfig(), name) for name in sizes):
         raise UnavailableError(f"the reference code has VGGT-1B's depth alone, and {source.name} has another")
     if is_fastvggt(theirs):
         raise UnavailableError("`import vggt` finds FastVGGT, not the reference repository")
