@@ -109,7 +109,7 @@ def test_other_settings_are_turned_away(tmp_path: Path) -> None:
 def test_what_is_no_folder_of_scenes_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not there"):
         find_scenes(tmp_path / "missing")
-    with pytest.raises(ValueError, match="holds no folders"):
+    with pytest.raises(ValueError, match="holds no folders and no videos"):
         find_scenes(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
@@ -120,8 +120,15 @@ def test_images_may_lie_a_folder_below(tmp_path: Path) -> None:
     (tmp_path / "a" / "images").mkdir(parents=True)
     (tmp_path / "b" / "rgb").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
-    assert [scene.images.name for scene in find_scenes(tmp_path)] == ["images", "b"]
-    assert [scene.images.name for scene in find_scenes(tmp_path, "rgb")] == ["rgb", "rgb"]
+    (tmp_path / "b.mp4").touch()
+    (tmp_path / "notes.txt").touch()
+    found = find_scenes(tmp_path)
+    assert [scene.images.name for scene in found] == ["images", "b", "b.mp4"]
+    assert [scene.is_video for scene in found] == [False, False, True]
+    before = [scene.fingerprint() for scene in found]
+    (tmp_path / "b.mp4").write_bytes(b"longer")
+    assert [a == b.fingerprint() for a, b in zip(before, found, strict=True)] == [True, True, False]
+    assert [scene.images.name for scene in find_scenes(tmp_path, "rgb")] == ["rgb", "rgb", "b.mp4"]
 
 
 def command(folder: Path, retries: int = 1) -> Callable[[str], list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.video.clips import write_clip
 from tests.warm import python
 from vggt_int8.batch import Board, supervise
 from vggt_int8.cli import batch_worker
@@ -42,6 +43,23 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def statuses(summary: dict[str, Any]) -> dict[str, str]:
     return {row["scene"]: row["status"] for row in summary["rows"]}
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_video_is_a_scene(cli, bare_int8: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenes" / "a").mkdir(parents=True)
+    shutil.copy(SCENES / "room" / "image_0.png", tmp_path / "scenes" / "a")
+    assert "--fps is for videos" in cli(
+        "batch", bare_int8, tmp_path / "scenes", "-o", tmp_path / "o", "--fps", 2, code=2
+    )
+    write_clip(tmp_path / "scenes" / "clip.mp4", [i / 10 for i in range(9)])
+    out = tmp_path / "out"
+    cli("batch", bare_int8, tmp_path / "scenes", "-o", out, "--device", "cpu", "--fps", 5, "-f", "ply")
+    assert statuses(json.loads((out / "summary.json").read_text())) == {"a": "done", "clip.mp4": "done"}
+    report = json.loads((out / "clip.mp4" / "report.json").read_text())
+    assert [entry["seconds"] for entry in report["inputs"]] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert (report["video"]["fps"], len(report["video"]["sha256"])) == (5, 64)
+    assert "video" not in json.loads((out / "a" / "report.json").read_text())
 
 
 @pytest.mark.usefixtures("in_this_process")

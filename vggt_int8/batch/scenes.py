@@ -1,4 +1,4 @@
-"""Which folders are scenes, and what tells one from its later self."""
+"""Which folders and videos are scenes, and what tells one from its later self."""
 
 import hashlib
 import os
@@ -8,17 +8,22 @@ from pathlib import Path
 
 from vggt_int8.images import find_images
 from vggt_int8.images.names import natural_key, portable_name
+from vggt_int8.video.names import is_video
 
 INSIDE = "images"  # where COLMAP, nerfstudio and others keep them
 
 
 @dataclass(frozen=True)
 class SceneFolder:
-    """name: of the folder, and of its results. key: a file's name that stands for it. images: what is read."""
+    """name: of the folder or video, and of its results. key: a file's name that stands for it. images: what is read."""
 
     name: str
     key: str
     images: Path
+
+    @property
+    def is_video(self) -> bool:
+        return is_video(self.images) and not self.images.is_dir()
 
     def paths(self) -> list[Path]:
         """The image files. Raises as `find_images`, and warns as it does."""
@@ -28,7 +33,7 @@ class SceneFolder:
         """Changes when a file is added, removed or changed; by names, sizes and times, without reading them."""
         total = hashlib.sha256()
         try:
-            entries = sorted(os.scandir(self.images), key=lambda entry: entry.name)
+            entries = [self.images] if self.is_video else sorted(self.images.iterdir(), key=lambda path: path.name)
             for entry in entries:
                 status = entry.stat()
                 total.update(f"{portable_name(entry.name)} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -38,22 +43,26 @@ class SceneFolder:
 
 
 def find_scenes(folder: Path, inside: str | None = None) -> list[SceneFolder]:
-    """One scene for each folder in `folder` that is not hidden, in natural order.
+    """One scene for each folder and each video in `folder` that is not hidden, in natural order.
 
     inside: the folder in each scene that holds its images; by default the scene's own folder, or "images" in it if
-    there is one. Raises NotADirectoryError or FileNotFoundError, and ValueError for a folder without folders.
+    there is one. Raises NotADirectoryError or FileNotFoundError, and ValueError for a folder without either.
     """
     if not folder.is_dir():
         kind = NotADirectoryError if folder.exists() else FileNotFoundError
         raise kind(f"{folder} is {'a file' if folder.exists() else 'not there'}: give a folder with one folder a scene")
-    below = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
+    below = sorted((path for path in folder.iterdir() if path.is_dir() or is_video(path)), key=natural_key)
     found = [_scene(path, inside) for path in below if not path.name.startswith(".")]
     if not found:
-        raise ValueError(f"{folder} holds no folders: `batch` takes one folder a scene (`run` takes a single scene)")
+        raise ValueError(
+            f"{folder} holds no folders and no videos: `batch` takes one a scene (`run` takes a single scene)"
+        )
     return found
 
 
 def _scene(path: Path, inside: str | None) -> SceneFolder:
-    images = path / inside if inside is not None else path / INSIDE if (path / INSIDE).is_dir() else path
+    images = path
+    if path.is_dir():
+        images = path / inside if inside is not None else path / INSIDE if (path / INSIDE).is_dir() else path
     safe = re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)[:60].lstrip(".")
     return SceneFolder(path.name, f"{safe}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}", images)

@@ -14,15 +14,19 @@ from rich.table import Table
 from vggt_int8 import __version__
 from vggt_int8.cli import console, formats, options
 from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
-from vggt_int8.cli.loading import Backend, Dtype, MaxMegapixels, Mode, Model, Recipe, fetch, resolve_device
+from vggt_int8.cli.frames import DEFAULT_FPS, Every, Fps, Sharpest
+from vggt_int8.cli.loading import Backend, Dtype, FastJpeg, MaxMegapixels, Mode, Model, Recipe, fetch, resolve_device
 from vggt_int8.disk import check_place
+from vggt_int8.video.pick import check_choice
 
 COLUMNS = ("images", "seconds", "points")
 
 
 def batch(
     model: Model,
-    scenes: Annotated[Path, typer.Argument(help="A folder with one folder of images a scene.", show_default=False)],
+    scenes: Annotated[
+        Path, typer.Argument(help="A folder with one folder of images, or one video, a scene.", show_default=False)
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the results, a folder a scene; shared by all who help.")
     ],
@@ -59,6 +63,10 @@ def batch(
         bool, typer.Option("--save-scene/--no-scene", help="Also the scene itself, for `export` and `view`.")
     ] = True,
     max_megapixels: MaxMegapixels = None,
+    fast_jpeg: FastJpeg = False,
+    fps: Fps = None,
+    every: Every = None,
+    sharpest: Sharpest = False,
     retries: Annotated[
         int, typer.Option(help="Attempts at a scene after the first failed one.", **options.between(0, 1000))
     ] = 1,
@@ -67,7 +75,7 @@ def batch(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Reconstruct many scenes: one folder each in, one folder each out, and summary.json.
+    """Reconstruct many scenes: one folder or video each in, one folder each out, and summary.json.
 
     Started again, it goes on where it was; started by `accelerate launch` or on several machines over one output
     folder, all share the scenes. Exit code 1 if a scene failed.
@@ -86,13 +94,18 @@ def batch(
     if "tracks" in exports.formats:
         raise ValueError("--format tracks: `batch` follows no points; `run` does, one scene at a time: leave it out")
     found = find_scenes(scenes.expanduser(), inside)
+    if any(scene.is_video for scene in found):
+        fps = DEFAULT_FPS if fps is None and every is None else fps
+        check_choice(fps, every, None, None, sharpest)
+    elif given := [name for name, value in {"fps": fps, "every": every, "sharpest": sharpest}.items() if value]:
+        raise ValueError(f"--{given[0]} is for videos, and {scenes} holds none")
     check_place(out.expanduser())
     if scenes.expanduser().resolve() in (out.expanduser().resolve(), *out.expanduser().resolve().parents):
         raise ValueError(f"--out {out} lies in {scenes}, whose folders are scenes: choose a folder elsewhere")
     settings: dict[str, Any] = {
         "recipe": recipe, "backend": backend, "dtype": dtype, "mode": mode, "max_megapixels": max_megapixels,
         "save_scene": save_scene, "exports": asdict(exports), "global_attention": global_attention,
-        "keyframes": keyframes,
+        "keyframes": keyframes, "fast_jpeg": fast_jpeg, "fps": fps, "every": every, "sharpest": sharpest,
     }  # fmt: skip
     devices = device or _devices()
     fetch(model)

@@ -2,10 +2,10 @@
 
 import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,18 +13,18 @@ from vggt_int8.batch import BadScene, Board, Broken, Claims, NoPlace, SceneFolde
 from vggt_int8.batch.supervise import NO_PLACE, RESTART, end_with_parent
 from vggt_int8.cli import console
 from vggt_int8.cli.formats import Exports
+from vggt_int8.cli.frames import Clip, Input, Pictures
 from vggt_int8.cli.guard import guarded
+from vggt_int8.cli.loading import InputSize, in_pixels
+from vggt_int8.cli.reading import How, Read, read_now
 from vggt_int8.global_attention import words_of
 from vggt_int8.interrupts import heeded
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vggt_int8 import VGGTInt8, VGGTOutput
-    from vggt_int8.images import ImageTransform, Mode
 
 
-SETTINGS = ("backend", "mode", "max_megapixels", "global_attention", "keyframes")  # of a scene's report
+SETTINGS = ("backend", "mode", "max_megapixels", "fast_jpeg", "global_attention", "keyframes")  # of a scene's report
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Wanted:
     exports: Exports
     save_scene: bool
     max_megapixels: float | None
+    fast_jpeg: bool
+    fps: float | None
+    every: int | None
+    sharpest: bool
     retries: int
     rank: int
     peers: int
@@ -71,12 +75,10 @@ def from_argument(text: str) -> Wanted:
 
 @dataclass
 class _Read:
-    """paths: the images; inputs: what a report says of them."""
+    """source: what it was read from. seconds: that it took."""
 
-    paths: list[Path]
-    pixels: "Tensor"
-    transforms: "list[ImageTransform]"
-    inputs: list[dict[str, Any]]
+    frames: "Read"
+    source: Input
     seconds: dict[str, float]
 
 
@@ -113,21 +115,21 @@ class Reconstruct:
 
     def read(self, scene: SceneFolder) -> _Read:
         from vggt_int8.export import PhaseClock
-        from vggt_int8.export.repeat import identify_file
-        from vggt_int8.export.report import describe_inputs
-        from vggt_int8.images import check_images, read_images
+        from vggt_int8.images import check_images
 
-        clock, megapixels = PhaseClock("cpu"), self.wanted.max_megapixels
-        most = None if megapixels is None else round(megapixels * 1e6)
+        clock, wanted, config = PhaseClock("cpu"), self.wanted, self.network.config
         with clock.phase("load_images"):
-            paths = scene.paths()
-            check_images(paths, max_pixels=most)
-            pixels, transforms = read_images(paths, cast("Mode", self.wanted.mode), model=self.network, max_pixels=most)
-            described = zip(describe_inputs(paths, transforms), paths, strict=True)
-            inputs = [{**entry, **identify_file(path)} for entry, path in described]
+            source: Input
+            if scene.is_video:
+                source = Clip(scene.images, wanted.fps, wanted.every, None, None, wanted.sharpest)
+            else:
+                source = Pictures(scene.paths())
+                check_images(source.paths, max_pixels=in_pixels(wanted.max_megapixels))
+            how = How(wanted.mode, wanted.max_megapixels, wanted.fast_jpeg)
+            frames = read_now(source, how, InputSize(config.img_size, config.patch_size))
         if self.network.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        return _Read(paths, pixels, transforms, inputs, clock.seconds)
+            frames = replace(frames, pixels=frames.pixels.pin_memory())
+        return _Read(frames, source, clock.seconds)
 
     def compute(self, scene: SceneFolder, item: _Read) -> _Computed:
         import torch
@@ -140,7 +142,7 @@ class Reconstruct:
             with clock.phase("reconstruct"), torch.inference_mode():
                 attention = self.wanted.global_attention
                 pred = self.network(
-                    item.pixels.to(device, non_blocking=True),
+                    item.frames.pixels.to(device, non_blocking=True),
                     heads=self.heads,
                     global_attention=None if attention is None else words_of(attention),
                     keyframes=self.wanted.keyframes,
@@ -157,7 +159,7 @@ class Reconstruct:
             raise
         settings = {name: getattr(self.wanted, name) for name in SETTINGS}
         settings |= {**self.wanted.exports.settings(), "points": self.points}
-        report = report_of(self.network, self.wanted.model, self.identity, item.inputs, settings, {}, {})
+        report = report_of(self.network, self.wanted.model, self.identity, item.frames.inputs, settings, {}, {})
         return _Computed(item, pred, report, clock.seconds)
 
     def write(self, scene: SceneFolder, result: _Computed) -> None:
@@ -165,18 +167,16 @@ class Reconstruct:
         from vggt_int8.export.write import format_of
 
         clock, read, out = PhaseClock("cpu"), result.read, self.wanted.out / scene.name
-        names = [str(path) for path in read.paths]
+        frames = read.frames
         with staged_folder(out, entries=SCENE_ENTRIES) as folder:
             with clock.phase("write"):
-                whole = Scene.from_prediction(
-                    result.pred, read.transforms, names, [path.absolute() for path in read.paths]
-                )
+                whole = Scene.from_prediction(result.pred, frames.transforms, frames.names, frames.files)
                 result.report.outputs = write_scene(
                     folder, whole, self.wanted.exports.formats, self.wanted.exports.options(out),
                     save=self.wanted.save_scene,
                 )  # fmt: skip
             result.report.seconds = {**read.seconds, **result.seconds, **clock.seconds}
-            write_report(folder, "batch", result.report.to_document(), format_of)
+            write_report(folder, "batch", {**result.report.to_document(), **read.source.report()}, format_of)
 
 
 def _is_broken(device: Any) -> bool:

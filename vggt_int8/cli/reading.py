@@ -41,7 +41,8 @@ class How:
     fast_jpeg: bool
 
 
-Finish = Callable[[], Read]
+Progress = Callable[[int, int], None]
+Finish = Callable[[Progress], Read]
 
 
 @contextmanager
@@ -56,11 +57,19 @@ def reading(source: Input, how: How, expected: InputSize | None) -> Iterator[Cal
 
         def finish(network: Any) -> Read:
             size = InputSize(network.config.img_size, network.config.patch_size)
-            if early is not None and size == expected:
-                return early()
-            return begun.enter_context(_begin(source, how, size))()
+            rest = early if early is not None and size == expected else begun.enter_context(_begin(source, how, size))
+            pictures = len(source) if isinstance(source, Pictures) else 0
+            what = console.count_images(pictures) if pictures else "frames of the video"
+            with console.step(f"Reading {what}", images=pictures) as progress:
+                return rest(progress)
 
         yield finish
+
+
+def read_now(source: Input, how: How, size: InputSize) -> Read:
+    """All of it at once, without a word."""
+    with _begin(source, how, size) as finish:
+        return finish(lambda done, total: None)
 
 
 def _begin(source: Input, how: How, size: InputSize) -> AbstractContextManager[Finish]:
@@ -82,11 +91,10 @@ def _pictures(source: Pictures, how: How, size: InputSize) -> Iterator[Finish]:
         begun(identify_file, paths, workers=_HASHING, results=len(paths)) as digests,
     ):
 
-        def finish() -> Read:
-            with console.step(f"Reading {console.count_images(len(paths))}", images=len(paths)) as progress:
-                pixels, transforms = pixels_of(progress)
-                described = zip(describe_inputs(paths, transforms), digests, strict=True)
-                inputs = [{**entry, **digest} for entry, digest in described]  # later one of them may be gone
+        def finish(progress: Progress) -> Read:
+            pixels, transforms = pixels_of(progress)
+            described = zip(describe_inputs(paths, transforms), digests, strict=True)
+            inputs = [{**entry, **digest} for entry, digest in described]  # later one of them may be gone
             files: list[Path | None] = [path.absolute() for path in paths]
             return Read(pixels, transforms, [str(path) for path in paths], files, inputs)
 
@@ -100,12 +108,11 @@ def _frames(source: Input, how: How, size: InputSize) -> Iterator[Finish]:
     mode = cast("FitMode", how.mode)
     with Source(source.frames, mode=mode, **size._asdict(), room=sys.maxsize).begun() as frames:
 
-        def finish() -> Read:
+        def finish(progress: Progress) -> Read:
             read: list[Frame] = []
-            with console.step("Reading frames of the video") as progress:
-                for frame in frames:
-                    read.append(frame)
-                    progress(len(read), len(read))
+            for frame in frames:
+                read.append(frame)
+                progress(len(read), len(read))
             return _of_frames(read)
 
         yield finish
