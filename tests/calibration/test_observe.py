@@ -1,5 +1,6 @@
 """What observers are shown, against hooks of this test's own; and that a network is left as it was."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from vggt_int8 import VGGTInt8
 from vggt_int8.calibration import CalibrationError, Observer, observe
-from vggt_int8.calibration.observers import MeanSquaredError, MinMax
+from vggt_int8.calibration.observers import MeanSquaredError, MinMax, observer_for
 from vggt_int8.kernels.reference import rotate
 from vggt_int8.recipe import Scheme
+from vggt_int8.recipe.scheme import OBSERVERS
 
 LAYER = "aggregator.global_blocks.1.mlp.fc1"
 
@@ -43,6 +45,39 @@ def inputs_of(model: nn.Module, name: str, calls: Tensor) -> Tensor:
             model(call)
     handle.remove()
     return torch.stack(seen)
+
+
+class Chain(nn.Module):
+    """Linears one behind the other; inputs: of each, as long as somebody else keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(4)])
+        self.inputs: list[weakref.ref[Tensor]] = []
+        self.alive: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).relu()
+            self.inputs.append(weakref.ref(x))
+            self.alive.append(sum(reference() is not None for reference in self.inputs))
+        return x
+
+
+@pytest.mark.parametrize("kind", OBSERVERS)
+@pytest.mark.parametrize("rotation", [0, 64])
+def test_nothing_of_an_input_is_kept_beyond_its_layer(kind: str, rotation: int) -> None:
+    """Nor does what is remembered grow with what is seen."""
+    model, x = Chain(), torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    schemes = {f"layers.{i}": Scheme("static", rotation=rotation) for i in range(len(model.layers))}
+    sizes = []
+    for inputs in ([x], [x] * 3):
+        model.alive.clear()
+        found = observe(model, inputs, schemes, lambda name: observer_for(kind, lambda: torch.ones(8, 64), rotation))
+        kept = [value for own in found.values() for observer in own for value in vars(observer).values()]
+        sizes.append(sum(value.nbytes for value in kept if isinstance(value, Tensor)))
+        assert max(model.alive) == 1, "the one that the next layer reads"
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("rotation", [0, 8])

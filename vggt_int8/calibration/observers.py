@@ -103,21 +103,19 @@ class _Counts(Observer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Tensor | None = None  # [bins] int64
+        # [bins], made before any call: what is kept between the temporary tensors of calls leaves holes in the heap.
+        self.counts = torch.zeros(_BINS, dtype=torch.int64)
 
     def _see(self, x: Tensor) -> None:
         bins = x.abs().contiguous().view(torch.int32) >> (23 - MANTISSA_BITS)
-        counts = torch.bincount(bins.view(-1), minlength=_BINS)
-        self.counts = counts if self.counts is None else self.counts + counts
+        self.counts += torch.bincount(bins.view(-1), minlength=_BINS).cpu()
 
     def _filled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the bins that are not empty: counts, middles and widths, float64, in rising order, on the CPU."""
-        assert self.counts is not None
-        counts = self.counts.cpu()
-        number = counts.nonzero().view(-1)
+        """Of the bins that are not empty: counts, middles and widths, float64, in rising order."""
+        number = self.counts.nonzero().view(-1)
         edges = torch.stack([number, number + 1]).to(torch.int32) << (23 - MANTISSA_BITS)
         low, high = edges.view(torch.float32).double()
-        return counts[number].double(), (low + high) / 2, high - low
+        return self.counts[number].double(), (low + high) / 2, high - low
 
 
 class Percentile(_Counts):
@@ -177,11 +175,13 @@ class MeanSquaredError(Observer):
         return self.absmax * candidates()[int(self.errors.argmin())]
 
 
-def observer_for(kind: str, weight: Tensor, rotation: int) -> Callable[[], Observer]:
-    """What makes the observers of a layer. kind: one of `recipe.scheme.OBSERVERS`; weight: the layer's, [N, K] float,
-    which rotates in groups of so many inputs, or does not if `rotation` is 0.
+def observer_for(kind: str, weight: Callable[[], Tensor], rotation: int) -> Callable[[], Observer]:
+    """What makes the observers of a layer. kind: one of `recipe.scheme.OBSERVERS`; weight: gives the layer's, [N, K]
+    float, which rotates in groups of so many inputs, or does not if `rotation` is 0. It is asked for where it is needed
+    alone: of a folded weight it makes a copy.
     """
     if kind == "mse":
-        weights = (rotate(weight, rotation) if rotation else weight.float()).square().sum(dim=0)
+        rows = rotate(weight(), rotation) if rotation else weight().float()
+        weights = rows.square().sum(dim=0)
         return lambda: MeanSquaredError(weights)
     return {"minmax": MinMax, "percentile": Percentile, "histogram": Histogram, "per_channel": PerChannel}[kind]

@@ -86,8 +86,10 @@ def calibrate(
     def maker(name: str) -> Callable[[], Observer]:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        weight = folds[name].apply("weight", layer.weight) if name in folds else layer.weight.detach()
-        return observer_for(recipe.observer, weight, schemes[name].rotation_of(layer.in_features))
+        weight = layer.weight.detach()
+        fold = folds.get(name, Fold())
+        rotation = schemes[name].rotation_of(layer.in_features)
+        return observer_for(recipe.observer, lambda: fold.apply("weight", weight), rotation)
 
     watched = {name: schemes[name] for name in once}
     run = caller(model, once)

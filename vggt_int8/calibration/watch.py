@@ -113,7 +113,7 @@ def _show(x: Tensor, scheme: Scheme, observers: tuple[Observer, ...], divisor: T
 
 
 def _rotated(rows: Tensor, rotation: int) -> Tensor:
-    """On a CPU by its kernel, which has the definition's bits: the definition takes longer than the layer itself."""
+    """On a CPU by its kernel, which has the definition's bits: the definition takes as long as the layer itself."""
     return rotate_rows(rows.contiguous(), rotation) if rows.device.type == "cpu" else rotate(rows, rotation)
 
 
