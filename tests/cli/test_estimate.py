@@ -81,6 +81,8 @@ def test_the_other_family_is_asked_by_its_own_memory(cli, tmp_path: Path) -> Non
 
     assert taken(row["frames"]) <= 8 << 30 < taken(row["frames"] + 1)
     assert "multiples of 16" in cli("estimate", tmp_path, "--size", "392x518", code=2)
+    by_default = cli("estimate", tmp_path, "--memory-gb", 8, "-r", "fp16", "--json")
+    assert json.loads(by_default)["size"] == [384, 512], "a photograph of 4:3"
 
 
 def test_none_fit_where_the_weights_do_not() -> None:

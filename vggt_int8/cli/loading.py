@@ -186,7 +186,7 @@ def local_input_size(model: str) -> InputSize | None:
 
 
 def _may_be_of_the_hub(model: str) -> bool:
-    return model.count("/") == 1 and not Path(model).exists()
+    return model.count("/") == 1 and not model.startswith((".", "~", "/")) and not Path(model).exists()
 
 
 def fetch(model: str) -> None:
