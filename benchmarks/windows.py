@@ -77,6 +77,7 @@ def ways() -> dict[str, dict[str, Any]]:
         "exact": {},
         "keyframes 24": {"global_attention": "keyframes", "keyframes": 24},
         "windows 16/8": {"window": 16, "overlap": 8},
+        "windows 24/8": {"window": 24, "overlap": 8},
         "windows 32/8": {"window": 32, "overlap": 8},
         "windows 48/16, keyframes 24": {
             "window": 48, "overlap": 16, "global_attention": "keyframes", "keyframes": 24
