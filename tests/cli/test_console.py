@@ -172,6 +172,9 @@ def test_steps_tell_how_long_they_took(capsys: pytest.CaptureFixture[str]) -> No
     rate = re.fullmatch(r"Reading \d+\.\d s, ([\d.]+) images/s", capsys.readouterr().err.strip())
     assert rate is not None
     assert 0 < float(rate[1]) <= 300
+    with console.step("Reading", images=10**9):  # more than three digits: no exponent
+        pass
+    assert re.fullmatch(r"Reading \d+\.\d s, \d{7,} images/s", capsys.readouterr().err.strip())
 
 
 def test_debug_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,8 @@ def step(what: str, *, images: int = 0) -> Iterator[Callable[[int, int], None]]:
 
 def _rate(images: int, start: float) -> str:
     """ ", 8.3 images/s"; empty where there are none."""
-    return f", {images / max(time.perf_counter() - start, 1e-6):.3g} images/s" if images else ""
+    rate = images / max(time.perf_counter() - start, 1e-6)
+    return f", {rate:{'.0f' if rate >= 100 else '.3g'}} images/s" if images else ""
 
 
 def _memory() -> str:

@@ -57,9 +57,13 @@ def reading(source: Input, how: How, expected: InputSize | None) -> Iterator[Cal
 
         def finish(network: Any) -> Read:
             size = InputSize(network.config.img_size, network.config.patch_size)
-            rest = early if early is not None and size == expected else begun.enter_context(_begin(source, how, size))
             pictures = len(source) if isinstance(source, Pictures) else 0
             what = console.count_images(pictures) if pictures else "frames of the video"
+            if early is not None and size == expected:
+                # Some or all were read before the step begins: pictures over its time would be no rate of reading.
+                with console.step(f"Reading the rest of {what}") as progress:
+                    return early(progress)
+            rest = begun.enter_context(_begin(source, how, size))
             with console.step(f"Reading {what}", images=pictures) as progress:
                 return rest(progress)
 
