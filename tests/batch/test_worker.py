@@ -210,7 +210,7 @@ def kill_at_random(folder: Path, kills: int, seed: int) -> None:
     def start() -> "subprocess.Popen[bytes]":
         return subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder)], env=environment, cwd=ROOT)
 
-    running = [start(), start()]
+    running, killed = [start(), start()], set()
     try:
         for _ in range(kills):
             time.sleep(chance.uniform(0.1, 1.2))
@@ -221,6 +221,10 @@ def kill_at_random(folder: Path, kills: int, seed: int) -> None:
             children = Path(f"/proc/{running[i].pid}/task/{running[i].pid}/children").read_text().split()
             victim = chance.choice([running[i].pid, *map(int, children)])
             os.kill(victim, chance.choice([signal.SIGKILL, signal.SIGTERM]))
+            killed.add(victim)
+        for process in running:
+            if process.pid in killed:
+                process.wait(60)  # a signal takes its time: it may look alive still
         running = [process if process.poll() is None else start() for process in running]
         assert [process.wait(300) for process in running] == [0, 0]
     finally:
