@@ -46,6 +46,23 @@ def test_turned_photographs_are_written_upright_and_others_as_they_are(tmp_path:
     assert '"images/my phone/b.jpg"' in (tmp_path / "out/transforms.json").read_text()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_turned_photographs_of_other_formats_are_written_upright(tmp_path: Path, photos: Scene, suffix: str) -> None:
+    with Image.open(tmp_path / "photos/a.png") as plain:
+        expected = np.asarray(plain)
+        orientation = Image.Exif()
+        orientation[0x0112] = 6
+        turned = tmp_path / f"photos/turned.{suffix}"
+        plain.transpose(Image.Transpose.ROTATE_90).save(turned, exif=orientation, lossless=True)
+    (tmp_path / "out").mkdir()
+    scene = replace(photos, files=[tmp_path / "photos/a.png", turned])
+    summary = write_scene(tmp_path / "out", scene, ("glb",), ExportOptions(images="link"))
+    assert (summary["images"]["linked"], summary["images"]["written_upright"]) == (1, 1)
+    with Image.open(tmp_path / "out/images" / turned.name) as upright:
+        assert upright.getexif().get(0x0112, 1) == 1
+        assert np.array_equal(np.asarray(upright), expected)
+
+
 def test_links_lead_to_the_photographs_but_not_to_turned_ones(tmp_path: Path, photos: Scene) -> None:
     (tmp_path / "out").mkdir()
     write_scene(tmp_path / "out", photos, ("colmap",), ExportOptions(images="link"))

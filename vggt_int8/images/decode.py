@@ -37,7 +37,7 @@ _REDUCED_ABOVE = _PILLOW_LIMIT
 _LARGE_KEEPS, _FAST_KEEPS = 2.0, 1.4  # times the network's size that the shorter side has left, at least
 _DRAFTED = ("JPEG", "MPO")
 _STRIP_PIXELS = 1 << 24
-_ORIENTATION, _DNG_VERSION = 0x0112, 50706
+_WIDTH, _HEIGHT, _ORIENTATION, _DNG_VERSION = 0x0100, 0x0101, 0x0112, 50706
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -97,7 +97,7 @@ def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
 
     def look(source: Path | BytesIO) -> tuple[int, tuple[int, int]]:
         with _named_errors(path), _opened(path, source, None) as image:
-            orientation, size = _orientation(image) or 1, (image.height, image.width)
+            orientation, size = _orientation(image) or 1, _stored_size(image)
         return orientation, size[::-1] if _UPRIGHT.get(orientation) in _SIDEWAYS else size
 
     with unheard():
@@ -135,7 +135,7 @@ def _without_texts_if_too_large(path: Path, use: Callable[[Path | BytesIO], T]) 
 def _read_header(path: Path, source: Path | BytesIO, limit: int | None) -> tuple[Header, bool]:
     """And whether it is known which value is white."""
     with _named_errors(path), _opened(path, source, limit) as image:
-        header = Header(str(image.format), (image.height, image.width), getattr(image, "n_frames", 1))
+        header = Header(str(image.format), _stored_size(image), getattr(image, "n_frames", 1))
         return header, Stored.of(image).has_white(image.mode)
 
 
@@ -182,6 +182,14 @@ class _Room:
 
 
 _ROOM = _Room(MAX_PIXELS)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) before orientation is applied, which Pillow does to a TIFF's size when it opens it."""
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return tags[_HEIGHT], tags[_WIDTH]
+    return image.height, image.width
 
 
 def _orientation(image: Image.Image) -> int | None:
