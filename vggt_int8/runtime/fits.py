@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
 from vggt_int8.model.omega.config import VGGTOmegaConfig
-from vggt_int8.model.omega.network import VGGTOmega
-from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import prepare_module, stored_dtype
 from vggt_int8.recipe import Recipe
@@ -56,7 +54,7 @@ class Question:
     Raises ValueError for a size that is no multiple of the patch.
     """
 
-    config: VGGTConfig | VGGTOmegaConfig
+    config: AnyConfig
     weights: int
     size: tuple[int, int]
     keyframes: int | None = None
@@ -109,25 +107,23 @@ def _largest(most: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def heads_of(config: VGGTConfig | VGGTOmegaConfig) -> tuple[str, ...]:
+def heads_of(config: AnyConfig) -> tuple[str, ...]:
     """The heads that a call without query points runs."""
     fields = [field for field in config.head_fields.values() if getattr(config, field)]
     return tuple(field.removeprefix("enable_") for field in fields if field != "enable_track")
 
 
-def skeleton(
-    config: VGGTConfig | VGGTOmegaConfig, recipe: Recipe | None
-) -> tuple[VGGT | VGGTOmega, dict[str, LayerPlan]]:
+def skeleton(config: AnyConfig, recipe: Recipe | None) -> tuple[AnyNetwork, dict[str, LayerPlan]]:
     """The network on the meta device, quantized by a recipe if there is one, and what became of its layers.
 
     Raises `RecipeError` where the recipe does not fit the network.
     """
     with torch.device("meta"):
-        model = VGGTOmega(config) if isinstance(config, VGGTOmegaConfig) else VGGT(config)
+        model = network_class(config)(config)
     return model, {} if recipe is None else prepare_module(model, recipe)
 
 
-def stored_bytes(model: VGGT | VGGTOmega) -> int:
+def stored_bytes(model: AnyNetwork) -> int:
     """Of all tensors as a checkpoint holds them, and as they lie on a GPU that computes in fp16."""
     return sum(tensor.numel() * stored_dtype(name, tensor).itemsize for name, tensor in model.state_dict().items())
 

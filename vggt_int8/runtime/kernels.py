@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from vggt_int8.model.dpt_head import Pyramid
+from vggt_int8.model.families import AnyNetwork, dense_heads
 from vggt_int8.model.omega.network import VGGTOmega
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.linear import Int8Linear
@@ -12,26 +13,24 @@ from vggt_int8.runtime import dense, linear
 from vggt_int8.runtime.omega.dense import decoded
 
 
-def fused_kernels(model: VGGT | VGGTOmega, device_type: str) -> dict[str, str]:
+def fused_kernels(model: AnyNetwork, device_type: str) -> dict[str, str]:
     """Name of an INT8 layer -> what multiplies it on "cpu" or "cuda"; layers that are called as modules are missing."""
     names = {module: name for name, module in model.named_modules()}
     found: dict[nn.Module, str] = {layer: linear.kernel(layer, device_type) for layer in _linears(model)}
-    for head in _dense_heads(model):
+    for head in _pyramids(model):
         found |= dense.kernels(head, device_type)
     if isinstance(model, VGGTOmega) and model.dense_head is not None:
         found = {layer: kernel for layer, kernel in found.items() if layer not in decoded(model.dense_head)}
     return {names[layer]: kernel for layer, kernel in found.items()}
 
 
-def _dense_heads(model: VGGT | VGGTOmega) -> Iterator[Pyramid]:
-    heads: tuple[Pyramid | None, ...] = (model.dense_head,) if isinstance(model, VGGTOmega) else ()
-    if isinstance(model, VGGT):
-        track = None if model.track_head is None else model.track_head.feature_extractor
-        heads = model.depth_head, model.point_head, track
-    yield from (head for head in heads if head is not None)
+def _pyramids(model: AnyNetwork) -> Iterator[Pyramid]:
+    yield from dense_heads(model)
+    if isinstance(model, VGGT) and model.track_head is not None:
+        yield model.track_head.feature_extractor
 
 
-def _linears(model: VGGT | VGGTOmega) -> Iterator[Int8Linear]:
+def _linears(model: AnyNetwork) -> Iterator[Int8Linear]:
     """Those of the blocks, and of the heads that are blocks."""
     parts: list[nn.Module | None] = [model.aggregator.patch_embed.blocks, model.aggregator.frame_blocks]
     if isinstance(model, VGGTOmega):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vggt_int8.geometry import pose_encoding_to_camera
 from vggt_int8.model.call import Call
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.model.omega.network import VGGTOmega
 from vggt_int8.model.track_head import TrackHead
 from vggt_int8.model.vggt import VGGT
@@ -21,12 +22,12 @@ from vggt_int8.runtime.omega.network import run_omega
 Tensors = dict[str, Tensor]
 
 
-def run_network(model: VGGT | VGGTOmega, call: Call, plan: Plan) -> Tensors:
+def run_network(model: AnyNetwork, call: Call, plan: Plan) -> Tensors:
     """-> the fields of the network's output that the call's heads make, by name."""
     return run_omega(model, call, plan) if isinstance(model, VGGTOmega) else run_vggt(model, call, plan)
 
 
-def shape_of(model: VGGT | VGGTOmega) -> type[Shape]:
+def shape_of(model: AnyNetwork) -> type[Shape]:
     """What tells how much memory a call takes."""
     return OmegaShape if isinstance(model, VGGTOmega) else Shape
 
