@@ -23,7 +23,7 @@ from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.kernels.reference import CODE_MAX, llm_int8_linear, quantize, rotate, scale_from_absmax
 from vggt_int8.kernels.weight_only import dequantize
 from vggt_int8.model.omega.constants import KeylessBiasLinear
-from vggt_int8.quant.masked_bias import MASK, has_bias_mask
+from vggt_int8.quant.masked_bias import MASK, bias_mask, has_bias_mask, masked
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import replace_module
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX
@@ -76,7 +76,7 @@ class FakeInt8Linear(nn.Linear):
         """With the parameters of `linear`. input_scale: as `Int8Linear` has it, for static activations alone."""
         self = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
         self.weight, self.bias = linear.weight, linear.bias
-        self.bias_mask = linear.get_buffer(MASK) if isinstance(linear, KeylessBiasLinear) else None
+        self.bias_mask = bias_mask(linear) if isinstance(linear, KeylessBiasLinear) else None
         if scheme.input_scales != (0 if input_scale is None else input_scale.numel()):
             raise ValueError(f"input_scale is {input_scale}, and {scheme.label} has {scheme.input_scales} of them")
         if input_scale is not None:
@@ -95,7 +95,7 @@ class FakeInt8Linear(nn.Linear):
         if self.log_input_scale is not None:
             row_scale = scale_of_rows(self.log_input_scale.exp(), x.shape, self.scheme.special_tokens)
         way = _Way(self.rotation, self.scheme.outlier_threshold, dtype)
-        bias = self.bias if self.bias_mask is None else self.bias * self.bias_mask
+        bias = self.bias if self.bias_mask is None else masked(self.bias, self.bias_mask)
         y: Tensor = _Int8Product.apply(rows, self.weight, bias, row_scale, way)
         return y.view(*x.shape[:-1], self.out_features)
 
