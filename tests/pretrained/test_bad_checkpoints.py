@@ -1,127 +1,38 @@
-"""Bad checkpoints and requests: each row says what is wrong and what the message must say. Nothing is loaded then."""
+"""Bad checkpoints: each row says what is wrong and what the message must say. Nothing is loaded then."""
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.warm import python
-from vggt_int8 import VGGT, BackendError, CheckpointError, RecipeError, VGGTInt8, available_recipes
+from tests.pretrained.damage import (
+    INDEX,
+    Change,
+    config,
+    cut,
+    header,
+    overwrite,
+    pickled,
+    put,
+    recipe_key,
+    repeat,
+    retype,
+    second,
+    shard_and,
+    weights,
+)
+from vggt_int8 import VGGT, CheckpointError, RecipeError, VGGTInt8
 
-INDEX = "model.safetensors.index.json"
 QKV = "aggregator.frame_blocks.1.attn.qkv"
 NORM = "aggregator.frame_blocks.1.norm1.weight"
 NAN, INF = float("nan"), float("inf")
-Weights = dict[str, torch.Tensor]
-Change = Callable[[Path], None]
-
-
-def header(file: Path) -> dict[str, str]:
-    """Format and id of the save."""
-    with safe_open(file, framework="pt") as handle:
-        return handle.metadata()
-
-
-def weights(change: Callable[[Weights], Any]) -> Change:
-    """A change of the tensors in model.safetensors."""
-
-    def apply(folder: Path) -> None:
-        tensors, metadata = load_file(folder / "model.safetensors"), header(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors", metadata=metadata)
-
-    return apply
-
-
-def put(name: str, index: int, value: float) -> Change:
-    def change(tensors: Weights) -> None:
-        tensors[name] = tensors[name].clone()
-        tensors[name].view(-1)[index] = value
-
-    return weights(change)
-
-
-def retype(name: str, dtype: torch.dtype) -> Change:
-    return weights(lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
-
-
-def config(change: Callable[[dict[str, Any]], Any]) -> Change:
-    """A change of config.json."""
-
-    def apply(folder: Path) -> None:
-        data = json.loads((folder / "config.json").read_text())
-        change(data)
-        (folder / "config.json").write_text(json.dumps(data))
-
-    return apply
-
-
-def recipe_key(key: str, value: Any) -> Change:
-    return config(lambda data: data["quantization_config"]["recipe"].update({key: value}))
-
-
-def cut(part: float) -> Change:
-    def apply(folder: Path) -> None:
-        file = folder / "model.safetensors"
-        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
-
-    return apply
-
-
-def overwrite(content: bytes, file: str = "model.safetensors") -> Change:
-    return lambda folder: (folder / file).write_bytes(content) and None
-
-
-def pickled(content: Any) -> Change:
-    def apply(folder: Path) -> None:
-        (folder / "model.safetensors").unlink()
-        torch.save(content, folder / "pytorch_model.bin")
-        config(lambda data: data.pop("save"))(folder)
-
-    return apply
-
-
-def shard(folder: Path) -> None:
-    """Split model.safetensors into three files with an index."""
-    tensors, metadata = load_file(folder / "model.safetensors"), header(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    where = {}
-    for i in range(3):
-        file = f"model-0000{i + 1}-of-00003.safetensors"
-        save_file({name: tensors[name] for name in names[i::3]}, folder / file, metadata=metadata)
-        where.update(dict.fromkeys(names[i::3], file))
-    index = {"metadata": {"total_size": 1, "save_id": metadata["save_id"]}, "weight_map": where}
-    (folder / INDEX).write_text(json.dumps(index))
-
-
-def shard_and(change: Callable[[Path], Any]) -> Change:
-    def apply(folder: Path) -> None:
-        shard(folder)
-        change(folder)
-
-    return apply
-
-
-def second(folder: Path) -> Path:
-    return folder / "model-00002-of-00003.safetensors"
-
-
-def repeat(folder: Path) -> None:
-    """Put a tensor of the first file into the second as well, with other values."""
-    name, tensor = next(iter(load_file(folder / "model-00001-of-00003.safetensors").items()))
-    tensors, metadata = {**load_file(second(folder)), name: torch.zeros_like(tensor)}, header(second(folder))
-    save_file(tensors, second(folder), metadata=metadata)
-
 
 # Damage that is found alike in a float checkpoint, loaded as it is or quantized, and in an INT8 one.
 ANY = [
@@ -330,92 +241,6 @@ def test_values_that_the_compute_dtype_does_not_have(tmp_path: Path, bare_checkp
         VGGTInt8.from_pretrained(folder, dtype=torch.float16)
     for dtype in (torch.bfloat16, torch.float32):
         VGGTInt8.from_pretrained(folder, dtype=dtype)
-
-
-def request(**arguments: Any) -> dict[str, Any]:
-    return arguments
-
-
-# A request that does not fit a good checkpoint. {int8} and {float} are folders with one.
-REQUESTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    (
-        "{int8}",
-        request(recipe="int8_dynamic"),
-        CheckpointError,
-        "quantized already, by recipe 'int8_dynamic': load it without recipe=",
-    ),
-    ("{int8}", request(recipe="fp16"), CheckpointError, "quantized already"),
-    (
-        "{float}",
-        request(recipe="int4"),
-        RecipeError,
-        f"there is no recipe 'int4'. Shipped: {', '.join(available_recipes())}",
-    ),
-    ("{float}", request(recipe="none.toml"), RecipeError, r"cannot read the recipe none\.toml"),
-    ("{float}", request(recipe="int8_dynamic", backend="cutlass"), BackendError, "there is no backend 'cutlass'"),
-    (
-        "{float}",
-        request(backend="native"),
-        BackendError,
-        "backend 'native' runs INT8 layers, but .* has none: give a recipe",
-    ),
-    ("{int8}/none", request(), CheckpointError, "there is no folder '.*none'"),
-    ("./none", request(), CheckpointError, "there is no folder './none'"),
-    ("{int8}/config.json", request(), CheckpointError, r"config\.json is a file of unknown kind"),
-]
-
-
-@pytest.mark.parametrize(("source", "arguments", "kind", "message"), REQUESTS)
-def test_a_request_that_does_not_fit(
-    bare_checkpoint: Path,
-    bare_int8: Path,
-    source: str,
-    arguments: dict[str, Any],
-    kind: type[Exception],
-    message: str,
-) -> None:
-    source = source.replace("{int8}", str(bare_int8)).replace("{float}", str(bare_checkpoint))
-    with pytest.raises(kind, match=message):
-        VGGTInt8.from_pretrained(source, **arguments)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-@pytest.mark.parametrize("source", ["float", "int8"])
-@pytest.mark.parametrize(
-    "device_map",
-    [
-        "cuda",
-        "cuda:0",
-        0,
-        torch.device("cuda"),
-        {"": "cuda"},
-        {"": 0},
-        {"": torch.device("cuda", 0)},
-        {"aggregator": "cpu", "camera_head": 0},
-    ],
-    ids=str,
-)
-def test_cuda_without_cuda(bare_checkpoint: Path, bare_int8: Path, source: str, device_map: Any) -> None:
-    folder, recipe = (bare_checkpoint, "int8_dynamic") if source == "float" else (bare_int8, None)
-    with pytest.raises(BackendError, match=r"asks for CUDA, but torch .* sees no CUDA device.*device_map='cpu'"):
-        VGGTInt8.from_pretrained(folder, recipe=recipe, device_map=device_map)
-
-
-@pytest.mark.slow
-def test_no_network_and_not_cached(tmp_path: Path) -> None:
-    code = """
-from vggt_int8 import CheckpointError, VGGTInt8
-try:
-    VGGTInt8.from_pretrained("someone/VGGT-1B-quantized.w8a8")
-except CheckpointError as error:
-    print(error)
-"""
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    process = python("-c", code, env=environment)
-    assert process.returncode == 0, process.stderr
-    assert "cannot get the config.json of 'someone/VGGT-1B-quantized.w8a8'" in process.stdout
-    assert "the Hub is not asked (HF_HUB_OFFLINE or local_files_only)" in process.stdout
-    assert "'embedded' names the small model inside this package" in process.stdout
 
 
 def test_a_name_that_is_none_does_not_fill_the_message(tmp_path: Path, bare_int8: Path) -> None:
