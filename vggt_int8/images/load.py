@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args, overload
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, Unpack, get_args, overload
 
 import torch
 from torch import Tensor
@@ -84,26 +84,31 @@ def load_images(
     size, patch_size = _checked_sizes(mode, model, size, patch_size)
     paths = find_images(images, stacklevel=2)
     check_images(paths, max_pixels=max_pixels, stacklevel=2)
-    how: dict[str, Any] = {"size": size, "patch_size": patch_size, "max_pixels": max_pixels, "fast_jpeg": fast_jpeg}
-    batch, transforms = read_images(paths, mode, **how, on_image=on_image, stacklevel=2)
+    how: ReadOptions = {"size": size, "patch_size": patch_size, "max_pixels": max_pixels, "fast_jpeg": fast_jpeg}
+    batch, transforms = read_images(paths, mode, on_image=on_image, stacklevel=2, **how)
     return (batch, transforms) if return_transforms else batch
+
+
+class ReadOptions(TypedDict, total=False):
+    """Keywords of `reading`, which `load_images` explains."""
+
+    model: Any
+    size: int | None
+    patch_size: int | None
+    max_pixels: int | None
+    fast_jpeg: bool
 
 
 def read_images(
     paths: Sequence[Path],
     mode: Mode = "crop",
     *,
-    model: Any = None,
-    size: int | None = None,
-    patch_size: int | None = None,
-    max_pixels: int | None = None,
-    fast_jpeg: bool = False,
     on_image: Callable[[int, int], None] | None = None,
     stacklevel: int = 1,
+    **how: Unpack[ReadOptions],
 ) -> tuple[Tensor, list[ImageTransform]]:
     """The pixels of image files, one or more, as `load_images` gives them with their transforms."""
-    how: dict[str, Any] = {"model": model, "size": size, "patch_size": patch_size, "max_pixels": max_pixels}
-    with reading(paths, mode, **how, fast_jpeg=fast_jpeg) as finish:
+    with reading(paths, mode, **how) as finish:
         return finish(on_image, stacklevel + 1)
 
 
