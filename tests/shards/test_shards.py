@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.shards.ranks import RANKS
-from vggt_int8 import VGGTInt8
+from vggt_int8 import VGGTConfig, VGGTInt8
 from vggt_int8.model.layers import key_frames
 from vggt_int8.runtime.memory import PLANS, Shape
 from vggt_int8.shards import FrameShard, share_out
@@ -40,9 +40,7 @@ def test_key_frames_are_those_of_the_whole_scene(keyframes: int) -> None:
     assert found == key_frames(11, keyframes, device=torch.device("cpu")).tolist()
 
 
-def test_keys_of_all_frames_count_in_a_shards_memory(tiny_sizes: dict[str, Any]) -> None:
-    from vggt_int8 import VGGTConfig
-
+def test_keys_of_all_frames_count_in_a_shards_memory() -> None:
     config, sizes = VGGTConfig(), (392, 518, ("camera", "depth", "point"), 2)
     alone = Shape(1, 100, *sizes).peak_bytes(config, PLANS[0])
     keys = 2 * 1041 * 1024 * 2
