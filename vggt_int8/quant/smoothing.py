@@ -102,11 +102,15 @@ def estimated_inputs(seam: Seam, tensor_of: TensorOf) -> Tensor:
         return (scale.square() + shift.square()).sqrt()
     weight, bias = _value_rows(seam, tensor_of)
     scale, shift = scale.double(), shift.double()
-    parts = [part.double() for part in _rows_at_a_time(weight)]
-    mean = torch.cat([(part * shift).sum(1) for part in parts])
+    parts = [_around_and_mean(part.double(), scale, shift) for part in _rows_at_a_time(weight)]
+    around, mean = (torch.cat(sums) for sums in zip(*parts, strict=True))
     mean = mean if bias is None else mean + bias
-    around = torch.cat([(part * scale).square().sum(1) for part in parts])
     return settled((around + mean.square()).sqrt(), weight.dtype)
+
+
+def _around_and_mean(rows: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the products of rows [N, K] with inputs of this spread and mean, [K]: variance and mean, [N]."""
+    return (rows * scale).square().sum(1), (rows * shift).sum(1)
 
 
 def estimated_folds(seams: Iterable[Seam], tensor_of: TensorOf, strength: float = 0.5) -> Folds:
