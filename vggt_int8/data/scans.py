@@ -115,7 +115,7 @@ def thin(points: Doubles, voxel: float) -> Doubles:
     if spans[0] * spans[1] * spans[2] < 1 << 62:
         keys = (cubes[:, 0] * spans[1] + cubes[:, 1]) * spans[2] + cubes[:, 2]
         _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    else:  # ten times as slow
+    else:  # some 15 times as slow
         _, inverse, counts = np.unique(cubes, axis=0, return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(inverse, weights=points[:, axis], minlength=len(counts)) for axis in range(3)], -1)
     return sums / counts[:, None]
