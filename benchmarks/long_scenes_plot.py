@@ -42,8 +42,12 @@ def series_of(rows: Iterable[dict[str, Any]], x: str, y: str) -> Series:
     found: dict[str, dict[float, float]] = {}
     for row in rows:
         found.setdefault(row["way"], {})[row[x]] = row[y]
-    ways = sorted(found, key=lambda way: [int(part) if part.isdecimal() else part for part in way.split(":")])
+    ways = sorted(found, key=_place)
     return {title_of(way): sorted(found[way].items()) for way in ways}
+
+
+def _place(way: str) -> tuple[bool, list[int | str]]:
+    return way != "exact", [int(part) if part.isdecimal() else part for part in way.split(":")]
 
 
 def panels(accuracy: Sequence[dict[str, Any]], time: Sequence[dict[str, Any]]) -> list[Panel]:

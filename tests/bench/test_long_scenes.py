@@ -26,6 +26,11 @@ def test_of_rows_at_one_place_the_last_counts() -> None:
     assert series_of(rows, "x", "y") == {"first 9 inside frames, K = 40": [(1, 3), (2, 4)]}
 
 
+def test_exact_attention_comes_first() -> None:
+    rows = [{"way": way, "x": 1, "y": 2} for way in ("early:9", "auto:3", "exact", "early:9:40")]
+    assert list(series_of(rows, "x", "y"))[:2] == ["exact", "auto, K = 3"]
+
+
 @pytest.mark.parametrize(
     ("way", "said"),
     [
