@@ -76,21 +76,23 @@ def measure(model: VGGTInt8, views: int, ways: list[str], scenes: int, first: in
     rows = []
     for kind, chosen in (("all", [True] * scenes), ("ordered", ordered), ("unordered", [not one for one in ordered])):
         for way in ways:
-            its, exact = ([row for row, one in zip(found[w], chosen, strict=True) if one] for w in (way, ways[0]))
-            rows.append({"views": views, "way": way, "kind": kind, "scenes": len(its), **_summary(its, exact)})
+            its, exact = ([row for row, one in zip(found[w], chosen, strict=True) if one] for w in (way, "exact"))
+            summary = _summary(its, None if way == "exact" else exact)
+            rows.append({"views": views, "way": way, "kind": kind, "scenes": len(its), **summary})
     return rows
 
 
-def _summary(rows: list[dict[str, float]], exact: list[dict[str, float]]) -> dict[str, Any]:
-    """Means, and differences from exact attention with their intervals, unless it is exact attention."""
+def _summary(rows: list[dict[str, float]], exact: list[dict[str, float]] | None) -> dict[str, Any]:
+    """Means over scenes, and differences from those of exact attention with their intervals; None: it is exact."""
     if not rows:
         return {}
     means: dict[str, Any] = {}
     for name in SCORES:
-        its, other = [row[name] for row in rows], [row[name] for row in exact]
+        its = [row[name] for row in rows]
         means[name] = round(sum(its) / len(its), 5)
-        if rows is not exact and its != other:
-            means[f"{name}_difference"] = [round(x, 5) for x in paired_interval(other, its)]
+        if exact is not None:
+            difference = paired_interval([row[name] for row in exact], its)
+            means[f"{name}_difference"] = [round(x, 5) for x in difference]
     return means | {"seconds": round(sum(row["seconds"] for row in rows) / len(rows), 3)}
 
 
