@@ -87,7 +87,7 @@ class Stream:
         self._folder = None
         if folder is not None:
             decides = {"window": window, "overlap": overlap, "loops": self._loops, "mode": mode, **call}
-            decides |= {"fast_jpeg": True} if fast_jpeg else {}
+            decides["fast_jpeg"] = fast_jpeg
             self._folder = StreamFolder(Path(folder), {**decides, **(settings or {})})
         self.report = StreamReport(window, overlap)
         self._windows: list[Window] = [] if self._folder is None else self._folder.windows
