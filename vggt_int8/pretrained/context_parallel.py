@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from vggt_int8.model.call import Call
-from vggt_int8.pretrained.finite import check_finite, check_values
 from vggt_int8.shards import FrameShard, LostProcess, PeerFailed, Peers, share_out
 from vggt_int8.shards.peers import END, FAILED
 
@@ -62,16 +61,7 @@ class ContextParallel:
         shard = FrameShard(peers, peers.rank, counts)
         own = replace(call, images=images[:, shard.own], shard=shard)
         self._agree(_asked(model, call, own, checked))
-
-        def work() -> Any:
-            if checked and images.device.type == "cpu":
-                check_values(own.images, call.query_points)
-            output = model.runtime.run(own)
-            if checked:
-                check_finite(model, output, call.query_points, None)
-            return output
-
-        output = self._together(work if counts[peers.rank] else None)
+        output = self._together((lambda: model.run_here(own, checked)) if counts[peers.rank] else None)
         return self._together(lambda: self._collect(model, call, shard, output))
 
     def _together(self, work: Callable[[], T] | None) -> T | None:

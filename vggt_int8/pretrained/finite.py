@@ -99,7 +99,7 @@ def check_finite(
         warnings.warn(
             f"frames {frames} have a field of view of 0: their intrinsic is infinite, all else is valid",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

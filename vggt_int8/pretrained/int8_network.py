@@ -209,13 +209,18 @@ class Int8Network(Parallel, Network):
     def run_checked(self, call: Call, check_finite: bool) -> Any:
         """A call's output, whose values are looked at unless a CUDA graph is being captured."""
         checked = check_finite and not is_capturing(call.images)
-        if self._context_parallel is not None:
-            return self._context_parallel.run(self, call, checked)
+        parallel = self._context_parallel
+        return self.run_here(call, checked) if parallel is None else parallel.run(self, call, checked)
+
+    def run_here(self, call: Call, checked: bool) -> Any:
+        """What this process does of a call."""
         if checked and call.images.device.type == "cpu":
             check_values(call.images, call.query_points)
         output = self.runtime.run(call)
         if checked:
-            check_outputs(self, output, call.query_points, lambda: self.predict(call))
+            # A search for the layer at fault would leave the other processes alone.
+            rerun = (lambda: self.predict(call)) if call.shard is None else None
+            check_outputs(self, output, call.query_points, rerun)
         return output
 
     @property
