@@ -133,6 +133,8 @@ def _config(name: str) -> AnyConfig:
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {shown(fields)}, not an object of a config's fields")
         kind = config_class(fields)
+        if (said := fields.get("model_type", kind.model_type)) != kind.model_type:
+            raise ValueError(f"its model_type is {shown(said)}, where 'vggt' and 'vggt_omega' are known")
         of_its_weights = ("save", "license", "model_type")
         fields = {key: value for key, value in fields.items() if key not in of_its_weights}
         if unknown := sorted(fields.keys() - kind().to_dict().keys()):
