@@ -180,6 +180,9 @@ def test_depth_under_a_mask_is_none(made: tuple[Path, Truth], tmp_path: Path) ->
         with pytest.raises(ValueError, match=says):
             list(Eth3dScenes(tmp_path / "data", CONFIG))
     assert Eth3dScenes(tmp_path / "data", CONFIG).identity() != identity
+    mask.write_bytes(mask.read_bytes()[:60])
+    with pytest.raises(ValueError, match=rf"{mask.name} is damaged, remove it and fetch the masks anew"):
+        list(Eth3dScenes(tmp_path / "data", CONFIG))
     mask.unlink()
     (scene,) = Eth3dScenes(tmp_path / "data", CONFIG)
     assert scene.valid[MASKED, :, :30].any()

@@ -129,16 +129,19 @@ def _known_depth(path: Path, mask: Path, model: Model, image: PosedImage) -> tup
 
 def _fits_the_scan(mask: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     """[H * W]: False where the mask of an image says that the scan is wrong there. Raises ValueError, naming the file,
-    for another size and for values that no such mask has."""
+    for one that is damaged, has another size, or values that no such mask has."""
     if not mask.is_file():
         return np.ones(size[0] * size[1], dtype=np.bool_)
-    with Image.open(mask) as opened:
-        if opened.size != (size[1], size[0]) or opened.mode not in ("L", "P"):
-            told = "{} x {} pixels".format(*opened.size)
-            raise ValueError(
-                f"{mask} has {told} of mode {opened.mode}, not the {size[1]} x {size[0]} bytes of its camera"
-            )
-        values = np.asarray(opened)
+    try:
+        with Image.open(mask, formats=["PNG"]) as opened:
+            (width, height), mode = opened.size, opened.mode
+            values = np.asarray(opened)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damage
+        raise ValueError(f"{mask} is damaged, remove it and fetch the masks anew: {error}") from error
+    if (height, width) != size or mode not in ("L", "P"):
+        raise ValueError(
+            f"{mask} has {width} x {height} pixels of mode {mode}, not the {size[1]} x {size[0]} bytes of its camera"
+        )
     if values.max() > SCAN_DOES_NOT_FIT:
         raise ValueError(f"{mask} has the value {values.max()}: masks of ETH3D have 0, 1 and 2")
     return (values != SCAN_DOES_NOT_FIT).ravel()
