@@ -1,5 +1,6 @@
 """A worker over scenes that take milliseconds, in this process; and supervised ones that die."""
 
+import contextlib
 import errno
 import os
 import random
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.batch.standin import Standin
-from vggt_int8.batch import Board, Claims, NoPlace, find_scenes, run_worker
+from vggt_int8.batch import Board, Claims, NoPlace, SceneFolder, find_scenes, run_worker
 from vggt_int8.batch.supervise import BadInput, supervise
+from vggt_int8.files import sweep
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
@@ -51,13 +53,21 @@ def computed(folder: Path) -> Counter[str]:
 
 def check_whole(board: Board, failed: set[str] = frozenset()) -> None:
     """All scenes are through, their results whole, and nothing is left of the work."""
+    check_results(board, failed)
+    assert list(board.claims_folder.iterdir()) == []
+    check_nothing_hidden(board)
+
+
+def check_results(board: Board, failed: set[str] = frozenset()) -> None:
     board.refresh()
     assert {scene.name for scene in board.scenes if board.status(scene).status == "failed"} == set(failed)
     assert board.unfinished() == []
     for scene in board.scenes:
         if scene.name not in failed:
             assert len((board.out / scene.name / "big").read_bytes()) == 4096
-    assert list(board.claims_folder.iterdir()) == []
+
+
+def check_nothing_hidden(board: Board) -> None:
     assert [path.name for path in board.out.iterdir() if path.name.startswith(".")] == [".batch"]
 
 
@@ -220,7 +230,8 @@ def kill_at_random(folder: Path, kills: int, seed: int) -> None:
                 continue
             children = Path(f"/proc/{running[i].pid}/task/{running[i].pid}/children").read_text().split()
             victim = chance.choice([running[i].pid, *map(int, children)])
-            os.kill(victim, chance.choice([signal.SIGKILL, signal.SIGTERM]))
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and its supervisor has seen that, just now
+                os.kill(victim, chance.choice([signal.SIGKILL, signal.SIGTERM]))
             killed.add(victim)
         for process in running:
             if process.pid in killed:
@@ -230,7 +241,45 @@ def kill_at_random(folder: Path, kills: int, seed: int) -> None:
     finally:
         for process in running:
             process.kill()
-    check_whole(board_of(folder, 1000))
+    check_after_kills(board_of(folder, 1000))
+
+
+def check_after_kills(board: Board) -> None:
+    """All is done and nobody at work. A worker that is killed with its supervisor leaves its claim of what it has just
+    written, which nobody asks for any more, or an empty folder beside that, which the next writer sweeps away.
+    """
+    check_results(board)
+    claims, start = Claims(board.claims_folder), time.monotonic()
+    while claims.others():  # a worker ends right after its supervisor
+        assert time.monotonic() - start < 60
+        time.sleep(0.01)
+    for scene in board.scenes:
+        sweep(board.out / scene.name)
+    check_nothing_hidden(board)
+
+
+def test_a_claim_of_what_was_written_before_a_kill_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Of a worker without a supervisor, which would have removed it."""
+    make_scenes(tmp_path, 3)
+    board = board_of(tmp_path)
+
+    class KilledAtTheSecond(Standin):
+        def compute(self, scene: SceneFolder, item: object) -> object:
+            if scene.name == "scene_1":
+                while not board.is_done(board.scenes[0]):
+                    time.sleep(0.001)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().compute(scene, item)
+
+    if (child := os.fork()) == 0:
+        try:
+            with Claims(board.claims_folder) as claims:
+                run_worker(board, claims, KilledAtTheSecond(board.out, 0.001), poll=0.01)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    check_after_kills(work(tmp_path))
+    assert [path.stem for path in board.claims_folder.iterdir()] == [board.scenes[0].key]
 
 
 @pytest.mark.slow

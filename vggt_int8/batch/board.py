@@ -2,7 +2,7 @@
 
 OUT/SCENE/report.json         a finished scene: the folder appears whole, or not at all
 OUT/.batch/settings.json      what is done to each scene; whoever comes with other settings is turned away
-OUT/.batch/claims/KEY.claim   who is at work
+OUT/.batch/claims/KEY.claim   who is at work; of a finished scene, what a kill has left, which nobody looks at
 OUT/.batch/failures/KEY.json  attempts that failed, and the state of the images they failed on
 OUT/.batch/suspects/KEY.json  scenes that a process held when it died, which are tried again one at a time
 """
