@@ -91,22 +91,24 @@ def test_a_process_id_that_was_given_again_is_another_process() -> None:
     assert not Holder(this.host, "another boot", this.namespace, this.pid, "1").is_gone()
 
 
-def test_whoever_takes_over_second_leaves_the_first_its_claim(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", ["_is_stale", "_content"])
+def test_whoever_takes_over_second_leaves_the_first_its_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     """Two see the same stale claim; one is slow, and renames what is the other's by then."""
     elsewhere(tmp_path, "kitchen")
-    slow, fast = Claims(tmp_path, **QUICK), Claims(tmp_path, **QUICK)
-    content = slow._content
+    slow, fast = Claims(tmp_path, stale_after=-1), Claims(tmp_path, stale_after=-1)
+    real = getattr(slow, step)
 
-    def late(path: Path) -> dict:
-        found = content(path)
-        if path.name == "kitchen.claim" and found.get("token") == "other":
-            (tmp_path / "kitchen.claim").unlink()
+    def late(path: Path) -> object:
+        found = real(path)
+        if found and not fast.held:
             assert fast.take("kitchen")
         return found
 
-    slow._content = late  # type: ignore[method-assign]
-    assert not slow._remove(tmp_path / "kitchen.claim")
-    assert content(tmp_path / "kitchen.claim")["token"] == fast.token
+    monkeypatch.setattr(slow, step, late)
+    assert not slow.take("kitchen")
+    assert slow._content(tmp_path / "kitchen.claim")["token"] == fast.token
     assert [path.name for path in tmp_path.iterdir()] == ["kitchen.claim"]
 
 

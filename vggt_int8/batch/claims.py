@@ -115,7 +115,8 @@ class Claims:
         """Whether `name` is ours now: it was free, or its holder is gone."""
         path = self._path(name)
         if not self._create(path):
-            if not self._is_stale(path) or not self._remove(path):
+            before = self._content(path).get("token")  # first: it may be another's by the time that it is judged
+            if not self._is_stale(path) or not self._remove(path, before):
                 return False
             if not self._create(path):
                 return False
@@ -182,9 +183,8 @@ class Claims:
             return True
         return now - seen.since > self._stale_after
 
-    def _remove(self, path: Path) -> bool:
-        """Rename a stale claim away; False if it was another one by then, which is put back."""
-        before = self._content(path).get("token")
+    def _remove(self, path: Path, before: str | None) -> bool:
+        """Rename the stale claim of token `before` away; False if it was another one by then, which is put back."""
         away = path.with_name(f".{path.name}.gone-{secrets.token_hex(4)}")
         try:
             path.rename(away)
