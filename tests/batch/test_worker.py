@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,6 +114,22 @@ def test_other_settings_are_turned_away(tmp_path: Path) -> None:
     (tmp_path / "photos" / "mine.jpg").touch()
     with pytest.raises(FileExistsError, match="not one of `batch`"):
         Board(tmp_path / "photos", board.scenes).open({})
+
+
+def test_a_folder_that_another_begins_at_the_same_moment_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_scenes(tmp_path, 1)
+    board, iterdir = Board(tmp_path / "out", find_scenes(tmp_path / "scenes")), Path.iterdir
+    board.out.mkdir()
+
+    def after_the_other(folder: Path) -> Iterator[Path]:
+        (folder / ".batch").mkdir()
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", after_the_other)
+    board.open({"standin": True})
+    assert board.claims_folder.is_dir()
 
 
 def test_what_is_no_folder_of_scenes_is_named(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ class Board:
         Raises FileExistsError if `out` holds results of other settings, naming them, or is no folder of `batch`.
         """
         path = self.state / "settings.json"
-        if self.out.is_dir() and not self.state.is_dir() and any(self.out.iterdir()):
+        # Another process may begin at this moment: its `.batch` is no foreign file.
+        if self.out.is_dir() and not self.state.is_dir() and any(path.name != STATE for path in self.out.iterdir()):
             raise FileExistsError(f"output folder {self.out} is not empty and not one of `batch`: choose another one")
         for folder in (self.state, self.claims_folder, self.state / "failures", self.state / "suspects"):
             folder.mkdir(parents=True, exist_ok=True)
