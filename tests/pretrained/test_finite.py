@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vggt_int8 import VGGTInt8
-from vggt_int8.pretrained.finite import NonFiniteOutput
+from vggt_int8 import VGGTInt8, VGGTOutput
+from vggt_int8.pretrained.finite import NonFiniteOutput, check_finite
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,17 @@ def test_the_bad_frame_is_named(int8: VGGTInt8, tiny_images: Tensor) -> None:
     int8.depth_head.register_forward_hook(spoil)
     with pytest.raises(NonFiniteOutput, match=r"NaN or inf in depth \(frames \[3\]\); first seen after the last layer"):
         int8(images)
+
+
+def test_frames_of_one_process_of_several_have_their_numbers_in_the_scene(int8: VGGTInt8) -> None:
+    """The process with frames 3 and 4 of five: maps are of these, poses of all."""
+    depth, pose = torch.zeros(1, 2, 4, 4, 1), torch.ones(1, 5, 9)
+    depth[0, 1, 2, 2], pose[0, 0, 0] = float("nan"), float("inf")
+    output = VGGTOutput(images=torch.zeros(1, 2, 3, 4, 4), pose_enc=pose, depth=depth)
+    with pytest.raises(
+        NonFiniteOutput, match=r"pose_enc, depth \(frames \[0, 4\]\); first seen after a layer that one GPU"
+    ):
+        check_finite(int8, output, None, None, first_frame=3)
 
 
 def test_hooks_are_gone_after_the_search(int8: VGGTInt8, tiny_images: Tensor) -> None:

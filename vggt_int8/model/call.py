@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vggt_int8.model.vggt import VGGT
 
 HEADS = ("camera", "depth", "point", "track")
+# Fields that `predict` makes of the call's own frames; of all others, those of all frames of the scene.
+OF_OWN_FRAMES = frozenset({"depth", "depth_conf", "world_points", "world_points_conf", "descriptor"})
 # Images lie in [0, 1], but resizing overshoots at edges: the most that Lanczos' window of three pixels makes of such
 # values is [-0.69, 1.69] (bicubic: [-0.45, 1.45]), so that much passes. Images of 0 to 255 go beyond unless they are
 # all but black, which nobody can tell from a dark scene; normalised ones go below wherever they are dark.

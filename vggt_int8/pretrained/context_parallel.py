@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from vggt_int8.model.call import Call
+from vggt_int8.model.call import OF_OWN_FRAMES, Call
 from vggt_int8.shards import FrameShard, LostProcess, PeerFailed, Peers, share_out
 from vggt_int8.shards.peers import END, FAILED
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vggt_int8.pretrained.int8_network import Int8Network
 
 Outputs = Literal["all", "first", "own"]
-# Fields that each process has of its own frames; of all others it has those of all frames.
-OF_OWN_FRAMES = frozenset({"depth", "depth_conf", "world_points", "world_points_conf", "descriptor"})
 OF_THE_SCENE = frozenset({"text_alignment_embedding", "text_alignment_token"})  # of no frame
 PIECE = 8  # frames of each process in one message: maps may wait on the host, and GPUs exchange what is on them
 

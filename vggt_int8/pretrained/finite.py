@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.listing import first_few
-from vggt_int8.model.call import HIGHEST, LOWEST, describe_range
+from vggt_int8.model.call import HIGHEST, LOWEST, OF_OWN_FRAMES, describe_range
 from vggt_int8.model.vggt import VGGTOutput
 
 # images are the input; a field of view of zero makes the intrinsic alone infinite, which is a warning, not an error.
@@ -68,13 +68,17 @@ def _describe_outside(points: Tensor, height: int, width: int) -> str:
 
 
 def check_finite(
-    model: nn.Module, output: VGGTOutput, query_points: Tensor | None, rerun: Callable[[], Any] | None
+    model: nn.Module,
+    output: VGGTOutput,
+    query_points: Tensor | None,
+    rerun: Callable[[], Any] | None,
+    first_frame: int = 0,
 ) -> None:
     """Raise `NonFiniteOutput` if an output is not finite; warn about a field of view of zero.
 
     On a GPU also raise ValueError for images not in [0, 1] and for query points [..., N, 2] outside of them, which on a
     CPU was asked before. One transfer from the device if all is well. `rerun` repeats the forward, to find the layer at
-    fault; None where that cannot be done.
+    fault; None where that cannot be done. first_frame: number of the images' first one in its scene.
     """
     images, pose = output.images, output.pose_enc
     names = [name for name, value in output.items() if name not in _UNCHECKED and value is not None]
@@ -93,7 +97,7 @@ def check_finite(
     if images is not None and query_points is not None and not found.get("inside", True):
         raise ValueError(_describe_outside(query_points, *images.shape[-2:]))
     if bad := [name for name in names if not found[name]]:
-        raise NonFiniteOutput(_describe(model, output, bad, rerun))
+        raise NonFiniteOutput(_describe(model, output, bad, rerun, first_frame))
     if pose is not None and found["no view"]:
         frames = (pose[..., 7:] == 0).any(dim=-1).nonzero()[:, 1].unique().tolist()
         warnings.warn(
@@ -103,8 +107,11 @@ def check_finite(
         )
 
 
-def _describe(model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Callable[[], Any] | None) -> str:
-    frames = sorted({f for name in bad for f in _bad_frames(output[name])})
+def _describe(
+    model: nn.Module, output: VGGTOutput, bad: list[str], rerun: Callable[[], Any] | None, first_frame: int
+) -> str:
+    starts = {name: first_frame if name in OF_OWN_FRAMES else 0 for name in bad}
+    frames = sorted({start + frame for name, start in starts.items() for frame in _bad_frames(output[name])})
     layer = "a layer that one GPU alone would find" if rerun is None else first_non_finite_layer(model, rerun)
     where = f" (frames [{first_few(frames, 8)}])" if frames else ""
     return (

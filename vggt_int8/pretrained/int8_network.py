@@ -220,7 +220,8 @@ class Int8Network(Parallel, Network):
         if checked:
             # A search for the layer at fault would leave the other processes alone.
             rerun = (lambda: self.predict(call)) if call.shard is None else None
-            check_outputs(self, output, call.query_points, rerun)
+            first_frame = 0 if call.shard is None else call.shard.own.start
+            check_outputs(self, output, call.query_points, rerun, first_frame)
         return output
 
     @property
