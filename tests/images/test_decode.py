@@ -15,6 +15,7 @@ from tests.images.pictures import png_chunk, save, scene
 from vggt_int8 import load_images
 from vggt_int8.images import decode, fit_image, open_image
 from vggt_int8.images.decode import decode_image
+from vggt_int8.images.unheard import unheard
 
 
 def test_a_photograph_of_108_megapixels_is_read(tmp_path: Path) -> None:
@@ -204,3 +205,13 @@ def test_reading_in_threads_leaves_filters_and_limits_as_they_were(tmp_path: Pat
     assert [round(image[:, 28, 28].mean().item() * 255 / 20) for image in images] == list(range(12))
     assert {warning.filename.count("PIL") for warning in heard} <= {0}
     assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == (before, limit)
+
+
+def test_readers_whose_threads_overlap_leave_filters_as_they_were() -> None:
+    before = list(warnings.filters), warnings.showwarning
+    first, second = unheard(), unheard()
+    with first:
+        second.__enter__()
+    assert warnings.showwarning is not before[1]  # for the second, which is still there
+    second.__exit__(None, None, None)
+    assert (list(warnings.filters), warnings.showwarning) == before
