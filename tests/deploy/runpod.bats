@@ -77,7 +77,7 @@ set_up() { run --separate-stderr "$root/deploy/runpod/setup.sh"; }
   known="--container-disk-in-gb --docker-entrypoint --docker-start-cmd --env --image --name --ports --readme
     --registry-auth-id --serverless --volume-in-gb --volume-mount-path"
   grep -o -- '<--[a-z-]*>' <<<"$call" | while read -r option; do
-    grep -qw -- "$(tr -d '<>' <<<"$option")" <<<"$known"
+    tr -s " " "\n" <<<"$known" | grep -qx -- "$(tr -d '<>' <<<"$option")"
   done
 }
 
