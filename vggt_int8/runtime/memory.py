@@ -221,7 +221,7 @@ def plans_after(plan: Plan) -> tuple[Plan, ...]:
 
 
 class Lesson(NamedTuple):
-    """What a call has run under after the plan chosen for it had run out of memory, and how much was free then."""
+    """What was tried last, after the plan chosen for a call had run out of memory, and how much was free then."""
 
     shape: Shape
     free: int

@@ -200,8 +200,7 @@ class Runtime(Generic[Output]):
         plans = [plan] if once else [plan, *plans_after(plan)]
         while True:
             try:
-                outputs = self._run(call, shape, plans[0].bounded(call.frames_chunk_size))
-                break
+                return self._run(call, shape, plans[0].bounded(call.frames_chunk_size))
             except torch.OutOfMemoryError as error:
                 if len(plans) == 1:
                     raise too_large(shape, self.model.config, device, error) from error
@@ -210,7 +209,6 @@ class Runtime(Generic[Output]):
             torch.cuda.empty_cache()
             del plans[0]
             self._lesson = Lesson.of(shape, plans[0], device)
-        return outputs
 
     def _plan(self, call: Call, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
