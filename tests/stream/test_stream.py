@@ -136,8 +136,14 @@ def test_a_folder_of_another_stream_is_refused(batch: SceneBatch, tmp_path: Path
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(FileExistsError, match=r"no folder of a stream"):
         Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "photos")
+    state = tmp_path / "s" / "stream.json"
+    whole = state.read_text()
+    state.write_text('{"format_version": 99}')
+    with pytest.raises(ValueError, match=r"format version 99, this program reads 1: .*remove .*s to begin anew"):
+        Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "s")
+    state.write_text(whole)
     window = tmp_path / "s" / "windows" / "00001"
-    for damaged in (window / "loop.json", window / "window.json", tmp_path / "s" / "stream.json"):
+    for damaged in (window / "loop.json", window / "window.json", state):
         damaged.write_text("{")
         with pytest.raises(ValueError, match=rf"{damaged.name} is damaged .*remove .*s$"):
             list(Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "s"))

@@ -118,10 +118,15 @@ class StreamFolder:
         path = self.folder / STATE
         with _naming(path, self.folder):
             document = _json(path)
-            version, settings = document["format_version"], dict(document["settings"])
-            self.complete, self.identity = bool(document["complete"]), str(document["identity"])
+            version = document["format_version"]
         if version != FORMAT_VERSION:
-            raise ValueError(f"{path} has format version {shown(version)}, this program reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"{path} has format version {shown(version)}, this program reads {FORMAT_VERSION}: go on with the "
+                f"version that wrote it, or remove {self.folder} to begin anew"
+            )
+        with _naming(path, self.folder):
+            settings = dict(document["settings"])
+            self.complete, self.identity = bool(document["complete"]), str(document["identity"])
         for name in sorted(settings.keys() | self.settings.keys()):
             if (old := settings.get(name)) != (new := self.settings.get(name)):
                 raise ValueError(
