@@ -21,7 +21,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vggt_int8.kernels.reference import CODE_MAX, rotate
+from vggt_int8.kernels.reference import CODE_MAX
+from vggt_int8.quant.storage import rotated
 
 # Bins of |x|: fp32 cut to its upper 16 bits, so a bin is 1/128 of its value wide, whatever that is.
 MANTISSA_BITS = 7
@@ -181,7 +182,6 @@ def observer_for(kind: str, weight: Callable[[], Tensor], rotation: int) -> Call
     alone: of a folded weight it makes a copy.
     """
     if kind == "mse":
-        rows = rotate(weight(), rotation) if rotation else weight().float()
-        weights = rows.square().sum(dim=0)
+        weights = rotated(weight(), rotation).float().square().sum(dim=0)
         return lambda: MeanSquaredError(weights)
     return {"minmax": MinMax, "percentile": Percentile, "histogram": Histogram, "per_channel": PerChannel}[kind]

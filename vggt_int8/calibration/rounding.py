@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from vggt_int8.calibration.observers import Observer
 from vggt_int8.calibration.scales import caller, first_names
 from vggt_int8.calibration.watch import observe
-from vggt_int8.kernels.reference import rotate
 from vggt_int8.model.vggt import VGGT
 from vggt_int8.quant.gptq import round_by_inputs
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.smoothing import Fold
-from vggt_int8.quant.storage import encode
+from vggt_int8.quant.storage import encode, rotated
 from vggt_int8.recipe import Scheme
 
 AT_ONCE = 2 << 30  # bytes of Gram matrices; a layer that takes more has a pass of its own
@@ -109,4 +108,4 @@ def _codes(layer: nn.Module, scheme: Scheme, fold: Fold | None, gram: Tensor) ->
     weight = layer.weight.detach() if fold is None else fold.apply("weight", layer.weight)
     rotation = scheme.rotation_of(layer.in_features)
     _, scale = encode(weight, 0, rotation)
-    return round_by_inputs(rotate(weight, rotation) if rotation else weight, scale, gram)
+    return round_by_inputs(rotated(weight, rotation), scale, gram)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.calibration.observers import CalibrationError, Observer
-from vggt_int8.kernels.cpu.ops import rotate_rows
-from vggt_int8.kernels.reference import rotate
+from vggt_int8.quant.storage import rotated
 from vggt_int8.recipe import Scheme
 
 _AT_ONCE = 1 << 22  # values of an input that are fp32, and rotated, at once
@@ -109,12 +108,7 @@ def _show(x: Tensor, scheme: Scheme, observers: tuple[Observer, ...], divisor: T
             continue
         for rows in tokens.reshape(-1, x.shape[-1]).split(max(1, _AT_ONCE // x.shape[-1])):
             given = rows.float() if divisor is None else rows.float() / divisor.to(rows.device, torch.float32)
-            observer.add(_rotated(given, rotation) if rotation else given)
-
-
-def _rotated(rows: Tensor, rotation: int) -> Tensor:
-    """On a CPU by its kernel, which has the definition's bits: the definition takes as long as the layer itself."""
-    return rotate_rows(rows.contiguous(), rotation) if rows.device.type == "cpu" else rotate(rows, rotation)
+            observer.add(rotated(given, rotation))
 
 
 @contextmanager

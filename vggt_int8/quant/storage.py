@@ -190,27 +190,30 @@ def encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int,
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     at_once = PIECE if weight.device.type == "cpu" else _ENCODE_ELEMENTS
     rows = max(1, at_once // max(1, weight[0].numel()))
-    parts = [_rotated(part, rotation).abs().amax(others, keepdim=True) for part in weight.split(rows)]
+    parts = [rotated(part, rotation, alone=True).abs().amax(others, keepdim=True) for part in weight.split(rows)]
     absmax = (torch.cat(parts) if channel_axis == 0 else torch.stack(parts).amax(0)).float()
     scale.copy_(scale_from_absmax(torch.where(absmax < SMALLEST_ABSMAX, 0, absmax)))
     if not bool(scale.isfinite().all()):
         raise ValueError("the weight holds NaN or inf, so it has no INT8 scale")
     for start in range(0, weight.shape[0], rows):
         part_scale = scale[start : start + rows] if channel_axis == 0 else scale
-        part = _rotated(weight[start : start + rows], rotation)
+        part = rotated(weight[start : start + rows], rotation, alone=True)
         codes[start : start + rows] = (
             _quantize_alone(part, part_scale) if at_once == PIECE else quantize(part, part_scale)
         )
 
 
-def _rotated(weight: Tensor, rotation: int) -> Tensor:
-    """weight [N, ...], by this thread alone if on a CPU, where the compiled kernel has the definition's bits in a tenth
-    of its time."""
+def rotated(rows: Tensor, rotation: int, alone: bool = False) -> Tensor:
+    """`reference.rotate` of rows [M, K] without a gradient, or what is given if `rotation` is 0.
+
+    On a CPU by the compiled kernel, which has the definition's bits in a tenth of its time. alone: by this thread, for
+    callers that are themselves many.
+    """
     if not rotation:
-        return weight
-    if weight.device.type == "cpu":
-        return rotate_rows(weight.float().contiguous(), rotation, alone=True)
-    return rotate(weight, rotation)
+        return rows
+    if rows.device.type == "cpu":
+        return rotate_rows(rows.detach().float().contiguous(), rotation, alone)
+    return rotate(rows.detach(), rotation)
 
 
 def _quantize_alone(x: Tensor, scale: Tensor) -> Tensor:

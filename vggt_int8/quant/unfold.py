@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.kernels.reference import rotate
 from vggt_int8.quant.linear import Int8Linear
 from vggt_int8.quant.seams import Seam, seams_between
 from vggt_int8.quant.smoothing import Fold, Folds
+from vggt_int8.quant.storage import rotated
 
 _SAME = 2.0**-9  # parameters that differ by less were rounded to fp16, perhaps twice, and not folded
 _ALIKE = 2.0**-6  # as well, factors of rows that are known from INT8 weights alone
@@ -76,4 +76,4 @@ def _floats(layer: nn.Module) -> Tensor:
     if not isinstance(layer, Int8Linear):
         return layer.get_parameter("weight").detach()
     weight = layer.codes.float() * layer.weight_scale
-    return rotate(weight, layer.rotation) if layer.rotation else weight
+    return rotated(weight, layer.rotation)
