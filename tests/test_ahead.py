@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vggt_int8.ahead import MOST_WORKERS, ahead, begun, worker_count
+from vggt_int8.ahead import MOST_WORKERS, begun, worker_count
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -16,8 +16,10 @@ def test_results_come_in_the_order_of_the_items() -> None:
         time.sleep(0.02 if number == 0 else 0)
         return number * number
 
-    assert list(ahead(slow_first, range(50), workers=4)) == [number * number for number in range(50)]
-    assert list(ahead(slow_first, [])) == []
+    with begun(slow_first, range(50), workers=4) as results:
+        assert list(results) == [number * number for number in range(50)]
+    with begun(slow_first, []) as results:
+        assert list(results) == []
 
 
 def test_workers_run_beside_one_another_and_beside_the_caller() -> None:
@@ -27,11 +29,9 @@ def test_workers_run_beside_one_another_and_beside_the_caller() -> None:
         meeting.wait(timeout=10)
         return number
 
-    results = ahead(meet, range(3), workers=3)
-    thread = threading.Thread(target=lambda: meeting.wait(timeout=10))
-    thread.start()
-    assert list(results) == [0, 1, 2]
-    thread.join()
+    with begun(meet, range(3), workers=3) as results:
+        meeting.wait(timeout=10)
+        assert list(results) == [0, 1, 2]
 
 
 def test_no_more_is_taken_than_there_is_room_for() -> None:
@@ -42,11 +42,10 @@ def test_no_more_is_taken_than_there_is_room_for() -> None:
             taken.append(number)
             yield number
 
-    results = ahead(lambda number: number, items(), workers=2, results=5)
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    time.sleep(0.2)
-    assert len(taken) <= 3 + 5 + 1  # handed out, waiting, and one that waits for room
-    results.close()  # type: ignore[attr-defined]
+    with begun(lambda number: number, items(), workers=2, results=5) as results:
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        time.sleep(0.2)
+        assert len(taken) <= 3 + 5 + 1  # handed out, waiting, and one that waits for room
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
@@ -85,19 +84,19 @@ def test_errors_come_where_the_result_would_have() -> None:
     def invert(number: int) -> float:
         return 1 / number
 
-    results = ahead(invert, [1, 2, 0, 4], workers=2)
-    assert [next(results), next(results)] == [1, 0.5]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
+    with begun(invert, [1, 2, 0, 4], workers=2) as results:
+        assert [next(results), next(results)] == [1, 0.5]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
 
     def broken() -> Iterator[int]:
         yield 1
         raise OSError("the camera is gone")
 
-    results = ahead(invert, broken())
-    assert next(results) == 1
-    with pytest.raises(OSError, match="the camera is gone"):
-        next(results)
+    with begun(invert, broken()) as results:
+        assert next(results) == 1
+        with pytest.raises(OSError, match="the camera is gone"):
+            next(results)
 
 
 @pytest.mark.parametrize(("cpus", "quota", "workers"), [(4, None, 4), (4, 2, 2), (2, 4, 2), (64, None, MOST_WORKERS)])

@@ -1,4 +1,4 @@
-"""Work done ahead of whoever asks for it: `ahead(function, items)` is `map(function, items)` by threads, in order.
+"""Work done ahead of whoever asks for it: `begun(function, items)` is `map(function, items)` by threads, in order.
 
 Decoding and resizing of pictures leave Python's lock, so threads suffice, and pixels need not be copied between
 processes. At most `results` of them exist beside those that were handed out, and twice as many items as workers,
@@ -28,27 +28,19 @@ def worker_count() -> int:
     return min(cores, quota() or cores, MOST_WORKERS)
 
 
-def ahead(
+@contextmanager
+def begun(
     function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None, results: int | None = None
-) -> Iterator[R]:
-    """`function` of each item, in the order of the items, computed while the caller does something else.
+) -> Iterator[Iterator[R]]:
+    """`function` of each item, in the order of the items, by threads that begin at once, whoever asks for results
+    later, and end with the block.
 
     items: taken one after another by one thread, as far ahead as there is room, so that a video or a camera may be
     one. workers: threads for `function`, by default `worker_count()`. results: the most that wait to be taken, by
     default twice as many as workers.
 
-    What `function` or `items` raise is raised where that result would have come. Leaving the iterator early stops the
-    threads.
+    What `function` or `items` raise is raised where that result would have come.
     """
-    with begun(function, items, workers=workers, results=results) as made:
-        yield from made
-
-
-@contextmanager
-def begun(
-    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None, results: int | None = None
-) -> Iterator[Iterator[R]]:
-    """`ahead` whose threads begin at once, whoever asks for results later, and end with the block."""
     workers = workers or worker_count()
     waiting: queue.Queue[Future[R] | None] = queue.Queue(results or 2 * workers)
     room = threading.Semaphore(2 * workers)  # for items, which may be far larger than what becomes of them
