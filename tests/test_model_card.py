@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from vggt_int8.model_card import model_card
+from vggt_int8.training.views import Rendered
 
 RECIPE = {
     "name": "int8_dynamic",
@@ -68,6 +69,11 @@ def test_a_card_promises_what_the_model_has() -> None:
         ),
         ("mine", {}, "--recipe RECIPE.toml`. The recipe is written out in `config.json`."),
         ("int8_dynamic", {"training": {"steps": 1}}, "`vggt-int8 qat facebook/VGGT-1B IMAGES -o FOLDER --recipe int8_"),
+        (
+            "int8_dynamic",
+            {"training": {"data": Rendered().facts()}},
+            "VGGT-1B synthetic -o FOLDER --recipe int8_dynamic",
+        ),
     ],
 )
 def test_a_card_says_how_its_model_is_made(name: str, more: dict[str, Any], command: str) -> None:

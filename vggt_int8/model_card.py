@@ -1,6 +1,7 @@
 """The README.md that goes with a checkpoint: what it is, how it was quantized, how to run it, whose licence.
 
-A pure function of plain data: saving, uploading and tests share it, and nothing here needs the network.
+A function of plain data, and of the names of recipes that the package has: saving, uploading and tests share it, and
+nothing here needs the network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -139,9 +140,10 @@ def _command(recipe: str, base_model: str | None, quantization: Mapping[str, Any
     source, file = base_model or "CHECKPOINT", recipe if shipped else "RECIPE.toml"
     images = " --calibration IMAGES" if quantization.get("calibration") else ""
     made = f"`vggt-int8 quantize {source} -o FOLDER --recipe {file}{images}`"
-    if quantization.get("training"):
-        made = f"`vggt-int8 qat {source} IMAGES -o FOLDER --recipe {file}`, with the settings below"
-    seen = ", on images of your own" if images else ""
+    if training := quantization.get("training"):
+        data = "synthetic" if ("data kind", "rendered scenes") in flat(training) else "IMAGES"
+        made = f"`vggt-int8 qat {source} {data} -o FOLDER --recipe {file}`, with the settings below"
+    seen = ", on images of your own" if "IMAGES" in made else ""
     return f"{made}{seen}." + ("" if shipped else " The recipe is written out in `config.json`.")
 
 
