@@ -1,12 +1,13 @@
 """Exports of a scene at VGGT-1B's size: seconds of each format and of all at once, and the memory that they take.
 
-    python -m benchmarks.exports --out exports.jsonl [--frames 100] [--folder /tmp] [--repeats 3] [--saved]
+    python -m benchmarks.exports --out exports.jsonl [--frames 100] [--folder /tmp] [--repeats 3] [--saved] [--each]
 
 The scene is the inside of a sphere with a noisy wall, seen by cameras that move along a spiral: depth of different
 images agrees, so that points have tracks, and no picture is easy to compress. It has all that a run has, the point
 head's points, too. Points are those that `run` takes by default, images are not copied. --saved: the scene lies on the
 disk, as after `vggt-int8 run`, and is mapped from there. Every repeat writes into a new folder below --folder, all
-formats in one call as `run --format` does, then each by itself; rows hold medians.
+formats in one call as `run --format` does, with --each then each by itself; a row holds the median of the seconds and
+the largest memory.
 
 Columns: formats, seconds, bytes written, and memory at its highest above what was there before: `anonymous` (RssAnon,
 sampled every 5 ms) is what the process needs, `resident` (RSS) counts pages of mapped files, which the system may take
