@@ -98,13 +98,14 @@ def kernels(model: VGGTInt8, frames: int, way: str) -> str:
     return kernel_table(call, torch.rand(frames, 3, *SIZE, device="cuda"))
 
 
-def build(recipe: str) -> VGGTInt8:
-    with torch.device("cuda"):
+def build(recipe: str, device: str = "cuda") -> VGGTInt8:
+    """VGGT-1B's shapes with random weights, without tracks; fp16 on a GPU, fp32 on a CPU."""
+    with torch.device(device):
         torch.manual_seed(0)
         model = VGGTInt8(VGGTConfig(enable_track=False)).eval().requires_grad_(False)
     quantize(model, recipe, "native")
     model.set_runtime("on")
-    return model.half()
+    return model if device == "cpu" else model.half()
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.long_scenes import GIB, SIZE, attention_of
-from vggt_int8 import VGGTConfig, VGGTInt8, quantize
+from benchmarks.long_scenes import build as random_network
+from vggt_int8 import VGGTInt8
 from vggt_int8.difference import relative_error
 from vggt_int8.export.report import describe_machine, installed_versions
 from vggt_int8.files import append_json_line
@@ -37,16 +38,10 @@ Outputs = dict[str, Tensor]
 
 
 def build(source: str, recipe: str, device: torch.device) -> VGGTInt8:
-    if source != "random":
-        model: VGGTInt8 = VGGTInt8.from_pretrained(source, recipe=recipe, device_map=str(device)).eval()
-        model.requires_grad_(False)
-    else:
-        with torch.device(device):
-            torch.manual_seed(0)
-            model = VGGTInt8(VGGTConfig(enable_track=False)).eval().requires_grad_(False)
-        quantize(model, recipe, "native")
-        model.to(torch.float16 if device.type == "cuda" else torch.float32)
-    model.set_runtime("on")
+    if source == "random":
+        return random_network(recipe, str(device))
+    model: VGGTInt8 = VGGTInt8.from_pretrained(source, recipe=recipe, device_map=str(device))
+    model.requires_grad_(False).set_runtime("on")
     return model
 
 
