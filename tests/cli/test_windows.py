@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.video.clips import write_clip
 from vggt_int8.cli.frames import Growing
+from vggt_int8.interrupts import WORDS, heeded
 from vggt_int8.scene import load_scene
 from vggt_int8.stream import StreamReport
 from vggt_int8.stream.stream import Stream
@@ -186,25 +187,44 @@ def test_a_folder_that_is_followed_until_a_signal_comes_is_finished_by_the_same_
 ) -> None:
     grows, out = tmp_path / "grows", tmp_path / "out"
     shutil.copytree(folder, grows)
-    command = ["run", tiny, grows, "-o", out, *WINDOWS, "--no-loops", "--follow"]
-    run = subprocess.Popen([sys.executable, "-m", "vggt_int8", *map(str, command), "600"], stderr=subprocess.PIPE)
-    windows = tmp_path / "out.windows" / "windows"
-    wait_for(lambda: windows.is_dir() and len(list(windows.glob("*/window.json"))) == 3, run)
-    run.send_signal(signal.SIGTERM)  # SIGINT is ignored in background jobs
-    assert run.wait(timeout=60) == 143
+    command = ("run", tiny, grows, "-o", out, *WINDOWS, "--no-loops", "--follow")
+    windows, threads = tmp_path / "out.windows" / "windows", waited_for()
+    with terminated_when(lambda: len(list(windows.glob("*/window.json"))) == 3):
+        cli(*command, "30", code=143)
+    assert waited_for() == threads
     assert not out.exists()
     cli(*command, "0.5")
     assert document(out)["stream"]["resumed_at"] == 8
     assert len(load_scene(out).names) == 9  # the last one had waited for a whole window
 
 
-def wait_for(condition: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
-    for _ in range(3000):  # a busy machine takes its time
-        if condition():
-            return
-        assert run.poll() is None
-        time.sleep(0.1)
-    pytest.fail("it never came")
+def waited_for() -> set[threading.Thread]:
+    """Threads without whose end a process does not end."""
+    return {thread for thread in threading.enumerate() if not thread.daemon}
+
+
+@contextmanager
+def terminated_when(condition: Callable[[], bool]) -> Iterator[None]:
+    """The block gets SIGTERM, as the program hears it."""
+    ended, before = threading.Event(), {number: signal.getsignal(number) for number in WORDS}
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            if condition():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=watch)
+    try:
+        with heeded():
+            thread.start()
+            yield
+            ended.set()
+    finally:
+        ended.set()
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
