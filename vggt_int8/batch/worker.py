@@ -20,8 +20,8 @@ from vggt_int8.batch.board import Board
 from vggt_int8.batch.claims import Claims
 from vggt_int8.batch.scenes import SceneFolder
 
+NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # where results go
 # What another attempt would raise again: something is wrong with the images, or with the place they are in.
-NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 FINAL = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
