@@ -16,6 +16,7 @@ from vggt_int8.cli import console, formats, options
 from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
 from vggt_int8.cli.frames import DEFAULT_FPS, Every, Fps, Sharpest
 from vggt_int8.cli.loading import Backend, Dtype, FastJpeg, MaxMegapixels, Mode, Model, Recipe, fetch, resolve_device
+from vggt_int8.cli.team import launched_device
 from vggt_int8.disk import check_place
 from vggt_int8.video.pick import check_choice
 
@@ -151,8 +152,8 @@ def _devices() -> list[str]:
 
     if resolve_device(None).type == "cpu":
         return ["cpu"]
-    count, local = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
-    return [f"cuda:{i}" for i in range(count)] if local is None else [f"cuda:{int(local) % count}"]
+    launched = launched_device()
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if launched is None else [launched]
 
 
 def _command(wanted: dict[str, Any]) -> Callable[[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vggt_int8.cli import console
 from vggt_int8.cli.frames import Growing, Input, Pictures
-from vggt_int8.cli.loading import load_model
+from vggt_int8.cli.loading import in_pixels, load_model
 from vggt_int8.global_attention import words_of
 
 if TYPE_CHECKING:
@@ -71,15 +71,15 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
         if not (network.config.enable_camera and network.config.enable_depth):
             raise ValueError("windows are laid on one another by cameras and depth, and this model lacks their heads")
         decides = {"model": identity, "recipe": wanted.recipe, "dtype": str(network.dtype), **source.settings()}
-        most = None if wanted.max_megapixels is None else round(wanted.max_megapixels * 1e6)
         looks = None if wanted.global_attention is None else words_of(wanted.global_attention)
         with ExitStack() as steps:
             progress = steps.enter_context(console.step("Reconstructing windows"))
             stream = network.stream(
                 _going_on(source, kept).frames, window=windows.window, overlap=windows.overlap, folder=kept,
-                loops=windows.loops, mode=cast("Mode", wanted.mode), max_pixels=most, fast_jpeg=wanted.fast_jpeg,
-                frames_chunk_size=wanted.frames_chunk, global_attention=looks, keyframes=wanted.keyframes,
-                settings=decides, on_window=partial(_tell, progress, source),
+                loops=windows.loops, mode=cast("Mode", wanted.mode), fast_jpeg=wanted.fast_jpeg,
+                max_pixels=in_pixels(wanted.max_megapixels), frames_chunk_size=wanted.frames_chunk,
+                global_attention=looks, keyframes=wanted.keyframes, settings=decides,
+                on_window=partial(_tell, progress, source),
             )  # fmt: skip
             with clock.phase("stream"):
                 for _ in stream:
