@@ -22,10 +22,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vggt_int8.images.check import check_images
-from vggt_int8.images.decode import MAX_PIXELS, open_image
+from vggt_int8.images.decode import open_image
 from vggt_int8.images.find import Source, find_images
 from vggt_int8.images.formats import IMAGE_SUFFIXES, image_suffixes
 from vggt_int8.images.names import portable_name, portable_stem
+from vggt_int8.images.opening import MAX_PIXELS
 
 if TYPE_CHECKING:
     from vggt_int8.images.fit import ImageTransform, Mode, fit_image
