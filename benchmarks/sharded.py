@@ -66,6 +66,8 @@ class Bench:
             torch.cuda.set_device(self.device)
         dist.init_process_group("gloo" if self.device.type == "cpu" else None, timeout=timedelta(minutes=5))
         self.rank, self.world, self.arguments = dist.get_rank(), dist.get_world_size(), arguments
+        if bad := [n for n in arguments.gpus or () if not 1 <= n <= self.world]:
+            raise SystemExit(f"--gpus {bad[0]}: this start has {self.world} processes; take 1 to {self.world} of them")
         self.groups = {n: dist.new_group([*range(n)]) if 1 < n < self.world else None for n in arguments.gpus or ()}
         self.groups |= {} if arguments.gpus else {1: None, self.world: None}
         self.hosts = dist.new_group(backend="gloo")  # for words, of processes that have nothing to do, too
