@@ -71,9 +71,9 @@ def refine_scene(scene: Scene, options: PointOptions) -> Refined:
 def refine_cameras(selection: Selection, pool: ThreadPoolExecutor) -> Refined:
     """Adjust the cameras of `selection.scene`; its points are where observations begin without tracks.
 
-    summary: "observations" (tracks or pictures), "before" and "after" (mean reprojection error of these in pixels
-    of the photographs), "model_before" and "model_after" (the same for the points that are exported), "kept" (whether
-    the new cameras are), and if not "reason". Raises ImportError without pycolmap.
+    summary: "observations" (tracks or pictures), "points" (how many these are of), "before" and "after" (their mean
+    reprojection error in pixels of the photographs), "model_before" and "model_after" (the same for the points that are
+    exported), "kept" (whether the new cameras are), and if not "reason". Raises ImportError without pycolmap.
     """
     pycolmap = _pycolmap()
     scene = selection.scene
