@@ -57,7 +57,9 @@ class Source:
     mode, size, patch_size: as `fit_image` has them. max_pixels: the largest picture that is decoded. fast_jpeg: as
     `load_images` has it. shape: (H, W) of the network's images so far; None if the first frame decides.
 
-    Warns, once of each kind, of 16-bit pictures that use fewer bits and of EXIF data that cannot be read.
+    Warns, once of each kind, of 16-bit pictures that use fewer bits and of EXIF data that cannot be read. Of EXIF data
+    that are cut off Pillow warns, in its own words: filters of warnings are the process's, and a stream that hands out
+    frames in between must not hold them (see `images.unheard`).
     """
 
     def __init__(
