@@ -63,6 +63,16 @@ def test_a_video_is_a_scene(cli, bare_int8: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_a_video_may_come_after_scenes_of_pictures(cli, bare_int8: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenes" / "a").mkdir(parents=True)
+    shutil.copy(SCENES / "room" / "image_0.png", tmp_path / "scenes" / "a")
+    command = ("batch", bare_int8, tmp_path / "scenes", "-o", tmp_path / "out", "--device", "cpu", "-f", "ply")
+    cli(*command)
+    write_clip(tmp_path / "scenes" / "clip.mp4", [i / 10 for i in range(9)])
+    assert statuses(json.loads(cli(*command, "--json"))) == {"a": "done", "clip.mp4": "done"}
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_scenes_are_reconstructed_and_bad_ones_listed(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = cli("batch", bare_int8, scenes, "-o", out, "--device", "cpu", code=1)

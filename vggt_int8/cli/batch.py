@@ -95,11 +95,11 @@ def batch(
     if "tracks" in exports.formats:
         raise ValueError("--format tracks: `batch` follows no points; `run` does, one scene at a time: leave it out")
     found = find_scenes(scenes.expanduser(), inside)
-    if any(scene.is_video for scene in found):
-        fps = DEFAULT_FPS if fps is None and every is None else fps
-        check_choice(fps, every, None, None, sharpest)
-    elif given := [name for name, value in {"fps": fps, "every": every, "sharpest": sharpest}.items() if value]:
+    given = [name for name, value in {"fps": fps, "every": every, "sharpest": sharpest}.items() if value]
+    if given and not any(scene.is_video for scene in found):
         raise ValueError(f"--{given[0]} is for videos, and {scenes} holds none")
+    fps = DEFAULT_FPS if fps is None and every is None else fps  # a video may come later, into the same results
+    check_choice(fps, every, None, None, sharpest)
     check_place(out.expanduser())
     if scenes.expanduser().resolve() in (out.expanduser().resolve(), *out.expanduser().resolve().parents):
         raise ValueError(f"--out {out} lies in {scenes}, whose folders are scenes: choose a folder elsewhere")
