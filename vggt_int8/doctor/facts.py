@@ -153,7 +153,7 @@ def _chosen(scheme: Scheme, device_type: str) -> str:
 
 
 def c_compiler() -> str | None:
-    """The C compiler that Triton and we would take: the one in CC alone, if that is set."""
+    """The C compiler that Triton would take, or we, who take no clang unasked: the one in CC alone, if that is set."""
     names = os.environ.get("CC", "").split()[:1] or ("gcc", "cc", "clang")
     return next((found for name in names if (found := shutil.which(name))), None)
 
