@@ -32,8 +32,6 @@ DISTINCT = 10  # photographs; the others are copies, which take as long to decod
 
 def make_checkpoint(folder: Path, recipe: str, device: str) -> Path:
     """Of VGGT-1B's shapes without tracks, quantized; on a CPU the embedded model."""
-    if folder.exists():
-        return folder
     source: str | Path = "embedded"
     if device == "cuda":
         config = VGGTConfig(enable_track=False)
@@ -47,7 +45,7 @@ def make_checkpoint(folder: Path, recipe: str, device: str) -> Path:
 def make_scenes(folder: Path, scenes: int, images: int, size: tuple[int, int]) -> Path:
     """Photographs of (W, H) pixels: smooth colours and grain, so that they are as long to decode as real ones."""
     first = folder / "scene_000"
-    first.mkdir(parents=True, exist_ok=True)
+    first.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for i in range(min(images, DISTINCT)):
         smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size)
@@ -57,7 +55,7 @@ def make_scenes(folder: Path, scenes: int, images: int, size: tuple[int, int]) -
     for i in range(DISTINCT, images):
         shutil.copy(first / f"{i % DISTINCT:04d}.jpg", first / f"{i:04d}.jpg")
     for i in range(1, scenes):
-        shutil.copytree(first, folder / f"scene_{i:03d}", dirs_exist_ok=True)
+        shutil.copytree(first, folder / f"scene_{i:03d}")
     return folder
 
 
@@ -98,6 +96,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.scenes < 2:
         parser.error("--scenes 2 or more: time is counted from the first scene on")
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        parser.error(f"{arguments.out} is not empty, and scenes of another run would be counted: give a new folder")
     device, size = arguments.device, (2016, 1512) if arguments.device == "cuda" else (320, 240)
     checkpoint = make_checkpoint(arguments.out / "checkpoint", arguments.recipe, device)
     sets = {
