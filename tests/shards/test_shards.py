@@ -101,6 +101,8 @@ def test_outputs_are_where_they_were_asked_for(found: list[dict[str, Any]]) -> N
         ),
         ("other images", "images differs: ((1, 6", "images differs: ((1, 6, 3, 42, 56), torch.float32) on rank 0"),
         ("other heads", "heads differs", "heads differs: ('depth',) on rank 0, ('camera',) on rank 1"),
+        ("bad arguments", "ValueError: ", "PeerFailed: the call failed in the process of rank 1 of 4: ValueError: "),
+        ("one in training", "ValueError: shared out frames", "rank 1 of 4: ValueError: shared out frames give no grad"),
         ("other weights", "weights (checksum) differs", "weights (checksum) differs"),
         ("gradients", "torch.no_grad()", "ValueError: shared out frames give no gradients"),
         ("after failures", "nothing", "nothing"),

@@ -6,8 +6,8 @@ a process that is gone makes the others raise instead of wait.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Outputs = Literal["all", "first", "own"]
 OF_THE_SCENE = frozenset({"text_alignment_embedding", "text_alignment_token"})  # of no frame
+_REFUSED = "refused"  # beside what a process asks for: why it asks for nothing
 PIECE = 8  # frames of each process in one message: maps may wait on the host, and GPUs exchange what is on them
 
 T = TypeVar("T")
@@ -50,17 +51,34 @@ class ContextParallel:
         Raises what the network raises here; `PeerFailed` if it raised in another process, or if calls differ;
         `LostProcess` if one is gone; ValueError for calls that cannot be shared out.
         """
-        peers, images = self.peers, call.images
-        if images.device != peers.device:
-            raise ValueError(f"images are on {images.device}, but frames were shared out over GPUs from {peers.device}")
+        with self.asking():
+            self._check(model, call)
+            shard = FrameShard(self.peers, self.peers.rank, share_out(call.images.shape[1], self.peers.size))
+            own = replace(call, images=call.images[:, shard.own], shard=shard)
+            asked = _asked(model, call, own, checked)
+        self._agree(asked)
+        output = self._together((lambda: model.run_here(own, checked)) if shard.counts[shard.rank] else None)
+        return self._together(lambda: self._collect(model, call, shard, output))
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around what is done of a call before the processes meet: if it raises, they raise `PeerFailed`."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others wait for this process
+            self.peers.tell({_REFUSED: f"{type(error).__name__}: {error}"})
+            raise
+
+    def _check(self, model: "Int8Network", call: Call) -> None:
+        """Raise ValueError for a call that cannot be shared out."""
+        images, device = call.images, self.peers.device
+        if images.device != device:
+            raise ValueError(
+                f"images are on {images.device}, but frames were shared out when the model was on {device}: move both "
+                "there, or call set_context_parallel() again"
+            )
         if model.training or (torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())):
             raise ValueError("shared out frames give no gradients: call model.eval(), and within torch.no_grad()")
-        counts = share_out(images.shape[1], peers.size)
-        shard = FrameShard(peers, peers.rank, counts)
-        own = replace(call, images=images[:, shard.own], shard=shard)
-        self._agree(_asked(model, call, own, checked))
-        output = self._together((lambda: model.run_here(own, checked)) if counts[peers.rank] else None)
-        return self._together(lambda: self._collect(model, call, shard, output))
 
     def _together(self, work: Callable[[], T] | None) -> T | None:
         """What `work` gives, if it gives that in all processes; None: the others work. Raises what it raised here, or
@@ -83,16 +101,16 @@ class ContextParallel:
                 self.peers.meet(FAILED)
         own_error = None if error is None or isinstance(error, PeerFailed) else f"{type(error).__name__}: {error}"
         words = self.peers.tell(own_error)
-        if own_error is None and (failed_ranks := [rank for rank, word in enumerate(words) if word]):
-            rank = failed_ranks[0]
-            raise PeerFailed(f"the call failed in the process of rank {rank} of {len(words)}: {words[rank]}")
+        if own_error is None:
+            _raise_for(words)
         if error is not None:
             raise error
         return result
 
     def _agree(self, facts: dict[str, Any]) -> None:
-        """Raise `PeerFailed` in all processes unless all say the same."""
+        """Raise `PeerFailed` in all processes unless all say the same, and if one has raised while it was `asking`."""
         words = self.peers.tell(facts)
+        _raise_for([word.get(_REFUSED) for word in words])
         for name in facts:
             said = {repr(word.get(name)): rank for rank, word in reversed([*enumerate(words)])}
             if len(said) > 1:
@@ -173,6 +191,17 @@ class Parallel:
         previous, self._context_parallel = self._context_parallel, wanted
         if previous is not None:
             previous.peers.close()
+
+    def asking(self) -> AbstractContextManager[None]:
+        """`ContextParallel.asking`, where calls are shared out."""
+        return nullcontext() if self._context_parallel is None else self._context_parallel.asking()
+
+
+def _raise_for(errors: Sequence[str | None]) -> None:
+    """Raise `PeerFailed` for the first process, by rank, that says an error."""
+    for rank, error in enumerate(errors):
+        if error:
+            raise PeerFailed(f"the call failed in the process of rank {rank} of {len(errors)}: {error}")
 
 
 def _facts(model: "Int8Network") -> dict[str, Any]:

@@ -59,7 +59,8 @@ class VGGTInt8(Streaming, Int8Network, VGGT):
         how = (global_attention, keyframes, descriptors)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
             return super().forward(images, query_points, heads, frames_chunk_size, *how)
-        call = self.checked_call(images, query_points, heads, frames_chunk_size, *how)
+        with self.asking():
+            call = self.checked_call(images, query_points, heads, frames_chunk_size, *how)
         return self.run_checked(call, check_finite)
 
 
@@ -98,7 +99,8 @@ class VGGTOmegaInt8(Streaming, Int8Network, VGGTOmega):
         how = (global_attention, keyframes, descriptors)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().forward(images, heads, frames_chunk_size, *how)
-        call = self.checked_call(images, heads, frames_chunk_size, *how)
+        with self.asking():
+            call = self.checked_call(images, heads, frames_chunk_size, *how)
         return self.run_checked(call, check_finite)
 
 
