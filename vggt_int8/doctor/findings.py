@@ -100,7 +100,7 @@ def _cpu(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"INT8 runs on PyTorch's slower CPU functions: {facts.cpu_kernel_missing}",
-            "install gcc" if facts.compiler is None else "nothing, on this CPU",
+            "install gcc" if facts.compiler is None else "mend what that names; nothing, if it is the CPU itself",
         )
 
 
