@@ -5,14 +5,14 @@
     python -m benchmarks.accuracy -o FOLDER --write README.md      # and put the table between its markers there
 
 Variants: `benchmarks.accuracy_models`. Rows: shipped recipes or .toml files, calibrated where they need it on scenes
-that no row is scored on (split "calibration"), and with --checkpoint LABEL:KIND=FOLDER what was made elsewhere, as by
-`vggt-int8 qat`. Columns, limits and what counts as missed: `benchmarks.accuracy_table`. Scores, intervals and the proof
-that quantizers are active are those of `vggt-int8 eval` (`vggt_int8.scorecard`), of which this is the loop over
-variants. The model with real weights is judged by `vggt-int8 eval facebook/VGGT-1B -r RECIPE ... --data FOLDER`.
+that no row is scored on (split "calibration"); `int8_qat`, which is trained first, minutes on a GPU and hours without;
+and with --checkpoints LABEL:KIND=FOLDER what was made elsewhere, as by `vggt-int8 qat`. What a row is:
+`benchmarks.accuracy_rows`. Columns, limits and what counts as missed: `benchmarks.accuracy_table`. The model with real
+weights is judged by `vggt-int8 eval facebook/VGGT-1B -r RECIPE ... --data FOLDER`.
 
-FOLDER keeps scenes, variants, predictions in fp32 and a file for each finished row, so a run that was stopped goes on,
-and new recipes add rows. Another model, size, number of scenes or of views wants another folder. Rows are shared out to
-processes (--processes), which on a GPU take turns.
+FOLDER keeps scenes, variants, predictions in fp32, trainings and a file for each finished row, so a run that was
+stopped goes on, and new recipes add rows. Another model, size, number of scenes or of views wants another folder. Rows
+are shared out to processes (--processes), which on a GPU take turns.
 """
 
 import argparse
@@ -20,20 +20,17 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.accuracy_models import check_kind, folder_of, save_kinds
+from benchmarks.accuracy_models import check_kind, save_kinds
+from benchmarks.accuracy_rows import FP32, TRAINED, Job, Settings, is_done, make_row, row_file
 from benchmarks.accuracy_table import RECIPES, markdown
-from vggt_int8 import VGGTInt8, load_recipe
+from vggt_int8 import load_recipe
 from vggt_int8.bench.table import update_readme
 from vggt_int8.embedded import resolve_source
 from vggt_int8.export.repeat import identify_model
@@ -41,48 +38,8 @@ from vggt_int8.export.report import describe_machine, installed_versions
 from vggt_int8.files import write_json
 from vggt_int8.plain_data import finite
 from vggt_int8.pretrained.source import load_config
-from vggt_int8.scorecard.cache import Predictions
-from vggt_int8.scorecard.data import RenderedScenes
-from vggt_int8.scorecard.rows import describe, export, predict
-from vggt_int8.scorecard.scores import Protocol
-from vggt_int8.scorecard.summary import summarize
 
 KINDS = ["plain", "channels:0", "channels:7", "channels:11", "tokens:0"]
-FP32, OUTPUTS = "fp32", ("pose_enc", "depth")
-KEPT = ("auc_30", "auc_5", "auc_3", "abs_rel")  # metrics of which a row keeps each scene's value
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a row beside its variant and recipe. size: (H, W) of images."""
-
-    out: Path
-    size: tuple[int, int]
-    scenes: int
-    views: int
-    pixel_aspect: tuple[float, float]
-    calibration: int
-    device: str
-    backend: str
-
-    def rendered(self, split: str, scenes: int) -> RenderedScenes:
-        folder = self.out / "scenes"
-        return RenderedScenes(
-            scenes, self.views, self.size, split, self.device, pixel_aspect=self.pixel_aspect, folder=folder
-        )
-
-    def identity(self) -> dict[str, Any]:
-        data = self.rendered("held_out", self.scenes).identity()
-        return {"data": data, "scenes": self.scenes, "device": torch.device(self.device).type, "format_version": 1}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row: a recipe (a shipped name or a .toml file), a finished checkpoint, or fp32, on one kind of model."""
-
-    kind: str
-    label: str
-    checkpoint: str | None = None
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -102,7 +59,7 @@ def main(command_line: list[str] | None = None) -> None:
     rest += [job for job in arguments.checkpoints if job.kind in arguments.kinds]
     with workers(arguments.processes) as pool:
         run(pool, settings, first)
-        run(pool, settings, rest)
+        run(pool, settings, sorted(rest, key=lambda job: job.label not in TRAINED))  # what takes longest goes first
     rows = [json.loads(row_file(settings, job).read_text(encoding="utf-8")) for job in (*first, *rest)]
     document = {
         "format_version": 1,
@@ -137,7 +94,7 @@ def parse(command_line: list[str] | None) -> argparse.Namespace:
     mini = Path(__file__).parent.parent / "vggt_int8" / "assets" / "mini"
     parser.add_argument("--out", "-o", type=Path, required=True, help="folder, see above")
     parser.add_argument("--model", default=str(mini), help="folder of a floating-point model")
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="rows beside fp32")
+    parser.add_argument("--recipes", nargs="*", default=[*RECIPES, *TRAINED], help="rows beside fp32")
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="plain, channels:SEED, tokens:SEED")
     parser.add_argument(
         "--checkpoints", nargs="*", default=[], metavar="LABEL:KIND=FOLDER", help="finished INT8 models"
@@ -160,7 +117,9 @@ def parse(command_line: list[str] | None) -> argparse.Namespace:
             check_kind(kind)
         arguments.checkpoints = [_checkpoint(text) for text in arguments.checkpoints]
         for recipe in arguments.recipes:
-            load_recipe(recipe)
+            load_recipe(TRAINED.get(recipe, recipe))
+        if twice := {job.label for job in arguments.checkpoints} & set(arguments.recipes):
+            raise ValueError(f"--checkpoints names {min(twice)}, which --recipes makes: give it another label")
     except ValueError as error:
         parser.error(str(error))
     return arguments
@@ -211,87 +170,6 @@ def run(pool: ProcessPoolExecutor, settings: Settings, jobs: list[Job]) -> None:
             error.add_note(f"in the row {job.label} on {job.kind}; finished rows are kept in {settings.out}")
             raise
         print(f"{number}/{len(waiting)} {job.label} on {job.kind}: {seconds:.0f} s", file=sys.stderr, flush=True)
-
-
-def row_file(settings: Settings, job: Job) -> Path:
-    name = job.label if job.checkpoint or not job.label.endswith(".toml") else Path(job.label).stem
-    return settings.out / "rows" / job.kind.replace(":", "_") / f"{name}.json"
-
-
-def is_done(settings: Settings, job: Job) -> bool:
-    """A row whose recipe, checkpoint or backend has changed since is made anew."""
-    path = row_file(settings, job)
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["of"] == what_decides(settings, job)
-
-
-def what_decides(settings: Settings, job: Job) -> dict[str, Any]:
-    if job.label == FP32:
-        return {"recipe": None}
-    if job.checkpoint is not None:
-        return {"checkpoint": identify_model(job.checkpoint)["value"], "backend": settings.backend}
-    recipe = load_recipe(job.label)
-    of = {"recipe": json.loads(json.dumps(recipe.to_dict())), "backend": settings.backend}
-    return {**of, "calibration_scenes": settings.calibration} if recipe.needs_calibration else of
-
-
-@cache
-def scenes_of(settings: Settings, split: str, scenes: int) -> RenderedScenes:
-    """Read once a process, for all of its rows."""
-    return settings.rendered(split, scenes)
-
-
-@dataclass(frozen=True)
-class _Computed:
-    """A row of `summarize` whose outputs are made as it asks for them, and are not kept."""
-
-    label: str
-    model: VGGTInt8
-    data: RenderedScenes
-    identity: dict[str, Any]
-
-    def facts(self) -> dict[str, Any]:
-        return describe(self.model, None, self.data)
-
-    def read(self, index: int) -> dict[str, Tensor]:
-        return predict(self.model, self.data.scene(index), OUTPUTS)
-
-
-def make_row(settings: Settings, job: Job) -> float:
-    """Write one row; how many seconds it took."""
-    start = time.perf_counter()
-    data = scenes_of(settings, "held_out", settings.scenes)
-    plain = Predictions(settings.out / "predictions" / job.kind.replace(":", "_"), FP32, settings.identity())
-    model = load(settings, job)
-    if job.label == FP32:
-        plain.check()
-        export(model, plain, data, outputs=OUTPUTS)
-        plain.write_facts(describe(model, None, data))
-        (entry,) = summarize([plain], data, Protocol(points=0))
-    else:
-        entry = summarize([plain, _Computed(job.label, model, data, {})], data, Protocol(points=0))[1]
-    entry["scenes"] = {name: entry["scenes"][name] for name in KEPT}
-    for name in ("identity", "sqnr_db", "calibration"):
-        del entry[name]
-    seconds = time.perf_counter() - start
-    path = row_file(settings, job)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = {"kind": job.kind, "label": path.stem, "dtype": str(model.dtype).removeprefix("torch."), "seconds": seconds}
-    write_json(path, finite({**entry, **own, "of": what_decides(settings, job)}))
-    return seconds
-
-
-def load(settings: Settings, job: Job) -> VGGTInt8:
-    options: dict[str, Any] = {"device_map": settings.device}
-    if job.label == FP32:
-        options["dtype"] = torch.float32
-    else:
-        options["backend"] = settings.backend
-        if job.checkpoint is None:
-            options["recipe"] = recipe = load_recipe(job.label)
-            if recipe.needs_calibration:
-                calibration = scenes_of(settings, "calibration", settings.calibration)
-                options |= {"calibration": [scene.images for scene in calibration], "on_call": lambda *_: None}
-    return VGGTInt8.from_pretrained(job.checkpoint or folder_of(job.kind, settings.out), **options).eval()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy
+from benchmarks import accuracy, accuracy_rows
 from benchmarks.accuracy_table import Limit, limit_of, markdown
 from vggt_int8 import VGGTInt8
 from vggt_int8.model import VGGT
@@ -62,6 +62,28 @@ def test_rows_are_scored_once_and_stand_in_the_table(
     assert shown in line.split("|")[2]
 
 
+@pytest.mark.slow
+def test_a_trained_row_is_made_with_the_others(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = tmp_path / "training.toml"
+    training.write_text(
+        "[data]\nframes_per_step = 4\nviews = [2]\nworkers = 0\n[optimizer]\ntotal_steps = 1\n"
+        "[validation]\nscenes = 1\nviews = [2]\n"
+    )
+    monkeypatch.setattr(accuracy_rows, "TRAINING", training)
+    few = ["--kinds", "channels:3", "--scenes", "1", "--calibration-scenes", "2", "--recipes", "int8_qat"]
+    (_, row) = run(saved, tmp_path / "out", *few)["rows"]
+    assert (row["kind"], row["label"]) == ("channels:3", "int8_qat")
+    assert row["int8_layers"] > 0
+    assert row["differences"]["auc_5"]["low"] <= row["differences"]["auc_5"]["value"]
+    assert row["of"]["recipe"]["calibration_samples"] == 4  # all images: two scenes of two views
+    checkpoint = json.loads((tmp_path / "out" / "qat" / "channels_3" / "config.json").read_text())
+    assert checkpoint["quantization_config"]["recipe"]["activations"] == "static"
+    assert checkpoint["quantization_config"]["training"]["steps"] == 1
+    made = (tmp_path / "out" / "rows" / "channels_3" / "int8_qat.json").stat().st_mtime_ns
+    run(saved, tmp_path / "out", *few)
+    assert (tmp_path / "out" / "rows" / "channels_3" / "int8_qat.json").stat().st_mtime_ns == made
+
+
 def test_another_question_wants_another_folder(saved: Path, tmp_path: Path) -> None:
     few = ["--kinds", "plain", "--recipes", "--scenes"]
     run(saved, tmp_path / "out", *few, "1")
@@ -75,6 +97,7 @@ def test_another_question_wants_another_folder(saved: Path, tmp_path: Path) -> N
         (["--kinds", "tokens"], "'tokens' is no kind of model"),
         (["--recipes", "int8_dynamo"], "int8_dynamo"),
         (["--checkpoints", "int8_qat=folder"], "not of the form LABEL:KIND=FOLDER"),
+        (["--checkpoints", "int8_qat:plain=folder"], "names int8_qat, which --recipes makes"),
         (["--views", "0"], "--views is 0: at least 1"),
     ],
 )
