@@ -1,5 +1,6 @@
 """The losses: zero error at the truth, known values beside it, and what a gradient does."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 from vggt_int8.geometry import camera_to_pose_encoding
 from vggt_int8.model import VGGTOutput
+from vggt_int8.model.omega.network import VGGTOmegaOutput
 from vggt_int8.scenes import SceneBatch, render_scenes, scene_seeds
 from vggt_int8.training.config import LossConfig
-from vggt_int8.training.losses import camera_loss, confident_loss, scene_losses, track_loss
+from vggt_int8.training.losses import camera_loss, confident_loss, displacement_loss, scene_losses, track_loss
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,24 @@ def test_the_truth_costs_nothing(batch: SceneBatch) -> None:
     losses = scene_losses(perfect_output(batch), batch, LossConfig())
     assert set(losses) == {"camera", "depth", "point", "track", "total"}
     assert max(value.abs().item() for value in losses.values()) < 1e-5
+
+
+def test_cameras_cost_what_they_move_points_by(batch: SceneBatch) -> None:
+    """Of an Omega: its depth, however wrong, has no part in that, nor have pixels without depth."""
+    holes = dataclasses.replace(batch, depth=batch.depth.clone(), valid=batch.valid.clone())
+    holes.depth[0, 0, :4], holes.valid[0, 0, :4] = torch.inf, False
+    extrinsic = batch.extrinsic.clone()
+    extrinsic[..., 2, 3] += 0.25  # away from the camera, by so much in every view
+    extrinsic.requires_grad_()
+    assert displacement_loss(extrinsic, batch.intrinsic, holes).item() == pytest.approx(0.25, rel=1e-4)
+    pose = camera_to_pose_encoding(batch.extrinsic, batch.intrinsic, (24, 32))
+    output = VGGTOmegaOutput(pose_enc=pose, extrinsic=extrinsic, intrinsic=batch.intrinsic)
+    output.depth, output.depth_conf = 3 * batch.depth[..., None], torch.ones_like(batch.depth)
+    losses = scene_losses(output, batch, LossConfig(point=2.0))
+    assert losses["point"].item() == pytest.approx(0.25, rel=1e-4)
+    assert losses["total"].item() == pytest.approx(2 * 0.25 + losses["depth"].item(), rel=1e-4)
+    losses["point"].backward()
+    assert bool(extrinsic.grad[..., 2, 3].gt(0).all())
 
 
 def test_later_camera_iterations_weigh_more(batch: SceneBatch) -> None:

@@ -2,15 +2,17 @@
 
 Source: Wang et al., "VGGT: Visual Geometry Grounded Transformer" (2025), section 3.4: camera (robust error of the pose
 encoding, every refinement, later ones more), depth and points weighted by predicted confidence with a gradient term,
-and tracks. VGGT-Omega's points are those that its depth and cameras make together. All in fp32 and in the scene's
-normalised units; the mean over all valid pixels of all processes' batches.
+and tracks. VGGT-Omega, which predicts no points, learns its cameras from the scene's points as well: from how far they
+are moved where its cameras take the place of the true ones, as pose estimation of objects does ("ADD"; Xiang et al.,
+"PoseCNN", 2018). All in fp32 and in the scene's normalised units; the mean over all valid pixels of all processes'
+batches.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_int8.geometry import camera_to_pose_encoding
+from vggt_int8.geometry import camera_to_pose_encoding, unproject_depth
 from vggt_int8.model import VGGTOutput
 from vggt_int8.model.omega.network import VGGTOmegaOutput
 from vggt_int8.scenes import SceneBatch
@@ -29,9 +31,12 @@ def scene_losses(output: VGGTOutput | VGGTOmegaOutput, batch: SceneBatch, config
     if output.depth is not None and output.depth_conf is not None:
         truth = batch.depth[..., None]
         losses["depth"] = confident_loss(output.depth, output.depth_conf, truth, batch.valid, config.alpha)
-    points, confidence = output.world_points, output.get("world_points_conf", output.depth_conf)
-    if points is not None and confidence is not None:  # VGGT-Omega's follow from depth and cameras, as trusted as depth
-        losses["point"] = confident_loss(points, confidence, batch.world_points, batch.valid, config.alpha)
+    if isinstance(output, VGGTOmegaOutput):
+        if output.extrinsic is not None and output.intrinsic is not None:
+            losses["point"] = displacement_loss(output.extrinsic, output.intrinsic, batch)
+    elif output.world_points is not None and output.world_points_conf is not None:
+        confidence = output.world_points_conf
+        losses["point"] = confident_loss(output.world_points, confidence, batch.world_points, batch.valid, config.alpha)
     if "track" in output:
         losses["track"] = track_loss(output["track"], output["vis"], batch)
     if not losses:
@@ -50,6 +55,18 @@ def camera_loss(pose_encs: tuple[Tensor, ...], batch: SceneBatch, gamma: float) 
         translation, quaternion, fov = (pose.float() - truth).abs().split([3, 4, 2], dim=-1)
         total = total + weight * (translation.mean() + quaternion.mean() + FOV_WEIGHT * fov.mean())
     return total / sum(weights)
+
+
+def displacement_loss(extrinsic: Tensor, intrinsic: Tensor, batch: SceneBatch) -> Tensor:
+    """Cameras [B, S, 3, 4] and [B, S, 3, 3] -> mean distance of the points that they make of the true depth from the
+    true points.
+
+    The depth is not the predicted one: its error says nothing about the cameras, and theirs nothing about the depth.
+    """
+    depth = torch.where(batch.valid, batch.depth, 0.0)
+    moved = unproject_depth(depth, extrinsic, intrinsic) - batch.world_points
+    distance = torch.where(batch.valid[..., None], moved, 0.0).norm(dim=-1)
+    return distance.sum() / batch.valid.sum().clamp_min(1)
 
 
 def confident_loss(value: Tensor, confidence: Tensor, truth: Tensor, valid: Tensor, alpha: float) -> Tensor:
