@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from tests.codes import apart_by_codes
 from vggt_int8 import VGGTConfig, VGGTInt8, VGGTOmegaConfig, VGGTOmegaInt8, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.pretrained.int8_network import Int8Network
-from vggt_int8.shards import share_out
+from vggt_int8.runtime import memory, runtime
+from vggt_int8.runtime.memory import PLANS, Plan
+from vggt_int8.shards import FrameShard, share_out
 
 DATA = Path(__file__).parents[1] / "data"
 RANKS = 4
@@ -56,6 +59,7 @@ class Rank:
     def __init__(self, rank: int, store: Any, models: dict[str, Any]) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=120))
         self.rank, self.found = rank, {"equal": {}}
+        self.fits = 0  # the place of the largest plan that there is room for
         self.groups = {count: dist.new_group(list(range(count))) for count in (2, 3)} | {4: None}
         self.vggt, self.omega, self.int8 = models["vggt"], models["omega"], models["int8"]
 
@@ -149,6 +153,47 @@ class Rank:
         if self.rank == 1:
             raise MemoryError("as if there were no room")
 
+    def memory(self) -> None:
+        """Rank 1 runs out of memory in the middle of its calls, but for the smallest of so many plans."""
+        model, network, gather = self.vggt, runtime.run_network, FrameShard.gather
+        runtime.cpu_plan, memory.free_gpu_bytes = lambda *_: PLANS[0], lambda _: 1 << 30
+        plans: list[int] = []
+        gathered = 0
+
+        def run_network(of: Any, call: Any, plan: Plan) -> Any:
+            nonlocal gathered
+            gathered = 0
+            plans.append(PLANS.index(plan))
+            return network(of, call, plan)
+
+        def full(shard: FrameShard, *args: Any) -> Tensor:
+            nonlocal gathered
+            gathered += 1
+            if self.rank == 1 and gathered == 3 and plans[-1] < self.fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return gather(shard, *args)
+
+        model.set_runtime("on")
+        asked = (("once", 6, 1), ("the same again", 6, 1), ("two at work", 2, 2), ("no room", 5, len(PLANS)))
+        wanted = {frames: model(images_of(1, frames)) for _, frames, _ in asked}
+        runtime.run_network, FrameShard.gather = run_network, full  # type: ignore[method-assign]
+        model.set_context_parallel("all")
+        for name, frames, self.fits in asked:
+            plans.clear()
+            self.raised(f"memory, {name}", partial(self._check, wanted[frames], frames))
+            self.found[f"plans, {name}"] = [*plans]
+        model.set_runtime("on", low_vram=False)
+        plans.clear()
+        self.raised("memory, one plan", lambda: model(images_of(1, 5)))
+        self.found["plans, one plan"] = [*plans]
+        model.set_runtime("off")
+        runtime.run_network, FrameShard.gather = network, gather  # type: ignore[method-assign]
+
+    def _check(self, want: Any, frames: int) -> None:
+        got = self.vggt(images_of(1, frames))
+        worst = max(relative_error(got[name], want[name]) for name in want)
+        assert worst < 2e-5, worst
+
     def lost(self) -> None:
         """The last rank ends within a call: the others must not wait."""
         last = self.rank == RANKS - 1
@@ -168,6 +213,8 @@ def run(rank: int, folder: Path, models: dict[str, Any]) -> None:
         found.outputs()
         found.outside()
     found.failures()
+    with torch.no_grad():
+        found.memory()
     (folder / f"{rank}.json").write_text(json.dumps(found.found))  # of the last rank, which does not come back
     with torch.no_grad():
         found.lost()

@@ -118,6 +118,26 @@ def test_what_fails_in_one_process_fails_in_all(
 
 
 @pytest.mark.slow
+def test_all_begin_again_under_a_smaller_plan_where_memory_runs_out_in_one(found: list[dict[str, Any]]) -> None:
+    for case in ("once", "the same again", "two at work"):
+        assert [rank[f"memory, {case}"] for rank in found] == ["nothing"] * RANKS
+    assert [rank["plans, once"] for rank in found] == [[0, 1]] * RANKS
+    assert [rank["plans, the same again"] for rank in found] == [[1]] * RANKS, "all have learned it"
+    assert [rank["plans, two at work"] for rank in found] == [[0, 1, 2], [0, 1, 2], [], []]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "plans"), [("no room", [*range(len(PLANS))]), ("one plan", [0])])
+def test_memory_that_suffices_for_no_plan_is_told_by_all(
+    found: list[dict[str, Any]], case: str, plans: list[int]
+) -> None:
+    assert [rank[f"plans, {case}"] for rank in found] == [plans] * RANKS
+    said = [rank[f"memory, {case}"] for rank in found]
+    assert said[1].startswith("OutOfMemoryError: 1 x 1 frames of 42 x 56 pixels need about")
+    assert all(said[rank].startswith("PeerFailed: the call failed in the process of rank 1") for rank in (0, 2, 3))
+
+
+@pytest.mark.slow
 def test_nobody_waits_for_a_process_that_is_gone(found: list[dict[str, Any]]) -> None:
     assert "lost" not in found[3], "it ended within the call"
     assert all("LostProcess: rank" in rank["lost"] for rank in found[:3])

@@ -57,8 +57,32 @@ class ContextParallel:
             own = replace(call, images=call.images[:, shard.own], shard=shard)
             asked = _asked(model, call, own, checked)
         self._agree(asked)
-        output = self._together((lambda: model.run_here(own, checked)) if shard.counts[shard.rank] else None)
+        output = self._run_own(model, own, checked)
         return self._together(lambda: self._collect(model, call, shard, output))
+
+    def _run_own(self, model: "Int8Network", own: Call, checked: bool) -> Any:
+        """The output of this process's frames, None without any. Where memory runs out, all begin again and work on
+        less at a time. Raises as `_together`.
+        """
+        at_work = own.images.shape[1] > 0
+        while True:
+            try:
+                return self._together((lambda: model.run_here(own, checked)) if at_work else None)
+            except LostProcess:
+                raise
+            except Exception as error:
+                if not self._can_do_with_less(model, error):
+                    raise
+            # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
+            if at_work:
+                model.runtime.step_down()
+
+    def _can_do_with_less(self, model: "Int8Network", error: Exception) -> bool:
+        """Whether memory alone ran out, in processes that can work on less at a time. error: what was raised here."""
+        failed = not isinstance(error, PeerFailed)
+        can = isinstance(error, torch.OutOfMemoryError) and model.runtime.can_step_down
+        answers = [can for failed, can in self.peers.tell((failed, can)) if failed]
+        return bool(answers) and all(answers)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -101,11 +125,14 @@ class ContextParallel:
                 self.peers.meet(FAILED)
         own_error = None if error is None or isinstance(error, PeerFailed) else f"{type(error).__name__}: {error}"
         words = self.peers.tell(own_error)
-        if own_error is None:
-            _raise_for(words)
-        if error is not None:
-            raise error
-        return result
+        try:
+            if own_error is None:
+                _raise_for(words)
+            if error is not None:
+                raise error
+            return result
+        finally:
+            error = None  # whose traceback leads back here: what the failed work has made would stay
 
     def _agree(self, facts: dict[str, Any]) -> None:
         """Raise `PeerFailed` in all processes unless all say the same, and if one has raised while it was `asking`."""

@@ -80,6 +80,8 @@ class Runtime(Generic[Output]):
         self._graphs = GraphCache()
         self._last = RuntimeReport("none", "no call yet", None, None)
         self._lesson: Lesson | None = None
+        # What the last call would try next where memory runs out, if its frames were shared out.
+        self._next: tuple[Shape, Plan, torch.device] | None = None
         self._compiled = False
 
     def __reduce__(self) -> Any:
@@ -120,8 +122,10 @@ class Runtime(Generic[Output]):
         by a later call. `frames_chunk_size` is an upper bound for fused dense heads.
 
         Raises `BackendError` in mode "on" for what cannot run fused, and `torch.OutOfMemoryError`, saying how many
-        frames would fit, if the smallest plan does not fit either.
+        frames would fit, if the smallest plan does not fit either. A call whose frames are shared out raises it at
+        once, for the other processes are in the middle of theirs: all can `step_down` and begin again.
         """
+        self._next = None
         output, reason = (None, "set_runtime('off')") if self.mode == "off" else self._run_fused(call)
         if output is None:
             if self.mode == "on":
@@ -191,24 +195,39 @@ class Runtime(Generic[Output]):
         self._last = _report(REPLAYED, "", plan, call)
         return _Ahead(_output(self.model.output_class, call, outputs), eligibility)
 
+    @property
+    def can_step_down(self) -> bool:
+        """Whether the last call could work on less at a time than it did. Of calls whose frames are shared out."""
+        return self._next is not None
+
+    def step_down(self) -> None:
+        """Give memory back, and let the next call of the last one's shape work on less at a time, if it can."""
+        if self._next is not None:
+            self._make_room(*self._next)
+
     def _run_within_memory(self, call: Call, shape: Shape) -> Tensors:
         plan, device = self._plan(call, shape), call.images.device
         if self._lesson is not None and self.low_vram == "auto" and self._lesson.holds(shape, device):
             plan = self._lesson.plan
-        # Other processes are in the middle of the call, too: alone this one cannot begin again.
-        once = self.low_vram is False or call.shard is not None
-        plans = [plan] if once else [plan, *plans_after(plan)]
+        plans = [plan] if self.low_vram is False else [plan, *plans_after(plan)]
+        if call.shard is not None and len(plans) > 1:
+            self._next = shape, plans[1], device
         while True:
             try:
                 return self._run(call, shape, plans[0].bounded(call.frames_chunk_size))
             except torch.OutOfMemoryError as error:
                 if len(plans) == 1:
                     raise too_large(shape, self.model.config, device, error) from error
+                if call.shard is not None:
+                    raise
             # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
-            self._graphs.clear()
-            torch.cuda.empty_cache()
             del plans[0]
-            self._lesson = Lesson.of(shape, plans[0], device)
+            self._make_room(shape, plans[0], device)
+
+    def _make_room(self, shape: Shape, plan: Plan, device: torch.device) -> None:
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+        self._lesson = Lesson.of(shape, plan, device)
 
     def _plan(self, call: Call, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
