@@ -10,7 +10,8 @@ Milliseconds are the slowest process's, the median of `--repeats` calls after on
 
     torchrun --nproc-per-node 2 -m benchmarks.sharded --model embedded --device cpu --frames 5 --size 56 112
 
-shows on a CPU that it runs.
+shows on a CPU that it runs. `--rehearse 2 4 8` on one GPU (`--nproc-per-node 1`) adds what each of so many has to do
+but for the exchange: the first process's share, with the memory of keys and values of all frames.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -105,16 +107,31 @@ class Bench:
                 row |= {"errors": errors(mine["outputs"], alone["outputs"])}
         return row
 
+    def rehearse(self, frames: int, way: str, alone: dict[str, Any], gpus: int) -> dict[str, Any]:
+        """A row of the first of so many processes without the others; what it makes of their frames means nothing."""
+        words = attention_of(way, self.model.config.depth)
+        images = torch.rand(frames, 3, *self.arguments.size, device=self.device)
+        call, shard = self.model.checked_call(images, **words), FrameShard(None, 0, share_out(frames, gpus))
+        own = replace(call, images=call.images[:, shard.own], shard=shard)
+        with torch.no_grad():
+            found = self._measured(lambda: self.model.run_here(own, checked=False))
+        row = {"frames": frames, "way": way, "rehearsed": gpus, **found, "ms": round(found["ms"], 1)}
+        return row | {"speed_up": round(alone["ms"] / row["ms"], 3)}
+
     def _timed(self, images: Tensor, asked: dict[str, Any]) -> dict[str, Any]:
         output = self.model(images, **asked)
         kept = {name: t.cpu() for name, t in output.items() if name != "images"} if self.rank == 0 else None
         del output
+        return self._measured(lambda: self.model(images, **asked)) | {"outputs": kept}
+
+    def _measured(self, call: Callable[[], object]) -> dict[str, Any]:
+        """Time and peak of a call that has run, or is like one that has."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        times = [milliseconds(lambda: self.model(images, **asked), self.device) for _ in range(self.arguments.repeats)]
+        times = [milliseconds(call, self.device) for _ in range(self.arguments.repeats)]
         gib = round(torch.cuda.max_memory_allocated() / GIB, 2) if self.device.type == "cuda" else None
-        return {"ms": statistics.median(times), "gib": gib, "outputs": kept, "mode": self.model.runtime_report().mode}
+        return {"ms": statistics.median(times), "gib": gib, "mode": self.model.runtime_report().mode}
 
     def _exchange(self, frames: int, asked: dict[str, Any], gpus: int) -> float:
         """Milliseconds to gather keys and values of all layers."""
@@ -155,22 +172,31 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
+    parser.add_argument("--rehearse", type=int, nargs="*", default=[], metavar="GPUS")
     bench = Bench(parser.parse_args())
     arguments, facts = bench.arguments, {}
+    if arguments.rehearse and bench.world > 1:
+        raise SystemExit("--rehearse is for one process: start it with --nproc-per-node 1")
     if bench.rank == 0:
         facts = {"recipe": arguments.recipe, "model": arguments.model, "size": [*arguments.size]}
         facts |= {"machine": describe_machine(bench.device), "versions": installed_versions()}
+
+    def tell(row: dict[str, Any]) -> None:
+        shown = {name: value for name, value in row.items() if name != "outputs"}
+        if bench.rank == 0:
+            print(shown, flush=True)
+            if arguments.out:
+                append_json_line(arguments.out, facts | shown)
+
     for frames in arguments.frames:
         for way in arguments.ways:
             alone = None
             for gpus in sorted(bench.groups):
-                row = bench.measure(frames, way, alone, gpus)
+                tell(row := bench.measure(frames, way, alone, gpus))
                 alone = row if gpus == 1 else alone
-                if bench.rank == 0:
-                    shown = {name: value for name, value in row.items() if name != "outputs"}
-                    print(shown, flush=True)
-                    if arguments.out:
-                        append_json_line(arguments.out, facts | shown)
+            for gpus in arguments.rehearse:
+                assert alone is not None
+                tell(bench.rehearse(frames, way, alone, gpus))
     dist.destroy_process_group()
 
 
