@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vggt_int8.geometry import camera_center
 from vggt_int8.images import portable_name
+from vggt_int8.images.fit import intrinsics_to_original
 from vggt_int8.scene.convention import CONVENTION
 from vggt_int8.scene.scene import Scene
 
@@ -15,30 +16,23 @@ def cameras_document(scene: Scene) -> dict[str, Any] | None:
     """The content of cameras.json, or None if the scene has no cameras (camera head off)."""
     if scene.extrinsic is None or scene.intrinsic is None:
         return None
+    extrinsics, centers = _json_values(scene.extrinsic), _json_values(camera_center(scene.extrinsic))
+    intrinsics = _json_values(scene.intrinsic)
+    originals = _json_values(intrinsics_to_original(scene.transforms, scene.intrinsic))
     images = [
-        _camera_entry(scene, index, scene.extrinsic[index], scene.intrinsic[index]) for index in range(len(scene.names))
+        {
+            "index": index,
+            "file": portable_name(scene.names[index]),
+            "extrinsic": extrinsics[index],
+            "camera_center": centers[index],
+            "model": {"size": _size(transform.model_size), "intrinsic": intrinsics[index]},
+            "original": {"size": _size(transform.original_size), "intrinsic": originals[index]},
+            "scale": list(transform.scale),
+            "offset": list(transform.offset),
+        }
+        for index, transform in enumerate(scene.transforms)
     ]
     return {"format_version": 1, "convention": CONVENTION, "images": images}
-
-
-def _camera_entry(scene: Scene, index: int, extrinsic: Tensor, intrinsic: Tensor) -> dict[str, Any]:
-    transform = scene.transforms[index]
-    return {
-        "index": index,
-        "file": portable_name(scene.names[index]),
-        "extrinsic": _json_values(extrinsic),
-        "camera_center": _json_values(camera_center(extrinsic)),
-        "model": {
-            "size": _size(transform.model_size),
-            "intrinsic": _json_values(intrinsic),
-        },
-        "original": {
-            "size": _size(transform.original_size),
-            "intrinsic": _json_values(transform.intrinsic_to_original(intrinsic)),
-        },
-        "scale": list(transform.scale),
-        "offset": list(transform.offset),
-    }
 
 
 def _size(size: tuple[int, int]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from vggt_int8.export.correspond import observe
 from vggt_int8.export.naming import image_names
 from vggt_int8.export.selection import Selection
 from vggt_int8.geometry import rotation_to_quaternion
+from vggt_int8.images.fit import intrinsics_to_original
 from vggt_int8.listing import first_few
 from vggt_int8.scene.scene import Scene
 
@@ -33,21 +34,22 @@ class Written:
     summary: dict[str, Any]
 
 
-def corner_intrinsic(scene: Scene, index: int) -> Tensor:
-    """fp64 [3, 3] of an image in the original's pixels, the first of which is centred on (0.5, 0.5).
+def corner_intrinsics(scene: Scene) -> Tensor:
+    """fp64 [S, 3, 3] of all images in their originals' pixels, the first of which is centred on (0.5, 0.5).
 
     Raises ValueError for a camera without a finite focal length.
     """
     assert scene.intrinsic is not None
-    intrinsic = scene.intrinsic[index].double()
-    if not intrinsic.isfinite().all():
+    intrinsics = scene.intrinsic.double()
+    finite = intrinsics.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
         raise ValueError(
-            f"{scene.names[index]} has no finite focal length (its field of view is 0), so it has no camera for other "
-            "programs: leave the image out"
+            f"{scene.names[finite.tolist().index(False)]} has no finite focal length (its field of view is 0), so it "
+            "has no camera for other programs: leave the image out"
         )
-    intrinsic = intrinsic.clone()
-    intrinsic[:2, 2] += 0.5
-    return scene.transforms[index].intrinsic_to_original(intrinsic)
+    intrinsics = intrinsics.clone()
+    intrinsics[:, :2, 2] += 0.5
+    return intrinsics_to_original(scene.transforms, intrinsics)
 
 
 def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *, shared: bool = False) -> Written:
@@ -57,7 +59,7 @@ def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *
     if the images then differ in size, or a camera is not finite.
     """
     assert scene.extrinsic is not None
-    intrinsics = torch.stack([corner_intrinsic(scene, index) for index in range(len(scene))])
+    intrinsics = corner_intrinsics(scene)
     sizes = [transform.original_size[::-1] for transform in scene.transforms]
     if shared:
         intrinsics = _shared(intrinsics, sizes)

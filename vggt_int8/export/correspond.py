@@ -54,10 +54,11 @@ def observe(selection: Selection, intrinsics: Doubles, pool: ThreadPoolExecutor)
             points, others = _carry(scene, cameras, index, points)
             image, pixel, point = (np.concatenate(both) for both in zip((image, pixel, point), others, strict=True))
             order = np.argsort(point.astype(np.int32), kind="stable")
-            image, pixel, point = image[order], pixel[order], point[order]
-        pixel = (pixel + 0.5 - offset[image]) / scale[image]
-        place, _ = project(points[point], cameras.rotation[image], cameras.translation[image], intrinsics[image])
-        error = np.sqrt(((place - pixel) ** 2).sum(axis=-1))
+            image, pixel, point = image[order], pixel.take(order, axis=0), point[order]
+        pixel = (pixel + 0.5 - offset.take(image, axis=0)) / scale.take(image, axis=0)
+        camera = (of.take(image, axis=0) for of in (cameras.rotation, cameras.translation, intrinsics))
+        place, _ = project(points.take(point, axis=0), *camera)
+        error = np.hypot(place[:, 0] - pixel[:, 0], place[:, 1] - pixel[:, 1])
         return Observations(points, selection.colors(index, pixels), image, pixel, point, error)
 
     pieces = list(in_order(pool, look, range(len(scene))))
@@ -118,7 +119,8 @@ def _carry(
 ) -> tuple[Doubles, tuple[Indices, Doubles, Indices]]:
     """Points [n, 3] of an image -> their means, and what others see of them: images [m], places [m, 2], points [m].
 
-    All images at once: their loop would be so many short steps that threads wait for each other.
+    All images at once: their loop would be so many short steps that threads wait for each other. Rows are gathered by
+    `take`, which is several times as fast as an index.
     """
     own = cameras.rotation[index], cameras.translation[index], cameras.intrinsic[index]
     _, depth = project(points, *own)
@@ -136,10 +138,11 @@ def _carry(
         ray = (place[:, axis] - cameras.intrinsic[camera, axis, 2]) / cameras.intrinsic[camera, axis, axis]
         local[:, axis] = ray * found
     local[:, 2] = found
-    local -= cameras.translation[camera]
+    local -= cameras.translation.take(camera, axis=0)
     total, number = points.copy(), 1 + np.bincount(point, minlength=len(points))
+    turn = cameras.rotation.take(camera, axis=0)
     for axis in range(3):
-        seen = (local * cameras.rotation[camera, :, axis]).sum(axis=1)
+        seen = local[:, 0] * turn[:, 0, axis] + local[:, 1] * turn[:, 1, axis] + local[:, 2] * turn[:, 2, axis]
         total[:, axis] += np.bincount(point, weights=seen, minlength=len(points))
     return total / number[:, None], (camera, place, point)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggt_int8.export.colmap import colmap_model, corner_intrinsic
+from vggt_int8.export.colmap import colmap_model, corner_intrinsics
 from vggt_int8.export.colmap_files import ColmapModel, write_model
 from vggt_int8.export.correspond import project
 from vggt_int8.export.frames import frame_pool, in_order
@@ -238,6 +238,7 @@ def _tracked_model(model: ColmapModel, scene: Scene) -> ColmapModel | None:
     seen &= (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     total, count = np.zeros((places.shape[1], 3)), np.zeros(places.shape[1])
     rotations, translations = _cameras(model.poses)
+    intrinsics = corner_intrinsics(scene).numpy()
     colors = np.zeros((places.shape[1], 3), np.uint8)
     original = np.empty_like(places)
     for index in range(len(scene)):
@@ -245,7 +246,7 @@ def _tracked_model(model: ColmapModel, scene: Scene) -> ColmapModel | None:
         original[index] = (places[index] + 0.5 - offset) / scale
         at = (rows[index].clip(0, height - 1), columns[index].clip(0, width - 1))
         seen[index] &= scene.content(index).numpy()[at]
-        intrinsic = corner_intrinsic(scene, index).numpy()
+        intrinsic = intrinsics[index]
         depth = scene.depth[index].numpy()[at].astype(np.float64)
         rays = np.ones((len(depth), 3))
         rays[:, :2] = (original[index] - intrinsic[:2, 2]) / intrinsic.diagonal()[:2]

@@ -154,5 +154,6 @@ def finite_of(scene: Scene, source: PointSource, index: int) -> Bits:
     assert scene.depth is not None
     assert scene.extrinsic is not None
     assert scene.intrinsic is not None
-    camera = scene.extrinsic[index].isfinite().all() and not scene.intrinsic[index].isnan().any()
+    extrinsic, intrinsic = scene.extrinsic[index].numpy(), scene.intrinsic[index].numpy()
+    camera = np.isfinite(extrinsic).all() and not np.isnan(intrinsic).any()
     return (np.abs(scene.depth[index].numpy()) < FARTHEST) & bool(camera)

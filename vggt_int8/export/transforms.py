@@ -8,9 +8,10 @@ does.
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from vggt_int8.export.colmap import corner_intrinsic
+from vggt_int8.export.colmap import corner_intrinsics
 from vggt_int8.geometry import camera_center, invert_extrinsic
 from vggt_int8.scene.scene import Scene
 
@@ -28,8 +29,9 @@ def transforms_document(scene: Scene, image_paths: list[str], points_file: str |
         raise ValueError("transforms.json needs two images or more: its readers divide by the distance of cameras")
     centers = camera_center(scene.extrinsic)
     apart = float((centers - centers[0]).norm(dim=-1).max())
-    depth = torch.ones(1) if scene.depth is None else scene.depth[0]
-    reach = float(depth[depth.isfinite()].median()) if bool(depth.isfinite().any()) else 1.0
+    depth = np.empty(0) if scene.depth is None else scene.depth[0].numpy()
+    shown = depth[np.isfinite(depth)]
+    reach = float(np.median(shown)) if shown.size else 1.0
     if not apart > _LEAST_APART * abs(reach):
         raise ValueError(
             f"all cameras stand in one place (at most {apart:.3g} apart, where the first image shows things "
@@ -39,24 +41,22 @@ def transforms_document(scene: Scene, image_paths: list[str], points_file: str |
     document: dict[str, Any] = {"camera_model": "OPENCV"}
     if points_file is not None:
         document["ply_file_path"] = points_file
-    document["frames"] = [_frame(scene, index, path) for index, path in enumerate(image_paths)]
+    to_world = torch.eye(4, dtype=torch.float64).repeat(len(scene), 1, 1)
+    to_world[:, :3] = invert_extrinsic(scene.extrinsic.double())
+    to_world[:, :3, 1:3] *= -1
+    document["frames"] = [
+        {
+            "file_path": path,
+            "w": transform.original_size[1],
+            "h": transform.original_size[0],
+            "fl_x": focal_x,
+            "fl_y": focal_y,
+            "cx": center_x,
+            "cy": center_y,
+            "transform_matrix": matrix,
+        }
+        for path, transform, ((focal_x, _, center_x), (_, focal_y, center_y), _), matrix in zip(
+            image_paths, scene.transforms, corner_intrinsics(scene).tolist(), to_world.tolist(), strict=True
+        )
+    ]
     return document
-
-
-def _frame(scene: Scene, index: int, path: str) -> dict[str, Any]:
-    assert scene.extrinsic is not None
-    intrinsic = corner_intrinsic(scene, index)
-    height, width = scene.transforms[index].original_size
-    to_world = torch.eye(4, dtype=torch.float64)
-    to_world[:3] = invert_extrinsic(scene.extrinsic[index].double())
-    to_world[:3, 1:3] *= -1
-    return {
-        "file_path": path,
-        "w": width,
-        "h": height,
-        "fl_x": float(intrinsic[0, 0]),
-        "fl_y": float(intrinsic[1, 1]),
-        "cx": float(intrinsic[0, 2]),
-        "cy": float(intrinsic[1, 2]),
-        "transform_matrix": to_world.tolist(),
-    }

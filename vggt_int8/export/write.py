@@ -128,15 +128,10 @@ def write_scene(
         raise ValueError("format tracks needs points that were tracked: run again with --tracks")
     ticks = _Ticks(len(scene), [*formats, *(["images"] if options.images else [])], on_frame)
     summary: dict[str, Any] = {}
-    if cameras:
-        document = cameras_document(scene)
-        if document is not None:
-            write_json(folder / "cameras.json", document)
-        summary["cameras"] = None if document is None else {"images": len(scene)}
     release = scene.release_pages if release_pages else None
-    with frame_pool(release) as pool, ThreadPoolExecutor(max_workers=len(FORMATS) + 2) as writers:
+    with frame_pool(release) as pool, ThreadPoolExecutor(max_workers=len(ENTRIES) + 2) as writers:
         work = _Work(folder, scene, options, pool, ticks)
-        jobs = {name: writers.submit(getattr(work, name)) for name in formats}
+        jobs = {name: writers.submit(getattr(work, name)) for name in [*(["cameras"] if cameras else []), *formats]}
         if options.images:
             jobs["images"] = writers.submit(work.images)
         if save:
@@ -172,6 +167,12 @@ class _Work:
         self.model: colmap.ColmapModel | None = None
         self._points: dict[int | None, Selection | None] = {}
         self._choosing = Lock()
+
+    def cameras(self) -> dict[str, Any]:
+        document = cameras_document(self.scene)
+        if document is not None:
+            write_json(self.folder / "cameras.json", document)
+        return {"cameras": None if document is None else {"images": len(self.scene)}}
 
     def depth(self) -> dict[str, Any]:
         return write_maps(self.folder, self.scene, self.pool, self.tick)

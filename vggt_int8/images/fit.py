@@ -3,6 +3,7 @@
 Sizes are (H, W); points, scales and offsets are (x, y).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -53,9 +54,7 @@ class ImageTransform:
 
     def intrinsic_to_original(self, intrinsic: Tensor) -> Tensor:
         """Intrinsic [..., 3, 3] at model resolution -> at original resolution. Infinity stays infinity."""
-        scale, offset = intrinsic.new_tensor(self.scale), intrinsic.new_tensor(self.offset)
-        rows = (intrinsic[..., :2, :] - offset[:, None] * intrinsic[..., 2:, :]) / scale[:, None]
-        return torch.cat([rows, intrinsic[..., 2:, :]], dim=-2)
+        return intrinsics_to_original([self], intrinsic[None])[0]
 
     def intrinsic_to_model(self, intrinsic: Tensor) -> Tensor:
         """Intrinsic [..., 3, 3] at original resolution -> at model resolution."""
@@ -88,6 +87,15 @@ class ImageTransform:
         mask = torch.zeros(self.model_size, dtype=torch.bool)
         mask[max(top, 0) : bottom, max(left, 0) : right] = True
         return mask
+
+
+def intrinsics_to_original(transforms: Sequence[ImageTransform], intrinsics: Tensor) -> Tensor:
+    """Intrinsics [S, ..., 3, 3] of S images at model resolution -> at their originals' resolutions."""
+    shape = (len(transforms), *[1] * (intrinsics.dim() - 3), 2, 1)
+    scale = intrinsics.new_tensor([transform.scale for transform in transforms]).view(shape)
+    offset = intrinsics.new_tensor([transform.offset for transform in transforms]).view(shape)
+    rows = (intrinsics[..., :2, :] - offset * intrinsics[..., 2:, :]) / scale
+    return torch.cat([rows, intrinsics[..., 2:, :]], dim=-2)
 
 
 def fit_image(
