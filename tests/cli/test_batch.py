@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.video.clips import write_clip
 from tests.warm import python
@@ -129,13 +130,38 @@ def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Pa
     assert statuses(summary) == {"a": "done", "b": "done"}
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_tracks_and_refined_cameras_as_run_has_them(cli, int8_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("room", "transparent"):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        Image.new("RGBA", (96, 72)).save(tmp_path / "scenes" / name / "0.png")
+    for i in range(2):
+        shutil.copy(SCENES / "room" / f"image_{i}.png", tmp_path / "scenes" / "room" / f"{i}.png")
+    wanted = ("--format", "tracks", "--tracks", 16, "--refine", "--device", "cpu")
+    cli("batch", int8_checkpoint, tmp_path / "scenes", "-o", tmp_path / "out", *wanted, code=1)
+    cli("run", int8_checkpoint, tmp_path / "scenes" / "room", "-o", tmp_path / "run", *wanted)
+    places = (tmp_path / "out" / "room", tmp_path / "run")
+    tables = [(place / "tracks.csv").read_text() for place in places]
+    assert tables[0] == tables[1]
+    assert len(tables[0].splitlines()) == 1 + 16 * 2
+    reports = [json.loads((place / "report.json").read_text()) for place in places]
+    assert reports[0]["outputs"]["refine"] == reports[1]["outputs"]["refine"]
+    assert (reports[0]["settings"]["tracks"], reports[0]["settings"]["refine"]) == (16, True)
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
+    assert "has no points to track" in next(row["error"] for row in rows if row["scene"] == "transparent")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_no_scene_can_have_is_said_once(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
+    wanted = ("-o", tmp_path / "out", "--device", "cpu")
+    assert "--tracks needs the track head" in cli("batch", bare_int8, scenes, *wanted, "--tracks", 9, code=2)
+
+
 def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").touch()
     assert "not one of `batch`" in cli("batch", bare_int8, scenes, "-o", tmp_path / "out", "--device", "cpu", code=2)
     assert "is not there" in cli("batch", bare_int8, tmp_path / "no", "-o", tmp_path / "new", code=2)
-    command = ("batch", bare_int8, scenes, "-o", tmp_path / "new", "--format", "ply, tracks")
-    assert "--format tracks" in cli(*command, code=2)
     assert "holds no folders" in cli("batch", bare_int8, scenes / "empty", "-o", tmp_path / "new", code=2)
     for inside in (scenes, scenes / "out", scenes / "a" / "out"):
         assert "whose folders are scenes" in cli("batch", bare_int8, scenes, "-o", inside, code=2)

@@ -270,6 +270,10 @@ def test_points_that_a_model_has_no_head_for_are_refused_before_it_runs(
     monkeypatch.setattr(VGGTInt8, "forward", lambda *_, **__: pytest.fail("went on"))
     error = cli("run", headless, *photos, "-o", tmp_path / "out", "--points", "world_points", code=2)
     assert "--points world_points needs the point head" in error
+    blind = tmp_path / "blind"
+    VGGTInt8(VGGTConfig(**{**config, "enable_camera": False})).save_pretrained(blind)
+    error = cli("run", blind, *photos, "-o", tmp_path / "out", "-f", "ply", "--refine", code=2)
+    assert "--refine needs the camera head" in error
     error = cli("run", "embedded", *photos, "-o", tmp_path / "out", "--tracks", "9", code=2)
     assert "--tracks needs the track head" in error
 

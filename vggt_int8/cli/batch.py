@@ -17,6 +17,7 @@ from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
 from vggt_int8.cli.frames import DEFAULT_FPS, Every, Fps, Sharpest
 from vggt_int8.cli.loading import Backend, Dtype, FastJpeg, MaxMegapixels, Mode, Model, Recipe, fetch, resolve_device
 from vggt_int8.cli.team import launched_device
+from vggt_int8.cli.tracking import Refine, TrackCount, check_refine
 from vggt_int8.disk import check_place
 from vggt_int8.video.pick import check_choice
 
@@ -60,6 +61,8 @@ def batch(
     edges: formats.Edges = None,
     voxel: formats.Voxel = None,
     max_points: formats.MaxPoints = None,
+    tracks: TrackCount = None,
+    refine: Refine = False,
     save_scene: Annotated[
         bool, typer.Option("--save-scene/--no-scene", help="Also the scene itself, for `export` and `view`.")
     ] = True,
@@ -92,8 +95,7 @@ def batch(
         format, points=points, confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges,
         voxel=voxel, max_points=max_points,
     )  # fmt: skip
-    if "tracks" in exports.formats:
-        raise ValueError("--format tracks: `batch` follows no points; `run` does, one scene at a time: leave it out")
+    check_refine(refine)
     found = find_scenes(scenes.expanduser(), inside)
     given = [name for name, value in {"fps": fps, "every": every, "sharpest": sharpest}.items() if value]
     if given and not any(scene.is_video for scene in found):
@@ -106,7 +108,8 @@ def batch(
     settings: dict[str, Any] = {
         "recipe": recipe, "backend": backend, "dtype": dtype, "mode": mode, "max_megapixels": max_megapixels,
         "save_scene": save_scene, "exports": asdict(exports), "global_attention": global_attention,
-        "keyframes": keyframes, "fast_jpeg": fast_jpeg, "fps": fps, "every": every, "sharpest": sharpest,
+        "keyframes": keyframes, "tracks": tracks, "refine": refine, "fast_jpeg": fast_jpeg, "fps": fps,
+        "every": every, "sharpest": sharpest,
     }  # fmt: skip
     devices = device or _devices()
     fetch(model)

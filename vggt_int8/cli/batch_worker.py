@@ -17,6 +17,7 @@ from vggt_int8.cli.frames import Clip, Input, Pictures
 from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.loading import InputSize, in_pixels
 from vggt_int8.cli.reading import How, Read, read_now
+from vggt_int8.cli.tracking import queries, refined, track_count
 from vggt_int8.global_attention import words_of
 from vggt_int8.interrupts import heeded
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from vggt_int8.export import RunReport, Scene
 
 
-SETTINGS = ("backend", "mode", "max_megapixels", "fast_jpeg", "global_attention", "keyframes")  # of a scene's report
+SETTINGS = (  # of a scene's report
+    *("backend", "mode", "max_megapixels", "fast_jpeg", "global_attention", "keyframes", "tracks", "refine"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Wanted:
     global_attention: str | None
     keyframes: int | None
     exports: Exports
+    tracks: int | None
+    refine: bool
     save_scene: bool
     max_megapixels: float | None
     fast_jpeg: bool
@@ -104,7 +109,7 @@ class Reconstruct:
             wanted.model, recipe=wanted.recipe, backend=wanted.backend, device=wanted.device, dtype=wanted.dtype
         )
         self.identity = identify_model(wanted.model)
-        check_heads(self.network, wanted.exports)
+        check_heads(self.network, wanted.exports, wanted.tracks, refine=wanted.refine)
         self.points = wanted.exports.points or default_points(self.network)
         self.heads = self._heads()
         self._first_report: RunReport | None = None
@@ -112,7 +117,12 @@ class Reconstruct:
     def _heads(self) -> tuple[str, ...]:
         """Those that something is written from: the point head is not, where points come from depth."""
         config = self.network.config
-        there = {"camera": config.enable_camera, "depth": config.enable_depth, "point": self.points == "world_points"}
+        there = {
+            "camera": config.enable_camera,
+            "depth": config.enable_depth,
+            "point": self.points == "world_points",
+            "track": track_count(self.network, self.wanted) is not None,
+        }
         return tuple(head for head, runs in there.items() if runs)
 
     def read(self, scene: SceneFolder) -> _Read:
@@ -140,10 +150,15 @@ class Reconstruct:
 
         clock, device, frames = PhaseClock(self.network.device), self.network.device, item.frames
         try:
+            followed: dict[str, Any] = queries(self.network, self.wanted, frames.transforms[0])
+        except ValueError as error:  # a first image that shows nothing
+            raise BadScene(str(error)) from error
+        try:
             with clock.phase("reconstruct"), torch.inference_mode():
                 attention = self.wanted.global_attention
                 pred = self.network(
                     frames.pixels.to(device, non_blocking=True),
+                    **followed,
                     heads=self.heads,
                     global_attention=None if attention is None else words_of(attention),
                     keyframes=self.wanted.keyframes,
@@ -175,12 +190,16 @@ class Reconstruct:
         from vggt_int8.export.write import format_of
 
         clock, read, out = PhaseClock("cpu"), result.read, self.wanted.out / scene.name
+        options, whole = self.wanted.exports.options(out), result.scene
+        refinement: dict[str, Any] = {}
         with staged_folder(out, entries=SCENE_ENTRIES) as folder:
+            if self.wanted.refine:
+                with clock.phase("refine"):
+                    whole, refinement = refined(whole, options.points)
             with clock.phase("write"):
-                result.report.outputs = write_scene(
-                    folder, result.scene, self.wanted.exports.formats, self.wanted.exports.options(out),
-                    save=self.wanted.save_scene,
-                )  # fmt: skip
+                result.report.outputs = refinement | write_scene(
+                    folder, whole, self.wanted.exports.formats, options, save=self.wanted.save_scene
+                )
             result.report.seconds = {**read.seconds, **result.seconds, **clock.seconds}
             write_report(folder, "batch", {**result.report.to_document(), **read.source.report()}, format_of)
 

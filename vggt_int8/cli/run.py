@@ -40,16 +40,14 @@ from vggt_int8.cli.loading import (
 from vggt_int8.cli.ran import report_of
 from vggt_int8.cli.reading import How, Read, reading
 from vggt_int8.cli.team import Loading, launched_device, launched_rank, team_of
+from vggt_int8.cli.tracking import Refine, TrackCount, check_refine, queries, refined
 from vggt_int8.cli.windows import Windows, reconstruct_windows
 from vggt_int8.disk import check_place
 from vggt_int8.global_attention import words_of
 
 if TYPE_CHECKING:
-    import torch
-
     from vggt_int8 import VGGTOutput
     from vggt_int8.export import PhaseClock, RunReport
-    from vggt_int8.images import ImageTransform
     from vggt_int8.pretrained.int8_network import Int8Network
 
 
@@ -90,16 +88,8 @@ def run(
     copy_images: formats.CopyImages = False,
     link_images: formats.LinkImages = False,
     image_scales: formats.ImageScales = None,
-    tracks: Annotated[
-        int | None,
-        typer.Option(
-            help="Follow so many points of the first image through all images; 256 for --format tracks and --refine.",
-            **options.between(1),
-        ),
-    ] = None,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Adjust cameras by COLMAP's bundle adjustment, from tracks if there are.")
-    ] = False,
+    tracks: TrackCount = None,
+    refine: Refine = False,
     max_megapixels: MaxMegapixels = None,
     fast_jpeg: FastJpeg = False,
     overwrite: Annotated[
@@ -201,12 +191,10 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
 
     from vggt_int8.cli.loading import resolve_device
     from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report
-    from vggt_int8.export.refine import check_installed
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.export.write import format_of
 
-    if wanted.refine:
-        check_installed()
+    check_refine(wanted.refine)
     loading = wanted.loading()
     clock = PhaseClock(resolve_device(loading.device))
     owned = partial(owned_files, command="run")
@@ -227,7 +215,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
             )
             identity = identify_model(wanted.model)
             team.join(network)
-        check_heads(network, wanted.exports, wanted.tracks)
+        check_heads(network, wanted.exports, wanted.tracks, refine=wanted.refine)
         with clock.phase("load_images"):
             read = read_for(network)
         count = len(read.names)
@@ -236,7 +224,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
             pred = team.call(
                 network,
                 read.pixels,
-                **_queries(network, wanted, read.transforms[0]),
+                **queries(network, wanted, read.transforms[0]),
                 frames_chunk_size=wanted.frames_chunk,
                 global_attention=None if wanted.global_attention is None else words_of(wanted.global_attention),
                 keyframes=wanted.keyframes,
@@ -249,41 +237,32 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
         return report, write_report(folder, "run", document, format_of)
 
 
-def _queries(network: "Int8Network", wanted: Wanted, first: "ImageTransform") -> "dict[str, torch.Tensor]":
-    """The points of the first image that are tracked, [N, 2], as a keyword, if there are any."""
-    from vggt_int8.export.tracks import POINTS, query_grid
-
-    needed = "tracks" in wanted.exports.formats or (wanted.refine and "track" in network.present_heads)
-    count = wanted.tracks or (POINTS if needed else None)
-    if count is None:
-        return {}
-    return {"query_points": query_grid(first.content_mask(), count).to(network.device)}
-
-
 def _write(folder: Path, pred: "VGGTOutput", read: Read, wanted: Wanted, clock: "PhaseClock") -> dict[str, Any]:
     from vggt_int8.export import Scene, write_scene
-    from vggt_int8.export.refine import refine_scene
 
     scene = Scene.from_prediction(pred, read.transforms, read.names, read.files)
     options = wanted.exports.options(wanted.out)
-    refined: dict[str, Any] = {}
+    refinement: dict[str, Any] = {}
     if wanted.refine:
         with clock.phase("refine"), console.step("Refining cameras"):
-            found = refine_scene(scene, options.points)
-        scene, refined = found.scene, {"refine": found.summary}
+            scene, refinement = refined(scene, options.points)
     with clock.phase("write"), console.step(f"Writing {wanted.out}") as progress:
         written = write_scene(folder, scene, wanted.exports.formats, options, save=True, on_frame=progress)
-    return {**written, **refined}
+    return {**written, **refinement}
 
 
-def check_heads(network: "Int8Network", exports: formats.Exports, tracks: int | None = None) -> None:
-    """Raise ValueError if the model has no head that gives these points, formats or tracks."""
+def check_heads(
+    network: "Int8Network", exports: formats.Exports, tracks: int | None = None, *, refine: bool = False
+) -> None:
+    """Raise ValueError if the model has no head that gives these points, formats or tracks, or cameras to refine."""
     present, points = network.present_heads, exports.points
     if ("tracks" in exports.formats or tracks is not None) and "track" not in present:
         what = "--tracks" if tracks is not None else "format tracks"
         raise ValueError(f"{what} needs the track head, which this model does not have")
     if "camera" not in present and (needy := [name for name in formats.NEED_CAMERAS if name in exports.formats]):
         raise ValueError(f"format {needy[0]} needs the camera head, which this model does not have")
+    if refine and ("camera" not in present or default_points(network) is None):
+        raise ValueError("--refine needs the camera head and one that gives points, which this model does not have")
     needed = {"depth", "camera"} if points == "depth" else {"point"}
     if points is not None and not needed <= set(present):
         needs = "the depth and camera heads" if points == "depth" else "the point head"
