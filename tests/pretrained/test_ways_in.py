@@ -36,6 +36,7 @@ NO_SOURCES = [
     ("here/weights.safetensors", "there is no file"),
     ("https://hub.example/facebook/VGGT-1B/tree/main", "is an address; pass the model's name, 'facebook/VGGT-1B'"),
     ("around", "no config.json in 'around'.*; 'around/inner' has one"),
+    ("public", "no config.json in 'public'.*; single files of weights are named themselves: public/omega_512.pt"),
     ("dangling", "is a link to gone, which does not exist"),
 ]
 
@@ -48,6 +49,8 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(
     (tmp_path / "here").mkdir()
     (tmp_path / "around" / "inner").mkdir(parents=True)
     (tmp_path / "around" / "inner" / "config.json").write_text("{}")
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public" / "omega_512.pt").touch()
     (tmp_path / "dangling").symlink_to("gone")
 
     def no_network(*_: Any, **__: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from vggt_int8.embedded import resolve_source
+from vggt_int8.listing import first_few
 from vggt_int8.model.keywords import HUB_KEYWORDS
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.size import FAR_LARGER
@@ -46,7 +47,7 @@ def load_config(source: str, kwargs: dict[str, Any], kind: type[NetworkConfig] |
         if not os.path.lexists(path):
             raise CheckpointError(
                 f"there is no config.json in {str(path.parent)!r}: a checkpoint needs one beside its weights"
-                f"{_config_below(path.parent)}"
+                f"{_meant(path.parent)}"
             )
     else:
         path = _from_hub(source, {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs})
@@ -73,10 +74,13 @@ def config_class_of(source: str) -> type[NetworkConfig]:
     return config_class_of_names(plain_names(read_headers([source])).values())
 
 
-def _config_below(folder: Path) -> str:
-    """A hint for who named the folder around a checkpoint, or the whole cache of a model of the Hub."""
+def _meant(folder: Path) -> str:
+    """A hint for who named the folder around a checkpoint, the whole cache of a model of the Hub, or a folder of single
+    files of weights, as the public ones of VGGT-Omega are."""
     found = [path.parent for pattern in ("*", "snapshots/*") for path in sorted(folder.glob(f"{pattern}/config.json"))]
-    return "".join(f"; {str(below)!r} has one" for below in found[:3])
+    files = sorted(str(path) for path in folder.glob("*") if path.suffix in SINGLE_FILES and path.is_file())
+    named = f"; single files of weights are named themselves: {first_few(files)}" if files else ""
+    return "".join(f"; {str(below)!r} has one" for below in found[:3]) + named
 
 
 def _from_hub(source: str, options: dict[str, Any]) -> Path:
@@ -93,7 +97,8 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
         where = "/".join(filter(None, [source, options.get("subfolder")]))
         raise CheckpointError(
             f"there is no config.json in {where!r} on the Hub: a checkpoint needs one beside its weights. A folder in "
-            "a repository is named by subfolder=, a single file of weights by filename="
+            "a repository is named by subfolder=, a single file of weights by filename=; commands take the path of such "
+            "a file, once it is here"
         )
     return Path(path)
 
