@@ -97,8 +97,8 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
         where = "/".join(filter(None, [source, options.get("subfolder")]))
         raise CheckpointError(
             f"there is no config.json in {where!r} on the Hub: a checkpoint needs one beside its weights. A folder in "
-            "a repository is named by subfolder=, a single file of weights by filename=; commands take the path of such "
-            "a file, once it is here"
+            "a repository is named by subfolder=, a single file of weights by filename=; commands take the path of "
+            "such a file, once it is here"
         )
     return Path(path)
 
