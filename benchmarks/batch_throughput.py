@@ -15,6 +15,7 @@ small pictures, in minutes: to try the program out.
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
@@ -63,7 +64,7 @@ def make_scenes(folder: Path, scenes: int, images: int, size: tuple[int, int]) -
     for i in range(DISTINCT, images):
         shutil.copy(first / f"{i % DISTINCT:04d}.jpg", first / f"{i:04d}.jpg")
     for i in range(1, scenes):
-        shutil.copytree(first, folder / f"scene_{i:03d}")
+        shutil.copytree(first, folder / f"scene_{i:03d}", copy_function=os.link)
     return folder
 
 

@@ -37,6 +37,7 @@ from vggt_int8.files import append_json_line
 from vggt_int8.shards import FrameShard, Peers, share_out
 
 Outputs = dict[str, Tensor]
+WAIT = timedelta(hours=1)  # of processes whose turn it is not: 1000 frames exact take one GPU minutes a call
 
 
 def build(source: str, recipe: str, device: torch.device) -> VGGTInt8:
@@ -66,7 +67,7 @@ class Bench:
         if self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self.device)
-        dist.init_process_group("gloo" if self.device.type == "cpu" else None, timeout=timedelta(minutes=5))
+        dist.init_process_group("gloo" if self.device.type == "cpu" else None, timeout=WAIT)
         self.rank, self.world, self.arguments = dist.get_rank(), dist.get_world_size(), arguments
         if bad := [n for n in arguments.gpus or () if not 1 <= n <= self.world]:
             raise SystemExit(f"--gpus {bad[0]}: this start has {self.world} processes; take 1 to {self.world} of them")
