@@ -11,7 +11,7 @@ from pathlib import Path
 @dataclass
 class Faults:
     """What goes wrong: breaks: an answer ends after so many bytes, once for each number. ranges: False ignores them.
-    etags: how versions are named; "changing" gives another at every answer. extra: bytes that the length says too much.
+    etags: how versions are named; "changing" gives another at every answer. extra: bytes behind a range.
     """
 
     breaks: list[int] = field(default_factory=list)
@@ -22,6 +22,7 @@ class Faults:
     if_range: bool = True  # False sends the rest of whatever version there is
     redirects: dict[str, str] = field(default_factory=dict)  # path -> where to
     shift: int = 0  # bytes by which a range begins elsewhere than asked
+    extra: int = 0
     asked: list[str] = field(default_factory=list)  # ranges, as they came
 
 
@@ -61,14 +62,14 @@ def serve(folder: Path, faults: Faults) -> Iterator[str]:
             self.send_response(200 if start is None else 206)
             if faults.etags:
                 self.send_header("ETag", tag)
-            first = 0 if start is None else start + faults.shift
+            first, extra = (0, 0) if start is None else (start + faults.shift, faults.extra)
             if start is not None:
                 self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
             if faults.length:
-                self.send_header("Content-Length", str(len(content) - first))
+                self.send_header("Content-Length", str(len(content) - first + extra))
             self.send_header("Connection", "close")
             self.end_headers()
-            body = content[first:]
+            body = content[first:] + bytes(extra)
             if faults.breaks:
                 body = body[: faults.breaks.pop(0)]
             self.wfile.write(body)

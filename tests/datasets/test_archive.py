@@ -80,6 +80,33 @@ def test_a_file_that_is_a_folder_is_refused(pack: Callable[..., Path], tmp_path:
         unpack(pack(files), tmp_path / "out", most_bytes=100)
 
 
+@pytest.mark.parametrize(
+    "names", [("a/B", "a/b"), ("straße", "STRASSE"), ("e\u0301", "é"), ("a", "A/b"), ("a/b", "a/./b")]
+)
+def test_names_that_are_one_file_elsewhere_are_refused(
+    pack: Callable[..., Path], tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """On a share of macOS or Windows the second would replace the first."""
+    with pytest.raises(ArchiveError, match=r"one file where case|as a file and as a folder|more than once"):
+        unpack(pack(dict.fromkeys(names, b"1")), tmp_path / "out", most_bytes=100)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_belongs_elsewhere_is_refused(pack: Callable[..., Path], tmp_path: Path) -> None:
+    """An archive of one scene must not replace files of another, nor what is noted beside them."""
+    for name in ("courtyard/a", ".archives.json", "PIPES/a"):
+        archive = pack({"pipes/a": b"1", name: b"2"})
+        with pytest.raises(ArchiveError, match="does not lie in pipes/"):
+            unpack(archive, tmp_path / "out", most_bytes=100, below="pipes")
+    assert not (tmp_path / "out").exists()
+    assert unpack(pack({"./pipes/a": b"1"}), tmp_path / "out", most_bytes=100, below="pipes") == ["pipes/a"]
+
+
+def test_an_archive_without_files_is_no_scene(pack: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="holds no files"):
+        unpack(pack({}), tmp_path / "out", most_bytes=100)
+
+
 def test_a_damaged_archive_changes_nothing(pack: Callable[..., Path], tmp_path: Path) -> None:
     archive = pack({"pipes/a": b"a" * 100_000, "pipes/b": bytes(range(256)) * 100})
     content = bytearray(archive.read_bytes())

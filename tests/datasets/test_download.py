@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -83,11 +84,18 @@ def test_redirects_are_followed_within_reason(site: Path) -> None:
     faults = Faults(breaks=[100_000], redirects={"/file.7z": "/elsewhere"})
     assert get(site, faults) == SHA256
     assert faults.asked[-1] == "bytes=100000-"
-    for place in ("/file.7z", "file:///etc/passwd"):
+    for place, says in (("/file.7z", "302"), ("file:///etc/passwd", "302"), ("ftp://host/a", "not followed")):
         faults = Faults(redirects={"/file.7z": place})
-        with pytest.raises(DownloadError, match="302"):
+        with pytest.raises(DownloadError, match=says):
             get(site, faults)
         assert left(site) == [".file.7z.part", "file.7z"]
+
+
+def test_no_redirect_leads_from_https_to_http() -> None:
+    request = urllib.request.Request("https://host/file.7z")
+    with pytest.raises(DownloadError, match=r"leads to http://host/file\.7z, which is not followed"):
+        module._Redirects().redirect_request(request, None, 302, "Found", {}, "http://host/file.7z")
+    assert module._Redirects().redirect_request(request, None, 302, "Found", {}, "https://other/file.7z") is not None
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_not(site: Path) -> None:
@@ -105,6 +113,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(site: Path) -> None:
         (Faults(), {"sha256": "0" * 64}, "damaged on the way"),
         (Faults(length=False), {}, "does not say how long"),
         (Faults(breaks=[1000], shift=5), {}, "asked for bytes from 1000"),
+        (Faults(breaks=[1000], extra=9), {}, "sends more than the 300,000 bytes"),
     ],
 )
 def test_what_is_not_the_file_is_refused(site: Path, faults: Faults, known: dict, says: str) -> None:

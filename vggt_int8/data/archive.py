@@ -1,13 +1,14 @@
 """7z archives from elsewhere, unpacked so that nothing leaves the folder and nothing fills the disk.
 
 The list of contents is judged before a byte is unpacked: plain files and folders alone, with names that stay below the
-target, each once, of no more bytes than are expected. Then each file is written by us under a hidden folder, no longer
-than the list says, and moved to its place. py7zr (the extra "data") only decompresses.
+target, each once on any file system, of no more bytes than are expected. Then each file is written by us under a hidden
+folder, no longer than the list says, and moved to its place. py7zr (the extra "data") only decompresses.
 """
 
 import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -23,18 +24,18 @@ class ArchiveError(ValueError):
     """An archive that is damaged, or that nobody should unpack. The message says what is wrong with it."""
 
 
-def unpack(archive: Path, target: Path, *, most_bytes: int) -> list[str]:
+def unpack(archive: Path, target: Path, *, most_bytes: int, below: str = "") -> list[str]:
     """The files of a 7z archive below `target`, replacing those of the same names; returns their names, with `/`.
 
-    most_bytes: that it may hold. Raises `ArchiveError`, with nothing changed; ImportError, with the way out, without
-    py7zr.
+    most_bytes: that it may hold. below: the one folder in which all of it is to lie. Raises `ArchiveError`, with
+    nothing changed; ImportError, with the way out, without py7zr.
     """
     py7zr = _py7zr()
     try:
         with py7zr.SevenZipFile(archive) as opened:
             if opened.needs_password():
                 raise ArchiveError(f"{archive} wants a password")
-            sizes = _checked(archive, opened.list(), most_bytes)
+            sizes = _checked(archive, opened.list(), most_bytes, below)
             check_place(target, sum(sizes.values()))
             with staging_folder(target) as staging:
                 names = _write(py7zr, opened, staging / "new", sizes, archive)
@@ -62,30 +63,60 @@ def _py7zr() -> Any:
     return py7zr
 
 
-def _checked(archive: Path, entries: Sequence[Any], most_bytes: int) -> dict[str, int]:
+def _checked(archive: Path, entries: Sequence[Any], most_bytes: int, below: str) -> dict[str, int]:
     """Name -> bytes of the files. Raises `ArchiveError` for what is not to be unpacked."""
     if len(entries) > MOST_ENTRIES:
         raise ArchiveError(f"{archive} lists {len(entries):,} files: no more than {MOST_ENTRIES:,} are unpacked")
     sizes: dict[str, int] = {}
     for entry in entries:
-        name = str(entry.filename)
-        kind = "a link" if entry.is_symlink else "no plain file" if not entry.is_file and not entry.is_directory else ""
-        if kind:
-            raise ArchiveError(f"{archive} holds {shown(name)}, which is {kind}: it is not unpacked")
-        if not _stays_inside(name):
-            raise ArchiveError(f"{archive} holds {shown(name)}, a name that leaves its folder: it is not unpacked")
-        if entry.is_directory:
-            continue
-        if name in sizes:
-            raise ArchiveError(f"{archive} holds {shown(name)} more than once: it is not unpacked")
-        sizes[name] = int(entry.uncompressed)
+        if (why := _unwanted(entry, below)) is not None:
+            raise ArchiveError(f"{archive} holds {shown(str(entry.filename))}, {why}: it is not unpacked")
+        if not entry.is_directory:
+            name = PurePosixPath(entry.filename).as_posix()  # as py7zr asks for it
+            if name in sizes:
+                raise ArchiveError(f"{archive} holds {shown(name)} more than once: it is not unpacked")
+            sizes[name] = int(entry.uncompressed)
+    if not sizes:
+        raise ArchiveError(f"{archive} holds no files")
     total = sum(sizes.values())
     if total > most_bytes:
         raise ArchiveError(f"{archive} would unpack to {total:,} bytes; at most {most_bytes:,} are expected")
-    inside = {str(parent) for name in sizes for parent in PurePosixPath(name).parents}
-    if both := sorted(inside & sizes.keys()):
-        raise ArchiveError(f"{archive} holds {first_few(both)} as a file and as a folder: it is not unpacked")
+    _check_apart(archive, sizes)
     return sizes
+
+
+def _unwanted(entry: Any, below: str) -> str | None:
+    """What is wrong with an entry, as a clause; None if nothing is."""
+    if entry.is_symlink:
+        return "which is a link"
+    if not entry.is_directory and (not entry.is_file or str(entry.filename).endswith("/")):
+        return "which is no plain file"
+    if not _stays_inside(str(entry.filename)):
+        return "a name that leaves its folder"
+    if below and PurePosixPath(entry.filename).parts[0] != below:
+        return f"which does not lie in {below}/"
+    return None
+
+
+def _check_apart(archive: Path, names: Collection[str]) -> None:
+    """Raise `ArchiveError` for two names that are one file, or a file and a folder, on some file system: those of macOS
+    and Windows, and folders of Linux that are told so, know no case.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_folded(name), name)
+        if other != name:
+            raise ArchiveError(
+                f"{archive} holds {shown(other)} and {shown(name)}, one file where case does not count: it is not "
+                "unpacked"
+            )
+    inside = {_folded(str(parent)) for name in names for parent in PurePosixPath(name).parents}
+    if both := sorted(seen[name] for name in inside & seen.keys()):
+        raise ArchiveError(f"{archive} holds {first_few(both)} as a file and as a folder: it is not unpacked")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _stays_inside(name: str) -> bool:

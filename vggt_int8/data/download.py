@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
+from typing import Any
 
 from vggt_int8.disk import check_place, naming
 from vggt_int8.files import write_json
@@ -25,11 +27,24 @@ from vggt_int8.files import write_json
 ATTEMPTS = 5  # in a row without a byte
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
-_BREAKS = (http.client.HTTPException, ConnectionError, TimeoutError, urllib.error.URLError)
+_BREAKS = (http.client.HTTPException, ConnectionError, TimeoutError, urllib.error.URLError, ssl.SSLError)
 
 
 class DownloadError(RuntimeError):
     """A file that cannot be had, or is not what it should be. The message names address and way out."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """To HTTP alone, and from HTTPS nowhere that anybody on the way could answer for."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        allowed = "https://" if req.type == "https" else ("http://", "https://")
+        if not newurl.lower().startswith(allowed):
+            raise DownloadError(f"{req.full_url} leads to {newurl}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_open = urllib.request.build_opener(_Redirects).open
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_byte
     if have and known is not None:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", known.tag)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+    with _open(request, timeout=_TIMEOUT) as answer:
         version = _version(url, answer, have)
         if answer.status != 206:
             file.truncate(have := 0)
@@ -129,8 +144,11 @@ def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_byte
         write_json(_note(part), {"url": url, "tag": version.tag, "total": version.total})
         on_bytes(have, version.total)
         while chunk := answer.read(_CHUNK):
-            file.write(chunk)
             have += len(chunk)
+            if have > version.total:
+                file.truncate(0)
+                raise DownloadError(f"{url}: the server sends more than the {version.total:,} bytes that it says")
+            file.write(chunk)
             on_bytes(have, version.total)
     file.flush()
     return have == version.total

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vggt_int8.data.archive import unpack
+from vggt_int8.data.archive import ArchiveError, unpack
 from vggt_int8.data.download import digest_of, download
 from vggt_int8.files import write_json
 from vggt_int8.plain_data import shown
@@ -110,7 +110,10 @@ def fetch(
                 f"{site}/{archive.name}", place, size=archive.size, sha256=known, on_bytes=report, pause=pause
             )
         on_unpack(archive)
-        names = unpack(place, target, most_bytes=MOST_BYTES)
+        try:
+            names = unpack(place, target, most_bytes=MOST_BYTES, below=archive.scene)
+        except ArchiveError as error:
+            raise ArchiveError(f"{error}. Remove it, and the same command fetches it anew") from error
         files = {name: (target / name).stat().st_size for name in names}
         write_json(target / STATE, {**_state(target), archive.name: {"sha256": digest, "files": files}})
         if not keep:
