@@ -1,5 +1,7 @@
 """Downloads from a server with faults: what arrives is the file, or there is an error and no file."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import urllib.request
@@ -140,3 +142,11 @@ def test_two_processes_do_not_write_one_file(site: Path) -> None:
     (site.parent / "to").mkdir()
     with module._held(site.parent / "to" / ".file.7z.part"), pytest.raises(DownloadError, match="another process"):
         get(site, Faults())
+
+
+def test_a_file_system_without_locks_will_do(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert get(site, Faults(breaks=[1000])) == SHA256

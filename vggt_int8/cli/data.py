@@ -64,7 +64,8 @@ def data_eth3d(
         console.document("data eth3d", {"out": out, "scenes": list(chosen), "fetched": names})
         return
     there = len(wanted) - len(fetched)
-    console.say(f"{len(fetched)} archives fetched into {out}, {there} were there")
+    plural = "" if len(fetched) == 1 else "s"
+    console.say(f"{len(fetched)} archive{plural} fetched into {out}, {there} there before")
 
 
 def _words(text: str) -> list[str]:

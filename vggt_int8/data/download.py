@@ -4,7 +4,6 @@ What has arrived lies in `.NAME.part` beside the target, and `.NAME.part.json` s
 (ETag or date, and length). A server that has another version by then, or knows no ranges, sends it from the start.
 """
 
-import fcntl
 import hashlib
 import http.client
 import json
@@ -23,6 +22,7 @@ from typing import Any
 
 from vggt_int8.disk import check_place, naming
 from vggt_int8.files import write_json
+from vggt_int8.files.hidden import lock
 
 ATTEMPTS = 5  # in a row without a byte
 _CHUNK = 1 << 20
@@ -113,10 +113,8 @@ def digest_of(path: Path, sha256: str | None) -> str:
 def _held(part: Path) -> Iterator[BufferedRandom]:
     """The partial file, which nobody else writes meanwhile."""
     with naming(part), part.open("ab+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(f"{part} is being downloaded by another process") from error
+        if lock(file.fileno()) is False:  # None: a file system without locks
+            raise DownloadError(f"{part} is being downloaded by another process")
         yield file
 
 
