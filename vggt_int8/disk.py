@@ -14,15 +14,19 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextmanager
-def naming(path: str | PathLike[str]) -> Iterator[None]:
+def naming(path: str | PathLike[str], hidden: Path | None = None) -> Iterator[None]:
     """Turn what the block raises for a full or failing disk into an OSError that names `path`.
 
     `write` says only "No space left on device"; safetensors and NumPy raise other errors, which say as little.
+    hidden: where the content lies meanwhile; errors that name something in there name `path` instead.
     """
     try:
         yield
     except OSError as error:
-        if error.filename is not None or (number := _disk_error(error, path)) is None:
+        # Of a copy the first name is the file that is read.
+        names = [name for name in (error.filename, error.filename2) if name is not None]
+        ours = hidden is not None and any(isinstance(name, str) and Path(name).is_relative_to(hidden) for name in names)
+        if (names and not ours) or (number := _disk_error(error, path)) is None:
             raise
         raise OSError(number, os.strerror(number), os.fspath(path)) from error
     except Exception as error:

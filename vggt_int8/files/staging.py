@@ -48,7 +48,7 @@ def staged_folder(
     with staging_folder(out) as staging:
         new = staging / "new"
         new.mkdir()
-        with naming(out):
+        with naming(out, new):
             yield new
         unexpected = {path.name for path in new.iterdir()} - set(known())
         if unexpected:
@@ -101,7 +101,7 @@ def whole_file(path: str | PathLike[str]) -> Iterator[Path]:
     """
     with staging_folder(path) as staging:
         new = staging / Path(path).name
-        with naming(path):
+        with naming(path, new):
             yield new
         new.replace(path)
 
