@@ -15,16 +15,9 @@ from vggt_int8.kernels.cuda.tiles import Tile
 IN_THIS_PROCESS = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED = IN_THIS_PROCESS or not torch.cuda.is_available()
 if INTERPRETED:
-    # Triton 3.6 reads loop bounds with int(array of one value), which NumPy 2.4 no longer takes.
-    from triton.runtime import interpreter
+    from tests.kernels.cuda import interpreted
 
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def patch_index(tensor: type, scope: object) -> None:
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patch_index
+    interpreted.prepare()
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 BLOCK = 16 if INTERPRETED else 64

@@ -1,0 +1,54 @@
+"""Changes to Triton's interpreter: what NumPy no longer takes, and what it would do anew for every call in a kernel.
+
+A kernel sees a module `triton.language` whose functions compute. Triton 3.6 searches whole modules for what to replace,
+when a kernel begins and whenever it calls a function, although all is replaced by then: half of the tests' time.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+from triton.language import core
+from triton.runtime import interpreter
+
+_replaced_for: set[int] = set()  # modules of functions, by their globals, since the kernel began
+
+
+def prepare() -> None:
+    """Once in a process, before the first kernel runs."""
+    patch_tensor, patch_lang = interpreter._patch_lang_tensor, interpreter._patch_lang
+
+    def patch_index(tensor: type, scope: object) -> None:
+        """Triton 3.6 reads loop bounds with int(array of one value), which NumPy 2.4 no longer takes."""
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    def patch_once(function: Callable[..., object]) -> Scope:
+        if id(function.__globals__) in _replaced_for:
+            return Scope()
+        _replaced_for.add(id(function.__globals__))
+        return patch_lang(function)
+
+    interpreter._patch_lang_tensor = patch_index
+    interpreter._patch_lang = patch_once
+    interpreter._patch_builtin = _patch_builtin
+    interpreter._LangPatchScope = Scope
+
+
+class Scope(interpreter._LangPatchScope):
+    def restore(self) -> None:  # of a kernel, at its end; those of functions are never restored
+        super().restore()
+        _replaced_for.clear()
+
+
+@functools.cache
+def _builtins(package: object) -> tuple[str, ...]:
+    """Names of what is to be replaced. Asked for before anything there is."""
+    return tuple(name for name, member in inspect.getmembers(package) if core.is_builtin(member))
+
+
+def _patch_builtin(package: object, builder: object, scope: Scope) -> None:
+    for name in _builtins(package):
+        member = getattr(package, name)
+        if core.is_builtin(member):  # not yet replaced
+            interpreter._patch_attr(package, name, member, builder, scope)
