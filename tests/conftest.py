@@ -166,11 +166,7 @@ def tiny_points() -> Tensor:
 
 def _save(folder: Path, sizes: dict[str, object], weights: dict[str, Tensor]) -> Path:
     """A network of floats as a checkpoint."""
-    from vggt_int8 import VGGTConfig, VGGTInt8
-
-    model = VGGTInt8(VGGTConfig(**sizes))
-    model.load_state_dict(weights)
-    model.save_pretrained(folder)
+    _maker(sizes, weights)().save_pretrained(folder)
     return folder
 
 
@@ -185,10 +181,11 @@ def _save_int8(folder: Path, source: Path) -> Path:
 def _maker(sizes: dict[str, object], weights: dict[str, Tensor]) -> "Callable[[], VGGTInt8]":
     """Builds a network of these sizes and weights in fp32, not quantized."""
     from vggt_int8 import VGGTConfig, VGGTInt8
+    from vggt_int8.model.unfilled import unfilled
 
     def make() -> VGGTInt8:
-        model = VGGTInt8(VGGTConfig(**sizes)).eval()
-        model.load_state_dict(weights)
+        model = unfilled(VGGTInt8, VGGTConfig(**sizes)).eval()
+        model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
         return model
 
     return make

@@ -37,6 +37,7 @@ OVERRIDDEN = (
     *("torch.nn.Module._apply", "torch.nn.Module._load_from_state_dict"),
     *(f"transformers.PreTrainedModel.{name}" for name in ("_supports_sdpa", "_no_split_modules", "_init_weights")),
     *(f"transformers.PreTrainedModel.{name}" for name in ("_load_pretrained_model", "_get_dtype_plan", "_from_config")),
+    "transformers.PreTrainedModel.get_init_context",
     "transformers.quantizers.base.HfQuantizer._process_model_before_weight_loading",
     "transformers.quantizers.base.HfQuantizer._process_model_after_weight_loading",
 )

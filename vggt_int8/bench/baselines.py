@@ -24,6 +24,7 @@ from vggt_int8.model.families import AnyNetwork, dense_heads, network_class
 from vggt_int8.model.layers import Block
 from vggt_int8.model.network import Network as PlainNetwork
 from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.unfilled import unfilled
 from vggt_int8.quiet import quiet_import
 from vggt_int8.runtime.graphs import GraphCache
 
@@ -78,8 +79,7 @@ def float_network(source: Source, device: torch.device, dtype: torch.dtype) -> A
 
 def fill(kind: type[Kind], source: Source, device: torch.device, dtype: torch.dtype) -> Kind:
     """A network with the source's weights, cast tensor by tensor: no fp32 copy of it all is ever on the device."""
-    with torch.device("meta"):
-        model = kind(source.config)
+    model = unfilled(kind, source.config)
     model.load_state_dict(
         {k: v.to(device, non_blocking=True).to(dtype) for k, v in source.weights.items()}, assign=True
     )

@@ -22,6 +22,7 @@ from vggt_int8.kernels.cpu import matmul
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.machine import architecture
 from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
+from vggt_int8.model.unfilled import unfilled
 from vggt_int8.quant.backends import get_backend
 from vggt_int8.recipe import Scheme
 from vggt_int8.runtime.attention import TRITON, backends
@@ -69,8 +70,7 @@ class WorkCounter:
     """
 
     def __init__(self, config: AnyConfig, size: tuple[int, int]) -> None:
-        with torch.device("meta"):
-            model = network_class(config)(config).eval().requires_grad_(False)
+        model = unfilled(network_class(config), config).eval().requires_grad_(False)
         self._known = [_count(model, frames, size) for frames in (1, 2, 3)]
         tokens = size[0] * size[1] // config.patch_size**2 + model.aggregator.num_special
         width = config.embed_dim

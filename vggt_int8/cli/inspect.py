@@ -198,13 +198,13 @@ def layer_table(config: "NetworkConfig", tensors: Mapping[str, Stored], *, every
     """One entry per layer, or per group of layers alike, in the checkpoint's order."""
     import torch
 
+    from vggt_int8.model.unfilled import unfilled
     from vggt_int8.pretrained.model import int8_class
     from vggt_int8.pretrained.source import stored_quantization
     from vggt_int8.quant.quantize import prepare_module
     from vggt_int8.quant.report import quantization_report
 
-    with torch.device("meta"):
-        skeleton = int8_class(type(config))(config)
+    skeleton = unfilled(int8_class(type(config)), config)
     plan = None
     quantization = stored_quantization(config, "the checkpoint")
     if quantization is not None:

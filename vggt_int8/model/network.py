@@ -17,6 +17,7 @@ from vggt_int8.model.keywords import HUB_KEYWORDS, check_keywords
 from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.size import FAR_LARGER
+from vggt_int8.model.unfilled import NoInitialWeights
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
@@ -114,6 +115,11 @@ class Network(PreTrainedModel):
         if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]:
             raise ValueError(f"{source} does not fit the network: {sorted(map(str, wrong))[:5]} ({len(wrong)} in all)")
         return model, info
+
+    @classmethod
+    def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
+        """Of a network that is about to be loaded, which gets every weight from its checkpoint or raises."""
+        return [*super().get_init_context(*args, **kwargs), NoInitialWeights()]
 
     @staticmethod
     def _load_pretrained_model(

@@ -7,10 +7,9 @@ CUDA keeps of every GPU for a process. So it holds for calls on the native backe
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
 from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.unfilled import unfilled
 from vggt_int8.quant.plan import LayerPlan
 from vggt_int8.quant.quantize import prepare_module, stored_dtype
 from vggt_int8.recipe import Recipe
@@ -118,8 +117,7 @@ def skeleton(config: AnyConfig, recipe: Recipe | None) -> tuple[AnyNetwork, dict
 
     Raises `RecipeError` where the recipe does not fit the network.
     """
-    with torch.device("meta"):
-        model = network_class(config)(config)
+    model: AnyNetwork = unfilled(network_class(config), config)
     return model, {} if recipe is None else prepare_module(model, recipe)
 
 

@@ -21,6 +21,7 @@ from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.model.network import Network
 from vggt_int8.model.network_config import NetworkConfig
+from vggt_int8.model.unfilled import unfilled
 from vggt_int8.pretrained.in_place import check_calibration, install, measured
 from vggt_int8.pretrained.model import int8_class, int8_class_of
 from vggt_int8.pretrained.upload import card_of
@@ -150,8 +151,7 @@ def copy_of(model: AnyNetwork) -> AnyNetwork:
 
 def network_of(state: dict[str, Tensor], config: NetworkConfig, kind: type[Kind]) -> Kind:
     """A network of that class whose parameters are these tensors."""
-    with torch.device("meta"):
-        network = kind(config)
+    network = unfilled(kind, config)
     network.load_state_dict(state, assign=True)
     return network
 
