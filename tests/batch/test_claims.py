@@ -133,7 +133,8 @@ def test_others_are_those_that_live(tmp_path: Path) -> None:
     with Claims(tmp_path, **QUICK) as ours:
         ours.take("us")
         assert not ours.others()
-        elsewhere(tmp_path, "them")
+        for name in ("them", "these", "those"):
+            elsewhere(tmp_path, name)
         assert ours.others()
         time.sleep(0.35)
-        assert not ours.others()
+        assert not ours.others(), "all were waited for at the same time"
