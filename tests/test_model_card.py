@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from vggt_int8.model_card import model_card
+from vggt_int8.recipe import expand, find_family, load_recipe
 from vggt_int8.training.views import Rendered
 
 RECIPE = {
@@ -38,7 +39,7 @@ def test_quantized_card_names_recipe_sizes_and_licence() -> None:
     assert "| int8 | 10.5 |" in card.content
     assert "| global attention | `exact` |" in card.content
     assert "| **total** | **12.5** |" in card.content
-    assert r"| `camera_head\..*` | few rows |" in card.content
+    assert r"| `camera_head\..*` | int8; inputs int8 by dynamic scales | few rows |" in card.content
     assert "recipe `int8_dynamic` (W8A8: dynamic activations)." in card.content
     assert "non-commercial" in card.content
 
@@ -109,3 +110,18 @@ def test_the_embedded_model_is_named_with_its_own_licence() -> None:
     assert "base_model" not in data
     assert "the small model inside the package vggt-int8" in text
     assert "huggingface.co/embedded" not in text
+
+
+def test_a_card_says_of_each_layer_how_it_is_stored_and_multiplied() -> None:
+    family = find_family("vggt", ())
+    assert family is not None
+    recipe = expand(load_recipe("int8_rotated"), family)
+    quantization = {**CONFIG["quantization_config"], "recipe": recipe.to_dict()}
+    card = model_card({**CONFIG, "quantization_config": quantization}, SIZES)
+    rows = [line for line in card.splitlines() if line.startswith("| `")]
+    told = {why: how for _, how, why in (row.strip("| ").rsplit(" | ", 2) for row in rows)}
+    assert told["patch embedding"] == "fp16, as it was"
+    assert told["image encoder (DINOv2)"] == "int8; inputs int8 by dynamic scales, rotated"
+    assert told["one token a frame, and the most fragile output"] == "int8; inputs floating point, rotated"
+    assert told["dense head of depth"] == "int8; inputs floating point"
+    assert len(told) == len(recipe.rules)

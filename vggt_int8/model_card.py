@@ -174,13 +174,28 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
     rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]
     # Within a table a bar ends the cell, in code as well, unless it is escaped.
     rules = [
-        "| `{}` | {} |".format(rule["match"].replace("|", "\\|"), rule.get("reason", ""))
+        "| `{}` | {} | {} |".format(
+            rule["match"].replace("|", "\\|"), _stored_and_multiplied(rule, recipe), rule.get("reason", "")
+        )
         for rule in recipe.get("rules", [])
     ]
     table = "\n".join(["| | |", "|---|---|", *rows])
     if rules:
-        table += "\n\n" + "\n".join(["| layers (first match wins) | why |", "|---|---|", *rules])
+        table += "\n\n" + "\n".join(
+            ["| layers (first match wins) | weights and inputs | why |", "|---|---|---|", *rules]
+        )
     return table
+
+
+def _stored_and_multiplied(rule: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """What becomes of the layers of a rule, in words."""
+    weights = rule.get("weights") or recipe.get("weights", "int8")
+    activations = rule.get("activations") or recipe.get("activations")
+    if weights == "keep" or activations is None:
+        return f"{recipe.get('keep', 'floating point')}, as it was"
+    inputs = "floating point" if activations == "none" else f"int8 by {activations} scales"
+    rotated = rule.get("rotated") if activations == "none" else recipe.get("rotation")
+    return f"{weights}; inputs {inputs}" + (", rotated" if rotated else "")
 
 
 def _training(facts: Mapping[str, Any]) -> str:
