@@ -3,15 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vggt_int8.cli.recipes import FACTS
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.omega.config import VGGTOmegaConfig
-from vggt_int8.runtime.fits import CONTEXT, Question
+from vggt_int8.recipe import load_recipe
+from vggt_int8.runtime.fits import CARDS, CONTEXT, Question, skeleton, stored_bytes
 from vggt_int8.runtime.memory import SMALLEST
 from vggt_int8.runtime.omega.memory import OmegaShape
+
+ROOT = Path(__file__).parents[2]
 
 
 def rows(cli, *arguments: object) -> list[dict]:
@@ -83,6 +87,25 @@ def test_the_other_family_is_asked_by_its_own_memory(cli, tmp_path: Path) -> Non
     assert "multiples of 16" in cli("estimate", tmp_path, "--size", "392x518", code=2)
     by_default = cli("estimate", tmp_path, "--memory-gb", 8, "-r", "fp16", "--json")
     assert json.loads(by_default)["size"] == [384, 512], "a photograph of 4:3"
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "size"),
+    [(1, VGGTConfig, (392, 518)), (2, VGGTConfig, (518, 518)), (3, VGGTOmegaConfig, (384, 512))],
+)
+def test_the_page_says_what_the_plan_says(column: int, kind: Any, size: tuple[int, int]) -> None:
+    weights = FACTS["int8_rotated"][0]
+    if kind is not VGGTConfig:
+        weights = stored_bytes(skeleton(kind(), load_recipe("int8_rotated"))[0])
+    question, said, computed = Question(kind(), weights, size), {}, {}
+    for line in (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[0].endswith(" GB"):
+            memory = int(cells[0].removesuffix(" GB")) << 30
+            said[cells[0]] = cells[column]
+            computed[cells[0]] = f"{question.frames_on_gpu(memory):,} ({question.most_frames(memory):,})"
+    assert list(said) == [f"{size} GB" for size in CARDS]
+    assert computed == said
 
 
 def test_none_fit_where_the_weights_do_not() -> None:
