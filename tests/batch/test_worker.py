@@ -16,6 +16,7 @@ import pytest
 
 from tests.batch.standin import Standin
 from vggt_int8.batch import Board, Claims, NoPlace, SceneFolder, find_scenes, run_worker
+from vggt_int8.batch import supervise as supervision
 from vggt_int8.batch.supervise import BadInput, supervise
 from vggt_int8.files import sweep
 
@@ -217,6 +218,29 @@ def test_a_failure_that_cannot_be_noted_stops_the_work_too(tmp_path: Path, monke
     with pytest.raises(NoPlace, match="No space left on device; scene_0 failed with ValueError"):
         work(tmp_path)
     assert list((tmp_path / "out" / ".batch" / "claims").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "workers", "threads"),
+    [
+        ({}, 1, None),
+        ({}, 4, "4"),
+        ({"OMP_NUM_THREADS": "1"}, 4, "1"),
+        ({"LOCAL_WORLD_SIZE": "8", "OMP_NUM_THREADS": "1"}, 1, "2"),
+        ({"LOCAL_WORLD_SIZE": "8", "OMP_NUM_THREADS": "3"}, 1, "3"),
+        ({"LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}, 1, None),
+        ({"LOCAL_WORLD_SIZE": "2"}, 64, "1"),
+    ],
+)
+def test_workers_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], workers: int, threads: str | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(os, "environ", {"HOME": "/root", "RANK": "0", **told})
+    assert supervision._environment(workers) == {
+        "HOME": "/root",
+        **({} if threads is None else {"OMP_NUM_THREADS": threads}),
+    }
 
 
 SUPERVISOR = """

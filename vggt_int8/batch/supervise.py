@@ -58,25 +58,41 @@ def supervise(
     with Claims(board.state / "workers") as alive, _ending(slots):
         alive.take(alive.token)
         for slot in slots:
-            _start(board, slot)
+            _start(board, slot, len(slots))
         while not all(slot.ended for slot in slots):
             time.sleep(poll)
             for slot in slots:
                 if slot.process is not None and slot.process.poll() is not None:
-                    _ended(board, slot, slot.process.returncode, note)
+                    _ended(board, slot, slot.process.returncode, note, len(slots))
         while board.unfinished() and alive.others():  # all of ours are given up: others may be at it
             time.sleep(poll)
 
 
-def _start(board: Board, slot: _Slot) -> None:
+def _start(board: Board, slot: _Slot, workers: int) -> None:
     slot.token, slot.progress = secrets.token_hex(8), board.progress()
+    # A worker ends when its stdin does, which is when we do, however that comes about.
+    slot.process = subprocess.Popen(slot.command(slot.token), stdin=subprocess.PIPE, env=_environment(workers))
+
+
+def _environment(workers: int) -> dict[str, str]:
+    """Of each of our workers: without a launcher's words, and with its share of the cores.
+
+    Launchers allow their processes one thread unless OMP_NUM_THREADS says otherwise: too few to write what a GPU makes.
+    Without them each process would take all cores.
+    """
     names = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
     environment = {name: value for name, value in names.items() if not name.startswith(_LAUNCHER_PREFIXES)}
-    # A worker ends when its stdin does, which is when we do, however that comes about.
-    slot.process = subprocess.Popen(slot.command(slot.token), stdin=subprocess.PIPE, env=environment)
+    launched = "LOCAL_WORLD_SIZE" in os.environ
+    if launched and environment.get("OMP_NUM_THREADS") == "1":
+        del environment["OMP_NUM_THREADS"]
+    here = workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if here > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // here)))
+    return environment
 
 
-def _ended(board: Board, slot: _Slot, code: int, note: Callable[[str], None]) -> None:
+def _ended(board: Board, slot: _Slot, code: int, note: Callable[[str], None], workers: int) -> None:
     slot.process = None
     if code in (0, NO_PLACE):
         slot.ended = True
@@ -93,7 +109,7 @@ def _ended(board: Board, slot: _Slot, code: int, note: Callable[[str], None]) ->
         note(f"a worker is given up: it ended {slot.deaths} times without getting anything done")
         return
     if board.unfinished():
-        _start(board, slot)
+        _start(board, slot, workers)
     else:
         slot.ended = True
 
