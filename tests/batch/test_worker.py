@@ -117,6 +117,18 @@ def test_other_settings_are_turned_away(tmp_path: Path) -> None:
         Board(tmp_path / "photos", board.scenes).open({})
 
 
+def test_a_beginning_that_was_killed_leaves_nothing(tmp_path: Path) -> None:
+    make_scenes(tmp_path, 1)
+    board = Board(tmp_path / "out", find_scenes(tmp_path / "scenes"))
+    left = board.state / ".settings.json.partial-0123abcd"
+    for _ in range(2):  # before the settings were there, and after
+        left.mkdir(parents=True)
+        board.open({"standin": True})
+        assert sorted(path.name for path in board.state.iterdir() if path.is_file() or path == left) == [
+            "settings.json"
+        ]
+
+
 def test_a_folder_that_another_begins_at_the_same_moment_is_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

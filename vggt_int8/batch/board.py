@@ -9,7 +9,6 @@ OUT/.batch/suspects/KEY.json  scenes that a process held when it died, which are
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vggt_int8.batch.scenes import SceneFolder
-from vggt_int8.files import write_json
+from vggt_int8.files import staging_folder, sweep, write_json
 from vggt_int8.plain_data import shown
 
 STATE, REPORT = ".batch", "report.json"
@@ -55,6 +54,7 @@ class Board:
         for folder in (self.state, self.claims_folder, self.state / "failures", self.state / "suspects"):
             folder.mkdir(parents=True, exist_ok=True)
         plain = json.loads(json.dumps(settings))
+        sweep(path)  # what a kill has left beside it
         if not path.exists():
             _write_first(path, plain)
         there = self._read(path)
@@ -144,13 +144,12 @@ class Board:
 
 def _write_first(path: Path, document: dict[str, Any]) -> None:
     """A file of the first of several writers; the others' are dropped."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    write_json(new, document)
-    try:
-        os.link(new, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links: the last of them stays, and all read it
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with staging_folder(path) as staging:
+        new = staging / path.name
+        write_json(new, document)
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links: the last of them stays, and all read it
+            new.replace(path)
