@@ -39,6 +39,7 @@ class Entry:
     name: str
     shape: tuple[int, ...]  # with S
     frame: Callable[[int], Array]
+    stored: bool = False  # `frame` computes nothing: others need not be asked for it
 
 
 def write_predictions(
@@ -68,7 +69,8 @@ def write_npz(
             write_all(descriptor, memoryview(headers[number]), place)
             place, checksum = place + len(headers[number]), zlib.crc32(headers[number])
             entry = entries[number]
-            for frame in in_order(pool, entry.frame, range(entry.shape[0])):
+            indices = range(entry.shape[0])
+            for frame in map(entry.frame, indices) if entry.stored else in_order(pool, entry.frame, indices):
                 content = np.ascontiguousarray(frame, dtype="<f4").data.cast("B")
                 checksum = zlib.crc32(content, checksum)
                 write_all(descriptor, content, place)
@@ -93,7 +95,8 @@ def _entries(scene: Scene) -> list[Entry]:
         if tensor is None:
             return []
         shape = (*tensor.shape, *last)
-        return [Entry(name, shape, lambda index: tensor[index].numpy().reshape(shape[1:]))]
+        array = tensor.numpy().reshape(shape)
+        return [Entry(name, shape, array.__getitem__, stored=True)]
 
     entries = [Entry("images", (count, 3, height, width), lambda index: _image(scene, index))]
     if scene.extrinsic is not None and scene.intrinsic is not None:
