@@ -62,6 +62,14 @@ def test_clearing_takes_our_files_alone(tmp_path: Path) -> None:
         row.check()
 
 
+def test_a_beginning_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
+    row = Predictions(tmp_path / "row", "row", {"model": "a"})
+    row.folder.mkdir()
+    (row.folder / ".row.json.partial-0123abcd").write_text("half a fi")
+    row.check()
+    assert list(row.folder.iterdir()) == []
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     row = begun(tmp_path)
     row.write(0, OUTPUTS)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vggt_int8.files import write_json, write_whole
+from vggt_int8.files import sweep, write_json, write_whole
 from vggt_int8.plain_data import first_difference, shown
 from vggt_int8.scorecard.data import TrueScene
 
@@ -46,9 +46,11 @@ class Predictions:
     def check(self) -> None:
         """Raise StaleError, saying what differs and the way out, if the folder holds predictions of another identity;
         FileExistsError if it holds something else."""
+        path = self.folder / "row.json"
+        if self.folder.is_dir():
+            sweep(path)  # of a kill while it was written first
         if not self.folder.exists() or not any(self.folder.iterdir()):
             return
-        path = self.folder / "row.json"
         if not path.is_file():
             raise FileExistsError(f"{self.folder} holds files and no row.json, so it is not ours: choose another --out")
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vggt_int8.files import sweep
 from vggt_int8.listing import first_few
 from vggt_int8.scenes import SceneDescription, describe_scenes, scene_seeds
 from vggt_int8.training.captured import EAGER_STEPS
@@ -83,6 +84,7 @@ def _remove_earlier(folder: Path) -> None:
         return
     check_run_folder(folder)
     checkpoint = folder / "checkpoint"
+    sweep(checkpoint)  # of a measurement that was killed
     ours = set(owned_files(checkpoint)) if checkpoint.exists() else set()
     found = {path.name for path in folder.iterdir()} - {"checkpoint", LOG}
     found |= {path.name for path in checkpoint.iterdir()} - ours if checkpoint.exists() else set()
