@@ -229,7 +229,7 @@ class Page:
         scale, place = self.stage.placed(index, self.settings)
         center = view.center * scale + place
         _, down, forward = view.rotation.T
-        middle = self.stage.reconstructions[index].extent()[0] * scale + place
+        middle = self.stage.reconstructions[index].extent[0] * scale + place
         ahead = max(float((middle - center) @ forward), 0.1 * self.stage.extent)
         self._enter(next(handle for i, other, handle in self._frusta if i == index and other is view))
         with client.atomic():
@@ -246,7 +246,7 @@ class Page:
     def _overview(self) -> tuple[Vector, Vector]:
         """Where to stand and what to look at: behind and above the first camera, far enough for all that is there."""
         places = [self.stage.placed(index, self.settings)[1] for index in range(len(self.stage.reconstructions))]
-        middle = self.stage.reconstructions[0].extent()[0] + (places[0] + places[-1]) / 2
+        middle = self.stage.reconstructions[0].extent[0] + (places[0] + places[-1]) / 2
         breadth = float(np.linalg.norm(places[-1] - places[0]))
         size = max(self.stage.extent, 0.75 * (self.stage.extent + breadth / 2))  # windows are broader than high
         return (middle + size * np.array([0.6, -0.7, -1.5])), middle

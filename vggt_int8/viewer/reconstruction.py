@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ class Reconstruction:
 
     def grain(self) -> float:
         """Distance between neighbouring points where most of them are, so that points of that size close a wall."""
-        scene, (_, extent) = self.scene, self.extent()
+        scene, (_, extent) = self.scene, self.extent
         if scene.depth is None or scene.intrinsic is None:
             return extent / math.sqrt(max(len(self.cloud.points), 1))
         middle = len(scene) // 2  # one map is enough to know how far things are
@@ -76,6 +77,7 @@ class Reconstruction:
         grain = depth / focal / math.sqrt(share) if focal > 0 else 0.0
         return grain if 0 < grain < extent else extent / math.sqrt(max(len(self.cloud.points), 1))
 
+    @cached_property
     def extent(self) -> tuple[NDArray[np.float64], float]:
         """The middle of the points that can be shown, and how far most of them are from it; (0, 1) without any."""
         points = self.cloud.points[self.cloud.usable]

@@ -40,7 +40,7 @@ class Stage:
     @cached_property
     def extent(self) -> float:
         """Of the first reconstruction."""
-        return self.reconstructions[0].extent()[1]
+        return self.reconstructions[0].extent[1]
 
     @cached_property
     def obstacles(self) -> list[str | None]:
