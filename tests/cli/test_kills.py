@@ -1,10 +1,10 @@
 """Runs `kill_cases.py` in a process of its own: its cases fork, which a process with threads of libraries may not."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm import python
 
 CASES = Path(__file__).with_name("kill_cases.py")
 
@@ -17,6 +17,6 @@ CASES = Path(__file__).with_name("kill_cases.py")
     ],
 )
 def test_commands_that_are_killed(marked: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(CASES)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=CASES.parents[2])
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, CASES)
+    run = python(*command, cwd=CASES.parents[2])
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]

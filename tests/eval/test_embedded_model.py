@@ -14,10 +14,12 @@ pytestmark = pytest.mark.slow
 
 # Of eight held-out scenes of four views, and well inside what 128 scenes gave (AUC@30 89 %, AbsRel 0.024).
 LEAST_AUC_30, MOST_ABS_REL = 75.0, 0.045
+PHOTOGRAPHS = FrameShape((88, 112), pixel_aspect=(0.955, 0.993))
+Rows = dict[str, dict[str, float]]
 
 
-def scores(model: VGGTInt8) -> dict[str, float]:
-    return validate(model, DataConfig(), ValidationConfig(views=(4,)), scenes=8)["4 views"]
+def scores(model: VGGTInt8, *shapes: FrameShape) -> Rows:
+    return validate(model, DataConfig(shapes=shapes), ValidationConfig(views=(4,)), scenes=8)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,13 @@ def fp32() -> VGGTInt8:
 
 
 @pytest.fixture(scope="module")
-def plain(fp32: VGGTInt8) -> dict[str, float]:
-    return scores(fp32)
+def rows(fp32: VGGTInt8) -> Rows:
+    return scores(fp32, PHOTOGRAPHS)
+
+
+@pytest.fixture(scope="module")
+def plain(rows: Rows) -> dict[str, float]:
+    return rows["4 views"]
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +48,18 @@ def test_held_out_scenes_are_reconstructed(plain: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "pixel_aspect"),
+    "shape",
     [
-        (88, (0.955, 0.993)),
-        pytest.param(80, (1.009, 1.05), marks=pytest.mark.exhaustive),
-        pytest.param(72, (0.997, 1.055), marks=pytest.mark.exhaustive),
+        PHOTOGRAPHS,
+        pytest.param(FrameShape((80, 112), pixel_aspect=(1.009, 1.05)), marks=pytest.mark.exhaustive),
+        pytest.param(FrameShape((72, 112), pixel_aspect=(0.997, 1.055)), marks=pytest.mark.exhaustive),
     ],
+    ids=lambda shape: f"{shape.size[0]} rows",
 )
-def test_frames_of_photographs_have_their_own_field_of_view(
-    fp32: VGGTInt8, height: int, pixel_aspect: tuple[float, float]
-) -> None:
+def test_frames_of_photographs_have_their_own_field_of_view(fp32: VGGTInt8, rows: Rows, shape: FrameShape) -> None:
     """fx / fy was the frame's ratio of sides, 1.27 to 1.56 here, of a model that knew squares alone. Of 128 scenes
     99 % of the views are within 5 %, AUC@30 is 83 to 87 % and AbsRel 0.033 at most."""
-    shape = FrameShape((height, 112), pixel_aspect=pixel_aspect)
-    rows = validate(fp32, DataConfig(shapes=(shape,)), ValidationConfig(views=(4,)), scenes=8)
-    found = rows[f"4 views of {height} x 112"]
+    found = (rows if shape is PHOTOGRAPHS else scores(fp32, shape))[f"4 views of {shape.size[0]} x 112"]
     assert 0.97 < found["focal_ratio"] < 1.03
     assert found["focal_ratio_105"] > 90
     assert found["auc_30"] > LEAST_AUC_30 - 7  # as much lower as those of 128 scenes are
@@ -63,7 +67,7 @@ def test_frames_of_photographs_have_their_own_field_of_view(
 
 
 def test_int8_costs_little(plain: dict[str, float], int8: VGGTInt8) -> None:
-    quantized = scores(int8)
+    quantized = scores(int8)["4 views"]
     assert plain != quantized, "INT8 is not active"
     assert quantized["auc_30"] > plain["auc_30"] - 2
     assert quantized["abs_rel"] < plain["abs_rel"] + 0.003

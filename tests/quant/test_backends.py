@@ -4,7 +4,6 @@ import functools
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.usable import skip_unless_usable
+from tests.warm import python
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.machine import int_mm_is_exact, pytorch_uses_avx512
@@ -384,8 +384,7 @@ for backend, threshold in (("auto", 0), ("native", 0), ("torchao", 0), ("bitsand
         print("saturates" in str(error))
 """
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    command = [sys.executable, "-c", code]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    process = python("-c", code, env=environment)
     assert process.returncode == 0, process.stderr
     exact, auto, native, torchao, bitsandbytes, llm_int8 = process.stdout.split()
     assert auto == native == llm_int8 == "512.0"

@@ -1,14 +1,13 @@
 """Frames shared out over processes: results are those of one process, and no process waits for one that failed."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
 from tests.shards.ranks import RANKS
+from tests.warm import python
 from vggt_int8 import VGGTConfig, VGGTInt8
 from vggt_int8.model.layers import key_frames
 from vggt_int8.runtime.memory import PLANS, Shape
@@ -65,7 +64,8 @@ def test_unknown_outputs_are_refused(make_bare: Any) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
-    subprocess.run([sys.executable, "-m", "tests.shards.ranks", str(folder)], check=True, timeout=1200)
+    run = python("-m", "tests.shards.ranks", folder)
+    assert run.returncode == 0, run.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 

@@ -47,20 +47,20 @@ def test_overfitting_two_scenes_recovers_their_cameras_and_depth(tiny_config: Tr
 
 @pytest.mark.parametrize("muon_rate", [0.0, pytest.param(3e-3, marks=pytest.mark.slow)])
 def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_path: Path, muon_rate: float) -> None:
-    optimizer = dataclasses.replace(tiny_config.optimizer, muon_learning_rate=muon_rate)
+    optimizer = dataclasses.replace(tiny_config.optimizer, muon_learning_rate=muon_rate, total_steps=8)
     tiny_config = dataclasses.replace(tiny_config, optimizer=optimizer)
     Trainer(tiny_config, tmp_path / "whole").train(ONLY)
-    part = dataclasses.replace(ONLY, max_steps=6)
+    part = dataclasses.replace(ONLY, max_steps=4)
     assert Trainer(tiny_config, tmp_path / "parts").train(part) == "max_steps reached"
     resumed = Trainer(tiny_config, tmp_path / "parts")
-    assert resumed.step == 6
+    assert resumed.step == 4
     assert resumed.train(ONLY) == "all steps are done"
     whole, parts = entries(tmp_path / "whole", "train"), entries(tmp_path / "parts", "train")
-    assert [e["step"] for e in whole] == [e["step"] for e in parts] == [2, 4, 6, 8, 10, 12]
+    assert [e["step"] for e in whole] == [e["step"] for e in parts] == [2, 4, 6, 8]
     assert [e["learning_rate"] for e in whole] == [e["learning_rate"] for e in parts]
     for a, b in zip(whole, parts, strict=True):
         # The moments pass through float8, so steps after the resume differ a little; data and schedule do not.
-        assert a["total"] == pytest.approx(b["total"], rel=0 if a["step"] <= 6 else 0.02)
+        assert a["total"] == pytest.approx(b["total"], rel=0 if a["step"] <= 4 else 0.02)
 
 
 def test_what_cannot_be_gone_on_with_is_named(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,15 @@ from vggt_int8.training import qat
 from vggt_int8.training.distiller import Distiller
 from vggt_int8.training.qat_config import QatConfig
 from vggt_int8.training.views import Album, find_scenes
+
+
+@pytest.fixture(scope="module")
+def rotated(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, qat.QatEnd]:
+    """The folder of a whole run under int8_rotated, and how it ended."""
+    folder = tmp_path_factory.mktemp("rotated")
+    (folder / "qat.toml").write_text(CONFIG)
+    settings: dict[str, Any] = {"config": folder / "qat.toml", "quiet": True}
+    return folder / "out", qat.train_qat(str(model), [photos], folder / "out", "int8_rotated", **settings)
 
 
 @pytest.mark.slow
@@ -77,17 +85,17 @@ def test_the_network_that_was_trained_is_the_one_that_is_written(
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
-    model: Path, photos: Path, config: Path, tmp_path: Path
+    model: Path, photos: Path, config: Path, tmp_path: Path, rotated: tuple[Path, qat.QatEnd]
 ) -> None:
     arguments: tuple[Any, ...] = (str(model), [photos])
-    whole = qat.train_qat(*arguments, tmp_path / "whole", "int8_rotated", config=config, quiet=True)
     stopped = qat.train_qat(*arguments, tmp_path / "parts", "int8_rotated", config=config, max_minutes=0, quiet=True)
     assert (stopped.step, stopped.reason) == (1, "the time is over (max_minutes)")
     assert VGGTInt8.from_pretrained(tmp_path / "parts").quantization_plan
     parts = qat.train_qat(*arguments, tmp_path / "parts", "int8_rotated", config=config, quiet=True)
-    assert parts == whole
+    whole, end = rotated
+    assert parts == end
     for place in ("run/checkpoint", "run/best", "."):
-        one, other = weights(tmp_path / "whole" / place), weights(tmp_path / "parts" / place)
+        one, other = weights(whole / place), weights(tmp_path / "parts" / place)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one), place
 
@@ -131,15 +139,19 @@ def test_a_run_is_not_mixed_with_another(model: Path, photos: Path, config: Path
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
 
 
+TOGETHER = """
+import sys
+from accelerate import debug_launcher
+from vggt_int8.cli import app
+import vggt_int8.training.qat  # once for both, which are forks
+debug_launcher(app, (sys.argv[1:],), num_processes=2)
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
-    """`accelerate launch` on two CPU processes: the same command as on two GPUs."""
-    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vggt_int8"]
-    command += ["qat", str(model), str(photos), "-o", str(tmp_path / "out"), "--config", str(config)]
-    root = Path(__file__).parents[3]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    result = python(*command, env=environment)
+    """On the CPU, as on two GPUs. `accelerate launch` itself starts them in tests/training/test_processes.py."""
+    result = python("-c", TOGETHER, "qat", model, photos, "-o", tmp_path / "out", "--config", config)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("stopped at step 4") == 1
     assert len(entries(tmp_path / "out" / "run", "train")) == 4
@@ -171,14 +183,11 @@ def test_static_scales_are_found_learned_and_written(
 
 
 @pytest.mark.slow
-def test_a_recipe_with_folded_factors_trains_what_is_folded(
-    model: Path, photos: Path, config: Path, tmp_path: Path
-) -> None:
-    recipe = load_recipe("int8_rotated")
+def test_a_recipe_with_folded_factors_trains_what_is_folded(model: Path, rotated: tuple[Path, qat.QatEnd]) -> None:
+    recipe, (out, end) = load_recipe("int8_rotated"), rotated
     assert recipe.smoothing == "weights"
-    end = qat.train_qat(str(model), [photos], tmp_path / "out", recipe, config=config, quiet=True)
     name = "aggregator.frame_blocks.1.mlp.fc1"
-    stored = VGGTInt8.from_pretrained(tmp_path / "out").get_submodule(name)
+    stored = VGGTInt8.from_pretrained(out).get_submodule(name)
     untrained = quantize(VGGTInt8.from_pretrained(model), recipe).get_submodule(name)
     assert torch.allclose(stored.weight_scale, untrained.weight_scale, rtol=1e-2), "folded once, not twice"
     plain = quantize(VGGTInt8.from_pretrained(model), dataclasses.replace(recipe, smoothing=0)).get_submodule(name)
