@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def serve() -> None:
     os.dup2(2, 1)
     for name in LIBRARIES:
         importlib.import_module(name)
+    re._MAXCACHE = 1 << 14  # type: ignore[attr-defined]  # as in conftest.py
     late = [name for name in ("transformers", "huggingface_hub", "vggt_int8") if name in sys.modules]
     assert not late, f"{late} would have read another environment"
     for question in sys.stdin:
