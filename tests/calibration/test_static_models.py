@@ -176,8 +176,13 @@ def test_images_of_one_colour_show_no_ranges(make_bare: Callable[[], VGGTInt8], 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     grey = torch.full_like(scenes, 0.5) + torch.linspace(0, 0.01, 56)
     grey[1] += 0.01  # another image: one that comes twice is seen once
-    with pytest.raises(CalibrationError, match="3 of 3 calibration images are of one colour, such as black"):
+    with pytest.raises(CalibrationError, match="all 3 calibration images are of one colour, such as black"):
         quantize(model, static_recipe, calibration=[torch.zeros(1, 3, 42, 56), grey])
+    with (
+        pytest.warns(UserWarning, match="calibrated with 1 image, all that there are"),
+        pytest.raises(CalibrationError, match="the only calibration image is of one colour"),
+    ):
+        quantize(model, static_recipe, calibration=torch.ones(1, 3, 42, 56))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.warns(UserWarning, match="1 of 3 calibration images are of one colour.* leave them out"):
         quantize(model, static_recipe, calibration=[torch.zeros(1, 3, 42, 56), scenes])

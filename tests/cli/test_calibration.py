@@ -21,7 +21,7 @@ def static(cli, tiny: Path, out: Path, photos: list[Path], *extra: object) -> st
 def test_quantize_and_inspect(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
     text = static(cli, tiny, tmp_path / "out", photos, "--samples", 2, "--observer", "histogram", "--seed", 5)
     assert "W8A8 static rotated" in text
-    line = "calibrated with 2 images in 1 calls, observer histogram, seed 5: ranges of"
+    line = "calibrated with 2 images in 1 call, observer histogram, seed 5: ranges of"
     assert line in text
     model = VGGTInt8.from_pretrained(tmp_path / "out")
     facts = model.config.quantization_config.calibration

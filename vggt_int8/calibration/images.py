@@ -158,10 +158,14 @@ def check_contents(images: Sequence[Tensor]) -> None:
     spans = [(frame.amax(dim=(1, 2)) - frame.amin(dim=(1, 2))).max().item() for call in images for frame in call]
     if not (empty := sum(span < _LEAST_SPAN for span in spans)):
         return
-    said = f"{empty} of {len(spans)} calibration images are of one colour, such as black,"
     if empty == len(spans):
-        raise CalibrationError(f"{said} so ranges would not be those of pictures: calibrate with photographs of scenes")
-    warnings.warn(f"{said} and show nothing of the ranges of pictures: leave them out", stacklevel=4)
+        all_are = "the only calibration image is" if empty == 1 else f"all {empty} calibration images are"
+        raise CalibrationError(
+            f"{all_are} of one colour, such as black, so ranges would not be those of pictures: calibrate with "
+            "photographs of scenes"
+        )
+    some_are = f"{empty} of {len(spans)} calibration images are of one colour, such as black"
+    warnings.warn(f"{some_are}, and show nothing of the ranges of pictures: leave them out", stacklevel=4)
 
 
 def choose_inputs(inputs: Any, samples: int, seed: int) -> list[Tensor]:

@@ -115,7 +115,7 @@ def facts(model: "VGGTInt8") -> dict[str, Any] | None:
 
 def summary(calibration: dict[str, Any]) -> str:
     """The same in a line."""
-    images = console.count_images(calibration["images"])
+    images, calls = console.count_images(calibration["images"]), calibration["calls"]
     ranges = [own for layer in calibration["ranges"].values() for own in layer]
     strengths = calibration.get("smoothing", {}).values()
     found = []
@@ -125,8 +125,9 @@ def summary(calibration: dict[str, Any]) -> str:
     if strengths:
         found.append(f"smoothing before {len(strengths)} layers of strength {min(strengths):g} to {max(strengths):g}")
     observer = f"observer {calibration['observer']}, " if ranges else ""
-    how = f"calibrated with {images} in {calibration['calls']} calls, {observer}seed {calibration['seed']}"
-    return f"{how}: {'; '.join(found)}"
+    in_calls = "1 call" if calls == 1 else f"{calls} calls"
+    how = f"calibrated with {images} in {in_calls}, {observer}seed {calibration['seed']}"
+    return f"{how}: {'; '.join(found)}" if found else how
 
 
 def layers_of(model: "VGGTInt8") -> list[dict[str, Any]]:
