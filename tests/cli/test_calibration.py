@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vggt_int8 import VGGTInt8
+from vggt_int8 import VGGTInt8, load_recipe
 from vggt_int8.calibration.images import content_hash
 from vggt_int8.images import load_images
 from vggt_int8.quant import Int8Linear
@@ -55,8 +55,10 @@ def test_strengths_of_smoothing_are_told(cli, tiny: Path, tmp_path: Path, photos
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibrated with")
 def test_channels_take_the_place_of_smoothing(cli, tiny: Path, tmp_path: Path, photos: list[Path]) -> None:
-    static(cli, tiny, tmp_path / "out", photos, "--observer", "per_channel")
-    assert "smoothing" not in VGGTInt8.from_pretrained(tmp_path / "out").config.quantization_config.recipe
+    static(cli, tiny, tmp_path / "out", photos, "--observer", "per_channel", "--rounding", "nearest")
+    recipe = VGGTInt8.from_pretrained(tmp_path / "out").config.quantization_config.recipe
+    assert "smoothing" not in recipe
+    assert recipe.get("rounding", "nearest") == "nearest" != load_recipe("int8_static_rotated").rounding
 
 
 @pytest.mark.slow
@@ -75,6 +77,7 @@ def test_the_order_of_images_does_not_matter(cli, tiny: Path, tmp_path: Path, ph
         (["-r", "int8_dynamic", "--calibration", "PHOTO"], "'int8_dynamic' needs no images, so calibration would"),
         (["-r", "int8_static", "--calibration", "nowhere.png"], "no such image file or folder: nowhere.png"),
         (["-r", "int8_static", "--samples", "4"], "--samples says how to calibrate, so --calibration is needed"),
+        (["-r", "int8_static", "--rounding", "gptq"], "--rounding says how to calibrate, so --calibration is needed"),
         (["-r", "int8_static", "--observer", "mse"], "--observer says how to calibrate, so --calibration is needed"),
         (["-r", "int8_static", "--calibration", "PHOTO", "--observer", "minimax"], "(did you mean 'minmax'?)"),
         (["-r", "int8_static", "--calibration", "PHOTO", "--samples", "0"], "it must be at least 1"),

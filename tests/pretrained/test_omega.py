@@ -234,7 +234,7 @@ def test_special_tokens_of_static_recipes_are_those_of_each_part(make: Callable[
     """A class token and four others in the encoder; a camera token and the registers in the aggregator, whose register
     layers (1 and 3) see these alone: one scale is enough.
     """
-    plan = make_plan(make(), load_recipe("int8_static"))
+    plan = make_plan(make(), load_recipe("int8_static_rotated"))
     found = {name: entry.scheme.special_tokens for name, entry in plan.items() if entry.scheme}
     for name, tokens in found.items():
         part, layer = name.rpartition("blocks.")[0], name.partition("blocks.")[2][:1]

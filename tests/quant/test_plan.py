@@ -50,6 +50,8 @@ def test_vggt_1b_layer_by_layer(vggt_1b: VGGTInt8, name: str) -> None:
             want = camera_head
         elif name in STATIC:  # five special tokens of a frame are apart; the track head cannot be calibrated
             apart = layer.startswith("aggregator.")
+            if name == "int8_static" and layer.startswith("aggregator.global_blocks") and layer.endswith("fc2"):
+                apart = False
             want = replace(want, **({"special_tokens": 5} if apart else {"activations": "dynamic"}))
         assert scheme == want, layer
     kept = [layer for layer in plan if layer not in int8]

@@ -9,7 +9,7 @@ import typer
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Backend, Device, Model, load_model, local_bytes
 from vggt_int8.recipe import RecipeError, load_recipe
-from vggt_int8.recipe.scheme import OBSERVERS
+from vggt_int8.recipe.scheme import OBSERVERS, ROUNDINGS
 
 if TYPE_CHECKING:
     from vggt_int8 import Recipe, VGGTInt8
@@ -43,6 +43,14 @@ def quantize(
             **options.choice("observer", *OBSERVERS),
         ),
     ] = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights of linears: nearest, or gptq, by what their inputs on these images are, in some seven "
+            "passes and more memory; by default what the recipe says.",
+            **options.choice("rounding", *ROUNDINGS),
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Which images are used, where there are more than wanted.", **options.between(0))
     ] = 0,
@@ -57,7 +65,8 @@ def quantize(
     """Quantize a checkpoint by a recipe and save it; the result runs under every backend that fits the recipe."""
     from vggt_int8.export import staged_folder
 
-    chosen = calibrated_recipe(recipe, calibration, samples, observer)
+    changed = {"calibration_samples": samples, "observer": observer, "rounding": rounding}
+    chosen = calibrated_recipe(recipe, calibration, {key: value for key, value in changed.items() if value is not None})
     scenes = find_calibration(chosen, calibration)
     entries: list[str] = []  # known once the weights are written: their files may be numbered
     with staged_folder(out, entries=entries, overwrite=None, needed=local_bytes(model) / 4) as folder:  # of fp32
@@ -85,16 +94,15 @@ def quantize(
     console.say(f"{out}: {console.megabytes(weights)} in {len(files)} files")
 
 
-def calibrated_recipe(name: str, calibration: list[str] | None, samples: int | None, observer: str | None) -> "Recipe":
-    """The recipe with what the options say of calibration. Raises `RecipeError` if they and the recipe contradict."""
+def calibrated_recipe(name: str, calibration: list[str] | None, changed: dict[str, Any]) -> "Recipe":
+    """The recipe with what the options say of calibration. changed: field of a recipe -> value, of options that were
+    given. Raises `RecipeError` if they and the recipe contradict."""
     recipe = load_recipe(name)
-    changed: dict[str, Any] = {"calibration_samples": samples, "observer": observer}
-    changed = {key: value for key, value in changed.items() if value is not None}
-    if observer == "per_channel":  # which folds factors of its own
-        changed["smoothing"] = 0
     if changed and calibration is None:
-        option = "samples" if samples is not None else "observer"
+        option = next(iter(changed)).removeprefix("calibration_")
         raise RecipeError(f"--{option} says how to calibrate, so --calibration is needed beside it")
+    if changed.get("observer") == "per_channel":  # which folds factors of its own
+        changed = {**changed, "smoothing": 0}
     return replace(recipe, **changed) if changed else recipe
 
 
