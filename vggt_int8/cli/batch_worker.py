@@ -90,7 +90,9 @@ class _Read:
 
 @dataclass
 class _Computed:
-    read: _Read
+    """Without the images as they were read, whose pinned memory the next scene gets."""
+
+    source: Input
     scene: "Scene"
     report: "RunReport"
     seconds: dict[str, float]
@@ -173,7 +175,7 @@ class Reconstruct:
             if device.type == "cuda" and _is_broken(device):
                 raise Broken(str(error)) from error
             raise
-        return _Computed(item, whole, self._report(frames.inputs), clock.seconds)
+        return _Computed(item.source, whole, self._report(frames.inputs), {**item.seconds, **clock.seconds})
 
     def _report(self, inputs: list[dict[str, Any]]) -> "RunReport":
         """Of the last call. What all scenes have in common is asked once: it takes as long as a frame, or longer."""
@@ -189,7 +191,7 @@ class Reconstruct:
         from vggt_int8.export import SCENE_ENTRIES, PhaseClock, staged_folder, write_report, write_scene
         from vggt_int8.export.write import format_of
 
-        clock, read, out = PhaseClock("cpu"), result.read, self.wanted.out / scene.name
+        clock, out = PhaseClock("cpu"), self.wanted.out / scene.name
         options, whole = self.wanted.exports.options(out), result.scene
         refinement: dict[str, Any] = {}
         with staged_folder(out, entries=SCENE_ENTRIES) as folder:
@@ -200,8 +202,8 @@ class Reconstruct:
                 result.report.outputs = refinement | write_scene(
                     folder, whole, self.wanted.exports.formats, options, save=self.wanted.save_scene
                 )
-            result.report.seconds = {**read.seconds, **result.seconds, **clock.seconds}
-            write_report(folder, "batch", {**result.report.to_document(), **read.source.report()}, format_of)
+            result.report.seconds = {**result.seconds, **clock.seconds}
+            write_report(folder, "batch", {**result.report.to_document(), **result.source.report()}, format_of)
 
 
 def _is_broken(device: Any) -> bool:
