@@ -8,7 +8,8 @@ it. What depends on how a process starts (threads, signals, memory, the time of 
 
 import atexit
 import functools
-import importlib
+import gc
+import importlib.util
 import json
 import os
 import re
@@ -23,8 +24,10 @@ ROOT = Path(__file__).parent.parent
 # What transformers and accelerate would import of other libraries.
 LIBRARIES = (
     *("torch", "torch._dynamo", "torch._inductor.decomposition", "torch.distributed.tensor", "torch.distributed.fsdp"),
-    *("torch.nn.attention.flex_attention", "scipy.optimize", "PIL.Image", "rich.console", "typer"),
+    *("torch.nn.attention.flex_attention", "torch.distributed.checkpoint", "scipy.optimize", "PIL.Image"),
+    *("rich.console", "typer", "jinja2"),
 )
+HTTP = ("httpx2", "httpx")  # the one of huggingface_hub's version, which reads the environment for each client
 
 
 def python(
@@ -62,9 +65,11 @@ def _end(process: "subprocess.Popen[str]") -> None:
 def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for name in LIBRARIES:
+    http = next((name for name in HTTP if importlib.util.find_spec(name)), "http.client")
+    for name in (*LIBRARIES, http):
         importlib.import_module(name)
-    re._MAXCACHE = 1 << 14  # type: ignore[attr-defined]  # as in conftest.py
+    re._MAXCACHE = 1 << 14  # type: ignore[attr-defined]  # as in conftest.py, and so is the next line
+    gc.freeze()
     late = [name for name in ("transformers", "huggingface_hub", "vggt_int8") if name in sys.modules]
     assert not late, f"{late} would have read another environment"
     for question in sys.stdin:
