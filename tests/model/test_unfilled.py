@@ -1,5 +1,7 @@
 """Networks on the meta device, for which no weights are drawn."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -30,7 +32,9 @@ def test_only_what_is_on_the_meta_device_is_not_drawn() -> None:
     assert bool(x.all())
 
 
-def test_building_asks_pytorch_for_no_random_number() -> None:
-    with torch.profiler.profile() as profile:
-        unfilled(VGGT, CONFIG)
-    assert not {event.name for event in profile.events()} & {"aten::uniform_", "aten::normal_"}
+def test_building_and_loading_ask_pytorch_for_no_random_number(tmp_path: Path) -> None:
+    VGGT(CONFIG).save_pretrained(tmp_path)
+    for network in (lambda: unfilled(VGGT, CONFIG), lambda: VGGT.from_pretrained(tmp_path)):
+        with torch.profiler.profile() as profile:
+            network()
+        assert not {event.name for event in profile.events()} & {"aten::uniform_", "aten::normal_"}
