@@ -185,7 +185,7 @@ def _maker(sizes: dict[str, object], weights: dict[str, Tensor]) -> "Callable[[]
 
     def make() -> VGGTInt8:
         model = unfilled(VGGTInt8, VGGTConfig(**sizes)).eval()
-        model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+        model.load_state_dict({name: x.to(torch.float32, copy=True) for name, x in weights.items()}, assign=True)
         return model
 
     return make
