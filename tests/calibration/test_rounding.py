@@ -22,6 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:calibrated with 6 images")
 ROUNDED = replace(load_recipe("int8_rotated"), rounding="gptq")
 
 
+@pytest.fixture(scope="module")
+def rounded(tiny_checkpoint: Path, scenes: Tensor) -> VGGTInt8:
+    """Read only."""
+    return quantize(VGGTInt8.from_pretrained(tiny_checkpoint), ROUNDED, calibration=scenes)
+
+
 def linears(model: nn.Module) -> dict[str, Int8Linear]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
 
@@ -64,13 +70,13 @@ def test_codes_are_those_of_the_inputs_that_are_seen(make_tiny: Callable[[], VGG
         assert lost < 0.9 * before, name
 
 
-def test_what_is_folded_is_seen(make_tiny: Callable[[], VGGTInt8], scenes: Tensor) -> None:
+def test_what_is_folded_is_seen(make_tiny: Callable[[], VGGTInt8], rounded: VGGTInt8, scenes: Tensor) -> None:
     """Under smoothing inputs are divided, and columns multiplied, before anything is rounded."""
     name = "aggregator.frame_blocks.0.mlp.fc1"
-    smoothed, plain = quantize(make_tiny(), ROUNDED, calibration=scenes), make_tiny()
+    plain = make_tiny()
     factor = plan_folds(plain, make_plan(plain, ROUNDED), recipe_for(plain, ROUNDED))[name].columns.float()
     assert factor.std() > 0
-    layer = smoothed.get_submodule(name)
+    layer = rounded.get_submodule(name)
     (inputs,) = seen_inputs(plain, scenes, [name]).values()
     x = rotate(torch.cat([rows.flatten(0, -2) for rows in inputs]) / factor, layer.rotation).double()
     weight = rotate(plain.get_submodule(name).weight.detach() * factor, layer.rotation)
@@ -80,19 +86,19 @@ def test_what_is_folded_is_seen(make_tiny: Callable[[], VGGTInt8], scenes: Tenso
 
 @pytest.mark.slow
 def test_passes_in_parts_give_the_same_codes(
-    make_tiny: Callable[[], VGGTInt8], scenes: Tensor, monkeypatch: pytest.MonkeyPatch
+    make_tiny: Callable[[], VGGTInt8], rounded: VGGTInt8, scenes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, int]] = []
-    whole = quantize(make_tiny(), ROUNDED, calibration=scenes)
     monkeypatch.setattr(rounding, "AT_ONCE", 8 * 64**2 * 8)
     parts = quantize(make_tiny(), ROUNDED, calibration=scenes, on_call=lambda *done: calls.append(done))
     assert calls[-1][0] == calls[-1][1] > len(scenes)
-    for name, layer in linears(whole).items():
+    for name, layer in linears(rounded).items():
         assert torch.equal(layer.codes, linears(parts)[name].codes), name
 
 
-def test_what_images_do_not_reach_is_rounded_to_the_nearest(make_tiny: Callable[..., VGGTInt8], scenes: Tensor) -> None:
-    rounded = quantize(make_tiny(), ROUNDED, calibration=scenes)
+def test_what_images_do_not_reach_is_rounded_to_the_nearest(
+    make_tiny: Callable[..., VGGTInt8], rounded: VGGTInt8
+) -> None:
     nearest = quantize(make_tiny(), "int8_rotated")
     track = [name for name in linears(rounded) if name.startswith("track_head.")]
     assert track
@@ -101,8 +107,8 @@ def test_what_images_do_not_reach_is_rounded_to_the_nearest(make_tiny: Callable[
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_it_comes_back(tiny_checkpoint: Path, tmp_path: Path, scenes: Tensor) -> None:
-    model = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=ROUNDED, calibration=scenes)
+def test_a_checkpoint_of_it_comes_back(bare_checkpoint: Path, tmp_path: Path, scenes: Tensor) -> None:
+    model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=ROUNDED, calibration=scenes)
     model.save_pretrained(tmp_path / "rounded")
     config = json.loads((tmp_path / "rounded" / "config.json").read_text())["quantization_config"]
     assert config["recipe"]["rounding"] == "gptq"

@@ -26,6 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:calibrated with")
 Make = Callable[[], VGGTInt8]
 
 
+@pytest.fixture(scope="module")
+def rotated(bare_checkpoint: Path, scenes: Tensor) -> VGGTInt8:
+    """Under int8_smooth_rotated. Read only."""
+    model = VGGTInt8.from_pretrained(bare_checkpoint)
+    return quantize(model, "int8_smooth_rotated", "reference", calibration=scenes)
+
+
 def assert_same_state(a: nn.Module, b: nn.Module) -> None:
     want, got = a.state_dict(), b.state_dict()
     assert want.keys() == got.keys()
@@ -44,8 +51,8 @@ def inputs_of(model: nn.Module, name: str, scenes: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("int8_smooth", marks=pytest.mark.slow), "int8_smooth_rotated"])
-def test_outlier_channels_cost_next_to_nothing(make_tiny: Make, scenes: Tensor, recipe: str) -> None:
-    plain = make_tiny()
+def test_outlier_channels_cost_next_to_nothing(make_bare: Make, scenes: Tensor, recipe: str) -> None:
+    plain = make_bare()
     hard = with_outliers(plain, 5, share=0.1)
     tokens = {}
     for name, model, smoothing in (
@@ -65,11 +72,11 @@ def test_outlier_channels_cost_next_to_nothing(make_tiny: Make, scenes: Tensor, 
     assert error["rough"] > 2 * error["easy"]
 
 
-def test_a_strength_folds_what_the_inputs_say(make_tiny: Make, scenes: Tensor) -> None:
+def test_a_strength_folds_what_the_inputs_say(make_bare: Make, scenes: Tensor) -> None:
     """Factors of a seam, recovered from the result, are those of the formula on inputs that are seen here."""
-    model = make_tiny()
+    model = make_bare()
     recipe = replace(load_recipe("int8_smooth"), smoothing=0.5)
-    smoothed = quantize(make_tiny(), recipe, calibration=scenes)
+    smoothed = quantize(make_bare(), recipe, calibration=scenes)
     folds = folds_between(model, smoothed)
     for name in ("aggregator.global_blocks.1.mlp.fc1", "aggregator.frame_blocks.0.attn.proj"):
         x, weight = inputs_of(model, name, scenes).double(), model.get_submodule(name).weight.detach().double()
@@ -83,11 +90,11 @@ def test_a_strength_folds_what_the_inputs_say(make_tiny: Make, scenes: Tensor) -
 
 @pytest.mark.parametrize("recipe", [pytest.param("int8_smooth", marks=pytest.mark.slow), "int8_smooth_rotated"])
 def test_the_same_from_any_order_and_any_way_and_loaded_again(
-    make_tiny: Make, tiny_checkpoint: Path, scenes: Tensor, tmp_path: Path, recipe: str
+    make_bare: Make, bare_checkpoint: Path, scenes: Tensor, tmp_path: Path, recipe: str
 ) -> None:
-    one = quantize(make_tiny(), recipe, calibration=scenes)
-    assert_same_state(one, quantize(make_tiny(), recipe, calibration=scenes[[2, 0, 1]].flip(1)))
-    loaded = VGGTInt8.from_pretrained(tiny_checkpoint, recipe=recipe, calibration=scenes)
+    one = quantize(make_bare(), recipe, calibration=scenes)
+    assert_same_state(one, quantize(make_bare(), recipe, calibration=scenes[[2, 0, 1]].flip(1)))
+    loaded = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe, calibration=scenes)
     assert_same_state(one, loaded)
     loaded.save_pretrained(tmp_path)
     again = VGGTInt8.from_pretrained(tmp_path)
@@ -103,22 +110,22 @@ def test_the_same_from_any_order_and_any_way_and_loaded_again(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "reference", "torchao", "bitsandbytes"])
-def test_every_backend_runs_it(make_tiny: Make, scenes: Tensor, backend: str) -> None:
+def test_every_backend_runs_it(rotated: VGGTInt8, scenes: Tensor, backend: str) -> None:
     skip_unless_usable(backend, Scheme("dynamic", rotation=256))
-    model = quantize(make_tiny(), "int8_smooth_rotated", "reference", calibration=scenes)
+    model = copy.deepcopy(rotated)
     expected = model(scenes[0]).depth
     model.set_backend(backend)
     assert relative_error(model(scenes[0]).depth, expected) < 0.05
 
 
 @pytest.mark.slow
-def test_static_scales_are_of_the_inputs_that_are_left(make_tiny: Make, scenes: Tensor) -> None:
+def test_static_scales_are_of_the_inputs_that_are_left(make_bare: Make, scenes: Tensor) -> None:
     """Largest values of inputs that are divided by the factors, and then rotated."""
-    model = make_tiny()
+    model = make_bare()
     recipe = replace(load_recipe("int8_static_rotated"), smoothing="search", special_tokens="shared", observer="minmax")
-    smoothed = quantize(make_tiny(), recipe, calibration=scenes)
+    smoothed = quantize(make_bare(), recipe, calibration=scenes)
     folds = folds_between(model, smoothed)
-    plain = quantize(make_tiny(), replace(recipe, smoothing=0), calibration=scenes)
+    plain = quantize(make_bare(), replace(recipe, smoothing=0), calibration=scenes)
     name = "aggregator.global_blocks.1.attn.qkv"
     layer, other = smoothed.get_submodule(name), plain.get_submodule(name)
     assert isinstance(layer, Int8Linear)
@@ -128,7 +135,7 @@ def test_static_scales_are_of_the_inputs_that_are_left(make_tiny: Make, scenes: 
     assert layer.input_scale.item() * 127 == pytest.approx(largest.item(), rel=5e-3)
     assert layer.input_scale.item() != pytest.approx(other.input_scale.item(), rel=2e-2)
     both = replace(recipe, smoothing="weights")
-    by_weights = quantize(make_tiny(), both, calibration=scenes)
+    by_weights = quantize(make_bare(), both, calibration=scenes)
     left = inputs_of(model, name, scenes) / folds_between(model, by_weights)[name].columns.float()
     largest = rotate(left, layer.rotation).abs().max().item()
     assert by_weights.get_submodule(name).input_scale.item() * 127 == pytest.approx(largest, rel=5e-3)
@@ -146,24 +153,24 @@ class Foreign(nn.Module):
         return self.camera_head(self.aggregator(images, [last])[last][:, :, 0])[-1]
 
 
-def test_a_foreign_module(make_tiny: Make, scenes: Tensor) -> None:
-    foreign = Foreign(make_tiny())
+def test_a_foreign_module(make_bare: Make, scenes: Tensor) -> None:
+    foreign = Foreign(make_bare())
     batches = [scene[None] for scene in scenes]
     with torch.no_grad():
         expected = foreign(batches[0])
     quantize(foreign, "int8_smooth_rotated", "reference", calibration=batches)
     with torch.no_grad():
         assert relative_error(foreign(batches[0]), expected) < 0.1
-    assert folds_between(Foreign(make_tiny()), foreign).keys() > {"aggregator.frame_blocks.0.attn.qkv"}
+    assert folds_between(Foreign(make_bare()), foreign).keys() > {"aggregator.frame_blocks.0.attn.qkv"}
 
 
-def test_without_images_or_with_images_for_nothing(make_tiny: Make, tiny_checkpoint: Path, scenes: Tensor) -> None:
-    model = make_tiny()
+def test_without_images_or_with_images_for_nothing(make_bare: Make, bare_checkpoint: Path, scenes: Tensor) -> None:
+    model = make_bare()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RecipeError, match=r"int8_smooth.*smooths by what inputs show.*calibration="):
         quantize(model, "int8_smooth")
     with pytest.raises(RecipeError, match=r"int8_smooth_rotated.*calibration="):
-        VGGTInt8.from_pretrained(tiny_checkpoint, recipe="int8_smooth_rotated")
+        VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_smooth_rotated")
     with pytest.raises(RecipeError, match="smooths by what inputs show"):
         quantize_module(model, "int8_smooth")
     with pytest.raises(RecipeError, match="needs no images"):
@@ -176,8 +183,8 @@ def test_without_images_or_with_images_for_nothing(make_tiny: Make, tiny_checkpo
 
 
 @pytest.mark.parametrize("strengths", [{"a": 2}, {"a": "much"}, [0.5]])
-def test_damaged_facts_are_refused(make_tiny: Make, scenes: Tensor, strengths: Any) -> None:
-    facts = quantize(make_tiny(), "int8_smooth", calibration=scenes).config.quantization_config
+def test_damaged_facts_are_refused(rotated: VGGTInt8, strengths: Any) -> None:
+    facts = rotated.config.quantization_config
     damaged = {**facts.calibration, "smoothing": strengths}
     with pytest.raises(CheckpointError, match="its smoothing is"):
         VGGTInt8QuantizationConfig(recipe=facts.recipe, calibration=damaged)
