@@ -92,18 +92,19 @@ def test_passes_in_parts_give_the_same_codes(
     monkeypatch.setattr(rounding, "AT_ONCE", 8 * 64**2 * 8)
     parts = quantize(make_tiny(), ROUNDED, calibration=scenes, on_call=lambda *done: calls.append(done))
     assert calls[-1][0] == calls[-1][1] > len(scenes)
+    layers = linears(parts)
     for name, layer in linears(rounded).items():
-        assert torch.equal(layer.codes, linears(parts)[name].codes), name
+        assert torch.equal(layer.codes, layers[name].codes), name
 
 
 def test_what_images_do_not_reach_is_rounded_to_the_nearest(
     make_tiny: Callable[..., VGGTInt8], rounded: VGGTInt8
 ) -> None:
-    nearest = quantize(make_tiny(), "int8_rotated")
-    track = [name for name in linears(rounded) if name.startswith("track_head.")]
+    layers, nearest = linears(rounded), linears(quantize(make_tiny(), "int8_rotated"))
+    track = [name for name in layers if name.startswith("track_head.")]
     assert track
     for name in track:
-        assert torch.equal(linears(rounded)[name].codes, linears(nearest)[name].codes), name
+        assert torch.equal(layers[name].codes, nearest[name].codes), name
 
 
 @pytest.mark.slow
@@ -114,8 +115,9 @@ def test_a_checkpoint_of_it_comes_back(bare_checkpoint: Path, tmp_path: Path, sc
     assert config["recipe"]["rounding"] == "gptq"
     assert config["calibration"]["images"] == 6
     again = VGGTInt8.from_pretrained(tmp_path / "rounded")
+    loaded = again.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+        assert torch.equal(loaded[name], tensor), name
 
 
 def test_any_module(scenes: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vggt_int8 import VGGTConfig, VGGTInt8, compare_model_outputs, load_images, load_recipe
+from vggt_int8 import VGGTInt8, compare_model_outputs, load_images, load_recipe
 from vggt_int8.sensitivity import measure
 from vggt_int8.sensitivity.units import stored_size
 
@@ -17,13 +17,8 @@ CPU = ("-r", "int8_dynamic", "--device", "cpu", "--backend", "reference")  # whi
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, tiny_sizes: dict, tiny_weights: dict) -> Path:
-    """The tiny network without the heads for tracks and points."""
-    folder = tmp_path_factory.mktemp("small") / "small"
-    model = VGGTInt8(VGGTConfig(**{**tiny_sizes, "enable_track": False, "enable_point": False}))
-    model.load_state_dict({name: tensor for name, tensor in tiny_weights.items() if name in model.state_dict()})
-    model.save_pretrained(folder)
-    return folder
+def small(bare_checkpoint: Path) -> Path:
+    return bare_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -68,8 +68,9 @@ def test_loading_gives_these_weights(make_model: Callable[..., VGGT], parity_fol
     shutil.copy(parity_folder / "tiny_vggt_config.json", tmp_path / "config.json")
     want, got = make_model(), VGGT.from_pretrained(tmp_path, dtype=torch.float32)
     assert got.config.to_dict().keys() == want.config.to_dict().keys()
-    assert got.state_dict().keys() == want.state_dict().keys()
-    assert all(torch.equal(got.state_dict()[name], value) for name, value in want.state_dict().items())
+    loaded, built = got.state_dict(), want.state_dict()
+    assert loaded.keys() == built.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in built.items())
     images = torch.rand(2, 3, 42, 56, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert all(torch.equal(value, got(images)[name]) for name, value in want(images).items())

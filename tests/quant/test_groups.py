@@ -141,7 +141,8 @@ def test_both_ways_give_the_same_checkpoint(tmp_path: Path, tiny_checkpoint: Pat
     assert (stored["format"], stored["name"], "groups" in stored) == (1, name, False)
     again = VGGTInt8.from_pretrained(tmp_path / "groups")
     assert again.config.quantization_config.recipe == stored
-    assert all(torch.equal(again.state_dict()[key], rules[key]) for key in rules)
+    loaded = again.state_dict()
+    assert all(torch.equal(loaded[key], rules[key]) for key in rules)
     in_place = quantize(VGGTInt8.from_pretrained(tiny_checkpoint), name)
     assert in_place.config.quantization_config.recipe == stored
 

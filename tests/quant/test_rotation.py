@@ -235,8 +235,9 @@ def test_a_rotated_checkpoint_comes_back_and_says_what_it_is(
     assert recipe["rotation"] == 256
     assert [rule["match"].startswith("camera_head") for rule in recipe["rules"] if "rotated" in rule] == [True]
     again = VGGTInt8.from_pretrained(tmp_path / "rotated")
+    loaded = again.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+        assert torch.equal(loaded[name], tensor), name
     torch.testing.assert_close(dict(again(tiny_images)), dict(model(tiny_images)), rtol=0, atol=0, equal_nan=True)
     in_place = quantize(VGGTInt8.from_pretrained(bare_checkpoint), "int8_rotated")
     assert all(
