@@ -6,6 +6,7 @@ its position becomes the mean of what all of them say, and what each of them say
 reprojection error, in which disagreement of depths and poses shows.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 AGREEMENT = 0.02  # of depth, relative
 MOST_VIEWS = 12  # images that a point is carried into
+_TOGETHER = 4096  # points that are carried at a time
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,16 @@ def observe(selection: Selection, intrinsics: Doubles, pool: ThreadPoolExecutor)
     offset = np.array([transform.offset for transform in scene.transforms])
     scale = np.array([transform.scale for transform in scene.transforms])
 
-    def look(index: int) -> Observations:
-        pixels = selection.pixels(index)
-        points, count = selection.points(index, pixels).astype(np.float64), len(pixels)
-        image, point = np.full(count, index), np.arange(count)
+    def look(frames: Sequence[int]) -> Observations:
+        found = [selection.pixels(index) for index in frames]
+        pieces = [selection.points(index, pixels) for index, pixels in zip(frames, found, strict=True)]
+        colors = [selection.colors(index, pixels) for index, pixels in zip(frames, found, strict=True)]
+        counts, pixels = [len(pixels) for pixels in found], np.concatenate(found)
+        points = np.concatenate(pieces).astype(np.float64)
+        image, point = np.repeat(np.array(frames), counts), np.arange(len(points))
         pixel = np.stack([pixels % scene.size[1], pixels // scene.size[1]], axis=-1).astype(np.float64)
-        if scene.depth is not None and count:
-            points, others = _carry(scene, cameras, index, points)
+        if scene.depth is not None and len(points):
+            points, others = _carry(scene, cameras, frames, counts, points)
             image, pixel, point = (np.concatenate(both) for both in zip((image, pixel, point), others, strict=True))
             order = np.argsort(point.astype(np.int32), kind="stable")
             image, pixel, point = image[order], pixel.take(order, axis=0), point[order]
@@ -59,9 +64,9 @@ def observe(selection: Selection, intrinsics: Doubles, pool: ThreadPoolExecutor)
         camera = (of.take(image, axis=0) for of in (cameras.rotation, cameras.translation, intrinsics))
         place, _ = project(points.take(point, axis=0), *camera)
         error = np.hypot(place[:, 0] - pixel[:, 0], place[:, 1] - pixel[:, 1])
-        return Observations(points, selection.colors(index, pixels), image, pixel, point, error)
+        return Observations(points, np.concatenate(colors), image, pixel, point, error)
 
-    pieces = list(in_order(pool, look, range(len(scene))))
+    pieces = list(in_order(pool, look, _groups(selection.per_frame.tolist())))
     starts = np.cumsum([0, *(len(piece.points) for piece in pieces)])
     return Observations(
         points=np.concatenate([piece.points for piece in pieces]),
@@ -73,10 +78,23 @@ def observe(selection: Selection, intrinsics: Doubles, pool: ThreadPoolExecutor)
     )
 
 
+def _groups(counts: Sequence[int]) -> list[list[int]]:
+    """Neighbouring images with about `_TOGETHER` points, of one image where that has more."""
+    groups: list[list[int]] = [[]]
+    points = 0
+    for index, count in enumerate(counts):
+        if groups[-1] and points + count > _TOGETHER:
+            groups.append([])
+            points = 0
+        groups[-1].append(index)
+        points += count
+    return groups
+
+
 def project(points: Doubles, rotation: Doubles, translation: Doubles, intrinsic: Doubles) -> tuple[Doubles, Doubles]:
     """Points [N, 3] -> pixels [..., N, 2] and depth [..., N].
 
-    The camera is one ([3, 3], [3], [3, 3]), one for each point ([N, ...]), or V for all points ([V, 1, ...]).
+    The camera is one ([3, 3], [3], [3, 3]), one for each point ([N, ...]), or V for all or each ([V, 1 or N, ...]).
     """
     x, y, z = points[:, 0], points[:, 1], points[:, 2]
 
@@ -99,40 +117,46 @@ class _Cameras:
         extrinsic = scene.extrinsic.numpy().astype(np.float64)
         self.rotation, self.translation = extrinsic[:, :, :3], extrinsic[:, :, 3]
         self.intrinsic = scene.intrinsic.numpy().astype(np.float64)
+        self.parts = self.rotation, self.translation, self.intrinsic
         self.centers = camera_center(scene.extrinsic.double()).numpy()
         self.forward = self.rotation[:, 2]
         # Of each image: left, top, right, bottom of what is neither padding nor cut off.
         self.boxes = np.array([content_box(transform) for transform in scene.transforms], dtype=np.float64)
 
-    def nearest(self, index: int, distance: float) -> Indices:
-        """The images whose cameras stand nearest and look most alike; `distance` of what an image shows is a unit."""
+    def nearest(self, index: int, distance: float) -> tuple[Indices, NDArray[np.bool_]]:
+        """[V] the images whose cameras stand nearest and look most alike, and whether these can be compared at all.
+
+        `distance` of what an image shows is a unit.
+        """
         apart = np.linalg.norm(self.centers - self.centers[index], axis=-1) / distance
         angle = np.arccos((self.forward @ self.forward[index]).clip(-1, 1))
         cost = np.where(np.isfinite(apart + angle), apart + angle, np.inf)
         cost[index] = np.inf
         order = np.argsort(cost, kind="stable")[:MOST_VIEWS]
-        return order[np.isfinite(cost[order])]
+        return order, np.isfinite(cost[order])
 
 
 def _carry(
-    scene: Scene, cameras: _Cameras, index: int, points: Doubles
+    scene: Scene, cameras: _Cameras, frames: Sequence[int], counts: Sequence[int], points: Doubles
 ) -> tuple[Doubles, tuple[Indices, Doubles, Indices]]:
-    """Points [n, 3] of an image -> their means, and what others see of them: images [m], places [m, 2], points [m].
+    """Points [n, 3] of images -> their means, and what others see of them: images [m], places [m, 2], points [m].
 
-    All images at once: their loop would be so many short steps that threads wait for each other. Rows are gathered by
-    `take`, which is several times as fast as an index.
+    counts: how many of the points are each image's; there are some. All images at once, and all that they are carried
+    into: short steps in many threads are so many waits for each other. Rows are gathered by `take`, which is several
+    times as fast as an index.
     """
-    own = cameras.rotation[index], cameras.translation[index], cameras.intrinsic[index]
-    _, depth = project(points, *own)
-    others = cameras.nearest(index, max(float(np.median(depth)), 1e-12))
-    rotation, translation = cameras.rotation[others][:, None], cameras.translation[others][:, None]
-    intrinsic = cameras.intrinsic[others][:, None]
-    place, expected = project(points, rotation, translation, intrinsic)  # [V, n, 2], [V, n]
-    view, point = _inside(cameras.boxes[others], place, expected).nonzero()
+    of_point = np.repeat(np.arange(len(frames)), counts) if len(frames) > 1 else np.zeros(1, np.int64)  # or of all
+    own = np.array(frames).take(of_point)
+    _, depth = project(points, *(part.take(own, axis=0) for part in cameras.parts))
+    reaches = [np.median(part) if len(part) else 1.0 for part in np.split(depth, np.cumsum(counts)[:-1])]
+    nearest = [cameras.nearest(i, max(float(reach), 1e-12)) for i, reach in zip(frames, reaches, strict=True)]
+    others, known = (np.stack(part, axis=-1).take(of_point, axis=1) for part in zip(*nearest, strict=True))
+    place, expected = project(points, *(part.take(others, axis=0) for part in cameras.parts))  # [V, n, 2], [V, n]
+    view, point = (known & _inside(cameras.boxes.take(others, axis=0), place, expected)).nonzero()
+    others = np.broadcast_to(others, expected.shape)[view, point]
     place, expected = place[view, point], expected[view, point]
-    found, agrees = _depth_at(scene, others[view], place, expected)
-    view, point, place, found = view[agrees], point[agrees], place[agrees], found[agrees]
-    camera = others[view]
+    found, agrees = _depth_at(scene, others, place, expected)
+    camera, point, place, found = others[agrees], point[agrees], place[agrees], found[agrees]
     local = np.empty((len(point), 3))
     for axis in (0, 1):
         ray = (place[:, axis] - cameras.intrinsic[camera, axis, 2]) / cameras.intrinsic[camera, axis, axis]
@@ -148,8 +172,8 @@ def _carry(
 
 
 def _inside(boxes: Doubles, place: Doubles, depth: Doubles) -> NDArray[np.bool_]:
-    """[V, n]: places that lie between four pixels of what an image shows."""
-    left, top, right, bottom = (side[:, None] for side in boxes.T)
+    """[V, n]: places that lie between four pixels of what an image shows. boxes: [V, 1 or n, 4]."""
+    left, top, right, bottom = (boxes[..., side] for side in range(4))
     x, y = place[..., 0], place[..., 1]
     with np.errstate(invalid="ignore"):
         return (depth > 0) & (x >= left) & (y >= top) & (x < right - 1) & (y < bottom - 1)

@@ -20,21 +20,26 @@ Array = NDArray[np.float32]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
+_MOST = 8  # threads: more take turns at the interpreter's lock instead of computing
 _BETWEEN = 64  # frames that are looked at before their memory is given back
 
 
 @contextmanager
 def frame_pool(release: Callable[[], None] | None = None) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as this machine computes with. After an error what has not begun is not begun.
+    """As many threads as this machine computes with, up to `_MOST`. After an error what has not begun is not begun.
 
     release: called now and then, to give back memory that the work has taken, as `Scene.release_pages` does.
     """
-    workers = max(1, threads())
+    workers = _workers()
     pool = ThreadPoolExecutor(workers) if release is None else _ReleasingPool(workers, release)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _workers() -> int:
+    return max(1, min(threads(), _MOST))
 
 
 class _ReleasingPool(ThreadPoolExecutor):
@@ -57,7 +62,7 @@ class _ReleasingPool(ThreadPoolExecutor):
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`work` of each item, in their order; only a few more than there are threads are under way or waiting."""
-    ahead = 2 * max(1, threads())
+    ahead = 2 * _workers()
     waiting: list[Future[Result]] = []
     try:
         for item in items:

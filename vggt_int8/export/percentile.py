@@ -49,6 +49,7 @@ def percentiles(
 
 def _upper_half(values: Array) -> NDArray[np.uint16]:
     """uint16: the upper half of the bits, so that a larger one means a larger number."""
-    halves = (np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    negative = halves & 0x8000 != 0
-    return np.where(negative, ~halves, halves | np.uint16(0x8000))
+    halves = np.ascontiguousarray(values, dtype="<f4").reshape(-1).view("<u2")[1::2]
+    if not halves.size or halves.max() < 0x8000:  # none is negative: half of the steps
+        return halves | np.uint16(0x8000)
+    return np.where(halves & 0x8000 != 0, ~halves, halves | np.uint16(0x8000))
