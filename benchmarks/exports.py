@@ -6,8 +6,8 @@ The scene is the inside of a sphere with a noisy wall, seen by cameras that move
 images agrees, so that points have tracks, and no picture is easy to compress. It has all that a run has, the point
 head's points, too. Points are those that `run` takes by default, images are not copied. --saved: the scene lies on the
 disk, as after `vggt-int8 run`, and is mapped from there. Every repeat writes into a new folder below --folder, all
-formats in one call as `run --format` does, with --each then each by itself; a row holds the median of the seconds and
-the largest memory.
+formats in one call as `run --format` does, with --each then each by itself; a row holds the median of the seconds.
+Memory is that of one more run, since looking at it often costs the threads that are timed a fifth of their time.
 
 Columns: formats, seconds, bytes written, and memory at its highest above what was there before: `anonymous` (RssAnon,
 sampled every 5 ms) is what the process needs, `resident` (RSS) counts pages of mapped files, which the system may take
@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +104,23 @@ def status() -> tuple[int, int]:
 
 
 def measure(scene: Scene, formats: tuple[str, ...], folder: Path, repeats: int) -> dict[str, Any]:
-    seconds, memory, written = [], [], 0
-    for _ in range(repeats):
+    seconds, written, used = [], 0, Memory()
+    for number in range(repeats + 1):
         out = Path(tempfile.mkdtemp(dir=folder))
-        with Memory() as used:
+        with used if number == repeats else nullcontext():
             start = time.perf_counter()
             write_scene(out, scene, formats, release_pages=True)
             seconds.append(time.perf_counter() - start)
-        memory.append((used.anonymous, used.resident))
         written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         shutil.rmtree(out)
-    anonymous, resident = (max(values) for values in zip(*memory, strict=True))
+    del seconds[repeats:]
     return {
         "formats": ",".join(formats),
         "seconds": round(statistics.median(seconds), 3),
         "seconds_all": [round(value, 3) for value in seconds],
         "bytes": written,
-        "anonymous_bytes": anonymous,
-        "resident_bytes": resident,
+        "anonymous_bytes": used.anonymous,
+        "resident_bytes": used.resident,
     }
 
 

@@ -63,7 +63,9 @@ def color_codes(t: Array) -> Codes:
     """[H, W] -> [H, W] uint8, entries of `palette`: 0 dark to 254 bright, clamped between; 255 where not finite."""
     with np.errstate(invalid="ignore"):
         codes = (np.clip(t, 0, 1) * np.float32(UNKNOWN - 1) + np.float32(0.5)).astype(np.uint8)
-    codes[~np.isfinite(t)] = UNKNOWN
+    unknown = ~np.isfinite(t)
+    if unknown.any():
+        codes[unknown] = UNKNOWN
     return codes
 
 

@@ -22,7 +22,7 @@ Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 AGREEMENT = 0.02  # of depth, relative
 MOST_VIEWS = 12  # images that a point is carried into
-_TOGETHER = 4096  # points that are carried at a time
+_TOGETHER = 8192  # points that are carried at a time
 
 
 @dataclass(frozen=True)

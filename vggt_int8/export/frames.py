@@ -4,7 +4,7 @@ NumPy, not PyTorch, in the threads: its functions leave the interpreter's lock t
 start as many as there are cores in each thread that calls them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -21,7 +21,8 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
 _MOST = 8  # threads: more take turns at the interpreter's lock instead of computing
-_BETWEEN = 64  # frames that are looked at before their memory is given back
+_TOGETHER = 4  # items of one kind of work that a thread takes at a time
+_BETWEEN = 16  # of these, before memory is given back
 
 
 @contextmanager
@@ -60,17 +61,21 @@ class _ReleasingPool(ThreadPoolExecutor):
         return super().submit(counted)
 
 
-def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` of each item, in their order; only a few more than there are threads are under way or waiting."""
-    ahead = 2 * _workers()
-    waiting: list[Future[Result]] = []
+def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`work` of each item, in their order; only some more than there are threads are under way or waiting.
+
+    Of many items a thread takes several at a time: each time that it takes some, others wait for the lock.
+    """
+    together = min(max(len(items) // (4 * _workers()), 1), _TOGETHER)
+    ahead = 2 * _workers() if together == 1 else _workers() + 1
+    waiting: list[Future[list[Result]]] = []
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
+        for first in range(0, len(items), together):
+            waiting.append(pool.submit(lambda some: [work(item) for item in some], items[first : first + together]))
             if len(waiting) > ahead:
-                yield waiting.pop(0).result()
+                yield from waiting.pop(0).result()
         while waiting:
-            yield waiting.pop(0).result()
+            yield from waiting.pop(0).result()
     finally:
         for future in waiting:
             future.cancel()
@@ -82,6 +87,12 @@ def content_box(transform: ImageTransform) -> tuple[int, int, int, int]:
     original_height, original_width = transform.original_size
     right, bottom = left + original_width * transform.scale[0], top + original_height * transform.scale[1]
     return max(round(left), 0), max(round(top), 0), min(round(right), width), min(round(bottom), height)
+
+
+def shows_everywhere(transform: ImageTransform) -> bool:
+    """Whether `content_of` is True for all pixels, as it mostly is."""
+    height, width = transform.model_size
+    return transform.opaque is None and content_box(transform) == (0, 0, width, height)
 
 
 def content_of(transform: ImageTransform) -> NDArray[np.bool_]:

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vggt_int8.export.color import Array, Codes, color_codes, palette, widened
+from vggt_int8.export.color import UNKNOWN, Array, Codes, color_codes, palette, widened
 from vggt_int8.export.contact import Sheet
-from vggt_int8.export.frames import content_of, in_order
+from vggt_int8.export.frames import content_of, in_order, shows_everywhere
 from vggt_int8.export.percentile import counts_of, percentiles
 from vggt_int8.scene.scene import Scene
 
@@ -78,8 +78,9 @@ class _Kind:
         """Write both files of an image and return the colours of its pixels."""
         path, numbers = self.folder / scene.file_stem(index), self.numbers(index)
         np.save(f"{path}.npy", numbers)
-        visible = np.where(content_of(scene.transforms[index]), numbers, np.float32(np.nan))
-        codes = color_codes(self.share(visible))
+        codes = color_codes(self.share(numbers))
+        if not shows_everywhere(scene.transforms[index]):
+            codes[~content_of(scene.transforms[index])] = UNKNOWN
         picture = Image.fromarray(codes)
         picture.putpalette(palette())
         picture.save(f"{path}.png", pnginfo=self.note, compress_level=1)
@@ -123,7 +124,10 @@ def scene_range(scene: Scene, numbers: Callable[[int], Array], pool: ThreadPoolE
 
     def visible(index: int) -> Array:
         found = numbers(index)
-        return found[content_of(scene.transforms[index]) & np.isfinite(found)]
+        kept = np.isfinite(found)
+        if not shows_everywhere(scene.transforms[index]):
+            kept &= content_of(scene.transforms[index])
+        return found.reshape(-1) if kept.all() else found[kept]
 
     def look_again(near: Callable[[Array], list[Array]]) -> Iterator[list[Array]]:
         return in_order(pool, lambda index: near(visible(index)), range(len(scene)))
