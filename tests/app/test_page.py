@@ -52,6 +52,12 @@ def test_it_is_on_this_machine_alone_and_reports_to_nobody(served: App) -> None:
     assert set(re.findall(r"(?:src|href)=[\"']https?://([a-z0-9.-]+)", page)) <= {"127.0.0.1"}
 
 
+def test_the_model_is_named_without_its_place(served: App, bare_checkpoint: Path) -> None:
+    told = ask(f"{served.url}/config")[1].decode()
+    assert f"Model: `{bare_checkpoint.name}`" in told
+    assert str(bare_checkpoint.parent) not in told + ask(served.url)[1].decode()
+
+
 @pytest.mark.parametrize("path", ["/monitoring", "/monitoring/summary", "/gradio_api/runs"])
 def test_pages_of_traffic_and_history_are_off(served: App, path: str) -> None:
     assert ask(served.url + path)[0] >= 400

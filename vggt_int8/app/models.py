@@ -29,6 +29,12 @@ class Models:
         self._lock = threading.Lock()
 
     @property
+    def name(self) -> str:
+        """What visitors may know it by: of a folder or file no place on this machine."""
+        path = Path(self.model).expanduser()
+        return path.resolve().name if path.exists() else self.model
+
+    @property
     def choices(self) -> list[str]:
         """Recipes to choose from: the one that the checkpoint has, or all that need no calibration images."""
         if self._stored is not None:

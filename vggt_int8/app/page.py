@@ -47,7 +47,7 @@ def build(models: Models, folder: Path, limits: Limits) -> gr.Blocks:
     first = "fp16" if "fp16" in models.choices else models.choices[0]
     second = "int8_dynamic" if "int8_dynamic" in models.choices else NOTHING
     with gr.Blocks(title="vggt-int8", analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f"{INTRODUCTION}\n\nModel: `{models.model}`; at most {limits.images} images.")
+        gr.Markdown(f"{INTRODUCTION}\n\nModel: `{models.name}`; at most {limits.images} images.")
         with gr.Row():
             files = gr.File(label="Images, or one video", file_count="multiple", type="filepath", height=160)
             with gr.Column():
