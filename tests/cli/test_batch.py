@@ -128,6 +128,8 @@ def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Pa
     assert (report["command"], "scene.glb" in report["files"]) == ("batch", True)
     summary = json.loads(cli("batch", bare_int8, scenes, "-o", tmp_path / "out", *attention, "--json"))
     assert statuses(summary) == {"a": "done", "b": "done"}
+    few = ("batch", bare_int8, scenes, "-o", tmp_path / "glb", "--device", "cpu", "-f", "glb", "--max-points", 7)
+    assert [row["points"] for row in json.loads(cli(*few, "--json"))["rows"]] == [7, 7]
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -38,13 +38,15 @@ def _row(board: Board, scene: SceneFolder) -> dict[str, Any]:
     if state.status != "done":
         return row
     report = json.loads((board.out / scene.name / REPORT).read_text(encoding="utf-8"))
-    points = (report.get("outputs") or {}).get("points") or {}
+    outputs = report.get("outputs") or {}
+    counts = (outputs.get(kind) or {} for kind in ("points", "glb", "colmap", "transforms"))  # of ply: "points"
+    points = next((count["written" if "written" in count else "points"] for count in counts if count), None)
     seconds = report.get("seconds") or {}
     return {
         "scene": scene.name,
         "status": "done",
         "images": len(report.get("inputs") or []),
         "seconds": round(sum(seconds.values()), 2),
-        "points": points.get("written"),
+        "points": points,
         "created": report.get("created"),
     }
