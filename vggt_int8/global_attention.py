@@ -159,9 +159,10 @@ def _checked_layers(how: Any, depth: int) -> tuple[Word, ...]:
     check_words(how)
     layers: tuple[Word, ...] = (how,) * depth if isinstance(how, str) else tuple(how)  # type: ignore[assignment]
     if len(layers) != depth:
+        meant = "; the number of key frames is another option: keyframes=, --keyframes" if "keyframes" in layers else ""
         raise ValueError(
             f"global_attention has {len(layers)} words, but the network has {depth} global blocks: give one word for "
-            "each, or a single one for all"
+            f"each, or a single one for all{meant}"
         )
     return layers
 
