@@ -46,8 +46,8 @@ def quantize(
     rounding: Annotated[
         str | None,
         typer.Option(
-            help="Of the weights of linears: nearest, or gptq, by what their inputs on these images are, in some seven "
-            "passes and more memory; by default what the recipe says.",
+            help="How weights of linears are rounded: nearest, or gptq, which goes by their inputs on these images and "
+            "takes some seven passes over them, and more memory; by default what the recipe says.",
             **options.choice("rounding", *ROUNDINGS),
         ),
     ] = None,
