@@ -54,6 +54,9 @@ OF_TRITON = (
     "triton.tools.tensor_descriptor.TensorDescriptor.from_tensor",
     *("triton.compiler.errors.CompilationError", "triton.runtime.errors.OutOfResources"),
     "triton.runtime.errors.PTXASError",
+    *(f"triton.experimental.gluon.language.{name}" for name in ("warp_specialize", "DistributedLinearLayout")),
+    *(f"triton.experimental.gluon.language.nvidia.hopper.{name}" for name in ("mbarrier", "tma", "warpgroup_mma")),
+    "triton.experimental.gluon.nvidia.hopper.TensorDescriptor",
 )
 PUBLIC = {"_fields", "_asdict", "_replace", "_exit"}  # of named tuples and of os, by Python's documentation
 OF_PYTHON = {"_abc_impl", "_is_protocol", "_is_runtime_protocol", "_backward_cls"}  # put into a class by its kind

@@ -23,7 +23,7 @@ from triton import JITFunction, knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from vggt_int8.kernels import cuda
-from vggt_int8.kernels.cuda import launch, triton_attention, triton_gemm, triton_norm
+from vggt_int8.kernels.cuda import gluon_attention, launch, triton_attention, triton_gemm, triton_norm
 from vggt_int8.kernels.cuda import triton_predict, triton_resize, triton_rope, triton_weight_only
 from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, candidates
 from vggt_int8.kernels.cuda.tiles import Tile
@@ -108,10 +108,11 @@ with patch.object(JITFunction, "warmup", keep):
 modules = [importlib.import_module(f"{cuda.__name__}.{found.name}") for found in pkgutil.iter_modules(cuda.__path__)]
 kernels = {value for module in modules for value in vars(module).values() if isinstance(value, JITFunction)}
 kernels = {kernel for kernel in kernels if kernel.__name__.endswith("_kernel")}
-other = triton_gemm._pointer_kernel if arch >= 90 else triton_gemm._descriptor_kernel  # for the other kind of GPU
+hopper = {triton_gemm._descriptor_kernel, gluon_attention._grouped_attention_kernel}
+others = {triton_gemm._pointer_kernel} if arch >= 90 else hopper  # for the other kind of GPU
 calls = Counter(kernel for kernel, _ in compiled)
-assert set(calls) == kernels - {other}, [kernel.__name__ for kernel in {*calls} ^ (kernels - {other})]
-gemm_kernel = ({triton_gemm._pointer_kernel, triton_gemm._descriptor_kernel} - {other}).pop()
+assert set(calls) == kernels - others, [kernel.__name__ for kernel in {*calls} ^ (kernels - others)]
+gemm_kernel = ({triton_gemm._pointer_kernel, triton_gemm._descriptor_kernel} - others).pop()
 assert calls[gemm_kernel] == 3 + 2 * len(tiles) + 2 * sum(t.parts == 1 for t in tiles)
 assert calls[triton_attention._attention_kernel] == len(variants) + 2
 shared = {80: 166912, 90: 232448}[arch]  # bytes a program may have; 86 and 89: 101376
@@ -119,8 +120,8 @@ for function, kernel in compiled:
     name = function.__name__
     assert kernel.metadata.shared <= (101376 if name == "_weight_only_kernel" else shared), name
     assert f".target sm_{arch}" in kernel.asm["ptx"]
-    if "descriptor" in name:
-        assert "wgmma.mma_async" in kernel.asm["ptx"], "Hopper's integer matrix instructions"
+    if "descriptor" in name or "grouped" in name:
+        assert "wgmma.mma_async" in kernel.asm["ptx"], "Hopper's matrix instructions"
         assert "cp.async.bulk.tensor" in kernel.asm["ptx"], "Hopper's copy engine"
 
 launch._compiled.set(None)

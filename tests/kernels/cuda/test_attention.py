@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.kernels.cuda.cases import DEVICE, INTERPRETED, has_descriptors, on_gpu, quick, rand, static_scales_of
 from vggt_int8.kernels import reference_attention as definition
 from vggt_int8.kernels.cuda import triton_attention
-from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, Variant
+from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, Variant, attention_variant
 
 ROWS = 32 if INTERPRETED else 128
 VARIANTS = [
@@ -22,7 +22,7 @@ VARIANTS = [
     Variant(ROWS, 64, 4, 2),
     Variant(ROWS, 32, 4, 2, frozen=True),
     Variant(ROWS, 64, 4, 3, tma=True),
-    Variant(ROWS, 64, 4, 3, tma=True, frozen=True),
+    Variant(ROWS, 64, 4, 3, tma=True, frozen=True, registers=True),
 ]
 HARDEST = VARIANTS[-1]
 if not INTERPRETED:
@@ -44,9 +44,11 @@ def views(batch: int, tokens: int, heads: int, dim: int, dtype: torch.dtype) -> 
     return rand(batch, tokens, 3, heads, dim, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def needs(variant: Variant) -> None:
+def needs(variant: Variant, dim: int = 64) -> None:
     if variant.tma and not has_descriptors():
         pytest.skip("tensor descriptors need compute capability 9.0")
+    if variant.grouped and (dim != 64 or not triton_attention.GLUON):
+        pytest.skip("the grouped kernel is for head dim 64 and one version of Triton")
 
 
 def assert_same(variant: Variant, *qkv: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def assert_same(variant: Variant, *qkv: Tensor) -> Tensor:
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lengths_and_head_dims(variant: Variant, dtype: torch.dtype, shape: Shape) -> None:
-    needs(variant)
+    needs(variant, shape[3])
     if shape[3] <= 64 or variant.block_m * variant.block_n <= 64 * 64:
         assert_same(variant, *views(*shape, dtype))
 
@@ -80,8 +82,8 @@ OTHER_KEYS += [] if INTERPRETED else [(1, 5000, 1041, 16, 64), (3, 1041, 333, 16
 @pytest.mark.parametrize("variant", quick(lambda v: v in (HARDEST, VARIANTS[2]), VARIANTS), ids=str)
 def test_keys_of_other_tokens(variant: Variant, shape: tuple[int, int, int, int, int]) -> None:
     """Queries alone, and keys and values side by side, as the network has them for key frames."""
-    needs(variant)
     batch, tokens, keys, heads, dim = shape
+    needs(variant, dim)
     q = rand(batch, tokens, 1, heads, dim, dtype=torch.float16).permute(2, 0, 3, 1, 4)[0]
     k, v = rand(batch, keys, 2, heads, dim, dtype=torch.float16).permute(2, 0, 3, 1, 4).unbind(0)
     assert_same(variant, q, k, v)
@@ -159,7 +161,8 @@ def test_nan_and_inf_stay_in_their_sequence(variant: Variant) -> None:
 def test_static_codes(variant: Variant, static: str) -> None:
     """Rounded once, where the definition rounds to the dtype first: to a code more or less where that decides."""
     needs(variant)
-    for shape in [(2, 33, 2, 64), (1, 150, 1, 24)] + ([] if INTERPRETED else [(10, 1041, 16, 64)]):
+    odd = [] if variant.grouped else [(1, 150, 1, 24)]
+    for shape in [(2, 33, 2, 64), *odd] + ([] if INTERPRETED else [(10, 1041, 16, 64)]):
         qkv = views(*shape, torch.float16)
         scale = static_scales_of(shape[0] * shape[1])[static] * 0.1
         got = triton_attention.float_attention_quantize(*qkv, scale, variant)
@@ -186,6 +189,20 @@ def test_nan_and_inf_reach_the_scale_of_static_codes(variant: Variant) -> None:
         assert torch.equal(got[1].isfinite().flatten(), floats.isfinite().all(dim=1))
         assert not got[1][66].isfinite()
         assert torch.equal(got[0][:, :64], clean[0][:, :64])
+
+
+def test_which_variant_takes_what() -> None:
+    """The grouped kernel is chosen for long sequences of operands that it can take, and refuses others."""
+    chosen = {
+        (dim, grouped): attention_variant(90, 41640, dim, torch.float16, grouped).grouped
+        for dim, grouped in product((32, 64, 128), (False, True))
+    }
+    assert [case for case, taken in chosen.items() if taken] == [(64, True)]
+    assert not attention_variant(90, 1041, 64, torch.float16).grouped
+    assert not attention_variant(89, 41640, 64, torch.float16).grouped
+    long = next(rule.variant for rule in RULES if rule.variant.grouped)
+    with pytest.raises(ValueError, match="a head dim of 64"):
+        triton_attention.float_attention(*views(1, 70, 2, 32, torch.float16), long)
 
 
 def test_tensors_that_are_no_views_of_one() -> None:

@@ -21,11 +21,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vggt_int8.kernels.cuda.attention_variants import Variant, attention_variant
+from vggt_int8.kernels.cuda.attention_variants import AGAIN, Variant, attention_variant
 from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.triton_gemm import to_codes
 from vggt_int8.kernels.reference import static_scales
 from vggt_int8.machine import architecture
+
+# Gluon changes from version to version; the kernel in it was written for this one.
+GLUON = triton.__version__.startswith("3.6.")
 
 
 @triton.jit
@@ -42,6 +45,23 @@ def _dot(a, b, acc):
 def _scores(b_q, b_k):
     """Products of queries and keys, fp32."""
     return _dot(b_q, b_k.T, tl.zeros((b_q.shape[0], b_k.shape[0]), tl.float32))
+
+
+@triton.jit
+def _in_registers(b_q):
+    """b_q as it is. What a product leaves is in registers, and is an operand from there; a row that holds inf or NaN
+    becomes NaN, as its result does anyway.
+    """
+    o = tl.arange(0, b_q.shape[1])
+    one = tl.where(o[:, None] == o[None, :], 1.0, 0.0).to(b_q.dtype)
+    return tl.dot(b_q, one, tl.zeros(b_q.shape, tl.float32)).to(b_q.dtype)
+
+
+@triton.jit
+def _sums(b_p):
+    """Weights [M, N] -> [M, 4]: what each of the four threads of a row holds, added up."""
+    b_part = b_p.reshape([b_p.shape[0], b_p.shape[1] // 8, 4, 2])
+    return tl.sum(tl.sum(b_part, axis=3), axis=1)
 
 
 @triton.jit
@@ -73,6 +93,9 @@ def _attend(
     """Queries b_q [M, DIM], whose place among the L keys is i_own -> weighted sums of the values [M, DIM], sums of the
     weights [M].
 
+    Sums of weights stay with their threads until the end, and come before values are waited for: exponentials hide
+    them there.
+
     FROZEN: what is subtracted from the scores is not their maximum so far, but that of three places where large scores
     are likely: the end, the beginning, and the queries' own place. Weights grow up to 2^16 (fp16) or 2^127 before the
     result is inf or NaN, and the largest is at least 1, so none is less exact than with the true maximum.
@@ -89,7 +112,7 @@ def _attend(
             b_k = _load_rows(k, at_k, i_b, i_h, i_block * BLOCK_N, stride_k, L, BLOCK_N, D, DIM, TMA, False)
             b_max = tl.maximum(b_max, tl.max(_scores(b_q, b_k), axis=1) * scale)
     b_p = tl.exp2(b_s * scale - b_max[:, None])
-    b_sum = tl.sum(b_p, axis=1)
+    b_sum = _sums(b_p)
     b_acc = _dot(b_p.to(b_v.dtype), b_v, tl.zeros((b_q.shape[0], DIM), tl.float32))
     for i in range(last):
         b_k = _load_rows(k, at_k, i_b, i_h, i * BLOCK_N, stride_k, L, BLOCK_N, D, DIM, TMA, False)
@@ -97,14 +120,14 @@ def _attend(
         if not FROZEN:
             b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
             b_shrink = tl.exp2(b_max - b_new)
-            b_sum *= b_shrink
+            b_sum *= b_shrink[:, None]
             b_acc *= b_shrink[:, None]
             b_max = b_new
         b_p = tl.exp2(b_s * scale - b_max[:, None])
-        b_sum += tl.sum(b_p, axis=1)
+        b_sum += _sums(b_p)
         b_v = _load_rows(v, at_v, i_b, i_h, i * BLOCK_N, stride_v, L, BLOCK_N, D, DIM, TMA, False)
         b_acc = _dot(b_p.to(b_v.dtype), b_v, b_acc)
-    return b_acc, b_sum
+    return b_acc, tl.sum(b_sum, axis=1)
 
 
 @triton.jit
@@ -121,14 +144,16 @@ def _store_codes(y, wrong, o_row, m_row, m_d, p_y, p_row_scale, p_out_scale, SCA
 
 @triton.jit(do_not_specialize=["N", "L", "SCALES"])
 def _attention_kernel(
-    q, k, v, p_out, p_row_scale, p_out_scale, SCALES, N, L, H, scale,
+    q, k, v, p_out, p_row_scale, p_out_scale, SCALES, p_only, N, L, H, scale,
     stride_q_b, stride_q_h, stride_q, stride_k_b, stride_k_h, stride_k, stride_v_b, stride_v_h, stride_v,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    TMA: tl.constexpr, FROZEN: tl.constexpr,
+    TMA: tl.constexpr, FROZEN: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """q [B, H, N, D], k and v [B, H, L, D]: pointers or descriptors -> out [B, N, H, D], floats, or codes where there
-    is p_out_scale.
+    is p_out_scale. p_only: programs whose flag is 0 have nothing to do.
     """
+    if p_only is not None and tl.load(p_only + tl.program_id(0)) == 0:
+        return
     tiles = tl.cdiv(N, BLOCK_M)
     i_head = tl.program_id(0) // tiles  # programs side by side share keys and values in the L2 cache
     i_m = tl.program_id(0) % tiles * BLOCK_M
@@ -138,6 +163,8 @@ def _attention_kernel(
     at_v = i_b.to(tl.int64) * stride_v_b + i_h.to(tl.int64) * stride_v_h
     o_m, o_d = i_m + tl.arange(0, BLOCK_M), tl.arange(0, DIM)
     b_q = _load_rows(q, at_q, i_b, i_h, i_m, stride_q, N, BLOCK_M, D, DIM, TMA, True)
+    if REGISTERS:
+        b_q = _in_registers(b_q)
     i_own = (i_m.to(tl.int64) * L // N).to(tl.int32)
     b_acc, b_sum = _attend(
         b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L, D, DIM, BLOCK_N, TMA, FROZEN,
@@ -185,17 +212,26 @@ def _attention(
     out = torch.empty(batch, tokens, heads * dim, device=v.device, dtype=dtype)
     if out.numel() == 0:
         return out
-    variant = variant or attention_variant(architecture(v.device), keys, dim, v.dtype)
     operands: tuple[Any, ...] = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     strides = [stride for x in operands for stride in x.stride()[:3]]
     tma = _padded_dim(dim) == dim and not any(stride * v.element_size() % 16 for stride in strides)
+    variant = variant or attention_variant(architecture(v.device), keys, dim, v.dtype, tma and GLUON)
+    only = None
+    if variant.grouped:
+        if not tma or dim != 64:
+            raise ValueError(f"{variant} takes a head dim of 64 and strides of whole 16 bytes, not {dim} and {strides}")
+        from vggt_int8.kernels.cuda.gluon_attention import grouped_attention  # which other versions could not import
+
+        only, variant = grouped_attention(operands, out, variant, out_scale), AGAIN
     grid = (triton.cdiv(tokens, variant.block_m) * batch * heads,)
     scales = 1 if out_scale is None else out_scale.numel()
-    results = (out, row_scale, out_scale, scales)
+    results = (out, row_scale, out_scale, scales, only)
     rest = (tokens, keys, heads, math.log2(math.e) * dim**-0.5)
     shared: dict[str, Any] = {
         "D": dim, "BLOCK_M": variant.block_m, "BLOCK_N": variant.block_n, "num_warps": variant.warps,
     }  # fmt: skip
+    if variant.registers:
+        shared["maxnreg"] = 128  # sixteen warps of a multiprocessor share 64 K
     if tma and variant.tma:
         blocks = (variant.block_m, variant.block_n, variant.block_n)
         operands = tuple(
@@ -204,7 +240,8 @@ def _attention(
         )
     launch(
         *(_attention_kernel, grid, *operands, *results, *rest, *strides),
-        **shared, DIM=_padded_dim(dim), TMA=tma and variant.tma, FROZEN=variant.frozen, num_stages=variant.stages,
+        **shared, DIM=_padded_dim(dim), TMA=tma and variant.tma, FROZEN=variant.frozen, REGISTERS=variant.registers,
+        num_stages=variant.stages,
     )  # fmt: skip
     return out
 
