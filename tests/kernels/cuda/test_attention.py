@@ -226,12 +226,13 @@ def test_more_than_2_to_the_31_elements() -> None:
 
 
 @on_gpu
-def test_operators_under_compile_and_in_a_graph() -> None:
+@pytest.mark.parametrize("shape", [(2, 1041, 16, 64), (1, 8200, 2, 64)], ids=str)
+def test_operators_under_compile_and_in_a_graph(shape: Shape) -> None:
     from torch.library import opcheck
 
     from vggt_int8.kernels import ops
 
-    qkv = views(2, 1041, 16, 64, torch.float16)
+    qkv = views(*shape, torch.float16)
     operator = ops.float_attention
     opcheck(operator.op, qkv)
     want = operator(*qkv)
