@@ -116,6 +116,8 @@ def test_hard_rows(variant: Variant) -> None:
     torch.testing.assert_close(got[0], mean.expand(150, -1), rtol=1e-2, atol=1e-3)
     for scale in (1e-6, 100.0):
         assert_same(variant, q * scale, k, v)
+    for keys in (37, 150):  # all scores far below zero: what lies behind the last key, zeros, must not be their maximum
+        assert_same(variant, -4 * q.abs(), k[:, :, :keys].abs(), v[:, :, :keys])
 
 
 @pytest.mark.parametrize("variant", quick(HARDEST.__eq__, [v for v in VARIANTS if v.frozen]), ids=str)

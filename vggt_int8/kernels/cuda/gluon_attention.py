@@ -62,7 +62,8 @@ def _copy(k, v, s_x, bars, i_b, i_h, i_own, blocks, BLOCK_N: gl.constexpr, STAGE
     _fetch(k, s_x, bars, at, (blocks - 1) * BLOCK_N, 0, 0, STAGES)
     _fetch(k, s_x, bars, at, 0, 1, 0, STAGES)
     for i in range(2, LOOKS):
-        _fetch(k, s_x, bars, at, gl.minimum(i_own + i - 2, blocks - 1) * BLOCK_N, i, 0, STAGES)
+        i_block = gl.maximum(gl.minimum(i_own + i - 2, blocks - 2), 0)  # a whole one, if there is any
+        _fetch(k, s_x, bars, at, i_block * BLOCK_N, i, 0, STAGES)
     for i in range(blocks):
         i_row = gl.where(i == 0, blocks - 1, i - 1) * BLOCK_N
         _fetch(k, s_x, bars, at, i_row, LOOKS + i, 0, STAGES)
@@ -135,7 +136,8 @@ def _attend(
     for i in range(LOOKS):
         b_s = warpgroup_mma_wait(0, deps=[_scores(s_own, s_x, bars, i, none, STAGES)])
         mbarrier.arrive(bars.index(STAGES + i % STAGES))
-        b_s = gl.where((o_n < gl.where(i == 0, keys, keys + BLOCK_N))[None, :], b_s, float("-inf"))
+        end = gl.where((i == 0) | (blocks == 1), keys, blocks * BLOCK_N)  # all other blocks are whole
+        b_s = gl.where((o_n < end)[None, :], b_s, float("-inf"))
         b_max = gl.maximum(b_max, gl.max(b_s, axis=1) * scale)
     b_s = warpgroup_mma_wait(0, deps=[_scores(s_own, s_x, bars, LOOKS, none, STAGES)])
     mbarrier.arrive(bars.index(STAGES + LOOKS % STAGES))
