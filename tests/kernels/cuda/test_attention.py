@@ -48,7 +48,7 @@ def needs(variant: Variant, dim: int = 64) -> None:
     if variant.tma and not has_descriptors():
         pytest.skip("tensor descriptors need compute capability 9.0")
     if variant.grouped and (dim != 64 or not triton_attention.GLUON):
-        pytest.skip("the grouped kernel is for head dim 64 and one version of Triton")
+        pytest.skip("the grouped kernel is for head dim 64 and two versions of Triton")
 
 
 def assert_same(variant: Variant, *qkv: Tensor) -> Tensor:

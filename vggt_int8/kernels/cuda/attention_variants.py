@@ -46,12 +46,14 @@ class Rule(NamedTuple):
 
 
 _AMPERE = Variant(128, 64, 8, 3)  # also of Ada
-_HOPPER = Variant(64, 64, 4, 3, tma=True, frozen=True, registers=True)
+_HOPPER = Variant(128, 64, 8, 3, tma=True, frozen=True)
+_HOPPER_SHORT = Variant(64, 64, 4, 3, tma=True, frozen=True, registers=True)  # frames do not fill tiles of 128
 _HOPPER_LONG = Variant(256, 64, 16, 4, tma=True, frozen=True, grouped=True)
 # The first rule that fits decides. Measured on Hopper alone.
 RULES = (
     Rule(90, 8192, _HOPPER_LONG),
-    Rule(90, 0, _HOPPER),
+    Rule(90, 2048, _HOPPER),
+    Rule(90, 0, _HOPPER_SHORT),
     Rule(80, 0, _AMPERE),
 )
 AGAIN = Variant(64, 64, 4, 3, tma=True)  # for queries that the grouped kernel could not finish
@@ -66,12 +68,12 @@ def candidates(arch: int) -> tuple[Variant, ...]:
     narrow, small = Variant(128, 64, 8, 3, tma=True), Variant(64, 64, 4, 3, tma=True, frozen=True)
     return (
         narrow,
-        replace(narrow, frozen=True),
+        _HOPPER,
         _HOPPER_LONG,
         replace(_HOPPER_LONG, stages=8),
-        _HOPPER,
-        replace(_HOPPER, stages=2),
-        replace(_HOPPER, stages=4),
+        _HOPPER_SHORT,
+        replace(_HOPPER_SHORT, stages=2),
+        replace(_HOPPER_SHORT, stages=4),
         replace(narrow, frozen=True, registers=True),
         Variant(256, 64, 16, 3, tma=True, frozen=True),
         Variant(256, 64, 16, 2, tma=True, frozen=True),

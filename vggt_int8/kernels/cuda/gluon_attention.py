@@ -38,6 +38,7 @@ from vggt_int8.kernels.cuda.attention_variants import Variant
 from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.triton_gemm import to_codes
 
+barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # its names in Triton 3.6 and 3.7
 ROWS = 64  # queries of a group: what its four warps multiply in one instruction
 GROUPS = 4
 REGISTERS = 112  # of a group's thread: what 64 K leave beside the copying warp's. Queries do not fit in, too
@@ -190,7 +191,7 @@ def _grouped_attention_kernel(
         mbarrier.init(bars.index(3 * STAGES + i), count=GROUPS)
     mbarrier.init(bars.index(4 * STAGES), count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     mbarrier.expect(bars.index(4 * STAGES), GROUPS * q.block_type.nbytes)
     for i in gl.static_range(GROUPS):
         tma.async_copy_global_to_shared(q, [i_b, i_h, i_m + i * 64, 0], bars.index(4 * STAGES), s_q.index(i))

@@ -27,8 +27,8 @@ from vggt_int8.kernels.cuda.triton_gemm import to_codes
 from vggt_int8.kernels.reference import static_scales
 from vggt_int8.machine import architecture
 
-# Gluon changes from version to version; the kernel in it was written for this one.
-GLUON = triton.__version__.startswith("3.6.")
+# Gluon changes from version to version; the kernel in it has been compiled with these.
+GLUON = triton.__version__.startswith(("3.6.", "3.7."))
 
 
 @triton.jit
