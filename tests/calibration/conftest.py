@@ -1,5 +1,6 @@
 """Images to calibrate with, and recipes with static scales for small networks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def scenes() -> Tensor:
 
 @pytest.fixture(scope="session")
 def static_recipe() -> Recipe:
-    return load_recipe("int8_static_rotated")
+    """int8_static_rotated with weights rounded to the nearest code, in a third less time: GPTQ has tests of its own."""
+    return replace(load_recipe("int8_static_rotated"), rounding="nearest")
 
 
 @pytest.fixture
