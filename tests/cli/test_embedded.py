@@ -36,13 +36,16 @@ def test_a_folder_of_that_name_is_told_apart(cli, tiny: Path) -> None:
     assert "frame_blocks.*.norm1 x 4" in cli("inspect", "./embedded")
 
 
-@pytest.mark.parametrize("command", ["run", "quantize", "compare", "inspect"])
+@pytest.mark.parametrize("command", ["run", "quantize", "compare", "inspect", "eval", "sensitivity", "qat"])
 def test_a_model_that_is_not_there_is_not_asked_of_the_hub(cli, photos: list[Path], command: str) -> None:
     arguments = {
         "run": ["./none", *photos, "-o", "scene"],
         "quantize": ["./none", "-o", "int8"],
         "compare": ["./none", "embedded", *photos],
         "inspect": ["./none"],
+        "eval": ["./none", "-o", "scores"],
+        "sensitivity": ["./none", "synthetic", "-o", "ranking"],
+        "qat": ["./none", "synthetic", "-o", "trained"],
     }[command]
     error = cli(command, *arguments, code=2)
     assert "there is no folder './none'" in error

@@ -133,12 +133,9 @@ def load_model(
     target, compute = resolve_device(device), resolve_dtype(dtype)
     from vggt_int8 import load_recipe
     from vggt_int8.pretrained.model import int8_class_of
-    from vggt_int8.saves.names import check_source
 
     if recipe is not None:
         recipe = load_recipe(recipe)
-    if model != EMBEDDED:  # before the Hub is asked
-        check_source(os.path.expanduser(model), {})  # a Path would lose "./"
     fetch(model)
     how = "" if recipe is None else f" with recipe {recipe.name}"
     on_images: dict[str, Any] = {}
@@ -192,8 +189,13 @@ def _may_be_of_the_hub(model: str) -> bool:
 def fetch(model: str) -> None:
     """Download a Hub model's files into the cache, with bars. Does nothing for a folder.
 
-    Failures are left to `from_pretrained`, which looks into the cache and says best what is missing.
+    Raises `CheckpointError` for a name that is neither here nor the Hub's, or a Hub that is silent. Other failures are
+    left to `from_pretrained`, which looks into the cache and says best what is missing.
     """
+    if model != EMBEDDED:
+        from vggt_int8.saves.names import check_source
+
+        check_source(os.path.expanduser(model), {})  # a Path would lose "./"
     if not _may_be_of_the_hub(model):
         return
     from huggingface_hub import snapshot_download
