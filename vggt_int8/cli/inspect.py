@@ -121,7 +121,8 @@ def inspect_model(
         console.say("\ntrained for INT8: " + ", ".join(f"{key} {value}" for key, value in flat(training)))
     stated = "not stated by its files: ask who made it" if licence is None else str(licence)
     console.say(f"\nlicence of the weights: {stated}")
-    console.say(f"{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}")
+    digests = "; all of it agrees with its digests" if verify else ""
+    console.say(f"{model}: {what}, {len(tensors)} tensors, {console.megabytes(total)}{digests}")
 
 
 def _licence_of(config: "NetworkConfig", model: str) -> "License | None":
