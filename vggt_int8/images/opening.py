@@ -30,27 +30,27 @@ def opened(path: Path, source: Path | BytesIO, limit: int | None) -> Iterator[Im
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in kinds.items() if test(mode)), "a device")
-        raise _RefusedError(f"{path} is {kind}, not an image file")
+        raise ImageError(f"{path} is {kind}, not an image file")
     if path.stat().st_size == 0:
-        raise _RefusedError(f"{path} is empty (0 bytes)")
+        raise ImageError(f"{path} is empty (0 bytes)")
     if path.suffix.lower() in RAW_SUFFIXES:  # many are TIFFs: Pillow would read the small preview in them
-        raise _RefusedError(f"{path} cannot be read: {words_for(path.suffix)}")
+        raise ImageError(f"{path} cannot be read: {words_for(path.suffix)}")
     try:
         image = _open_up_to(limit, source)
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error), limit) from error
     with image:
         if max(image.size) > MAX_SIDE:
-            raise _RefusedError(
+            raise ImageError(
                 f"{path} is {image.width} x {image.height} pixels (width x height), but no side may be longer than "
                 f"{MAX_SIDE}: cut it into pictures"
             )
         if limit is not None and image.width * image.height > limit:
             raise _too_large(path, f"{image.width * image.height} pixels", limit)
         if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", {}):
-            raise _RefusedError(f"{path} cannot be read: {words_for('.dng')}")
+            raise ImageError(f"{path} cannot be read: {words_for('.dng')}")
         if not name_planes(image):
-            raise _RefusedError(f"{path} {about_tiff(path)}")
+            raise ImageError(f"{path} {about_tiff(path)}")
         yield image
 
 
@@ -82,8 +82,8 @@ def _limit_of_the_program() -> int | None:
         return Image.MAX_IMAGE_PIXELS
 
 
-class _RefusedError(ValueError):
-    """Already says what is wrong, and with which file."""
+class ImageError(ValueError):
+    """An image that is not read. The message says why, and which file it is."""
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def named_errors(path: Path) -> Iterator[None]:
         if error.errno is not None:  # of the file system: permission, gone, disk
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise _damaged(path, error) from error
-    except _RefusedError:
+    except ImageError:
         raise
     except Exception as error:  # decoders raise many types
         if "MAX_TEXT" in str(error):
@@ -109,10 +109,10 @@ def named_errors(path: Path) -> Iterator[None]:
         raise _damaged(path, error) from error
 
 
-def _too_large(path: Path, what: str, limit: int | None) -> _RefusedError:
+def _too_large(path: Path, what: str, limit: int | None) -> ImageError:
     found = re.search(r"\d+ pixels", what)
     pillow = f", or `PIL.Image.MAX_IMAGE_PIXELS`, now {limit}" if limit == _limit_of_the_program() else ""
-    return _RefusedError(
+    return ImageError(
         f"{path} is too large: {found[0] if found else what}, where {limit} are the limit. Make it smaller, or if you "
         f"trust it raise the limit (max_pixels=, --max-megapixels{pillow})"
     )
