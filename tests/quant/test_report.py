@@ -180,6 +180,6 @@ def test_the_summary_adds_up_the_bytes_of_a_kind() -> None:
     lines = [line.split() for line in str(QuantizationReport((*rows, kept))).splitlines()]
     assert [line[:4] for line in lines] == [
         ["2", "layers", "7.00", "MB"],
-        ["1", "layers", "0.50", "MB"],
+        ["1", "layer", "0.50", "MB"],
         ["3", "layers", "7.50", "MB"],
     ]

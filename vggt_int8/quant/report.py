@@ -67,14 +67,18 @@ class QuantizationReport:
             count[key] += 1
             size[key] += row.bytes
         lines = [
-            f"{number:5d} layers  {size[key] / 1e6:9.2f} MB  {key[0]:13s} {key[1]:13s} {key[2]}"
+            f"{_layers(number)}  {size[key] / 1e6:9.2f} MB  {key[0]:13s} {key[1]:13s} {key[2]}"
             for key, number in count.items()
         ]
-        lines.append(f"{len(self.rows):5d} layers  {sum(size.values()) / 1e6:9.2f} MB  in all")
+        lines.append(f"{_layers(len(self.rows))}  {sum(size.values()) / 1e6:9.2f} MB  in all")
         lines += [f"global attention: {self.global_attention}"] * (self.global_attention is not None)
         return "\n".join(lines)
 
     __str__ = summary
+
+
+def _layers(number: int) -> str:
+    return f"{number:5d} {'layer ' if number == 1 else 'layers'}"
 
 
 def quantization_report(
