@@ -52,17 +52,17 @@ def write_clip(
     return path
 
 
-def write_flat_hdr(path: Path, signal: tuple[float, float, float], transfer: int) -> Path:
+def write_flat_hdr(path: Path, signal: tuple[float, float, float], transfer: int, width: int = WIDTH) -> Path:
     """One frame of 10 bits, BT.2020, all of one colour: `signal` is the non-linear RGB in [0, 1]."""
     red, green, blue = signal
     luma = 0.2627 * red + 0.6780 * green + 0.0593 * blue
     codes = (64 + 876 * luma, 512 + 896 * (blue - luma) / (2 * (1 - 0.0593)), 512 + 896 * (red - luma) / (2 * 0.7373))
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p10le"
+        stream.width, stream.height, stream.pix_fmt = width, HEIGHT, "yuv420p10le"
         context = stream.codec_context
         context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, 9, transfer, 1
-        frame: Any = av.VideoFrame(WIDTH, HEIGHT, "yuv420p10le")
+        frame: Any = av.VideoFrame(width, HEIGHT, "yuv420p10le")
         for plane, code in zip(frame.planes, codes, strict=True):
             plane.update(np.full(plane.buffer_size // 2, round(code), np.uint16).tobytes())
         frame.colorspace, frame.color_range, frame.pts = 9, 1, 0

@@ -157,17 +157,29 @@ def _hlg(light: float) -> float:
 
 
 @pytest.mark.parametrize(("name", "transfer", "encode"), [("PQ", 16, _pq), ("HLG", 18, _hlg)])
-@pytest.mark.parametrize("light", [0.02, 0.18, 0.6])
+@pytest.mark.parametrize(("light", "width"), [(0.02, 64), (0.18, 64), (0.18, 61), (0.6, 64)])
 def test_high_dynamic_range_looks_as_standard_range_does(
-    tmp_path: Path, name: str, transfer: int, encode: object, light: float
+    tmp_path: Path, name: str, transfer: int, encode: object, light: float, width: int
 ) -> None:
     gray = encode(light)  # type: ignore[operator]
-    with Video(write_flat_hdr(tmp_path / "hdr.mkv", (gray, gray, gray), transfer)) as video:
+    with Video(write_flat_hdr(tmp_path / "hdr.mkv", (gray, gray, gray), transfer, width)) as video:
         assert video.transfer == name
-        pixel = next(video.frames()).image.getpixel((3, 3))
+        image = next(video.frames()).image
+    assert image.size == (width, HEIGHT)
+    pixel = image.getpixel((3, 3))
     wanted = 255 * (1.055 * light ** (1 / 2.4) - 0.055)
     assert close(pixel, (wanted,) * 3)  # type: ignore[arg-type]
     assert max(pixel) - min(pixel) <= 2  # type: ignore[type-var, operator, arg-type]
+
+
+@pytest.mark.parametrize("width", [64, 61])
+def test_colours_of_high_dynamic_range_keep_their_channels(tmp_path: Path, width: int) -> None:
+    light = np.array([0.4, 0.1, 0.02])  # of BT.709
+    wide = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]) @ light  # BT.2087
+    signal = (_pq(wide[0]), _pq(wide[1]), _pq(wide[2]))
+    with Video(write_flat_hdr(tmp_path / "hdr.mkv", signal, 16, width)) as video:
+        pixel = next(video.frames()).image.getpixel((3, 3))
+    assert close(pixel, 255 * (1.055 * light ** (1 / 2.4) - 0.055))  # type: ignore[arg-type]
 
 
 def test_highlights_are_rolled_off_in_order(tmp_path: Path) -> None:

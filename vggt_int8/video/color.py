@@ -41,7 +41,8 @@ def to_rgb(frame: Any, aspect: Fraction | None = None) -> Image.Image:
     if int(frame.color_trc) not in TRANSFERS:
         rgb: Image.Image = frame.to_image(width=width, height=height, src_colorspace=_matrix(frame))
         return rgb
-    wide = frame.reformat(width=width, height=height, format="rgb48le", src_colorspace=_BT2020)
+    # In planes: of 4:2:0 with an odd width swscale makes packed RGB of 16 bits in wrong colours, if the height stays.
+    wide = frame.reformat(width=width, height=height, format="gbrp16le", src_colorspace=_BT2020)
     return Image.fromarray(tone_map(wide.to_ndarray(), TRANSFERS[int(frame.color_trc)]))
 
 
