@@ -91,7 +91,7 @@ def run_python(page: str) -> dict[str, Any]:
 def test_the_ten_lines_run(offline: Path) -> None:
     names = run_python("README.md")
     assert names["pred"].depth.shape[1] == 3
-    assert names["model"].config.quantization_config.recipe["name"] == "int8_dynamic"
+    assert names["model"].config.quantization_config.recipe["name"] == "int8_rotated"
     assert (offline / "vggt-1b-int8" / "model.safetensors").is_file()
 
 
