@@ -97,6 +97,14 @@ def test_a_place_is_checked_without_leaving_a_trace(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "nowhere"]
 
 
+def test_needs_of_less_than_a_megabyte_are_told_from_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 580_000}))
+    with pytest.raises(OSError, match=r"about 0\.8 MB are needed and 0\.6 MB free"):
+        check_place(tmp_path / "out", 753_202)
+
+
 def test_a_place_that_is_not_ours_to_write_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     with pytest.raises(PermissionError, match=r"not for you to write.*out'"):

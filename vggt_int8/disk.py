@@ -52,7 +52,7 @@ def check_place(path: str | PathLike[str], needed: float = 0) -> None:
         raise PermissionError(errno.EACCES, f"cannot be written: {place} is not for you to write", str(path))
     free = shutil.disk_usage(place).free
     if free < needed:
-        need = f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free"
+        need = f"{needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: about {need}", str(path))
 
 
