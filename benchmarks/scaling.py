@@ -126,11 +126,14 @@ def default_gpus(device: str) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--gpus", type=int, nargs="+", help="by default 1, 2, 4, … as there are")
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", help="by default 1, 2, 4, … as there are; 1 is always among them"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
-    out, gpus = arguments.out, arguments.gpus or default_gpus(arguments.device)
+    given = arguments.gpus or default_gpus(arguments.device)
+    out, gpus = arguments.out, sorted({1, *given})  # all is told as times what one GPU does
     if out.exists() and any(out.iterdir()):
         parser.error(f"{out} is not empty, and rows of another run would be counted: give a new folder")
     out.mkdir(parents=True, exist_ok=True)
