@@ -34,6 +34,9 @@ class NoInitialWeights(TorchFunctionMode):
 
 
 def unfilled(kind: Callable[[Config], Kind], config: Config) -> Kind:
-    """A network on the meta device."""
+    """A network on the meta device, none of whose weights hold a value until they are loaded or assigned.
+
+    Raises what `kind` raises for a config that does not fit.
+    """
     with torch.device("meta"), NoInitialWeights():
         return kind(config)
