@@ -5,7 +5,6 @@ processes. At most `results` of them exist beside those that were handed out, an
 however long `items` is.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from vggt_int8.machine import quota
+from vggt_int8.machine import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,8 +23,7 @@ _PATIENCE = 0.1  # seconds after which a thread that waits looks whether it is s
 
 def worker_count() -> int:
     """Threads for decoding: the cores that this process may use, up to `MOST_WORKERS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, quota() or cores, MOST_WORKERS)
+    return min(cores(), MOST_WORKERS)
 
 
 @contextmanager

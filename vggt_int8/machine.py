@@ -26,6 +26,12 @@ def threads() -> int:
     return torch.get_num_threads() if limit is None else min(torch.get_num_threads(), limit)
 
 
+def cores() -> int:
+    """How many CPUs this process may use at once: by its mask and its quota."""
+    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(mask, quota() or mask)
+
+
 @functools.cache
 def quota(root: Path = Path("/")) -> int | None:
     """CPUs that the control group of this process may use, rounded up; None if it may use all. Read once.

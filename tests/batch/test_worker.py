@@ -248,6 +248,7 @@ def test_workers_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, told: dict[str, str], workers: int, threads: str | None
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr("vggt_int8.machine.quota", lambda: None)
     monkeypatch.setattr(os, "environ", {"HOME": "/root", "RANK": "0", **told})
     assert supervision._environment(workers) == {
         "HOME": "/root",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from vggt_int8.batch.board import Board
 from vggt_int8.batch.claims import Claims
+from vggt_int8.machine import cores
 
 RESTART = 75  # exit code of a worker that noted itself why it cannot go on
 NO_PLACE = 74  # of one that cannot write results, and has said so
@@ -87,8 +88,7 @@ def _environment(workers: int) -> dict[str, str]:
         del environment["OMP_NUM_THREADS"]
     here = workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if here > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // here)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // here)))
     return environment
 
 
