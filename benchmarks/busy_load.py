@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, machine
+from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, cpus
 from vggt_int8.export.report import installed_versions
 from vggt_int8.files import append_json_line
 
@@ -101,7 +101,7 @@ def load(source: Path, recipe: str) -> dict[str, Any]:
         "processor_seconds": round(sum(getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime")), 2),
         "peak_anonymous_gb": round(peak[0] / 1e9, 2),
         "threads": torch.get_num_threads(),
-        "quota": machine.quota(),
+        "quota": cpus.quota(),
         "system_load": load_before,
         "digest": digest.hexdigest()[:16],
         "versions": installed_versions(),

@@ -104,5 +104,5 @@ def test_workers_are_as_many_as_cpus_that_may_be_used(
     monkeypatch: pytest.MonkeyPatch, cpus: int, quota: int | None, workers: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cpus)), raising=False)
-    monkeypatch.setattr("vggt_int8.machine.quota", lambda: quota)
+    monkeypatch.setattr("vggt_int8.cpus.quota", lambda: quota)
     assert worker_count() == workers

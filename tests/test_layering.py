@@ -30,6 +30,7 @@ TIERS = [
         "model_card",
         "quiet",
         "chart",
+        "cpus",
         "difference",
         "disk",
         "files",
@@ -69,6 +70,7 @@ TIER = {unit: tier for tier, units in enumerate(TIERS) for unit in units}
 SHARED = {
     "ahead",
     "similarity",
+    "cpus",
     "geometry",
     "global_attention",
     "quiet",

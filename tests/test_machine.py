@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vggt_int8 import machine
+from vggt_int8 import cpus, machine
 from vggt_int8.kernels import reference
 
 
 @pytest.mark.parametrize(
-    ("files", "cpus"),
+    ("files", "limit"),
     [
         ({}, None),
         ({"proc/self/cgroup": "0::/\n"}, None),
@@ -49,17 +49,17 @@ from vggt_int8.kernels import reference
         ),
     ],
 )
-def test_quota(tmp_path: Path, files: dict[str, str], cpus: int | None) -> None:
+def test_quota(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert machine.quota(tmp_path) == cpus
+    assert cpus.quota(tmp_path) == limit
 
 
 def test_no_more_threads_than_pytorchs_or_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    for cpus, expected in ((None, 8), (2, 2), (64, 8)):
-        monkeypatch.setattr(machine, "quota", lambda cpus=cpus: cpus)
+    for limit, expected in ((None, 8), (2, 2), (64, 8)):
+        monkeypatch.setattr(machine, "quota", lambda limit=limit: limit)
         assert machine.threads() == expected
 
 

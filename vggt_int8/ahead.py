@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from vggt_int8.machine import cores
+from vggt_int8.cpus import cores
 
 T = TypeVar("T")
 R = TypeVar("R")

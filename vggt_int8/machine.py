@@ -1,10 +1,10 @@
-"""What this machine has: CPUs and their instructions, threads, GPUs, Triton. The one place that asks the system.
+"""What this machine has: CPUs and their instructions, threads, GPUs, Triton. With `cpus.py` the one place that asks the
+system.
 
 What cannot change while a process runs is asked once.
 """
 
 import functools
-import math
 import os
 import platform
 import re
@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vggt_int8.cpus import quota
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -24,50 +26,6 @@ def threads() -> int:
     """How many threads compute at once: as many as PyTorch uses, but no more than this process has CPUs by quota."""
     limit = quota()
     return torch.get_num_threads() if limit is None else min(torch.get_num_threads(), limit)
-
-
-def cores() -> int:
-    """How many CPUs this process may use at once: by its mask and its quota."""
-    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(mask, quota() or mask)
-
-
-@functools.cache
-def quota(root: Path = Path("/")) -> int | None:
-    """CPUs that the control group of this process may use, rounded up; None if it may use all. Read once.
-
-    Containers are limited so (`docker run --cpus`, Kubernetes), and neither the count of CPUs nor their mask shows it.
-    The smallest limit of all groups above counts. `root`: where /proc and /sys are.
-    """
-    try:
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux, or no /proc
-        return None
-    limits = []
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / controllers
-        group = mount / path.lstrip("/")
-        # A container may see its own group as the root of the mount, under the name that the host has for it.
-        folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
-        limits += [limit for folder in folders for limit in _limit(folder)]
-    return max(1, math.ceil(min(limits))) if limits else None
-
-
-def _limit(folder: Path) -> list[float]:
-    """The CPUs that a group may use by its own files, of version 2 or 1: one number, or none if it has no limit."""
-    try:
-        if (folder / "cpu.max").exists():
-            most, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-        else:
-            most, period = (
-                (folder / name).read_text(encoding="utf-8") for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            )
-        return [int(most) / int(period)] if most != "max" and int(most) > 0 and int(period) > 0 else []
-    except (OSError, ValueError):  # a group without this controller
-        return []
 
 
 def cpu_name() -> str:

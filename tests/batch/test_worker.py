@@ -248,12 +248,17 @@ def test_workers_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, told: dict[str, str], workers: int, threads: str | None
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setattr("vggt_int8.machine.quota", lambda: None)
+    monkeypatch.setattr("vggt_int8.cpus.quota", lambda: None)
     monkeypatch.setattr(os, "environ", {"HOME": "/root", "RANK": "0", **told})
     assert supervision._environment(workers) == {
         "HOME": "/root",
         **({} if threads is None else {"OMP_NUM_THREADS": threads}),
     }
+
+
+def test_workers_and_their_supervisor_do_without_pytorch() -> None:
+    code = "import sys; import vggt_int8.batch.supervise; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 SUPERVISOR = """

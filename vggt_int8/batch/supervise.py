@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from vggt_int8.batch.board import Board
 from vggt_int8.batch.claims import Claims
-from vggt_int8.machine import cores
+from vggt_int8.cpus import cores
 
 RESTART = 75  # exit code of a worker that noted itself why it cannot go on
 NO_PLACE = 74  # of one that cannot write results, and has said so
