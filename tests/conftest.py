@@ -8,8 +8,9 @@ import gc
 import json
 import os
 import re
+import resource
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,3 +252,12 @@ def no_image_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEIF", "JXL"):
         monkeypatch.delitem(Image.OPEN, name, raising=False)
     monkeypatch.setattr("vggt_int8.images.formats._PLUGINS", {})
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of more than 64 KiB may be written: the nearest to a full disk that needs no rights."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -2,8 +2,7 @@
 
 import errno
 import os
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
 
@@ -16,16 +15,6 @@ from safetensors.torch import save_file
 from vggt_int8 import disk
 from vggt_int8.disk import check_place, naming
 from vggt_int8.files import staged_folder, write_whole
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of more than 64 KiB may be written: the nearest to a full disk that needs no rights."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
 WRITERS: dict[str, Callable[[Path], object]] = {

@@ -1,6 +1,7 @@
 """A local HTTP server for downloads, with the faults that real ones have."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from pathlib import Path
 @dataclass
 class Faults:
     """What goes wrong: breaks: an answer ends after so many bytes, once for each number. ranges: False ignores them.
-    etags: how versions are named; "changing" gives another at every answer. extra: bytes behind a range.
+    etags: how versions are named; "changing" gives another at every answer. extra: bytes behind a range. stall: seconds
+    that a connection which breaks stays open. packed: what an answer says of its encoding.
     """
 
     breaks: list[int] = field(default_factory=list)
@@ -23,6 +25,8 @@ class Faults:
     redirects: dict[str, str] = field(default_factory=dict)  # path -> where to
     shift: int = 0  # bytes by which a range begins elsewhere than asked
     extra: int = 0
+    stall: float = 0
+    packed: str = ""
     asked: list[str] = field(default_factory=list)  # ranges, as they came
 
 
@@ -67,12 +71,16 @@ def serve(folder: Path, faults: Faults) -> Iterator[str]:
                 self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
             if faults.length:
                 self.send_header("Content-Length", str(len(content) - first + extra))
+            if faults.packed:
+                self.send_header("Content-Encoding", faults.packed)
             self.send_header("Connection", "close")
             self.end_headers()
             body = content[first:] + bytes(extra)
+            whole = len(body)
             if faults.breaks:
                 body = body[: faults.breaks.pop(0)]
             self.wfile.write(body)
+            time.sleep(faults.stall if len(body) < whole else 0)
             self.close_connection = True
 
         def _tag(self, path: Path) -> str:

@@ -74,6 +74,16 @@ def test_bombs_are_refused(pack: Callable[..., Path], tmp_path: Path) -> None:
         unpack(archive, tmp_path / "out", most_bytes=1_000_000)
 
 
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_fills_meanwhile_names_the_target(pack: Callable[..., Path], tmp_path: Path) -> None:
+    """Not the hidden folder, which is gone by then; the archive stays for another attempt."""
+    archive = pack({"pipes/a": b"1", "pipes/b": bytes(200_000)})
+    with pytest.raises(OSError, match=r"File too large: '.*/out'"):
+        unpack(archive, tmp_path / "out", most_bytes=10**6)
+    assert not (tmp_path / "out").exists()
+    assert archive.is_file()
+
+
 @pytest.mark.parametrize("files", [{"a": b"1", "a/b": b"2"}, {"a/b": b"2", "a": b"1"}])
 def test_a_file_that_is_a_folder_is_refused(pack: Callable[..., Path], tmp_path: Path, files: dict) -> None:
     with pytest.raises(ArchiveError, match="as a file and as a folder"):

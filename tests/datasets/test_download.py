@@ -4,6 +4,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import ssl
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -81,6 +83,22 @@ def test_a_server_that_mixes_versions_is_seen_through(site: Path, size: int) -> 
     assert get(site, Faults(if_range=False)) == hashlib.sha256(new).hexdigest()
 
 
+def test_what_came_before_a_stall_stays(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a line that brings less than a piece between two stalls brings nothing, ever."""
+    monkeypatch.setattr(module, "_TIMEOUT", 0.1)
+    faults, waits = Faults(breaks=[100_000, 50_000], stall=0.3), []
+    assert get(site, faults, on_wait=lambda *told: waits.append(told)) == SHA256
+    assert faults.asked == ["", "bytes=100000-", "bytes=150000-"]
+    assert waits == [("timed out", 0.001)] * 2
+
+
+@pytest.mark.parametrize("bytes_there", [100_000, 299_999])
+def test_versions_that_change_for_ever_end(site: Path, bytes_there: int) -> None:
+    """Each answer belongs to another version than the one before it, and none comes whole."""
+    with pytest.raises(DownloadError, match="brought nothing new"):
+        get(site, Faults(breaks=[bytes_there] * 99, etags="changing", if_range=False))
+
+
 def test_redirects_are_followed_within_reason(site: Path) -> None:
     (site / "elsewhere").write_bytes(CONTENT)
     faults = Faults(breaks=[100_000], redirects={"/file.7z": "/elsewhere"})
@@ -116,6 +134,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(site: Path) -> None:
         (Faults(length=False), {}, "does not say how long"),
         (Faults(breaks=[1000], shift=5), {}, "asked for bytes from 1000"),
         (Faults(breaks=[1000], extra=9), {}, "sends more than the 300,000 bytes"),
+        (Faults(packed="gzip"), {}, "packed by 'gzip'"),
     ],
 )
 def test_what_is_not_the_file_is_refused(site: Path, faults: Faults, known: dict, says: str) -> None:
@@ -132,10 +151,23 @@ def test_a_full_disk_is_told_beforehand(site: Path, monkeypatch: pytest.MonkeyPa
     assert asked == [len(CONTENT)]
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://host/file", "http://host:port/file", "http://a host/file"]
+)
 def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(DownloadError, match="no address of HTTP"):
         download(url, tmp_path / "file")
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "certificate verify failed"))
+
+    monkeypatch.setattr(module, "_open", refuse)
+    waits: list[object] = []
+    with pytest.raises(DownloadError, match="certificate verify failed"):
+        download("https://host/file", tmp_path / "file", on_wait=lambda *told: waits.append(told))
+    assert waits == []
 
 
 def test_two_processes_do_not_write_one_file(site: Path) -> None:

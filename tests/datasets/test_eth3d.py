@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import py7zr
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from tests.datasets.eth3d_scene import MASKED, MASKS, PORTRAIT, VIEWS, Truth, wr
 from tests.datasets.server import Faults, serve
 from vggt_int8.cli.data import ETH3D_PARTS, ETH3D_SCENES
 from vggt_int8.data import eth3d
+from vggt_int8.data.archive import ArchiveError
 from vggt_int8.geometry import camera_center, camera_to_pose_encoding, relative_pose
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.scorecard import eth3d as scored
@@ -91,6 +93,17 @@ def test_a_kept_archive_that_has_changed_is_told(site: Path, tmp_path: Path, cli
         assert not (tmp_path / "pipes").exists()
         (tmp_path / eth3d.STATE).write_text("[]")
         assert "is damaged" in cli(*command, code=2)
+
+
+def test_an_archive_that_is_packed_too_well_is_no_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with py7zr.SevenZipFile(tmp_path / "pipes_dslr_undistorted.7z", "w") as file:
+        file.writestr(bytes(500_000), "pipes/a")
+    packed = (tmp_path / "pipes_dslr_undistorted.7z").stat().st_size
+    monkeypatch.setattr(eth3d, "SMALL", 499_999)
+    with pytest.raises(ArchiveError, match=r"would unpack to 500,000 bytes; at most 499,999 .* Remove it"):
+        eth3d.fetch(eth3d.archives(["pipes"], ["images"]), tmp_path)
+    monkeypatch.setattr(eth3d, "MOST_TIMES", 500_000 // packed + 1)
+    assert len(eth3d.fetch(eth3d.archives(["pipes"], ["images"]), tmp_path)) == 1
 
 
 def test_unknown_scenes_and_parts_are_named(tmp_path: Path, cli) -> None:

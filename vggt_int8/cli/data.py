@@ -58,7 +58,8 @@ def data_eth3d(
     wanted = archives(chosen, _words(parts))
     console.note(f"ETH3D is under {LICENCE}")
     with _bars() as show:
-        fetched = fetch(wanted, out, site=(site or SITE).rstrip("/"), keep=keep, on_bytes=show, on_unpack=_unpacking)
+        place = (site or SITE).rstrip("/")
+        fetched = fetch(wanted, out, site=place, keep=keep, on_bytes=show, on_wait=_waiting, on_unpack=_unpacking)
     names = [archive.name for archive in fetched]
     if as_json:
         console.document("data eth3d", {"out": out, "scenes": list(chosen), "fetched": names})
@@ -70,6 +71,10 @@ def data_eth3d(
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
+
+
+def _waiting(archive: "Archive", reason: str, seconds: float) -> None:
+    console.note(f"{archive.name}: {reason}; the next attempt in {seconds:g} s")
 
 
 def _unpacking(archive: "Archive") -> None:

@@ -38,7 +38,8 @@ def unpack(archive: Path, target: Path, *, most_bytes: int, below: str = "") -> 
             sizes = _checked(archive, opened.list(), most_bytes, below)
             check_place(target, sum(sizes.values()))
             with staging_folder(target) as staging:
-                names = _write(py7zr, opened, staging / "new", sizes, archive)
+                with naming(target, staging):
+                    names = _write(py7zr, opened, staging / "new", sizes, archive)
                 for name in names:
                     _move(staging / "new" / name, target, name)
     except (ArchiveError, OSError):
@@ -162,8 +163,7 @@ def _write(py7zr: Any, opened: Any, folder: Path, sizes: dict[str, int], archive
         def create(self, filename: str) -> File:
             return File(Path(filename).relative_to(root).as_posix())
 
-    with naming(folder):
-        opened.extract(path=root, factory=Files())
+    opened.extract(path=root, factory=Files())
     for name, size in sizes.items():  # py7zr makes no file of a member without bytes
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

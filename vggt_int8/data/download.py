@@ -62,12 +62,14 @@ def download(
     size: int | None = None,
     sha256: str | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    on_wait: Callable[[str, float], None] = lambda reason, seconds: None,
     pause: float = 1.0,
 ) -> str:
     """Fetch `url` to `target`, whose folder is made; returns the sha256 of the content.
 
-    size, sha256: what the file is known to have. on_bytes: called with (bytes there, all bytes). pause: seconds before
-    the second attempt; later ones wait twice as long each.
+    size, sha256: what the file is known to have. on_bytes: called with (bytes there, all bytes). on_wait: called with
+    what went wrong, and the seconds until the next attempt. pause: half of those before the second; each attempt in
+    vain doubles them.
 
     Raises `DownloadError`, keeping what has arrived unless it is wrong; OSError, beforehand, for too small a disk.
     """
@@ -76,28 +78,42 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     with _held(part) as file:
-        failures = 0
-        while True:
-            before = file.seek(0, os.SEEK_END)
-            try:
-                if _fetch(url, part, file, size, on_bytes):
-                    break
-                reason = "the connection ended early"
-            except urllib.error.HTTPError as error:
-                if error.code == 416 and before:  # it has fewer bytes by now
-                    file.truncate(0)
-                elif error.code < 500 and error.code not in (408, 429):
-                    raise DownloadError(f"{url}: the server says {error.code} {error.reason}") from error
-                reason = f"the server says {error.code} {error.reason}"
-            except _BREAKS as error:
-                reason = str(getattr(error, "reason", "") or error) or type(error).__name__
-            failures = 0 if file.seek(0, os.SEEK_END) > before else failures + 1
+        furthest, failures = file.seek(0, os.SEEK_END), 0
+        while (reason := _attempt(url, part, file, size, on_bytes)) is not None:
+            there = file.seek(0, os.SEEK_END)
+            # A server that mixes versions may bring the same bytes again and again: no gain.
+            failures = 0 if there > furthest else failures + 1
+            furthest = max(furthest, there)
             if failures >= ATTEMPTS:
                 raise DownloadError(
-                    f"{url}: {reason}; {failures} attempts brought nothing. Run the command again later"
+                    f"{url}: {reason}; {failures} attempts brought nothing new. Run the command again later"
                 )
-            time.sleep(pause * 2**failures)
+            seconds = pause * 2**failures
+            on_wait(reason, seconds)
+            time.sleep(seconds)
         return _finish(url, part, file, target, sha256)
+
+
+def _attempt(
+    url: str, part: Path, file: BufferedRandom, size: int | None, on_bytes: Callable[[int, int], None]
+) -> str | None:
+    """One request: None if all is there then, else why not. Raises `DownloadError` where another would be in vain."""
+    there = file.seek(0, os.SEEK_END)
+    try:
+        return None if _fetch(url, part, file, size, on_bytes) else "the connection ended early"
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and there:  # it has fewer bytes by now
+            file.truncate(0)
+        elif error.code < 500 and error.code not in (408, 429):
+            raise DownloadError(f"{url}: the server says {error.code} {error.reason}") from error
+        return f"the server says {error.code} {error.reason}"
+    except http.client.InvalidURL as error:
+        raise DownloadError(f"{url} is no address of HTTP: {error}") from error
+    except _BREAKS as error:
+        reason = getattr(error, "reason", "")
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise DownloadError(f"{url}: {reason}") from error
+        return str(reason or error) or type(error).__name__
 
 
 def digest_of(path: Path, sha256: str | None) -> str:
@@ -141,7 +157,7 @@ def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_byte
         check_place(part, version.total - have)
         write_json(_note(part), {"url": url, "tag": version.tag, "total": version.total})
         on_bytes(have, version.total)
-        while chunk := answer.read(_CHUNK):
+        while chunk := answer.read1(_CHUNK):  # not `read`, which drops what came before a stall
             have += len(chunk)
             if have > version.total:
                 file.truncate(0)
@@ -155,6 +171,8 @@ def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_byte
 def _version(url: str, answer: "http.client.HTTPResponse", have: int) -> _Version:
     """What the server has. Raises `DownloadError` for an answer that is of no use."""
     headers = answer.headers
+    if (packed := headers.get("Content-Encoding", "identity")) != "identity":
+        raise DownloadError(f"{url}: the server sends it packed by {packed!r:.80}, which it was asked not to do")
     if answer.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
         if found is None or int(found[1]) != have:

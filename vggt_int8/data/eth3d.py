@@ -16,7 +16,7 @@ import json
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,9 @@ PARTS = {
 }
 VIEWS = Path(__file__).with_name("eth3d_views.toml")
 STATE = ".archives.json"  # below the target: archive -> its sha256, and the files that it held
-MOST_BYTES = 64 << 30  # of one archive unpacked; the largest scans have a few GB
+# Of one archive unpacked, in bytes and in times its own size: the largest scans have a few GB, and depth, of which nine
+# tenths are unknown, is packed tightest. So small an archive is let pass.
+MOST_BYTES, MOST_TIMES, SMALL = 64 << 30, 200, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def fetch(
     site: str = SITE,
     keep: bool = False,
     on_bytes: Callable[[Archive, int, int], None] = lambda archive, done, total: None,
+    on_wait: Callable[[Archive, str, float], None] = lambda archive, reason, seconds: None,
     on_unpack: Callable[[Archive], None] = lambda archive: None,
     pause: float = 1.0,
 ) -> list[Archive]:
@@ -100,18 +103,22 @@ def fetch(
         place = target / archive.name
         known = archive.sha256 or state.get(archive.name, {}).get("sha256")
 
-        def report(done: int, total: int, archive: Archive = archive) -> None:
-            on_bytes(archive, done, total)
-
         if place.is_file():  # kept from before, or brought by hand
             digest = digest_of(place, known)
         else:
             digest = download(
-                f"{site}/{archive.name}", place, size=archive.size, sha256=known, on_bytes=report, pause=pause
+                f"{site}/{archive.name}",
+                place,
+                size=archive.size,
+                sha256=known,
+                on_bytes=partial(on_bytes, archive),
+                on_wait=partial(on_wait, archive),
+                pause=pause,
             )
         on_unpack(archive)
         try:
-            names = unpack(place, target, most_bytes=MOST_BYTES, below=archive.scene)
+            most = min(MOST_BYTES, max(SMALL, MOST_TIMES * place.stat().st_size))
+            names = unpack(place, target, most_bytes=most, below=archive.scene)
         except ArchiveError as error:
             raise ArchiveError(f"{error}. Remove it, and the same command fetches it anew") from error
         files = {name: (target / name).stat().st_size for name in names}
