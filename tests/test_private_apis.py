@@ -18,7 +18,7 @@ from torch import nn
 PACKAGE = Path(__file__).parents[1] / "vggt_int8"
 # Where each name is found. `Module()` is any module: its tables are made with it.
 USED = (
-    *("torch._int_mm", "torch._dynamo"),
+    *("torch._int_mm", "torch._dynamo", "torch._fused_sdp_choice"),
     *(f"torch._foreach_{name}" for name in ("add_", "copy_", "lerp", "lerp_", "mul_")),
     "torch.utils._python_dispatch.is_in_torch_dispatch_mode",
     "torch.utils._python_dispatch.is_traceable_wrapper_subclass",

@@ -15,6 +15,7 @@ def test_this_machine_can_run_int8(cli) -> None:
     found = json.loads(cli("doctor", "--json"))
     assert found["trial"]["mode"].startswith("fused")
     assert max(found["trial"]["errors"].values()) < 0.05
+    assert len(found["trial"]["attention_kernels"]) == 1
     assert set(found["trial"]["kernels"]) >= {"encoder", "frame blocks", "global blocks", "camera head", "depth head"}
     assert found["facts"]["chosen"]["dynamic"] == "native"
     assert [finding for finding in found["findings"] if finding["level"] == "error"] == []

@@ -99,6 +99,7 @@ def test_the_report_says_how_to_repeat_the_run(
     assert report["model_identity"]["value"]
     assert report["runtime"]["mode"] in ("fused", "plain")
     assert report["runtime"]["global_attention"] == "keyframes (K = 1)"
+    assert len(report["runtime"]["attention_kernels"]) == 1
     assert report["inputs"][0]["sha256"] == hashlib.sha256(photos[0].read_bytes()).hexdigest()
     assert report["command_line"] == "vggt-int8 run 'a model' photo.jpg"
     assert report["folder"] == str(Path.cwd())
@@ -108,6 +109,7 @@ def test_the_report_says_how_to_repeat_the_run(
     assert report["quantization"] is None
     assert report["runtime"]["mode"] == "plain"
     assert report["runtime"]["reason"]
+    assert report["runtime"]["attention_kernels"] == ["PyTorch scaled_dot_product_attention"]
 
 
 def test_a_saved_model_needs_no_recipe(cli, tiny_int8: Path, photos: list[Path], tmp_path: Path) -> None:

@@ -135,6 +135,24 @@ def test_it_names_the_global_attention_of_calls_that_do_not_say_it(make_tiny: Ca
     assert quantization_report(nn.Sequential(nn.Linear(8, 8))).global_attention is None
 
 
+def test_it_names_what_attended_in_global_blocks_of_the_last_call(
+    make_tiny: Callable[[], VGGTInt8], tiny_images: torch.Tensor
+) -> None:
+    model = quantize(make_tiny(), "int8_dynamic", "native")
+    assert model.quantization_report().attention_kernels == ()
+    library = compiled.library()
+    for mode, kernel in (
+        ("on", library.name if library else "PyTorch flash_attention"),
+        ("off", "PyTorch scaled_dot_product_attention"),
+    ):
+        model.set_runtime(mode)
+        with torch.no_grad():
+            model(tiny_images, global_attention="keyframes", keyframes=1)
+        assert model.quantization_report().attention_kernels == (kernel,)
+        assert f"attention of the last call: {kernel}" in str(model.quantization_report())
+        assert str(model.runtime_report()).splitlines()[1] == f"global attention: keyframes (K = 1), by {kernel}"
+
+
 def test_sizes_by_hand() -> None:
     model = nn.Sequential(nn.Linear(1000, 500), nn.Linear(500, 100, bias=False).half())
     model.register_buffer("table", torch.zeros(250, 1000, dtype=torch.int64))

@@ -150,4 +150,4 @@ def _keyframed(source: Source, device: torch.device) -> Network:
 def _mode(model: Int8Network) -> str:
     report = model.runtime_report()
     how = report.mode + (f" ({report.reason})" if report.reason else "")
-    return how + (f"; global attention: {report.attention}" if report.attention else "")
+    return how + (f"; global attention: {report.attention_in_words}" if report.attention else "")

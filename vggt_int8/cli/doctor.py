@@ -86,6 +86,7 @@ def _show(facts: "Facts", trial: "Trial | None", fits: list[dict[str, Any]], fou
         )
         for part, kernels in trial.kernels.items():
             console.say(f"  {part}: " + ", ".join(f"{kernel} x {number}" for kernel, number in kernels.items()))
+        console.say(f"  global attention: {', '.join(trial.attention_kernels)}")
     if fits:
         console.say("")
         console.show(_frames(fits))

@@ -38,14 +38,21 @@ def report_of(
 
 
 def runtime_of(network: "Int8Network") -> dict[str, Any]:
-    """How the last call ran: "fused" or "plain", why not otherwise, what its global blocks looked at, and how much it
-    worked on at a time.
+    """How the last call ran: "fused" or "plain", why not otherwise, what its global blocks looked at and by which
+    kernels, and how much it worked on at a time.
     """
     report = network.runtime_report()
     plan = None if report.plan is None else asdict(report.plan)
     attention = None if report.attention is None else str(report.attention)
     shards = {"frames_of_each_gpu": list(report.shards)} if report.shards else {}
-    return {"mode": report.mode, "reason": report.reason or None, "global_attention": attention, "plan": plan, **shards}
+    return {
+        "mode": report.mode,
+        "reason": report.reason or None,
+        "global_attention": attention,
+        "attention_kernels": list(report.attention_kernels),
+        "plan": plan,
+        **shards,
+    }
 
 
 def recipe_content(network: "Int8Network") -> dict[str, Any] | None:

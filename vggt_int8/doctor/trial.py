@@ -27,7 +27,8 @@ PARTS = {
 @dataclass(frozen=True)
 class Trial:
     """What came of it. errors: of each output, relative to the definition's in fp32 on a CPU. kernels: by part of the
-    network, what multiplies its INT8 layers and how many of them. error: what was raised, instead of all else.
+    network, what multiplies its INT8 layers and how many of them. attention_kernels: what attended in global blocks.
+    error: what was raised, instead of all else.
     """
 
     recipe: str
@@ -38,6 +39,7 @@ class Trial:
     reason: str = ""
     errors: dict[str, float] = field(default_factory=dict)
     kernels: dict[str, dict[str, int]] = field(default_factory=dict)
+    attention_kernels: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -74,6 +76,7 @@ def _run(device: torch.device) -> Trial:
         reason=report.reason,
         errors={name: relative_error(pred[name].cpu(), wanted[name]) for name in OUTPUTS},
         kernels=_kernels(model),
+        attention_kernels=report.attention_kernels,
     )
 
 

@@ -267,6 +267,10 @@ class Int8Network(Parallel, Network):
         """Name of a layer -> what multiplies it in a fused call, in words; empty where calls are not fused."""
         return self.runtime.kernels(device_type)
 
+    def attention_kernels(self) -> tuple[str, ...]:
+        """What attended in the global blocks of the last call, in words; empty before the first."""
+        return self.runtime_report().attention_kernels
+
     def set_backend(self, backend: str) -> None:
         """Compute with another backend from now on. Raises `BackendError`, changing nothing, if it cannot."""
         quantization: VGGTInt8QuantizationConfig | None = getattr(self.config, "quantization_config", None)

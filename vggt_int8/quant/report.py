@@ -22,6 +22,9 @@ class RunsFused(Protocol):
         as modules.
         """
 
+    def attention_kernels(self) -> tuple[str, ...]:
+        """What attended in the global blocks of the last call, in words; empty before the first."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -47,10 +50,12 @@ class QuantizationReport:
     """Iterable over `LayerReport` rows in module order; prints as a summary.
 
     global_attention: what global blocks look at in calls that do not say it, in words; None for a foreign module.
+    attention_kernels: what attended there in the last call; which it is depends on the call's length.
     """
 
     rows: tuple[LayerReport, ...]
     global_attention: str | None = None
+    attention_kernels: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[LayerReport]:
         return iter(self.rows)
@@ -72,6 +77,7 @@ class QuantizationReport:
         ]
         lines.append(f"{_layers(len(self.rows))}  {sum(size.values()) / 1e6:9.2f} MB  in all")
         lines += [f"global attention: {self.global_attention}"] * (self.global_attention is not None)
+        lines += [f"attention of the last call: {', '.join(self.attention_kernels)}"] * bool(self.attention_kernels)
         return "\n".join(lines)
 
     __str__ = summary
@@ -99,7 +105,9 @@ def quantization_report(
             size = sum(p.numel() * p.element_size() for p in own)
             rows.append(_row(name, module, own, size, plan, device_type, fused.get(name)))
     attention = getattr(model, "default_attention", None)
-    return QuantizationReport(tuple(rows), str(attention) if isinstance(attention, GlobalAttention) else None)
+    looks = str(attention) if isinstance(attention, GlobalAttention) else None
+    attended = model.attention_kernels() if isinstance(model, RunsFused) else ()
+    return QuantizationReport(tuple(rows), looks, attended)
 
 
 def _row(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggt_int8.global_attention import GlobalAttention
+from vggt_int8.kernels.attended import global_block
 from vggt_int8.model.aggregator import describe
 from vggt_int8.model.encoder import Encoder
 from vggt_int8.model.layers import first_and_other_frames
@@ -100,6 +101,10 @@ class Blocks:
 
     def between_frames(self, block: nn.Module, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
         """`block` on all tokens, as the call's choice for the layer has it."""
+        with global_block():
+            return self._between_frames(block, layer, x, out)
+
+    def _between_frames(self, block: nn.Module, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
         rope, plan = self.scene_rope, self.plan
         frames = self.frames if self.shard is None else self.shard.frames
         if self.attention.looks(layer, frames) == "frames":

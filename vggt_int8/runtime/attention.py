@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_int8.kernels import ops
+from vggt_int8.kernels.attended import attend_by_pytorch
 from vggt_int8.kernels.cpu.attention import attention_cpu
 from vggt_int8.kernels.cuda.launch import only_compiling
 from vggt_int8.machine import architecture
@@ -70,7 +70,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor
     if only_compiling() and max(q.shape[2], k.shape[2]) > LONG:
         return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
     with sdpa_kernel([kernel for kernel in order if kernel != TRITON], set_priority=True):
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attend_by_pytorch(q, k, v).transpose(1, 2).flatten(2)
 
 
 def attention_codes(q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor) -> tuple[Tensor, Tensor] | None:

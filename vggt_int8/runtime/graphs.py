@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vggt_int8.kernels.attended import note_again, noting
+
 CAPACITY = 4  # graphs; the least recently used one goes first
 REMEMBERED = 64  # shapes seen once
 
@@ -41,6 +43,7 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: Tensors
     outputs: Tensors
+    attended: tuple[str, ...] = ()  # what was noted
 
 
 class GraphCache:
@@ -107,9 +110,9 @@ class GraphCache:
         # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local. If the end of a
         # capture raises, `torch.cuda.graph` leaves its own stream current, hence the block around it.
         here = torch.cuda.stream(torch.cuda.current_stream())
-        with here, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with noting() as attended, here, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = function(static)
-        return _Captured(graph, static, outputs)
+        return _Captured(graph, static, outputs, tuple(attended))
 
     def _replay(self, key: Key, inputs: Tensors) -> Tensors:
         captured = self._graphs[key]
@@ -120,6 +123,7 @@ class GraphCache:
         for name, tensor in inputs.items():
             captured.inputs[name].copy_(tensor)
         captured.graph.replay()
+        note_again(captured.attended)
         outputs = {name: tensor.clone() for name, tensor in captured.outputs.items()}
         self._done = self._done or torch.cuda.Event()
         self._done.record(stream)

@@ -12,7 +12,8 @@ class RuntimeReport:
 
     mode: "fused, CUDA graph", "fused", "plain" (the network's own modules), or "none" before the first call.
     reason: why it was not fused or not replayed; empty if it was. plan: how much it worked on at a time.
-    attention: what its global blocks looked at; key frames that were all frames are "exact".
+    attention: what its global blocks looked at; key frames that were all frames are "exact". attention_kernels: what
+    computed it there, such as "Triton 128x64 w8 s3 tma frozen" or "PyTorch flash_attention", most often one.
     graphs: shapes of images for which a graph is held. shards: frames of each process, where a scene was on several.
     """
 
@@ -22,10 +23,16 @@ class RuntimeReport:
     attention: GlobalAttention | None
     graphs: tuple[tuple[int, ...], ...] = ()
     shards: tuple[int, ...] = ()
+    attention_kernels: tuple[str, ...] = ()
+
+    @property
+    def attention_in_words(self) -> str:
+        """What global blocks looked at, and by which kernels."""
+        return str(self.attention) + (f", by {' and '.join(self.attention_kernels)}" if self.attention_kernels else "")
 
     def __str__(self) -> str:
         lines = [self.mode + (f" ({self.reason})" if self.reason else "")]
-        lines += [f"global attention: {self.attention}"] * (self.attention is not None)
+        lines += [f"global attention: {self.attention_in_words}"] * (self.attention is not None)
         lines += [f"frames of each process: {', '.join(map(str, self.shards))}"] * bool(self.shards)
         lines += [str(self.plan)] * (self.plan is not None)
         return "\n".join(lines + [f"CUDA graph for images {list(shape)}" for shape in self.graphs])

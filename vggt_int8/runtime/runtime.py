@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from vggt_int8.kernels.attended import Notes, noting
 from vggt_int8.kernels.cpu.memory import give_back_surplus, keep_freed_memory
 from vggt_int8.kernels.cuda.launch import compiling
 from vggt_int8.machine import free_gpu_bytes
@@ -42,6 +43,7 @@ from vggt_int8.runtime.report import RuntimeReport
 LowVram = bool | Literal["auto"]
 Mode = Literal["auto", "on", "off"]
 REPLAYED = "fused, CUDA graph"
+PLAIN = "PyTorch scaled_dot_product_attention"  # what attends in the network's own modules
 Output = TypeVar("Output", covariant=True)
 
 
@@ -133,7 +135,7 @@ class Runtime(Generic[Output]):
                     f"the fused network cannot run this call: {reason}. set_runtime('auto') leaves such calls to the "
                     "network's own modules"
                 )
-            self._last = _report("plain", reason, None, call)
+            self._last = _report("plain", reason, None, call, {PLAIN: None})
             output = self.model.predict(call)
         if call.images.device.type == "cpu":
             give_back_surplus()
@@ -187,12 +189,13 @@ class Runtime(Generic[Output]):
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(call.images):
             plan = self._plan(call, self._shape(call)).bounded(call.frames_chunk_size)
             try:
-                outputs = self._graphs.replay(_tensors(call), *_work(call), plan)
+                with noting() as attended:
+                    outputs = self._graphs.replay(_tensors(call), *_work(call), plan)
             except torch.OutOfMemoryError:
                 return None  # the call itself will meet it again, and makes room
         if outputs is None:
             return None
-        self._last = _report(REPLAYED, "", plan, call)
+        self._last = _report(REPLAYED, "", plan, call, attended)
         return _Ahead(_output(self.model.output_class, call, outputs), eligibility)
 
     @property
@@ -262,18 +265,19 @@ class Runtime(Generic[Output]):
                 stacklevel=5,
             )
         self._compile(call, plan)
-        if not plan.graph:
-            outputs, replayed = run_network(model, call, plan), False
-            reason = _why_no_graph(call, plan)
-        else:
 
-            def run(tensors: Tensors) -> Tensors:
-                held = replace(call, images=tensors["images"], query_points=tensors.get("query_points"))
-                return run_network(model, held, plan)
+        def run(tensors: Tensors) -> Tensors:
+            held = replace(call, images=tensors["images"], query_points=tensors.get("query_points"))
+            return run_network(model, held, plan)
 
-            outputs, replayed = self._graphs.run(run, _tensors(call), *_work(call), plan)
-            reason = "" if replayed else "the first call of this shape; the next one is captured"
-        self._last = _report(REPLAYED if replayed else "fused", reason, plan, call)
+        with noting() as attended:
+            if plan.graph:
+                outputs, replayed = self._graphs.run(run, _tensors(call), *_work(call), plan)
+                reason = "" if replayed else "the first call of this shape; the next one is captured"
+            else:
+                outputs, replayed = run_network(model, call, plan), False
+                reason = _why_no_graph(call, plan)
+        self._last = _report(REPLAYED if replayed else "fused", reason, plan, call, attended)
         return outputs
 
     def _compile(self, call: Call, plan: Plan) -> None:
@@ -294,9 +298,10 @@ class Runtime(Generic[Output]):
                 )
 
 
-def _report(mode: str, reason: str, plan: Plan | None, call: Call) -> RuntimeReport:
-    shards = () if call.shard is None else call.shard.counts
-    return RuntimeReport(mode, reason, plan, call.attention.within(call.scene_frames), shards=shards)
+def _report(mode: str, reason: str, plan: Plan | None, call: Call, attended: Notes) -> RuntimeReport:
+    shards, kernels = () if call.shard is None else call.shard.counts, tuple(attended)
+    attention = call.attention.within(call.scene_frames)
+    return RuntimeReport(mode, reason, plan, attention, shards=shards, attention_kernels=kernels)
 
 
 def _tensors(call: Call) -> Tensors:

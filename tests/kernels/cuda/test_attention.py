@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.kernels.cuda.cases import DEVICE, INTERPRETED, has_descriptors, on_gpu, quick, rand, static_scales_of
 from vggt_int8.kernels import reference_attention as definition
+from vggt_int8.kernels.attended import global_block, noting
 from vggt_int8.kernels.cuda import triton_attention
 from vggt_int8.kernels.cuda.attention_variants import RULES, SMALL, Variant, attention_variant
 
@@ -101,6 +102,13 @@ def test_the_table_and_fp32(tokens: int) -> None:
         if dtype == torch.float32 or not INTERPRETED:
             assert_same(SMALL if dtype == torch.float32 else VARIANTS[0], q, k, v)
         assert torch.equal(triton_attention.float_attention(q, k, v), triton_attention.float_attention(q, k, v))
+
+
+def test_what_attends_is_noted_by_its_variant() -> None:
+    needs(HARDEST)
+    with noting() as kernels, global_block():
+        triton_attention.float_attention(*views(1, 1, 1, 64, torch.float16), HARDEST)
+    assert list(kernels) == [f"Triton {HARDEST}"]
 
 
 @one_quick_variant

@@ -54,8 +54,10 @@ def test_a_graph_reads_the_static_scales_that_layers_hold(weights: dict[str, Ten
 
 def test_it_runs_by_itself_when_native(int8: VGGTInt8) -> None:
     images = images_of(2)
-    modes = [(int8(images), int8.runtime_report().mode)[1] for _ in range(3)]
-    assert modes == ["fused", "fused, CUDA graph", "fused, CUDA graph"]
+    reports = [(int8(images), int8.runtime_report())[1] for _ in range(3)]
+    assert [report.mode for report in reports] == ["fused", "fused, CUDA graph", "fused, CUDA graph"]
+    assert len(reports[0].attention_kernels) == 1
+    assert {report.attention_kernels for report in reports} == {reports[0].attention_kernels}, "replays have no launch"
     assert int8.runtime_report().graphs == ((1, 2, 3, *SIZE),)
 
 

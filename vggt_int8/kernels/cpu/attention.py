@@ -1,9 +1,9 @@
 """Attention on a CPU: once the linears of a block multiply integers, it takes as long as all of them."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vggt_int8.kernels.attended import attend_by_pytorch, note
 from vggt_int8.kernels.cpu import compiled
 
 _MAX_HEAD_DIM = 512
@@ -17,19 +17,21 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Te
     needs gradients, is PyTorch's attention.
     """
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if not integers or needs_gradient or not _takes(q, k, v):
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    library = compiled.library() if integers and not needs_gradient and _takes(q, k, v) else None
+    if library is None:
+        return attend_by_pytorch(q, k, v).transpose(1, 2)
     batch, heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, heads, dim)
     sizes = (batch, heads, tokens, k.shape[2], dim)
+    note(library.name)
     compiled.call("vi_attention", q, k, v, out, *sizes, *q.stride()[:3], *k.stride()[:3])
     return out
 
 
 def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernel can do it: fp32, keys and values of one layout, none empty, the channels of a head next to one
-    another.
+    """Whether our kernel is for these: fp32, keys and values of one layout, none empty, the channels of a head next to
+    one another.
     """
     alike = k.shape == v.shape and k.stride() == v.stride() and all(x.dtype == torch.float32 for x in (q, k, v))
     fits = all(x.device.type == "cpu" and x.numel() > 0 and x.stride(3) == 1 for x in (q, k))
-    return alike and fits and q.shape[3] <= _MAX_HEAD_DIM and compiled.library() is not None
+    return alike and fits and q.shape[3] <= _MAX_HEAD_DIM

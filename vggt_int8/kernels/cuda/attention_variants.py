@@ -31,6 +31,11 @@ class Variant:
     registers: bool = False
     grouped: bool = False
 
+    @property
+    def kernel(self) -> str:
+        """What runs, for reports."""
+        return f"{'Gluon' if self.grouped else 'Triton'} {self}"
+
     def __str__(self) -> str:
         parts = [f"{self.block_m}x{self.block_n}", f"w{self.warps}", f"s{self.stages}"]
         switches = ("tma", "frozen", "registers", "grouped")

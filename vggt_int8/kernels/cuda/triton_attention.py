@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from vggt_int8.kernels import attended
 from vggt_int8.kernels.cuda.attention_variants import AGAIN, Variant, attention_variant
 from vggt_int8.kernels.cuda.launch import launch
 from vggt_int8.kernels.cuda.triton_gemm import to_codes
@@ -216,6 +217,7 @@ def _attention(
     strides = [stride for x in operands for stride in x.stride()[:3]]
     tma = _padded_dim(dim) == dim and not any(stride * v.element_size() % 16 for stride in strides)
     variant = variant or attention_variant(architecture(v.device), keys, dim, v.dtype, tma and GLUON)
+    attended.note(variant.kernel)
     only = None
     if variant.grouped:
         if not tma or dim != 64:
