@@ -154,5 +154,5 @@ def test_new_weights_are_used(make_quantized: Make, tiny_images: Tensor) -> None
 
 def test_a_model_can_go_while_its_runtime_is_held(make_quantized: Make, tiny_images: Tensor) -> None:
     runtime = Runtime(make_quantized("none"))
-    with pytest.raises(ReferenceError, match="keep it as long"):
+    with pytest.raises(ReferenceError, match="keep a reference"):
         runtime(tiny_images)

@@ -1,4 +1,6 @@
-"""How a VGGT runs fast and small: fused blocks over the plain network, CUDA graphs, chunked heads, memory plans."""
+"""The fused execution of a quantized VGGT: fused blocks over the plain network, CUDA graphs, chunked heads, memory
+plans.
+"""
 
 from vggt_int8.runtime.memory import Plan
 from vggt_int8.runtime.report import RuntimeReport

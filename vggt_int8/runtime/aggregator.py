@@ -1,5 +1,5 @@
-"""The aggregator on fused blocks: the image encoder and the frame blocks a few frames at a time, the global blocks
-on all.
+"""The aggregator on fused blocks: the image encoder and frame blocks run on a few frames at a time, global blocks on
+all.
 """
 
 from collections.abc import Callable, Collection
@@ -34,26 +34,28 @@ def run_aggregator(
     encode: Callable[..., Tensor] | None = None,
     blocks_of: "type[Blocks] | None" = None,
 ) -> tuple[dict[int, Halves], Tensor | None]:
-    """Images [B, S, 3, H, W] in [0, 1] -> the layers asked for, and descriptors [B, S, C] on request.
+    """Images [B, S, 3, H, W] in [0, 1] -> tokens of the requested layers, and descriptors [B, S, C] if requested.
 
-    shard: whose frames these are. encode, blocks_of: how another network's image encoder and blocks run; None for
-    VGGT's. No block behind the last of the layers runs.
+    shard: the frames of this process, if the scene is sharded.
+    encode, blocks_of: the image encoder and the blocks of another network; None for VGGT's.
+
+    Blocks after the last requested layer do not run.
     """
     blocks = (blocks_of or Blocks)(aggregator, images, attention, plan, shard)
     patches = images.shape[-2] * images.shape[-1] // aggregator.patch_size**2
     token = aggregator.camera_token
     shape = (images.shape[0] * images.shape[1], patches + aggregator.num_special, token.shape[-1])
-    room = {layer: _room(token, shape, layer, layers, plan) for layer in sorted(layers)}
+    buffers = {layer: _buffers(token, shape, layer, layers, plan) for layer in sorted(layers)}
     x = _embed(aggregator, images, plan, encode or _encode, shard is None or shard.has_first)
     described = describe(x, aggregator.num_special).unflatten(0, images.shape[:2]) if descriptors else None
     x = x.flatten(0, 1)
-    kept, own = {}, True  # whether nobody else reads x, so that a block may write into it
+    kept, own = {}, True  # own: nothing else refers to x, so a block may overwrite it
     for layer in range(max(layers) + 1):
         x = blocks.frame(layer, x, x if own else None)
         if layer not in layers:
             x, own = blocks.scene(layer, x, x), True
             continue
-        copies = room.pop(layer)
+        copies = buffers.pop(layer)
         own = copies is not None
         frame = Half([x.view(shape)]) if copies is None else copies.frame.fill(x.view(shape))
         x = blocks.scene(layer, x, x if own else None)
@@ -62,18 +64,20 @@ def run_aggregator(
     return kept, described
 
 
-def _room(like: Tensor, shape: tuple[int, int, int], layer: int, layers: Collection[int], plan: Plan) -> Halves | None:
-    """For copies of a layer's tokens; None if they are kept as they are, as those of the last layer, which are nobody's
-    input: a copy would only be one more.
+def _buffers(
+    like: Tensor, shape: tuple[int, int, int], layer: int, layers: Collection[int], plan: Plan
+) -> Halves | None:
+    """Buffers for copies of a layer's tokens, or None if the tokens are kept without a copy. The last layer's tokens
+    are no block's input, so copying them would only take more memory.
     """
     on_host = sorted(layers).index(layer) < plan.layers_on_host
     if not on_host and (not plan.in_pieces or layer == max(layers)):
         return None
-    return Halves(Half.room(like, shape, on_host), Half.room(like, shape, on_host))
+    return Halves(Half.empty(like, shape, on_host), Half.empty(like, shape, on_host))
 
 
 class Blocks:
-    """The aggregator's blocks during one call, as functions of tokens [B * S * P, C] and where to write."""
+    """The aggregator's blocks during one call, as functions of tokens [B * S * P, C] and of the tensor to write to."""
 
     aggregator: Any
 
@@ -100,7 +104,7 @@ class Blocks:
         return self.between_frames(self.aggregator.global_blocks[layer], layer, x, out)
 
     def between_frames(self, block: nn.Module, layer: int, x: Tensor, out: Tensor | None) -> Tensor:
-        """`block` on all tokens, as the call's choice for the layer has it."""
+        """Run `block` on the tokens of all frames, with the attention that the call chose for this layer."""
         with global_block():
             return self._between_frames(block, layer, x, out)
 
@@ -125,8 +129,9 @@ def _embed(
 ) -> Tensor:
     """Images [B, S, 3, H, W] -> tokens [B * S, P, C]: camera token and registers, then the encoded patches.
 
-    encode: its image encoder, normalised images [f, 3, H, W], grid of patches and rows at a time -> tokens [f, h * w,
-    C]. has_first: whether the scene's first frame is among them.
+    encode: the image encoder; takes normalized images [f, 3, H, W], the patch grid and the rows at a time, and returns
+        tokens [f, h * w, C].
+    has_first: whether the images include the first frame of the scene.
     """
     batch, frames = images.shape[:2]
     special = torch.cat([aggregator.camera_token, aggregator.register_token], dim=2)
@@ -143,7 +148,7 @@ def _embed(
 
 
 def _encode(encoder: Encoder, pixels: Tensor, grid: tuple[int, int], rows: int) -> Tensor:
-    """Normalised images [f, 3, H, W] -> patch tokens [f, h * w, C]."""
+    """Normalized images [f, 3, H, W] -> patch tokens [f, h * w, C]."""
     x = encoder.embed(encoder.patch_embed(pixels), *grid)
     shape, x = x.shape, x.flatten(0, 1)
     scales = TokenScales(encoder.blocks, shape[1])

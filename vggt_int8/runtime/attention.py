@@ -1,8 +1,9 @@
-"""Which attention kernel runs: chosen by GPU and length, as data, not by PyTorch's general order.
+"""Selects the attention kernel by GPU architecture and sequence length, from a table instead of PyTorch's default
+order.
 
-Queries, keys and values come as strided views of the qkv linear's output [T, 3, H, D], or of the outputs of its parts
-where keys are of other tokens; every kernel listed here reads such views without a copy, and writes tokens next to one
-another with their heads inside, so that the output is [T, C] without a copy either.
+Queries, keys and values are strided views of the output of the qkv linear, [T, 3, H, D], or of its separate parts where
+the keys belong to other tokens. All kernels listed here read such views without a copy and write the heads of a token
+next to each other, so the [T, C] output needs no copy either.
 """
 
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ CUDNN, FLASH, EFFICIENT, MATH = (
     *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
     *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
 )
-# Our own kernel, for 16-bit values, head dims up to 64 and compute capability 8.0 and up; it counts in 64 bits.
+# Our own kernel: 16-bit values, head dims up to 64, compute capability 8.0 or higher, 64-bit offsets.
 TRITON: Literal["triton"] = "triton"
 Kernel = SDPBackend | Literal["triton"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`order` is tried first to last, for GPUs of compute capability `arch` / 10 and up and at least `tokens`
+    """The kernels to try, in `order`, on GPUs of compute capability `arch` / 10 or higher, for at least `tokens`
     queries or keys.
     """
 
@@ -38,11 +39,12 @@ class Rule:
     order: tuple[Kernel, ...]
 
 
-# The first rule that fits decides. On Hopper, TFLOP/s at head dim 64 (H100, `benchmarks/attention.py`): ours 514 to 533
+# The first matching rule applies. On Hopper, TFLOP/s at head dim 64 (H100, `benchmarks/attention.py`): ours 514 to 533
 # over 10 to 100 frames and 327 to 348 inside frames of 1041 tokens, cuDNN 419 to 432 and 321 to 333, FlashAttention-2
-# 309 to 325 and 219 to 234. cuDNN builds a plan for every new length, too, which a few tokens (the camera head's, one
-# per frame) do not pay back. PyTorch's own formula comes last and only where its matrix of scores is small. fp32 runs
-# on "efficient" alone. Newer GPUs have other matrix instructions, for which our kernel was not written.
+# 309 to 325 and 219 to 234. cuDNN also builds a plan for every new length, which does not pay off for short sequences
+# (the camera head has one token per frame). PyTorch's math kernel comes last, and only where its score matrix is small.
+# fp32 runs only on "efficient". GPUs after Hopper have different matrix instructions, for which our kernel was not
+# written.
 RULES = (
     Rule(arch=100, tokens=4096, order=(CUDNN, FLASH, EFFICIENT)),
     Rule(arch=100, tokens=256, order=(CUDNN, FLASH, EFFICIENT, MATH)),
@@ -51,15 +53,16 @@ RULES = (
     Rule(arch=0, tokens=4096, order=(FLASH, EFFICIENT)),
     Rule(arch=0, tokens=0, order=(FLASH, EFFICIENT, MATH)),
 )
-# Above so many elements in the tensor that q, k and v are views of, offsets leave 31 bits, in which cuDNN counts.
+# cuDNN counts offsets in 31 bits, so it cannot take q, k and v that are views of a tensor with more elements.
 LARGE = 2**31 - 1
-LONG = 24_000  # tokens: where only kernels are to be compiled, longer attention would take longer than that
+LONG = 24_000  # tokens: attention above this takes longer than the compilation that a dry run is for
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor:
-    """q [B, H, N, D], k and v [B, H, L, D], strided views of [B, N, 3, H, D] or the like -> [B, N, H * D], contiguous.
+    """q [B, H, N, D], k and v [B, H, L, D], strided views of [B, N, 3, H, D] or similar -> [B, N, H * D], contiguous.
 
-    integers: on a CPU the products may round to 16 bits, as all of a GPU's do; for layers whose input is INT8 anyway.
+    integers: on a CPU, the products may round to 16 bits, as they always do on a GPU. For layers whose inputs are INT8
+        anyway.
     """
     if not q.is_cuda:
         return attention_cpu(q, k, v, integers).flatten(2)
@@ -74,8 +77,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor
 
 
 def attention_codes(q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor) -> tuple[Tensor, Tensor] | None:
-    """`attention` as codes [B * N, H * D] int8 under static scales, with those of each row, [B * N, 1] fp32; None where
-    the kernel that attends writes floats.
+    """`attention` with its output quantized by static scales: codes [B * N, H * D] int8 and the scale of each row [B *
+    N, 1] fp32. None if the selected kernel writes floats.
     """
     if not q.is_cuda or not _by_our_kernel(q, _order(q, k)):
         return None
@@ -92,6 +95,8 @@ def _by_our_kernel(q: Tensor, order: tuple[Kernel, ...]) -> bool:
 
 
 def backends(arch: int, tokens: int, elements: int) -> tuple[Kernel, ...]:
-    """The kernels to try, best first. tokens: queries or keys, of which there are more; elements: of the qkv tensor."""
+    """The kernels to try, best first. tokens: the larger of the numbers of queries and keys; elements: size of the qkv
+    tensor.
+    """
     order = next(rule.order for rule in RULES if arch >= rule.arch and tokens >= rule.tokens)
     return tuple(kernel for kernel in order if kernel != CUDNN) if elements > LARGE else order

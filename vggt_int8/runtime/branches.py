@@ -1,7 +1,7 @@
 """Independent parts of a call as parallel branches of its CUDA graph.
 
-The camera head is some three hundred small kernels in a row, and with few frames neither do the maps of a dense head
-fill a GPU. What waits for nothing but the aggregator can run side by side.
+The camera head is a chain of about 300 small kernels, and for a few frames the maps of a dense head do not fill a GPU
+either. Everything that depends only on the aggregator can run concurrently.
 """
 
 import functools
@@ -10,17 +10,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-# Whether there are branches at all; benchmarks time both.
+# Off switch; benchmarks time both settings.
 BRANCHES = True
 
 
 @contextmanager
 def branches(device: torch.device) -> Iterator[Callable[[], AbstractContextManager[object]]]:
-    """Gives `beside`: what runs in `with beside():` may run at the same time as all that follows in the block.
+    """Yields `beside`: work inside `with beside():` may run concurrently with everything that follows in the block.
 
-    At the end of the block everything is waited for. Tensors from outside that a branch reads must live until then, or
-    their memory is used again too early. Branches exist only while a graph is captured; otherwise everything runs in
-    order, since the host, not the GPU, is late then, and each stream would keep memory of its own.
+    The end of the block waits for all branches. Tensors from outside the block that a branch reads must stay alive
+    until then, or their memory is reused too early. Branches exist only while a graph is captured. Without a graph
+    everything runs in order: there the host is the bottleneck, not the GPU, and every stream would hold memory of its
+    own.
     """
     used: list[torch.cuda.Stream] = []
 
@@ -35,11 +36,11 @@ def branches(device: torch.device) -> Iterator[Callable[[], AbstractContextManag
     try:
         yield beside
     finally:
-        for stream in used:  # also after an error: a capture that is left with open branches hides it behind its own
+        for stream in used:  # also after an error, which an unjoined branch would mask
             torch.cuda.current_stream(device).wait_stream(stream)
 
 
 @functools.cache
 def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
-    """One for all graphs: libraries keep a workspace for each stream that they have seen."""
+    """Shared by all graphs, because libraries keep a workspace for every stream they have seen."""
     return torch.cuda.Stream(device)

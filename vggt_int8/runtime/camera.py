@@ -1,4 +1,4 @@
-"""The camera head on fused blocks. Its rows are as few as the frames, so reading its weights is all its time."""
+"""The camera head on fused blocks. It has one row per frame, so its time is that of reading the weights."""
 
 import torch
 import torch.nn.functional as F

@@ -1,10 +1,8 @@
 """Convolutions of the dense heads: channels last, weights decoded once per call, bias and ReLU inside the kernel.
 
-On a CPU the codes are not decoded where `kernels/cpu/conv.py` can multiply integers.
-
-The int8 codes become floats when a call starts and are dropped with it: 66 MB for a head of VGGT-1B in fp16, written
-in about 0.1 ms by a kernel that also puts the channels last. Keeping them would hold that memory for ever and go stale
-when weights change.
+Codes become floats at the start of a call and are dropped at its end: 66 MB for a head of VGGT-1B in fp16, written in
+about 0.1 ms by a kernel that also makes them channels last. Caching them would hold that memory permanently and go
+stale when weights change. On a CPU, codes are not decoded where `kernels/cpu/conv.py` can multiply integers.
 """
 
 from typing import NamedTuple, TypeGuard
@@ -20,12 +18,12 @@ from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d
 from vggt_int8.quant.storage import Int8Storage
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, Int8Conv2d, Int8ConvTranspose2d)
-# cuDNN fuses convolution, sum, bias and ReLU in these dtypes; elsewhere they are separate passes.
+# dtypes in which cuDNN fuses convolution, sum, bias and ReLU; for others they are separate passes.
 FUSED_DTYPES = (torch.float16,)
 
 
 class FloatConv(NamedTuple):
-    """A convolution's weight and bias in the compute dtype, channels last, and its geometry."""
+    """A convolution's weight and bias in the compute dtype, channels last, with its geometry."""
 
     weight: Tensor
     bias: Tensor | None
@@ -37,7 +35,7 @@ class FloatConv(NamedTuple):
         """[f, C, h, w] -> [f, N, h', w'], both channels last."""
         if self.transposed:
             return F.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding)
-        if self.weight.shape[2:] == (1, 1):  # a linear layer over pixels: one product, with the bias in it
+        if self.weight.shape[2:] == (1, 1):  # a linear layer over pixels: one GEMM with the bias in its epilogue
             return pixels_to_map(F.linear(map_to_pixels(x), self.weight.flatten(1), self.bias))
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
@@ -48,11 +46,11 @@ class FloatConv(NamedTuple):
         return self(x).relu_()
 
     def add(self, x: Tensor, z: Tensor) -> Tensor:
-        """`conv(x) + z`; z may be overwritten."""
+        """`conv(x) + z`; may overwrite z."""
         return self(x).add_(z)
 
     def add_relu(self, x: Tensor, z: Tensor) -> Tensor:
-        """`relu(conv(x) + z)`; z may be overwritten."""
+        """`relu(conv(x) + z)`; may overwrite z."""
         if x.is_cuda and x.dtype in FUSED_DTYPES:
             geometry = (self.stride, self.padding, (1, 1), 1)
             return torch.cudnn_convolution_add_relu(x, self.weight, z, 1.0, self.bias, *geometry)
@@ -60,7 +58,9 @@ class FloatConv(NamedTuple):
 
 
 class IntegerConv(NamedTuple):
-    """A convolution on a CPU by its stored codes: weight int8 [N, C, kh, kw], weight_scale fp32 [N, 1, 1, 1]."""
+    """A convolution on a CPU that multiplies its stored codes: weight int8 [N, C, kh, kw], weight_scale fp32 [N, 1, 1,
+    1].
+    """
 
     weight: Tensor
     weight_scale: Tensor
@@ -77,16 +77,16 @@ class IntegerConv(NamedTuple):
         return int8_conv2d(x, *self, relu=True)
 
     def add(self, x: Tensor, z: Tensor) -> Tensor:
-        """`conv(x) + z`; z may be overwritten."""
+        """`conv(x) + z`; may overwrite z."""
         return int8_conv2d(x, *self, addend=z)
 
     def add_relu(self, x: Tensor, z: Tensor) -> Tensor:
-        """`relu(conv(x) + z)`; z may be overwritten."""
+        """`relu(conv(x) + z)`; may overwrite z."""
         return int8_conv2d(x, *self, addend=z, relu=True)
 
 
 def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
-    """The layer for the length of a call."""
+    """The layer as a callable for the duration of one call."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if _in_integers(layer, dtype, weight.device.type):
@@ -96,7 +96,7 @@ def call_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv | IntegerConv:
 
 
 def kernel(layer: Int8Conv2d | Int8ConvTranspose2d, dtype: torch.dtype, device_type: str) -> str:
-    """What `call_conv` makes of the layer on "cpu" or "cuda", in words."""
+    """Description of the kernel that `call_conv` uses for the layer on "cpu" or "cuda"."""
     library = compiled.library() if _in_integers(layer, dtype, device_type) else None
     return layer.kernel(device_type) if library is None else f"conv2d of int8 and 16-bit integers, {library.name}"
 
@@ -107,7 +107,7 @@ def _in_integers(layer: nn.Module, dtype: torch.dtype, device_type: str) -> Type
 
 
 def float_conv(layer: nn.Module, dtype: torch.dtype) -> FloatConv:
-    """The layer's weight as floats. Layers that hold floats in `dtype` and this layout already are not copied."""
+    """The layer with its weight as floats. A weight that already has this dtype and layout is not copied."""
     _check(layer)
     assert isinstance(layer, CONVOLUTIONS)
     bias = None if layer.bias is None else layer.bias.to(dtype)
@@ -125,7 +125,7 @@ def _check(layer: nn.Module) -> None:
     assert isinstance(layer, CONVOLUTIONS)
     plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     if not plain or any(d != 1 for d in layer.dilation) or layer.groups != 1 or any(layer.output_padding):
-        raise ValueError(f"{layer} has dilation, groups or a padding of its own, which no VGGT head has")
+        raise ValueError(f"{layer} has dilation, groups or a padding mode that fused heads do not support")
 
 
 def _pair(sizes: object) -> tuple[int, int]:
@@ -134,10 +134,10 @@ def _pair(sizes: object) -> tuple[int, int]:
 
 
 def map_to_pixels(x: Tensor) -> Tensor:
-    """[f, C, h, w] channels last -> [f, h, w, C], the same memory."""
+    """[f, C, h, w] channels last -> [f, h, w, C], a view."""
     return x.permute(0, 2, 3, 1)
 
 
 def pixels_to_map(x: Tensor) -> Tensor:
-    """[f, h, w, C] -> [f, C, h, w] channels last, the same memory."""
+    """[f, h, w, C] -> [f, C, h, w] channels last, a view."""
     return x.permute(0, 3, 1, 2)

@@ -1,8 +1,9 @@
 """The dense heads in channels last, some frames at a time, with few passes over their large maps.
 
-Tokens [f, h * w, C] are a channels-last map already, so the 1x1 projections are linear layers and nothing is
-transposed. A rectified shortcut is made by the convolution before it; a resize takes in all that is added to its
-result; the last convolution makes the outputs. What a head computes is defined in `vggt_int8.model.dpt_head`.
+Tokens [f, h * w, C] are already a channels-last map, so the 1x1 projections are linear layers and nothing is
+transposed. ReLU on a shortcut is fused into the preceding convolution, everything that is added to a resized map is
+fused into the resize, and the last convolution writes the outputs. `vggt_int8.model.dpt_head` defines what a head
+computes.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from vggt_int8.runtime.memory import parts
 def predict(
     head: DPTHead, tokens: dict[int, Halves], image_size: tuple[int, int], at_once: int, on_host: bool
 ) -> tuple[Tensor, Tensor]:
-    """Values [F, H, W, n] and confidence [F, H, W], fp32, of all frames; on the host if asked."""
+    """Values [F, H, W, n] and confidence [F, H, W], fp32, of all frames; in host memory if `on_host`."""
     if on_host:
         return predict_together([head], tokens, image_size, at_once, on_host, forget=False)[0]
     run = MapCall(head, tokens, image_size)
@@ -52,9 +53,9 @@ def predict_together(
     on_host: bool,
     forget: bool,
 ) -> list[tuple[Tensor, Tensor]]:
-    """`predict` of some heads that take turns; if `forget`, tokens are given back once all have read them.
+    """`predict` for several heads in turn. forget: free tokens as soon as all heads have read them.
 
-    On a GPU maps are made part by part as well, and joined when the tokens are gone.
+    Maps on a GPU are made in parts, too, and concatenated once the tokens are freed.
     """
     calls = [MapCall(head, tokens, image_size) for head in heads]
     frames, device = calls[0].frames, calls[0].device
@@ -77,17 +78,17 @@ def features(head: DPTFeatures, tokens: dict[int, Halves], image_size: tuple[int
 
 
 def kernels(head: Pyramid, device_type: str) -> dict[nn.Module, str]:
-    """INT8 convolution -> what multiplies it on "cpu" or "cuda", in words."""
+    """INT8 convolution -> description of the kernel that runs it on "cpu" or "cuda"."""
     convs = [m for m in head.modules() if isinstance(m, Int8Conv2d | Int8ConvTranspose2d)]
     found: dict[nn.Module, str] = {m: kernel(m, head.norm.weight.dtype, device_type) for m in convs}
     layers = getattr(head.scratch, "output_conv2", None)
     if isinstance(layers, nn.Sequential):
-        found.pop(layers[2], None)  # `predict` decodes its weight wherever it runs, as the layer does
+        found.pop(layers[2], None)  # decoded on every device, as in the module itself
     return found
 
 
 class DenseCall:
-    """One head during one call: its convolutions as floats, and the tokens it reads."""
+    """One head during one call: its convolutions, ready to run, and the tokens it reads."""
 
     head: Any
 
@@ -104,14 +105,14 @@ class DenseCall:
             self._move_bias(block.resConfUnit2.conv2, block.out_conv)
 
     def _move_bias(self, conv: nn.Module, linear: nn.Module) -> None:
-        """Of a convolution, through the 1x1 convolution after it: there it costs no pass over the map."""
+        """Fold the bias of a convolution into the 1x1 convolution after it, where it costs no pass over the map."""
         first, second = self.convs[conv], self.convs[linear]
-        if first.bias is not None and isinstance(second, FloatConv):  # the other kind adds it as it writes the map
+        if first.bias is not None and isinstance(second, FloatConv):  # IntegerConv adds it while writing the map
             bias = F.linear(first.bias, second.weight.flatten(1), second.bias)
             self.convs |= {conv: first._replace(bias=None), linear: second._replace(bias=bias)}
 
     def most_frames(self, at_once: int) -> int:
-        """Of a step: at most `at_once`, and no map larger than 32-bit kernels can count."""
+        """Frames per step: at most `at_once`, and few enough for 32-bit indices into the largest map."""
         largest = MAX_ELEMENTS // (self.head.channels * self.image_size[0] * self.image_size[1])
         return max(1, min(at_once, largest))
 
@@ -120,7 +121,7 @@ class DenseCall:
         return list(parts(self.frames, self.most_frames(at_once)))
 
     def __call__(self, frames: slice) -> Tensor:
-        """-> the head's feature map [f, C, H / stride, W / stride], channels last."""
+        """The head's feature map [f, C, H / stride, W / stride], channels last."""
         head, scratch, (height, width) = self.head, self.head.scratch, self.image_size
         maps = [self.level(i, frames) for i in range(4)]
         full_size = 2 * maps[0].shape[2], 2 * maps[0].shape[3]
@@ -128,13 +129,13 @@ class DenseCall:
         refine = (scratch.refinenet1, scratch.refinenet2, scratch.refinenet3, scratch.refinenet4)
         x = None
         for i in (3, 2, 1, 0):
-            # All that follows reads this map rectified, its own shortcut included.
+            # Everything after this reads the map after its ReLU, including its own shortcut.
             x = self.fuse(refine[i], x, self.convs[rectify[i]].relu(maps.pop()))
         assert x is not None
         x = self.resize(x, full_size)
         out = self.convs[scratch.output_conv1]
-        # A resize leaves a constant as it is, so the bias may come after it. The wider map must not stay meanwhile: it
-        # is 34 MB a frame at 392 x 518.
+        # Resizing keeps constants, so the bias can be added after it. The wider map (34 MB a frame at 392 x 518) must
+        # not stay alive meanwhile.
         x = out._replace(bias=None)(x)
         size = height // head.stride, width // head.stride
         return self.resize(x, size, embed=head.uv, bias=out.bias)
@@ -152,12 +153,12 @@ class DenseCall:
         return self.convs[resize_layer](x) if resize_layer in self.convs else x
 
     def fuse(self, block: FusionBlock, coarser: Tensor | None, finer: Tensor) -> Tensor:
-        """`FusionBlock` before its resize; `finer` comes rectified. Without a coarser map, `finer` is all there is."""
+        """`FusionBlock` before its resize. `finer` has passed its ReLU; `coarser` is None at the coarsest level."""
         conv = self.convs
         if coarser is not None:
             unit = block.resConfUnit1
             hidden = conv[unit.conv1].relu(finer)
-            # The sum of map, shortcut and second convolution is only read rectified.
+            # The sum of map, shortcut and second convolution is only read after a ReLU.
             shortcut = self.resize(coarser, (finer.shape[2], finer.shape[3]), addend=finer)
             finer = conv[unit.conv2].add_relu(hidden, shortcut)
         unit = block.resConfUnit2
@@ -172,7 +173,7 @@ class DenseCall:
         bias: Tensor | None = None,
         addend: Tensor | None = None,
     ) -> Tensor:
-        """x [f, C, h, w] -> [f, C, *size] with the position embedding, a bias [C] and another map added to it."""
+        """x [f, C, h, w] -> [f, C, *size], plus the position embedding, a bias [C] and another map, each optional."""
         columns = rows = None
         if embed:
             height, width = self.image_size
@@ -184,7 +185,7 @@ class DenseCall:
 
 
 class MapCall(DenseCall):
-    """A head of depth or points, its last layers included."""
+    """A depth or point head, including its last layers."""
 
     def __init__(self, head: DPTHead, tokens: dict[int, Halves], image_size: tuple[int, int]) -> None:
         super().__init__(head, tokens, image_size)
@@ -194,13 +195,13 @@ class MapCall(DenseCall):
         self.inverse_log = head.activation == "inv_log"
 
     def new_maps(self, frames: int) -> tuple[Tensor, Tensor]:
-        """Room for values [f, H, W, n] and confidence [f, H, W], fp32."""
+        """Uninitialized values [f, H, W, n] and confidence [f, H, W], fp32."""
         sizes = (frames, *self.image_size)
         values = torch.empty(*sizes, len(self.last.weight) - 1, dtype=torch.float32, device=self.device)
         return values, torch.empty(sizes, dtype=torch.float32, device=self.device)
 
     def predict_(self, part: slice, values: Tensor, confidence: Tensor) -> None:
-        """Of some frames, into the maps given."""
+        """Write the maps of the frames `part` into `values` and `confidence`."""
         pixels = map_to_pixels(self.hidden.relu(self(part)))
         ops.predict_(pixels, self.last.weight.flatten(1), self.last.bias, self.inverse_log, values, confidence)
 

@@ -1,8 +1,8 @@
-"""Whether the fused network may stand in for the plain one: nothing about a model may be passed over in silence.
+"""Whether the fused network may stand in for the plain one, without changing what the model does.
 
-The fused network reads the modules' tensors and does not call the modules. So hooks would not fire, modules of other
-types and methods put on a module would not be called, offloaded weights would not be there, and a captured graph would
-go on reading tensors that were replaced. Each call asks, in about a millisecond, whether anything of that has changed.
+The fused network reads the modules' tensors and does not call the modules. Hooks would not fire, modules of other types
+and overridden methods would not be called, offloaded weights would be missing, and a captured graph would keep reading
+replaced tensors. Every call checks for this, which takes about a millisecond.
 """
 
 from itertools import chain
@@ -22,8 +22,8 @@ from vggt_int8.runtime.linear import takes_codes
 
 
 class Eligibility:
-    """What a model consists of (its modules, parameters, their memory, the backends of its INT8 layers), and what of
-    that stands against the fused network. Holds for as long as it is `unchanged`.
+    """A snapshot of a model (modules, parameters and their addresses, backends of its INT8 layers), and what in it
+    rules out the fused network. Valid as long as it is `unchanged`.
     """
 
     def __init__(self, model: Network) -> None:
@@ -51,7 +51,7 @@ class Eligibility:
 
     @staticmethod
     def ruled_out(model: Network, call: Call) -> str | None:
-        """Why a call cannot run fused whatever the model consists of; None if that decides."""
+        """Why a call cannot run fused, whatever the model contains; None if the model decides."""
         device_type = call.images.device.type
         if model.training:
             return "the model is in training mode: call model.eval()"
@@ -66,7 +66,7 @@ class Eligibility:
     def why_not(self, call: Call, unasked: bool) -> str | None:
         """Why a call that is not ruled out must run on the network's own modules; None if it can run fused.
 
-        unasked: also why nobody should expect it to run fused without having asked for it.
+        unasked: include reasons that apply only when the fused network was not explicitly requested.
         """
         if self._needs_grad(call):
             return "gradients are needed: use torch.no_grad() or model.requires_grad_(False)"
@@ -79,7 +79,7 @@ class Eligibility:
         return self.unasked(call.images.device.type) if unasked else None
 
     def unsupported(self) -> str | None:
-        """Why the fused network cannot stand in for the model in any call; None if it can."""
+        """Why the fused network cannot run any call of this model; None if it can."""
         if self._token.dtype not in FLOATS:
             return f"its kernels compute in fp16, bf16 and fp32, not in {self._token.dtype}"
         if self._offloaded:
@@ -95,8 +95,8 @@ class Eligibility:
         return None if threshold is None else f"outlier columns (threshold {threshold}) are not implemented"
 
     def unasked(self, device_type: str) -> str | None:
-        """Why nobody should expect a fused call on "cpu" or "cuda" unasked; None where the INT8 linears run on our own
-        kernels there. Weight-only ones among them may run on the definition, which gives the same result.
+        """Why a call on "cpu" or "cuda" does not run fused by default; None if the INT8 linears use our own kernels
+        there. Weight-only ones may use the reference backend, which gives the same result.
         """
         if device_type not in self._unasked:
             names = {layer.resolved_backend(device_type).name for layer in self._int8}
@@ -107,7 +107,7 @@ class Eligibility:
         return self._unasked[device_type]
 
     def unchanged(self) -> bool:
-        """Whether the model still consists of the same modules and the same memory."""
+        """Whether the model still consists of the same modules, tensors and backends."""
         members = self._current_members()
         return (
             len(members) == len(self._members)
@@ -117,7 +117,7 @@ class Eligibility:
         )
 
     def same_memory(self) -> bool:
-        """Whether the parameters that were found still lie where they lay: what a captured graph reads exists."""
+        """Whether the parameters still have the addresses that a captured graph reads."""
         return list(map(Tensor.data_ptr, self._parameters)) == self._addresses
 
     def _hooked(self) -> str | None:

@@ -1,7 +1,7 @@
-"""How many frames fit into the memory of a GPU, from sizes alone: no weights, no GPU.
+"""How many frames fit into the memory of a GPU, computed from sizes: no weights, no GPU needed.
 
-What a call takes is what the runtime itself plans with (`runtime/memory.py`), beside the weights, the images, and what
-CUDA keeps of every GPU for a process. So it holds for calls on the native backend in fp16.
+A call's need is the estimate that the runtime plans with (`runtime/memory.py`), plus weights, images, and what CUDA
+reserves for a process. It applies to calls on the native backend in fp16.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from vggt_int8.recipe import Recipe
 from vggt_int8.runtime.memory import Plan, Shape, choose_plan
 from vggt_int8.runtime.omega.memory import OmegaShape
 
-# Bytes that CUDA, its libraries and our compiled kernels take of a GPU beside all tensors.
+# GPU memory of the CUDA context, libraries and compiled kernels, beside all tensors.
 CONTEXT = 600 << 20
 CARDS = (8, 12, 16, 24, 48, 80)  # GiB, as cards are sold
 NUMBER = 2  # bytes: fp16
@@ -25,7 +25,7 @@ _MOST_FRAMES = 1 << 18
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one call on a GPU, and how much it works on at a time; `fits` the memory that was asked about or not."""
+    """Bytes that one call needs on a GPU, and its plan; `fits` tells whether that is within the given memory."""
 
     weights: int
     images: int
@@ -39,7 +39,7 @@ class Need:
 
     @property
     def words(self) -> str:
-        """What a user notices of the plan."""
+        """The effect of the plan, for the user."""
         if self.plan.outputs_on_host:
             return "tokens wait in host memory, maps are moved there"
         return "tokens wait in host memory" if self.plan.tokens_on_host else "all on the GPU"
@@ -47,10 +47,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Question:
-    """A network of these sizes, whose weights take so many bytes, for images of `size` (height, width) pixels, with
-    global attention to so many key frames, or exact.
+    """A network whose weights take `weights` bytes, on images of `size` (height, width) pixels, with global attention
+    to `keyframes` key frames, or exact attention if None.
 
-    Raises ValueError for a size that is no multiple of the patch.
+    Raises ValueError for a size that is not a multiple of the patch size.
     """
 
     config: AnyConfig
@@ -67,7 +67,9 @@ class Question:
             )
 
     def need(self, frames: int, memory: int) -> Need:
-        """Of the fastest way to run so many frames within `memory` bytes of a GPU, else of the smallest."""
+        """What the fastest plan needs that runs `frames` frames in `memory` bytes of GPU memory, or the smallest plan
+        if none does.
+        """
         images = self._image_bytes(frames)
         free = memory - CONTEXT - self.weights - images
         shape = self._shape(frames)
@@ -76,11 +78,11 @@ class Question:
         return Need(self.weights, images, work, plan, work <= free)
 
     def most_frames(self, memory: int) -> int:
-        """That run within `memory` bytes, in the smallest parts. May be 0."""
+        """The most frames that run in `memory` bytes with the smallest plan. May be 0."""
         return _largest(_MOST_FRAMES, lambda frames: self.need(frames, memory).fits)
 
     def frames_on_gpu(self, memory: int) -> int:
-        """That run without anything waiting in host memory."""
+        """The most frames that run in `memory` bytes without offloading anything to host memory."""
 
         def stays(frames: int) -> bool:
             need = self.need(frames, memory)
@@ -98,7 +100,7 @@ class Question:
 
 
 def _largest(most: int, holds: Callable[[int], bool]) -> int:
-    """The largest number up to `most` for which something holds that holds for all smaller ones, too; 0 for none."""
+    """The largest number up to `most` for which a monotonic predicate holds; 0 if there is none."""
     low = 0
     while low < most:
         middle = (low + most + 1) // 2
@@ -113,19 +115,19 @@ def heads_of(config: AnyConfig) -> tuple[str, ...]:
 
 
 def skeleton(config: AnyConfig, recipe: Recipe | None) -> tuple[AnyNetwork, dict[str, LayerPlan]]:
-    """The network on the meta device, quantized by a recipe if there is one, and what became of its layers.
+    """The network on the meta device, quantized if there is a recipe, with the plan of its layers.
 
-    Raises `RecipeError` where the recipe does not fit the network.
+    Raises `RecipeError` if the recipe does not fit the network.
     """
     model: AnyNetwork = unfilled(network_class(config), config)
     return model, {} if recipe is None else prepare_module(model, recipe)
 
 
 def stored_bytes(model: AnyNetwork) -> int:
-    """Of all tensors as a checkpoint holds them, and as they lie on a GPU that computes in fp16."""
+    """Size of all tensors in a checkpoint, which is also their size on a GPU that computes in fp16."""
     return sum(tensor.numel() * stored_dtype(name, tensor).itemsize for name, tensor in model.state_dict().items())
 
 
 def cards_with(memory_gb: Sequence[float]) -> list[tuple[float, int]]:
-    """(GiB as a card is sold, bytes), of the cards asked about or of common ones."""
+    """(nominal GiB, bytes) of the given GPU memory sizes, or of common ones."""
     return [(size, int(size * 2**30)) for size in memory_gb or CARDS]

@@ -1,9 +1,9 @@
-"""CUDA graphs of a whole call, one per input shape: replaying one launch instead of a thousand.
+"""CUDA graphs of a whole call, one per input shape: one launch instead of a thousand.
 
-A shape is run as it is the first time, which also warms it up (kernels compile, tables fill, cuDNN makes its plans),
-captured the second time, and replayed from then on: a shape that comes once costs nothing extra. All graphs share one
-memory pool, so that they need the memory of the largest, not of all; that is sound because they run one after the
-other and nothing in the pool outlives a replay: inputs live outside, and outputs are copied out.
+The first call of a shape runs without a graph and warms up (kernels compile, tables fill, cuDNN makes its plans), the
+second is captured, and later ones are replayed; a shape that occurs once costs nothing extra. All graphs share one
+memory pool, which needs the memory of the largest graph only. That is safe because graphs run one after the other and
+nothing in the pool outlives a replay: inputs live outside, and outputs are copied out.
 """
 
 import threading
@@ -23,12 +23,15 @@ REMEMBERED = 64  # shapes seen once
 Tensors = dict[str, Tensor]
 
 
-# `torch.cuda.graph` captures on one stream of the process and synchronises the device, which no other capture survives.
+# `torch.cuda.graph` captures on one stream per process and synchronizes the device, which would break a concurrent
+# capture.
 _CAPTURING = threading.Lock()
 
 
 class Key(NamedTuple):
-    """What a graph is captured for: each input's name, shape, strides and dtype, and all else that decides the work."""
+    """What identifies a graph: each input's name, shape, strides and dtype, and everything else that determines the
+    work.
+    """
 
     inputs: tuple[tuple[str, torch.Size, tuple[int, ...], torch.dtype], ...]
     work: tuple[object, ...]
@@ -47,7 +50,7 @@ class _Captured:
 
 
 class GraphCache:
-    """Runs functions of tensors through CUDA graphs. One call at a time; calls from other streams wait their turn."""
+    """Runs functions of tensors through CUDA graphs. One call at a time; calls from other streams wait."""
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
@@ -58,19 +61,21 @@ class GraphCache:
 
     @property
     def captured(self) -> tuple[Key, ...]:
-        """Keys of the graphs that exist, the next to go first."""
+        """Keys of the captured graphs, least recently used first."""
         return tuple(self._graphs)
 
     def run(self, function: Callable[[Tensors], Tensors], inputs: Tensors, *work: object) -> tuple[Tensors, bool]:
-        """`function(inputs)`, and whether it was a replay. `work` and the inputs' shapes decide what is done."""
+        """`function(inputs)`, and whether it was replayed. The work must be determined by `work` and the inputs'
+        shapes.
+        """
         key = _key(inputs, work)
         with self._lock:
             if key not in self._graphs:
-                # In this thread: cuDNN keeps its plans per thread, and cannot make them while a graph is captured.
+                # Per thread: cuDNN keeps its plans per thread and cannot make them during a capture.
                 call = (key, threading.get_ident())
                 if call not in self._seen:
                     outputs = function(inputs)
-                    self._remember(call)  # not before: a call that failed has warmed nothing up
+                    self._remember(call)  # only now: a failed call is no warm-up
                     return outputs, False
                 while len(self._graphs) >= CAPACITY:
                     self._graphs.popitem(last=False)
@@ -79,13 +84,13 @@ class GraphCache:
             return self._replay(key, inputs), True
 
     def replay(self, inputs: Tensors, *work: object) -> Tensors | None:
-        """What `run` would give, if there is a graph for it; otherwise None, and nothing is done."""
+        """The result of `run` if there is a graph for it, else None without doing anything."""
         key = _key(inputs, work)
         with self._lock:
             return self._replay(key, inputs) if key in self._graphs else None
 
     def clear(self) -> None:
-        """Forget every graph and give its memory back."""
+        """Drop all graphs and free their memory."""
         with self._lock:
             held = bool(self._graphs)
             self._graphs.clear()
@@ -107,8 +112,8 @@ class GraphCache:
         static = {name: tensor.clone() for name, tensor in inputs.items()}
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the GPU (a data loader that pins memory), hence thread_local. If the end of a
-        # capture raises, `torch.cuda.graph` leaves its own stream current, hence the block around it.
+        # thread_local: other threads may keep using the GPU (a data loader that pins memory). The outer stream context
+        # restores the current stream, which `torch.cuda.graph` does not do if the end of a capture raises.
         here = torch.cuda.stream(torch.cuda.current_stream())
         with noting() as attended, here, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = function(static)

@@ -1,9 +1,9 @@
 """Tokens that the aggregator keeps for the heads: on the device or on the host, whole or in pieces.
 
-The result of a layer is its frame and its global tokens side by side. Both exist as tensors of their own anyway, so
-they are kept as two halves, which costs no copy; whoever reads them joins the frames it works on. In long scenes they
-are copied into pieces of some frames, since blocks can then write in place, and the heads give back what they have
-read; by their bytes, the copies cost some thousandth of the time.
+The result of a layer is the concatenation of its frame tokens and its global tokens. Both already exist as separate
+tensors, so they are kept as two halves without a copy, and readers concatenate the frames they work on. For long scenes
+they are copied into pieces of some frames each: blocks can then write in place, and the heads free what they have read.
+By their size, the copies cost about a thousandth of the time.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PIECE_BYTES = 128 << 20  # of host memory that is pinned: a block that PyTorch rounds up to no more
+PIECE_BYTES = 128 << 20  # a power of two, to which PyTorch rounds up pinned allocations
 
 
 class Half:
@@ -29,11 +29,12 @@ class Half:
         return self._starts[-1]
 
     @classmethod
-    def room(cls, like: Tensor, shape: tuple[int, int, int], on_host: bool) -> "Half":
-        """Pieces for copies of tokens [F, P, C] of `like`'s kind; on the host of a GPU in pinned memory.
+    def empty(cls, like: Tensor, shape: tuple[int, int, int], on_host: bool) -> "Half":
+        """Uninitialized pieces for tokens [F, P, C] with the dtype and device of `like`, or in (pinned) host memory if
+        `on_host`.
 
-        On a GPU they are best made before all else of a call: later they would lie among what is freed again, and keep
-        it from being used for anything larger.
+        On a GPU, allocate them before the rest of a call: allocated later, they would fragment memory that is freed
+        again.
         """
         frames, per_frame, channels = shape
         size = max(1, PIECE_BYTES // (per_frame * channels * like.element_size()))
@@ -43,14 +44,14 @@ class Half:
         return cls([torch.empty(one, device=device, dtype=like.dtype, pin_memory=pinned) for one in sizes])
 
     def fill(self, x: Tensor) -> "Half":
-        """Copy x [F, P, C], in order with the work of its stream."""
+        """Copy x [F, P, C] into the pieces, on the current stream."""
         for start, piece in zip(self._starts, self._pieces, strict=False):
             assert piece is not None
             piece.copy_(x[start : start + len(piece)], non_blocking=True)
         return self
 
     def of(self, frames: slice, device: torch.device) -> Tensor:
-        """Some frames, on `device`."""
+        """The tokens of some frames, on `device`."""
         found = []
         for start, end, piece in zip(self._starts, self._starts[1:], self._pieces, strict=False):
             if start < frames.stop and frames.start < end:
@@ -60,28 +61,28 @@ class Half:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def forget(self, before: int) -> None:
-        """Give back all pieces that end before a frame."""
+        """Free all pieces that end at or before frame `before`."""
         for i, end in enumerate(self._starts[1:]):
             if end <= before:
                 self._pieces[i] = None
 
     def first_tokens(self, count: int, device: torch.device) -> Tensor:
-        """The first so many tokens of every frame, [F, count, C], on `device`."""
-        # Whole pieces, in order with the work on the device: the host must not read what is on its way to it.
+        """The first `count` tokens of every frame, [F, count, C], on `device`."""
+        # Copy whole pieces on the device's stream: the host must not read data whose transfer to it is still pending.
         return torch.cat(
             [piece.to(device, non_blocking=True)[:, :count] for piece in self._pieces if piece is not None]
         )
 
 
 class Halves(NamedTuple):
-    """Tokens of one layer."""
+    """Both halves of a layer's tokens."""
 
     frame: Half
     scene: Half
 
     @classmethod
     def whole(cls, frame: Tensor, scene: Tensor) -> "Halves":
-        """Of tensors [F, P, C], which are kept as they are."""
+        """From tensors [F, P, C], which are kept without a copy."""
         return cls(Half([frame]), Half([scene]))
 
     def of(self, frames: slice, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ class Halves(NamedTuple):
         return self.frame.of(frames, device), self.scene.of(frames, device)
 
     def forget(self, before: int) -> None:
-        """Give back, as far as they are pieces, frames before the one of that number."""
+        """Free the pieces that end at or before frame `before`."""
         self.frame.forget(before)
         self.scene.forget(before)
 
@@ -98,5 +99,5 @@ class Halves(NamedTuple):
         return self.special_tokens(1, device)[:, 0]
 
     def special_tokens(self, count: int, device: torch.device) -> Tensor:
-        """The first so many tokens of every frame, [F, count, 2C]."""
+        """The first `count` tokens of every frame, [F, count, 2C]."""
         return torch.cat([half.first_tokens(count, device) for half in self], dim=-1)

@@ -1,4 +1,4 @@
-"""Which kernel a fused call takes for each layer, in words, for `quantization_report()`."""
+"""The kernels that a fused call uses for each layer, as text for `quantization_report()`."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,9 @@ from vggt_int8.runtime.omega.dense import decoded
 
 
 def fused_kernels(model: AnyNetwork, device_type: str) -> dict[str, str]:
-    """Name of an INT8 layer -> what multiplies it on "cpu" or "cuda"; layers that are called as modules are missing."""
+    """Name of each INT8 layer -> description of its kernel on "cpu" or "cuda". Layers that run as modules are
+    left out.
+    """
     names = {module: name for name, module in model.named_modules()}
     found: dict[nn.Module, str] = {layer: linear.kernel(layer, device_type) for layer in _linears(model)}
     for head in _pyramids(model):
@@ -31,7 +33,7 @@ def _pyramids(model: AnyNetwork) -> Iterator[Pyramid]:
 
 
 def _linears(model: AnyNetwork) -> Iterator[Int8Linear]:
-    """Those of the blocks, and of the heads that are blocks."""
+    """The INT8 linears of the blocks, and of the heads that consist of blocks."""
     parts: list[nn.Module | None] = [model.aggregator.patch_embed.blocks, model.aggregator.frame_blocks]
     if isinstance(model, VGGTOmega):
         parts += [model.aggregator.inter_frame_blocks, model.text_alignment_head]

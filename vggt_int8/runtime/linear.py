@@ -1,8 +1,8 @@
-"""A linear layer of a block with what stands before and after it, fused as far as the layer's kind allows.
+"""A linear layer of a block, fused with what precedes and follows it as far as its type allows.
 
-The layer is read, never copied: an `nn.Linear`, or an `Int8Linear` with INT8 or floating-point activations. The
-operators of `vggt_int8.kernels.ops` do the INT8 part. `scale_of` gives the static scales of a layer for the rows at
-hand (`TokenScales.of`); by default its own, one for all rows.
+The layer is read and never copied: an `nn.Linear`, or an `Int8Linear` with INT8 or floating-point activations. The
+operators of `vggt_int8.kernels.ops` do the INT8 part. `scale_of` returns the static scales of a layer for the rows at
+hand (`TokenScales.of`); by default the layer's own, one for all rows.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vggt_int8.quant.masked_bias import added_bias
 
 
 class Codes(NamedTuple):
-    """What a layer multiplies, where the step before it made that: codes [M, K] int8, a scale per row [M, 1] fp32."""
+    """Quantized activations: codes [M, K] int8 and one scale per row [M, 1] fp32."""
 
     codes: Tensor
     scale: Tensor
@@ -37,7 +37,7 @@ ALL = slice(None)
 
 
 def linear(x: Tensor, layer: nn.Module, scale_of: ScaleOf = own_scale, outputs: slice = ALL) -> Tensor:
-    """x [M, K] -> [M, N] in x's dtype; of the N outputs those asked for."""
+    """x [M, K] -> [M, N] in x's dtype. outputs: compute only this slice of the N outputs."""
     assert isinstance(layer, nn.Linear | Int8Linear)
     bias = added_bias(layer) if isinstance(layer, nn.Linear) else layer.bias
     bias = None if bias is None else bias[outputs]
@@ -57,7 +57,9 @@ def norm_linear(
     scale_of: ScaleOf = own_scale,
     outputs: slice = ALL,
 ) -> Tensor:
-    """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype; of the N outputs those asked for."""
+    """x [M, K] -> LayerNorm -> linear (-> GELU) -> [M, N] in x's dtype. outputs: compute only this slice of the N
+    outputs.
+    """
     if takes_codes(layer):
         bias = None if layer.bias is None else layer.bias[outputs]
         return _gemm(_norm(x, norm, layer, scale_of), layer, Epilogue(bias, x.dtype, gelu), outputs)
@@ -69,7 +71,7 @@ def norm_linear(
 def linear_residual_(
     out: Tensor, y: Tensor | Codes, layer: nn.Module, gamma: Tensor, x: Tensor, scale_of: ScaleOf = own_scale
 ) -> None:
-    """Write `x + gamma * linear(y)` into `out`, which may be x: y [M, K], gamma [N], x and out [M, N]."""
+    """Write `x + gamma * linear(y)` into `out`, which may be x. y [M, K], gamma [N], x and out [M, N]."""
     if takes_codes(layer):
         codes = y if isinstance(y, Codes) else _quantize(y, layer, scale_of)
         _gemm_into(out, codes, layer, Epilogue(layer.bias, out.dtype, gamma=gamma, residual=x))
@@ -83,8 +85,8 @@ def mlp_residual_(
 ) -> None:
     """`x += gamma * fc2(gelu(fc1(norm(x))))`, x [M, C].
 
-    fc1 makes fc2's codes where both take codes: with a static scale the hidden floats never exist (rotated, on a CPU
-    some rows of them), with a dynamic one they do on a GPU, and on a CPU as long as they are in the cache.
+    If both layers take codes, fc1 writes the codes that fc2 reads. With static scales the hidden floats never exist (if
+    rotated, some rows of them on a CPU); with dynamic scales they exist in memory on a GPU and in the cache on a CPU.
     """
     if not (takes_codes(fc1) and takes_codes(fc2)):
         linear_residual_(x, norm_linear(x, norm, fc1, gelu=True, scale_of=scale_of), fc2, gamma, x, scale_of)
@@ -101,7 +103,9 @@ def takes_codes(layer: nn.Module) -> TypeGuard[Int8Linear]:
 
 
 def kernel(layer: Int8Linear, device_type: str) -> str:
-    """What multiplies the layer on "cpu" or "cuda", in words: these operators are the native backend's."""
+    """Description of the kernel that runs the layer on "cpu" or "cuda": the native backend's, whose operators these
+    are.
+    """
     return get_backend("native").kernel(layer, device_type)
 
 
@@ -110,7 +114,7 @@ def _quantize(x: Tensor, layer: Int8Linear, scale_of: ScaleOf) -> Codes:
 
 
 def _norm(x: Tensor, norm: nn.LayerNorm, layer: Int8Linear, scale_of: ScaleOf) -> Codes:
-    """What the layer multiplies: codes and scales of its LayerNorm."""
+    """The LayerNorm of x as the codes and scales that `layer` multiplies."""
     affine = norm.weight, norm.bias, norm.eps
     return Codes(*ops.layer_norm_quantize(x, *affine, scale_of(layer), layer.rotation))
 

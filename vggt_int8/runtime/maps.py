@@ -1,6 +1,6 @@
-"""Maps of a dense head that are made some frames at a time, and become one tensor each: on the GPU or on the host.
+"""Collects the maps of a dense head, computed some frames at a time, into one tensor each, on the GPU or on the host.
 
-A store takes a part of all maps of a head (values, confidence) after the other, in order.
+`add` takes the parts of all maps of a head (values, confidence) in order.
 """
 
 from collections import deque
@@ -8,13 +8,15 @@ from collections import deque
 import torch
 from torch import Tensor
 
-WAITING = 2  # parts on their way to the host while others are made
+WAITING = 2  # parts in transfer to the host while others are computed
 
 Maps = tuple[Tensor, Tensor]
 
 
 class DeviceMaps:
-    """Parts where they were made, joined at the end. Until then they take no more than what was made."""
+    """Keeps the parts where they were made and concatenates them at the end. Uses no more memory than the parts
+    so far.
+    """
 
     def __init__(self, frames: int, device: torch.device) -> None:
         self._parts: list[list[Tensor]] = [[], []]
@@ -32,7 +34,7 @@ class DeviceMaps:
 
 
 class HostMaps:
-    """Whole tensors on the host, which parts from a GPU reach by way of pinned memory while the next ones are made."""
+    """Whole tensors on the host. Parts from a GPU are copied through pinned memory while the next ones are computed."""
 
     def __init__(self, frames: int, device: torch.device) -> None:
         self._frames, self._whole = frames, list[Tensor]()

@@ -36,24 +36,28 @@ from vggt_int8.model.config import VGGTConfig
 
 MARGIN = 256 << 20  # convolution workspaces, float weights of a head, fragmentation
 HIDDEN_CHANNELS = 32  # of a dense head's last convolution
-# Frames up to which a CUDA graph may make depth and points at the same time (`branches.BRANCHES`), always counted so.
+# Up to this many frames, a CUDA graph may compute depth and points concurrently (`branches.BRANCHES`); always assumed.
 MAPS_BESIDE = 2
-CPU_TOKENS = 2048  # in encoder and frame blocks at a time: their qkv tensor (25 MB in VGGT-1B) is not mapped anew
-CPU_MAP = 7 << 20  # numbers of a dense head's largest map: 28 MB, a block that is kept
-# Above, a graph would hold more memory than it saves time: at 32 frames of 1041 tokens 354 ms of kernels took 426 ms
-# without a graph and 373 with one, at 100 frames 2571 took 2636 without (H100).
+CPU_TOKENS = 2048  # in encoder and frame blocks at a time: their qkv tensor (25 MB in VGGT-1B) is a reused block
+CPU_MAP = 7 << 20  # numbers of a dense head's largest map: 28 MB, a reused block
+# Above this, a graph holds more memory than it is worth: at 32 frames of 1041 tokens, 354 ms of kernels took 426 ms
+# without a graph and 373 with one; at 100 frames, 2571 ms took 2636 without (H100).
 GRAPH_TOKENS = 40_000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much at a time. frames: in encoder and frame blocks; rows: of an MLP; head_frames: in a dense head;
-    scene_frames: in a global block that looks at key frames: more, so that the last programs of a launch leave less of
-    a GPU idle.
+    """How much a call works on at a time.
 
-    layers_on_host: so many of the layers that the heads read, the first ones, wait in host memory. outputs_on_host:
-    maps are moved there as they are made, and stay there. in_pieces: tokens that are kept are copies, which the heads
-    give back when they have read them. graph: whether the call may be captured in a CUDA graph.
+    frames: in encoder and frame blocks.
+    rows: in an MLP.
+    head_frames: in a dense head.
+    scene_frames: in a global block with key frames; more than `frames`, so that the tail of a launch idles less of the
+        GPU.
+    layers_on_host: how many of the layers that the heads read, from the first on, are kept in host memory.
+    outputs_on_host: maps are moved to the host as they are made, and stay there.
+    in_pieces: kept tokens are copies, which the heads free after reading.
+    graph: the call may be captured in a CUDA graph.
     """
 
     frames: int = 32
@@ -67,20 +71,20 @@ class Plan:
 
     @property
     def tokens_on_host(self) -> bool:
-        """Whether tokens wait in host memory."""
+        """Whether tokens are offloaded to host memory."""
         return self.layers_on_host > 0
 
     def graphed(self) -> "Plan":
-        """The same for a CUDA graph, which gives nothing back while it is captured."""
+        """The same plan for a CUDA graph, which frees nothing during a capture."""
         return replace(self, in_pieces=False, graph=True)
 
     def bounded(self, head_frames: int | None) -> "Plan":
-        """With at most so many frames in a dense head; None for as many as there are."""
+        """The plan with at most `head_frames` frames in a dense head; None for no bound."""
         return self if head_frames is None else replace(self, head_frames=min(self.head_frames, head_frames))
 
 
 _SMALL = Plan(frames=8, rows=8192, head_frames=2, scene_frames=32)
-# From fast to small. Kept tokens leave before outputs: they are larger, and nobody sees where they waited.
+# From fast to small. Kept tokens are offloaded before outputs: they are larger, and the caller does not notice.
 PLANS = (
     Plan(),
     _SMALL,
@@ -92,9 +96,10 @@ SMALLEST = PLANS[-1]
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory depends on: the call's sizes, the width of a number (2 or 4 bytes), the query points of each scene,
-    and its key frames; None where a global block looks at all frames. scene: frames of the whole scene, where `frames`
-    are those of one of several processes; else 0.
+    """What the memory of a call depends on.
+
+    The call's sizes, bytes per number (2 or 4), query points per scene, and key frames (None if a global block attends
+    to all frames). scene: frames of the whole scene if `frames` are those of one of several processes, else 0.
     """
 
     batch: int
@@ -115,7 +120,7 @@ class Shape:
         return self.batch * self.frames * self.tokens_per_frame(config)
 
     def peak_bytes(self, config: VGGTConfig, plan: Plan) -> int:
-        """Estimated peak of a call beside weights and images; the module's text shows where the terms come from."""
+        """Estimated peak of a call beside weights and images. The module docstring explains the terms."""
         if plan == PLANS[0] and self.tokens(config) <= GRAPH_TOKENS and not self.scene:
             plan = plan.graphed()
         return MARGIN + max(self._block_bytes(config, plan), self._head_bytes(config, plan))
@@ -136,14 +141,14 @@ class Shape:
         return tokens * unit * (kept + own) + max(inside * per_frame, between * per_frame, mlp)
 
     def _seen_frames(self) -> int:
-        """Of key frames, tokens, keys and values in units of one of these a frame."""
+        """Key-frame tokens, keys and values, in units of one such tensor for one frame."""
         if not self.scene:
             return 3 * self.batch * (self.keyframes or 0)
         seen = self.scene if self.keyframes is None else min(self.keyframes, self.scene)
         return self.batch * (2 * seen + 3 * min(seen, self.frames))
 
     def _head_bytes(self, config: VGGTConfig, plan: Plan) -> int:
-        """Of the beginning, when all tokens are there, or of the end."""
+        """The larger of the beginning of the heads, when all tokens exist, and their end."""
         pixels, all_frames = self.height * self.width, self.batch * self.frames
         layers, unit = self._layers_on_device(config, plan), config.embed_dim * self.number_bytes
         kept_bytes, total, maps = self.tokens(config) * unit * 2 * layers, 0, 0
@@ -158,12 +163,12 @@ class Shape:
             total += 3 * all_frames * pixels // 4 * config.track_features * self.number_bytes
         if set(self.heads) - {"camera"}:
             maps = self._map_bytes(config, plan)
-        # The tracker comes last, when nobody reads tokens any more.
+        # The tracker runs last, after all tokens have been read.
         tracker = self._tracker_bytes(config, plan) if "track" in self.heads else 0
         return total + max(kept_bytes + maps, tracker)
 
     def _map_bytes(self, config: VGGTConfig, plan: Plan) -> int:
-        """Of the largest maps of a dense head at work."""
+        """The largest maps of a dense head during a step."""
         pixels, all_frames = self.height * self.width, self.batch * self.frames
         coarse = 64 * pixels // config.patch_size**2  # the map before the last resize: 8 x 8 pixels a patch
         channels = config.dpt_features // 2
@@ -173,13 +178,13 @@ class Shape:
         return longest_part(all_frames, plan.head_frames) * frame * (2 if beside else 1)
 
     def _last_bytes(self, config: VGGTConfig, plan: Plan) -> int:
-        """Tokens of the last layer, which are nobody's copies."""
+        """Tokens of the last layer, which are kept without a copy."""
         last = 2 if self._layers_on_device(config, plan) else 0
         return self.tokens(config) * config.embed_dim * self.number_bytes * last
 
     def _tracker_bytes(self, config: VGGTConfig, plan: Plan) -> int:
-        """Of the larger of two moments: map values around each point, sampled and in the order of their product, beside
-        the correlations; or the correlations and what the transformer's MLP makes of each point in each frame.
+        """The larger of two moments: map values around each point, sampled and reordered for the product, beside the
+        correlations; or the correlations beside the transformer's MLP activations for each point in each frame.
         """
         window, places = (2 * config.track_corr_radius + 1) ** 2, self.batch * self.points * self.frames
         correlations = 4 * places * config.track_corr_levels * window
@@ -189,19 +194,19 @@ class Shape:
         return max(samples + 3 * correlations, correlations + places * numbers * self.number_bytes)
 
     def _layers_on_device(self, config: VGGTConfig, plan: Plan) -> int:
-        """Of those that the heads read."""
+        """Number of layers read by the heads that stay on the GPU."""
         return max(0, len(layers_read(self.heads, config)) - plan.layers_on_host)
 
 
 def parts(total: int, at_most: int) -> Iterator[slice]:
-    """`range(total)` in the fewest slices that are no longer than `at_most`, of nearly equal length."""
+    """Split `range(total)` into the fewest slices of nearly equal length, each at most `at_most` long."""
     count = -(-total // at_most)
     for i in range(count):
         yield slice(i * total // count, (i + 1) * total // count)
 
 
 def longest_part(total: int, at_most: int) -> int:
-    """Of `parts(total, at_most)`, without going through them: a plan asks for millions of frames' at once."""
+    """Length of the longest of `parts(total, at_most)` in constant time; estimates ask for millions of frames."""
     count = -(-total // at_most)
     return -(-total // count)
 
@@ -212,32 +217,32 @@ def choose_plan(shape: Shape, config: VGGTConfig, free: int) -> Plan:
 
 
 def plans_after(plan: Plan) -> tuple[Plan, ...]:
-    """What to try when a plan has run out of memory: the next smaller one, then the smallest.
+    """Plans to try after `plan` ran out of memory: the next smaller one, then the smallest.
 
-    Estimates leave out what lies scattered between tensors, which grows with the whole: mostly one step is enough.
+    Estimates do not include fragmentation, which grows with the size of the call; usually one step is enough.
     """
     place = next((i for i, other in enumerate(PLANS) if plan in (other, other.graphed())), 0)
     return tuple(dict.fromkeys(PLANS[i] for i in (place + 1, len(PLANS) - 1) if place < i < len(PLANS)))
 
 
-class Lesson(NamedTuple):
-    """What was tried last, after the plan chosen for a call had run out of memory, and how much was free then."""
+class Fallback(NamedTuple):
+    """The plan that was tried after the chosen one ran out of memory, and how much memory was free then."""
 
     shape: Shape
     free: int
     plan: Plan
 
     @classmethod
-    def of(cls, shape: Shape, plan: Plan, device: torch.device) -> "Lesson":
+    def of(cls, shape: Shape, plan: Plan, device: torch.device) -> "Fallback":
         return cls(shape, free_gpu_bytes(device), plan)
 
-    def holds(self, shape: Shape, device: torch.device) -> bool:
-        """Whether a call would run out of memory again: one of the same shape, with no more memory free."""
+    def applies(self, shape: Shape, device: torch.device) -> bool:
+        """Whether a call would run out of memory again: the same shape, and no more free memory than then."""
         return shape == self.shape and free_gpu_bytes(device) < self.free + MARGIN
 
 
 def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:
-    """How many frames of this size the smallest plan runs in `free` bytes that also hold the images. May be 0."""
+    """How many frames of this size the smallest plan runs in `free` bytes, images included. May be 0."""
 
     def needed(frames: int) -> int:
         images = shape.batch * frames * 3 * shape.height * shape.width * 4
@@ -251,7 +256,7 @@ def frames_that_fit(shape: Shape, config: VGGTConfig, free: int) -> int:
 
 
 def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
-    """The fastest plan on a CPU, which is a small one: of blocks of memory that the process keeps."""
+    """The plan for CPUs: small blocks of memory, which the allocator keeps and reuses."""
     hidden, map_values = config.embed_dim * config.mlp_ratio, config.dpt_features * shape.height * shape.width
     return Plan(
         frames=max(1, CPU_TOKENS // shape.tokens_per_frame(config)),
@@ -265,8 +270,8 @@ def cpu_plan(shape: Shape, config: VGGTConfig) -> Plan:
 def too_large(
     shape: Shape, config: VGGTConfig, device: torch.device, error: torch.OutOfMemoryError
 ) -> torch.OutOfMemoryError:
-    """What to raise where `SMALLEST` does not fit either: how much is needed, and how many frames would fit."""
-    traceback.clear_frames(error.__traceback__)  # which hold the tensors of the attempt that failed
+    """The error to raise if `SMALLEST` does not fit: how much memory is needed, and how many frames would fit."""
+    traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed attempt
     torch.cuda.empty_cache()
     images = shape.batch * shape.frames * 3 * shape.height * shape.width * 4
     free = free_gpu_bytes(device)

@@ -1,4 +1,4 @@
-"""The whole network on fused blocks: tensors in, tensors out, under a plan."""
+"""The whole network on fused blocks, under a plan."""
 
 from contextlib import nullcontext
 
@@ -23,17 +23,17 @@ Tensors = dict[str, Tensor]
 
 
 def run_network(model: AnyNetwork, call: Call, plan: Plan) -> Tensors:
-    """-> the fields of the network's output that the call's heads make, by name."""
+    """The output fields of the call's heads, by name."""
     return run_omega(model, call, plan) if isinstance(model, VGGTOmega) else run_vggt(model, call, plan)
 
 
 def shape_of(model: AnyNetwork) -> type[Shape]:
-    """What tells how much memory a call takes."""
+    """The class that estimates the memory of a call."""
     return OmegaShape if isinstance(model, VGGTOmega) else Shape
 
 
 def run_vggt(model: VGGT, call: Call, plan: Plan) -> Tensors:
-    """-> the fields of `VGGTOutput`."""
+    """The fields of `VGGTOutput`."""
     images, heads = call.images, call.heads
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])
@@ -68,7 +68,7 @@ def run_vggt(model: VGGT, call: Call, plan: Plan) -> Tensors:
 
 
 def _track(head: TrackHead, tokens: dict[int, Halves], call: Call, points: Tensor, plan: Plan) -> Tensors:
-    """The track head: its feature maps as of any dense head, its tracker as it is."""
+    """The track head: fused feature maps, and the tracker as a module."""
     images = call.images
     size = (images.shape[-2], images.shape[-1])
     maps = dense.features(head.feature_extractor, tokens, size, plan.head_frames)

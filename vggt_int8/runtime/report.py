@@ -11,10 +11,13 @@ class RuntimeReport:
     """How the last call ran, and why.
 
     mode: "fused, CUDA graph", "fused", "plain" (the network's own modules), or "none" before the first call.
-    reason: why it was not fused or not replayed; empty if it was. plan: how much it worked on at a time.
-    attention: what its global blocks looked at; key frames that were all frames are "exact". attention_kernels: what
-    computed it there, such as "Triton 128x64 w8 s3 tma frozen" or "PyTorch flash_attention", most often one.
-    graphs: shapes of images for which a graph is held. shards: frames of each process, where a scene was on several.
+    reason: why it was not fused or not replayed; empty if it was.
+    plan: how much it worked on at a time.
+    attention: what its global blocks attended to; key frames that include all frames count as "exact".
+    attention_kernels: the kernels of attention in global blocks, usually one, such as "Triton 128x64 w8 s3 tma frozen"
+        or "PyTorch flash_attention".
+    graphs: image shapes for which a graph is held.
+    shards: frames per process, if the scene was sharded.
     """
 
     mode: str

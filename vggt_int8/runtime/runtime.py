@@ -1,10 +1,10 @@
-"""`Runtime`: one call of a network through fused blocks, within the memory there is, replayed as a CUDA graph.
+"""`Runtime`: runs calls of a network through fused blocks, within the available memory, replayed as CUDA graphs.
 
-It works on the plain network's own tensors: names, state dict and saving are untouched, nothing is copied. INT8 layers
-run on the operators of `vggt_int8.kernels.ops`; other layers run as they are. On a CPU there are no graphs, and the
-plan does not depend on the free memory. The first call on a CPU changes one setting of the process: the GNU C library
-keeps up to 256 MB of what is freed (`keep_freed_memory`, which says how to prevent it); what is beyond is given back
-after every call, on the network's own modules as well.
+It works on the plain network's own tensors: names, state dict and saving are unaffected, and nothing is copied. INT8
+layers run on the operators of `vggt_int8.kernels.ops`, other layers run as they are. On a CPU there are no graphs, and
+the plan does not depend on the free memory. The first call on a CPU changes one setting of the process: glibc keeps up
+to 256 MB of freed memory (`keep_freed_memory` says how to prevent it). What exceeds that is returned to the system
+after every call, whether fused or not.
 """
 
 import warnings
@@ -29,7 +29,7 @@ from vggt_int8.runtime.memory import (
     GRAPH_TOKENS,
     PLANS,
     SMALLEST,
-    Lesson,
+    Fallback,
     Plan,
     Shape,
     choose_plan,
@@ -48,27 +48,28 @@ Output = TypeVar("Output", covariant=True)
 
 
 class Predicts(Protocol[Output]):
-    """What type checkers need of a network: which output it gives. All that run here are `model.network.Network`s."""
+    """What type checkers need to know of a network: its output type. All networks here are `model.network.Network`s."""
 
     def predict(self, call: Call) -> Output: ...
 
 
-class _Ahead(NamedTuple):
-    """A call's output, replayed before it was asked whether the model still is what `eligibility` saw."""
+class _Speculative(NamedTuple):
+    """The output of a replay that started before `eligibility` was checked again."""
 
     output: Any
     eligibility: Eligibility
 
 
 class Runtime(Generic[Output]):
-    """Runs `model` (which must outlive it): `Runtime(model)(images)` is `model(images)`, faster and smaller.
+    """Runs `model`, which must outlive it: `Runtime(model)(images)` gives the result of `model(images)` in less time
+    and memory.
 
-    low_vram: "auto" picks how much is worked on at a time from the free memory, and moves what does not fit to the
-        host: kept tokens, and at last the depth and point maps, with a warning. True: always the smallest plan,
-        maps on the host included. False: always the fastest one; what does not fit raises.
-    mode: "on": every call is fused; what stands against it raises `BackendError`. "auto": calls are fused if the INT8
-        layers run on the native backend and nothing stands against it, others run on the network's own modules.
-        "off": all calls do.
+    low_vram: "auto" chooses how much to work on at a time by the free memory, and offloads what does not fit to the
+        host: kept tokens first, then depth and point maps, with a warning. True always uses the smallest plan, with
+        maps on the host. False always uses the fastest plan, and raises if it does not fit.
+    mode: "on" runs every call fused, and raises `BackendError` if that is not possible. "auto" runs calls fused if the
+        INT8 layers use the native backend and nothing rules it out, else on the network's own modules. "off" never runs
+        fused.
     """
 
     def __init__(self, model: Predicts[Output], low_vram: LowVram = "auto", mode: Mode = "on") -> None:
@@ -77,24 +78,24 @@ class Runtime(Generic[Output]):
         if not isinstance(low_vram, bool) and low_vram != "auto":  # 1 equals True, and is not it
             raise ValueError(f"low_vram must be True, False or 'auto', got {low_vram!r}")
         self.low_vram, self.mode = low_vram, mode
-        self.model_ref = weakref.ref(model)  # which holds this object, as a rule
+        self.model_ref = weakref.ref(model)  # weak: the model usually holds this object
         self._eligibility: Eligibility | None = None
         self._graphs = GraphCache()
         self._last = RuntimeReport("none", "no call yet", None, None)
-        self._lesson: Lesson | None = None
-        # What the last call would try next where memory runs out, if its frames were shared out.
+        self._fallback: Fallback | None = None
+        # The next smaller plan of the last call, if that was sharded.
         self._next: tuple[Shape, Plan, torch.device] | None = None
         self._compiled = False
 
     def __reduce__(self) -> Any:
-        """Copies and pickles start anew: graphs and addresses belong to this process and this model."""
+        """Copies and pickles start fresh: graphs and addresses belong to this process and this model."""
         return Runtime, (self.model, self.low_vram, self.mode)
 
     @property
     def model(self) -> Any:
         model = self.model_ref()
         if model is None:
-            raise ReferenceError("the model of this Runtime is gone: keep it as long as its Runtime")
+            raise ReferenceError("the model of this Runtime is gone: keep a reference to it")
         return model
 
     def report(self) -> RuntimeReport:
@@ -102,30 +103,30 @@ class Runtime(Generic[Output]):
         return replace(self._last, graphs=tuple(key.images for key in self._graphs.captured))
 
     def kernels(self, device_type: str) -> dict[str, str]:
-        """Name of a layer -> what multiplies it in a fused call on "cpu" or "cuda", in words.
+        """Name of each layer -> description of its kernel in a fused call on "cpu" or "cuda".
 
-        Layers that are missing are called as modules: all, if this model's calls are not fused.
+        Layers that run as modules are left out; all do if calls of this model are not fused.
         """
         found = Eligibility(self.model)
         never = self.mode == "off" or found.unsupported() or (self.mode == "auto" and found.unasked(device_type))
         return {} if never else fused_kernels(self.model, device_type)
 
     def reset(self) -> None:
-        """Drop the CUDA graphs and give their memory back."""
+        """Drop the CUDA graphs and free their memory."""
         self._graphs.clear()
         self._eligibility = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Output:
-        """`run` for the arguments of the network's `forward`; see there for them and for what is raised."""
+        """`run` for the arguments of the network's `forward`, which documents them and the errors raised."""
         return self.run(self.model.checked_call(*args, **kwargs))
 
     def run(self, call: Call) -> Output:
-        """One call, fused or on the network's own modules, as `mode` has it. Results are new tensors, never overwritten
-        by a later call. `frames_chunk_size` is an upper bound for fused dense heads.
+        """Run one call, fused or on the network's own modules, depending on `mode`. Results are new tensors, never
+        overwritten by a later call. `frames_chunk_size` is an upper bound for fused dense heads.
 
-        Raises `BackendError` in mode "on" for what cannot run fused, and `torch.OutOfMemoryError`, saying how many
-        frames would fit, if the smallest plan does not fit either. A call whose frames are shared out raises it at
-        once, for the other processes are in the middle of theirs: all can `step_down` and begin again.
+        Raises `BackendError` in mode "on" if the call cannot run fused, and `torch.OutOfMemoryError`, with the number
+        of frames that would fit, if the smallest plan does not fit. A sharded call raises the latter at once, since the
+        other processes are in the middle of theirs: all of them can `step_down` and start again.
         """
         self._next = None
         output, reason = (None, "set_runtime('off')") if self.mode == "off" else self._run_fused(call)
@@ -151,16 +152,17 @@ class Runtime(Generic[Output]):
         return self._eligibility.why_not(call, unasked=self.mode == "auto")
 
     def _run_fused(self, call: Call) -> tuple[Any, str]:
-        """The fused call, or None and the reason against it.
+        """The fused call, or None and the reason why it cannot run fused.
 
-        `why_not` takes a millisecond of the host, a tenth of a call of one frame. So a call like the last one, which
-        was a replay, is replayed first and `why_not` asked while the GPU works; a reason then discards the replay.
+        `why_not` takes a millisecond of host time, a tenth of a call with one frame. If the last call was a replay and
+        this one is like it, the graph is replayed speculatively, and `why_not` is checked while the GPU works; a reason
+        then discards the replay.
         """
-        ahead = self._replay_ahead(call)
+        speculative = self._replay_speculatively(call)
         if (reason := self.why_not(call)) is not None:
             return None, reason
-        if ahead is not None and ahead.eligibility is self._eligibility:
-            return ahead.output, ""
+        if speculative is not None and speculative.eligibility is self._eligibility:
+            return speculative.output, ""
         if not call.images.is_cuda:
             keep_freed_memory()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(call.images):
@@ -168,7 +170,7 @@ class Runtime(Generic[Output]):
         return _output(self.model.output_class, call, outputs), ""
 
     def _shape(self, call: Call) -> Shape:
-        """What decides how much memory the call takes."""
+        """What the memory of the call depends on."""
         batch, frames, _, height, width = call.images.shape
         number_bytes = self.model.aggregator.camera_token.element_size()
         points = 0 if call.query_points is None else call.query_points.shape[1]
@@ -176,10 +178,10 @@ class Runtime(Generic[Output]):
         scene = 0 if call.shard is None else call.scene_frames
         return kind(batch, frames, height, width, call.heads, number_bytes, points, keyframes, scene)
 
-    def _replay_ahead(self, call: Call) -> _Ahead | None:
-        """The outputs that the call has unless something about the model has changed; None if there is no graph.
+    def _replay_speculatively(self, call: Call) -> _Speculative | None:
+        """The call's outputs, provided that the model has not changed; None if there is no graph.
 
-        A graph reads memory by its address, so that alone must not have changed beforehand.
+        A graph reads memory by address, so the addresses are checked beforehand.
         """
         eligibility = self._eligibility
         if self._last.mode != REPLAYED or eligibility is None or not eligibility.same_memory():
@@ -192,26 +194,26 @@ class Runtime(Generic[Output]):
                 with noting() as attended:
                     outputs = self._graphs.replay(_tensors(call), *_work(call), plan)
             except torch.OutOfMemoryError:
-                return None  # the call itself will meet it again, and makes room
+                return None  # the call itself handles it
         if outputs is None:
             return None
         self._last = _report(REPLAYED, "", plan, call, attended)
-        return _Ahead(_output(self.model.output_class, call, outputs), eligibility)
+        return _Speculative(_output(self.model.output_class, call, outputs), eligibility)
 
     @property
     def can_step_down(self) -> bool:
-        """Whether the last call could work on less at a time than it did. Of calls whose frames are shared out."""
+        """Whether the last call could use a smaller plan. For sharded calls only."""
         return self._next is not None
 
     def step_down(self) -> None:
-        """Give memory back, and let the next call of the last one's shape work on less at a time, if it can."""
+        """Free memory, and let the next call of the same shape use a smaller plan, if there is one."""
         if self._next is not None:
             self._make_room(*self._next)
 
     def _run_within_memory(self, call: Call, shape: Shape) -> Tensors:
         plan, device = self._plan(call, shape), call.images.device
-        if self._lesson is not None and self.low_vram == "auto" and self._lesson.holds(shape, device):
-            plan = self._lesson.plan
+        if self._fallback is not None and self.low_vram == "auto" and self._fallback.applies(shape, device):
+            plan = self._fallback.plan
         plans = [plan] if self.low_vram is False else [plan, *plans_after(plan)]
         if call.shard is not None and len(plans) > 1:
             self._next = shape, plans[1], device
@@ -223,14 +225,14 @@ class Runtime(Generic[Output]):
                     raise too_large(shape, self.model.config, device, error) from error
                 if call.shard is not None:
                     raise
-            # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
+            # Outside the handler, whose exception keeps the tensors of the failed attempt alive.
             del plans[0]
             self._make_room(shape, plans[0], device)
 
     def _make_room(self, shape: Shape, plan: Plan, device: torch.device) -> None:
         self._graphs.clear()
         torch.cuda.empty_cache()
-        self._lesson = Lesson.of(shape, plan, device)
+        self._fallback = Fallback.of(shape, plan, device)
 
     def _plan(self, call: Call, shape: Shape) -> Plan:
         """The fastest plan that is estimated to fit."""
@@ -251,7 +253,7 @@ class Runtime(Generic[Output]):
         return graphed if plan is fastest else plan
 
     def _has_graph(self, call: Call) -> bool:
-        """Whether some call of these images, heads and attention was captured."""
+        """Whether there is a graph for these images, heads and attention, under any plan."""
         images, work = tuple(call.images.shape), _work(call)
         return any(key.images == images and key.work[: len(work)] == work for key in self._graphs.captured)
 
@@ -281,9 +283,10 @@ class Runtime(Generic[Output]):
         return outputs
 
     def _compile(self, call: Call, plan: Plan) -> None:
-        """Before the first call on a GPU, walk through it once without our kernels, which compile meanwhile.
+        """Before the first call on a GPU, run once without launching our kernels, which compile meanwhile.
 
-        cuDNN makes its plans on the way. Tracks are left out: they look up pixels, and values are arbitrary here.
+        cuDNN makes its plans in the same pass. Tracks are left out: they index pixels by values, which are arbitrary
+        here.
         """
         if self._compiled or not call.images.is_cuda or torch.cuda.is_current_stream_capturing():
             return
@@ -305,18 +308,18 @@ def _report(mode: str, reason: str, plan: Plan | None, call: Call, attended: Not
 
 
 def _tensors(call: Call) -> Tensors:
-    """What a graph reads of a call."""
+    """The tensors of a call that a graph reads."""
     points = {} if call.query_points is None else {"query_points": call.query_points}
     return {"images": call.images, **points}
 
 
 def _work(call: Call) -> tuple[object, ...]:
-    """What else of a call decides what a graph does."""
+    """Everything else in a call that determines the work of a graph."""
     return call.heads, call.attention.within(call.scene_frames), call.descriptors
 
 
 def _moves_unasked(images: Tensor, shape: Shape, plan: Plan, low_vram: LowVram) -> bool:
-    """Whether maps are to end up on another device than the images, without the caller having asked for it."""
+    """Whether maps are moved to another device than the images without the caller's request."""
     moves = plan.outputs_on_host and not {"depth", "point"}.isdisjoint(shape.heads)
     return moves and images.is_cuda and low_vram is not True
 
@@ -325,9 +328,9 @@ def _why_no_graph(call: Call, plan: Plan) -> str:
     if not call.images.is_cuda:
         return "on the CPU"
     if call.shard is not None:
-        return "its frames are shared out over processes, which meet on their hosts"
+        return "its frames are sharded over processes, which synchronize on the host"
     if torch.cuda.is_current_stream_capturing():
-        return "the caller is capturing a graph of their own"
+        return "the caller is capturing a graph"
     if plan.frames < PLANS[0].frames:
         return "memory is short"
     return f"above {GRAPH_TOKENS} tokens a CUDA graph holds more memory than it saves time"

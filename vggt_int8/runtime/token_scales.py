@@ -1,8 +1,8 @@
-"""Static scales as fused blocks hand them to kernels. Of layers whose special tokens (camera, registers) have a scale
-of their own, that is the scale of each token of a frame: kernels know rows and no tokens.
+"""Static scales in the form that fused blocks pass to kernels. If special tokens (camera, registers) have their own
+scale, that is one scale per token of a frame, because kernels only know rows.
 
-They are made anew in every call, by a few launches for all layers together, so that a captured CUDA graph reads what
-the layers hold when it is replayed.
+They are rebuilt in every call, by a few launches for all layers together, so that a captured CUDA graph reads the
+layers' current scales when it is replayed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,9 +19,9 @@ EVERY_TOKEN = slice(None)
 
 
 class TokenScales:
-    """The static scales of some blocks' layers for frames of `tokens` tokens each.
+    """The static scales of the layers of some blocks, for frames of `tokens` tokens each.
 
-    Without blocks: for layers of which none has special tokens.
+    Without blocks: for layers none of which has special tokens.
     """
 
     def __init__(self, blocks: Iterable[nn.Module] = (), tokens: int = 1) -> None:
@@ -35,14 +35,14 @@ class TokenScales:
             self._of.update(zip(layers, _of_tokens(layers, count, tokens), strict=True))
 
     def of(self, layer: Int8Linear, tokens: slice = EVERY_TOKEN) -> Tensor | None:
-        """`input_scale` for the kernels, of rows that are whole frames, or these tokens of one frame: fp32 [1] or one
-        for each token; None for a layer without static scales.
+        """`input_scale` as kernels take it, for rows that are whole frames, or for the slice `tokens` of one frame:
+        fp32 [1], or one per token; None for a layer without static scales.
         """
         found = self._of.get(layer)
         return layer.input_scale if found is None else found[tokens]
 
     def parts(self, rows: int, at_most: int) -> Iterator[tuple[slice, slice]]:
-        """`rows` in parts no longer than `at_most`, and the tokens that each consists of, for `of`: whole frames, or
+        """Split `rows` into parts of at most `at_most` rows, each with its slice of tokens for `of`: whole frames, or
         tokens of one frame.
         """
         if not self._of:
@@ -62,7 +62,7 @@ def _linears(block: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def _of_tokens(layers: list[Int8Linear], special: int, tokens: int) -> Tensor:
-    """[L, P] fp32; rows start at addresses that 16 divides, as kernels are compiled for."""
+    """[L, P] fp32. Rows are padded to 16-byte alignment, which kernels are compiled for."""
     scales = torch.stack([layer.input_scale for layer in layers if layer.input_scale is not None])
     padded = tokens + -tokens % 4
     is_patch = torch.arange(padded, device=scales.device) >= special

@@ -1,1 +1,1 @@
-"""VGGT-Ω on fused blocks: what its call has of its own; blocks, linears, graphs and plans are those of VGGT."""
+"""VGGT-Ω on fused blocks: what differs from VGGT. Blocks, linears, graphs and plans are shared."""

@@ -1,7 +1,8 @@
-"""VGGT-Ω's aggregator on fused blocks: encoder and frame blocks a few frames at a time, blocks between frames on all.
+"""VGGT-Ω's aggregator on fused blocks: encoder and frame blocks run on a few frames at a time, inter-frame blocks on
+all.
 
-Blocks between frames have no positions. To the kernels that is a rotation by nothing, so that they are VGGT's global
-blocks, key frames included. In a register layer they work on camera and register tokens alone, some percent of all,
+Inter-frame blocks have no positions. Kernels see that as a rotation by zero, so these blocks run as VGGT's global
+blocks do, key frames included. In a register layer they process only camera and register tokens, a few percent of all,
 which are copied out and back.
 """
 
@@ -23,14 +24,14 @@ from vggt_int8.shards import FrameShard
 
 @constant_table
 def padded_rope_table(special: int, height: int, width: int, head_dim: int, *, device: torch.device) -> Tensor:
-    """[2, special + height * width, D]: `axial_rope_table`, and before it tokens that are not turned."""
+    """[2, special + height * width, D]: `axial_rope_table`, preceded by identity rotations for the special tokens."""
     patches = axial_rope_table(height, width, head_dim, device=device)
     return torch.cat([_unturned(special, head_dim, device), patches], dim=1)
 
 
 @constant_table
 def unturned_table(tokens: int, head_dim: int, *, device: torch.device) -> Tensor:
-    """[2, P, D]: cosines and sines that leave every token as it is."""
+    """[2, P, D]: cosines and sines of identity rotations."""
     return _unturned(tokens, head_dim, device)
 
 
@@ -40,7 +41,7 @@ def _unturned(tokens: int, head_dim: int, device: torch.device) -> Tensor:
 
 
 class OmegaBlocks(Blocks):
-    """The aggregator's blocks during one call, as functions of tokens [B * S * P, C] and where to write."""
+    """The aggregator's blocks during one call, as functions of tokens [B * S * P, C] and of the tensor to write to."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class OmegaBlocks(Blocks):
 
 
 def encode(encoder: OmegaEncoder, pixels: Tensor, grid: tuple[int, int], rows: int) -> Tensor:
-    """Normalised images [f, 3, H, W] -> patch tokens [f, h * w, C]."""
+    """Normalized images [f, 3, H, W] -> patch tokens [f, h * w, C]."""
     x = encoder.embed(pixels)
     shape, x = x.shape, x.flatten(0, 1)
     scales = TokenScales(encoder.blocks, shape[1])

@@ -1,6 +1,6 @@
-"""VGGT-Ω's depth head in channels last: maps at four pixels a patch and side, both predictions by one product.
+"""VGGT-Ω's depth head in channels last: maps at 4 x 4 pixels per patch, and both predictions by one product.
 
-What it computes is defined in `vggt_int8.model.omega.dense_head`.
+`vggt_int8.model.omega.dense_head` defines what it computes.
 """
 
 import torch
@@ -18,7 +18,7 @@ from vggt_int8.runtime.kept import Halves
 def predict(
     head: OmegaDenseHead, tokens: dict[int, Halves], image_size: tuple[int, int], at_once: int, on_host: bool
 ) -> tuple[Tensor, Tensor]:
-    """Depth [F, H, W, 1] and confidence [F, H, W], fp32, of all frames; on the host if asked."""
+    """Depth [F, H, W, 1] and confidence [F, H, W], fp32, of all frames; in host memory if `on_host`."""
     run = OmegaDenseCall(head, tokens, image_size)
     device = torch.device("cpu") if on_host else run.device
     depth = torch.empty(run.frames, *image_size, 1, dtype=torch.float32, device=device)
@@ -29,7 +29,7 @@ def predict(
         maps = F.pixel_shuffle(values, head.shuffle).exp()
         depth[part, ..., 0], confidence[part] = maps[:, 0], 1 + maps[:, 1]
         for halves in tokens.values():
-            halves.forget(part.stop)  # nobody else reads them
+            halves.forget(part.stop)  # no other head reads them
     return depth, confidence
 
 
@@ -44,7 +44,7 @@ def _both(head: OmegaDenseHead) -> tuple[Tensor, Tensor]:
 
 
 def decoded(head: OmegaDenseHead) -> set[nn.Module]:
-    """INT8 convolutions whose weight is made floats wherever they run."""
+    """INT8 convolutions whose weights are decoded on every device."""
     return {conv for conv in (head.proj, head.proj_conf) if isinstance(conv, Int8Conv2d)}
 
 
@@ -54,7 +54,7 @@ class OmegaDenseCall(DenseCall):
     head: OmegaDenseHead
 
     def __call__(self, frames: slice) -> Tensor:
-        """-> the head's feature map [f, C, 4 h, 4 w] for h x w patches, channels last."""
+        """The head's feature map [f, C, 4 h, 4 w] for h x w patches, channels last."""
         scratch = self.head.scratch
         maps = [self.level(i, frames) for i in range(4)]
         size = maps[0].shape[2], maps[0].shape[3]
@@ -67,7 +67,7 @@ class OmegaDenseCall(DenseCall):
         return self.resize(x, size, embed=True)
 
     def fuse(self, block: FusionBlock, coarser: Tensor | None, finer: Tensor) -> Tensor:
-        """`FusionBlock` before its resize. Shortcuts carry what is not rectified."""
+        """`FusionBlock` before its resize. Shortcuts carry the values before the ReLU."""
         conv = self.convs
         if coarser is not None:
             unit = block.resConfUnit1

@@ -1,7 +1,7 @@
-"""How much memory a call of VGGT-Ω takes: its blocks as VGGT's, its depth head's maps at a quarter of the size.
+"""How much memory a call of VGGT-Ω takes: blocks as in VGGT, depth maps at a quarter of the size.
 
-A frame at work in the head has some six maps of 256 channels at four pixels a patch and side (416 x 624: 8.3 MB each),
-and both predictions in fp32 twice, before and after the exponential.
+A frame in the head has about six maps of 256 channels at 4 x 4 pixels per patch (416 x 624: 8.3 MB each), and both
+predictions in fp32 twice, before and after the exponential.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _PREDICTED = 4  # fp32 values a pixel: two predictions, twice
 
 @dataclass(frozen=True)
 class OmegaShape(Shape):
-    """What memory depends on; see `Shape`."""
+    """What the memory of a call depends on; see `Shape`."""
 
     def _head_bytes(self, config: Any, plan: Plan) -> int:
         pixels, all_frames = self.height * self.width, self.batch * self.frames

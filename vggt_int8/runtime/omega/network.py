@@ -1,4 +1,4 @@
-"""The whole of VGGT-Ω on fused blocks: tensors in, tensors out, under a plan."""
+"""All of VGGT-Ω on fused blocks, under a plan."""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 
 def run_omega(model: VGGTOmega, call: Call, plan: Plan) -> Tensors:
-    """-> the fields of `VGGTOmegaOutput` that the call's heads make, by name."""
+    """The fields of `VGGTOmegaOutput` that the call's heads produce, by name."""
     images, heads = call.images, call.heads
     batch, frames = images.shape[:2]
     size = (images.shape[-2], images.shape[-1])
@@ -60,7 +60,9 @@ def run_camera_head(head: OmegaCameraHead, special: Tensor, rows: int) -> Tensor
 
 
 def run_text_head(head: TextAlignmentHead, special: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Camera and register tokens [B, S, n, 2C] -> embedding [B, 2C] of length 1, and the token that it is made of."""
+    """Camera and register tokens [B, S, n, 2C] -> embedding [B, 2C] of unit length, and the token that it is computed
+    from.
+    """
     scene = _layer_norm(special, head.token_norm).flatten(1, 2)
     x = torch.cat([head.language_token.to(scene).expand(len(scene), -1, -1), scene], dim=1)
     read = _run_blocks(head.readout_blocks, x.flatten(0, 1), len(scene), rows).view(x.shape)[:, 0]
