@@ -1,10 +1,9 @@
-"""What the queries of a global block look at: the tokens of all frames, of some key frames, or of their own frame.
+"""What the queries of a global block attend to: the tokens of all frames, of key frames, or of their own frame.
 
-Exact attention over all frames grows with the square of their number. With key frames the queries stay complete, and
-every query of a layer sees the keys and values of the same K frames: the first one, which is the world frame, and
-others evenly spread over the sequence. Nothing of this is switched on unasked: a call names it, or the recipe that the
-model was quantized by. "auto" leaves the choice between exact and key frames to the number of frames, and reports say
-which it was.
+The cost of exact attention grows with the square of the number of frames. With key frames there are as many queries,
+but every query of a layer attends to the keys and values of the same K frames: the first one, which is the world frame,
+and others evenly spaced over the sequence. This is never enabled implicitly: a call requests it, or the recipe that the
+model was quantized by. "auto" chooses between exact and key frames by the number of frames, and reports say which.
 """
 
 from collections.abc import Sequence
@@ -17,17 +16,18 @@ Looks = Literal["exact", "keyframes", "frames"]
 Word = Literal[Looks, "auto"]
 WORDS: tuple[Word, ...] = get_args(Word)
 MOST_LAYERS = 10_000
-KEYFRAMES = 40  # unless it is said: enough for any length that was measured (docs/long_scenes.md)
-AUTO_FRAMES = 48  # of which "auto" makes key frames: the shortest scenes in which they were measured to lose nothing
+KEYFRAMES = 40  # the default: enough for every length that was measured (docs/long_scenes.md)
+AUTO_FRAMES = 48  # from which "auto" uses key frames: the shortest scenes in which they measurably lost nothing
 
 
 @dataclass(frozen=True)
 class GlobalAttention:
-    """The choice for every layer of a network, as `GlobalAttention.of` has checked it.
+    """The choice for every layer of a network, checked by `GlobalAttention.of`.
 
-    layers: one word a layer. "exact": all tokens of the scene; "keyframes": those of `keyframes` frames; "frames":
-    those of the query's own frame; "auto": "keyframes" in scenes of at least `AUTO_FRAMES` frames, "exact" in others.
-    keyframes: K, without effect where no layer says "keyframes" or "auto". why: what "auto" went by, where it chose.
+    layers: one word per layer. "exact": all tokens of the scene; "keyframes": tokens of `keyframes` frames; "frames":
+        tokens of the query's own frame; "auto": "keyframes" in scenes of at least `AUTO_FRAMES` frames, else "exact".
+    keyframes: K; has no effect unless a layer is "keyframes" or "auto".
+    why: how "auto" decided, if it did.
     """
 
     layers: tuple[Word, ...]
@@ -42,11 +42,11 @@ class GlobalAttention:
         keyframes: int | None = None,
         default: "GlobalAttention | None" = None,
     ) -> "GlobalAttention":
-        """The keywords `global_attention` and `keyframes` of a call, for a network of `depth` global blocks.
+        """From the arguments `global_attention` and `keyframes` of a call, for a network with `depth` global blocks.
 
-        how: a word for all layers or a list of one word a layer; None takes `default`, which is exact by default.
+        how: one word for all layers or a list with one word per layer; None takes `default`, by default exact.
 
-        Raises ValueError or TypeError, naming the value and the way out.
+        Raises ValueError or TypeError, naming the value and what to do instead.
         """
         default = default or cls((WORDS[0],) * depth)
         layers = default.layers if how is None else _checked_layers(how, depth)
@@ -62,25 +62,27 @@ class GlobalAttention:
         return cls(layers, keyframes)
 
     def looks(self, layer: int, frames: int) -> Looks:
-        """What a layer does in a scene of so many frames: key frames that are all frames make it exact."""
+        """What a layer attends to in a scene of `frames` frames; if the key frames are all frames, that is "exact"."""
         word = self.layers[layer]
         if word == "auto":
             word = "keyframes" if frames >= AUTO_FRAMES else "exact"
         return "exact" if word == "keyframes" and self.keyframes >= frames else word
 
     def keys(self, layer: int, frames: int) -> int | None:
-        """How many key frames a layer looks at in a scene of so many frames; None if it looks at others than those."""
+        """Number of key frames that a layer attends to in a scene of `frames` frames; None if it does not use key
+        frames.
+        """
         return self.keyframes if self.looks(layer, frames) == "keyframes" else None
 
     @property
     def most_keys(self) -> int | None:
-        """How many key frames any layer looks at; None if one looks at all frames, or may."""
+        """The largest number of key frames that any layer attends to; None if a layer attends to all frames, or may."""
         if "exact" in self.layers or "auto" in self.layers:
             return None
         return self.keyframes if "keyframes" in self.layers else 0
 
     def within(self, frames: int) -> "GlobalAttention":
-        """What it comes to in a scene of so many frames: choices that do the same work there are equal."""
+        """The effective choice in a scene of `frames` frames: choices that mean the same work compare equal."""
         layers = tuple(self.looks(layer, frames) for layer in range(len(self.layers)))
         why = self.why
         if "auto" in self.layers:
@@ -109,20 +111,20 @@ class GlobalAttention:
 
 
 def attention_in_words(how: str | Sequence[str], keyframes: int | None) -> str:
-    """What a recipe says, for people: as `GlobalAttention` prints it."""
+    """A recipe's choice as text, formatted like `GlobalAttention`."""
     return str(GlobalAttention.of(1 if isinstance(how, str) else len(how), how, keyframes))
 
 
 def has_keyframes(how: str | Sequence[str]) -> bool:
-    """Whether a word, or one of several, may look at key frames, so that their number says something."""
+    """Whether a word, or one of several, may select key frames, so that their number matters."""
     words = (how,) if isinstance(how, str) else how
     return "keyframes" in words or "auto" in words
 
 
 def words_of(text: str) -> str | list[str]:
-    """What a command line says: one word, or words with numbers of layers, "frames:9,keyframes:15".
+    """Parse a command-line value: one word, or words with numbers of layers, "frames:9,keyframes:15".
 
-    Raises ValueError for other texts; `check_words` looks at the words.
+    Raises ValueError for malformed text; `check_words` checks the words.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1 and ":" not in parts[0]:
@@ -137,7 +139,7 @@ def words_of(text: str) -> str | list[str]:
 
 
 def check_words(how: Any) -> None:
-    """Raise ValueError or TypeError unless it is one of `WORDS`, or a list of them."""
+    """Raise ValueError or TypeError unless `how` is one of `WORDS`, or a list of them."""
     if isinstance(how, str):
         words: Sequence[Any] = (how,)
     elif isinstance(how, Sequence) and how:
@@ -149,7 +151,7 @@ def check_words(how: Any) -> None:
 
 
 def check_keyframes(keyframes: Any) -> None:
-    """Raise ValueError or TypeError unless so many key frames can be."""
+    """Raise ValueError or TypeError unless this is a valid number of key frames."""
     check_integer("keyframes", keyframes)
     if keyframes < 1:
         raise ValueError(f"keyframes must be at least 1, the first frame; got {keyframes}")

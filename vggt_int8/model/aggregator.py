@@ -15,14 +15,14 @@ from vggt_int8.model.layers import Block, first_and_other_frames
 from vggt_int8.model.tables import image_statistics, rope_table
 from vggt_int8.shards import FrameShard
 
-DESCRIPTOR = -1  # beside numbers of layers
+DESCRIPTOR = -1  # key of the descriptors, beside layer numbers
 
 
 class Aggregator(nn.Module):
-    """Images [B, S, 3, H, W] in [0, 1] -> tokens of the layers asked for, {layer: [B, S, P, 2C]}.
+    """Images [B, S, 3, H, W] in [0, 1] -> tokens of the requested layers, {layer: [B, S, P, 2C]}.
 
-    A frame's P tokens are: camera token, registers, then the patches row by row. A layer is one frame block and one
-    global block; its output is both results side by side.
+    The P tokens of a frame are the camera token, the registers, and the patches row by row. A layer is one frame block
+    and one global block; its output is the concatenation of both results.
     """
 
     def __init__(self, config: VGGTConfig) -> None:
@@ -50,10 +50,11 @@ class Aggregator(nn.Module):
         descriptors: bool = False,
         shard: FrameShard | None = None,
     ) -> dict[int, Tensor]:
-        """Only `layers` are kept in memory, and no block behind the last of them runs. attention: None for exact.
+        """Keeps the tokens of `layers` only, and runs no block after the last of them.
 
-        descriptors: also `DESCRIPTOR` -> what each frame looks like, fp32 [B, S, C], see `describe`.
-        shard: whose frames these are, where a scene is on several processes.
+        attention: None for exact attention.
+        descriptors: also return `DESCRIPTOR` -> one vector per frame, fp32 [B, S, C], see `describe`.
+        shard: the frames of this process, if the scene is sharded.
         """
         attention = attention or GlobalAttention.of(len(self.global_blocks))
         batch, frames, _, height, width = images.shape
@@ -81,9 +82,11 @@ class Aggregator(nn.Module):
 
 
 def describe(tokens: Tensor, special: int) -> Tensor:
-    """Embedded frames [..., P, C], the first `special` tokens of each no patches -> the mean patch, fp32 [..., C].
+    """Embedded frames [..., P, C] -> the mean patch token of each frame, fp32 [..., C]. special: number of tokens
+    before the patches.
 
-    Frames that show the same place have means that point the same way, once the mean of many frames is taken off.
+    After subtracting the mean over many frames, the vectors of frames that show the same place point in the same
+    direction.
     """
     return tokens[..., special:, :].mean(-2, dtype=torch.float32)
 
@@ -91,10 +94,11 @@ def describe(tokens: Tensor, special: int) -> Tensor:
 def embed_images(
     images: Tensor, encoder: nn.Module, camera_token: Tensor, register_token: Tensor, has_first: bool = True
 ) -> Tensor:
-    """Images [B, S, 3, H, W] -> tokens [B, S, P, C]. Normalised in fp32, then cast to the parameters' dtype.
+    """Images [B, S, 3, H, W] -> tokens [B, S, P, C]. Normalized in fp32, then cast to the parameters' dtype.
 
-    encoder: normalised images [F, 3, H, W] -> patch tokens. camera_token [1, 2, 1, C] and register_token [1, 2, R, C],
-    which stand before them, and has_first: as in `first_and_other_frames`.
+    encoder: normalized images [F, 3, H, W] -> patch tokens.
+    camera_token, register_token: [1, 2, 1, C] and [1, 2, R, C], placed before the patches.
+    has_first: as in `first_and_other_frames`.
     """
     batch, frames = images.shape[:2]
     mean, std = image_statistics(device=images.device).unbind(0)

@@ -1,6 +1,6 @@
-"""`Call`: one call of the network, checked once and without waiting for the device.
+"""`Call`: the arguments of one call of the network, checked once and without synchronizing with the device.
 
-Shapes, kinds and devices are known to the host. Values are for whoever waits for the device anyway
+Shapes, dtypes and devices are known on the host. Values are checked where the device is waited for anyway
 (`vggt_int8.pretrained.finite`).
 """
 
@@ -20,24 +20,27 @@ if TYPE_CHECKING:
     from vggt_int8.model.vggt import VGGT
 
 HEADS = ("camera", "depth", "point", "track")
-# Fields that `predict` makes of the call's own frames; of all others, those of all frames of the scene.
+# Output fields that cover only the call's own frames; all others cover all frames of the scene.
 OF_OWN_FRAMES = frozenset({"depth", "depth_conf", "world_points", "world_points_conf", "descriptor"})
-# Images lie in [0, 1], but resizing overshoots at edges: the most that Lanczos' window of three pixels makes of such
-# values is [-0.69, 1.69] (bicubic: [-0.45, 1.45]), so that much passes. Images of 0 to 255 go beyond unless they are
-# all but black, which nobody can tell from a dark scene; normalised ones go below wherever they are dark.
+# Images lie in [0, 1], but resizing overshoots at edges: the widest range that a Lanczos window of three pixels
+# produces is [-0.69, 1.69] (bicubic: [-0.45, 1.45]), which must pass. Images in 0 to 255 exceed it unless they are
+# nearly black, which cannot be told from a dark scene; normalized images fall below it wherever they are dark.
 LOWEST, HIGHEST = -0.7, 1.7
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a model is asked for, as `Call.of` has checked it.
+    """The checked arguments of a call, made by `Call.of`.
 
-    images: [B, S, 3, H, W], the caller's own values. query_points: [B, N, 2] fp32, pixels (x, y) of the first frame;
-    None without the track head. heads: those that run, all of which the model has. frames_chunk_size: frames that a
-    dense head works on at a time, None for all. layers_read: of the aggregator, by these heads. attention: what the
-    aggregator's global blocks look at. descriptors: whether the output has them. shard: whose frames these are, where
-    a scene is on several processes; else None.
+    images: [B, S, 3, H, W], the caller's own values.
+    query_points: [B, N, 2] fp32, pixels (x, y) of the first frame; None if the track head does not run.
+    heads: the heads to run, all of which the model has.
+    frames_chunk_size: frames that a dense head works on at a time, None for all.
+    layers_read: aggregator layers that these heads read.
+    attention: what the aggregator's global blocks attend to.
+    descriptors: whether to return descriptors.
+    shard: the frames of this process, if the scene is sharded; else None.
     """
 
     images: Tensor
@@ -61,7 +64,9 @@ class Call:
         keyframes: int | None = None,
         descriptors: bool = False,
     ) -> "Call":
-        """The arguments of `VGGT.forward`, for `model`. Raises ValueError or TypeError that names what does not fit."""
+        """Check the arguments of `VGGT.forward` for `model`. Raises ValueError or TypeError, naming what does
+        not fit.
+        """
         config = model.config
         moved = "_hf_hook" in vars(model)  # by accelerate, where the model lies on several devices
         images = checked_images(images, config.patch_size, None if moved else model.aggregator.camera_token.device)
@@ -78,20 +83,20 @@ class Call:
         return self.images.shape[1] if self.shard is None else self.shard.frames
 
     def of_all_frames(self, own: Tensor) -> Tensor:
-        """Of the call's frames [B, s, ...] -> of all frames of the scene [B, S, ...]."""
+        """Gather a tensor of the call's frames [B, s, ...] to all frames of the scene [B, S, ...]."""
         return own if self.shard is None else self.shard.gather(own)
 
 
 def layers_read(heads: Iterable[str], config: VGGTConfig) -> frozenset[int]:
-    """Layers of the aggregator whose tokens some heads read."""
+    """Aggregator layers whose tokens these heads read."""
     heads = set(heads)
     camera = {config.depth - 1} if "camera" in heads else set()
     return frozenset(camera | set(config.dpt_layers) if heads - {"camera"} else camera)
 
 
 def check_chunk_size(frames: int | None) -> None:
-    """Raise ValueError or TypeError unless a dense head can work on so many frames at a time."""
-    if frames is None or isinstance(frames, torch.SymInt):  # of a graph's own sizes
+    """Raise ValueError or TypeError unless this is a valid number of frames for a dense head to work on at a time."""
+    if frames is None or isinstance(frames, torch.SymInt):  # symbolic while compiling
         return
     check_integer("frames_chunk_size", frames, ", or None for all frames")
     if frames < 1:
@@ -99,9 +104,9 @@ def check_chunk_size(frames: int | None) -> None:
 
 
 def checked_images(images: Any, patch: int, device: torch.device | None) -> Tensor:
-    """-> [B, S, 3, H, W]. device: where the model wants them; None if something moves them there.
+    """Images as [B, S, 3, H, W]. device: the required device; None if accelerate moves inputs.
 
-    Raises TypeError or ValueError that names what came instead.
+    Raises TypeError or ValueError that names what was passed instead.
     """
     check_is_tensor(images)
     shape = tuple(images.shape)
@@ -149,7 +154,9 @@ def _checked_heads(heads: Sequence[str] | None, present: tuple[str, ...], tracks
 
 
 def known_heads(heads: Sequence[str], known: Sequence[str], present: Sequence[str]) -> tuple[str, ...]:
-    """The heads asked for. known: of this kind of network; present: of this model. Raises ValueError for others."""
+    """The requested heads. known: heads of this kind of network; present: heads of this model. Raises ValueError for
+    others.
+    """
     if isinstance(heads, str) or not heads:
         raise ValueError(f"heads must be a tuple with at least one of {tuple(known)}, or None for all; got {heads!r}")
     for head in heads:
@@ -161,9 +168,9 @@ def known_heads(heads: Sequence[str], known: Sequence[str], present: Sequence[st
 
 
 def _checked_query_points(query_points: Any, images: Tensor, levels: int) -> Tensor:
-    """-> [B, N, 2] fp32, for checked images; levels: of halved maps, in which the tracker looks for points.
+    """[B, N, 2] fp32. images: checked; levels: number of levels in the tracker's correlation pyramid.
 
-    Raises TypeError or ValueError that names what came instead.
+    Raises TypeError or ValueError that names what was passed instead.
     """
     if not isinstance(query_points, Tensor):
         raise TypeError(f"query_points must be a tensor [N, 2] or [B, N, 2], got {type(query_points).__name__}")
@@ -189,7 +196,7 @@ def _checked_query_points(query_points: Any, images: Tensor, levels: int) -> Ten
 
 
 def _way_out(shape: tuple[int, ...]) -> str:
-    """For the usual mistakes in shapes."""
+    """Advice for common mistakes in shapes."""
     if len(shape) == 3 and shape[0] == 3:
         return ": one image is images[None]"
     if len(shape) in (3, 4, 5) and shape[-1] == 3:
@@ -199,7 +206,7 @@ def _way_out(shape: tuple[int, ...]) -> str:
 
 
 def check_is_tensor(images: Any) -> None:
-    """Raise TypeError unless `images` is an ordinary tensor, whatever it holds."""
+    """Raise TypeError unless `images` is an ordinary dense tensor."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [S, 3, H, W] in [0, 1], got {_described(images)}")
     if images.is_nested or images.is_quantized or images.layout != torch.strided:
@@ -212,7 +219,7 @@ def check_is_tensor(images: Any) -> None:
 
 
 def _described(value: Any) -> str:
-    """What came in place of a tensor, and how to make one of it."""
+    """What was passed instead of a tensor, and how to make a tensor of it."""
     kind = (
         type(value).__name__
         if type(value).__module__ == "builtins"
@@ -234,7 +241,7 @@ def _described(value: Any) -> str:
 
 
 def describe_range(low: float, high: float) -> str:
-    """The sentence for images whose values reach from `low` to `high`, beyond `LOWEST` or `HIGHEST`."""
+    """The error message for images with values from `low` to `high`, outside `LOWEST` to `HIGHEST`."""
     if low >= 0:
         guess = "divide them by 255" if high <= 255 else "scale them to it"
     else:
@@ -243,7 +250,7 @@ def describe_range(low: float, high: float) -> str:
 
 
 def check_range(images: Tensor) -> None:
-    """Raise ValueError if images are not in [0, 1], as far as that can be told. Waits for the device."""
+    """Raise ValueError if images are clearly not in [0, 1]. Synchronizes with the device."""
     low, high = (bound.item() for bound in images.detach().aminmax())
     if low < LOWEST or high > HIGHEST:
         raise ValueError(describe_range(low, high))

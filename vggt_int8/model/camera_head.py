@@ -37,7 +37,7 @@ class CameraHead(nn.Module):
         for _ in range(self.iterations):
             shift, scale, gate = self.poseLN_modulation(self.embed_pose(previous)).chunk(3, dim=-1)
             x = tokens + gate * (normed * (1 + scale) + shift)
-            # The pose adds up in fp32. Each iteration is trained by itself, so no gradient flows between them.
+            # The pose accumulates in fp32. Each iteration has its own loss, so no gradient flows between them.
             delta = self.pose_branch(self.trunk_norm(self.trunk(x))).float()
             pose = delta if pose is None else pose.detach() + delta
             poses.append(torch.cat([pose[..., :7], F.relu(pose[..., 7:])], dim=-1))

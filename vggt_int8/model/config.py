@@ -13,7 +13,7 @@ from vggt_int8.plain_data import shown
 VGGT_1B_DIM = 1024
 TRACK_HEADS = 8  # attention heads of the track head's transformer: a constant of the architecture
 POSE_CONVENTIONS = ("camera_from_world", "world_from_camera")
-# field -> the largest value that a network can sensibly have; beyond, a config.json is damaged or means harm.
+# field -> the largest plausible value; above, a config.json is corrupted or malicious.
 _MOST = {
     "img_size": 16384,
     "patch_size": 512,
@@ -40,23 +40,23 @@ _MOST = {
 @with_plain_errors
 @strict
 class VGGTConfig(NetworkConfig):
-    """Sizes and switches of a VGGT network. Impossible values raise ValueError, naming the field and the value.
+    """Sizes and switches of a VGGT network. Invalid values raise ValueError, naming the field and the value.
 
-    img_size: side in pixels of the square image whose patch grid the stored position embedding covers; other
-        sizes, not only square ones, work too, since the embedding is resized.
-    embed_dim: token width C. The heads read frame and global tokens side by side, so 2C wide.
+    img_size: side in pixels of the square image whose patch grid the stored position embedding covers; other sizes and
+        aspect ratios work too, since the embedding is resized.
+    embed_dim: token width C. The heads read concatenated frame and global tokens, 2C wide.
     encoder_depth, depth: blocks of the image encoder; (frame block, global block) pairs of the aggregator.
     mlp_ratio: hidden width of the MLPs relative to their block's width (encoder, aggregator, camera head).
-    camera_depth, camera_iterations: blocks of the camera head; how often it refines the poses.
+    camera_depth, camera_iterations: blocks of the camera head; number of pose refinements.
     dpt_layers: the four aggregator layers that the dense heads read, from fine to coarse.
-    dpt_out_channels: channels of those four after their projection; dpt_features: channels after fusion.
+    dpt_out_channels, dpt_features: channels of those four after their projection; channels after fusion.
     track_corr_levels, track_corr_radius: correlation pyramid levels; radius of the search window in pixels.
-    track_uv_embedding: whether the track head's feature maps get the position embedding of the other dense heads.
-        The public checkpoint's do not, the golden networks of the tests (which have no such field) do; so None
-        means: not at VGGT-1B's width, else yes. A saved config says which.
+    track_uv_embedding: whether the track head's feature maps get the position embedding of the other dense heads. None
+        means no at VGGT-1B's width, as in the public checkpoint, and yes otherwise, as in the golden networks of the
+        tests, which lack this field. A saved config is explicit.
     pose_convention: what the camera head's weights predict: "camera_from_world" as VGGT-1B, or "world_from_camera", as
-        networks do that were trained from VGGT's shape for mapping. Poses leave the network camera-from-world.
-    enable_*: a head that is switched off has no module and no weights.
+        some derived mapping networks do. Output poses are always camera-from-world.
+    enable_camera, enable_depth, enable_point, enable_track: a disabled head has no module and no weights.
     """
 
     kind = "VGGT"
@@ -112,7 +112,7 @@ class VGGTConfig(NetworkConfig):
         self._check_parameters(self.least_parameters())
 
     def least_parameters(self) -> int:
-        """Number of weights in the matrices and kernels of a network: at most 3 % less than all its parameters."""
+        """Number of weights in matrices and kernels: a lower bound, at most 3 % below the number of parameters."""
         return least_parameters(self)
 
     def _check_ranges(self) -> None:

@@ -1,7 +1,7 @@
 """Dense prediction heads: tokens of four layers -> one feature map -> depth or points with confidence.
 
-Source of the architecture: Ranftl et al., "Vision Transformers for Dense Prediction" (2021). The modules' names
-(`projects`, `scratch.refinenet1`, …) are those of the public checkpoint.
+Source of the architecture: Ranftl et al., "Vision Transformers for Dense Prediction" (2021). Module names (`projects`,
+`scratch.refinenet1`, …) are those of the public checkpoint.
 """
 
 from typing import Literal, Protocol
@@ -24,7 +24,7 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
 
 
 def add_uv_embedding(x: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Add each pixel's place in the image to a map [F, C, h, w]: x in the first half of the channels, then y.
+    """Add a position embedding to a map [F, C, h, w]: x in the first half of the channels, y in the second.
 
     The axes keep the image's aspect ratio; the corners of the image lie on the unit circle.
     """
@@ -48,12 +48,12 @@ class PlainResidualUnit(nn.Module):
         return x + self.branch(F.relu(x))
 
     def branch(self, x: Tensor) -> Tensor:
-        """x: the rectified input."""
+        """x: the input after its ReLU."""
         return self.conv2(F.relu(self.conv1(x)))
 
 
 class ResidualUnit(PlainResidualUnit):
-    """VGGT's: the shortcut carries the rectified input. So the checkpoint was trained."""
+    """The unit of VGGT, whose shortcut carries the input after its ReLU, as the checkpoint was trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
@@ -61,7 +61,7 @@ class ResidualUnit(PlainResidualUnit):
 
 
 class FusionBlock(nn.Module):
-    """Adds the next finer map (where there is one), refines, and resizes to `size`."""
+    """Adds the next finer map, if there is one, refines the sum, and resizes it to `size`."""
 
     def __init__(self, channels: int, unit: type[PlainResidualUnit] = ResidualUnit, *, has_finer: bool = True) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class FusionBlock(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int], finer: Tensor | None = None) -> Tensor:
         if finer is not None:
             x = x + self.resConfUnit1(finer)
-        # A 1x1 convolution and a resize give the same in either order; this one is four times cheaper.
+        # A 1x1 convolution and a resize commute; this order is four times cheaper.
         return resize(self.out_conv(self.resConfUnit2(x)), size)
 
 
@@ -126,7 +126,7 @@ class Scratch(Fusion):
 
 
 class DenseSizes(Protocol):
-    """What a dense head reads of a network's config; see `VGGTConfig`."""
+    """The config fields that a dense head reads; see `VGGTConfig`."""
 
     patch_size: int
     embed_dim: int
@@ -136,9 +136,9 @@ class DenseSizes(Protocol):
 
 
 class Pyramid(nn.Module):
-    """Tokens of four layers -> four maps of a frame, from fine to coarse, some frames at a time.
+    """Tokens of four layers -> four maps per frame, from fine to coarse, some frames at a time.
 
-    channels: of the largest map that is made of them.
+    channels: of the largest map computed from them.
     """
 
     scratch: Fusion
@@ -163,7 +163,7 @@ class Pyramid(nn.Module):
     def frame_chunks(
         self, tokens: dict[int, Tensor], image_size: tuple[int, int], size: int | None
     ) -> list[list[Tensor]]:
-        """Patch tokens [B, s, P, 2C] of the four layers, for each run of at most `size` frames (None: all)."""
+        """Patch tokens [B, s, P, 2C] of the four layers, for chunks of at most `size` frames (None: all)."""
         batch, frames = tokens[self.layers[0]].shape[:2]
         largest = MAX_ELEMENTS // (batch * self.channels * image_size[0] * image_size[1])
         size = max(1, min(frames if size is None else size, largest))
@@ -171,7 +171,7 @@ class Pyramid(nn.Module):
         return [[x[:, start : start + size] for x in patches] for start in range(0, frames, size)]
 
     def maps(self, patches: list[Tensor], image_size: tuple[int, int], uv: bool) -> list[Tensor]:
-        """Four times [B, s, P, 2C] -> four maps [B * s, ...]; uv: with position embeddings."""
+        """Four tensors [B, s, P, 2C] -> four maps [B * s, ...]. uv: add position embeddings."""
         height, width = image_size
         grid = (height // self.patch_size, width // self.patch_size)
         maps = []
@@ -184,8 +184,9 @@ class Pyramid(nn.Module):
 class DPT(Pyramid):
     """Tokens -> one map per frame, some frames at a time.
 
-    stride: image pixels per map pixel. uv: add position embeddings. num_outputs: channels of the map if it is a
-    prediction; None: features of `out_channels`.
+    stride: image pixels per map pixel.
+    uv: add position embeddings.
+    num_outputs: channels of the map if it is a prediction; None for features of `out_channels`.
     """
 
     scratch: Scratch
@@ -204,7 +205,7 @@ class DPT(Pyramid):
         self.scratch = Scratch(config.dpt_out_channels, channels, out_channels, num_outputs)
 
     def run_chunk(self, patches: list[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """Four times [B, s, P, 2C] -> [B, s, channels of the map, H / stride, W / stride]."""
+        """Four tensors [B, s, P, 2C] -> [B, s, map channels, H / stride, W / stride]."""
         height, width = image_size
         maps = self.maps(patches, image_size, self.uv)
         x = resize(self.scratch(*maps), (height // self.stride, width // self.stride))
@@ -253,7 +254,7 @@ class DPTHead(DPT):
 
 
 def _inverse_log(x: Tensor) -> Tensor:
-    """sign(x) (exp(|x|) - 1), without a difference that loses the digits of a small x."""
+    """sign(x) (exp(|x|) - 1), without cancellation for small x."""
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # ONNX has no expm1
         return (x / 2).tanh() * (x.abs().exp() + 1)
     return x.sign() * x.abs().expm1()

@@ -23,7 +23,7 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Normalised images [F, 3, H, W] -> normalised patch tokens [F, H/p * W/p, C]; each frame by itself."""
+    """Normalized images [F, 3, H, W] -> normalized patch tokens [F, H/p * W/p, C]; frames are independent."""
 
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
@@ -51,7 +51,9 @@ class Encoder(nn.Module):
         return self.norm(x[:, self.num_special :])
 
     def embed(self, patches: Tensor, height: int, width: int) -> Tensor:
-        """Patch tokens [F, P, C] -> [class token, registers, patches] with positions; registers have none."""
+        """Patch tokens [F, P, C] -> [class token, registers, patches], with position embeddings for all but the
+        registers.
+        """
         cls_position, patch_positions = self.resized_position_embedding(height, width)
         tokens = [self.cls_token + cls_position]
         if self.register_tokens is not None:
@@ -62,8 +64,8 @@ class Encoder(nn.Module):
     def resized_position_embedding(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Position embedding [1, 1, C] of the class token and [1, height * width, C] of the patches.
 
-        An fp32 island: the antialiased resize does not exist in half precision on every device. It is not cached,
-        since it depends on a parameter; it costs little.
+        An fp32 island, because the antialiased resize does not exist in half precision on every device. It is cheap and
+        not cached, since it depends on a parameter.
         """
         cls_position, patch_positions = self.pos_embed.split([1, self.grid_size**2], dim=1)
         if (height, width) == (self.grid_size, self.grid_size):

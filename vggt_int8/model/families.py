@@ -1,4 +1,4 @@
-"""The networks side by side: the plain class of each config, and parts that mean the same under different names."""
+"""The network families: the plain class of each config, and access to parts that correspond under different names."""
 
 from collections.abc import Iterable
 
@@ -20,20 +20,20 @@ def network_class(config: NetworkConfig) -> type[AnyNetwork]:
 
 
 def dense_heads(network: AnyNetwork) -> list[Pyramid]:
-    """The heads that predict a value for each pixel, those that the network has."""
+    """The enabled heads that predict a value for each pixel."""
     heads = [network.dense_head] if isinstance(network, VGGTOmega) else [network.depth_head, network.point_head]
     return [head for head in heads if head is not None]
 
 
 def blocks_between_frames(network: AnyNetwork) -> Iterable[nn.Module]:
-    """The blocks of the aggregator in which frames see one another."""
+    """The aggregator blocks in which frames attend to each other."""
     if isinstance(network, VGGTOmega):
         return network.aggregator.inter_frame_blocks
     return network.aggregator.global_blocks
 
 
 def pose_output(network: AnyNetwork) -> nn.Linear | None:
-    """What writes the poses, or what is added to them."""
+    """The linear that writes the poses or the pose updates."""
     if network.camera_head is None:
         return None
     return network.camera_head.pose_output if isinstance(network, VGGTOmega) else network.camera_head.pose_branch.fc2

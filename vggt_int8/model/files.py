@@ -1,4 +1,4 @@
-"""Files of weights without a config beside them, on disk or in a repository of the Hub, as research code publishes."""
+"""Weight files without a config beside them, on disk or in a Hub repository, as research code publishes them."""
 
 import os
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from vggt_int8.saves.plain_files import SINGLE_FILES, check_plain_file
 
 
 def is_weight_file(source: str) -> bool:
-    """Whether a source is a file on disk, as its name or what is there says."""
+    """Whether a source is a file on disk, judged by its name or by what exists there."""
     return source.endswith(SINGLE_FILES) or os.path.isfile(source)
 
 
 def weight_file(source: str, filename: str | None, keywords: Mapping[str, Any]) -> str:
-    """Path of a file of weights: `source` itself, or `filename` in a folder or Hub repository of that name.
+    """Path of a weight file: `source` itself, or `filename` in a folder or Hub repository of that name.
 
-    Raises `CheckpointError` where there is none, TypeError for a keyword that would choose another.
+    Raises `CheckpointError` if there is none, TypeError for a keyword that would select another.
     """
     for name in ("variant", *(("subfolder",) if filename is None else ())):
         if keywords.get(name):

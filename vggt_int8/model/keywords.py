@@ -1,8 +1,8 @@
-"""Keyword arguments of `from_pretrained`: what is passed on to transformers, and why the rest is refused.
+"""Keyword arguments of `from_pretrained`: what is passed to transformers, and why the rest is refused.
 
-transformers takes some forty keywords, drops old ones without a word, and lets others replace what a checkpoint's
-check relies on. Each is decided here: one that does what it says passes; one that would be ignored, or would load
-something else than the checkpoint says, is refused before anything is read, with the way to get what was meant.
+transformers takes some forty keywords, silently drops old ones, and lets others override what the checks of a
+checkpoint rely on. This module decides on each: a keyword that works as documented passes; one that would be ignored,
+or would load something else than the checkpoint specifies, is refused before anything is read, with advice.
 """
 
 import difflib
@@ -13,12 +13,12 @@ from vggt_int8.model.network_config import NetworkConfig
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
-# These do what transformers' documentation says of them, quantized or not.
+# Work as transformers documents them, quantized or not.
 _PASSED = {
     *HUB_KEYWORDS,
     *("config", "dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "offload_buffers"),
     *("variant", "output_loading_info", "disable_mmap", "tqdm_class"),
-    *("_from_auto", "_from_pipeline", "_commit_hash"),  # AutoModel's own marks
+    *("_from_auto", "_from_pipeline", "_commit_hash"),  # set by AutoModel
 }
 
 _NO_KERNELS = "the network has kernels of its own and takes none from the Hub; choose by backend="
@@ -30,7 +30,7 @@ _RECIPE = "INT8 is asked for by recipe=, such as recipe='int8_dynamic' (or 'llm_
 _CHECKED = "names and shapes of a checkpoint must fit the model; what does not fit is an error"
 _OLD = "transformers no longer reads it"
 
-# keyword -> (values that ask for what happens anyway, why any other is refused)
+# keyword -> (values that request the default behavior, why any other value is refused)
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "quantization_config": ((None,), _RECIPE),
     "load_in_8bit": ((None, False), _RECIPE),
@@ -74,11 +74,12 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 def check_keywords(
     keywords: Mapping[str, Any], config: type[NetworkConfig], own: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The keywords to hand on, without those that ask for what happens anyway.
+    """The keywords to pass on, without those that request the default behavior.
 
-    config: whose fields pass. own: names that the caller takes itself, for the suggestion where one is misspelt.
+    config: the config class, whose fields pass.
+    own: names that the caller handles itself, for spelling suggestions.
 
-    Raises TypeError, naming the keyword, its value and the way out.
+    Raises TypeError, naming the keyword, its value and what to do instead.
     """
     fields = set(config.__annotations__) - {"model_type"}
     passed = {}

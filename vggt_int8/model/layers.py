@@ -1,6 +1,6 @@
-"""What the encoder, the aggregator and the camera head are built of: attention with 2-D RoPE, MLP, pre-norm block.
+"""Building blocks of the encoder, the aggregator and the camera head: attention with 2-D RoPE, MLP, pre-norm block.
 
-Every linear is called as a module and never looked into, so that it can be replaced by a quantized one.
+Every linear is called as a module and its attributes are never read, so it can be replaced by a quantized one.
 """
 
 import torch
@@ -12,9 +12,9 @@ from vggt_int8.shards import FrameShard
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn queries or keys. x [B, H, F * P, D] holds F frames of P tokens, rope [2, P, D] fp32 -> like x.
+    """Rotate queries or keys. x [B, H, F * P, D] holds F frames of P tokens, rope [2, P, D] fp32 -> like x.
 
-    The fp32 table makes this an fp32 island: it is rounded to x's dtype once, at the end.
+    The fp32 table makes this an fp32 island: the result is rounded to x's dtype once, at the end.
     """
     cos, sin = rope.unbind(0)
     frames = x.unflatten(-2, (-1, cos.shape[-2]))
@@ -26,7 +26,7 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 def first_and_other_frames(tokens: Tensor, batch: int, frames: int, has_first: bool = True) -> Tensor:
     """[1, 2, ...] -> [B, S, ...]: entry 0 for the first frame, which is the world frame, entry 1 for all others.
 
-    has_first: False for frames of a scene whose first one is not among them.
+    has_first: False if the first frame of the scene is not among these frames.
     """
     first, other = tokens.expand(batch, *tokens.shape[1:]).split(1, dim=1)
     if not has_first:
@@ -37,17 +37,17 @@ def first_and_other_frames(tokens: Tensor, batch: int, frames: int, has_first: b
 
 
 def key_frames(frames: int, count: int, *, device: torch.device) -> Tensor:
-    """Numbers of `count` <= `frames` key frames, int64 [count] ascending: frame 0, and the others evenly spread.
+    """Indices of `count` <= `frames` key frames, int64 [count] ascending: frame 0, and the others evenly spaced.
 
-    Computed on the device, so that a CUDA graph can hold it.
+    Computed on the device, so that a CUDA graph can capture it.
     """
     return torch.arange(count, device=device) * frames // count
 
 
 def seen_by_all(k: Tensor, v: Tensor, keyframes: int | None, shard: FrameShard) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, H, s * P, D] of a shard's frames -> of the frames that all queries of a scene look at.
+    """Keys and values [B, H, s * P, D] of a shard's frames -> those of all frames that a scene's queries attend to.
 
-    keyframes: how many these are, None for all.
+    keyframes: the number of these frames, None for all.
     """
     chosen, counts = shard.key_frames(keyframes)
     frames = torch.stack([k, v], dim=1).unflatten(3, (shard.counts[shard.rank], -1)).movedim(3, 1)
@@ -56,14 +56,14 @@ def seen_by_all(k: Tensor, v: Tensor, keyframes: int | None, shard: FrameShard) 
 
 
 class Attention(nn.Module):
-    """Self-attention within each of x's sequences; `qk_norm` normalises queries and keys over the head dim.
+    """Self-attention within each sequence of x; `qk_norm` normalizes queries and keys over the head dim.
 
-    Its linears see the tokens as they come, frame by frame; `scenes`, unless it is None, joins the frames of each of so
-    many scenes to one sequence for attention itself. With `keyframes` all queries of a scene look at the keys and
-    values of that many of its frames, less than all (`key_frames` says which). With a `shard`, x are its frames, and
-    keys and values of a scene are gathered from all processes.
+    The linears process the tokens as they come, frame by frame. With `scenes`, the number of scenes, the frames of each
+    scene are joined into one sequence for attention itself. With `keyframes`, all queries of a scene attend to the keys
+    and values of that many of its frames (see `key_frames`), which must be fewer than all. With a `shard`, x holds its
+    frames, and the keys and values of the scene are gathered from all processes.
 
-    projection, rotate: the linear that makes queries, keys and values, and how positions turn queries and keys.
+    projection, rotate: class of the qkv linear; function that applies positions to queries and keys.
     """
 
     projection: type[nn.Linear] = nn.Linear
@@ -129,9 +129,10 @@ class LayerScale(nn.Module):
 class Block(GradientCheckpointingLayer):
     """Pre-norm transformer block. x [B, N, C] -> [B, N, C]; `rope` as `attention` takes it, None for no RoPE.
 
-    scenes: None for attention within each of the B sequences; else how many scenes they are frames of, scene by scene,
-    for attention within each scene. keyframes: then, of how many frames of its scene a query sees the keys; None: all.
-    shard: whose frames these are, where a scene is on several processes.
+    scenes: None for attention within each of the B sequences; else the number of scenes whose frames they are, in
+        order, for attention within each scene.
+    keyframes: with `scenes`, the number of frames whose keys a query attends to; None for all.
+    shard: the frames of this process, if the scene is sharded.
     """
 
     def __init__(

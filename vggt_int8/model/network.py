@@ -1,4 +1,4 @@
-"""What all networks have in common as models of transformers: how their plain weights are made, loaded and saved."""
+"""What all networks share as transformers models: initialization, loading and saving of plain weights."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def _check_weights(source: str, options: dict[str, Any]) -> None:
-    """Raise `CheckpointError` for weights of a folder that are none, and for sizes far beyond what its files hold."""
+    """Raise `CheckpointError` if a folder's weight files are not weights, or far too small for the sizes in its
+    config.
+    """
     folder = Path(source) / (options.get("subfolder") or "")
     if not folder.is_dir():
         return
@@ -47,11 +49,12 @@ def _check_weights(source: str, options: dict[str, Any]) -> None:
 class Network(PreTrainedModel):
     """A network in floating point. Its config class is a `NetworkConfig`.
 
-    output_class: what a call returns.
-    head_modules: name of a head, as a call gives it -> name of its module, which is None where it is switched off.
-    special_tokens: part of the network -> how many tokens of each frame come before the patches in its linears.
-    special_alone: beginnings of the names of linears that see these tokens alone.
-    int8_hint, quantized_hint: what to do instead, for who asks for INT8 and for who has it already.
+    output_class: type of a call's result.
+    head_modules: name of a head as a call gives it -> name of its module, which is None if the head is disabled.
+    special_tokens: part of the network -> number of tokens before the patches of each frame in its linears.
+    special_alone: name prefixes of the linears that process only these tokens.
+    int8_hint, quantized_hint: advice in errors for callers that ask for INT8, and for those that have a quantized
+        checkpoint.
     """
 
     config_class: type[NetworkConfig]
@@ -68,13 +71,13 @@ class Network(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, verify: bool = False, **kwargs: Any
     ) -> Any:
-        """Load the plain network from the Hub or a folder in floating point, or "embedded", as transformers does.
+        """Load the plain network in floating point, from the Hub, a folder, or "embedded", as transformers does.
 
-        verify: compare the contents of the files with the digests in config.json; that reads them once more.
+        verify: compare the contents of the files with the digests in config.json, which reads them once more.
 
-        A checkpoint that does not fit raises ValueError afterwards; a quantized one, and files of two saves
-        (`CheckpointError`), before. `VGGTInt8.from_pretrained` loads a VGGT without a recipe, too, reads more kinds of
-        files and checks them all before. TypeError for a keyword that would have no effect.
+        Raises ValueError for a checkpoint that does not fit the network, `CheckpointError` for a quantized one and for
+        files of different saves, and TypeError for a keyword that would have no effect. `VGGTInt8.from_pretrained`,
+        which needs no recipe, supports more kinds of files and checks them before anything is loaded.
         """
         source = resolve_source(pretrained_model_name_or_path)
         if args or not {"recipe", "backend"}.isdisjoint(kwargs):
@@ -86,7 +89,7 @@ class Network(PreTrainedModel):
 
     @classmethod
     def _load_plain(cls, source: str, options: dict[str, Any], *, verify: bool) -> Any:
-        """`from_pretrained`, once its keywords are checked."""
+        """`from_pretrained` after the keywords have been checked."""
         wants_info = bool(options.pop("output_loading_info", False))
         if options.get("config") is None:
             restore(Path(source) / (options.get("subfolder") or ""))
@@ -104,9 +107,9 @@ class Network(PreTrainedModel):
 
     @classmethod
     def _load_told(cls, source: str, options: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> Any:
-        """Model and what transformers says of the load; of `tensors`, if they are read already.
+        """The model and the loading info of transformers. tensors: a state dict to load in place of the source's files.
 
-        Raises ValueError if they are not those of the network.
+        Raises ValueError if the tensors do not fit the network.
         """
         told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # other shapes are told of here, by name
         if tensors is not None:
@@ -118,25 +121,29 @@ class Network(PreTrainedModel):
 
     @classmethod
     def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
-        """Of a network that is about to be loaded, which gets every weight from its checkpoint or raises."""
+        """Skips random initialization: a network that is being loaded gets every weight from its checkpoint, or loading
+        fails.
+        """
         return [*super().get_init_context(*args, **kwargs), NoInitialWeights()]
 
     @staticmethod
     def _load_pretrained_model(
         model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        # transformers comes by here with the files resolved, before any weight is read.
+        # transformers calls this after resolving the files and before reading any weight.
         check_loaded(checkpoint_files)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write `config.json` and safetensors (options as in transformers, such as `max_shard_size`).
+        """Write `config.json` and safetensors files (options as in transformers, such as `max_shard_size`).
 
-        Everything is written to a hidden folder first and then renamed: an interrupted save leaves what was there
-        before. All files carry one id, so that files of two saves are never loaded together, and config.json holds
-        digests for `from_pretrained(…, verify=True)`. Where an adapter is loaded, it alone is written, by transformers.
+        Everything is written to a hidden folder first and then renamed, so an interrupted save leaves the previous
+        files. All files carry one id, so files of different saves are never loaded together, and config.json holds
+        digests for `from_pretrained(…, verify=True)`. If an adapter is loaded, only the adapter is written, by
+        transformers.
 
-        Raises `CheckpointError` if the folder cannot take the save, TypeError for an option without effect; OSError.
+        Raises `CheckpointError` if the folder cannot take the save, TypeError for an option without effect, and
+        OSError.
         """
         if not kwargs.get("is_main_process", True):
             return
@@ -152,7 +159,7 @@ class Network(PreTrainedModel):
 
     @property
     def default_attention(self) -> GlobalAttention:
-        """What global blocks look at in a call that does not say it: exact, or as the recipe has it; may be set."""
+        """The global attention of calls that do not specify one: exact, or as the recipe says. Can be set."""
         return self._default_attention or GlobalAttention.of(self.config.depth)
 
     @default_attention.setter
@@ -161,7 +168,7 @@ class Network(PreTrainedModel):
 
     @property
     def global_layers(self) -> tuple[int, ...]:
-        """The layers for which `global_attention` decides anything."""
+        """The layers that `global_attention` applies to."""
         return tuple(range(self.config.depth))
 
     @property
@@ -174,11 +181,11 @@ class Network(PreTrainedModel):
 
     @property
     def present_heads(self) -> tuple[str, ...]:
-        """The heads that are not switched off."""
+        """The heads that are enabled."""
         return tuple(head for head, module in self.head_modules.items() if getattr(self, module) is not None)
 
     def checked_call(self, *args: Any, **kwargs: Any) -> "Call":
-        """The arguments of `forward`. Raises ValueError or TypeError that names what does not fit."""
+        """A `Call` from the arguments of `forward`. Raises ValueError or TypeError, naming what does not fit."""
         raise NotImplementedError
 
     def layers_read(self, heads: Collection[str]) -> frozenset[int]:
@@ -186,15 +193,19 @@ class Network(PreTrainedModel):
         raise NotImplementedError
 
     def predict(self, call: "Call") -> Any:
-        """The network itself, on its own modules, for checked arguments."""
+        """Run the network's own modules on a checked call."""
         raise NotImplementedError
 
     def check_constants(self, source: str) -> None:
-        """Raise ValueError where a checkpoint holds other constants than the network computes with; here: none."""
+        """Raise ValueError if a checkpoint holds other constants than the network computes with; here there are
+        none.
+        """
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Random weights of the kinds of layers that networks share; `init` skips what was loaded from a checkpoint."""
+        """Random weights for the layer types that all networks share; `init` skips what was loaded from a
+        checkpoint.
+        """
         match module:
             case nn.Linear():
                 init.trunc_normal_(module.weight, std=0.02)

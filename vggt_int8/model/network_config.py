@@ -1,9 +1,8 @@
-"""What the configs of all networks have in common: what of a `config.json` is read, and how errors are told.
+"""What the configs of all networks share: which parts of a `config.json` are read, and how errors are reported.
 
-A `config.json` that names only some of a config's fields loads: the others take their default. Nothing else in such a
-file has a say: what transformers would read from it beyond the sizes (code, kernels, attention implementations, other
-files to load) is left out by `NetworkConfig.from_dict`, and sizes that no network of this kind has are refused before
-anything is built of them.
+A `config.json` that has only some of a config's fields loads with defaults for the others. Nothing else in the file has
+any effect: `NetworkConfig.from_dict` drops what transformers would act on beyond the sizes (code, kernels, attention
+implementations, other files to load), and implausible sizes are refused before anything is built.
 """
 
 import dataclasses
@@ -28,10 +27,10 @@ from vggt_int8.saves.plain_files import read_json
 
 MOST_PARAMETERS = 20_000_000_000  # sixteen times VGGT-1B's
 _ALSO_READ = ("model_type", "quantization_config", "dtype", "torch_dtype", "license")
-# Of every config that transformers writes, and without meaning for this network; `save` is about the files beside it.
+# In every config that transformers writes, without meaning for this network; `save` describes the files beside it.
 _UNREAD = {"architectures", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "save"}
 
-# What transformers writes into every model's config, with the values that mean nothing.
+# Fields that transformers writes into every config, with their default values.
 _TRANSFORMERS = {**PreTrainedConfig().to_dict(), "output_attentions": False}
 _NO_DEFAULT = object()
 
@@ -39,7 +38,7 @@ Config = TypeVar("Config")
 
 
 def _one_line(method: Callable[..., None]) -> Callable[..., None]:
-    """A method of a strict dataclass that raises ValueError, in one line, where that raises errors of its own kind."""
+    """Wrap a method of a strict dataclass so that it raises a one-line ValueError instead of `StrictDataclassError`."""
 
     @wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -58,23 +57,24 @@ def _one_line(method: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_plain_errors(cls: type[Config]) -> type[Config]:
-    """A strict dataclass whose errors are ValueErrors; `StrictDataclassError` is none."""
+    """Make a strict dataclass raise ValueError; `StrictDataclassError` is not a subclass of it."""
     for name in ("__init__", "__setattr__", "validate"):
         setattr(cls, name, _one_line(getattr(cls, name)))
     return cls
 
 
 class NetworkConfig(PreTrainedConfig):
-    """Base of a network's config, which is a strict dataclass of its sizes and switches.
+    """Base of a network's config, a strict dataclass of sizes and switches.
 
-    kind: the network's name in messages. head_fields: name of a head's module -> the field that switches it off.
+    kind: the network's name in messages.
+    head_fields: name of a head's module -> the field that disables it.
     """
 
     kind: ClassVar[str]
     head_fields: ClassVar[Mapping[str, str]]
 
     def least_parameters(self) -> int:
-        """Number of weights in the matrices and kernels of a network, without much that is small."""
+        """A lower bound for the number of parameters: those in matrices and kernels."""
         raise NotImplementedError
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -86,8 +86,9 @@ class NetworkConfig(PreTrainedConfig):
         super().__post_init__(**{name: value for name, value in kwargs.items() if name in (*_ALSO_READ, *_UNREAD)})
 
     def _refuse_others(self, keywords: Mapping[str, Any]) -> None:
-        """Raise TypeError for a field that no network of this kind has, those of transformers' own configs included:
-        they would do nothing here, or end in errors of transformers. Their defaults pass, for `to_dict` may hold them.
+        """Raise TypeError for a field that networks of this kind do not have, including those of transformers' own
+        configs, which would do nothing here or fail inside transformers. Their defaults pass, since `to_dict` may
+        contain them.
         """
         fields = [name for name in type(self).__annotations__ if name != "model_type"]
         theirs = {field.name: getattr(self, field.name) for field in dataclasses.fields(PreTrainedConfig)}
@@ -102,13 +103,13 @@ class NetworkConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """What a `config.json` holds, as transformers reads it, of "embedded" too.
+        """The contents of a `config.json`, as transformers reads it; also for "embedded".
 
-        ValueError if it is no JSON or nested too deep; `CheckpointError` for a name that leads nowhere.
+        Raises ValueError for invalid JSON or too deep nesting, and `CheckpointError` for a source that does not exist.
         """
         source = resolve_source(pretrained_model_name_or_path)
         check_source(source, kwargs)
-        if os.path.isdir(source):  # transformers would wait for a pipe, and take a missing file for one of defaults
+        if os.path.isdir(source):  # transformers would block on a pipe, and take a missing file for an empty one
             read_json(Path(source) / (kwargs.get("subfolder") or "") / "config.json")
         try:
             return super().get_config_dict(source, **kwargs)
@@ -122,11 +123,11 @@ class NetworkConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a config from what a `config.json` holds: its sizes and what it says of dtype and quantization.
+        """Make a config from the contents of a `config.json`: sizes, dtype and quantization.
 
-        All else is left out, with a warning where transformers itself would not have written it. Raises ValueError for
-        a misspelt field, another kind of model, or a dtype that is none; TypeError for a keyword that transformers
-        would put into the config to choose code with.
+        Everything else is dropped, with a warning if transformers itself would not have written it. Raises ValueError
+        for a misspelled field, another kind of model, or an invalid dtype; TypeError for a keyword with which
+        transformers would select code.
         """
         own = {*cls.__annotations__, *_ALSO_READ, "return_unused_kwargs", "name_or_path", "trust_remote_code"}
         for name, value in kwargs.items():
@@ -143,19 +144,19 @@ class NetworkConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {shown(getattr(self, name))}")
 
     def _check_most(self, most: Mapping[str, float]) -> None:
-        """most: field -> the largest value of a sensible network; beyond, a config.json is damaged or means harm."""
+        """most: field -> the largest plausible value; above, a config.json is corrupted or malicious."""
         for name, value in most.items():
             if getattr(self, name) > value:
                 raise ValueError(f"{name} must be at most {value:g}, got {shown(getattr(self, name))}")
 
     def _check_layers(self, name: str) -> None:
-        """Whether the layers in a field are those of an aggregator of `depth` layers."""
+        """Check that the layers in a field exist in an aggregator of `depth` layers."""
         depth, layers = getattr(self, "depth"), getattr(self, name)  # noqa: B009  (a field of every config)
         if not all(0 <= layer < depth for layer in layers):
             raise ValueError(f"{name} must lie in 0 … {depth - 1}, since depth is {depth}; got {shown(layers)}")
 
     def _check_dense_heads(self, most_channels: float) -> None:
-        """The fields `dpt_layers` and `dpt_out_channels`."""
+        """Check the fields `dpt_layers` and `dpt_out_channels`."""
         for name in ("dpt_layers", "dpt_out_channels"):
             if len(getattr(self, name)) != 4:
                 raise ValueError(f"{name} must have 4 entries, one per feature level, got {shown(getattr(self, name))}")
@@ -179,7 +180,7 @@ class NetworkConfig(PreTrainedConfig):
 
 
 def _readable(data: Any, cls: type[NetworkConfig]) -> dict[str, Any]:
-    """What of a `config.json` is read; see `NetworkConfig.from_dict`."""
+    """The part of a `config.json` that is read; see `NetworkConfig.from_dict`."""
     fields = cls.__annotations__
     if not isinstance(data, Mapping):
         raise TypeError(f"it holds {shown(data)}, not an object of a config's fields")

@@ -1,8 +1,8 @@
-"""Bilinear resizing of feature maps, corner pixels on corner pixels, with a gradient that is two matrix products.
+"""Bilinear resizing of feature maps (`align_corners=True`), with a gradient that is two matrix products.
 
-The forward pass is PyTorch's. Its gradient scatters every output pixel into four input pixels with atomic additions:
-a third of a training step's GPU time in the dense heads. But the resize is separable and linear, so the gradient is
-the transposed interpolation along each axis, which a matrix unit does in a fiftieth of that.
+The forward pass is PyTorch's. PyTorch's backward scatters every output pixel to four input pixels with atomic
+additions, which took a third of the GPU time of a training step in the dense heads. Since the resize is separable and
+linear, the gradient is the transposed interpolation along each axis: two matrix products, fifty times faster.
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ class _Resize(torch.autograd.Function):
         (gradient,) = gradients
         frames, channels, height, width = gradient.shape
         rows, columns = ctx.source
-        # Channels last, as the maps are: then both products read and write whole rows of channels.
+        # Channels last, like the maps: both products then read and write whole rows of channels.
         pixels = gradient.permute(0, 2, 3, 1).contiguous()
         down, across = (
             interpolation_matrix(source, target, device=pixels.device).to(pixels.dtype).T

@@ -1,4 +1,4 @@
-"""How large the network of a config is, by arithmetic: to refuse a size before anything is built of it."""
+"""The number of parameters of a config's network, by arithmetic, to refuse a size before anything is built."""
 
 from typing import TYPE_CHECKING
 
@@ -6,14 +6,14 @@ if TYPE_CHECKING:
     from vggt_int8.model.config import VGGTConfig
     from vggt_int8.model.dpt_head import DenseSizes
 
-# Parameters for each byte of the files, beyond which a config belongs to other weights; below, the comparison of names
-# and shapes says better what does not fit.
+# Parameters per byte of the files above which a config must belong to other weights; below it, comparing names and
+# shapes explains better what does not fit.
 FAR_LARGER = 8
 _TRACK_BLOCKS = 24  # of the track head's transformer: four lists of `track_former.DEPTH`
 
 
 def least_parameters(config: "VGGTConfig") -> int:
-    """Number of weights in the matrices and kernels of a network: at most 3 % less than all its parameters."""
+    """Number of weights in matrices and kernels: a lower bound, at most 3 % below the number of parameters."""
     dim, ratio = config.embed_dim, config.mlp_ratio
     count = 3 * config.patch_size**2 * dim + (config.img_size // config.patch_size) ** 2 * dim
     count += config.num_register_tokens * 3 * dim
@@ -34,12 +34,12 @@ def least_parameters(config: "VGGTConfig") -> int:
 
 
 def block_parameters(dim: int, ratio: float) -> int:
-    """Of a transformer block of width `dim`."""
+    """Parameters in the matrices of a transformer block of width `dim`."""
     return 4 * dim * dim + 2 * dim * int(dim * ratio)
 
 
 def fusion_parameters(config: "DenseSizes", channels: int) -> int:
-    """Of a dense head's projections, resizes and fusion to `channels`, without what it predicts with."""
+    """Parameters of a dense head's projections, resizes and fusion to `channels`, without its output layers."""
     widths = config.dpt_out_channels
     resized = 16 * widths[0] ** 2 + 4 * widths[1] ** 2 + 9 * widths[3] ** 2
     fused = 14 * 9 * channels**2 + 4 * channels**2

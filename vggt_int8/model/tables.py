@@ -1,8 +1,8 @@
 """Constant tables (image statistics, positions, frequencies): built once per shape and device, then reused.
 
-They are not buffers: a persistent buffer would add a name to the checkpoint, and a non-persistent one is left
-uninitialised when a model is built on the meta device. Nothing is ever dropped from the cache, because a captured
-CUDA graph keeps reading the memory of the tables it saw; so tables stay small (one-dimensional where possible).
+They are not buffers: a persistent buffer would add a name to the checkpoint, and a non-persistent one stays
+uninitialized when a model is built on the meta device. Entries are never evicted, because a captured CUDA graph keeps
+reading the memory of its tables; tables are therefore small (one-dimensional where possible).
 """
 
 import functools
@@ -16,9 +16,9 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 def constant_table(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Cache what `build(*sizes, device=...)` returns, in fp32. The tensor is shared: never write into it.
+    """Cache the result of `build(*sizes, device=...)`, in fp32. The tensor is shared: never write to it.
 
-    Builders use device operations alone, no copy from the host, so torch.compile can take them into its graph.
+    Builders use only device operations, no copy from the host, so torch.compile can take them into its graph.
     """
     cache: dict[tuple[object, ...], Tensor] = {}
 
@@ -68,7 +68,7 @@ def rope_table(
 
 @constant_table
 def uv_table(size: int, span: float, channels: int, *, device: torch.device) -> Tensor:
-    """[channels, size]: sine-cosine embedding of one image axis, whose `size` pixel centres fill [-span, span]."""
+    """[channels, size]: sine-cosine embedding of one image axis, whose `size` pixel centers fill [-span, span]."""
     edge = span * (size - 1) / size
     return _sine_cosine(torch.linspace(-edge, edge, size, dtype=torch.float64, device=device), channels, 100.0).T
 

@@ -1,7 +1,7 @@
-"""The transformer of the track head: attention over a point's frames in turn with attention over a frame's points.
+"""The transformer of the track head: attention over a point's frames, alternating with attention over a frame's points.
 
-Points attend to each other through a fixed number of virtual tracks, so the cost grows linearly with them.
-Source of the architecture: Karaev et al., "CoTracker" (2023). Module names are those of the public checkpoint.
+Points attend to each other through a fixed number of virtual tracks, so the cost grows linearly with the number of
+points. Source of the architecture: Karaev et al., "CoTracker" (2023). Module names are those of the public checkpoint.
 """
 
 import torch
@@ -36,7 +36,7 @@ class MultiheadAttention(nn.Module):
 
 
 class SelfBlock(nn.Module):
-    """x [B, N, C] -> [B, N, C]. The shortcut starts behind the first norm: so the checkpoint was trained."""
+    """x [B, N, C] -> [B, N, C]. The shortcut starts after the first norm, as the checkpoint was trained."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

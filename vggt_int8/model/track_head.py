@@ -1,7 +1,7 @@
 """The track head: follows query points of the first frame through all frames.
 
-Feature maps are compared with each point's own feature in a window around its current position, at several scales;
-a transformer turns these correlations into updates of position and feature; this repeats a few times.
+Feature maps are correlated with each point's feature in a window around its current position, at several scales; a
+transformer turns the correlations into updates of position and feature. This repeats a few times.
 """
 
 import torch
@@ -31,7 +31,7 @@ def sample(maps: Tensor, points: Tensor, padding: str) -> Tensor:
 
 
 def interpolate_rows(table: Tensor, positions: Tensor) -> Tensor:
-    """Linear interpolation between the rows of a table [L, C] at positions [...], held at the ends -> [..., C]."""
+    """Linear interpolation between the rows of a table [L, C] at positions [...], clamped at the ends -> [..., C]."""
     last = table.shape[0] - 1
     positions = positions.clamp(0, last)
     below = positions.floor().long().clamp(0, last)
@@ -49,7 +49,7 @@ def position_embedding(points: Tensor, size: tuple[int, int], channels: int) -> 
 
 
 def displacement_embedding(displacement: Tensor, channels: int) -> Tensor:
-    """Displacements [..., 2] in pixels -> [..., 2 * channels + 4], with sine and cosine side by side."""
+    """Displacements [..., 2] in pixels -> [..., 2 * channels + 4], with interleaved sines and cosines."""
     angles = displacement[..., None] * displacement_frequencies(channels, device=displacement.device)
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
     relative = displacement / DISPLACEMENT_UNIT
@@ -81,18 +81,20 @@ class Tracker(nn.Module):
     def forward(
         self, feature_maps: Tensor, query_points: Tensor, chunk: int | None, shard: FrameShard | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """With a shard the maps are those of its frames: each process correlates with its own, all update all."""
+        """With a shard, the maps are those of its frames: each process correlates its own frames, and all update all
+        points.
+        """
         dtype, frames = feature_maps.dtype, feature_maps.shape[1] if shard is None else shard.frames
         own = slice(None) if shard is None else shard.own
         feature_maps = self.fmap_norm(feature_maps.movedim(2, -1)).movedim(-1, 2)
         pyramid = self.pyramid(feature_maps)
         start = query_points[:, :, None] / STRIDE  # [B, N, 1, 2] in feature pixels
         features = sample(feature_maps[:, 0], start, "border").movedim(1, -1)  # [B, N, 1, C]
-        if shard is not None:  # the first frame is that of the first rank
+        if shard is not None:  # the first frame is on rank 0
             counts = [int(rank == 0) for rank in range(len(shard.counts))]
             features = shard.gather(features[:, None][:, : counts[shard.rank]], counts)[:, 0]
         features = features.expand(-1, -1, frames, -1)
-        # Displacements are summed up, not positions: small numbers keep digits that their embedding needs.
+        # Displacements are accumulated instead of positions: small numbers keep the digits that their embedding needs.
         displacement = torch.zeros_like(start).expand(-1, -1, frames, -1)
         constant = self.constant_embedding(start, frames, (feature_maps.shape[-2], feature_maps.shape[-1]))
         tracks = []
@@ -106,7 +108,7 @@ class Tracker(nn.Module):
             move, change = self.updateformer(tokens.to(dtype)).split([2, self.channels], dim=-1)
             change = self.ffeat_norm(change.flatten(0, 2)).unflatten(0, change.shape[:3])
             features = features + self.ffeat_updater(change)
-            # In the first frame the point stays where the user put it.
+            # In the first frame, the point stays at its query position.
             move = torch.cat([torch.zeros_like(move[:, :, :1]), move[:, :, 1:]], dim=2)
             displacement = displacement + move
             tracks.append((STRIDE * (start + displacement)).transpose(1, 2))
@@ -115,14 +117,14 @@ class Tracker(nn.Module):
         return tracks, visibility.squeeze(-1).float().sigmoid(), confidence.squeeze(-1).float().sigmoid()
 
     def constant_embedding(self, start: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
-        """[B, N, 1, 2] -> [B, N, S, token_dim]: where a point starts in maps of a size (h, w), and whether a frame is
-        the first.
+        """[B, N, 1, 2] -> [B, N, S, token_dim]: embeds where a point starts, in maps of size (h, w), and whether a
+        frame is the first.
         """
         place = position_embedding(start, size, self.token_dim)
         return place + first_and_other_frames(self.query_ref_token, 1, frames)[:, None]
 
     def pyramid(self, feature_maps: Tensor) -> list[Tensor]:
-        """[B, S, C, h, w] -> that, and the same at half the size, a quarter, …: `levels` maps."""
+        """[B, S, C, h, w] -> `levels` maps, each at half the size of the one before."""
         maps = [feature_maps]
         for _ in range(self.levels - 1):
             halved = F.avg_pool2d(maps[-1].flatten(0, 1), kernel_size=2)
@@ -132,8 +134,8 @@ class Tracker(nn.Module):
     def correlate(self, pyramid: list[Tensor], features: Tensor, points: Tensor, chunk: int | None) -> Tensor:
         """Dot products of features [B, N, S, C] with the maps around points [B, N, S, 2] -> [B, N, S, levels * window].
 
-        Map values are sampled first and multiplied then, which is the same as sampling a whole correlation map,
-        without one map per point in memory.
+        Map values are sampled before the product, which equals sampling a whole correlation map without storing one map
+        per point.
         """
         frames = features.shape[2]
         size = frames if chunk is None else chunk

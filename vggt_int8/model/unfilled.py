@@ -1,7 +1,6 @@
-"""Networks whose weights come from elsewhere, built on the meta device.
+"""Builds networks on the meta device, for weights that come from elsewhere.
 
-PyTorch draws the random weights that every layer begins with there, too, where there is nothing to draw: two thirds of
-the time that building takes.
+Even on the meta device PyTorch calls the random initializers of every layer, which takes two thirds of the build time.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ _DRAW = {"kaiming_uniform_", "uniform_", "normal_"}  # of `torch.nn.init`, and o
 
 
 class NoInitialWeights(TorchFunctionMode):
-    """A `with` block in which nothing is drawn for tensors on the meta device, in this thread."""
+    """A context in which random initializers skip tensors on the meta device, in this thread."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
@@ -34,9 +33,9 @@ class NoInitialWeights(TorchFunctionMode):
 
 
 def unfilled(kind: Callable[[Config], Kind], config: Config) -> Kind:
-    """A network on the meta device, none of whose weights hold a value until they are loaded or assigned.
+    """A network on the meta device, whose weights have no values until they are loaded or assigned.
 
-    Raises what `kind` raises for a config that does not fit.
+    Raises what `kind` raises for an invalid config.
     """
     with torch.device("meta"), NoInitialWeights():
         return kind(config)

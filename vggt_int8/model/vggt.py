@@ -3,9 +3,9 @@
 Source of the architecture: Wang et al., "VGGT: Visual Geometry Grounded Transformer" (2025). Names and shapes of the
 state dict are those of the public checkpoint, `facebook/VGGT-1B`.
 
-The dtype of the parameters is the dtype of the computation. What needs more range or precision is written as an fp32
-island in its layer, and all results are fp32. The forward never waits for the device and reads no value from it, so
-it compiles into one graph and can be captured in a CUDA graph (after one call, which fills the constant tables).
+The dtype of the parameters is the dtype of the computation. Layers that need more range or precision contain an fp32
+island, and all results are fp32. The forward pass never synchronizes with the device or reads a value from it, so it
+compiles into one graph and can be captured in a CUDA graph (after one call, which fills the constant tables).
 """
 
 from collections.abc import Collection, Sequence
@@ -32,19 +32,19 @@ from vggt_int8.model.track_head import Tracker, TrackHead
 
 @dataclass
 class VGGTOutput(ModelOutput):
-    """What VGGT predicts, in fp32. Fields of heads that did not run are None, and missing as keys.
+    """The predictions of VGGT, in fp32. Fields of heads that did not run are None, and absent as keys.
 
-    B scenes, S frames, H x W pixels, N query points. The first frame's camera is the world frame; scale is relative.
+    B scenes, S frames, H x W pixels, N query points. The world frame is the first frame's camera; scale is relative.
 
     pose_enc: [B, S, 9]: translation 3, quaternion 4 (x, y, z, w), field of view 2 (height, width; radians).
     extrinsic: [B, S, 3, 4]: camera from world, [R | t], OpenCV axes (x right, y down, z forward).
-    intrinsic: [B, S, 3, 3]: in pixels of the input images, principal point in the middle.
+    intrinsic: [B, S, 3, 3]: in pixels of the input images, principal point at the center.
     depth, depth_conf: [B, S, H, W, 1] along the camera's z axis; [B, S, H, W], above 1.
     world_points, world_points_conf: [B, S, H, W, 3] in the world frame; [B, S, H, W], above 1.
-    images: [B, S, 3, H, W], the input as it came.
+    images: [B, S, 3, H, W], the unmodified input.
     track, vis, conf: [B, S, N, 2] in pixels (x, y); visibility and confidence [B, S, N] in (0, 1).
-    descriptor: [B, S, C], on request: what a frame looks like, the mean of its encoded patches, to find places again.
-    pose_enc_list: in training mode only, `pose_enc` of every refinement: a loss may weight each.
+    descriptor: [B, S, C], if requested: the mean patch token of each frame, for place recognition.
+    pose_enc_list: in training mode only, `pose_enc` of every refinement, so that a loss can weight each.
     """
 
     pose_enc: Tensor | None = None
@@ -63,7 +63,7 @@ class VGGTOutput(ModelOutput):
 
 
 class VGGT(Network):
-    """The plain network; `vggt_int8.VGGTInt8` is the one that can be quantized."""
+    """The plain network; `vggt_int8.VGGTInt8` is its quantizable form."""
 
     config_class = VGGTConfig
     output_class = VGGTOutput
@@ -110,18 +110,19 @@ class VGGT(Network):
         """Run the network.
 
         images: [S, 3, H, W] or [B, S, 3, H, W], RGB in [0, 1]; H and W multiples of the patch size.
-        query_points: [N, 2] or [B, N, 2], pixels (x, y) inside of the first frame, to be tracked; floats or integers.
-        heads: which heads run, of "camera", "depth", "point", "track"; None: all that the model has, the track head
-            only when there are query points.
-        frames_chunk_size: frames that a dense head works on at a time (None: all). Less memory, same result.
-        global_attention: what global blocks look at: "exact" (all tokens; unless the recipe says otherwise),
-            "keyframes" (those of `keyframes` frames, 40 unless it is said: far faster above some 40 frames), "frames"
-            (the query's own frame alone), "auto" (key frames in scenes of at least 48), or a list of these words, one a
-            layer. See `vggt_int8.global_attention`.
-        descriptors: give `descriptor`, too, which costs nothing.
+        query_points: [N, 2] or [B, N, 2], pixels (x, y) inside the first frame to track; floats or integers.
+        heads: the heads to run, of "camera", "depth", "point", "track"; None runs all that the model has, the track
+            head only if there are query points.
+        frames_chunk_size: frames that a dense head works on at a time (None: all). Smaller values need less memory and
+            give the same result.
+        global_attention: what global blocks attend to: "exact" (all tokens; the default unless the recipe says
+            otherwise), "keyframes" (tokens of `keyframes` frames, by default 40: much faster above about 40 frames),
+            "frames" (the query's own frame), "auto" (key frames in scenes of at least 48 frames), or a list with one of
+            these per layer. See `vggt_int8.global_attention`.
+        descriptors: also return `descriptor`, at no cost.
 
-        Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that
-        go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
+        Raises ValueError or TypeError, naming the value, for invalid inputs. On a CPU this includes images far outside
+        [0, 1]; on a GPU values are not checked, since that would synchronize with the device.
         """
         how = (global_attention, keyframes, descriptors)
         call = self.checked_call(images, query_points, heads, frames_chunk_size, *how)
@@ -136,7 +137,9 @@ class VGGT(Network):
         return layers_read(heads, self.config)
 
     def predict(self, call: Call) -> VGGTOutput:
-        """The network itself: image encoder and alternating attention make tokens, of which each head reads its own."""
+        """The network itself: image encoder and alternating attention produce tokens, and each head reads those it
+        needs.
+        """
         images, chunk = call.images, call.frames_chunk_size
         size = (images.shape[-2], images.shape[-1])
         output = VGGTOutput(images=images)
@@ -159,7 +162,7 @@ class VGGT(Network):
         return output
 
     def as_camera_from_world(self, pose_enc: Tensor) -> Tensor:
-        """Pose encodings [..., 9] of the camera head in the convention in which poses leave the network."""
+        """Convert pose encodings [..., 9] of the camera head to camera-from-world."""
         return pose_enc if self.config.pose_convention == POSE_CONVENTIONS[0] else invert_pose_encoding(pose_enc)
 
     @property
@@ -169,7 +172,7 @@ class VGGT(Network):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Random weights as the reference starts training. `init` skips what was loaded from a checkpoint."""
+        """Random weights, initialized as in the reference code. `init` skips what was loaded from a checkpoint."""
         super()._init_weights(module)
         match module:
             case Encoder():
