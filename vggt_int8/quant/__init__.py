@@ -1,4 +1,4 @@
-"""Quantization of any module by a recipe: plan, INT8 layers, backends, report."""
+"""Recipe-driven quantization of any module: plan, INT8 layers, backends, report."""
 
 from vggt_int8.quant.backends import BACKENDS, BackendError
 from vggt_int8.quant.conv import Int8Conv2d, Int8ConvTranspose2d

@@ -1,4 +1,4 @@
-"""What global blocks look at by a recipe, for the network it is used on."""
+"""Applies a recipe's choice of global attention to a network."""
 
 from torch import nn
 
@@ -7,9 +7,10 @@ from vggt_int8.recipe import Recipe, RecipeError
 
 
 def attention_by(recipe: Recipe, model: nn.Module) -> GlobalAttention | None:
-    """The choice of calls that do not say it; None for a network without one, and a recipe that asks for none.
+    """The default attention that the recipe sets for calls; None if the network has no global attention and the recipe
+    sets none.
 
-    Raises `RecipeError` where the network cannot have it.
+    Raises `RecipeError` if the network does not support the recipe's choice.
     """
     own = getattr(model, "default_attention", None)
     if not isinstance(own, GlobalAttention):
@@ -27,6 +28,6 @@ def attention_by(recipe: Recipe, model: nn.Module) -> GlobalAttention | None:
 
 
 def set_attention(recipe: Recipe, model: nn.Module) -> None:
-    """Let calls of the model that do not say it do what `attention_by` finds."""
+    """Set the model's default attention as `attention_by` returns it."""
     if (chosen := attention_by(recipe, model)) is not None:
         model.default_attention = chosen  # type: ignore[assignment]  # a property, not a module

@@ -1,4 +1,6 @@
-"""Weight-only INT8 convolutions. They run the same way under every backend: codes to floats, then the convolution."""
+"""Weight-only INT8 convolutions. They run alike under every backend: decode the weight, then convolve in floating
+point.
+"""
 
 from collections.abc import Sequence
 from typing import Self
@@ -15,7 +17,7 @@ from vggt_int8.recipe import Scheme
 
 
 class _Int8Conv(Int8Storage):
-    """What both convolutions share: the stored tensors, and the geometry of the float layer they replace."""
+    """Base of both convolutions: the stored tensors, and the geometry of the float layer they replace."""
 
     padding: str | tuple[int, ...]
     code_axes = 4
@@ -24,7 +26,7 @@ class _Int8Conv(Int8Storage):
     def __init__(
         self, conv: nn.Conv2d | nn.ConvTranspose2d, device: torch.device | str | None = None, backend: str = "auto"
     ) -> None:
-        """Take over the geometry of `conv`, with tensors that are not filled; `from_conv` quantizes."""
+        """Copy the geometry of `conv` and allocate uninitialized tensors; use `from_conv` to quantize."""
         super().__init__()
         self.backend = backend
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
@@ -39,7 +41,7 @@ class _Int8Conv(Int8Storage):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d | nn.ConvTranspose2d) -> Self:
-        """Quantize a convolution; it is not changed. Raises `ValueError` for NaN or inf in its weight."""
+        """Quantize a convolution, which is not changed. Raises `ValueError` for NaN or inf in its weight."""
         return cls.of(conv, cls.scheme, "auto")
 
     @classmethod
@@ -74,7 +76,7 @@ class _Int8Conv(Int8Storage):
         return "reference"
 
     def reason(self, device_type: str) -> str:
-        return "a convolution by itself runs alike under every backend"
+        return "convolutions run alike under every backend"
 
     def _fill(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         self._store(*encode(conv.weight.detach(), self.channel_axis))
@@ -125,7 +127,9 @@ class Int8ConvTranspose2d(_Int8Conv):
         return "dequantize + conv_transpose2d"
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """`nn.ConvTranspose2d.forward`; output_size: [H, W] of the result, of which several fit a stride."""
+        """`nn.ConvTranspose2d.forward`. output_size: [H, W] of the result, to choose among the sizes that the stride
+        allows.
+        """
         weight, bias = self._floats(x)
         padding = self.output_padding if output_size is None else self._output_padding(x, output_size)
         return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)

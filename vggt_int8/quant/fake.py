@@ -1,13 +1,13 @@
-"""Layers that train under the rounding that inference will do: what quantization-aware training puts for INT8 layers.
+"""Fake-quantized layers for quantization-aware training: forward passes round exactly as inference will.
 
-`fake_quantize` puts them into a float network where a plan wants INT8, `restore` takes them out again, trained.
-Forward, a linear with INT8 activations computes what its `Int8Linear` will: the same codes and scales, by the same
-operators, multiplied as integers. Backward, rounding counts as the identity (straight-through), except that an input
-beyond a static scale gets no gradient, for its code does not move; a static scale learns by how far its codes round
-off (Esser et al., "Learned Step Size Quantization", 2020).
+`fake_quantize` puts them into a float network where a plan wants INT8; `restore` replaces them by plain layers with the
+trained parameters. In the forward pass, a linear with INT8 activations computes what its `Int8Linear` will: the same
+codes and scales, from the same operators, multiplied as integers. In the backward pass, rounding counts as the identity
+(straight-through), except that an input beyond a static scale gets no gradient, since its code is clamped; the gradient
+of a static scale is the rounding error of its codes (Esser et al., "Learned Step Size Quantization", 2020).
 
-torchao's own fake quantization is of no use here: its symmetric scale is absmax / 127.5, so that its codes are not
-those of our checkpoints, and per token it only runs asymmetric (0.18; a test says when that changes).
+torchao's own fake quantization does not fit: its symmetric scale is absmax / 127.5, so its codes differ from those of
+our checkpoints, and per token it only runs asymmetric (0.18; a test reports when that changes).
 """
 
 import functools
@@ -29,11 +29,13 @@ from vggt_int8.quant.quantize import replace_module
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX
 from vggt_int8.recipe import RecipeError, Scheme
 
-_WITHIN = 0.45  # steps around a code, of a weight that is to become it: half a step, less what training soon crosses
+_WITHIN = 0.45  # largest distance, in steps, of a weight from its code: half a step, less a margin for training
 
 
 def weight_codes(weight: Tensor, channel_axis: int = 0, rotation: int = 0) -> tuple[Tensor, Tensor]:
-    """`storage.encode`, the same codes and scales, but nothing waits for the device: NaN becomes a scale of NaN."""
+    """`storage.encode` without synchronizing with the device: the same codes and scales, but NaN becomes a NaN
+    scale.
+    """
     rows = rotate(weight, rotation) if rotation else weight.float()
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     absmax = rows.abs().amax(others, keepdim=True)
@@ -42,9 +44,9 @@ def weight_codes(weight: Tensor, channel_axis: int = 0, rotation: int = 0) -> tu
 
 
 def weight_for_codes(weight: Tensor, codes: Tensor, rotation: int = 0) -> Tensor:
-    """The weight [N, K] closest to `weight` that `weight_codes` makes these codes of, under the scales of `weight`.
+    """The weight [N, K] closest to `weight` that `weight_codes` encodes as these codes, under the scales of `weight`.
 
-    codes: int8 [N, K], of each row's largest weight 127 or -127 as that is, as `gptq.round_by_inputs` leaves them.
+    codes: int8 [N, K]. The largest weight of each row must have code 127 or -127, as from `gptq.round_by_inputs`.
     """
     rows = rotate(weight, rotation) if rotation else weight.float()
     scale = weight_codes(weight, rotation=rotation)[1]
@@ -54,12 +56,14 @@ def weight_for_codes(weight: Tensor, codes: Tensor, rotation: int = 0) -> Tensor
 
 
 class FakeInt8Linear(nn.Linear):
-    """A linear layer whose products are those of `Int8Linear` with the same weights: x [..., K] -> [..., N].
+    """A linear layer with the products of an `Int8Linear` of the same weights: x [..., K] -> [..., N].
 
-    weight, bias: fp32, the parameters of the layer that it stands for. log_input_scale: for static activations, the
-    natural logarithm of `input_scale`, so that a rate means the same for every layer; [1], or [2] where the scheme's
-    special tokens, the first of each frame along axis -2, have a scale of their own. bias_mask: that of a
-    `KeylessBiasLinear`, else None. Under autocast the result has autocast's dtype, and codes are made of x as it comes.
+    weight, bias: fp32, the parameters of the layer that it stands in for.
+    log_input_scale: for static activations, the natural logarithm of `input_scale`, so that one learning rate suits all
+        layers; [1], or [2] if the scheme's special tokens, the first of each frame along axis -2, have their own scale.
+    bias_mask: that of a `KeylessBiasLinear`, else None.
+
+    Under autocast the result has autocast's dtype, while codes are computed from x in its own dtype.
     """
 
     log_input_scale: nn.Parameter | None
@@ -73,7 +77,7 @@ class FakeInt8Linear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear, scheme: Scheme, input_scale: Tensor | None = None) -> Self:
-        """With the parameters of `linear`. input_scale: as `Int8Linear` has it, for static activations alone."""
+        """With the parameters of `linear`. input_scale: as in `Int8Linear`, only for static activations."""
         self = cls(linear.in_features, linear.out_features, linear.bias is not None, scheme)
         self.weight, self.bias = linear.weight, linear.bias
         self.bias_mask = bias_mask(linear) if isinstance(linear, KeylessBiasLinear) else None
@@ -85,7 +89,7 @@ class FakeInt8Linear(nn.Linear):
 
     @property
     def input_scale(self) -> Tensor | None:
-        """fp32, as the checkpoint will hold it."""
+        """fp32, as it will be stored in the checkpoint."""
         return None if self.log_input_scale is None else self.log_input_scale.detach().exp()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +108,9 @@ class FakeInt8Linear(nn.Linear):
 
 
 def scale_of_rows(input_scale: Tensor, shape: torch.Size, special_tokens: int) -> Tensor:
-    """The static scale [M, 1] of each row of an input [..., P, K]; input_scale [1], or [2]: special tokens, others."""
+    """The static scale [M, 1] of each row of an input [..., P, K]. input_scale: [1], or [2] for special tokens and
+    others.
+    """
     if not special_tokens:
         return input_scale.expand(shape[:-1].numel()).unsqueeze(1).contiguous()
     patches = torch.arange(shape[-2], device=input_scale.device) >= special_tokens
@@ -120,7 +126,7 @@ class _Way(NamedTuple):
 class _Int8Product(torch.autograd.Function):
     """rows [M, K], weight [N, K], bias [N] or None, row_scale [M, 1] or None (dynamic) -> [M, N].
 
-    Saved are codes, which are exact in every dtype that multiplies: a quarter of the memory of floats.
+    Saves codes for the backward pass: exact in every dtype that multiplies them, at a quarter of the memory of floats.
     """
 
     @staticmethod
@@ -128,7 +134,7 @@ class _Int8Product(torch.autograd.Function):
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, row_scale: Tensor | None, way: _Way
     ) -> Tensor:
         codes, scale = weight_codes(weight, rotation=way.rotation)
-        bias = None if bias is None else bias.half()  # as it is stored
+        bias = None if bias is None else bias.half()  # the stored dtype
         ctx.way, ctx.dtypes = way, (rows.dtype, weight.dtype)
         slope = None
         if way.outlier_threshold:
@@ -163,28 +169,31 @@ class _Int8Product(torch.autograd.Function):
 
 
 def _slope_in_scale(rows: Tensor, row_scale: Tensor, codes: Tensor, rotation: int) -> Tensor:
-    """The slope of codes * scale in a static scale: what rounding added, within half of one, or beyond the range the
-    code itself."""
+    """The derivative of codes * scale by a static scale: the rounding error within half a code, and beyond the range
+    the code itself.
+    """
     ratio = (rotate(rows, rotation) if rotation else rows.float()) / row_scale
     slope = codes - ratio
     return torch.where(slope.abs() <= 0.5, slope, codes).half()
 
 
 def _llm_int8_operand(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """What a weight is multiplied with under LLM.int8(): floats in outlier columns, rounded elsewhere."""
+    """What a weight is multiplied with under LLM.int8(): floats in outlier columns, rounded values elsewhere."""
     outlier = (rows.abs() >= threshold).any(dim=0)
     codes, scale = ops.quantize_rows(rows.masked_fill(outlier, 0), None, 0)
     return torch.where(outlier, rows.float(), codes * scale).to(rows.dtype), torch.ones_like(scale)
 
 
 def _product(x_codes: Tensor, codes: Tensor) -> Tensor:
-    """[M, K] x [N, K] -> [M, N] as numbers: the integer product of the fast kernels, with scales of 1."""
+    """[M, K] x [N, K] -> [M, N] as floats: the integer product of the fast kernels, with scales of 1."""
     ones = torch.ones(len(x_codes), 1, device=codes.device), torch.ones(len(codes), 1, device=codes.device)
     return ops.int8_gemm(x_codes, ones[0], codes, ones[1], Epilogue(None, torch.float32))
 
 
 def _turned(grad: Tensor, rotation: int) -> Tensor:
-    """The gradient before a rotation, whose matrix is symmetric. As a product: no code hangs on its last bit."""
+    """Apply a rotation, whose matrix is symmetric, to a gradient. A matrix product suffices, since no code depends on
+    it.
+    """
     if not rotation:
         return grad
     return (grad.unflatten(-1, (-1, rotation)) @ _hadamard(rotation, grad.device).to(grad.dtype)).flatten(-2)
@@ -196,9 +205,10 @@ def _hadamard(order: int, device: torch.device) -> Tensor:
 
 
 class RoundedWeight(nn.Module):
-    """A parametrization: the float weight -> the floats that weight-only INT8 multiplies with; gradients pass.
+    """A parametrization: float weight -> the floats that weight-only INT8 multiplies with; the gradient passes through.
 
-    rotation: of the weight's rows, which are turned back: rotating inputs instead is the same but for rounding floats.
+    rotation: group size in which the weight's rows are rotated; the result is rotated back, which equals rotating the
+        inputs instead, up to rounding.
     """
 
     def __init__(self, channel_axis: int, rotation: int) -> None:
@@ -222,10 +232,11 @@ class _Rounded(torch.autograd.Function):
 
 
 def fake_quantize(model: nn.Module, plan: Mapping[str, LayerPlan], scales: Mapping[str, Tensor] | None = None) -> None:
-    """Let the layers of a plan compute as if they were INT8, in place; their parameters stay the same objects.
+    """Make the layers of a plan compute as if they were INT8, in place; their parameters stay the same objects.
 
-    scales: `input_scale` of every layer that the plan makes static, by name. Raises `RecipeError` if the plan quantizes
-    no layer or one has no scale; then nothing is changed.
+    scales: `input_scale` of every layer that the plan makes static, by name.
+
+    Raises `RecipeError`, changing nothing, if the plan quantizes no layer or a scale is missing.
     """
     scales = scales or {}
     chosen = {name: layer for name, layer in plan.items() if layer.scheme is not None}
@@ -254,12 +265,12 @@ def _faked(module: nn.Module, scheme: Scheme | None, input_scale: Tensor | None)
 
 
 def fake_layers(model: nn.Module) -> Iterator[tuple[str, FakeInt8Linear]]:
-    """The linears with INT8 activations that train, by name."""
+    """The trainable linears with INT8 activations, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FakeInt8Linear))
 
 
 def restore(model: nn.Module) -> dict[str, Tensor]:
-    """Undo `fake_quantize`, in place: plain layers with the trained parameters. Returns the static scales, by name."""
+    """Undo `fake_quantize` in place: plain layers with the trained parameters. Returns the static scales by name."""
     scales: dict[str, Tensor] = {}
     for name, fake in list(fake_layers(model)):
         plain = _unfilled(fake)
@@ -274,7 +285,7 @@ def restore(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _unfilled(fake: FakeInt8Linear) -> nn.Linear:
-    """A layer of the kind that a fake one stands for, whose parameters are still to come."""
+    """The layer type that a fake layer stands in for, without parameters."""
     if fake.bias_mask is None:
         return nn.Linear(fake.in_features, fake.out_features, fake.bias is not None, device="meta")
     with torch.device("meta"):

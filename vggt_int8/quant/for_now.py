@@ -1,4 +1,4 @@
-"""Layers that are INT8 for a while: to try a choice on a model that stays in floating point."""
+"""Temporarily quantized layers, to try a choice on a model that stays in floating point."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from vggt_int8.recipe import Recipe
 def quantized_for_now(
     model: nn.Module, plan: Iterable[LayerPlan], recipe: Recipe, backend: str = "auto"
 ) -> Iterator[None]:
-    """Within the block the layers of `plan` are INT8, as `recipe` has them on `backend`; afterwards they are the very
-    float modules again, whatever happened. Layers that the plan keeps are left alone.
+    """Inside the block, the layers of `plan` are INT8, as `recipe` has them on `backend`; afterwards, also after an
+    error, the original float modules are back. Layers that the plan keeps are left alone.
 
-    The floats stay in memory meanwhile. Raises ValueError, naming the layer, for weights that hold NaN or inf.
+    The float modules stay in memory meanwhile. Raises ValueError, naming the layer, for weights with NaN or inf.
     """
     floats: dict[str, nn.Module] = {}
     try:

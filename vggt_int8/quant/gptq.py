@@ -1,13 +1,14 @@
-"""Rounding that knows the inputs: what one weight loses, weights that are not rounded yet make good.
+"""GPTQ: rounds weights so that later weights compensate the error of earlier ones on calibration inputs.
 
-Rounding each weight to the nearest code is best only if inputs do not go together. Here columns are rounded one after
-the other, and after each the columns that are still floats move to where, with what is rounded already, the layer's
-outputs on calibration inputs are closest to those of the float layer (Frantar et al., "GPTQ", 2023; the idea is that of
-Hassibi and Stork's "Optimal Brain Surgeon", 1992). Of the inputs it needs their Gram matrix alone. The scale of a row
-stays that of its largest weight, and so does the code of that weight: the stored layer is an ordinary one, each row of
-which has a code of 127 or -127, and nothing is different at run time.
+Rounding every weight to the nearest code is optimal only for uncorrelated inputs. Here the columns are rounded one
+after the other, and after each one the remaining float columns are adjusted so that the layer's outputs on calibration
+inputs stay as close as possible to those of the float layer (Frantar et al., "GPTQ", 2023, after Hassibi and Stork's
+"Optimal Brain Surgeon", 1992). This only needs the Gram matrix of the inputs. The scale of each row, and the code of
+its largest weight, stay as in plain rounding, so the stored layer has the usual format, each row has a code of 127 or
+-127, and nothing changes at run time.
 
-All in float64: then CPUs and GPUs, which add in other orders, hardly ever choose another code.
+Everything is computed in float64, so that CPUs and GPUs, which sum in different orders, hardly ever choose different
+codes.
 """
 
 import torch
@@ -15,17 +16,19 @@ from torch import Tensor
 
 from vggt_int8.kernels.reference import CODE_MAX
 
-# Of the mean of the Gram matrix's diagonal, added to all of it: inputs that calibration hardly showed must not decide.
+# Relative to the mean of the Gram matrix's diagonal, and added to all of it, so that barely excited inputs do not
+# dominate.
 DAMPING = 0.01
-_BLOCK = 128  # columns that are rounded before what they lost is handed to the columns behind them, in one product
+_BLOCK = 128  # columns whose errors are propagated to all later columns in one matrix product
 
 
 @torch.no_grad()
 def round_by_inputs(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
     """weight [N, K] float, scale [N, 1], Gram matrix of the inputs [K, K] fp64 -> codes [N, K] int8.
 
-    The column whose input is largest comes first: it has the most columns behind it. Inputs that are zero throughout
-    leave nothing to choose by, so all of these round to the nearest code. Raises `ValueError` for another K.
+    Columns are processed in the order of decreasing input energy, so that the most important ones have the most columns
+    left to compensate their error. Without any input energy, all weights are rounded to nearest. Raises `ValueError` if
+    the Gram matrix has another size.
     """
     n, k = weight.shape
     if gram.shape != (k, k):
@@ -51,7 +54,7 @@ def round_by_inputs(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
 
 
 def _cholesky_of_inverse(gram: Tensor) -> Tensor:
-    """The upper triangle U with U^T U = (gram + damping)^-1: row j says how columns behind j answer for column j."""
+    """The upper triangular U with U^T U = (gram + damping)^-1: row j says how columns after j compensate column j."""
     damping = DAMPING * gram.diagonal().mean()
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     if damping == 0:

@@ -1,4 +1,4 @@
-"""What every INT8 layer answers, whichever kind it is: how it is made, what it asks for, what runs it and why."""
+"""The interface of all INT8 layers: construction, choice of backend, and what runs the layer and why."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
@@ -9,16 +9,18 @@ from vggt_int8.recipe import Scheme
 
 
 class Choice(NamedTuple):
-    """The backend that a layer is to ask for, a name or "auto"; and why, where it is not the one of the model."""
+    """The backend that a layer requests, a name or "auto"; and why, if it is not the model's."""
 
     backend: str
     reason: str = ""
 
 
 class Int8Layer:
-    """Base of the INT8 layers, beside `nn.Module`; `layer_types.py` has the table of them.
+    """Base of the INT8 layers, beside `nn.Module`; `layer_types.py` lists them.
 
-    scheme: how it computes. backend: what it asks for, a name or "auto". backend_reason: see `Choice`.
+    scheme: how the layer computes.
+    backend: the requested backend, a name or "auto".
+    backend_reason: see `Choice`.
     """
 
     scheme: Scheme
@@ -27,47 +29,47 @@ class Int8Layer:
 
     @classmethod
     def of(cls, layer: Any, scheme: Any, backend: str, input_scale: Tensor | None = None) -> Self:
-        """The INT8 layer for a float layer, which is not changed. input_scale: where the scheme has a static one."""
+        """Quantize a float layer, which is not changed. input_scale: for schemes with a static scale."""
         raise NotImplementedError
 
     @classmethod
     def unfilled(cls, layer: Any, scheme: Any, backend: str) -> Self:
-        """The same with tensors on the meta device, ready to be loaded."""
+        """The same layer with its tensors on the meta device, ready to be loaded."""
         raise NotImplementedError
 
     @classmethod
     def narrowed(cls, scheme: Scheme) -> Scheme:
-        """The scheme that this kind of layer computes with where a recipe asks for `scheme`."""
+        """The scheme that this kind of layer uses if a recipe asks for `scheme`."""
         return scheme
 
     @classmethod
     def choose(cls, scheme: Any, backend: str, beside_codes: bool) -> Choice:
-        """What a layer of this kind asks for in a model whose backend is to be `backend`.
+        """The backend that a layer of this kind requests in a model with backend `backend`.
 
-        beside_codes: it is weight-only in a recipe for INT8 activations, where another backend may take its place.
+        beside_codes: the layer is weight-only in a recipe with INT8 activations, where another backend may run it.
         """
         raise NotImplementedError
 
     @classmethod
     def check(cls, scheme: Any, backend: str, device_type: str) -> None:
-        """Raise `BackendError` if what is asked for cannot be done on "cpu" or "cuda"."""
+        """Raise `BackendError` if the requested backend cannot run the scheme on "cpu" or "cuda"."""
         raise NotImplementedError
 
     def ask(self, choice: Choice) -> Self:
-        """Ask for another backend from now on."""
+        """Request another backend from now on."""
         self.backend, self.backend_reason = choice
         return self
 
     def runs_on(self, device_type: str) -> str:
-        """Name of the backend that computes the layer on "cpu" or "cuda", called by itself."""
+        """Name of the backend that runs the layer on "cpu" or "cuda" when it is called as a module."""
         raise NotImplementedError
 
     def kernel(self, device_type: str) -> str:
-        """What multiplies there, in words."""
+        """Description of the kernel there."""
         raise NotImplementedError
 
     def reason(self, device_type: str) -> str:
-        """Why that backend, in words."""
+        """Why that backend runs it."""
         return self.backend_reason or "requested"
 
 

@@ -1,4 +1,4 @@
-"""`Int8Linear`: an `nn.Linear` stored as plain INT8 tensors, computed by an exchangeable backend."""
+"""`Int8Linear`: an `nn.Linear` stored as plain INT8 tensors and computed by an exchangeable backend."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -20,19 +20,18 @@ _POSITIVE = {1: "it must be a positive number", 2: "it must be two positive numb
 class Int8Linear(Int8Storage):
     """INT8 linear layer: `y = x W^T + b` for x [..., K] of any float dtype -> [..., N] in x's dtype.
 
-    float64 is computed in fp32 inside. Raises ValueError for another K and TypeError for an x that holds no floats: who
-    cast it to the dtype of this layer's weight, int8, read what is not meant to be read.
+    State: `weight` int8 [1, N, K] (`codes` is its [N, K] view), `weight_scale` fp32 [N, 1], `bias` fp16 [N] or None,
+    and `input_scale` fp32 for static activations: [1], or [2] if `special_tokens` is not 0. The first `special_tokens`
+    rows along x's second-to-last axis (a frame's camera and register tokens) then use the first scale, all others the
+    second. These dtypes do not change under `.half()`, `.to(dtype)` and the like; the dtype of the computation is that
+    of x, where float64 is computed in fp32.
 
-    Where `rotation`, the size of its groups, is not 0, the codes are of a weight whose rows are rotated, as inputs are
-    (`kernels.reference.rotate`): in exact arithmetic that changes nothing.
+    If `rotation`, a group size, is not 0, the codes are those of a weight with rotated rows, and inputs are rotated as
+    well (`kernels.reference.rotate`), which changes nothing in exact arithmetic.
 
-    State: `weight` int8 [1, N, K] (`codes` is its [N, K] view), `weight_scale` fp32 [N, 1], `bias` fp16 [N] or absent,
-    `input_scale` fp32 for static activations: [1], or [2] where `special_tokens` is not 0. Then the first so many rows
-    along x's last axis but one, a frame's camera and register tokens, have the first scale, all others the second. The
-    tensors keep these dtypes under `.half()`, `.to(dtype)` and the
-    like: the dtype of the computation is that of x. `backend` is a name or "auto", looked up for the device of x at
-    each call. Gradients reach x as through the float layer with the same weights (straight-through); the layer itself
-    is not trained.
+    `backend` is a name or "auto", resolved for the device of x at each call. Gradients reach x as if through the float
+    layer with the same weights (straight-through); the layer itself is not trainable. Raises ValueError for a wrong K
+    and TypeError if x is not floating point, as when a module casts it to the dtype of this layer's weight.
     """
 
     code_axes = 2
@@ -49,7 +48,7 @@ class Int8Linear(Int8Storage):
         backend: str = "auto",
         device: torch.device | str | None = None,
     ) -> None:
-        """Allocate the tensors without filling them; `from_linear` is the way to quantize a layer."""
+        """Allocate uninitialized tensors; use `from_linear` to quantize a layer."""
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.scheme, self.backend = scheme, backend
@@ -71,14 +70,14 @@ class Int8Linear(Int8Storage):
         rotation: int = 0,
         special_tokens: int = 0,
     ) -> Self:
-        """Quantize a linear layer; it is not changed.
+        """Quantize a linear layer, which is not changed.
 
         activations: "dynamic", "none" (weight-only) or "static".
-        input_scale: for "static", the scale (absmax / 127) of the layer's input, rotated if it is: one positive number,
-            or with `special_tokens` two, of these tokens and of all others.
+        input_scale: for "static", the scale (absmax / 127) of the layer's (rotated) input: one positive number, or with
+            `special_tokens` two, for these tokens and for all others.
         outlier_threshold, rotation, special_tokens: as in `Scheme`.
 
-        Raises `ValueError` for NaN or inf in the layer, and if `input_scale` and `activations` do not go together.
+        Raises `ValueError` for NaN or inf in the layer, and if `input_scale` and `activations` do not match.
         """
         scheme = Scheme(activations, outlier_threshold, rotation, special_tokens)
         self = cls.unfilled(linear, scheme, backend)
@@ -128,11 +127,11 @@ class Int8Linear(Int8Storage):
         return auto_reason(self.scheme, device_type) if self.backend == "auto" else super().reason(device_type)
 
     def resolved_backend(self, device_type: str) -> Backend:
-        """The backend that runs this layer on "cuda" or "cpu"; raises `BackendError` if none can."""
+        """The backend that runs this layer on "cuda" or "cpu". Raises `BackendError` if none can."""
         return resolve(self.backend, self.scheme, device_type)
 
     def kernel(self, device_type: str) -> str:
-        """What multiplies on that device, in words, for the report."""
+        """Description of the kernel on that device, for the report."""
         return self.resolved_backend(device_type).kernel(self, device_type)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,10 +141,10 @@ class Int8Linear(Int8Storage):
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"x {list(x.shape)} must end in {self.in_features}, the inputs of {self}")
         if torch.is_autocast_enabled(device_type):
-            # As nn.Linear, in autocast's dtype; but inside, what is written as fp32 stays fp32.
+            # Like nn.Linear, in autocast's dtype; but operations inside that are written in fp32 stay in fp32.
             with torch.autocast(device_type, enabled=False):
                 return self.forward(x.to(torch.get_autocast_dtype(device_type)))
-        if x.dtype == torch.float64:  # which no kernel knows: fp32 inside, alike on all backends
+        if x.dtype == torch.float64:  # not supported by the kernels; computed in fp32 on all backends
             return self.forward(x.float()).double()
         rows = x.reshape(-1, self.in_features)
         if rows.shape[0] == 0:
@@ -161,9 +160,10 @@ class Int8Linear(Int8Storage):
         return y.view(*x.shape[:-1], self.out_features)
 
     def row_scales(self, tokens: int, rows: int) -> Tensor | None:
-        """The static scale of each row: [M, 1] where special tokens have their own, else [1]; None if not static.
+        """The static scale of each row: [M, 1] if special tokens have their own, else [1]; None without static scales.
 
-        tokens: of a frame, P; rows: M, a multiple of it, frame by frame.
+        tokens: per frame, P.
+        rows: M, a multiple of P, frame by frame.
         """
         if self.input_scale is None or not self.special_tokens:
             return self.input_scale
@@ -182,16 +182,16 @@ class Int8Linear(Int8Storage):
 
 
 def weight_only_choice(backend: str) -> Choice:
-    """What a weight-only linear asks for beside layers with INT8 activations that `backend` is chosen for."""
+    """The backend that a weight-only linear requests beside layers with INT8 activations on `backend`."""
     lacks = None if backend == "auto" else lacking(backend, Scheme("none"))
     return Choice("reference", f"{backend}: {lacks}") if lacks else Choice(backend)
 
 
 class _StraightThrough(torch.autograd.Function):
-    """y, the product of any backend, as a function of x: rounding counts as the identity, whose slope is not zero.
+    """Connects y, the product of any backend, to x in autograd; rounding counts as the identity.
 
-    y is computed before: compiled by torch 2.11, a function whose forward ends in a cast to the dtype that is there
-    already, as products do, has gradients of zero.
+    y is computed beforehand: compiled by torch 2.11, a function whose forward ends in a cast to the dtype that it
+    already has, as the products do, gets gradients of zero.
     """
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""From a recipe and a module to a plan: the layers that rules may decide, and what each becomes.
+"""From a recipe and a module to a plan: the layers that the recipe decides, and what each becomes.
 
-Knows no names of its own. A recipe that does not fit the model is an error that names the rule, never a silence.
+This module knows no layer names of its own. A recipe that does not fit the model is an error that names the rule.
 """
 
 from dataclasses import dataclass, replace
@@ -28,8 +28,8 @@ from vggt_int8.recipe import (
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer becomes, and how it computes; `scheme` None keeps it, for `reason`, and against the recipe's wish
-    if `unable`.
+    """What one layer becomes. scheme: how it computes; None keeps the layer, for `reason`. unable: it is kept although
+    the recipe quantizes it.
     """
 
     name: str
@@ -40,15 +40,16 @@ class LayerPlan:
 
 
 def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
-    """The recipe with all groups of layers written out as patterns, by the map of the model's family.
+    """The recipe with its groups of layers expanded to patterns, by the map of the model's family.
 
-    What it decides on `model` needs no map any more. A recipe that names no groups holds for any module. Raises
-    `RecipeError` if it names groups and the model is of no family that has a map.
+    The result decides the layers of `model` without a map. A recipe without groups applies to any module. Raises
+    `RecipeError` if the recipe has groups and the model's family has no map.
     """
     modules = {name for name, _ in every_name(model)}
     family = find_family(getattr(getattr(model, "config", None), "model_type", None), modules)
     if family is not None:
-        # A foreign network of the family joins the frames of a scene before its layers see them, and states no number.
+        # A foreign network of the family may join the frames of a scene before its layers, and states no number of
+        # special tokens.
         expanded = expand(recipe, family, getattr(model, "special_tokens", {}))
         return replace(expanded, rules=_without_covered(expanded.rules, model)) if recipe.rules else expanded
     if names_groups(recipe):
@@ -63,7 +64,7 @@ def recipe_for(model: nn.Module, recipe: Recipe) -> Recipe:
 
 
 def _without_covered(rules: tuple[Rule, ...], model: nn.Module) -> tuple[Rule, ...]:
-    """The rules less those of groups all of whose layers are decided by the recipe's own rules above."""
+    """The rules without those of groups whose layers are all decided by earlier rules of the recipe itself."""
     layers = {name for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)}
     left, kept = set(layers), []
     for rule in rules:
@@ -75,13 +76,14 @@ def _without_covered(rules: tuple[Rule, ...], model: nn.Module) -> tuple[Rule, .
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
-    """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order. A module under
-    several names has an entry for each.
+    """Decide every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` of `model`, in module order. A module with several
+    names has an entry for each.
 
-    Works on meta tensors. Layers that an INT8 layer cannot stand in for are kept (`replaceable`). Raises `RecipeError`
-    if a rule, `include` or `exclude` matches nothing although the model has that part, if a rule decides another number
-    of layers than it states for the full size, if one module is decided differently under two names, or if a recipe for
-    INT8 quantizes nothing at all, or if it chooses an attention that the network has not.
+    Works on meta tensors. Layers that an INT8 layer cannot replace are kept (see `replaceable`).
+
+    Raises `RecipeError` if a rule, `include` or `exclude` matches nothing although the model has that part; if a rule
+    decides another number of layers than it states for the full size; if one module is decided differently under two
+    names; if a recipe for INT8 quantizes nothing; or if the network does not support its global attention.
     """
     recipe = recipe_for(model, recipe)
     attention_by(recipe, model)
@@ -93,7 +95,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> dict[str, LayerPlan]:
     for name, module in layers.items():
         index, scheme, reason = _decide(name, recipe)
         if scheme is not None and scheme.special_tokens and name.startswith(alone):
-            scheme = replace(scheme, special_tokens=0)  # there are no other tokens, which would need another scale
+            scheme = replace(scheme, special_tokens=0)  # no other tokens that would need another scale
         if index is not None:
             hits[index] += 1
         unable = keeping.reason(module) if scheme is not None else ""
@@ -133,7 +135,7 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
     is_1b = bool(recipe.vggt_1b) and all(
         path in modules and len(list(modules[path].children())) == count for path, count in recipe.vggt_1b.items()
     )
-    excluded = bool(recipe.exclude)  # takes layers away from rules, so that counts no longer say anything
+    excluded = bool(recipe.exclude)  # removes layers from rules, which makes their counts meaningless
     for rule, count in zip(recipe.rules, hits, strict=True):
         if rule.part and rule.part not in modules:
             if count:
@@ -155,7 +157,7 @@ def _check_hits(model: nn.Module, recipe: Recipe, hits: list[int]) -> None:
 
 
 def _check_alike(model: nn.Module, recipe: Recipe, plan: dict[str, LayerPlan]) -> None:
-    """One module becomes one thing, whatever it is called."""
+    """A module with several names must be decided the same under all of them."""
     first: dict[nn.Module, LayerPlan] = {}
     for name in plan:
         layer = first.setdefault(model.get_submodule(name), plan[name])
@@ -168,7 +170,9 @@ def _check_alike(model: nn.Module, recipe: Recipe, plan: dict[str, LayerPlan]) -
 
 
 def _check_not_idle(recipe: Recipe, plan: dict[str, LayerPlan]) -> None:
-    """A recipe for INT8 that quantizes nothing: another model's names, or a wrapper's prefix before them."""
+    """A recipe for INT8 must quantize something; otherwise it was written for other names, or a wrapper added a
+    prefix.
+    """
     wants_int8 = recipe.weights == "int8" or any(rule.weights == "int8" for rule in recipe.rules)
     if wants_int8 and not any(layer.scheme for layer in plan.values()):
         unable = next((layer for layer in plan.values() if layer.unable), None)

@@ -1,4 +1,4 @@
-"""Quantize a module in place: every layer that the recipe names becomes an INT8 layer; nothing else is touched."""
+"""Quantize a module in place: the layers that the recipe names become INT8 layers; nothing else changes."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,20 +35,20 @@ _LARGEST_FP32 = torch.finfo(torch.float32).max
 
 
 def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "auto") -> dict[str, LayerPlan]:
-    """Replace the layers of `model` that `recipe` quantizes by INT8 layers.
+    """Replace the layers of `model` that `recipe` quantizes by INT8 layers, in place.
 
-    Only those layers change and, where the recipe has factors folded into it (`smoothing`), what writes their inputs;
-    the dtype of the rest stays as it is. Works on the reference repository's own module as well, since the names agree.
-    Everything is checked before the first layer changes, so an error leaves the model as it was; layers are replaced
-    one after the other, each giving its floats back, and Ctrl-C waits until all are (VGGT-1B on two cores: 5 s). A
-    module under two names stays one; hooks and attributes go over to the INT8 layer. A layer is kept, with a warning
-    and a reason in the plan, if an INT8 layer cannot stand in for it: subclasses, weights that are computed
-    (weight_norm, pruning), shared with other modules (tied) or read by them (`nn.TransformerEncoderLayer`,
-    `nn.MultiheadAttention`). In the same way a layer is quantized without smoothing if nothing can be folded before it.
+    Only those layers change, and the modules before them if the recipe folds factors (`smoothing`); the dtype of the
+    rest stays as it is. This works on the reference repository's own module, too, since the names agree. Everything is
+    checked before the first layer changes, so an error leaves the model unchanged. Layers are replaced one after the
+    other and free their floats; Ctrl-C waits until all are done (VGGT-1B on two cores: 5 s). A module with several
+    names stays shared; hooks and attributes move to the INT8 layer. A layer is kept, with a warning and a reason in the
+    plan, if an INT8 layer cannot replace it: subclasses, computed weights (weight_norm, pruning), weights that are
+    shared with other modules (tied) or read by them (`nn.TransformerEncoderLayer`, `nn.MultiheadAttention`). Likewise,
+    a layer is quantized without smoothing if nothing before it can absorb the factors.
 
-    Returns the plan. Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit the model or
-    asks for static scales (`vggt_int8.quantize` finds those), `BackendError` if the backend cannot run it, `ValueError`
-    naming the layer whose weights hold NaN or inf.
+    Returns the plan. Raises `TypeError` if `model` is not a module, `RecipeError` if the recipe does not fit the model
+    or needs calibration (see `vggt_int8.quantize`), `BackendError` if the backend cannot run it, and `ValueError`,
+    naming the layer, for weights with NaN or inf.
     """
     recipe = load_recipe(recipe)
     plan = plan_module(model, recipe, backend)
@@ -57,9 +57,10 @@ def quantize_module(model: nn.Module, recipe: "str | Recipe", backend: str = "au
 
 
 def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
-    """The plan for `model`, after every check that can fail; the model is not changed. Raises as `quantize_module`.
+    """The plan for `model`, after every check that can fail; the model is not changed. Raises as `quantize_module`
+    does.
 
-    Warns once of the layers that the recipe names and that must be kept.
+    Emits one warning for the layers that the recipe quantizes but that must be kept.
     """
     check_model(model)
     if any(int8_layers(model)):
@@ -76,9 +77,9 @@ def plan_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict
 
 
 def plan_folds(model: nn.Module, plan: dict[str, LayerPlan], recipe: Recipe) -> Folds:
-    """What `recipe` folds into the layers of `model` by its weights alone; the model is not changed.
+    """The factors that `recipe` folds into the layers of `model`, from its weights only; the model is not changed.
 
-    Raises `RecipeError` as `find_seams`, and for a recipe that needs images to say how strongly.
+    Raises `RecipeError` as `find_seams` does, and for a recipe whose smoothing needs calibration images.
     """
     if not recipe.smoothing:
         return {}
@@ -98,14 +99,17 @@ def apply_plan(
 ) -> None:
     """Replace the layers of a plan made by `plan_module`, one after the other, so that no second model exists.
 
-    folds: as `plan_folds` gives them; layers take them as they become codes, the others in place. input_scales: of
-    every layer with static activations, by name, as `Int8Linear` has them. codes: of layers whose weights are not to be
-    rounded to the nearest, int8 [N, K], by name. Raises `RecipeError`, changing nothing, if a scale is missing, or all
-    codes of a recipe that rounds by inputs.
+    folds: as from `plan_folds`; applied while layers are encoded, and in place to other modules.
+    input_scales: of every layer with static activations, by name, as in `Int8Linear`.
+    codes: int8 [N, K], by name, for layers whose weights are not rounded to nearest.
 
-    Each layer's floats are freed as its INT8 layer takes its place. The largest come first, as many as are at work at
-    once, and are replaced when all of them are there: memory that suffices for them suffices for the rest, since their
-    floats took more. So what there is no memory for fails while the model is as it was. Signals wait until all is done.
+    Raises `RecipeError`, changing nothing, if a scale is missing, or if all codes are for a recipe that rounds by
+    inputs.
+
+    Each layer's floats are freed as its INT8 layer takes its place. The largest layers come first, as many as are
+    converted concurrently, and are replaced only when all of them exist: if memory suffices for them, it suffices for
+    the rest, whose conversion frees more than it needs. Running out of memory therefore leaves the model unchanged.
+    Signals are deferred until all is done.
     """
     _check_scales(plan, recipe, input_scales)
     if recipe.rounding != "nearest" and not codes:
@@ -142,7 +146,7 @@ def apply_plan(
 
 
 def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> dict[str, LayerPlan]:
-    """Replace the layers by unfilled INT8 layers on the meta device, ready to be loaded. Returns the plan."""
+    """Replace the layers by uninitialized INT8 layers on the meta device, ready to be loaded. Returns the plan."""
     plan = make_plan(model, recipe)
     for job in _conversions(model, plan, recipe, backend):
         _replace(model, job.names, job.unfilled(model.get_submodule(job.names[0])))
@@ -151,7 +155,7 @@ def prepare_module(model: nn.Module, recipe: Recipe, backend: str = "auto") -> d
 
 
 class _Conversion(NamedTuple):
-    """One layer that is to become INT8, under all its names. Holds no module: what is replaced is freed."""
+    """One layer to be quantized, under all its names. Holds no module, so that replaced modules are freed."""
 
     names: list[str]
     becomes: type[Int8Layer]
@@ -190,7 +194,7 @@ def _conversions(
     input_scales: Mapping[str, torch.Tensor] = NO_SCALES,
     codes: Mapping[str, torch.Tensor] = NO_CODES,
 ) -> list[_Conversion]:
-    """What the plan asks for, the largest layers first."""
+    """The conversions of a plan, largest layers first."""
     found: dict[nn.Module, _Conversion] = {}
     for name, layer in plan.items():
         if layer.scheme is not None and layer.becomes is not None:
@@ -204,7 +208,7 @@ def _conversions(
 
 
 def _replace(model: nn.Module, names: Sequence[str], new: nn.Module) -> None:
-    """Put `new` in all the places of one module, whose hooks and attributes go over to it."""
+    """Put `new` in all places of one module; its hooks and attributes move to `new`."""
     carry_over(model.get_submodule(names[0]), new)
     for name in names:
         replace_module(model, name, new)
@@ -215,12 +219,12 @@ def _on_cpu(layers: Iterable[nn.Module]) -> bool:
 
 
 def _for_each(work: Callable[[Item], Result], items: Sequence[Item], on_cpu: bool) -> list[Result]:
-    """`work` of each: on a CPU several at a time, else one by one on the current stream."""
+    """`work` of each item: concurrently on a CPU, else one by one on the current stream."""
     return map_in_threads(work, items) if on_cpu else [work(item) for item in items]
 
 
 def layer_choice(kind: type[Int8Layer], scheme: Scheme, recipe: Recipe, backend: str) -> Choice:
-    """The backend that an INT8 layer asks for in a model whose backend is `backend`."""
+    """The backend that an INT8 layer requests in a model with backend `backend`."""
     return kind.choose(scheme, backend, _beside_codes(scheme, recipe))
 
 
@@ -230,7 +234,7 @@ def _beside_codes(scheme: Scheme, recipe: Recipe) -> bool:
 
 
 def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, device_type: str) -> None:
-    """Raise `BackendError` if `backend` cannot run the plan on "cpu" or "cuda", or has nothing to do in it."""
+    """Raise `BackendError` if `backend` cannot run the plan on "cpu" or "cuda", or runs none of its layers."""
     check_backend_name(backend)
     asked = False
     for kind, scheme in {(layer.becomes, layer.scheme) for layer in plan.values()}:
@@ -243,7 +247,7 @@ def check_backend(plan: dict[str, LayerPlan], recipe: Recipe, backend: str, devi
 
 
 def device_type_of(model: nn.Module) -> str:
-    """Where the first parameter that is not on the meta device lies: "cuda" or "cpu" (also without any)."""
+    """Device type of the first parameter that is not on the meta device; "cpu" if there is none."""
     types = (p.device.type for p in model.parameters() if p.device.type != "meta")
     return next(types, "cpu")
 
@@ -292,7 +296,7 @@ def _check_layer(plan: LayerPlan, layer: nn.Module) -> None:
 
 
 def stored_dtype(name: str, tensor: torch.Tensor) -> torch.dtype:
-    """The dtype in which the checkpoint format stores a tensor: int8 codes, fp32 scales, fp16 everything else."""
+    """The dtype in which the checkpoint format stores a tensor: int8 codes, fp32 scales, fp16 for everything else."""
     if name.endswith((".weight_scale", ".input_scale")) or not tensor.is_floating_point():
         return tensor.dtype
     return torch.float16

@@ -1,9 +1,9 @@
-"""Which layers have their weight read by another module, which an INT8 layer in their place would hand its codes.
+"""Finds layers whose weight is read by another module, which would get codes from an INT8 layer in their place.
 
-`nn.TransformerEncoderLayer` gives `self.linear1.weight` to a fused kernel, `nn.MultiheadAttention` never calls its
+`nn.TransformerEncoderLayer` passes `self.linear1.weight` to a fused kernel, `nn.MultiheadAttention` never calls its
 `out_proj`, a vision transformer casts its input to `self.projection.weight.dtype`. No list of such classes is ever
-complete, so the source of each module's `forward`, and of the methods that it reaches, is searched for such reads.
-What a class without source does is not seen, nor what functions do to which a layer is handed; adapters do that.
+complete, so this module searches the source of each module's `forward`, and of the methods that it reaches, for such
+reads. It does not see classes without source, nor functions that a layer is passed to, as adapters do.
 """
 
 import ast
@@ -15,13 +15,15 @@ from types import FunctionType
 
 from torch import nn
 
-Path = tuple[str, ...]  # names from a module downwards; ANY: each of its children
+Path = tuple[str, ...]  # attribute names from a module down; ANY stands for each child
 ANY = "*"
-_HARMLESS = ("device", "is_cuda", "requires_grad")  # the same of codes
+_HARMLESS = ("device", "is_cuda", "requires_grad")  # the same for codes
 
 
 def weight_readers(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules inside of `model` whose weight another one reads, with the one that does: "encoder (Block)"."""
+    """The modules inside `model` whose weight another module reads, with a description of the reader: "encoder
+    (Block)".
+    """
     return {
         layer: f"{name or 'the model'} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -31,9 +33,9 @@ def weight_readers(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _weights_adapted_by(module: nn.Module) -> tuple[Path, ...]:
-    """The path of the layer that one of peft's adapters wraps, if it does more than to call that layer.
+    """The path of the layer that a peft adapter wraps, if the adapter does more than call that layer.
 
-    They hand it to code elsewhere, whose reads are not seen: DoRA takes the norm of its weight. Plain LoRA calls it.
+    Such adapters pass it to code whose reads are not seen: DoRA takes the norm of its weight. Plain LoRA only calls it.
     """
     adapter = any(base.__name__ == "BaseTunerLayer" for base in type(module).__mro__)
     calls_it = bool(getattr(module, "lora_A", ())) and not getattr(module, "lora_variant", ())
@@ -74,7 +76,7 @@ def _weights_read_by(kind: type) -> frozenset[Path]:
 
 
 def _definitions(kind: type, name: str) -> Iterator[FunctionType]:
-    """What classes above `kind` define under a name: all of them, for one may call the next as `super()`."""
+    """All definitions of a name in the base classes of `kind`, since one may call the next through `super()`."""
     for base in kind.__mro__:
         value = vars(base).get(name)
         value = value.fget if isinstance(value, property) else value
@@ -93,7 +95,7 @@ def _parsed(function: FunctionType) -> ast.FunctionDef | None:
 
 
 def _names_of_modules(function: ast.FunctionDef) -> dict[str, Path]:
-    """The local names that stand for the module itself, one inside of it, or each of several in turn."""
+    """Local names that refer to the module itself or to a submodule, with their paths."""
     names: dict[str, Path] = {function.args.args[0].arg: ()}
     for _ in range(3):  # a name may be made of another that comes later in this walk
         for node in ast.walk(function):
@@ -109,7 +111,7 @@ def _names_of_modules(function: ast.FunctionDef) -> dict[str, Path]:
 
 
 def _loop(target: ast.expr, over: ast.expr, names: dict[str, Path]) -> tuple[ast.expr, Path | None]:
-    """The name that stands for the modules that a loop goes through, and their path."""
+    """The loop variable that refers to the modules of an iteration, and their path."""
     match over:
         case ast.Call(func=ast.Name(id="enumerate"), args=[inner, *_]) if isinstance(target, ast.Tuple):
             target, over = target.elts[-1], inner
@@ -122,7 +124,7 @@ def _loop(target: ast.expr, over: ast.expr, names: dict[str, Path]) -> tuple[ast
 
 
 def _path(node: ast.expr, names: dict[str, Path]) -> Path | None:
-    """The path that an expression such as `self.blocks[i].mlp` stands for."""
+    """The path that an expression such as `self.blocks[i].mlp` refers to; None for other expressions."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute | ast.Subscript):
         parts.append(node.attr if isinstance(node, ast.Attribute) else ANY)

@@ -1,8 +1,7 @@
-"""Whether an INT8 layer can stand in for a layer, and what goes over to it.
+"""Whether an INT8 layer can replace a layer, and what is carried over to it.
 
-An INT8 layer does what a plain `nn.Linear`, `nn.Conv2d` or `nn.ConvTranspose2d` does with a weight of its own, or a
-linear that masks its bias (`masked_bias`). A layer that is more than that, or whose weight others use, is kept, with a
-reason: nothing that somebody hung on it is lost.
+An INT8 layer does what a plain `nn.Linear`, `nn.Conv2d` or `nn.ConvTranspose2d` with its own weight does, or a linear
+with a masked bias (`masked_bias`). A layer that does more, or whose weight others use, is kept, with a reason.
 """
 
 import functools
@@ -24,7 +23,7 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-# Hooks see inputs, outputs and gradients, which an INT8 layer has as well.
+# Hooks see inputs, outputs and gradients, which an INT8 layer has, too.
 _CALL_HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
@@ -35,7 +34,7 @@ _CALL_HOOKS = (
 def every_name(
     model: nn.Module, prefix: str = "", above: tuple[nn.Module, ...] = ()
 ) -> Iterator[tuple[str, nn.Module]]:
-    """As `model.named_modules()`, but a module under several names comes once for each of them."""
+    """Like `model.named_modules()`, but a module with several names is yielded once for each."""
     yield prefix, model
     for name, child in model._modules.items():
         if child is not None and child not in above:
@@ -58,14 +57,14 @@ def check_model(model: nn.Module) -> None:
 
 
 class Keeping:
-    """Answers for each layer of a model why it must stay as it is."""
+    """Tells for each layer of a model why it must be kept."""
 
     def __init__(self, model: nn.Module) -> None:
         self._readers = weight_readers(model)
         self._owners = tensor_owners(model)
 
     def reason(self, layer: nn.Module) -> str:
-        """Why an INT8 layer cannot stand in for `layer`; empty if it can."""
+        """Why an INT8 layer cannot replace `layer`; empty if it can."""
         kind = type(layer).__name__
         if layer in self._readers:
             return f"{kind}: {self._readers[layer]} reads its weight itself"
@@ -100,7 +99,7 @@ class Keeping:
 
 
 def carry_over(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Give `new` what somebody hung on `old`: hooks, whose handles go on working, and attributes. Returns `new`."""
+    """Move hooks, whose handles keep working, and custom attributes from `old` to `new`. Returns `new`."""
     for key in _CALL_HOOKS:
         setattr(new, key, getattr(old, key))
     for key in vars(old).keys() - _attributes():
@@ -110,23 +109,23 @@ def carry_over(old: nn.Module, new: nn.Module) -> nn.Module:
 
 @functools.cache
 def _attributes() -> frozenset[str]:
-    """The attributes that a layer has from the start."""
+    """The attributes that a layer has initially."""
     layers = (nn.Linear(1, 1, device="meta"), nn.Conv2d(1, 1, 1, device="meta"))
     return frozenset(key for layer in layers for key in vars(layer))
 
 
 def has_call_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at what the module gets or gives."""
+    """Whether the module has hooks that see its inputs, outputs or gradients."""
     return any(getattr(module, key) for key in _CALL_HOOKS)
 
 
 def tensor_owners(model: nn.Module) -> Counter[object]:
-    """How many modules hold the parameter of a `tensor_address`."""
+    """Number of modules that hold a parameter, by its `tensor_address`."""
     parameters = (tensor for module in model.modules() for tensor in module._parameters.values())
     return Counter(tensor_address(tensor) for tensor in parameters if tensor is not None)
 
 
 def tensor_address(tensor: Tensor) -> object:
-    """Equal for two parameters that are one, or that begin in the same place."""
+    """A key that is equal for two parameters that are identical or share their storage's start."""
     plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
     return (tensor.device, tensor.data_ptr()) if plain and tensor.numel() else id(tensor)

@@ -1,4 +1,4 @@
-"""What every layer of a model is and what runs it; and how large a model is."""
+"""Reports what every layer of a model is and what runs it, and how large a model is."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,15 @@ from vggt_int8.quant.quantize import device_type_of
 
 @runtime_checkable
 class RunsFused(Protocol):
-    """A model whose calls may take other kernels for its layers than these take as modules."""
+    """A model whose calls may use other kernels for its layers than the layers do as modules."""
 
     def fused_kernels(self, device_type: str) -> Mapping[str, str]:
-        """Name of a layer -> what multiplies it in a call on "cpu" or "cuda", in words; without layers that are called
-        as modules.
+        """Name of each layer -> description of its kernel in a fused call on "cpu" or "cuda"; layers that run as
+        modules are left out.
         """
 
     def attention_kernels(self) -> tuple[str, ...]:
-        """What attended in the global blocks of the last call, in words; empty before the first."""
+        """The attention kernels in the global blocks of the last call, as text; empty before the first call."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class LayerReport:
     """One module that owns parameters.
 
     scheme: "W8A8 dynamic", "W8A16", "LLM.int8()", ... or the dtype of a layer that is kept.
-    backend: what computes it when the module is called ("pytorch" for kept layers). kernel: what multiplies in a call
-    of the model, which for a `VGGTInt8` may be fused (`runtime_report()` says whether the last one was). bytes: of its
-    own parameters as held in memory. reason: why it is kept, or why this backend.
+    backend: what computes it when the module is called ("pytorch" for kept layers).
+    kernel: the kernel in a call of the model, which for a `VGGTInt8` may be fused (`runtime_report()` tells whether the
+        last call was).
+    bytes: size of its own parameters in memory.
+    reason: why it is kept, or why this backend.
     """
 
     name: str
@@ -49,8 +51,8 @@ class LayerReport:
 class QuantizationReport:
     """Iterable over `LayerReport` rows in module order; prints as a summary.
 
-    global_attention: what global blocks look at in calls that do not say it, in words; None for a foreign module.
-    attention_kernels: what attended there in the last call; which it is depends on the call's length.
+    global_attention: the model's default global attention; None for a foreign module.
+    attention_kernels: the kernels of global attention in the last call; the choice depends on the call's length.
     """
 
     rows: tuple[LayerReport, ...]
@@ -64,7 +66,7 @@ class QuantizationReport:
         return len(self.rows)
 
     def summary(self) -> str:
-        """One line for each kind of layer: how many, how large, what runs them."""
+        """One line per kind of layer: how many, how large, which kernel."""
         count: Counter[tuple[str, str, str]] = Counter()
         size: Counter[tuple[str, str, str]] = Counter()
         for row in self.rows:
@@ -92,8 +94,9 @@ def quantization_report(
 ) -> QuantizationReport:
     """Report every module of `model` that owns parameters.
 
-    plan: what `quantize_module` returned, for the reasons of kept layers; by default what `quantize` left with the
-    model. device_type: "cuda" or "cpu" to report for; by default where the model lies.
+    plan: the result of `quantize_module`, for the reasons of kept layers; by default the plan that `quantize` stored on
+        the model.
+    device_type: "cuda" or "cpu", the device to report for; by default the model's.
     """
     device_type = device_type or device_type_of(model)
     plan = plan or getattr(model, "quantization_plan", None) or {}
@@ -135,10 +138,10 @@ def _int8_row(name: str, kind: str, layer: Int8Layer, size: int, device_type: st
 
 
 def estimate_model_size(model: nn.Module) -> dict[str, float]:
-    """Size of a model's tensors in MB (1e6 bytes), each tensor counted once.
+    """Size of a model's tensors in MB (1e6 bytes); each tensor is counted once.
 
-    Returns `{"total_mb", "params_mb", "buffers_mb"}` and one `"<dtype>_mb"` per dtype, such as `"int8_mb"`. Counts
-    by shape and dtype, so it also works on the meta device. Raises `TypeError` for what is no module.
+    Returns `{"total_mb", "params_mb", "buffers_mb"}` and one `"<dtype>_mb"` per dtype, such as `"int8_mb"`. Uses only
+    shapes and dtypes, so it also works on the meta device. Raises `TypeError` if `model` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"estimate_model_size() takes a torch.nn.Module, not a {type(model).__name__}")

@@ -1,21 +1,21 @@
-"""Where factors of channels can pass from one module to the next, in a model: the map's seams with their modules.
+"""Seams: pairs of modules between which factors per channel can move without changing the model's function.
 
-A factor f of channel j changes nothing if what writes the channel is divided by it and the column that reads the
-channel is multiplied with it. That holds where every step in between treats channels one by one and in proportion:
+A factor f of channel j changes nothing if the module that writes the channel is divided by f and the column that reads
+the channel is multiplied by f. That holds if every step in between is elementwise and proportional in each channel:
 
-- LayerNorm with weight and bias -> the linear behind it (qkv, fc1, the pose branch): both parameters are divided.
-- the value rows of qkv, weight and bias, -> attn.proj: attention's output is a mean of values over tokens.
+- LayerNorm with weight and bias -> the following linear (qkv, fc1, the pose branch): both parameters are divided.
+- the value rows of qkv, weight and bias -> attn.proj: attention's output is a weighted mean of values over tokens.
 
-It does not hold, so that nothing is folded there:
+It does not hold, so nothing is folded, in these places:
 
 - GELU between fc1 and fc2: GELU(x / f) is not GELU(x) / f.
-- queries and keys: where they have a LayerNorm of their own it undoes any factor (and theirs, over one head, is shared
-  by all heads); where they have none, no linear reads them.
-- the camera head's modulated LayerNorm, which has no weight and no bias; its modulation comes from a linear by way of
-  `1 + scale`, which is not in proportion.
-- a LayerNorm that several read (that before the four projections of a dense head), or whose result the network keeps
+- queries and keys: their LayerNorm, if they have one, undoes any factor (and its parameters, over one head, are shared
+  by all heads); without one, no linear reads them.
+- the camera head's modulated LayerNorm, which has no weight and bias; its modulation comes from a linear through `1 +
+  scale`, which is not proportional.
+- a LayerNorm with several readers (that before the four projections of a dense head), or whose result the network keeps
   (the encoder's last, the camera head's first): one factor would have to suit all of them.
-- LayerScale and residuals: they lie behind a linear, where a scale per output channel makes rows free already.
+- LayerScale and residuals: they follow a linear, whose scale per output channel already absorbs factors of rows.
 """
 
 import warnings
@@ -36,10 +36,11 @@ from vggt_int8.recipe import Family, RecipeError, find_family
 
 @dataclass(frozen=True)
 class Seam:
-    """Names of the modules of one seam.
+    """The module names of one seam.
 
-    reader: the linear whose columns take the factors. norm: the LayerNorm before the reader, or before `values`.
-    values: where factors pass from value rows, the linear that has them; else "".
+    reader: the linear whose columns take the factors.
+    norm: the LayerNorm before the reader, or before `values`.
+    values: the linear with the value rows, if these are divided; else "".
     """
 
     reader: str
@@ -48,16 +49,15 @@ class Seam:
 
     @property
     def writer(self) -> str:
-        """The module that is divided."""
+        """The module that is divided by the factors."""
         return self.values or self.norm
 
 
 def find_seams(model: nn.Module, plan: Mapping[str, LayerPlan], recipe_name: str = "custom") -> list[Seam]:
-    """The seams of a model of a family that has a map, whose reader becomes INT8 by `plan`; works on meta tensors.
+    """The seams whose reader becomes INT8 by `plan`, for a model whose family has a map. Works on meta tensors.
 
-    Raises `RecipeError` if no map says how the model is built, or if no linear on a seam becomes INT8. Warns of seams
-    that are left out: their modules are not what the map says, are in two places, or have hooks, which would see other
-    numbers.
+    Raises `RecipeError` if there is no map for the model, or if no reader becomes INT8. Warns of seams that are
+    skipped: their modules are not what the map says, occur twice, or have hooks, which would see scaled values.
     """
     modules = dict(every_name(model))
     family = _family(model, modules)
@@ -86,7 +86,9 @@ def find_seams(model: nn.Module, plan: Mapping[str, LayerPlan], recipe_name: str
 
 
 def seams_between(model: nn.Module, quantized: nn.Module) -> list[Seam]:
-    """The seams of `quantized` whose reader is an `Int8Linear`, if `model`, in floats, has the same modules there."""
+    """The seams of `quantized` whose reader is an `Int8Linear`, if the float model `model` has the same modules
+    there.
+    """
     modules, floats = dict(every_name(quantized)), dict(every_name(model))
     family = _family(model, floats)
     found = [] if family is None else list(_seams_of(family, modules))
@@ -105,7 +107,7 @@ def _family(model: nn.Module, modules: Mapping[str, nn.Module]) -> Family | None
 
 
 def _seams_of(family: Family, modules: Mapping[str, nn.Module]) -> Iterator[Seam]:
-    """All that the map names, whether the modules are there or not."""
+    """All seams that the map names, whether or not the modules exist."""
     for seams in family.seams:
         norm_of = {reader: norm for norm, reader in seams.norms.items()}
         for block in modules:
@@ -117,7 +119,7 @@ def _seams_of(family: Family, modules: Mapping[str, nn.Module]) -> Iterator[Seam
 
 
 def _takes_part(seam: Seam, modules: Mapping[str, nn.Module], plan: Mapping[str, LayerPlan]) -> bool:
-    """Whether the reader, or the linear that is wrapped in its place, becomes INT8."""
+    """Whether the reader, or the linear wrapped in its place, becomes INT8."""
     inside = f"{seam.reader}."
     layers = [layer for name, layer in plan.items() if name == seam.reader or name.startswith(inside)]
     return any(layer.scheme is not None for layer in layers)

@@ -1,19 +1,19 @@
-"""Smoothing: what is large in one channel of a linear's inputs is shared with the columns of its weight.
+"""Smoothing: balances large input channels of a linear against the columns of its weight.
 
-Rounding to INT8 knows one scale per row of the inputs and one per row of the weight. Where one channel is far above the
-others in either, the others lose their digits. A factor per channel moves size from one to the other and is folded into
-stored tensors (`seams.py` says where that is exact), so a call does nothing for it:
+INT8 rounding uses one scale per row of the inputs and one per row of the weight. If one channel is far larger than the
+others in either, the others lose precision. A factor per channel moves magnitude from one to the other and is folded
+into stored tensors (`seams.py` says where that is exact), at no cost in a call:
 
     f_j = x_j^strength / w_j^(1 - strength)        writer / f, columns of the reader * f
 
-x_j: root mean square of input channel j, over calibration tokens, or estimated without data from the parameters of what
-writes it. w_j: root mean square of column j of the weight. (Xiao et al., "SmoothQuant", 2022, has largest values in
-their place.) Mean squares are what the error of a product of two rounded and *rotated* rows goes by: both scales are
-proportional to the norms of x / f and w * f then, and the product of the norms is least at f_j = sqrt(x_j / w_j), which
-is strength 0.5. Without rotation they measure better as well (benchmarks/NOTES.md, "Smoothing").
+x_j: root mean square of input channel j over calibration tokens, or estimated without data from the parameters of the
+    module that writes it. w_j: root mean square of column j of the weight. (Xiao et al., "SmoothQuant", 2022, use
+    maxima instead.) For two rounded and *rotated* rows, the error of their product follows mean squares: both scales
+    are then proportional to the norms of x / f and w * f, and the product of these norms is smallest at f_j = sqrt(x_j
+    / w_j), which is strength 0.5. They also measure better without rotation (benchmarks/NOTES.md, "Smoothing").
 
-Factors are not rounded to powers of two, which would cost 0.3 to 1 dB: folded parameters are rounded to fp16 once more,
-70 dB below, and INT8 weights to what they are rounded to anyway.
+Factors are not rounded to powers of two, which would cost 0.3 to 1 dB. Folded parameters are rounded to fp16 once more,
+at -70 dB, and INT8 weights are rounded anyway.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,21 +26,23 @@ from vggt_int8.quant.masked_bias import added_bias
 from vggt_int8.quant.seams import Seam
 
 TensorOf = Callable[[str], Tensor]  # name of a parameter -> its floats
-_SPREAD = 2.0**-12  # what is smaller than this share of the largest channel counts as that
-# What is written stays this far inside of fp16, in which LayerNorm and biases are stored.
+_SPREAD = 2.0**-12  # smallest size of a channel, relative to the largest; smaller ones are clamped
+# Folded parameters stay within these bounds, well inside fp16, the dtype in which LayerNorms and biases are stored.
 _LARGEST_WRITTEN, _SMALLEST_WRITTEN = 2.0**14, 2.0**-10
 _FP64_AT_ONCE = 1 << 19  # values of a weight that are summed at once
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What the floats of one module are multiplied with: `rows` [N] weight and bias, `columns` [K] the weight. fp64."""
+    """Factors for the floats of one module, fp64: `rows` [N] multiply weight and bias, `columns` [K] the weight."""
 
     rows: Tensor | None = None
     columns: Tensor | None = None
 
     def apply(self, key: str, tensor: Tensor) -> Tensor:
-        """The parameter `key` ("weight" or "bias"; [N, K] or [N]) folded, in fp32, or in fp64 if it is that."""
+        """The parameter `key` ("weight" or "bias"; [N, K] or [N]) with the factors applied, in fp32, or in fp64 if it
+        is fp64.
+        """
         result = tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
         for factor, axis in ((self.rows, 0), (self.columns, 1)):
             if factor is not None and axis < max(1, tensor.ndim if key == "weight" else 1):
@@ -52,10 +54,11 @@ Folds = dict[str, Fold]  # by the name of the module
 
 
 def factors(inputs: Tensor, columns: Tensor, strength: float) -> Tensor:
-    """f of the module's text, fp64 [K], from the sizes of input channels and of columns of the weight, [K] each.
+    """The factors f of the module docstring, fp64 [K], from the sizes of input channels and of weight columns, [K]
+    each.
 
-    They leave the largest of `inputs` as it is, so that no fp16 overflows that did not before. All 1 where sizes say
-    nothing: they are all zero, or not finite (as those of a damaged weight, which is refused elsewhere).
+    They are scaled to leave the largest of `inputs` unchanged, so that no fp16 value overflows that did not before. All
+    are 1 if the sizes are all zero or not finite (a corrupted weight, which is refused elsewhere).
     """
     x, w = (_spread(sizes.double()) for sizes in (inputs, columns))
     if x is None or w is None:
@@ -77,25 +80,25 @@ def column_sizes(weight: Tensor) -> Tensor:
 
 
 def settled(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """What sums in fp64 say of parameters of `dtype`: rounded to fp32, unless those are fp64 themselves.
+    """Sums in fp64 over parameters of `dtype`, rounded to fp32 unless the parameters are fp64.
 
-    How a sum is associated depends on strides, on the number of threads and on the CPU: BLAS, for one, starts where
-    memory is aligned. In fp64 only last digits differ, which rounding to fp32 takes away, so factors are the same
-    whether weights are in place or stream by.
+    The order of a sum depends on strides, the number of threads and the CPU (BLAS starts at aligned addresses, for
+    example). In fp64 only the last digits differ, and rounding to fp32 removes them, so factors are the same whether
+    weights are in memory or streamed.
     """
     return sums if dtype == torch.float64 else sums.float()
 
 
 def _rows_at_a_time(weight: Tensor) -> tuple[Tensor, ...]:
-    """Parts of a weight [N, K] of which copies in fp64 take some megabytes."""
+    """Parts of a weight [N, K] whose fp64 copies take a few megabytes."""
     return weight.detach().split(max(1, _FP64_AT_ONCE // max(1, weight.shape[1])))
 
 
 def estimated_inputs(seam: Seam, tensor_of: TensorOf) -> Tensor:
-    """Root mean square of the input channels of a seam's reader, [K], by the parameters of what writes them alone.
+    """Root mean square of the input channels of a seam's reader, [K], estimated from the parameters of the writer.
 
-    For LayerNorm as if what it normalises had mean 0 and variance 1 in every channel, and no two were correlated:
-    sqrt(weight^2 + bias^2). For values as if every token attended to itself alone.
+    For LayerNorm, this assumes normalized inputs with mean 0 and variance 1 in every channel and no correlation:
+    sqrt(weight^2 + bias^2). For values, it assumes that every token attends only to itself.
     """
     scale, shift = (_floats(tensor_of(f"{seam.norm}.{key}")) for key in ("weight", "bias"))
     if not seam.values:
@@ -109,12 +112,12 @@ def estimated_inputs(seam: Seam, tensor_of: TensorOf) -> Tensor:
 
 
 def _around_and_mean(rows: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the products of rows [N, K] with inputs of this spread and mean, [K]: variance and mean, [N]."""
+    """Variance and mean, [N], of the products of rows [N, K] with inputs of this standard deviation and mean, [K]."""
     return (rows * scale).square().sum(1), (rows * shift).sum(1)
 
 
 def estimated_folds(seams: Iterable[Seam], tensor_of: TensorOf, strength: float = 0.5) -> Folds:
-    """Folds for all seams from the model's parameters alone, without data."""
+    """Folds for all seams from the model's parameters only, without data."""
     folds: Folds = {}
     for seam in seams:
         inputs = estimated_inputs(seam, tensor_of)
@@ -123,7 +126,7 @@ def estimated_folds(seams: Iterable[Seam], tensor_of: TensorOf, strength: float 
 
 
 def add_seam(folds: Folds, seam: Seam, f: Tensor, tensor_of: TensorOf) -> None:
-    """Add to `folds` what factors f [K] of a seam mean for its writer and its reader."""
+    """Add the effect of a seam's factors f [K] on its writer and reader to `folds`."""
     f = within_fp16(f, written_sizes(seam, tensor_of))
     rows = 1 / f
     if seam.values:  # queries and keys stay
@@ -133,7 +136,7 @@ def add_seam(folds: Folds, seam: Seam, f: Tensor, tensor_of: TensorOf) -> None:
 
 
 def written_sizes(seam: Seam, tensor_of: TensorOf) -> Tensor:
-    """The largest stored number [K] that is divided by each factor of a seam."""
+    """The largest stored number [K] that each factor of a seam divides."""
     if seam.values:
         weight, bias = _value_rows(seam, tensor_of)
         largest = weight.abs().amax(1)
@@ -142,7 +145,7 @@ def written_sizes(seam: Seam, tensor_of: TensorOf) -> Tensor:
 
 
 def within_fp16(f: Tensor, written: Tensor) -> Tensor:
-    """Factors that keep what they divide, of these sizes [K], where fp16 has all its digits."""
+    """Clamp factors so that the numbers they divide, of these sizes [K], stay in fp16's range of full precision."""
     written = written.to(f)
     usable = written.isfinite() & (written > 0)
     return torch.where(usable, f.clamp(written / _LARGEST_WRITTEN, written / _SMALLEST_WRITTEN), f)
@@ -164,12 +167,12 @@ def _floats(tensor: Tensor) -> Tensor:
 
 
 def parameters_of(model: nn.Module) -> TensorOf:
-    """Parameters of a model by name; KeyError for one that is not there."""
+    """A lookup of a model's parameters by name; raises KeyError for unknown names."""
     return dict(model.named_parameters(remove_duplicate=False)).__getitem__
 
 
 def folded_linear(layer: nn.Linear, fold: Fold) -> nn.Linear:
-    """A copy of the layer with its parameters folded, as of `Fold.apply`."""
+    """A copy of the layer with folded parameters, as from `Fold.apply`."""
     bias = added_bias(layer)
     copy = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta").train(layer.training)
     for key, tensor in {"weight": layer.weight, "bias": bias}.items():
@@ -179,7 +182,9 @@ def folded_linear(layer: nn.Linear, fold: Fold) -> nn.Linear:
 
 
 def fold_(model: nn.Module, folds: Mapping[str, Fold]) -> None:
-    """Fold into a float model in place; its function stays, but for rounding. Parameters keep their dtype."""
+    """Fold factors into a float model in place, which keeps its function up to rounding. Parameters keep their
+    dtype.
+    """
     with torch.no_grad():
         for name, fold in folds.items():
             layer = model.get_submodule(name)

@@ -1,7 +1,7 @@
-"""What the tensors of an INT8 layer cannot hold if they are whole: cheap looks at the values, when they are loaded.
+"""Cheap checks for corruption in the tensors of an INT8 layer when they are loaded.
 
-Symmetric quantization gives every channel the scale `absmax / 127`, so that its largest code is 127 or -127; a channel
-of zeros has the scale 1 and codes of 0; codes never are -128. A hole in a file reads as zeros under another scale.
+Symmetric quantization gives every channel the scale `absmax / 127`, so its largest code is 127 or -127; a channel of
+zeros has scale 1 and codes of 0; the code -128 never occurs. A hole in a file reads as zeros under another scale.
 """
 
 import torch
@@ -13,14 +13,14 @@ from vggt_int8.kernels.reference import CODE_MAX
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 SMALLEST_ABSMAX = CODE_MAX * SMALLEST_SCALE
 LARGEST_SCALE = 1.001 * torch.finfo(torch.float32).max / CODE_MAX
-# In a checkpoint of a VGGT, whose floats all are fp16.
+# For checkpoints of a VGGT, whose floats are all fp16.
 LARGEST_FP16_SCALE = 1.001 * torch.finfo(torch.float16).max / CODE_MAX
 
 
 def code_range(codes: Tensor, scale_shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Of each channel the lowest and the highest code: int8 [N, K] or [O, I, kh, kw] -> int16 in the scale's shape.
+    """Lowest and highest code per channel: int8 [N, K] or [O, I, kh, kw] -> int16 in the scale's shape.
 
-    An axis of size 1 in front of the codes, as they are stored, makes no difference.
+    A leading axis of size 1, as in stored codes, is ignored.
     """
     if codes.ndim > len(scale_shape):
         codes = codes.select(0, 0)
@@ -41,12 +41,16 @@ def largest_codes(low: Tensor, high: Tensor) -> Tensor:
 
 
 def all_alike(low: Tensor, high: Tensor, count: int) -> bool:
-    """Whether `count` codes with this `code_range` are one number, not 0, as no trained layer has them."""
+    """Whether `count` codes with this `code_range` all equal one non-zero number, which does not occur in a trained
+    layer.
+    """
     return count > low.numel() and bool(low.min() == high.max()) and bool(low.min() != 0)
 
 
 def codes_problem(largest: Tensor, scale: Tensor) -> str | None:
-    """What of codes no quantizer makes, by the `largest_codes` of each channel and its scale; None if nothing."""
+    """What in the codes no quantizer produces, from the `largest_codes` of each channel and its scale; None if
+    nothing.
+    """
     if bool((largest > CODE_MAX).any()):
         return "codes of -128, which no scale makes,"
     holes = int(((largest == 0) & (scale != 1)).sum())
@@ -54,7 +58,7 @@ def codes_problem(largest: Tensor, scale: Tensor) -> str | None:
 
 
 def scale_problem(scale: Tensor, largest: float = LARGEST_SCALE) -> str | None:
-    """What of fp32 scales no weight has; None if nothing."""
+    """What in fp32 scales no weight produces; None if nothing."""
     if not bool(scale.isfinite().all()):
         return "NaN or inf"
     if not bool((scale > 0).all()):
@@ -65,5 +69,5 @@ def scale_problem(scale: Tensor, largest: float = LARGEST_SCALE) -> str | None:
 
 
 def unused_range(largest: Tensor) -> int:
-    """Channels whose codes use less than the format's range: of another tool, or damaged."""
+    """Number of channels whose codes do not use the full range: from another tool, or corrupted."""
     return int(((largest > 0) & (largest < CODE_MAX)).sum())

@@ -1,7 +1,7 @@
 """How a quantized layer holds its tensors: int8 codes, fp32 scales, fp16 bias, whatever the model's dtype is.
 
-The codes lie under the name of the weight, but in a shape of their own: with an axis of size 1 in front. So a network
-of floats refuses them when a checkpoint or a state dict is loaded into it, instead of taking codes for weights.
+The codes are stored under the name of the weight, but with an extra leading axis of size 1. A network of floats
+therefore rejects them when a checkpoint or state dict is loaded, instead of taking codes for weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +16,8 @@ from vggt_int8.kernels.reference import CODE_MAX, quantize, rotate, scale_from_a
 from vggt_int8.quant.layer import Int8Layer
 from vggt_int8.quant.soundness import SMALLEST_ABSMAX, code_range, codes_problem, largest_codes, scale_problem
 
-# Elements of a weight that are floats at once while it is encoded: bounds the memory of quantizing a large layer. On a
-# CPU as many as one thread does by itself: several weights are encoded at once.
+# Elements of a weight that are encoded at a time, which bounds the memory of quantizing a large layer. On a CPU it is
+# the amount that one thread processes, since several weights are encoded concurrently.
 _ENCODE_ELEMENTS = 1 << 18
 _ONES_ARE_LAST = 1.5 * 2**23  # of an fp32 number of this size
 NO_FLOATS = (
@@ -29,12 +29,12 @@ NO_FLOATS = (
 class Int8Storage(nn.Module, Int8Layer):
     """Base of the INT8 layers that store codes: `weight` int8, `weight_scale` fp32, `bias` fp16 or None.
 
-    None of them is trainable. `weight` is [1, N, K] or [1, O, I, kh, kw], as it is stored; what computes reads `codes`.
+    None of them is trainable. `weight` is [1, N, K] or [1, O, I, kh, kw], as stored; computations read `codes`.
     """
 
     code_axes: int
-    channel_axis = 0  # of the float layer's weight, along which scales differ
-    rotation = 0  # in groups of how many the rows of the float layer's weight are rotated before they become codes
+    channel_axis = 0  # axis of the float layer's weight along which scales differ
+    rotation = 0  # group size in which the rows of the float layer's weight are rotated before encoding; 0 for none
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
@@ -52,11 +52,11 @@ class Int8Storage(nn.Module, Int8Layer):
         self.bias = self._parameter(torch.empty(bias_shape, dtype=torch.float16, device=device)) if bias else None
 
     def _store(self, codes: Tensor, scale: Tensor) -> None:
-        """Take over what `encode` returns."""
+        """Take over the results of `encode`."""
         self.weight, self.weight_scale = self._parameter(codes.unsqueeze(0)), self._parameter(scale)
 
     def replace_codes(self, codes: Tensor) -> None:
-        """Take over codes of the same weight under the same scales that are rounded in another way.
+        """Replace the codes by other roundings of the same weight under the same scales.
 
         codes: int8 in the shape of the layer's floats, in [-127, 127]. Raises ValueError for others.
         """
@@ -69,13 +69,15 @@ class Int8Storage(nn.Module, Int8Layer):
 
     @property
     def codes(self) -> Tensor:
-        """The int8 codes in the shape of the layer's floats, [N, K] or [O, I, kh, kw]: the memory of `weight`."""
+        """The int8 codes in the shape of the layer's floats, [N, K] or [O, I, kh, kw]: a view of `weight`."""
         weight = self.weight
-        # Weights of format 1 have that shape already; they keep it where accelerate reads them from their file.
+        # Weights of format 1 have this shape, and keep it while accelerate reads them from their file.
         return weight if weight.ndim == self.code_axes else weight.select(0, 0)
 
     def kernel(self, device_type: str) -> str:
-        """What multiplies when the layer is called on "cpu" or "cuda", in words, for the report."""
+        """Description of the kernel that runs the layer on "cpu" or "cuda" when it is called as a module, for the
+        report.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -83,17 +85,17 @@ class Int8Storage(nn.Module, Int8Layer):
         return nn.Parameter(tensor, requires_grad=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # .half(), .bfloat16() and .to(dtype) reach modules through here. A scale rounded to fp16 would be another
-        # model, so only the device is followed.
+        # .half(), .bfloat16() and .to(dtype) end up here. A scale rounded to fp16 would be another model, so only
+        # changes of the device are applied.
         def device_only(tensor: Tensor) -> Tensor:
-            # A memory format for convolutions is one of four axes.
+            # Memory formats for convolutions require four axes.
             moved = fn(tensor) if tensor.ndim <= 4 else fn(tensor.select(0, 0)).unsqueeze(0)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(device_only, recurse)
 
     def incoming_problem(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
-        """What speaks against loading the tensors of a state dict whose names begin with `prefix`; None if nothing."""
+        """Why the tensors of a state dict under `prefix` cannot be loaded; None if they can."""
         names = [name for name, own in self._parameters.items() if own is not None]
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         weight = found.get("weight")
@@ -117,14 +119,14 @@ class Int8Storage(nn.Module, Int8Layer):
         return None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Raised at once: PyTorch would copy all that fits, and then list every layer.
+        # Raised at once: PyTorch would copy everything that fits first, and then list every layer.
         if problem := self.incoming_problem(state_dict, prefix):
             raise RuntimeError(problem)
         weight = state_dict.get(f"{prefix}weight")
         if isinstance(weight, Tensor) and weight.ndim == self.code_axes:  # of format 1
             state_dict[f"{prefix}weight"] = weight.unsqueeze(0)
         scale = state_dict.get(f"{prefix}input_scale")
-        if isinstance(scale, Tensor) and scale.ndim == 0:  # one number, as tools like to keep it
+        if isinstance(scale, Tensor) and scale.ndim == 0:  # some tools store it as a scalar
             state_dict[f"{prefix}input_scale"] = scale.view(1)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -135,9 +137,8 @@ def stored_layers(model: nn.Module) -> Iterator[tuple[str, Int8Storage]]:
 
 
 def check_incoming(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-    """Before any tensor of a state dict is copied into `model`: raise RuntimeError for what its INT8 layers refuse.
-
-    A load_state_dict hook of the model that holds them, so that nothing is half loaded.
+    """A load_state_dict pre-hook of the model: raise RuntimeError for what its INT8 layers refuse, before anything is
+    copied.
     """
     for name, layer in stored_layers(model):
         if problem := layer.incoming_problem(state_dict, f"{prefix}{name}." if name else prefix):
@@ -145,7 +146,7 @@ def check_incoming(model: nn.Module, state_dict: Mapping[str, Any], prefix: str,
 
 
 def _value_problem(name: str, tensor: Tensor) -> str | None:
-    """What is wrong with the dtype or values of a layer's tensor that is to be loaded; None if nothing."""
+    """What is wrong with the dtype or values of a tensor to be loaded into a layer; None if nothing."""
     if name.endswith("_scale") and tensor.dtype != torch.float32:
         return f"is {_dtype(tensor)}, but scales must be float32"
     if tensor.is_meta:
@@ -165,11 +166,12 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def encode(weight: Tensor, channel_axis: int, rotation: int = 0) -> tuple[Tensor, Tensor]:
-    """Quantize a float weight of any shape, one scale per index of `channel_axis`.
+    """Quantize a float weight of any shape, with one scale per index of `channel_axis`.
 
-    rotation: size of the groups in which a linear's rows are rotated first (`kernels.reference.rotate`), 0 for none.
+    rotation: group size in which a linear's rows are rotated first (`kernels.reference.rotate`), 0 for none.
+
     Returns int8 codes in the weight's shape and an fp32 scale that broadcasts over it. Channels whose scale would be
-    denormal, which some devices take for zero, become zeros. Raises `ValueError` for NaN or inf.
+    denormal, which some devices flush to zero, become zeros. Raises `ValueError` for NaN or inf.
     """
     codes, scale = empty_encoding(weight, channel_axis)
     encode_into(codes, scale, weight, channel_axis, rotation)
@@ -177,15 +179,15 @@ def encode(weight: Tensor, channel_axis: int, rotation: int = 0) -> tuple[Tensor
 
 
 def empty_encoding(weight: Tensor, channel_axis: int) -> tuple[Tensor, Tensor]:
-    """What `encode` returns, not filled yet."""
+    """Uninitialized results of `encode`."""
     scale_shape = [size if axis == channel_axis else 1 for axis, size in enumerate(weight.shape)]
     codes = torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format)
     return codes, weight.new_empty(scale_shape, dtype=torch.float32)
 
 
 def encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int, rotation: int = 0) -> None:
-    """`encode` into what `empty_encoding` made. Works in slices along the first axis, so that beside the result only a
-    few megabytes of floats exist. Raises `ValueError` for NaN or inf; then the codes are not filled.
+    """`encode` into the tensors from `empty_encoding`. Works in slices along the first axis, so that only a few
+    megabytes of floats exist beside the result. Raises `ValueError` for NaN or inf; the codes are then not filled.
     """
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     at_once = PIECE if weight.device.type == "cpu" else _ENCODE_ELEMENTS
@@ -204,10 +206,10 @@ def encode_into(codes: Tensor, scale: Tensor, weight: Tensor, channel_axis: int,
 
 
 def rotated(rows: Tensor, rotation: int, alone: bool = False) -> Tensor:
-    """`reference.rotate` of rows [M, K] without a gradient, or what is given if `rotation` is 0.
+    """`reference.rotate` of rows [M, K] without a gradient; a rotation of 0 returns the rows.
 
-    On a CPU by the compiled kernel, which has the definition's bits in a tenth of its time. alone: by this thread, for
-    callers that are themselves many.
+    On a CPU it runs the compiled kernel, which is bit-identical in a tenth of the time. alone: on this thread only, for
+    callers that are themselves parallel.
     """
     if not rotation:
         return rows
@@ -217,19 +219,21 @@ def rotated(rows: Tensor, rotation: int, alone: bool = False) -> Tensor:
 
 
 def _quantize_alone(x: Tensor, scale: Tensor) -> Tensor:
-    """`quantize` for fewer elements than PyTorch shares out. It does so with `round` from 2048 on; a sum with a number
-    whose last digit is the ones rounds just so, half to even.
+    """`quantize` for one thread, in sizes that PyTorch does not parallelize. `round` is parallel from 2048 elements on;
+    adding a number whose last digit is the ones rounds the same way, half to even.
     """
     return (x.float() / scale).clamp_(-CODE_MAX, CODE_MAX).add_(_ONES_ARE_LAST).sub_(_ONES_ARE_LAST).to(torch.int8)
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or inf, looked at by this thread alone if on a CPU."""
+    """Whether no value is NaN or inf; on a CPU checked by this thread only."""
     return all(bool(part.isfinite().all()) for part in pieces(tensor))
 
 
 def to_fp16(tensor: Tensor, what: str) -> Tensor:
-    """Floats as stored. Raises `ValueError` that calls the tensor `what`, for NaN, inf and what fp16 cannot hold."""
+    """Floats as they are stored. Raises `ValueError`, calling the tensor `what`, for NaN, inf and values beyond
+    fp16.
+    """
     half = tensor
     if tensor.dtype != torch.float16:
         half = torch.empty_like(tensor, dtype=torch.float16)
@@ -242,7 +246,7 @@ def to_fp16(tensor: Tensor, what: str) -> Tensor:
 
 
 def copy_pieces(target: Tensor, source: Tensor) -> None:
-    """`target.copy_(source)` for tensors of one shape, by this thread alone if on a CPU."""
+    """`target.copy_(source)` for tensors of one shape; on a CPU by this thread only."""
     if target.is_contiguous() and source.is_contiguous():
         for to, part in zip(pieces(target), pieces(source), strict=True):
             to.copy_(part)

@@ -1,8 +1,8 @@
-"""How strongly to smooth a seam: what its reader sees on calibration images, and the strength that suits it best.
+"""Calibrated smoothing: collects a seam's inputs on calibration images and searches its best strength.
 
-The strength is searched for every seam by itself. A candidate's error is that of the reader's output, computed as INT8
-will compute it (weight and inputs rounded, rotated if the layer is), on some rows of its real inputs, so that what
-matters little there may be rounded coarsely. The grid holds "not at all" as well.
+Every seam has its own strength. The error of a candidate is that of the reader's output as INT8 will compute it (weight
+and inputs rounded, and rotated if the layer is), on a sample of its real inputs, so that errors count by their effect.
+The grid includes no smoothing at all.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,13 @@ from vggt_int8.quant.storage import encode
 from vggt_int8.recipe import Scheme
 
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-ROWS = 256  # at least so many rows of a reader's inputs are kept, where there are as many, and less than twice as many
+ROWS = 256  # of a reader's inputs in the sample, at least (if there are as many); always fewer than twice as many
 
 
 class InputSample:
-    """Sizes of a linear's input channels over all rows that it was shown, and some of these rows, evenly spread."""
+    """Root mean squares of a linear's input channels over all rows it has seen, and an evenly spaced sample of these
+    rows.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -30,7 +32,7 @@ class InputSample:
         self._stride = 1
 
     def add(self, x: Tensor) -> None:
-        """x [rows, K] float, finite. What is kept depends on the order of the rows, and not on how they are parted."""
+        """x [rows, K] float, finite. The sample depends on the order of the rows, not on how they are batched."""
         squares = x.double().square().sum(0)
         self._squares = squares if self._squares is None else self._squares + squares
         first = -self.count % self._stride
@@ -49,14 +51,15 @@ class InputSample:
 
     @property
     def rows(self) -> Tensor:
-        """[R, K] fp32, in the order in which they came."""
+        """[R, K] fp32, in their original order."""
         return torch.stack(self._rows)
 
 
 def output_error(weight: Tensor, x: Tensor, f: Tensor, scheme: Scheme) -> float:
-    """Sum of squares of what rounding changes in `x @ weight.T` if columns are multiplied with f, and inputs divided.
+    """Sum of squared errors that rounding causes in `x @ weight.T` if columns are multiplied by f and inputs divided by
+    f.
 
-    weight [N, K], x [R, K], f [K]. A static scale is taken to cover these rows.
+    weight [N, K], x [R, K], f [K]. A static scale is assumed to cover these rows.
     """
     f = f.to(x)
     weight = weight.to(x)
@@ -74,9 +77,9 @@ def output_error(weight: Tensor, x: Tensor, f: Tensor, scheme: Scheme) -> float:
 
 
 def seam_factors(weight: Tensor, sample: InputSample, scheme: Scheme, strength: float | str) -> tuple[Tensor, float]:
-    """Factors [K] of a reader's inputs, and the strength that gave them: the one asked for, or for "search" the best.
+    """Factors [K] for a reader's inputs, and their strength: the given one, or the best one for "search".
 
-    A strength of 0 stands for factors of 1.
+    A strength of 0 means factors of 1.
     """
     sizes, columns = sample.sizes, column_sizes(weight)
     if strength != "search":
@@ -89,7 +92,9 @@ def seam_factors(weight: Tensor, sample: InputSample, scheme: Scheme, strength: 
 def calibrated_folds(
     seams: Mapping[Seam, Scheme], samples: Mapping[str, InputSample], strength: float | str, tensor_of: TensorOf
 ) -> tuple[Folds, dict[str, float]]:
-    """Folds for all seams, whose readers have these schemes and saw these samples, and the strength at each reader."""
+    """Folds for all seams, from the schemes and input samples of their readers, and the strength used at each
+    reader.
+    """
     folds: Folds = {}
     strengths = {}
     for seam, scheme in seams.items():

@@ -1,7 +1,7 @@
-"""What smoothing has folded into a quantized model, read off its parameters beside those of the model in floats.
+"""Recovers the factors that smoothing folded into a quantized model, by comparing it with the float model.
 
-Factors are nowhere in a checkpoint: nothing needs them in a call. Who puts one INT8 layer in the place of a float layer
-does, since its inputs are divided by them, and its outputs if they are values.
+A checkpoint does not contain the factors, since calls do not need them. They are needed to put a single INT8 layer into
+the float model, since its inputs, and its outputs if they are values, are divided by them.
 """
 
 from dataclasses import replace
@@ -14,15 +14,15 @@ from vggt_int8.quant.seams import Seam, seams_between
 from vggt_int8.quant.smoothing import Fold, Folds
 from vggt_int8.quant.storage import rotated
 
-_SAME = 2.0**-9  # parameters that differ by less were rounded to fp16, perhaps twice, and not folded
-_ALIKE = 2.0**-6  # as well, factors of rows that are known from INT8 weights alone
+_SAME = 2.0**-9  # parameters that differ by less were only rounded to fp16, perhaps twice
+_ALIKE = 2.0**-6  # the same for factors of rows that are estimated from INT8 weights
 
 
 def folds_between(model: nn.Module, quantized: nn.Module) -> Folds:
-    """By the name of each linear: what its columns were multiplied with, and its rows; without those that were not.
+    """Factors by name of the linear, for its columns and its rows; linears without factors are left out.
 
-    Exact to the rounding of a LayerNorm in fp16 for columns behind one. For value rows the best fit to all weights of a
-    row, whose rounding errors are small in the mean (about 1e-3 / sqrt(inputs)).
+    Columns after a LayerNorm are exact up to the rounding of the LayerNorm to fp16. Value rows are the best fit over
+    all weights of a row, whose rounding errors average out (to about 1e-3 / sqrt(inputs)).
     """
     folds: Folds = {}
     seams = seams_between(model, quantized)
@@ -38,7 +38,7 @@ def folds_between(model: nn.Module, quantized: nn.Module) -> Folds:
 
 
 def _norm_factors(model: nn.Module, quantized: nn.Module, seam: Seam) -> Tensor | None:
-    """[K] fp64; None if the LayerNorm is the same."""
+    """[K] fp64; None if the LayerNorm is the same in both models."""
     before, after = (
         torch.stack([m.get_parameter(f"{seam.norm}.{key}").detach().double() for key in ("weight", "bias")])
         for m in (model, quantized)
@@ -51,7 +51,9 @@ def _norm_factors(model: nn.Module, quantized: nn.Module, seam: Seam) -> Tensor 
 
 
 def _values_factors(model: nn.Module, quantized: nn.Module, seam: Seam, folds: Folds) -> Tensor | None:
-    """[K] fp64; None if the value rows are the same: by their biases, or without any by their weights."""
+    """[K] fp64; None if the value rows are the same in both models, judged by their biases, or by their weights without
+    biases.
+    """
     source, layer = model.get_submodule(seam.values), quantized.get_submodule(seam.values)
     assert isinstance(source, nn.Linear)
     start = len(source.weight) // 3 * 2
