@@ -1,4 +1,4 @@
-"""Where the network and quantization meet: `VGGTInt8`, its loading and saving through transformers.
+"""Where the network and quantization meet: `VGGTInt8`, and its loading and saving through transformers.
 
 Importing this package registers the quantizer ("vggt_int8") and the Auto classes.
 """

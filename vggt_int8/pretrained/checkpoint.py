@@ -1,8 +1,8 @@
-"""Check a checkpoint before anything is loaded from it.
+"""Checks a checkpoint before anything is loaded from it.
 
-transformers loads a checkpoint with a missing scale, an extra tensor, a wrong shape or floats in an int8 slot, and
-at most prints a report. Here the headers of the safetensors files must agree with the model, name by name, and
-floating-point values must be finite; otherwise nothing is loaded and the error names the tensor.
+transformers loads a checkpoint with a missing scale, an extra tensor, a wrong shape or floats in an int8 slot, and at
+most prints a report. Here, the headers of the safetensors files must match the model name by name, and floating-point
+values must be finite; otherwise nothing is loaded and the error names the tensor.
 """
 
 import functools
@@ -50,7 +50,7 @@ _SHOWN = 5  # tensor names, or problems, in a message
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as its file describes it: dtype in safetensors' words ("F32", "I8", ...), shape, file."""
+    """A tensor as described by its file: dtype in safetensors' notation ("F32", "I8", ...), shape, file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -67,12 +67,13 @@ def validate_checkpoint(
 ) -> None:
     """Compare a checkpoint with the model that is about to be filled from it.
 
-    model: with its INT8 layers in place, on the meta device. quantizing: the checkpoint is in floating point and is
-    quantized while it is read (its values are checked on the way); otherwise values are checked here. dropped: what the
-    checkpoint has beside that, and a quantized model has no place for, by name.
+    model: with its INT8 layers in place, on the meta device.
+    quantizing: the checkpoint is in floating point and is quantized while it is read, with its values checked on the
+        way; otherwise values are checked here.
+    dropped: tensors of the checkpoint, by name, that a quantized model does not have.
 
     Raises `CheckpointError` for unreadable files, missing or unexpected tensors, wrong shapes or dtypes, NaN and inf,
-    and values that the compute dtype or the format does not have.
+    and values that the compute dtype or the format cannot represent.
     """
     if state_dict is not None:
         stored = {name: _describe(tensor, "state dict") for name, tensor in state_dict.items()}
@@ -137,9 +138,9 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> No
 
 
 def check_incoming_values(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-    """A load_state_dict hook of a quantized VGGT: codes and scales are judged as those of a checkpoint's files are.
+    """A load_state_dict pre-hook of a quantized VGGT: checks codes and scales as those of a checkpoint's files.
 
-    What no layer at all can take is refused before, by the hook of `vggt_int8.quant`. Raises RuntimeError.
+    The hook of `vggt_int8.quant` refuses beforehand what no INT8 layer accepts. Raises RuntimeError.
     """
     found = {}
     for layer, module in stored_layers(model):
@@ -171,7 +172,8 @@ def _warn_of_odd_codes(largest: Mapping[str, Tensor], alike: list[str]) -> None:
 
 
 def read_headers(files: Iterable[str]) -> dict[str, StoredTensor]:
-    """Names, dtypes and shapes of safetensors files, without their data; pickle files are read with weights only.
+    """Names, dtypes and shapes of tensors in safetensors files, without their data; pickle files are read with
+    `weights_only`.
 
     Raises `CheckpointError` for a file that is missing, unreadable, truncated, corrupted or empty, and for a tensor
     that is in two files.
@@ -272,7 +274,7 @@ def _tensors(state_dict: Mapping[str, Any] | None, files: Iterable[str] | None) 
 def opened_tensors(
     state_dict: Mapping[str, Any] | None, files: Iterable[str] | None
 ) -> Iterator[Callable[[str], Tensor]]:
-    """Tensors of a checkpoint by name, each read when it is asked for; KeyError for one that it does not have."""
+    """A lookup of a checkpoint's tensors by name, read on demand; raises KeyError for unknown names."""
     if state_dict is not None:
         yield state_dict.__getitem__
         return
@@ -292,5 +294,5 @@ def _listed(names: list[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A tensor's name as it is, unless somebody has put something else into its place."""
+    """A tensor's name, escaped if it is unprintable or too long."""
     return name if name.isprintable() and len(name) <= 200 else shown(name, 200)

@@ -1,8 +1,8 @@
-"""`ContextParallel`: calls of a model with the frames of a scene shared out over processes, one GPU each.
+"""`ContextParallel`: context parallelism over the frames of a scene, one process per GPU.
 
 Every process makes the same calls with the same images, works on its own frames, and exchanges with the others what
-global attention needs (`vggt_int8.shards`). A call that fails in one process fails in all, and they can go on after it;
-a process that is gone makes the others raise instead of wait.
+global attention needs (`vggt_int8.shards`). A call that fails in one process fails in all of them, and they can
+continue afterwards; if a process is lost, the others raise instead of waiting.
 """
 
 import zlib
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class ContextParallel:
-    """How `model` makes calls together with its copies in other processes. See `Parallel.set_context_parallel`."""
+    """Makes the calls of `model` together with its copies in other processes. See `Parallel.set_context_parallel`."""
 
     def __init__(self, model: "Int8Network", outputs: Outputs, group: "ProcessGroup | None") -> None:
         self.outputs = outputs
@@ -42,14 +42,14 @@ class ContextParallel:
         self._agree(_facts(model) | {"outputs": outputs})
 
     def __reduce__(self) -> Any:
-        """A copy of the model, or a saved one, makes its calls alone."""
+        """Copies and pickles of the model make their calls alone."""
         return type(None), ()
 
     def run(self, model: "Int8Network", call: Call, checked: bool) -> Any:
-        """`model`'s output for a call that all processes make, of all frames or of the own ones, as `outputs` has it.
+        """`model`'s output for a call that all processes make, for all frames or its own, depending on `outputs`.
 
-        Raises what the network raises here; `PeerFailed` if it raised in another process, or if calls differ;
-        `LostProcess` if one is gone; ValueError for calls that cannot be shared out.
+        Raises what the network raises here; `PeerFailed` if another process failed or the calls differ; `LostProcess`
+        if a process is lost; ValueError for calls that cannot be sharded.
         """
         with self.asking():
             self._check(model, call)
@@ -61,8 +61,8 @@ class ContextParallel:
         return self._together(lambda: self._collect(model, call, shard, output))
 
     def _run_own(self, model: "Int8Network", own: Call, checked: bool) -> Any:
-        """The output of this process's frames, None without any. Where memory runs out, all begin again and work on
-        less at a time. Raises as `_together`.
+        """The output for this process's frames, None if it has none. If memory runs out, all processes start again with
+        smaller plans. Raises as `_together` does.
         """
         at_work = own.images.shape[1] > 0
         while True:
@@ -73,12 +73,12 @@ class ContextParallel:
             except Exception as error:
                 if not self._can_do_with_less(model, error):
                     raise
-            # Outside of the handler, whose exception holds on to the tensors of the failed attempt.
+            # Outside the handler, whose exception keeps the tensors of the failed attempt alive.
             if at_work:
                 model.runtime.step_down()
 
     def _can_do_with_less(self, model: "Int8Network", error: Exception) -> bool:
-        """Whether memory alone ran out, in processes that can work on less at a time. error: what was raised here."""
+        """Whether the only failures are out of memory, in processes that can use smaller plans. error: raised here."""
         failed = not isinstance(error, PeerFailed)
         can = isinstance(error, torch.OutOfMemoryError) and model.runtime.can_step_down
         answers = [can for failed, can in self.peers.tell((failed, can)) if failed]
@@ -86,7 +86,7 @@ class ContextParallel:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Around what is done of a call before the processes meet: if it raises, they raise `PeerFailed`."""
+        """Wraps the part of a call before the processes synchronize: if it raises, the others raise `PeerFailed`."""
         try:
             yield
         except Exception as error:  # whatever it is, the others wait for this process
@@ -94,7 +94,7 @@ class ContextParallel:
             raise
 
     def _check(self, model: "Int8Network", call: Call) -> None:
-        """Raise ValueError for a call that cannot be shared out."""
+        """Raise ValueError for a call that cannot be sharded."""
         images, device = call.images, self.peers.device
         if images.device != device:
             raise ValueError(
@@ -105,7 +105,7 @@ class ContextParallel:
             raise ValueError("shared out frames give no gradients: call model.eval(), and within torch.no_grad()")
 
     def _together(self, work: Callable[[], T] | None) -> T | None:
-        """What `work` gives, if it gives that in all processes; None: the others work. Raises what it raised here, or
+        """The result of `work` if it succeeds in all processes; None if this process has no work. Raises its error, or
         `PeerFailed`.
         """
         error: Exception | None = None
@@ -132,10 +132,12 @@ class ContextParallel:
                 raise error
             return result
         finally:
-            error = None  # whose traceback leads back here: what the failed work has made would stay
+            error = None  # break the reference cycle through its traceback, which keeps tensors alive
 
     def _agree(self, facts: dict[str, Any]) -> None:
-        """Raise `PeerFailed` in all processes unless all say the same, and if one has raised while it was `asking`."""
+        """Raise `PeerFailed` in all processes unless all state the same facts, and if one of them raised while
+        `asking`.
+        """
         words = self.peers.tell(facts)
         _raise_for([word.get(_REFUSED) for word in words])
         for name in facts:
@@ -146,7 +148,7 @@ class ContextParallel:
                 raise PeerFailed(f"all processes must do the same, but {name} differs: {told}")
 
     def _collect(self, model: "Int8Network", call: Call, shard: FrameShard, output: Any) -> Any:
-        """The output of a call, from what each process has of it."""
+        """The output of a call, gathered from all processes."""
         counts, own = shard.counts, {} if output is None else dict(output)
         kinds = {name: (t.shape, t.dtype) for name, t in own.items() if name != "images"}
         kinds = self.peers.tell(kinds)[0]  # which a process without frames does not know
@@ -166,9 +168,10 @@ class ContextParallel:
         return model.output_class(**fields)
 
     def _gather(self, mine: Tensor, counts: Sequence[int], to: Sequence[int]) -> Tensor:
-        """Parts [B, counts[rank], ...] -> the whole [B, sum(counts), ...] for ranks in `to`; the others keep theirs.
+        """Parts [B, counts[rank], ...] -> the whole [B, sum(counts), ...] on the ranks in `to`; the others keep their
+        part.
 
-        Where the own part waits on the host, so does the whole.
+        The result is on the host if the own part is.
         """
         peers = self.peers
         if not to:
@@ -190,27 +193,27 @@ class ContextParallel:
 
 
 class Parallel:
-    """A base of loadable networks: how their calls are shared out."""
+    """Mixin for loadable networks: context parallelism."""
 
     _context_parallel: ContextParallel | None = None
 
     def set_context_parallel(
         self, outputs: Outputs | Literal["off"] = "all", group: "ProcessGroup | None" = None
     ) -> None:
-        """From now on share the frames of every call out over the processes of a group, one GPU each ("off": no more).
+        """Shard the frames of every following call over the processes of a group, one GPU each ("off": stop sharding).
 
-        All processes have loaded the same model, call this and then the model with the same arguments, all frames
-        included. Each works on its own frames, and sees in global attention the keys and values of all; results are
-        those of one GPU, but for the order of sums. Where there are fewer frames than processes, the last ones wait.
+        All processes must load the same model, call this, and then call the model with the same arguments, all frames
+        included. Each works on its own frames, and in global attention sees the keys and values of all; results equal
+        those of one GPU up to the order of sums. With fewer frames than processes, the last ones wait.
 
-        outputs: what a call returns: the results of all frames in "all" processes, in the "first" one of the group and
-            of their own frames in the others, or everywhere of the "own" frames, which are `images` of the output.
-        group: of `torch.distributed`, which is initialised; None for all processes. Hosts talk over it, too, so it has
-            gloo beside NCCL, as PyTorch makes it unless it is told otherwise.
+        outputs: what a call returns. "all": results for all frames in every process; "first": for all frames on rank 0
+            and for their own frames on the others; "own": for their own frames, which are then `images` of the output.
+        group: an initialized group of `torch.distributed`; None for all processes. Hosts communicate through it, too,
+            so it needs gloo beside NCCL, which is PyTorch's default.
 
-        A call that raises in one process raises in all, there as `PeerFailed`; a process that is gone raises
-        `LostProcess` in the others. Raises RuntimeError without torch.distributed, or NCCL for GPUs, `PeerFailed`
-        where models differ, and ValueError for values that do not fit.
+        A call that raises in one process raises `PeerFailed` in the others; a lost process raises `LostProcess` in the
+        others. Raises RuntimeError without torch.distributed, or without NCCL for GPUs, `PeerFailed` if the models
+        differ, and ValueError for invalid values.
         """
         if outputs not in (*get_args(Outputs), "off"):
             raise ValueError(f"outputs must be one of {', '.join(get_args(Outputs))}, or off; got {outputs!r:.60}")
@@ -220,12 +223,12 @@ class Parallel:
             previous.peers.close()
 
     def asking(self) -> AbstractContextManager[None]:
-        """`ContextParallel.asking`, where calls are shared out."""
+        """`ContextParallel.asking`, if calls are sharded."""
         return nullcontext() if self._context_parallel is None else self._context_parallel.asking()
 
 
 def _raise_for(errors: Sequence[str | None]) -> None:
-    """Raise `PeerFailed` for the first process, by rank, that says an error."""
+    """Raise `PeerFailed` for the first rank that reports an error."""
     for rank, error in enumerate(errors):
         if error:
             raise PeerFailed(f"the call failed in the process of rank {rank} of {len(errors)}: {error}")
@@ -244,7 +247,7 @@ def _facts(model: "Int8Network") -> dict[str, Any]:
 
 
 def _checksum(tensors: Iterable[Tensor]) -> int:
-    """Of the first values of each."""
+    """Checksum of the first values of each tensor."""
     found = 0
     for tensor in tensors:
         found = zlib.crc32(tensor.detach().flatten()[:64].cpu().view(torch.uint8).numpy().tobytes(), found)
@@ -252,7 +255,7 @@ def _checksum(tensors: Iterable[Tensor]) -> int:
 
 
 def _asked(model: "Int8Network", call: Call, own: Call, checked: bool) -> dict[str, Any]:
-    """What all processes must ask for together, as they must exchange the same in the same order."""
+    """The parts of a call that must agree, since all processes must exchange the same tensors in the same order."""
     runtime, points = model.runtime, call.query_points
     fused = runtime.mode != "off" and runtime.why_not(own) is None
     return {

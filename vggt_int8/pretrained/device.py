@@ -1,4 +1,4 @@
-"""Where a model is to compute, and in which dtype."""
+"""The device and dtype in which a model computes."""
 
 from typing import Any
 
@@ -40,9 +40,9 @@ def check_device(device_map: Any) -> None:
 
 
 def compute_dtype(dtype: Any, former: Any, device_map: Any) -> torch.dtype:
-    """The dtype to compute in: of `dtype=`, or of `torch_dtype=`, its former name; by default that of the device.
+    """The compute dtype from `dtype=`, or from its former name `torch_dtype=`; by default that of the device.
 
-    Raises TypeError for what is no floating-point dtype that the network computes in, and for two that differ.
+    Raises TypeError for anything but a supported floating-point dtype, and if both are given and differ.
     """
     given = [_as_dtype(value) for value in (dtype, former) if value is not None and value != "auto"]
     if len(set(given)) > 1:

@@ -1,4 +1,6 @@
-"""Inputs are in their range and results finite, or the call raises: one look per call, a search only when it fails."""
+"""Checks that inputs are in range and results finite: one check per call, and a search for the layer only after a
+failure.
+"""
 
 import math
 import warnings
@@ -12,23 +14,23 @@ from vggt_int8.listing import first_few
 from vggt_int8.model.call import HIGHEST, LOWEST, OF_OWN_FRAMES, describe_range
 from vggt_int8.model.vggt import VGGTOutput
 
-# images are the input; a field of view of zero makes the intrinsic alone infinite, which is a warning, not an error.
+# images are the input; a field of view of zero only makes the intrinsic infinite, which is a warning.
 _UNCHECKED = ("images", "intrinsic", "pose_enc_list")
 _HALF_PIXEL = 0.5
 
 
 class NonFiniteOutput(FloatingPointError):
-    """An output holds NaN or inf. The message names the outputs, the frames and the first layer that made them."""
+    """An output holds NaN or inf. The message names the outputs, the frames and the first layer that produced them."""
 
 
 def is_capturing(tensor: Tensor) -> bool:
-    """Whether the forward is being captured in a CUDA graph, where values cannot be looked at."""
+    """Whether the forward is being captured in a CUDA graph, where values cannot be read."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def check_values(images: Tensor, points: Tensor | None) -> None:
-    """Raise ValueError if images are not in [0, 1], as far as that can be told, or query points [B, N, 2] not inside of
-    them; `NonFiniteOutput` for NaN and inf in images.
+    """Raise ValueError if images are clearly not in [0, 1], or query points [B, N, 2] not inside them;
+    `NonFiniteOutput` for NaN and inf in images.
     """
     _check_range(*(bound.item() for bound in images.detach().aminmax()))
     if points is not None and not bool(_points_inside(points, *images.shape[-2:])):
@@ -43,16 +45,16 @@ def _check_range(low: float, high: float) -> None:
 
 
 def _points_inside(points: Tensor, height: int, width: int) -> Tensor:
-    """Whether all points (x, y) [..., 2] are inside of an image, as a bool of their device.
+    """Whether all points (x, y) [..., 2] are inside an image, as a bool tensor on their device.
 
-    Half a pixel around is inside, wherever the caller has the middle of the first pixel: at 0 or at 0.5.
+    Half a pixel of tolerance allows for both conventions: the center of the first pixel at 0 or at 0.5.
     """
     x, y = points[..., 0], points[..., 1]
     return ((x >= -_HALF_PIXEL) & (x <= width) & (y >= -_HALF_PIXEL) & (y <= height)).all()
 
 
 def _describe_outside(points: Tensor, height: int, width: int) -> str:
-    """The sentence for points [..., N, 2] that are not all inside. Waits for the device."""
+    """The error message for points [..., N, 2] that are not all inside. Synchronizes with the device."""
     flat = points.reshape(-1, 2).tolist()
     outside = [
         (number % points.shape[-2], x, y)
@@ -76,9 +78,11 @@ def check_finite(
 ) -> None:
     """Raise `NonFiniteOutput` if an output is not finite; warn about a field of view of zero.
 
-    On a GPU also raise ValueError for images not in [0, 1] and for query points [..., N, 2] outside of them, which on a
-    CPU was asked before. One transfer from the device if all is well. `rerun` repeats the forward, to find the layer at
-    fault; None where that cannot be done. first_frame: number of the images' first one in its scene.
+    On a GPU, also raise ValueError for images not in [0, 1] and query points [..., N, 2] outside them, which on a CPU
+    are checked beforehand. Takes one transfer from the device if all is well.
+
+    rerun: repeats the forward pass to find the layer at fault; None if that is not possible.
+    first_frame: index of the first of these images in the scene.
     """
     images, pose = output.images, output.pose_enc
     names = [name for name, value in output.items() if name not in _UNCHECKED and value is not None]
@@ -121,7 +125,7 @@ def _describe(
 
 
 def _bad_frames(tensor: Tensor) -> list[int]:
-    """Of [B, S, ...]; none of what a whole scene has, [B, C]."""
+    """Indices of non-finite frames in [B, S, ...]; none for outputs of a whole scene, [B, C]."""
     if tensor.ndim < 3:
         return []
     per_frame = tensor.isfinite().flatten(2).all(dim=-1)
@@ -130,7 +134,7 @@ def _bad_frames(tensor: Tensor) -> list[int]:
 
 
 class _Found(Exception):
-    """Stops the forward at the first layer with a bad result."""
+    """Stops the forward pass at the first layer with a non-finite result."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""`quantize`: a model that is there already, in place, whoever's it is."""
+"""`quantize`: quantizes an existing model in place, of this package or not."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,27 +47,29 @@ def quantize(
 ) -> Module:
     """Quantize a model in place and return it.
 
-    This package's networks, `VGGT` and `VGGTOmega` too, can be saved afterwards and loaded as `VGGTInt8` or
-    `VGGTOmegaInt8`; their kept parameters are rounded to fp16 values, in which they are stored. On any other module,
-    the reference repository's `VGGT` included, only the layers that the recipe names change and, where it smooths,
-    those before them. All is checked first, so an error leaves the model as it was; then layer after layer gives its
-    floats back as its codes take their place (a layer a thread on a CPU), so that no second model exists, and Ctrl-C
-    waits until that is done. Layers that must stay as they are (`vggt_int8.quant.quantize_module` says which) are
-    warned of; `model.quantization_plan` has all, with the reasons.
-    Adapters (peft's LoRA) come first, for peft wraps no layer that is INT8 already: merge them, or quantize with them
-    in place, which turns the layers that they wrap into INT8; `exclude=[".*lora.*"]` leaves LoRA's own layers, still
-    trainable, as floats. Layers under other adapters (DoRA, which reads their weights) are kept.
+    This package's networks, including plain `VGGT` and `VGGTOmega`, can then be saved and loaded as `VGGTInt8` or
+    `VGGTOmegaInt8`; their kept parameters are rounded to fp16, the stored dtype. In any other module, including the
+    reference repository's `VGGT`, only the layers that the recipe names change, and with smoothing those before them.
 
-    calibration: images for a recipe with static scales, or one that smooths by what inputs show: folders, files,
-        patterns, or tensors [S, 3, H, W] in [0, 1], one or a list; for a module that is no network of this package
-        tensors, one for each call of it. Each folder or tensor is a scene. The recipe's `calibration_samples` of them
-        are seen, in an order of their own: which, and what follows, depend on the images and `calibration_seed` alone
+    Everything is checked first, so an error leaves the model unchanged. Then each layer frees its floats as its codes
+    take their place (one layer per thread on a CPU), so no second model exists, and Ctrl-C waits until that is done. A
+    warning lists layers that must be kept (see `vggt_int8.quant.quantize_module`); `model.quantization_plan` has all
+    layers, with reasons.
+
+    peft cannot wrap layers that are already INT8, so apply adapters (LoRA) first: merge them, or quantize with them in
+    place, which turns the wrapped layers into INT8; `exclude=[".*lora.*"]` leaves LoRA's own layers as trainable
+    floats. Layers under adapters that read their weights (DoRA) are kept.
+
+    calibration: images for a recipe with static scales, GPTQ, or smoothing by inputs: folders, files, patterns, or
+        tensors [S, 3, H, W] in [0, 1], one or a list; for a module that is not a network of this package, tensors, one
+        per call. Each folder or tensor is a scene. The recipe's `calibration_samples` of them are used. Their choice,
+        and the result, depend only on the images and `calibration_seed`, not on their order
         (`vggt_int8.calibration.images`).
-    on_call: called with (calls done, all calls) during calibration, in the place of a progress bar.
+    on_call: called with (calls done, all calls) during calibration, instead of a progress bar.
 
-    Raises `TypeError` for what is no module, `RecipeError` if the recipe does not fit, or needs a calibration that is
-    not given, or is given one that it does not need, `CalibrationError` for images or a network without ranges,
-    `BackendError` if the backend cannot run it, `ValueError` naming the layer for weights with NaN or inf.
+    Raises `TypeError` if `model` is not a module; `RecipeError` if the recipe does not fit, or if calibration is
+    missing or unneeded; `CalibrationError` for images or a network without ranges; `BackendError` if the backend cannot
+    run it; `ValueError`, naming the layer, for weights with NaN or inf.
     """
     recipe = load_recipe(recipe)
     check_calibration(recipe, calibration)
@@ -88,8 +90,9 @@ def measured(
     seed: int = 0,
     on_call: Callable[[int, int], None] | None = None,
 ) -> tuple[Folds, Calibration | None]:
-    """What a recipe asks to be folded into layers, and static scales and codes of what is then folded; arguments as of
-    `quantize`. The model is not changed."""
+    """The folds that a recipe asks for, and static scales and codes of the folded layers; arguments as in `quantize`.
+    The model is not changed.
+    """
     if calibration is None:
         return plan_folds(model, plan, recipe), None
     inputs = inputs_for(model, calibration, recipe.calibration_samples, seed)
@@ -115,7 +118,9 @@ def install(
     folds: Folds,
     found: Calibration | None,
 ) -> None:
-    """Make a model INT8 in place by what was measured; a `Network` can be saved then. Signals wait until it is."""
+    """Make a model INT8 in place from the results of `measured`; a `Network` can then be saved. Signals are deferred
+    until that is done.
+    """
     with uninterrupted():
         apply_plan(model, plan, recipe, backend, folds, *(() if found is None else (found.scales, found.codes)))
         model.quantization_plan = plan  # type: ignore[assignment]  # any attribute but a tensor or module
@@ -123,7 +128,7 @@ def install(
             round_kept_parameters(model)
             facts = None if found is None else found.facts
             quantization = VGGTInt8QuantizationConfig(recipe=recipe.to_dict(), backend=backend, calibration=facts)
-            model.config = deepcopy(model.config)  # other models may have been made of the same one
+            model.config = deepcopy(model.config)  # other models may share it
             model.config.quantization_config = quantization
             model.hf_quantizer = VGGTInt8Quantizer(quantization, pre_quantized=True)
             model.register_load_state_dict_pre_hook(check_incoming_values)
@@ -132,7 +137,7 @@ def install(
 
 
 def check_calibration(recipe: Recipe | None, calibration: Any) -> None:
-    """Raise `RecipeError` unless calibration is given where a recipe needs it, and nowhere else."""
+    """Raise `RecipeError` if calibration is missing for a recipe that needs it, or given for one that does not."""
     if recipe is None:
         if calibration is not None:
             raise RecipeError("calibration belongs to a recipe that needs it: pass recipe= as well")
@@ -162,7 +167,7 @@ def calibrate_loaded(
     on_call: Callable[[int, int], None] | None,
 ) -> None:
     """`quantize` for a model that `from_pretrained` has just loaded in floating point. Raises `CheckpointError` if it
-    lies on several devices.
+    is on several devices.
     """
     assert recipe is not None
     places = set((getattr(model, "hf_device_map", None) or {}).values())
@@ -177,11 +182,13 @@ def calibrate_loaded(
 
 @contextmanager
 def progress_of(on_call: Callable[[int, int], None] | None) -> Iterator[Callable[[int, int], None]]:
-    """`on_call`, or what draws a bar on stderr as transformers does while it loads, unless its bars are off."""
+    """`on_call`, or else a function that draws a progress bar on stderr like transformers does while loading, unless
+    its bars are disabled.
+    """
     if on_call is not None:
         yield on_call
         return
-    shown = 0  # a bar that is off knows no number of its own
+    shown = 0  # a disabled bar does not count
     with logging.tqdm(desc="Calibrating", total=None, leave=False) as bar:
 
         def show(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`Int8Network`: what makes a network one that can be quantized, saved and loaded again, whichever it is."""
+"""`Int8Network`: makes a network quantizable, savable and loadable, for all network families."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -52,16 +52,14 @@ from vggt_int8.saves.settled import load_settled
 
 
 class Int8Network(Parallel, Network):
-    """Beside a plain network's class, a base of its INT8 form: INT8 weights by a recipe; without one it is the plain
-    network.
-    """
+    """Mixin beside a plain network's class: INT8 weights by a recipe; without a recipe it is the plain network."""
 
     quantization_plan: dict[str, LayerPlan] | None = None
     load_dtypes: dict[str, torch.dtype | None]
     _runtime: Runtime | None = None
 
     @classmethod
-    @torch.inference_mode(False)  # else weights that are loaded within it could never be trained, or encoded by threads
+    @torch.inference_mode(False)  # inference tensors could neither be trained nor encoded by other threads
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -78,27 +76,28 @@ class Int8Network(Parallel, Network):
         on_call: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a model from the Hub or from disk, quantizing it on the way if `recipe` is given.
+        """Load a model from the Hub or from disk, and quantize it while loading if `recipe` is given.
 
-        pretrained_model_name_or_path: Hub id, folder, a single file of tensors (`.safetensors`, `.pt`, `.bin`, `.ckpt`;
-            sizes and recipe come from a `config.json` beside it, else sizes are those of the public checkpoint, and
-            heads those that the file has), or "embedded": the small trained model inside this package, which needs no
-            network. What wrappers put before the names of tensors ("module.", "_orig_mod.", "model.") is taken off.
+        pretrained_model_name_or_path: Hub id, folder, single weight file (`.safetensors`, `.pt`, `.bin`, `.ckpt`), or
+            "embedded", the small trained model inside this package, which needs no network. For a single file, sizes
+            and recipe come from a `config.json` beside it; without one, sizes are those of the public checkpoint and
+            heads those in the file. Prefixes of tensor names that wrappers add ("module.", "_orig_mod.", "model.") are
+            removed.
         recipe: shipped name, path of a TOML file, or `Recipe`; only for a floating-point checkpoint. A quantized
-            checkpoint holds its recipe and is loaded as it is.
-        calibration, calibration_seed, on_call: for a recipe that needs images, as `vggt_int8.quantize` takes them. The
-            model is loaded in fp32 then, runs on the images, and is quantized in place; it must lie on one device.
-        backend: "auto" (the fastest of this machine), "native", "torchao", "bitsandbytes" or "reference".
+            checkpoint contains its recipe.
+        calibration, calibration_seed, on_call: for a recipe that needs images, as in `vggt_int8.quantize`. The model is
+            then loaded in fp32, run on the images, and quantized in place; it must be on one device.
+        backend: "auto" (the fastest on this machine), "native", "torchao", "bitsandbytes" or "reference".
         device_map: as in transformers: "cuda", "cpu", "auto", or a dict; "cpu" by default.
-        dtype: the dtype to compute in; by default fp16 on CUDA and fp32 on the CPU.
-        filename: of such a single file, in a folder or Hub repository that has no config.json.
-        verify: compare the contents of the files with the digests in config.json; that reads them once more.
-        kwargs: fields of the config to change, such as `enable_track=False` (that head's weights stay unread), and
-            what transformers does as it says (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
-            See `vggt_int8.model.keywords` for what is refused, and why.
+        dtype: the compute dtype; by default fp16 on CUDA and fp32 on a CPU.
+        filename: of a single weight file in a folder or Hub repository without config.json.
+        verify: compare the contents of the files with the digests in config.json, which reads them once more.
+        kwargs: config fields to change, such as `enable_track=False` (that head's weights are not read), and keywords
+            of transformers (`token`, `revision`, `cache_dir`, `max_memory`, `offload_folder`, ...).
+            `vggt_int8.model.keywords` lists which are refused, and why.
 
         Raises `CheckpointError`, `RecipeError`, `BackendError`, `CalibrationError` or, for keywords, TypeError, saying
-        what does not fit; then nothing is loaded.
+        what does not fit; nothing is loaded then.
         """
         source = named = resolve_source(pretrained_model_name_or_path)
         if args:
@@ -106,7 +105,7 @@ class Int8Network(Parallel, Network):
         options = check_keywords(kwargs, cls.config_class, own=("recipe", "backend", "calibration", "filename"))
         recipe = None if recipe is None else load_recipe(recipe)
         check_calibration(recipe, calibration)
-        # What is no image is refused before anything is loaded.
+        # Refuse anything but images before anything is loaded.
         scenes = None if calibration is None else find_scenes(calibration)
         calibrated = scenes is not None
         check_backend_name(backend)
@@ -117,7 +116,7 @@ class Int8Network(Parallel, Network):
             source = weight_file(source, filename, options)
             options.pop("subfolder", None)
         asked: dict[str, Any] = {"backend": backend, "config": config, "verify": verify, "calibrated": calibrated}
-        # With copies: an attempt takes options out, and writes what it finds into the config.
+        # With copies: an attempt consumes options and writes to the config.
         loaded = load_settled(
             source, options.get("subfolder"), lambda: cls._load(source, dict(options), recipe=recipe, **asked)
         )
@@ -141,7 +140,7 @@ class Int8Network(Parallel, Network):
         verify: bool,
         calibrated: bool,
     ) -> Any:
-        """`from_pretrained`, once its keywords are checked; in floating point if it is to be `calibrated`."""
+        """`from_pretrained` after the keywords have been checked; in floating point if `calibrated`."""
         if config is not None:
             config = given_config(config, options, cls.config_class)
         check_source(source, options)
@@ -178,7 +177,7 @@ class Int8Network(Parallel, Network):
     def _load_pretrained_model(
         model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        # transformers comes by here with the files resolved and the model's skeleton ready, before any weight is read.
+        # transformers calls this after resolving the files and building the model, before any weight is read.
         quantizer = load_config.hf_quantizer
         quantizing = quantizer is not None and not quantizer.pre_quantized
         if quantizing and "disk" in (load_config.device_map or {}).values():
@@ -207,18 +206,18 @@ class Int8Network(Parallel, Network):
         return {**super()._get_dtype_plan(dtype), **getattr(self, "load_dtypes", {})}
 
     def run_checked(self, call: Call, check_finite: bool) -> Any:
-        """A call's output, whose values are looked at unless a CUDA graph is being captured."""
+        """A call's output; its values are checked unless a CUDA graph is being captured."""
         checked = check_finite and not is_capturing(call.images)
         parallel = self._context_parallel
         return self.run_here(call, checked) if parallel is None else parallel.run(self, call, checked)
 
     def run_here(self, call: Call, checked: bool) -> Any:
-        """What this process does of a call."""
+        """Run a call, or this process's part of it."""
         if checked and call.images.device.type == "cpu":
             check_values(call.images, call.query_points)
         output = self.runtime.run(call)
         if checked:
-            # A search for the layer at fault would leave the other processes alone.
+            # Not with shards: the search for the layer at fault would leave the other processes behind.
             rerun = (lambda: self.predict(call)) if call.shard is None else None
             first_frame = 0 if call.shard is None else call.shard.own.start
             check_outputs(self, output, call.query_points, rerun, first_frame)
@@ -226,7 +225,7 @@ class Int8Network(Parallel, Network):
 
     @property
     def runtime(self) -> Runtime:
-        """The fused network over this model's tensors; see `set_runtime`."""
+        """Runs the model's calls on its own tensors, fused if possible; see `set_runtime`."""
         runtime = self._runtime
         if runtime is None:
             self._runtime = runtime = Runtime(self, mode="auto")
@@ -235,11 +234,11 @@ class Int8Network(Parallel, Network):
         return runtime
 
     def set_runtime(self, mode: Mode = "auto", low_vram: LowVram = "auto") -> None:
-        """Choose whether `forward` runs the network's modules or the fused network over the same tensors.
+        """Choose whether `forward` runs the network's modules or the fused network on the same tensors.
 
-        mode: "auto": fused if the INT8 layers run on the native backend and nothing stands against it
-            (gradients, hooks, offloading: `runtime_report()` says what). "on": fused, also without INT8 layers; what
-            stands against it raises `BackendError`. "off": never.
+        mode: "auto" runs fused if the INT8 layers use the native backend and nothing rules it out (gradients, hooks,
+            offloading: `runtime_report()` says what). "on" always runs fused, also without INT8 layers, and raises
+            `BackendError` if that is not possible. "off" never runs fused.
         low_vram: see `vggt_int8.runtime.Runtime`.
         """
         previous, self._runtime = self._runtime, Runtime(self, low_vram, mode)
@@ -251,7 +250,9 @@ class Int8Network(Parallel, Network):
         return self.runtime.report()
 
     def half(self) -> Self:
-        """Compute in fp16 from now on. INT8 layers keep their dtypes, so it is safe, though transformers refuses it."""
+        """Compute in fp16 from now on. Safe for INT8 layers, which keep their dtypes, although transformers
+        refuses it.
+        """
         return self.to(torch.float16)
 
     def float(self) -> Self:
@@ -264,7 +265,7 @@ class Int8Network(Parallel, Network):
         return quantization_report(self, self.quantization_plan, device_type)
 
     def fused_kernels(self, device_type: str) -> dict[str, str]:
-        """Name of a layer -> what multiplies it in a fused call, in words; empty where calls are not fused."""
+        """Name of each layer -> description of its kernel in a fused call; empty if calls are not fused."""
         return self.runtime.kernels(device_type)
 
     def attention_kernels(self) -> tuple[str, ...]:
@@ -272,7 +273,7 @@ class Int8Network(Parallel, Network):
         return self.runtime_report().attention_kernels
 
     def set_backend(self, backend: str) -> None:
-        """Compute with another backend from now on. Raises `BackendError`, changing nothing, if it cannot."""
+        """Use another backend from now on. Raises `BackendError`, changing nothing, if it cannot run the model."""
         quantization: VGGTInt8QuantizationConfig | None = getattr(self.config, "quantization_config", None)
         if quantization is None or self.quantization_plan is None:
             raise BackendError(f"the model is not quantized, so there is nothing for backend {backend!r} to run")
@@ -298,9 +299,9 @@ class Int8Network(Parallel, Network):
         max_shard_size: str = "5GB",
         tags: Sequence[str] | None = None,
     ) -> str:
-        """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's address.
+        """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's URL.
 
-        tags: for the model card, beside its own. The rest is as in transformers.
+        tags: for the model card, in addition to the default ones. The other arguments are as in transformers.
         """
         return upload(
             self,

@@ -1,4 +1,6 @@
-"""Which network a checkpoint is of, and which heads it has: by its config.json, else by the names of its tensors."""
+"""Which network a checkpoint is of, and which heads it has: from its config.json, else from the names of its
+tensors.
+"""
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -15,25 +17,25 @@ _VGGT_ALONE = ("aggregator.global_blocks.", "depth_head.", "point_head.", "track
 
 
 def config_class(data: Any) -> type[NetworkConfig]:
-    """Of what a config.json holds: by its `model_type`, and VGGT's where that says nothing."""
+    """The config class for the contents of a config.json, by `model_type`; VGGT's by default."""
     found = data.get("model_type") if isinstance(data, Mapping) else None
     return VGGTOmegaConfig if found == VGGTOmegaConfig.model_type else VGGTConfig
 
 
 def config_class_of_names(names: Iterable[str]) -> type[NetworkConfig]:
-    """Of the plain names of a network's tensors."""
+    """The config class for the plain names of a network's tensors."""
     return VGGTOmegaConfig if any(name.startswith(_OMEGA_ALONE) for name in names) else VGGTConfig
 
 
 def hint_of_model_type(data: Any, kind: type[NetworkConfig]) -> str:
-    """What to do with a config.json that is of another network than `kind`'s; empty if it is of no network of ours."""
+    """Advice for a config.json of another network than `kind`'s; empty if it is of none of ours."""
     found = config_class(data)
     said = isinstance(data, Mapping) and data.get("model_type") == found.model_type
     return f": {_way_out(found)}" if said and found is not kind else ""
 
 
 def check_names(names: Collection[str], source: str, kind: type[NetworkConfig]) -> None:
-    """Raise `CheckpointError` if a file's tensors have names that another network than `kind`'s alone has."""
+    """Raise `CheckpointError` if a file's tensors have names that only another network than `kind`'s has."""
     alone = {VGGTConfig: _VGGT_ALONE, VGGTOmegaConfig: _OMEGA_ALONE}
     found = {config for config, beginnings in alone.items() if any(name.startswith(beginnings) for name in names)}
     if len(found) == 1 and kind not in found:
@@ -48,8 +50,8 @@ def _way_out(found: type[NetworkConfig]) -> str:
 def heads_found(
     names: Iterable[str], source: str, kind: type[NetworkConfig], asked: Mapping[str, Any]
 ) -> dict[str, bool]:
-    """Field of the config -> whether a file with tensors of these names has that head; warns of those that a whole
-    checkpoint has. asked: fields that the caller decides.
+    """Config field -> whether a file with tensors of these names has that head; warns of missing heads that a full
+    checkpoint has. asked: fields that the caller sets.
     """
     parts = {name.split(".", 1)[0] for name in names}
     if not parts & {*kind.head_fields, "aggregator"}:  # of something else, which loading says

@@ -1,4 +1,4 @@
-"""`VGGTInt8` and `VGGTOmegaInt8`: networks that can be quantized, saved and loaded again."""
+"""`VGGTInt8` and `VGGTOmegaInt8`: networks that can be quantized, saved and loaded."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from vggt_int8.pretrained.streaming import Streaming
 
 
 class VGGTInt8(Streaming, Int8Network, VGGT):
-    """VGGT with INT8 weights by a recipe; without one it is the plain network.
+    """VGGT with INT8 weights, as a recipe says; without a recipe it is the plain network.
 
     model = VGGTInt8.from_pretrained("facebook/VGGT-1B", recipe="int8_dynamic", device_map="cuda")
     """
@@ -52,9 +52,9 @@ class VGGTInt8(Streaming, Int8Network, VGGT):
         """Run the network: see `VGGT.forward` for inputs and outputs.
 
         check_finite: raise `NonFiniteOutput`, naming the layer, if an output holds NaN or inf, and warn about a field
-            of view of zero. Raise ValueError for images that go far beyond [0, 1] (0 to 255, or normalised) and for
-            query points outside of them: on a CPU before the network runs, on a GPU afterwards, for it waits for the
-            device once. Skipped while compiling or capturing a CUDA graph.
+            of view of zero. Raise ValueError for images far outside [0, 1] (0 to 255, or normalized) and for query
+            points outside them: on a CPU before the network runs, on a GPU afterwards, with a single synchronization.
+            Skipped while compiling or capturing a CUDA graph.
         """
         how = (global_attention, keyframes, descriptors)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record are the network's modules
@@ -65,7 +65,7 @@ class VGGTInt8(Streaming, Int8Network, VGGT):
 
 
 class VGGTOmegaInt8(Streaming, Int8Network, VGGTOmega):
-    """VGGT-Omega with INT8 weights by a recipe; without one it is the plain network.
+    """VGGT-Omega with INT8 weights, as a recipe says; without a recipe it is the plain network.
 
     model = VGGTOmegaInt8.from_pretrained(
         "facebook/VGGT-Omega", filename="vggt_omega_1b_512.pt", recipe="int8_dynamic", device_map="cuda"
@@ -105,14 +105,14 @@ class VGGTOmegaInt8(Streaming, Int8Network, VGGTOmega):
 
 
 def int8_class(config: type[NetworkConfig]) -> type[Int8Network]:
-    """The INT8 network of a class of configs."""
+    """The INT8 network for a config class."""
     return VGGTOmegaInt8 if issubclass(config, VGGTOmegaConfig) else VGGTInt8
 
 
 def int8_class_of(source: str) -> type[Int8Network]:
-    """The INT8 network that a source is of, as its config.json or the names of its tensors say.
+    """The INT8 network class of a source, from its config.json or the names of its tensors.
 
-    VGGT's where neither can be read: loading it says why.
+    VGGT's if neither can be read: loading it reports why.
     """
     try:
         return int8_class(config_class_of(resolve_source(source)))
@@ -120,6 +120,6 @@ def int8_class_of(source: str) -> type[Int8Network]:
         return VGGTInt8
 
 
-# In place of the stand-ins that the package registers when it is imported.
+# Replaces the placeholders that the package registers on import.
 AutoModel.register(VGGTConfig, VGGTInt8)
 AutoModel.register(VGGTOmegaConfig, VGGTOmegaInt8)

@@ -1,8 +1,8 @@
-"""Names of tensors as training programs leave them, brought back to the network's own.
+"""Maps tensor names as training programs leave them to the network's own.
 
-`nn.DataParallel` and DDP put "module." before every name, `torch.compile` puts "_orig_mod." before those of the module
-that it compiled, Lightning the attribute that holds the network. What stands before "aggregator." and the heads is
-taken off, if it is the same for all of them.
+`nn.DataParallel` and DDP prefix every name with "module.", `torch.compile` those of the compiled module with
+"_orig_mod.", and Lightning with the attribute that holds the network. Whatever precedes "aggregator." and the heads is
+removed if it is the same for all of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,12 @@ from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.pickles import is_wrapped, load_pickle
 
 _PARTS = {"aggregator", *VGGTConfig.head_fields, *VGGTOmegaConfig.head_fields}
-# Steps in a name that a wrapper adds, at the front or between: of torch.compile, activation checkpointing and FSDP.
+# Components of a name that wrappers insert anywhere: torch.compile, activation checkpointing and FSDP.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Name as stored -> name in the network. Raises `CheckpointError` where the prefix cannot be decided."""
+    """Stored name -> name in the network. Raises `CheckpointError` if the prefix is ambiguous."""
     names = list(names)
     unwrapped = {name: ".".join(step for step in name.split(".") if step not in _WRAPPERS) for name in names}
     prefixes: dict[str, int] = {}
@@ -56,7 +56,9 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _prefix(name: str) -> str | None:
-    """What stands before the first part of the network in a name, such as "model.module."; None if there is none."""
+    """What precedes the first part of the network in a name, such as "model.module."; None if the name has no such
+    part.
+    """
     steps = name.split(".")
     for index, step in enumerate(steps):
         if step in _PARTS:
@@ -67,10 +69,10 @@ def _prefix(name: str) -> str | None:
 def with_plain_names(
     state_dict: Mapping[str, Any] | None, files: list[str] | None
 ) -> tuple[dict[str, Any] | None, list[str] | None]:
-    """State dict and files for transformers to load: as they came, if their names are the network's own.
+    """State dict and files for transformers to load; unchanged if their names are already the network's own.
 
-    Otherwise the tensors under their plain names, memory-mapped where the files allow, and no files. Raises
-    `CheckpointError` as `plain_names`.
+    Otherwise the tensors under their plain names, memory-mapped if possible, and no files. Raises `CheckpointError` as
+    `plain_names` does.
     """
     if state_dict is not None:
         plain = plain_names(state_dict)
@@ -91,7 +93,7 @@ def _is_wrapped(file: str) -> bool:
 
 
 def load_tensors(file: str) -> dict[str, Tensor]:
-    """The tensors of one file, memory-mapped where its kind allows. Raises `CheckpointError`."""
+    """The tensors of one file, memory-mapped if its type allows. Raises `CheckpointError`."""
     if Path(file).suffix != ".safetensors":
         return load_pickle(file)
     read_headers([file])

@@ -1,8 +1,8 @@
-"""The transformers quantizer behind `quant_method: "vggt_int8"`.
+"""The transformers quantizer for `quant_method: "vggt_int8"`.
 
-It does two things: put unfilled INT8 layers into the model before its weights arrive, and, when the checkpoint is in
-floating point, encode each tensor as it streams by, so that the floating-point model never exists as a whole. What is
-to be folded into tensors (smoothing) is found before, in a pass of its own over those that decide it.
+It puts uninitialized INT8 layers into the model before its weights are loaded and, if the checkpoint is in floating
+point, encodes each tensor as it is streamed, so that the whole floating-point model never exists. Factors that are
+folded into tensors (smoothing) are computed beforehand, in a separate pass over the tensors that determine them.
 """
 
 import re
@@ -38,17 +38,18 @@ from vggt_int8.recipe import Recipe, RecipeError, with_float_attention
 
 QUANT_METHOD = "vggt_int8"
 FORMAT_VERSION = 2
-# The same tensors, but codes in the shape of the floats, [N, K], which other loaders take for weights. Saved as 2.
+# Format 1 has the same tensors, but codes in the shape of the floats, [N, K], which other loaders take for weights. It
+# is saved as format 2.
 _READ_VERSIONS = (1, FORMAT_VERSION)
 
 
 @register_quantization_config(QUANT_METHOD)
 class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
-    """What `config.json` says of a quantized checkpoint: format version, the whole recipe, facts of calibration and, if
-    there was one, of training.
+    """The quantization part of `config.json`: format version, the whole recipe, facts about calibration and, if there
+    was any, training.
 
-    `backend` is this process's choice of kernels; it is not stored. Raises `CheckpointError` for a format that is
-    newer than this package reads or for unknown keys.
+    `backend` is this process's choice of kernels and is not stored. Raises `CheckpointError` for a format newer than
+    this package supports, and for unknown keys.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
     ) -> None:
-        if type(format_version) is not int or format_version not in _READ_VERSIONS:  # True equals 1, and is not it
+        if type(format_version) is not int or format_version not in _READ_VERSIONS:  # True == 1 is refused, too
             raise CheckpointError(
                 f"the checkpoint has format_version {shown(format_version)}; this vggt-int8 reads "
                 f"{' and '.join(map(str, _READ_VERSIONS))}. Update the package: pip install -U vggt-int8"
@@ -94,18 +95,18 @@ class VGGTInt8QuantizationConfig(QuantizationConfigMixin):
             raise CheckpointError(str(error)) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `config.json`, which is always written in the current format."""
+        """Plain data for `config.json`, always in the current format."""
         data = super().to_dict()
         data["format_version"] = FORMAT_VERSION
         del data["backend"]
-        if self.training is None:  # so that versions which know no training still read what has none
+        if self.training is None:  # older versions do not know this key
             del data["training"]
         return data
 
 
 @register_quantizer(QUANT_METHOD)
 class VGGTInt8Quantizer(HfQuantizer):
-    """Called by `from_pretrained`; see the module's text."""
+    """Called by `from_pretrained`; see the module docstring."""
 
     def __init__(self, quantization_config: VGGTInt8QuantizationConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -138,7 +139,7 @@ class VGGTInt8Quantizer(HfQuantizer):
         model.quantization_plan = plan
         ignored = model._keys_to_ignore_on_load_unexpected or set()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *(f"^{re.escape(name)}$" for name in self.dropped)}
-        # Tensors to be encoded arrive as the file has them: a cast to the compute dtype first would change the codes.
+        # Tensors to be encoded arrive in the file's dtype: a prior cast to the compute dtype would change the codes.
         model.load_dtypes = {} if self.pre_quantized else {"*": None}
         return model
 
@@ -150,12 +151,12 @@ class VGGTInt8Quantizer(HfQuantizer):
 
     @property
     def dropped(self) -> dict[str, Tensor]:
-        """What a floating-point checkpoint has, by name, and the quantized model has no place for: masks of biases."""
+        """Tensors of a floating-point checkpoint, by name, that the quantized model does not have: bias masks."""
         return {f"{name}.{MASK}": mask for name, mask in self.masks.items()}
 
     def look_at(self, tensor_of: TensorOf) -> None:
-        """Look at tensors of the checkpoint, which `tensor_of` gives by name, before they are loaded: find what is to
-        be folded into them. Raises `CheckpointError` for a mask of a bias that is not the network's.
+        """Read tensors of the checkpoint by name through `tensor_of` before loading, to compute folds. Raises
+        `CheckpointError` for a bias mask that is not the network's.
         """
         for name, mask in self.dropped.items():
             if not torch.equal(tensor_of(name).to(mask), mask):
@@ -164,7 +165,7 @@ class VGGTInt8Quantizer(HfQuantizer):
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """While tensors are encoded: the threads that do it are there, and when the block ends all is encoded."""
+        """While tensors are encoded: provides the worker threads, and waits for all of them at the end."""
         with Workers() as self.workers:
             yield
         self.workers = None
@@ -173,7 +174,7 @@ class VGGTInt8Quantizer(HfQuantizer):
         self.made.clear()
 
     def make(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
-        """Call `work` to fill the tensor of that name: at once, or in another thread if it is on a CPU."""
+        """Call `work` to fill the tensor of that name: at once, or in a worker thread if it is on a CPU."""
         if self.workers is not None and all(a.device.type == "cpu" for a in arguments if isinstance(a, Tensor)):
             self.made.append((name, self.workers.submit(work, *arguments)))
             return
@@ -183,7 +184,7 @@ class VGGTInt8Quantizer(HfQuantizer):
             self.note(name, error)
 
     def note(self, name: str, error: BaseException | None) -> None:
-        """Keep what is wrong with a tensor until after loading: transformers would make a page of its own of it."""
+        """Collect errors of tensors until after loading, since transformers would print a long report for each."""
         if isinstance(error, ValueError):
             self.errors.append(f"{name}: {error}")
         elif error is not None:
@@ -198,8 +199,8 @@ class VGGTInt8Quantizer(HfQuantizer):
         return model.requires_grad_(False)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors to save, in the format's dtypes whatever the compute dtype is."""
-        if any(parameter.is_meta for parameter in model.parameters()):  # offloaded: the values are with its hooks
+        """The tensors to save, in the format's dtypes, whatever the compute dtype is."""
+        if any(parameter.is_meta for parameter in model.parameters()):  # offloaded: its hooks hold the values
             from accelerate.utils.modeling import get_state_dict_offloaded_model
 
             state = get_state_dict_offloaded_model(model)
@@ -228,7 +229,9 @@ def as_stored(weight: Tensor, layer: Int8Storage) -> Tensor:
 
 
 class EncodeTensor(ConversionOps):
-    """Turn one floating-point tensor of a checkpoint into what the model holds: codes and scale, or rounded floats."""
+    """Converts one floating-point tensor of a checkpoint to what the model holds: codes and scale, or rounded
+    floats.
+    """
 
     def __init__(self, quantizer: VGGTInt8Quantizer) -> None:
         self.quantizer = quantizer
@@ -274,13 +277,15 @@ def _round_into(kept: Tensor, tensor: Tensor, what: str) -> None:
 
 
 def check_magnitude(scale: Tensor) -> None:
-    """Raise `ValueError` for scales of weights beyond fp16, which no checkpoint holds: as kept floats are refused."""
+    """Raise `ValueError` for scales of weights beyond fp16, which checkpoints do not contain; kept floats are checked
+    likewise.
+    """
     if bool((scale > LARGEST_FP16_SCALE).any()):
         raise ValueError(f"the weight holds {scale.max().item() * CODE_MAX:g}, beyond fp16 (at most 65504)")
 
 
 def check_parameters(model: nn.Module, plan: dict[str, LayerPlan]) -> None:
-    """Raise `ValueError`, naming it, for a parameter that is beyond fp16: no checkpoint could store it."""
+    """Raise `ValueError`, naming it, for a parameter beyond fp16, which a checkpoint could not store."""
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             try:
@@ -293,7 +298,7 @@ def check_parameters(model: nn.Module, plan: dict[str, LayerPlan]) -> None:
 
 
 def round_kept_parameters(model: nn.Module) -> None:
-    """Round every kept floating-point parameter to fp16 values, as it will be stored; its dtype stays."""
+    """Round every kept floating-point parameter to fp16, the stored dtype; its own dtype stays."""
     for module in model.modules():
         if not isinstance(module, Int8Storage):
             for key, parameter in module.named_parameters(recurse=False):

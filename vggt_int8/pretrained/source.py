@@ -1,6 +1,6 @@
-"""What a user names as the source of a model: a Hub id, a folder, a single file; its config, its recipe.
+"""The source of a model as a user names it (Hub id, folder, or single file), with its config and its recipe.
 
-Everything here is looked at before a weight is read, in the order of its cost: names first, then the small files.
+Everything here is checked before a weight is read, cheapest first: names, then the small files.
 """
 
 import os
@@ -32,12 +32,11 @@ from vggt_int8.saves.writing import restore
 
 
 def load_config(source: str, kwargs: dict[str, Any], kind: type[NetworkConfig] | None = None) -> NetworkConfig:
-    """The config of a folder or Hub id; `kwargs` are those of `from_pretrained`. Raises `CheckpointError`.
+    """The config of a folder or Hub id. Raises `CheckpointError`.
 
-    kind: the class that it must be of; None for the one that its `model_type` says.
-
-    Fields of the config among `kwargs`, such as `enable_track=False`, are taken out of them and replace what the
-    checkpoint says, as everywhere in transformers.
+    kwargs: those of `from_pretrained`. Config fields among them, such as `enable_track=False`, are removed from it and
+        override the checkpoint's, as everywhere in transformers.
+    kind: the required config class; None for the one that `model_type` names.
     """
     subfolder = kwargs.get("subfolder") or ""
     if Path(source).is_dir():
@@ -57,14 +56,15 @@ def load_config(source: str, kwargs: dict[str, Any], kind: type[NetworkConfig] |
 
 
 def _taken(kind: type[NetworkConfig], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Fields of the config among `kwargs`, which are taken out of them."""
+    """The config fields among `kwargs`, which are removed from it."""
     return {key: kwargs.pop(key) for key in kind.__annotations__ if key in kwargs}
 
 
 def config_class_of(source: str) -> type[NetworkConfig]:
-    """Of a folder, Hub id or file: by config.json, or where a file has none beside it by the names of its tensors.
+    """The config class of a folder, Hub id or file: from config.json, or for a file without one from the names of its
+    tensors.
 
-    Raises `CheckpointError` where neither can be read.
+    Raises `CheckpointError` if neither can be read.
     """
     path = Path(source)
     if not path.is_file():
@@ -75,8 +75,9 @@ def config_class_of(source: str) -> type[NetworkConfig]:
 
 
 def _meant(folder: Path) -> str:
-    """A hint for who named the folder around a checkpoint, the whole cache of a model of the Hub, or a folder of single
-    files of weights, as the public ones of VGGT-Omega are."""
+    """A hint if the folder contains a checkpoint, is the cache of a Hub model, or has single weight files, as the
+    public folder of VGGT-Omega does.
+    """
     found = [path.parent for pattern in ("*", "snapshots/*") for path in sorted(folder.glob(f"{pattern}/config.json"))]
     files = sorted(str(path) for path in folder.glob("*") if path.suffix in SINGLE_FILES and path.is_file())
     named = f"; single files of weights are named themselves: {first_few(files)}" if files else ""
@@ -104,7 +105,7 @@ def _from_hub(source: str, options: dict[str, Any]) -> Path:
 
 
 def make_config(data: Any, source: str, changed: dict[str, Any], kind: type[NetworkConfig]) -> NetworkConfig:
-    """A config from what a file holds, with some fields changed. Raises `CheckpointError`."""
+    """A config from a file's contents, with some fields changed. Raises `CheckpointError`."""
     try:
         config: NetworkConfig = kind.from_dict(data)
         for name, value in changed.items():
@@ -145,7 +146,7 @@ def given_config(config: Any, kwargs: dict[str, Any], kind: type[NetworkConfig])
 
 
 def check_folder(source: str, config: NetworkConfig, kwargs: dict[str, Any]) -> None:
-    """Look at the weight files of a folder, and whether a network of these sizes can be in them."""
+    """Check the weight files of a folder, and that they can hold a network of these sizes."""
     folder = Path(source) / (kwargs.get("subfolder") or "")
     if not folder.is_dir():
         return
@@ -160,7 +161,7 @@ def check_folder(source: str, config: NetworkConfig, kwargs: dict[str, Any]) -> 
 
 
 def check_cached_index(source: str, kwargs: dict[str, Any]) -> None:
-    """Raise `CheckpointError` if the index that came from the Hub is none; transformers ends in errors of its own."""
+    """Raise `CheckpointError` if the index from the Hub is invalid, for which transformers raises unrelated errors."""
     name = "/".join([*filter(None, [kwargs.get("subfolder")]), SAFE_WEIGHTS_INDEX_NAME])
     found = try_to_load_from_cache(source, name, kwargs.get("cache_dir"), kwargs.get("revision"))
     if isinstance(found, str):
@@ -168,7 +169,7 @@ def check_cached_index(source: str, kwargs: dict[str, Any]) -> None:
 
 
 def check_size(config: NetworkConfig, files: list[Path], source: str) -> None:
-    """Raise `CheckpointError` if the network is far larger than its files: a weight takes a byte or more."""
+    """Raise `CheckpointError` if the network is far too large for its files: a weight takes at least a byte."""
     size, count = sum(path.stat().st_size for path in files), config.least_parameters()
     if not files or count <= FAR_LARGER * size:
         return
@@ -180,7 +181,7 @@ def check_size(config: NetworkConfig, files: list[Path], source: str) -> None:
 
 
 def stored_quantization(config: NetworkConfig, source: str) -> VGGTInt8QuantizationConfig | None:
-    """What the config of a quantized checkpoint says of it; None for a floating-point one. Raises `CheckpointError`."""
+    """The quantization config of a quantized checkpoint; None for a floating-point one. Raises `CheckpointError`."""
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return None
@@ -209,8 +210,8 @@ def set_quantization(
     *,
     in_place: bool = False,
 ) -> None:
-    """Hand recipe and backend to transformers: with the checkpoint's own config, or as `quantization_config`; or not,
-    where the model is quantized `in_place` once it is loaded.
+    """Pass recipe and backend to transformers: with the checkpoint's own config, or as `quantization_config`; neither
+    if the model is quantized `in_place` after loading.
     """
     stored = stored_quantization(config, source)
     if stored is not None:
@@ -230,11 +231,11 @@ def set_quantization(
 def open_file(
     source: str, config: NetworkConfig | None, kwargs: dict[str, Any], kind: type[NetworkConfig] | None = None
 ) -> tuple[str, NetworkConfig]:
-    """Folder to load in the place of a single file ("" to load the file itself), and the config that belongs to it.
+    """The folder to load instead of a single file ("" to load the file itself), and its config.
 
-    A `config.json` beside the file describes it; `config` goes before it, but only the file beside can say how codes
-    are to be read. kind: the config's class; None for the one that the file is of. Raises `CheckpointError` for other
-    files and for one part of a checkpoint in several.
+    A `config.json` beside the file describes it. `config` overrides it, except that only the former can say how codes
+    are stored. kind: the config class; None to determine it from the file. Raises `CheckpointError` for other files and
+    for one shard of a checkpoint.
     """
     path = Path(source)
     check_plain_file(path)
@@ -271,7 +272,7 @@ def open_file(
 
 
 def load_file(source: str, config: NetworkConfig) -> dict[str, Tensor]:
-    """The tensors of a single file, memory-mapped where its kind allows. Raises `CheckpointError`."""
+    """The tensors of a single file, memory-mapped if its type allows. Raises `CheckpointError`."""
     tensors = load_tensors(source)
     if getattr(config, "quantization_config", None) is None and any(name.endswith(".weight_scale") for name in tensors):
         raise CheckpointError(
@@ -282,8 +283,11 @@ def load_file(source: str, config: NetworkConfig) -> dict[str, Tensor]:
 
 
 def note_license(config: NetworkConfig, named: str, source: str, options: dict[str, Any]) -> None:
-    """Write into a config which licence the source states, unless config.json has said it: so it is saved with the
-    weights. named: folder, file or Hub id; source: the same, or the file of weights in it.
+    """Record the licence that the source states in the config, unless config.json has one, so that it is saved with the
+    weights.
+
+    named: folder, file or Hub id.
+    source: the same, or the weight file in it.
     """
     found = license_in(config) or find_license(named, options, source if Path(source).is_file() else None)
     if found is not None:

@@ -1,4 +1,4 @@
-"""`model.stream`: what networks that can be loaded have, to run frame after frame (see `vggt_int8.stream`)."""
+"""`model.stream`: runs a loadable network on a stream of frames (see `vggt_int8.stream`)."""
 
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -9,7 +9,7 @@ from vggt_int8.stream import OVERLAP, WINDOW, Frames, Stream, StreamReport
 
 
 class Streaming:
-    """A base of loadable networks."""
+    """Mixin for loadable networks."""
 
     def stream(
         self,
@@ -28,22 +28,21 @@ class Streaming:
         settings: dict[str, Any] | None = None,
         on_window: Callable[[StreamReport], None] | None = None,
     ) -> Stream:
-        """Frames, one after another -> an iterable of `StreamFrame`, each a frame's camera and depth in one world.
+        """A stream of frames -> an iterable of `StreamFrame`, each with a frame's camera and depth in one world frame.
 
         frames: an iterable of paths, PIL images, uint8 arrays [H, W, 3] or frames of a `vggt_int8.video.Video`; it may
-            be endless. Or a function `frames(n)` that gives one without its first n frames, for `folder`.
+            be infinite. Or, with `folder`, a function `frames(n)` that returns one without its first n frames.
         window, overlap: the network sees `window` frames at a time, `overlap` of which it has seen before. Memory is
-            that of a window, however long the stream is.
-        folder: keep every window there. A stream that was stopped goes on behind the last one if it is made again with
-            the same folder and frames, and `stream.scenes()` gives all frames once more after loops were closed.
-        loops: look for places that are seen again; by default if there is a folder. Needs the extra `loops`
-            (scipy).
-        mode, max_pixels, fast_jpeg: as in `load_images`. The first frame decides the size of all.
+            that of one window, however long the stream is.
+        folder: store every window there. A stopped stream resumes after the last window if it is created again with the
+            same folder and frames, and `stream.scenes()` yields all frames once more after loop closure.
+        loops: detect loop closures; by default if there is a folder. Needs the extra `loops` (scipy).
+        mode, max_pixels, fast_jpeg: as in `load_images`. The first frame determines the size of all.
         global_attention, keyframes, frames_chunk_size: as in a call of the model.
-        settings: what else decides the frames; a folder of a stream with other ones is refused.
+        settings: everything else that determines the frames; a folder of a stream with other settings is refused.
         on_window: called with the report after every window.
 
-        Raises ValueError or TypeError, naming the value, for options and frames that do not fit.
+        Raises ValueError or TypeError, naming the value, for invalid options and frames.
         """
         call = {"global_attention": global_attention, "keyframes": keyframes, "frames_chunk_size": frames_chunk_size}
         return Stream(

@@ -1,4 +1,4 @@
-"""Upload a model to the Hub, with its card."""
+"""Uploads a model to the Hub, with its card."""
 
 import re
 import tempfile
@@ -34,9 +34,9 @@ def upload(
     tags: Sequence[str],
     **commit: Any,
 ) -> str:
-    """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's address.
+    """Save the model to a temporary folder, with a model card, and upload it. Returns the commit's URL.
 
-    commit: what `HfApi.upload_folder` takes beside the folder.
+    commit: further arguments of `HfApi.upload_folder`.
     """
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as temporary:
@@ -47,20 +47,20 @@ def upload(
 
 
 def card_of(model: Network, folder: Path, name: str, tags: Sequence[str] = ()) -> str:
-    """The model card of a model that is saved in `folder`; name: what the card's example loads."""
+    """The model card of a model saved in `folder`. name: what the card's example loads."""
     sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
     return model_card(model.config.to_dict(), sizes, name=name, base_model=_base(model.config), tags=tags)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes up: files of a checkpoint, and its card, which becomes README.md."""
+    """What is uploaded: the files of a checkpoint, and its card, which becomes README.md."""
 
     folder: Path
     files: list[str]
     card: str
-    based: bool  # whether the card names what the weights were made from
-    licensed: bool  # whether it names their licence, or where that stands
+    based: bool  # whether the card names the base model
+    licensed: bool  # whether it names their licence, or where to find it
 
     def sizes(self) -> dict[str, int]:
         """Name -> bytes."""
@@ -69,7 +69,7 @@ class Upload:
 
 
 def check_repository(repo_id: str) -> None:
-    """Raise ValueError for what can be no repository."""
+    """Raise ValueError unless this is a valid repository name."""
     if not _HUB_ID.fullmatch(repo_id):
         raise ValueError(f"{repo_id!r} is no repository on the Hub: give owner/name, such as me/VGGT-1B-quantized.w8a8")
 
@@ -82,7 +82,8 @@ def prepare(
     tags: Sequence[str],
     license: License | None = None,
 ) -> Upload:
-    """Check a saved checkpoint, digests included, and make its card. license: of the weights; None: as they state it.
+    """Check a saved checkpoint, digests included, and make its card. license: of the weights; None for the one they
+    state.
 
     Raises `CheckpointError` and FileNotFoundError.
     """
@@ -106,15 +107,15 @@ def prepare(
 
 
 def _base(config: NetworkConfig) -> str | None:
-    """What the weights were made from by their config, if that is the embedded model or an id of the Hub."""
+    """What the weights were made from according to their config, if that is the embedded model or a Hub id."""
     source = config.name_or_path
     return source if source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists()) else None
 
 
 def send(upload: Upload, repo_id: str, *, private: bool, revision: str | None, pull_request: bool) -> str:
-    """One commit with all files, into a repository that is made if need be; returns the commit's address.
+    """Upload all files in one commit, to a repository that is created if necessary. Returns the commit's URL.
 
-    Raises RuntimeError, with the way out, where the Hub refuses or cannot be reached.
+    Raises RuntimeError, with advice, if the Hub refuses or cannot be reached.
     """
     api = HfApi()
     try:

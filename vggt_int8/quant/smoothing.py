@@ -6,11 +6,12 @@ into stored tensors (`seams.py` says where that is exact), at no cost in a call:
 
     f_j = x_j^strength / w_j^(1 - strength)        writer / f, columns of the reader * f
 
-x_j: root mean square of input channel j over calibration tokens, or estimated without data from the parameters of the
-    module that writes it. w_j: root mean square of column j of the weight. (Xiao et al., "SmoothQuant", 2022, use
-    maxima instead.) For two rounded and *rotated* rows, the error of their product follows mean squares: both scales
-    are then proportional to the norms of x / f and w * f, and the product of these norms is smallest at f_j = sqrt(x_j
-    / w_j), which is strength 0.5. They also measure better without rotation (benchmarks/NOTES.md, "Smoothing").
+Here x_j is the root mean square of input channel j over calibration tokens, or estimated without data from the
+parameters of the module that writes it, and w_j that of column j of the weight. (Xiao et al., "SmoothQuant", 2022, use
+maxima instead.) For two rounded and *rotated* rows, the error of their product follows mean squares: both scales are
+then proportional to the norms of x / f and w * f, and the product of these norms is smallest at
+f_j = sqrt(x_j / w_j), which is strength 0.5. They also measure better without rotation (benchmarks/NOTES.md,
+"Smoothing").
 
 Factors are not rounded to powers of two, which would cost 0.3 to 1 dB. Folded parameters are rounded to fp16 once more,
 at -70 dB, and INT8 weights are rounded anyway.

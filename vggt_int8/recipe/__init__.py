@@ -1,21 +1,21 @@
-"""Recipes: which layers become INT8, and how. Data only, in two kinds that are kept apart.
+"""Recipes: which layers become INT8, and how. Pure data, separated into maps and recipes.
 
-A map (`family.py`, `vggt_int8/families/*.toml`) knows the names of a family's layers and puts them into groups:
-encoder, camera head, outputs, … A recipe chooses for groups, in ten lines that fit every family which has them:
+A map (`family.py`, `vggt_int8/families/*.toml`) assigns the layer names of a network family to groups: encoder, camera
+head, outputs, … A recipe chooses by group, in about ten lines, and applies to every family that has these groups:
 
     Recipe(weights="int8", activations="dynamic", groups={"camera_head": "weight_only", "outputs": "keep"})
 
-For any other module, and for exceptions, a recipe has patterns on the names of modules: regular expressions that must
-match the whole name (as `re.fullmatch`, but in linear time: see `vggt_int8.patterns` for what that leaves out).
+For any other module, and for exceptions, a recipe uses patterns on module names: regular expressions that must match
+the whole name (like `re.fullmatch`, but in linear time; `vggt_int8.patterns` says which syntax is supported).
 
     Recipe(weights="int8", activations="dynamic", include=[r".*\\.mlp\\..*"], exclude=[r"head\\..*"])
 
-Layers are `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` modules. What decides one, in this order: `exclude` keeps
-it; the first of `rules` whose pattern fits; what `groups` says of its group; `include` gives it the recipe's own
-scheme. Left out, `include` is every group that the recipe does not name, and in a recipe without groups and rules
-every layer; with `weights = "keep"` it is nothing. The rest is kept.
+Layers are `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` modules. A layer is decided by the first of these that
+applies: `exclude` keeps it; the first matching rule of `rules`; the choice in `groups` for its group; `include` gives
+it the recipe's default scheme. By default, `include` is every group that the recipe does not name, or every layer in a
+recipe without groups and rules, or nothing with `weights = "keep"`. All other layers are kept.
 
-`expand` writes the groups out as patterns, for one family: that is what a checkpoint holds.
+`expand` rewrites groups as patterns for one family, which is the form that checkpoints store.
 """
 
 from vggt_int8.recipe.checks import RecipeError

@@ -1,4 +1,4 @@
-"""The error of a recipe, and the checks of single values that raise it."""
+"""The error class of recipes, and checks of single values that raise it."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from vggt_int8.plain_data import shown
 class RecipeError(ValueError):
     """A recipe that cannot be read, contradicts itself, or does not fit the model. The message names the line.
 
-    key: the entry of the recipe at fault, where it is one ("weights", "groups.encoder"); who reads a file adds its
-    line.
+    key: the recipe's entry at fault, if there is one ("weights", "groups.encoder"), so that a file's reader can add its
+        line.
     """
 
     def __init__(self, message: str, key: str = "") -> None:
@@ -49,7 +49,7 @@ def texts(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def at(source: str, line: int | None) -> str:
-    """A place in a file, for a message."""
+    """A location in a file, for messages."""
     return f"{source}, line {line}" if line else source
 
 

@@ -1,4 +1,4 @@
-"""From choices by groups to rules by patterns: a recipe written out for one family, which needs no map any more."""
+"""Rewrites a recipe's choices by group as rules by pattern, for one family; the result needs no map."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,12 +15,13 @@ NO_TOKENS: Mapping[str, int] = MappingProxyType({})
 
 
 def expand(recipe: Recipe, family: Family, special_tokens: Mapping[str, int] = NO_TOKENS) -> Recipe:
-    """The recipe with every name of a group written out as patterns; it decides what `recipe` does on that family.
+    """The recipe with every group replaced by patterns; on that family it decides the same as `recipe`.
 
-    special_tokens: part of the model -> how many of a frame's tokens its layers see before the patches; none for a
-        model whose layers see frames joined.
-    Such recipes are what checkpoints hold: a map that changes later does not change them. Raises `RecipeError` if two
-    sets choose differently for one group, and for groups in include and the like that are another family's alone.
+    special_tokens: part of the model -> number of tokens before the patches of each frame in its layers; empty for a
+        model whose layers see joined frames.
+
+    Checkpoints store such recipes, so later changes of a map do not affect them. Raises `RecipeError` if two sets
+    choose differently for one group, and if include or exclude name groups that only another family has.
     """
     if recipe.format == PATTERNS_ALONE:
         return recipe
@@ -56,12 +57,12 @@ def expand(recipe: Recipe, family: Family, special_tokens: Mapping[str, int] = N
 
 
 def names_groups(recipe: Recipe) -> bool:
-    """Whether the recipe cannot be read without a family's map."""
+    """Whether the recipe needs a family's map."""
     return recipe.format != PATTERNS_ALONE and bool(recipe.groups)
 
 
 def _parted(recipe: Recipe, key: str, family: Family) -> tuple[list[Group], list[str]]:
-    """The groups that an entry of the recipe names, and its patterns."""
+    """The groups and the patterns in an entry of the recipe."""
     words, patterns = [], []
     for entry in getattr(recipe, key):
         if entry in family.words:
@@ -77,7 +78,7 @@ def _parted(recipe: Recipe, key: str, family: Family) -> tuple[list[Group], list
 
 
 def _choices(recipe: Recipe, family: Family) -> dict[str, str]:
-    """Group -> choice, of those that the recipe names; a group itself goes before sets with it."""
+    """Group -> choice, for the groups that the recipe names; a group's own entry overrides those of its sets."""
     by_set: dict[str, str] = {}
     named: dict[str, str] = {}
     for word in family.sets.keys() & recipe.groups.keys():
@@ -93,7 +94,7 @@ def _choices(recipe: Recipe, family: Family) -> dict[str, str]:
 
 
 def _rule(group: Group, family: Family, choice: str | None, reason: str = "") -> Rule:
-    """`choice` None: the recipe's default."""
+    """choice: None for the recipe's default."""
     activations = CHOICES[choice] if choice else ""
     weights = ("int8" if activations else "keep") if choice else ""
     return Rule(

@@ -1,24 +1,24 @@
-"""Families of networks: which layers one has, in named groups, as data in `vggt_int8/families/*.toml`.
+"""Network families: the layers of a family in named groups, as data in `vggt_int8/families/*.toml`.
 
-A map says for each group:
+A map has these entries for each group:
 
-    match: regular expression on the whole names of its layers; no layer fits two groups.
-    part: module whose absence (a head that is switched off) means that the group is absent.
-    layers: how many layers it has on the family's full size, checked on every model of that size.
-    reason: what it is, for the report on a layer that is kept.
+    match: regular expression on the full names of its layers; no layer matches two groups.
+    part: module whose absence (a disabled head) means that the group is absent.
+    layers: number of layers at the family's full size, checked on every model of that size.
+    reason: what the group is, for the report on layers that are kept.
     special_tokens: true if its layers see all tokens of a frame, [..., P, C], the special ones (camera and registers,
         or class and registers) first.
 
-`sets` name several groups at once. `model_types` (of a model's config) and `modules` (names that a model must have)
-are how a family is recognised. `full_size` names modules and their numbers of children.
+`sets` name several groups at once. A family is recognized by `model_types` (of a model's config) and `modules` (names
+that a model must have). `full_size` lists modules and their numbers of children.
 
-`seams` say where a factor per channel can pass from what writes a linear's inputs to that linear, without a change of
-the function:
+`seams` list where a factor per channel can move from the module that writes a linear's inputs to that linear, without
+changing the function:
 
-    match: regular expression on the names of modules (blocks); the names below are inside of such a module.
-    norms: LayerNorm with weight and bias -> the one linear that reads what it writes, and nothing else does.
-    values: linear whose outputs are queries, keys and values, a third each -> the linear behind attention. Attention
-        mixes tokens and not channels, so input i of the latter is a mean of value channel i.
+    match: regular expression on the names of modules (blocks); the names below are relative to such a module.
+    norms: LayerNorm with weight and bias -> the only linear that reads its output.
+    values: linear whose outputs are queries, keys and values, a third each -> the linear after attention. Attention
+        mixes tokens and not channels, so input i of the latter is a weighted mean of value channel i.
 """
 
 import functools
@@ -38,7 +38,7 @@ FAMILY_FOLDER = Path(__file__).parent.parent / "families"
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that a recipe chooses together; the module's text says what each field is."""
+    """Layers that a recipe decides together; the module docstring explains the fields."""
 
     name: str
     match: str
@@ -57,7 +57,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Seams:
-    """Pairs of modules between which factors of channels can pass; the module's text says what each field is."""
+    """Pairs of modules between which channel factors can move; the module docstring explains the fields."""
 
     match: str
     norms: Mapping[str, str] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Seams:
 
 @dataclass(frozen=True)
 class Family:
-    """One family's map. source: the file that it comes from."""
+    """The map of one family. source: the file it was read from."""
 
     name: str
     groups: Mapping[str, Group]
@@ -90,7 +90,7 @@ class Family:
 
     @classmethod
     def from_toml(cls, content: str, source: str) -> "Family":
-        """Read a map. Raises `RecipeError` that names the line."""
+        """Parse a map. Raises `RecipeError` that names the line."""
         data, lines = tomllib.loads(content), key_lines(content)[0]
         no_unknown_keys(data, {f.name for f in fields(cls)} - {"source"}, source, lines)
         groups = {}
@@ -135,30 +135,30 @@ class Family:
         return [*self.groups, *self.sets]
 
     def group_of(self, layer: str) -> str:
-        """The name of the group that a layer of this name is in. Raises `RecipeError` if it is in none."""
+        """The name of the group that a layer is in. Raises `RecipeError` if it is in none."""
         for group in self.groups.values():
             if fits(group.match, layer):
                 return group.name
         raise RecipeError(f"{shown(layer)} is in no group of the family {self.name}")
 
     def members(self, words: Iterable[str]) -> list[Group]:
-        """The groups that these words name, in the map's order; words that name none are passed over."""
+        """The groups that these words name, in the map's order; unknown words are ignored."""
         named = {group for word in words for group in self.sets.get(word, (word,))}
         return [group for name, group in self.groups.items() if name in named]
 
 
 @functools.cache
 def families() -> tuple[Family, ...]:
-    """All maps that are shipped, by name."""
+    """All shipped maps, by name."""
     return tuple(
         Family.from_toml(path.read_text(encoding="utf-8"), path.name) for path in sorted(FAMILY_FOLDER.glob("*.toml"))
     )
 
 
 def find_family(model_type: Any, modules: Collection[str], among: Iterable[Family] | None = None) -> Family | None:
-    """The family of a model: by the `model_type` of its config, else by its modules; None if it is of none.
+    """The family of a model, by the `model_type` of its config, else by its modules; None if there is none.
 
-    Where the modules fit several, it is the one that asks for the most.
+    If the modules match several families, the one that requires the most modules wins.
     """
     among = families() if among is None else among
     if named := [family for family in among if model_type in family.model_types]:
@@ -168,5 +168,5 @@ def find_family(model_type: Any, modules: Collection[str], among: Iterable[Famil
 
 
 def known_words() -> list[str]:
-    """The names of groups and sets in any family, each once."""
+    """The names of groups and sets in all families, without duplicates."""
     return list(dict.fromkeys(word for family in families() for word in family.words))

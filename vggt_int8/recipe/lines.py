@@ -1,4 +1,4 @@
-"""Where the keys of a TOML file stand, which Python's reader does not tell: for messages that name the line."""
+"""Line numbers of the keys in a TOML file, which Python's parser does not report, for error messages."""
 
 import re
 
@@ -8,7 +8,7 @@ _KEY = re.compile(r"\s*((?:[\"']?[\w-]+[\"']?\s*\.\s*)*[\"']?[\w-]+[\"']?)\s*=")
 
 
 def key_lines(content: str) -> list[dict[str, int]]:
-    """Key -> line of a file outside of [[rules]], then of each [[rules]] table, whose own line is under "".
+    """Key -> line for the keys outside [[rules]], then for each [[rules]] table, whose own line is under "".
 
     A key in a table is "table.key", and the table's own line is under "table".
     """

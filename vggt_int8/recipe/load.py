@@ -1,4 +1,4 @@
-"""Recipes from files: the shipped ones by name, and anybody's by path."""
+"""Loads recipes from files: shipped ones by name, others by path."""
 
 import tomllib
 from pathlib import Path
@@ -12,9 +12,9 @@ _MOST_CHARACTERS = 1_000_000  # of a recipe's file
 
 
 def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
-    """A shipped name ("int8_dynamic"), a path to a TOML file, or a `Recipe` (returned as it is).
+    """A recipe from a shipped name ("int8_dynamic") or the path of a TOML file; a `Recipe` is returned as it is.
 
-    Raises `RecipeError`: unknown name (the message lists those that exist), unreadable file, unknown key or value.
+    Raises `RecipeError` for an unknown name (listing those that exist), an unreadable file, and unknown keys or values.
     """
     if isinstance(recipe, Recipe):
         return recipe

@@ -1,4 +1,4 @@
-"""`Recipe`: what it holds, what is checked, and how it becomes plain data."""
+"""`Recipe`: its fields, their validation, and conversion to and from plain data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -33,38 +33,38 @@ from vggt_int8.recipe.scheme import (
     check_smoothing,
 )
 
-PATTERNS_ALONE, RECIPE_FORMAT = 1, 2
+PATTERNS_ALONE, RECIPE_FORMAT = 1, 2  # format numbers
 MOST_STATES = 10_000  # of all patterns together; the shipped recipes have 1,500. Matching takes seconds at most
 _LONGEST_NAME = 200
-_WORDS = {"name", "description", "format", "global_attention", "keyframes"}  # keys that say nothing of layers
+_WORDS = {"name", "description", "format", "global_attention", "keyframes"}  # keys that decide no layers
 _PATTERNS = ("include", "exclude")  # keys that hold names of groups or regular expressions
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe; see the package's text for the order in which layers are decided.
+    """A recipe; the package docstring explains the order in which layers are decided.
 
-    weights: "int8", or "keep" to quantize nothing unless a group or rule says so.
+    weights: "int8", or "keep" to quantize only what a group or rule names.
     activations, outlier_threshold: the default `Scheme`.
-    rotation: of every layer with INT8 activations, and of linears that a group or rule wants rotated; see `Scheme`.
-    smoothing: 0, or "weights": factors of channels are folded into neighbouring layers before weights are rounded, by
-        the size of weights alone; a strength of up to 1, or "search": by that of inputs as well, on calibration images
+    rotation: of every layer with INT8 activations, and of linears for which a group or rule requests it; see `Scheme`.
+    smoothing: 0 for none; "weights" folds channel factors into neighboring layers before rounding, determined from
+        weights only; a strength up to 1, or "search", determines them from inputs on calibration images as well
         (`vggt_int8.quant.smoothing`).
-    rounding: of the weights of linears: to the "nearest" code, or "gptq": by what the layers' inputs are on calibration
+    rounding: of the weights of linears: to the "nearest" code, or "gptq", which uses the layers' inputs on calibration
         images (`vggt_int8.quant.gptq`).
-    keep: dtype in which everything else is stored; "fp16" is the checkpoint format's only one.
-    groups: name of a group or set of the model's family -> "keep", "weight_only", "weight_only_rotated",
-        "dynamic" or "static".
-    rules: choices by patterns on names, the first that fits decides.
+    keep: dtype in which everything else is stored; the checkpoint format only has "fp16".
+    groups: name of a group or set of the model's family -> "keep", "weight_only", "weight_only_rotated", "dynamic" or
+        "static".
+    rules: choices by patterns on names; the first match decides.
     include, exclude: names of groups and sets, or regular expressions on module names; also a single string.
-    observer, calibration_samples: how static activation scales are found, and from how many images (used with
-        activations = "static"; see `vggt_int8.calibration`).
-    special_tokens: "own": camera and register tokens have static scales of their own, in the groups whose layers see
-        the tokens of a frame; or "shared".
-    global_attention, keyframes: what global blocks look at in calls that do not say it, as of `VGGT.forward`: one word,
-        or one for each layer, and K.
-    vggt_1b: module -> number of children that make a model VGGT-1B-shaped, so that `Rule.layers` applies.
-    format: 2, or 1, which has patterns alone: no groups, and all names are regular expressions.
+    observer, calibration_samples: how static activation scales are found, and on how many images (see
+        `vggt_int8.calibration`).
+    special_tokens: "own" gives camera and register tokens their own static scales, in groups whose layers see the
+        tokens of a frame; or "shared".
+    global_attention, keyframes: the default global attention of calls, as in `VGGT.forward`: one word, or one per
+        layer, and K.
+    vggt_1b: module -> number of children that identify a model of VGGT-1B's size, for which `Rule.layers` is checked.
+    format: 2, or 1, which only has patterns: no groups, and all names are regular expressions.
     """
 
     name: str = "custom"
@@ -182,13 +182,15 @@ class Recipe:
 
     @property
     def activations_asked(self) -> set[str]:
-        """What the recipe says of activations: its default, unless it keeps what is not named, its groups and rules."""
+        """All activation choices in the recipe: its default (unless it keeps unnamed layers), and those of groups and
+        rules.
+        """
         asked = {self.activations} if self.weights == "int8" else set()
         return asked | {CHOICES[choice] for choice in self.groups.values()} | {rule.activations for rule in self.rules}
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether something of it is found on images."""
+        """Whether it needs calibration images."""
         smoothed = self.smoothing not in (0, "weights")
         return smoothed or self.rounding == "gptq" or "static" in self.activations_asked
 
@@ -198,7 +200,7 @@ class Recipe:
         return self._scheme(self.activations)
 
     def rule_scheme(self, rule: Rule) -> Scheme | None:
-        """The scheme a rule asks for; None when it keeps the layer."""
+        """The scheme that a rule asks for; None if it keeps the layer."""
         if (rule.weights or self.weights) == "keep":
             return None
         return self._scheme(rule.activations or self.activations, rule.special_tokens, rule.rotated)
@@ -211,7 +213,7 @@ class Recipe:
         return Scheme(activations, threshold, self.rotation, special_tokens if activations == "static" else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data (JSON-ready) from which `from_dict` makes an equal recipe; goes into `config.json`."""
+        """Plain JSON-ready data for `config.json`, from which `from_dict` makes an equal recipe."""
         data = {"format": self.format, **asdict(self)}
         data["rules"] = [
             {k: v for k, v in rule.items() if v not in ("", None) and k not in ("line", "source")}
@@ -221,7 +223,7 @@ class Recipe:
         data["vggt_1b"] = dict(self.vggt_1b)
         if self.format == PATTERNS_ALONE:
             del data["groups"]
-        # So that versions which do not know these still read what has none of them.
+        # Omitted at their defaults, so that older versions can still read such recipes.
         later = ("rotation", "smoothing", "rounding", "special_tokens", "global_attention", "keyframes")
         if not isinstance(self.global_attention, str):
             data["global_attention"] = list(self.global_attention)
@@ -231,9 +233,9 @@ class Recipe:
     def from_dict(
         cls, data: Mapping[str, Any], *, lines: Sequence[Mapping[str, int]] = (), source: str = "recipe"
     ) -> "Recipe":
-        """Build from plain data. `lines`: where its keys stand in `source`, see `key_lines`.
+        """Build a recipe from plain data. lines: where its keys are in `source`, see `key_lines`.
 
-        Raises `RecipeError` on an unknown key or value, and on a format newer than this package reads.
+        Raises `RecipeError` for an unknown key or value, and for a format newer than this package supports.
         """
         version = data.get("format", RECIPE_FORMAT)
         if type(version) is not int or version not in (PATTERNS_ALONE, RECIPE_FORMAT):

@@ -1,5 +1,5 @@
-"""Keys that recipes had once. Attention could multiply queries and keys as INT8 (`attention = "int8"`, of the modules
-that `attention_layers` named), which no machine gained from; every recipe that was saved then holds both keys.
+"""Retired recipe keys. Attention once could multiply queries and keys as INT8 (`attention = "int8"`, in the modules
+named by `attention_layers`), which was not faster on any machine; every recipe saved at that time has both keys.
 """
 
 import warnings
@@ -14,8 +14,9 @@ _FLOAT, _INT8 = "float", "int8"
 
 
 def without_retired(data: Mapping[str, Any], source: str, lines: Mapping[str, int]) -> dict[str, Any]:
-    """A recipe's plain data less such keys where they asked for nothing. Raises `RecipeError`, naming the line, where
-    attention is to be anything but floats."""
+    """A recipe's plain data without retired keys that request nothing. Raises `RecipeError`, naming the line, if they
+    request INT8 attention.
+    """
     if (attention := data.get("attention", _FLOAT)) != _FLOAT:
         raise RecipeError(
             f"{at(source, lines.get('attention'))}: attention is {shown(attention)}, and it is computed in floating "
@@ -25,8 +26,9 @@ def without_retired(data: Mapping[str, Any], source: str, lines: Mapping[str, in
 
 
 def with_float_attention(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's recipe, in which INT8 attention is taken for floats, with a warning: it had no tensors of its own,
-    and floats are the more exact."""
+    """A checkpoint's recipe in which INT8 attention is replaced by floating point, with a warning. It had no tensors of
+    its own, and floating point is more exact.
+    """
     if recipe.get("attention") != _INT8:
         return dict(recipe)
     warnings.warn(

@@ -1,4 +1,4 @@
-"""`Rule`: one choice of a recipe for the layers whose names fit a pattern."""
+"""`Rule`: one choice of a recipe for the layers whose names match a pattern."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,17 +11,16 @@ from vggt_int8.recipe.scheme import ACTIVATIONS, WEIGHTS
 
 @dataclass(frozen=True)
 class Rule:
-    """One choice for the layers whose names fit a pattern.
+    """One choice for the layers whose names match a pattern.
 
-    match: regular expression on the whole module name.
-    part: module whose presence means that the rule must match something ("" when that is unknown).
+    match: regular expression on the full module name.
+    part: module whose presence means that the rule must match something ("" if unknown).
     weights, activations: "" takes the recipe's default.
-    layers: how many layers the rule decides at full size, VGGT-1B's for one; checked whenever the model has that shape.
-    reason: why, shown by `quantization_report()`.
-    rotated: whether a linear with floating-point activations is rotated, in groups as the recipe says.
-    special_tokens: how many tokens at the beginning of each frame have a static scale of their own; see `Scheme`.
-    line, source: line in the TOML file, and which file if it is not the recipe's own, for error messages (0: made in
-        Python).
+    layers: number of layers that the rule decides at full size; checked on models of that size.
+    reason: shown by `quantization_report()`.
+    rotated: whether a linear with floating-point activations is rotated, in the recipe's group size.
+    special_tokens: number of tokens at the beginning of each frame with their own static scale; see `Scheme`.
+    line, source: line in the TOML file (0 if made in Python), and the file if it is not the recipe's own, for messages.
     """
 
     match: str
@@ -53,13 +52,13 @@ class Rule:
 
     @property
     def where(self) -> str:
-        """The place to look at, for messages."""
+        """Its location, for messages."""
         place = ", ".join(filter(None, [self.source, f"line {self.line}" if self.line else ""]))
         return f"{place}: match = {shown(self.match)}" if place else f"match = {shown(self.match)}"
 
 
 def read_rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:
-    """A rule of a file's plain data. lines: where its keys stand in `source`. Raises `RecipeError`, naming the line."""
+    """A rule from plain data. lines: where its keys are in `source`. Raises `RecipeError`, naming the line."""
     line = lines.get("", 0)
     where = at(source, line)
     if not isinstance(data, Mapping):
@@ -75,6 +74,6 @@ def read_rule(data: Any, lines: Mapping[str, int], source: str) -> Rule:
 
 
 def without_defaults(data: dict[str, Any], names: Sequence[str], kind: type[Any]) -> dict[str, Any]:
-    """`data`, of a dataclass, without those of its fields `names` that have their default."""
+    """`data` of a dataclass without those of the fields `names` that have their default value."""
     defaults = {f.name: f.default for f in fields(kind)}
     return {key: value for key, value in data.items() if key not in names or value != defaults[key]}

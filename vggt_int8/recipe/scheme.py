@@ -1,4 +1,4 @@
-"""Schemes: how one quantized layer computes, and the words by which recipes say so."""
+"""Schemes: how one quantized layer computes, and the words that recipes use for it."""
 
 import math
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from vggt_int8.recipe.checks import RecipeError, integer, one_of
 
 WEIGHTS = ("int8", "keep")
 ACTIVATIONS = ("none", "dynamic", "static")
-# What a recipe may choose for a group of layers: floats, or int8 weights with these activations.
+# The choices of a recipe for a group of layers: floats, or int8 weights with these activations.
 CHOICES = {
     "keep": "",
     "weight_only": "none",
@@ -30,12 +30,12 @@ SMOOTHINGS = ("weights", "search")  # or a strength
 class Scheme:
     """How one quantized linear computes. Weights are int8 per output channel in every scheme.
 
-    activations: "none" (W8A16: weight-only), "dynamic" (W8A8: one scale per token, found at run time) or
-        "static" (W8A8: one scale per layer, or two, from calibration).
+    activations: "none" (W8A16: weight-only), "dynamic" (W8A8: one scale per token, computed at run time) or "static"
+        (W8A8: one scale per layer, or two, from calibration).
     outlier_threshold: 0, or the LLM.int8() threshold: input columns that reach it stay in floating point.
-    rotation: 0, or in groups of at most how many numbers, a power of two, inputs and weights are rotated before they
-        are rounded (`rotation_of` says how many for a layer).
-    special_tokens: 0, or how many tokens at the beginning of each frame have a static scale of their own.
+    rotation: 0, or the largest group size, a power of two, in which inputs and weights are rotated before rounding
+        (`rotation_of` gives a layer's actual size).
+    special_tokens: 0, or the number of tokens at the beginning of each frame that have their own static scale.
     """
 
     activations: str = "dynamic"
@@ -73,17 +73,17 @@ class Scheme:
 
     @property
     def input_scales(self) -> int:
-        """How many static scales a layer has."""
+        """Number of static scales of a layer."""
         return (2 if self.special_tokens else 1) if self.activations == "static" else 0
 
     def rotation_of(self, in_features: int) -> int:
-        """The size of the groups in which a layer's inputs are rotated, which divides their number; 0: they are not."""
+        """Group size in which a layer's inputs are rotated, a divisor of `in_features`; 0 for no rotation."""
         group = math.gcd(in_features, self.rotation) if self.rotation else 0
         return group if group > 1 else 0
 
     @property
     def label(self) -> str:
-        """Short name for tables: "W8A16", "W8A8 dynamic", "W8A8 static rotated" or "LLM.int8()" and the like."""
+        """Short name for tables, such as "W8A16", "W8A8 dynamic", "W8A8 static rotated" or "LLM.int8()"."""
         if self.outlier_threshold:
             return "LLM.int8()"
         kind = "W8A16" if self.activations == "none" else f"W8A8 {self.activations}"
@@ -91,7 +91,7 @@ class Scheme:
 
 
 def check_rotation(rotation: object) -> None:
-    """Raise `RecipeError` unless it is 0 or a power of two that the kernels take."""
+    """Raise `RecipeError` unless it is 0 or a power of two that the kernels support."""
     if type(rotation) is not int or not (rotation == 0 or rotation in ROTATIONS):
         raise RecipeError(
             f"rotation is {shown(rotation)}; it must be 0 (off) or one of {', '.join(map(str, ROTATIONS))}", "rotation"
@@ -99,7 +99,7 @@ def check_rotation(rotation: object) -> None:
 
 
 def check_smoothing(smoothing: object) -> None:
-    """Raise `RecipeError` unless it is a way of smoothing."""
+    """Raise `RecipeError` unless it is a valid value for smoothing."""
     strength = type(smoothing) in (int, float) and 0 <= smoothing <= 1  # type: ignore[operator]
     if not (strength or (isinstance(smoothing, str) and smoothing in SMOOTHINGS)):
         raise RecipeError(
@@ -109,10 +109,10 @@ def check_smoothing(smoothing: object) -> None:
 
 
 def check_rotations(rotation: object, asked: Collection[str], rotated: Collection[str]) -> None:
-    """Raise `RecipeError` unless a recipe's `rotation` rotates some of its layers, and all that are to be rotated.
+    """Raise `RecipeError` unless a recipe's `rotation` applies to some of its layers and to all that request it.
 
-    asked: what it says of activations, for all its layers together. rotated: its entries that ask for weight-only
-    layers with rotated inputs.
+    asked: all activation choices of the recipe.
+    rotated: its entries that request weight-only layers with rotated inputs.
     """
     check_rotation(rotation)
     if rotated and not rotation:

@@ -1,8 +1,8 @@
-"""Backends: different ways to compute one stored INT8 linear.
+"""Backends: different ways to compute a stored INT8 linear.
 
-A backend is a view over the plain tensors of an `Int8Linear`; it converts scale conventions at its own edge and
-stores nothing. `reference` is the definition. Each library has one file here, its only importer, which is loaded
-when the backend is first used.
+A backend is a view over the plain tensors of an `Int8Linear`: it converts scale conventions internally and stores
+nothing. `reference` is the definition. Each library is imported by exactly one file here, when the backend is first
+used.
 """
 
 import functools
@@ -17,12 +17,12 @@ from vggt_int8.quiet import quiet_import
 from vggt_int8.recipe import Scheme
 
 BACKENDS = ("native", "torchao", "bitsandbytes", "reference")
-# Why a library that calls `torch._int_mm` unchecked cannot be used on some CPUs.
+# Why a library that calls `torch._int_mm` without checks cannot be used on some CPUs.
 SATURATES = "its integer product saturates on this CPU, which has no VNNI instructions"
 
-# What "auto" tries, fastest first. On CUDA by measurement (`benchmarks/README.md`): the native kernels need Triton
-# and compute capability 8.0; bitsandbytes' INT8 GEMM is fused with its scales, torchao's eager path makes several
-# passes over the int32 result.
+# The order in which "auto" tries backends, fastest first. On CUDA it is measured (`benchmarks/README.md`): the native
+# kernels need Triton and compute capability 8.0; bitsandbytes fuses its INT8 GEMM with the scales, while torchao's
+# eager path makes several passes over the int32 result.
 _PREFERENCE = {
     ("cpu", "none"): ("native",),
     ("cpu", "dynamic"): ("native",),
@@ -36,11 +36,11 @@ _PREFERENCE = {
 
 
 class BackendError(RuntimeError):
-    """A backend that does not exist, is not installed, or cannot run a layer. The message names the way out."""
+    """A backend that does not exist, is not installed, or cannot run a layer. The message says what to do."""
 
 
 class QuantizedLinear(Protocol):
-    """The tensors a backend sees: see `Int8Linear`."""
+    """The tensors of an `Int8Linear` that a backend reads."""
 
     in_features: int
     out_features: int
@@ -57,7 +57,7 @@ class Backend(ABC):
     """One way to compute an `Int8Linear`."""
 
     name: str
-    rotates = False  # whether it rotates inputs itself, for layers that want that; else they arrive rotated
+    rotates = False  # whether `linear` rotates inputs itself; else they arrive rotated
 
     @abstractmethod
     def unsupported(self, scheme: Scheme, device_type: str) -> str | None:
@@ -65,13 +65,13 @@ class Backend(ABC):
 
     @abstractmethod
     def kernel(self, layer: QuantizedLinear, device_type: str) -> str:
-        """What multiplies this layer, in words, for the report."""
+        """Description of the kernel that runs this layer, for the report."""
 
     @abstractmethod
     def linear(self, x: Tensor, layer: QuantizedLinear, input_scale: Tensor | None) -> Tensor:
         """x [M, K] float, M >= 1 -> [M, N] in x's dtype.
 
-        input_scale: fp32, None unless activations are static: of all rows, [1], or of each, [M, 1].
+        input_scale: fp32, only for static activations: [1] for all rows, or [M, 1]; else None.
         """
 
 
@@ -83,7 +83,7 @@ def check_backend_name(name: str) -> None:
 
 @functools.cache
 def get_backend(name: str) -> Backend:
-    """The backend of that name. Raises `BackendError` if the library behind it cannot be imported."""
+    """The backend of that name. Raises `BackendError` if its library cannot be imported."""
     check_backend_name(name)
     try:
         with quiet_import():
@@ -97,8 +97,8 @@ def get_backend(name: str) -> Backend:
 def resolve(requested: str, scheme: Scheme, device_type: str) -> Backend:
     """The backend that runs `scheme` on "cpu" or "cuda".
 
-    "auto" takes the first of the measured order that works on this machine. A named backend that cannot run the
-    scheme raises `BackendError`; it is never replaced by another.
+    "auto" takes the first of the measured order that works on this machine. A named backend that cannot run the scheme
+    raises `BackendError`; it is never replaced by another.
     """
     if requested != "auto":
         backend = get_backend(requested)
@@ -121,25 +121,25 @@ def resolve(requested: str, scheme: Scheme, device_type: str) -> Backend:
 
 
 def lacking(name: str, scheme: Scheme) -> str | None:
-    """Why a backend has nothing for a scheme on any device; None if it has on one."""
+    """Why a backend supports a scheme on no device; None if it supports it on one."""
     reasons = [get_backend(name).unsupported(scheme, device_type) for device_type in ("cpu", "cuda")]
     return reasons[0] if all(reasons) else None
 
 
 class _Loaded:
-    """Backends by name, as attributes: torch.compile looks one up when it comes to it, unlike the items of a dict."""
+    """Backends by name, as attributes: unlike items of a dict, torch.compile resolves them when it reaches them."""
 
 
 def backend_in_call(requested: str, scheme: Scheme, device_type: str) -> Backend:
-    """`resolve` for a layer's `forward`, of which compilers and exporters make a graph.
+    """`resolve` for use in a layer's `forward`, which compilers and exporters trace.
 
-    torch.compile and torch.export choose and import while they trace, once, and the graph holds the result. A file for
-    ONNX knows none of the libraries' operators, so it gets the definition, in ONNX's own operators.
+    torch.compile and torch.export resolve and import once, while tracing, and the graph keeps the result. An ONNX file
+    does not have the libraries' operators, so it gets the reference backend, in ONNX's own operators.
     """
     if exports_onnx():
         requested = "reference"
     if torch.compiler.is_compiling():
-        # In plain values: before torch 2.12 the compiler cannot hand a dataclass on.
+        # As plain values: before torch 2.12 the compiler cannot pass a dataclass.
         name = _load(requested, scheme.activations, scheme.outlier_threshold, scheme.rotation, device_type)
         backend: Backend = getattr(_Loaded, name)
         return backend
@@ -147,14 +147,14 @@ def backend_in_call(requested: str, scheme: Scheme, device_type: str) -> Backend
 
 
 def exports_onnx() -> bool:
-    """Whether `torch.onnx.export`, either of its two kinds, is looking on."""
+    """Whether this runs inside `torch.onnx.export`, in either of its modes."""
     watched = torch.jit.is_tracing() or torch.compiler.is_exporting()
     return watched and torch.onnx.is_in_onnx_export()
 
 
 @torch.compiler.assume_constant_result
 def _load(requested: str, activations: str, outlier_threshold: float, rotation: int, device_type: str) -> str:
-    """The name of the backend, which is an attribute of `_Loaded` from then on."""
+    """Make the backend an attribute of `_Loaded` and return its name."""
     backend = resolve(requested, Scheme(activations, outlier_threshold, rotation), device_type)
     setattr(_Loaded, backend.name, backend)
     return backend.name

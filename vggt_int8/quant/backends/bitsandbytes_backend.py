@@ -1,8 +1,8 @@
-"""bitsandbytes' INT8 GEMM over our stored codes, with LLM.int8() outlier columns where a recipe asks for them.
+"""bitsandbytes' INT8 GEMM over our stored codes, with LLM.int8() outlier columns if a recipe asks for them.
 
-Its scale convention is absmax itself, 127 times ours. Its fused kernels, the ones behind `Linear8bitLt`, read and
-write fp16; other dtypes and outlier columns get fp32 scales around the same integer GEMM, because fp16 in between
-overflows where the true result fits.
+Its scales are absmax values, 127 times ours. The fused kernels behind `Linear8bitLt` read and write fp16; other dtypes
+and outlier columns use fp32 scales around the same integer GEMM, because fp16 intermediates overflow where the result
+fits.
 """
 
 import bitsandbytes  # noqa: F401  (registers its operators)
@@ -15,7 +15,7 @@ from vggt_int8.machine import int_mm_is_exact, pytorch_uses_avx512
 from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
-_MULTIPLE = 4  # cuBLASLt's INT8 GEMM wants K in fours; bitsandbytes would leave the integer unit
+_MULTIPLE = 4  # of K, required by cuBLASLt's INT8 GEMM; bitsandbytes would fall back to floats
 
 
 class BitsandbytesBackend(Backend):
@@ -56,7 +56,7 @@ class BitsandbytesBackend(Backend):
         weight = F.pad(layer.codes, (0, extra)) if extra else layer.codes
         x = F.pad(x, (0, extra)) if extra else x.contiguous()
         codes, row_absmax, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(x)
-        row_absmax = row_absmax + 0 * x.amax(dim=-1).float()  # its maximum skips NaN, which must reach the result
+        row_absmax = row_absmax + 0 * x.amax(dim=-1).float()  # propagate NaN, which its maximum skips
         weight_absmax = layer.weight_scale.view(-1) * reference.CODE_MAX
         return torch.ops.bitsandbytes.int8_scaled_mm(
             codes, weight, row_absmax, weight_absmax, bias=layer.bias, dtype=x.dtype

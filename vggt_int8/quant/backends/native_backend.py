@@ -1,6 +1,6 @@
 """Our own kernels (`kernels/ops.py`): Triton on CUDA, C on a CPU.
 
-This is one layer by itself. A whole VGGT runs faster, because layers are fused: see `vggt_int8.runtime`.
+This runs single layers. A whole VGGT runs faster with fused layers: see `vggt_int8.runtime`.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The definition as a backend: plain PyTorch integer arithmetic, every scheme, every device, no speed."""
+"""The definition as a backend: plain PyTorch integer arithmetic, for every scheme and device, not optimized."""
 
 from torch import Tensor
 

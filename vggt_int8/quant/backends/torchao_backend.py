@@ -1,12 +1,16 @@
 """torchao's `Int8Tensor` linears over our stored codes.
 
-Any symmetric pair of codes and scale is a valid `Int8Tensor`, so nothing is converted. Four of its habits are kept
-from the user. Its linear multiplies `int32 * scale` in the activation's dtype before the weight scale, which
-overflows fp16 although the result would fit: it gets fp32 here. Products of 16 rows or fewer, or with sides that are
-not multiples of 8, leave the integer unit or even the GPU: they are padded with zeros, which changes no result. Its
-dynamic scales never go below 1.2e-7, too coarse for small tokens: rows arrive divided by their own scale, which the
-result gets back. And its static codes go down to -128 and hide NaN and inf: rows arrive divided by their static scale
-and clamped, so that its codes are those of the definition, and the row's factor carries NaN to the result.
+Any symmetric pair of codes and scale is a valid `Int8Tensor`, so nothing is converted. Four properties of torchao are
+worked around:
+
+- Its linear computes `int32 * scale` in the activation's dtype before applying the weight scale, which overflows fp16
+  although the result would fit. Inputs are fp32 here.
+- Products with 16 rows or fewer, or with sides that are not multiples of 8, fall back to floats or even to the CPU.
+  They are padded with zeros, which does not change results.
+- Its dynamic scales have a lower bound of 1.2e-7, which is too coarse for small tokens. Rows are divided by their own
+  scale first, and the result is multiplied by it.
+- Its static codes reach -128 and hide NaN and inf. Rows are divided by their static scale and clamped first, so its
+  codes are those of the definition, and the row's factor carries NaN to the result.
 """
 
 import torch
@@ -21,7 +25,7 @@ from vggt_int8.quant.backends import SATURATES, Backend, QuantizedLinear
 from vggt_int8.recipe import Scheme
 
 _DYNAMIC = QuantizeTensorToInt8Kwargs(granularity=PerRow())
-_STATIC = QuantizeTensorToInt8Kwargs(granularity=PerTensor())  # of rows that are codes already, but for rounding
+_STATIC = QuantizeTensorToInt8Kwargs(granularity=PerTensor())  # for rows that only need rounding
 _MIN_ROWS = 24  # the first multiple of 8 above the 16 rows that the CUDA GEMM refuses
 _MULTIPLE = 8
 
@@ -74,9 +78,9 @@ class TorchaoBackend(Backend):
 
 
 def _product(inputs: Tensor, codes: Tensor, scale: Tensor, static: bool) -> Tensor:
-    """fp32 [M, K], codes [N, K], scale [N, 1] -> fp32 [M, N], the inputs quantized by torchao.
+    """fp32 [M, K], codes [N, K], scale [N, 1] -> fp32 [M, N], with inputs quantized by torchao.
 
-    static: by rounding alone.
+    static: inputs only need rounding.
     """
     block = [1, codes.shape[1]]
     if not static:
@@ -87,7 +91,7 @@ def _product(inputs: Tensor, codes: Tensor, scale: Tensor, static: bool) -> Tens
     return F.linear(inputs, weight)
 
 
-# Neither torch.compile nor torch.jit.trace can follow how torchao makes this tensor, so a graph has it as one operator.
+# torch.compile and torch.jit.trace cannot follow the construction of this tensor, so in a graph it is one operator.
 _product_in_graph = torch.library.custom_op("vggt_int8::torchao_linear", _product, mutates_args=())
 
 
