@@ -1,5 +1,5 @@
 """INT8 arithmetic on plain tensors.
 
-`reference.py` and `reference_attention.py` define every operation in plain PyTorch; `cpu/` and `cuda/` are faster ways
-to the same, and `ops.py` takes whichever fits the operands.
+`reference.py` and `reference_attention.py` define every operation in plain PyTorch; `cpu/` and `cuda/` implement the
+same operations for speed, and `ops.py` dispatches on the operands.
 """

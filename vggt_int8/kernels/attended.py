@@ -1,8 +1,8 @@
-"""Which kernels attended in a network's global blocks: noted where they are launched, so that reports say what ran.
+"""Records which attention kernels ran in a network's global blocks, where they are launched, for reports.
 
-with noting() as kernels:        # whoever reports
-    with global_block():         # whoever knows which block runs
-        note("Triton ...")       # whoever launches
+with noting() as kernels:        # the reporting code
+    with global_block():         # the code that runs the block
+        note("Triton ...")       # the code that launches the kernel
 list(kernels)                    # in the order of their first launch
 """
 
@@ -23,7 +23,7 @@ _in_global_block: ContextVar[bool] = ContextVar("vggt_int8_in_global_block", def
 
 @contextmanager
 def noting() -> Iterator[Notes]:
-    """The names of what attends inside, in global blocks; an outer block of this kind does not get them."""
+    """Collects the names of attention kernels in global blocks inside; an outer `noting` does not get them."""
     notes: Notes = {}
     token = _notes.set(notes)
     try:
@@ -34,7 +34,7 @@ def noting() -> Iterator[Notes]:
 
 @contextmanager
 def global_block() -> Iterator[None]:
-    """What attends inside does so in a global block."""
+    """Marks attention inside as that of a global block."""
     token = _in_global_block.set(True)
     try:
         yield
@@ -43,19 +43,19 @@ def global_block() -> Iterator[None]:
 
 
 def note(kernel: str) -> None:
-    """This kernel attends, in words: the library or language it is written in first."""
+    """Record the kernel, named by its library or language first."""
     if _in_global_block.get():
         note_again([kernel])
 
 
 def note_again(kernels: Iterable[str]) -> None:
-    """These were noted in global blocks before, and attend again, as a replay of a CUDA graph does."""
+    """Record kernels that were recorded before and run again, as in the replay of a CUDA graph."""
     if (notes := _notes.get()) is not None:
         notes.update(dict.fromkeys(kernels))
 
 
 def attend_by_pytorch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention, noted as the kernel that it chooses for these tensors."""
+    """PyTorch's attention, recorded as the kernel that PyTorch selects for these tensors."""
     if _in_global_block.get() and _notes.get() is not None:
         note(f"PyTorch {SDPBackend(torch._fused_sdp_choice(q, k, v)).name.lower()}")
     return F.scaled_dot_product_attention(q, k, v)

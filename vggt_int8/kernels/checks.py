@@ -1,4 +1,4 @@
-"""What the operators of `ops.py` refuse, and why: kernels read and write by sizes and addresses, without looking.
+"""Operand checks for the operators of `ops.py`, whose kernels read and write by sizes and addresses, unchecked.
 
 Each `check_…` takes the operands of its operator and raises ValueError, naming what is wrong.
 """
@@ -16,7 +16,7 @@ MAX_ROTATION = 256
 
 
 def check_devices(*operands: Any) -> None:
-    """Kernels read addresses, which mean nothing on another device."""
+    """Kernels read addresses, which are invalid on another device."""
     device = operands[0].device
     for operand in operands[1:]:
         if isinstance(operand, Tensor) and operand.device != device:
@@ -35,7 +35,7 @@ def check_quantize(x: Tensor, input_scale: Tensor | None = None, rotation: int =
 
 
 def check_static(name: str, scale: Tensor | None, rows: int) -> None:
-    """R static scales of `rows` rows, which take turns."""
+    """Static scales for `rows` rows: R values, where R divides `rows`, repeated cyclically."""
     if scale is None:
         return
     count = scale.numel()
@@ -67,7 +67,7 @@ def check_norm(
 
 
 def check_sizes(**sizes: tuple[Tensor | None, int]) -> None:
-    """Kernels read so many values of each tensor without looking."""
+    """Check the number of values in each tensor, which kernels read unchecked."""
     for name, (tensor, numbers) in sizes.items():
         if tensor is not None and tensor.numel() != numbers:
             raise ValueError(f"{name} must have {numbers} values, not {list(tensor.shape)}")
@@ -242,7 +242,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
                 f"not {x.dtype} {list(x.shape)}"
             )
     if q.numel() and not keys:
-        raise ValueError(f"{tokens} queries have no keys to look at")
+        raise ValueError(f"{tokens} queries have no keys to attend to")
     if q.shape[3] > reference_attention.MAX_HEAD_DIM:
         raise ValueError(f"head dims up to {reference_attention.MAX_HEAD_DIM} are implemented, not {q.shape[3]}")
 

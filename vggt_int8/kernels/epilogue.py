@@ -1,4 +1,4 @@
-"""What follows the integer product of a linear: one description for every way to multiply."""
+"""The epilogue of an integer GEMM: one description for all implementations."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,17 @@ from torch import Tensor
 
 
 class Epilogue(NamedTuple):
-    """The int32 sums times both scales, then in fp32 and in this order what is asked for, with one rounding at the end.
+    """The int32 sums times both scales, then in fp32, in this order, the optional steps, with one rounding at the end.
 
-    bias: [N] float. dtype: of the result, where that are floats. gelu: exact GELU. gamma [N] and residual [M, N] float,
-    which come together: `residual + gamma * y`. Of rows that become codes (`int8_gemm_quantize`) alone: rotation, the
-    groups of `rotate`, or 0; out_scale, static scales as `input_scale` of `quantize_rows`, or None for dynamic ones.
+    bias: [N] float.
+    dtype: of the result, if that is floats.
+    gelu: apply exact GELU.
+    gamma, residual: [N] and [M, N] float, given together: `residual + gamma * y`.
+    out_scale: for rows that become codes (`int8_gemm_quantize`): static scales as `input_scale` of `quantize_rows`, or
+        None for dynamic ones.
+    rotation: for rows that become codes: group size of `rotate`, or 0.
 
-    A tuple, because every call makes one: that takes a third of the time of a frozen dataclass.
+    A tuple, because every call makes one, which takes a third of the time of a frozen dataclass.
     """
 
     bias: Tensor | None

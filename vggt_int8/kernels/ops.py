@@ -1,8 +1,8 @@
 """The fused kernels as PyTorch operators `vggt_int8::…`: what the runtime calls, and what torch.compile sees.
 
-Each is defined, and its arguments are described, in `reference.py` or `reference_attention.py`. On a CPU it is the
-function of the same name in `cpu/ops.py`, or the definition itself where there is none; on CUDA it is the Triton kernel
-of the same name. Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronises
+`reference.py` and `reference_attention.py` define each operator and describe its arguments. On a CPU it runs the
+function of the same name in `cpu/ops.py`, or the definition itself if there is none; on CUDA it runs the Triton kernel
+of the same name. Operands are checked on both. Triton is imported by the first call on CUDA. No operator synchronizes
 with the host or tunes itself, so all of them can be captured in a CUDA graph once they have run (which compiles them).
 They have no derivative.
 """
@@ -23,12 +23,12 @@ from vggt_int8.kernels.epilogue import Epilogue
 
 
 class Operator:
-    """An operator, called like a function; `op` is what PyTorch knows of it.
+    """An operator, called like a function; `op` is its registration in PyTorch.
 
-    PyTorch's way to a function in Python takes 50 to 75 us (Zen 3). On a CPU it is left out where nobody stands on it:
+    PyTorch's dispatch to a Python function takes 50 to 75 us (Zen 3). On a CPU it is bypassed if nothing depends on it:
     no gradients, compiler, tracer or dispatch mode, and ordinary tensors. `torch.profiler` does not see those calls.
 
-    PyTorch knows no `Epilogue`: where an operator ends in one, `op` takes its fields in its place.
+    PyTorch does not know `Epilogue`: if an operator takes one as its last argument, `op` takes its fields instead.
     """
 
     def __init__(self, op: CustomOpDef, on_cpu: Callable[..., Any]) -> None:
@@ -36,7 +36,7 @@ class Operator:
         self.__doc__ = on_cpu.__doc__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # first: the compiler cannot trace what the others ask
+        if torch.compiler.is_compiling():  # first, since the compiler cannot trace the other checks
             return self.op(*_flat(args), **kwargs)
         if torch.is_grad_enabled() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
             return self.op(*_flat(args), **kwargs)
@@ -46,11 +46,11 @@ class Operator:
 
 
 def _flat(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments with the fields of an `Epilogue` at the end in its place."""
+    """The arguments, with a trailing `Epilogue` replaced by its fields."""
     return (*args[:-1], *args[-1]) if args and isinstance(args[-1], Epilogue) else args
 
 
-# The operands of a GEMM as `torch.library` has them: the fields of an `Epilogue` follow what is multiplied.
+# The operands of a GEMM for `torch.library`: the fields of an `Epilogue` follow the factors.
 _GEMM = (
     "Tensor x_codes, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype, "
     "bool gelu=False, Tensor? gamma=None, Tensor? residual=None, Tensor? out_scale=None, int rotation=0"
@@ -66,8 +66,11 @@ def _operator(
     strided: bool = False,
     gemm: str = "",
 ) -> Operator:
-    """The operator that `cpu` computes on a CPU; `module` is the file with the Triton launcher of the same name, which
-    takes operands of any strides if `strided`. gemm: its schema, if both end in an `Epilogue`.
+    """Register the operator that `cpu` implements on a CPU.
+
+    module: the file with the Triton launcher of the same name.
+    strided: the launcher takes operands with any strides.
+    gemm: the schema, if both functions end in an `Epilogue`.
     """
     name = cpu.__name__
     tensors = 4 + len(mutates)  # before the epilogue

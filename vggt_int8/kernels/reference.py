@@ -1,9 +1,9 @@
 """The definition of the INT8 arithmetic in plain PyTorch: every kernel and backend is tested against it.
 
-Symmetric throughout: `scale = absmax / 127`, codes in [-127, 127]. There is no zero point, so the integer
-product needs no correction terms. Integers accumulate in int32 exactly; scales, bias and sums after the
-product are fp32, and there is one cast at the very end. (Casting `int32 * scale_x` to fp16 before the weight
-scale is applied overflows although the true result is small; the order here cannot.)
+Symmetric throughout: `scale = absmax / 127`, codes in [-127, 127]. There is no zero point, so the integer product needs
+no correction terms. Integers accumulate exactly in int32; scales, bias and sums after the product are fp32, with one
+cast at the very end. (Casting `int32 * scale_x` to fp16 before applying the weight scale can overflow although the
+result is small.)
 
 Notation: M rows (tokens), N outputs, K reduction.
 """
@@ -20,13 +20,15 @@ CODE_MAX = 127
 
 
 def scale_from_absmax(absmax: Tensor) -> Tensor:
-    """fp32 `absmax / 127`. Zero becomes 1, so that zeros get codes of 0; NaN and inf stay, and reach the result."""
+    """fp32 `absmax / 127`. Zero becomes 1, so that zeros get codes of 0; NaN and inf are kept and propagate to the
+    result.
+    """
     scale = absmax.float() / CODE_MAX
     return torch.where(scale == 0, 1.0, scale)
 
 
 def absmax_scale(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """The scale that covers every value of x along `dim`, fp32, with `dim` kept at size 1."""
+    """The scale that covers all values of x along `dim`, fp32, with `dim` kept at size 1."""
     return scale_from_absmax(x.abs().amax(dim=dim, keepdim=True))
 
 
@@ -42,11 +44,12 @@ def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, group: int) -> Tensor:
-    """Each run of `group` numbers of the last dimension times the orthonormal Hadamard matrix of that order, in fp32.
+    """Multiply each group of `group` consecutive values of the last dimension by the orthonormal Hadamard matrix of
+    that order, in fp32.
 
-    x [..., K] float, group a power of two that divides K -> [..., K] fp32. What is large in one number is spread over
-    its group, so that codes of one scale lose less. It is its own inverse, and leaves products of two rotated rows as
-    they are. The order of rows and columns is Sylvester's: entry (i, j) is (-1)^popcount(i & j) / sqrt(group).
+    x [..., K] float, group a power of two that divides K -> [..., K] fp32. It spreads a large value over its group, so
+    that quantization with one scale loses less. It is its own inverse, and preserves products of two rotated rows. Rows
+    and columns are in Sylvester's order: entry (i, j) is (-1)^popcount(i & j) / sqrt(group).
     """
     y = x.float() * (1 / group**0.5)
     distance = 1
@@ -58,17 +61,17 @@ def rotate(x: Tensor, group: int) -> Tensor:
 
 
 def rotate_rows(x: Tensor, rotation: int) -> Tensor:
-    """`rotate` of rows [M, K] float in groups of `rotation` numbers, rounded once, to x's dtype: what a weight-only
-    layer with a rotated weight multiplies.
+    """`rotate` of rows [M, K] float in groups of `rotation`, rounded once to x's dtype: the input of a weight-only
+    layer with a rotated weight.
     """
     return rotate(x, rotation).to(x.dtype)
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 0) -> tuple[Tensor, Tensor]:
-    """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32; `input_scale` as in `w8a8_linear`, `rotation` the groups of
-    `rotate`, or 0 for none.
+    """[M, K] float -> codes [M, K] int8, scale [M, 1] fp32. `input_scale` as in `w8a8_linear`; `rotation`: group size
+    of `rotate`, or 0 for none.
 
-    With static scales a row gets its own, except that NaN or inf in a row makes its scale NaN.
+    With static scales, each row's scale is its static scale, but NaN for a row with NaN or inf.
     """
     if rotation:
         x = rotate(x, rotation)
@@ -79,7 +82,7 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
 
 
 def static_scales(scale: Tensor, rows: int) -> Tensor:
-    """R static scales, where R divides `rows`, to those of each row, [rows, 1]: row m has number m % R."""
+    """R static scales, where R divides `rows`, expanded to one per row, [rows, 1]: row m has number m % R."""
     return scale.reshape(-1, 1).repeat(rows // max(1, scale.numel()), 1)
 
 
@@ -108,18 +111,18 @@ def w8a8_linear(
 ) -> Tensor:
     """INT8 linear. x [M, K] float, weight [N, K] int8, weight_scale [N, 1] fp32 -> [M, N] in x's dtype.
 
-    `input_scale` None: one dynamic scale per row of x. Otherwise static fp32 scales from calibration, R values, where
-    R divides M: row m has number m % R, so that one value serves all rows, and one for each token of a frame all
-    frames. Larger inputs saturate at 127 codes, but a row that holds NaN or inf still comes out as NaN.
+    input_scale: None for one dynamic scale per row of x. Otherwise R static fp32 scales from calibration, where R
+        divides M: row m has number m % R, so there can be one scale for all rows, or one for each token of a frame.
+        Larger inputs saturate at code 127, but a row with NaN or inf still becomes NaN.
     """
     codes, x_scale = quantize_rows(x, input_scale)
     return scaled_epilogue(int8_matmul(codes, weight), x_scale, weight_scale, bias, x.dtype)
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, rotation: int = 0) -> Tensor:
-    """Weight-only linear: codes multiply as floats, the scale goes on the fp32 sum. Shapes as above.
+    """Weight-only linear: multiplies codes as floats and scales the fp32 sum. Shapes as above.
 
-    Rows of x are rotated first, as the weight is, in groups of `rotation` numbers; 0 for none.
+    rotation: group size in which rows of x are rotated first, as the weight is; 0 for none.
     """
     x = rotate_rows(x, rotation) if rotation else x
     y = (x.float() @ weight.float().t()) * weight_scale.view(1, -1)
@@ -134,11 +137,12 @@ def llm_int8_linear(
     threshold: float,
     matmul: Callable[[Tensor, Tensor], Tensor] = int8_matmul,
 ) -> Tensor:
-    """W8A8 dynamic, but input columns where any |x| >= threshold multiply as floats (Dettmers et al.,
+    """W8A8 dynamic, except that input columns with any |x| >= threshold are multiplied as floats (Dettmers et al.,
     LLM.int8()).
 
-    Shapes as above; `matmul` is the integer product to use. Choosing the columns synchronises with the host; in a
-    graph, whose shapes no value may decide, all columns multiply as floats, those that are no outliers as zeros.
+    Shapes as above; `matmul` is the integer product to use. Selecting the columns synchronizes with the host. In a
+    graph, whose shapes cannot depend on values, all columns are multiplied as floats, with zeros for those that are not
+    outliers.
     """
     outlier = (x.abs() >= threshold).any(dim=0)
     codes, x_scale = quantize_per_token(x.masked_fill(outlier, 0))
@@ -149,17 +153,15 @@ def llm_int8_linear(
     return (y + w8a16_linear(x[:, columns].float(), weight[:, columns], weight_scale, None)).to(x.dtype)
 
 
-# What follows defines the fused kernels: the same arithmetic, with what comes before and after a linear drawn
-# in.
+# The fused kernels: the same arithmetic, including what precedes and follows a linear.
 
 
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, input_scale: Tensor | None = None, rotation: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm over the last dimension, in fp32, straight to codes [M, C] int8 and scales [M, 1] fp32.
+    """LayerNorm over the last dimension, in fp32, directly to codes [M, C] int8 and scales [M, 1] fp32.
 
-    x [M, C] float; weight, bias [C] float. Smoothing divides channels by a factor: fold it into weight and
-    bias.
+    x [M, C] float; weight, bias [C] float. Smoothing divides channels by a factor: fold it into weight and bias.
     """
     y = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
     return quantize_rows(y, input_scale, rotation)
@@ -173,7 +175,7 @@ def int8_gemm(x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Te
 
 
 def finish(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
-    """`scaled_epilogue`, then in fp32: exact GELU, `residual + gamma * y`, as asked.
+    """`scaled_epilogue`, then in fp32 exact GELU and `residual + gamma * y`, if requested.
 
     acc [M, N] int32, scales as above -> [M, N] in `epilogue.dtype`.
     """
@@ -189,11 +191,11 @@ def finish(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, epilogue: Epilogu
 def int8_gemm_quantize(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """`int8_gemm` straight to the next linear's input: codes [M, N] int8 and a scale per row, [M, 1] fp32.
+    """`int8_gemm` directly to the next linear's input: codes [M, N] int8 and a scale per row, [M, 1] fp32.
 
-    The epilogue may have a bias, GELU, a rotation, and static scales `out_scale`. Under these the fp32 results become
-    codes without a rounding to `epilogue.dtype` in between, which kernels may do, and NaN or inf in x_scale is what
-    makes the scale of a row NaN.
+    The epilogue may have a bias, GELU, a rotation, and static scales `out_scale`. With static scales, the fp32 results
+    become codes without rounding to `epilogue.dtype` in between (kernels may round), and NaN or inf in x_scale makes
+    the scale of a row NaN.
     """
     if epilogue.out_scale is None:
         return quantize_rows(int8_gemm(x_codes, x_scale, weight, weight_scale, epilogue), rotation=epilogue.rotation)
@@ -214,11 +216,11 @@ def qk_norm_rope(
     eps: float,
     rotate_half: bool = False,
 ) -> Tensor:
-    """LayerNorm over the head dim and 2-D RoPE of queries and keys, in fp32, rounded once; values stay.
+    """LayerNorm over the head dim and 2-D RoPE of queries and keys, in fp32, rounded once; values are unchanged.
 
-    qkv [T, 3, H, D] float, the output of the qkv linear, T = any number of frames of P tokens; weights and
-    biases [D], all or None for no LayerNorm; rope [2, P, D] fp32: cosines and sines, channel i of each half paired with
-    channel i + D/4, or if `rotate_half` channel i of all with channel i + D/2. -> like qkv.
+    qkv [T, 3, H, D] float, the output of the qkv linear, where T is any number of frames of P tokens; weights and
+    biases [D], all of them or None for no LayerNorm; rope [2, P, D] fp32: cosines and sines. Channel i of each half is
+    paired with channel i + D/4, or with `rotate_half` channel i with channel i + D/2. -> like qkv.
     """
     q, k, v = qkv.unbind(1)
     q = _norm_rope(q, q_weight, q_bias, rope, eps, rotate_half)
@@ -227,9 +229,9 @@ def qk_norm_rope(
 
 
 def norm_rope(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float) -> Tensor:
-    """What `qk_norm_rope` does to queries or to keys, of x[:, 0]; what is beside it, such as values, stays.
+    """`qk_norm_rope` for queries or keys only, in x[:, 0]; the other entries, such as values, are unchanged.
 
-    x [T, n, H, D] float; all else as there. -> like x.
+    x [T, n, H, D] float; the other arguments as there. -> like x.
     """
     first, *others = x.unbind(1)
     return torch.stack([_norm_rope(first, weight, bias, rope, eps), *others], dim=1)
@@ -259,7 +261,8 @@ def _rope(x: Tensor, rope: Tensor, rotate_half: bool) -> Tensor:
 
 
 def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm, in fp32, of tokens whose channels lie in two tensors, without the first `skip` of each frame.
+    """LayerNorm, in fp32, of tokens whose channels are split over two tensors, without the first `skip` tokens of each
+    frame.
 
     first, second [F, P, C] float; weight, bias [2C] -> [F, P - skip, 2C] in the tokens' dtype.
     """
@@ -276,11 +279,10 @@ def resize(
     bias: Tensor | None = None,
     addend: Tensor | None = None,
 ) -> Tensor:
-    """Bilinear resize of maps, corner pixels on corner pixels, and what is added to it, in fp32, rounded once.
+    """Bilinear resize of maps (`align_corners=True`) plus optional addends, in fp32, rounded once.
 
-    x [F, h, w, C] -> [F, height, width, C] in x's dtype. Added: bias [C]; columns [width, C/2] to the first half of
-    the channels and rows [height, C/2] to the second, both fp32 (a position embedding); addend, a map like the
-    result.
+    x [F, h, w, C] -> [F, height, width, C] in x's dtype. Addends: bias [C]; columns [width, C/2] to the first half of
+    the channels and rows [height, C/2] to the second, both fp32 (a position embedding); addend, a map like the result.
     """
     y = x.float()
     if y.shape[1:3] != (height, width):
@@ -294,10 +296,10 @@ def resize(
 
 
 def predict(x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool) -> tuple[Tensor, Tensor]:
-    """A 1x1 convolution and the exponentials that end a dense head, in fp32.
+    """The last 1x1 convolution and exponentials of a dense head, in fp32.
 
-    x [F, H, W, C] float, weight [n, C], bias [n] -> values [F, H, W, n - 1]: exp(y), or if `inverse_log`
-    sign(y) * (exp(|y|) - 1); and confidence [F, H, W]: 1 + exp of the last output. Both fp32.
+    x [F, H, W, C] float, weight [n, C], bias [n] -> values [F, H, W, n - 1]: exp(y), or with `inverse_log` sign(y) *
+    (exp(|y|) - 1); and confidence [F, H, W]: 1 + exp of the last output. Both fp32.
     """
     y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     value = y[..., :-1]
@@ -308,6 +310,6 @@ def predict(x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool) -
 def dequantize(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Codes [A, B, T] int8 and their fp32 scales [A, 1, 1] or [1, B, 1] -> floats [A, T, B], rounded once.
 
-    T are the taps of a convolution, 1 for a linear layer: the result has its channels last.
+    T is the number of taps of a convolution, 1 for a linear layer; the result is channels last.
     """
     return (weight.float() * weight_scale).transpose(1, 2).to(dtype).contiguous()

@@ -13,10 +13,10 @@ _SCORES = 1 << 24  # at a time: 64 MB in fp32
 
 
 def float_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(D)) v, scores and sums in fp32, the weights rounded to v's dtype.
+    """softmax(q kᵀ / sqrt(D)) v, with scores and sums in fp32 and weights rounded to v's dtype.
 
-    q [B, H, N, D], k and v [B, H, L, D] float of one dtype, any strides, L > 0 unless there are no queries
-    -> [B, N, H * D] in that dtype, contiguous.
+    q [B, H, N, D], k and v [B, H, L, D] float of one dtype, any strides, L > 0 unless there are no queries -> [B, N, H
+    * D] in that dtype, contiguous.
     """
     batch, heads, tokens, dim = q.shape
     out = v.new_empty(batch, tokens, heads, dim)
@@ -31,7 +31,7 @@ def float_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def float_attention_quantize(q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """`float_attention` straight to the next linear's input: codes [B * N, H * D] int8, scales [B * N, 1] fp32.
+    """`float_attention` directly to the next linear's input: codes [B * N, H * D] int8, scales [B * N, 1] fp32.
 
     out_scale: static scales, as `input_scale` of `reference.quantize_rows`.
     """

@@ -1,9 +1,8 @@
-"""Weight-only layers in any floating-point dtype on any device: turn the codes back into floats, then
-compute.
+"""Weight-only layers in any floating-point dtype on any device: decode the weight, then compute.
 
-The float weight `codes * scale` is made in fp32 and cast once, so that half precision sees the true weight
-and not codes of up to 127, whose products would overflow. Weights above 65504 are inf in fp16, as in a network
-of floats.
+The float weight `codes * scale` is computed in fp32 and cast once, so that half precision gets the scaled weight and
+not codes of up to 127, whose products would overflow. Weights above 65504 become inf in fp16, as in a network of
+floats.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Attention on a CPU: once the linears of a block multiply integers, it takes as long as all of them."""
+"""Attention on a CPU, which takes as long as all linears of a block once these multiply integers."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ _MAX_HEAD_DIM = 512
 def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Tensor:
     """softmax(q kᵀ / sqrt(D)) v: q [B, H, N, D], k and v [B, H, L, D] float -> [B, N, H, D].
 
-    `integers` allows our own kernel, for fp32 where it can be compiled: integers of 14 to 16 bits, with which the
-    result is as exact as with all of q, k, v and the weights in fp16. It has no derivative: everything else, and what
-    needs gradients, is PyTorch's attention.
+    integers: allow our own kernel, for fp32, if it can be compiled. It multiplies integers of 14 to 16 bits, which is
+        as exact as fp16 q, k, v and weights, and has no derivative. Everything else, and what needs gradients, uses
+        PyTorch's attention.
     """
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     library = compiled.library() if integers and not needs_gradient and _takes(q, k, v) else None
@@ -29,8 +29,8 @@ def attention_cpu(q: Tensor, k: Tensor, v: Tensor, integers: bool = False) -> Te
 
 
 def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether our kernel is for these: fp32, keys and values of one layout, none empty, the channels of a head next to
-    one another.
+    """Whether our kernel supports these tensors: fp32, not empty, keys and values with the same layout, and the
+    channels of a head contiguous.
     """
     alike = k.shape == v.shape and k.stride() == v.stride() and all(x.dtype == torch.float32 for x in (q, k, v))
     fits = all(x.device.type == "cpu" and x.numel() > 0 and x.stride(3) == 1 for x in (q, k))

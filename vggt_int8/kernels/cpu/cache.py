@@ -1,9 +1,9 @@
-"""Where compiled kernels are kept, and that nobody else can have written them: a library's code runs when it is loaded.
+"""Keeps compiled kernels where nobody else can have written them, since loading a library runs its code.
 
-They lie in the user's cache, in a folder and in files that belong to the user (or root) and that nobody else may write.
-A file is judged by its open descriptor, and that is what is loaded: what its name, or the name of a folder above,
-comes to mean meanwhile does not matter. Where the cache cannot be used or trusted, kernels are made anew for the
-process, in a private temporary folder; a warning says why.
+They are in the user's cache, in a folder and files that belong to the user (or root) and that nobody else can write. A
+file is checked through its open descriptor, and that descriptor is what is loaded, so concurrent changes to its path
+have no effect. If the cache cannot be used or trusted, kernels are compiled for this process only, in a private
+temporary folder; a warning says why.
 """
 
 import atexit
@@ -23,13 +23,13 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Untrusted(Exception):
-    """Others could have written what is there; the message says how."""
+    """Others could have written the file or folder; the message says how."""
 
 
 def kept_or_made(name: str, make: Callable[[Path], None]) -> Path:
-    """The whole library `name` in the user's cache, or else in a temporary folder of this process.
+    """Path of the complete library `name`, in the user's cache or else in a temporary folder of this process.
 
-    make: compiles it to the path given. Raises what that raises, and OSError if there is no place at all.
+    make: compiles it to the given path. Raises what that raises, and OSError if there is no usable folder at all.
     """
     try:
         return _in_folder(_cache_folder(), name, make)
@@ -41,14 +41,14 @@ def kept_or_made(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def open_checked(path: Path) -> int:
-    """Descriptor of a whole library that nobody else can have written.
+    """Descriptor of a complete library that nobody else can have written.
 
-    Raises `Untrusted`, FileNotFoundError and other OSErrors, or ValueError if the file is damaged.
+    Raises `Untrusted`, FileNotFoundError and other OSErrors, or ValueError if the file is corrupted.
     """
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _check(path.parent, os.fstat(folder))
-        # Without waiting for a writer, should it be a pipe.
+        # O_NONBLOCK: do not wait for a writer if it is a pipe.
         descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     finally:
         os.close(folder)
@@ -96,7 +96,7 @@ def _cache_folder() -> Path:
 
 @functools.cache
 def _private_folder() -> Path:
-    """Made for this process, with mode 0700, and removed at its end."""
+    """Created for this process with mode 0700, and removed at exit."""
     folder = tempfile.mkdtemp(prefix="vggt-int8-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
@@ -117,5 +117,7 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
 
 
 def _sealed(library: bytes) -> bytes:
-    """A library with its digest behind it, where loaders do not look: to load a damaged one can end the process."""
+    """A library with its digest appended, where loaders ignore it: loading a corrupted library can crash the
+    process.
+    """
     return library + hashlib.sha256(library).digest()

@@ -1,8 +1,8 @@
-"""The kernels of `csrc/`, which `compiler.py` compiles: loaded once, then called through ctypes.
+"""The kernels of `csrc/`, compiled by `compiler.py`: loaded once, then called through ctypes.
 
-Where there is no compiler, and on CPUs that are no x86 with AVX2, the operators run on PyTorch's own, slower functions:
-`unavailable()` says why, a warning does where a compiler would help, and the quantization report names the product.
-`VGGT_INT8_CPU_KERNELS=off` asks for that, `=no-amx` for the kernels of CPUs without AMX.
+Without a compiler, and on CPUs other than x86 with AVX2, the operators use PyTorch's own, slower functions:
+`unavailable()` says why, a warning is issued if a compiler would help, and the quantization report names the product.
+`VGGT_INT8_CPU_KERNELS=off` requests that, `=no-amx` the kernels for CPUs without AMX.
 """
 
 import ctypes
@@ -27,13 +27,13 @@ _OUT_OF_MEMORY = 1
 
 
 class Library(NamedTuple):
-    """The loaded kernels; name: what they multiply with."""
+    """The loaded kernels. name: the instructions they multiply with."""
 
     functions: ctypes.CDLL
     name: str
 
     def call(self, name: str, *arguments: Tensor | float | None, alone: bool = False) -> None:
-        """The function `name` on `threads()` threads, or if `alone` on this one. Tensors are passed as their address,
+        """Call the function `name` on `threads()` threads, or with `alone` on this one. Tensors are passed by address,
         None as null.
 
         Raises MemoryError, naming the function and its operands.
@@ -45,7 +45,7 @@ class Library(NamedTuple):
 
 
 def library() -> Library | None:
-    """The kernels, compiled by the first call, or None where they cannot be had."""
+    """The kernels, compiled by the first call, or None if they are unavailable."""
     loaded = _load()
     return loaded if isinstance(loaded, Library) else None
 
@@ -73,9 +73,9 @@ def _load() -> Library | str:
 
 
 def load(path: Path, amx: bool) -> Library:
-    """The library at `path`, with AMX where asked and possible. Its products are tried before it is used."""
+    """The library at `path`, with AMX if requested and possible. Its products are tested before it is used."""
     try:
-        # What was checked is what is loaded. The descriptor stays open: its number is the library's name from now on.
+        # Load exactly what was checked. The descriptor stays open, since its number is now the library's name.
         functions = ctypes.CDLL(f"/proc/self/fd/{cache.open_checked(path)}")
     except (OSError, ValueError, cache.Untrusted) as error:
         raise NoCompiler(f"{path} cannot be loaded: {error}") from error
@@ -100,8 +100,8 @@ def _address(argument: Tensor | int | None) -> int | None:
     return argument.data_ptr() if isinstance(argument, Tensor) else argument
 
 
-# Arguments of the functions in `csrc/`: p a pointer or null, q a 64-bit integer, i an int, f a float. All but
-# `vi_init` end with the number of threads, which `Library.call` adds. Sizes are tensors while `torch.jit.trace` runs.
+# Arguments of the functions in `csrc/`: p a pointer or null, q a 64-bit integer, i an int, f a float. All but `vi_init`
+# end with the number of threads, which `Library.call` adds. Sizes are tensors under `torch.jit.trace`.
 _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "p": (ctypes.c_void_p, _address),
     "q": (ctypes.c_int64, int),
@@ -126,20 +126,20 @@ _MAX_OUTPUTS = 8  # of a dense head
 
 
 def call(name: str, *arguments: Tensor | float | None, alone: bool = False) -> None:
-    """`Library.call` of the library that is there; only where `library()` is not None."""
+    """`Library.call` of the loaded library; requires that `library()` is not None."""
     found = library()
     assert found is not None
     found.call(name, *arguments, alone=alone)
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether the kernels are there and take these tensors: fp32, on a CPU and contiguous."""
+    """Whether the kernels are available and support these tensors: fp32, on a CPU and contiguous."""
     fits = (t is None or (t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()) for t in tensors)
     return all(fits) and library() is not None
 
 
 def as_floats(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Parameters as contiguous fp32. Keep them until the call is over."""
+    """Parameters as contiguous fp32. Keep references to them until the call returns."""
     return [t if t is None else t.float().contiguous() for t in tensors]
 
 
@@ -151,7 +151,7 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None, rotation: int) -> tuple
 
 
 def rotate_rows(x: Tensor, rotation: int, alone: bool = False) -> Tensor:
-    """`reference.rotate_rows` for x that is `usable`, by this thread if `alone`."""
+    """`reference.rotate_rows` for x that is `usable`, on this thread only if `alone`."""
     out = x.new_empty(x.shape)
     call("vi_rotate_rows", x, *x.shape, rotation, out, alone=alone)
     return out
@@ -168,7 +168,7 @@ def layer_norm_quantize(
 
 
 def _static(scale: Tensor | None) -> tuple[Tensor | None, int]:
-    """Static scales, which are `usable`, and how many they are: row m has number m % that."""
+    """Static scales, which are `usable`, and their number R: row m has number m % R."""
     return scale, 0 if scale is None else scale.numel()
 
 
@@ -197,7 +197,7 @@ def qk_norm_rope_(
 
 
 def _apart(x: Tensor, rotate_half: bool) -> int:
-    """How far from one another the channels of a pair are."""
+    """Distance between the channels of a pair."""
     return x.shape[-1] // (2 if rotate_half else 4)
 
 
@@ -234,8 +234,8 @@ def int8_gemm_into_(
 def int8_gemm_quantize(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """`reference.int8_gemm_quantize` of an fp32 result. Only rows with a scale of their own, or that are rotated, are
-    floats before they are codes.
+    """`reference.int8_gemm_quantize` of an fp32 result. Floats are materialized only for rows with dynamic scales or a
+    rotation.
     """
     out = x_codes.new_empty(len(x_codes), len(weight))
     if epilogue.out_scale is None or epilogue.rotation:  # whole rows
@@ -254,7 +254,7 @@ def _linear(
     epilogue: Epilogue,
     results: tuple[Tensor | None, ...],
 ) -> None:
-    """results: the int32 sums, floats, codes and a scale per row, those that are asked for."""
+    """results: int32 sums, floats, codes and scales of rows; None for those that are not requested."""
     (m, k), n = x_codes.shape, len(weight)
     bias, _, gelu, gamma, residual, out_scale, rotation = epilogue
     codes, stored = x_codes.contiguous(), weight.contiguous()
@@ -273,7 +273,9 @@ def int8_matmul(x_codes: Tensor, weight: Tensor) -> Tensor:
 def predict_(
     x: Tensor, weight: Tensor, bias: Tensor | None, inverse_log: bool, values: Tensor, confidence: Tensor
 ) -> bool:
-    """`reference.predict` of x that is `usable` into values and confidence. False: not for so many outputs."""
+    """`reference.predict` of x that is `usable` into values and confidence. Returns False if there are too many
+    outputs.
+    """
     outputs, channels = weight.shape
     if outputs > _MAX_OUTPUTS:
         return False
@@ -283,7 +285,7 @@ def predict_(
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """`reference.w8a16_linear` of few rows that are `usable`."""
+    """`reference.w8a16_linear` for few rows that are `usable`."""
     (m, k), n = x.shape, len(weight)
     out, stored, floats = x.new_empty(m, n), weight.contiguous(), as_floats(weight_scale, bias)
     call("vi_weight_only", x, m, k, stored, *floats, n, out)

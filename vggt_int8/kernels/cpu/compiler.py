@@ -1,4 +1,4 @@
-"""The C compiler (GCC), which is asked once on a machine, as Triton's is on a GPU; `cache.py` keeps what it makes."""
+"""Runs the C compiler (GCC) once per machine, as Triton's compiler runs on a GPU; `cache.py` keeps the result."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ _SECONDS_TO_COMPILE = 300
 
 
 class Unavailable(Exception):
-    """The kernels cannot be had here; the message says why."""
+    """The kernels are not available here; the message says why."""
 
 
 class NoCompiler(Unavailable):
@@ -33,10 +33,10 @@ class NoCompiler(Unavailable):
 
 
 def build(flags: Sequence[str] = ()) -> Path:
-    """The compiled library in the user's cache, made if it is not there yet or is damaged; see `cache.py`.
+    """The compiled library in the user's cache, compiled if it is missing or corrupted; see `cache.py`.
 
-    Its name depends on all that it was made from: source, flags, compiler and CPU. It is written under another name
-    first, so processes that compile at once do not meet.
+    Its name depends on everything that determines it: sources, flags, compiler and CPU. It is written under a temporary
+    name first, so concurrent processes do not interfere.
     """
     here = f"{platform.system()} on {platform.machine()}"
     if here != "Linux on x86_64":
@@ -64,7 +64,7 @@ def build(flags: Sequence[str] = ()) -> Path:
 
 
 def _compiler() -> list[str]:
-    """The command that is in CC, or GCC."""
+    """The command in CC, or GCC."""
     try:
         named = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
@@ -78,7 +78,7 @@ def _compiler() -> list[str]:
 
 
 def _run(command: list[str]) -> str:
-    """Output of a compiler, which ends with us: it has children of its own, so it gets a group that is killed whole."""
+    """Output of a compiler. It runs in its own process group, which is killed as a whole if we are interrupted."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     messages = {**os.environ, "LC_ALL": "C"}
     try:

@@ -1,8 +1,8 @@
-"""Convolutions with INT8 weights on a CPU, where `compiled.py` has its kernels: integers times integers.
+"""Convolutions with INT8 weights on a CPU, if `compiled.py` has its kernels: integers times integers.
 
-The weights are integers already. The activations of a frame become integers of 15 to 16 bits with one scale, as many
-as leave the int32 sums exact. Rounding x costs at most 1.6e-5 of its largest value in the frame, 3.1e-5 for the widest
-convolutions, what fp16 loses on values down to a sixteenth of it: nothing beside the rounding of the weights (4e-3).
+The activations of a frame are rounded to integers of 15 to 16 bits with one scale, as many bits as keep the int32 sums
+exact. The rounding error of x is at most 1.6e-5 of its largest value in the frame, 3.1e-5 for the widest convolutions,
+which is that of fp16 for values down to a sixteenth of it, and negligible beside the rounding of the weights (4e-3).
 """
 
 import ctypes
@@ -26,8 +26,8 @@ def int8_conv2d(
 ) -> Tensor:
     """`conv2d(x, weight * weight_scale, bias) (+ addend) (-> relu)` for x [f, C, h, w] fp32 -> [f, N, h', w'] fp32.
 
-    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float, addend fp32 as the result, which is
-    channels last. Only where `int8_conv_is_there()`; there is no derivative. Raises ValueError for anything else.
+    weight [N, C, kh, kw] int8, weight_scale [N, 1, 1, 1] fp32, bias [N] float, addend fp32 like the result, which is
+    channels last. Only available if `int8_conv_is_there()`; has no derivative. Raises ValueError for other operands.
     """
     size = _checked_size(x, weight, weight_scale, bias, stride, padding, addend)
     pixels = x.permute(0, 2, 3, 1).contiguous()
@@ -55,7 +55,7 @@ def _checked_size(
     padding: tuple[int, int],
     addend: Tensor | None,
 ) -> tuple[int, int]:
-    """Height and width of the result: the kernel reads and writes what they say."""
+    """Height and width of the result, after checking all operands, which the kernel reads and writes unchecked."""
     tensors = (x, weight, weight_scale, bias, addend)
     if any(t is not None and t.device.type != "cpu" for t in tensors):
         raise ValueError(f"all operands must be on a CPU, not {[t if t is None else str(t.device) for t in tensors]}")

@@ -1,7 +1,7 @@
-"""The integer product on a CPU: int32 sums of `reference.py`, bit for bit, by our own kernels or by PyTorch.
+"""The integer product on a CPU: the int32 sums of `reference.py`, bit for bit, by our own kernels or by PyTorch.
 
-PyTorch's is `torch._int_mm` where that is fast and exact (AVX-512 with VNNI). Elsewhere it is a product of floats:
-float32 holds every sum of 1024 products of codes exactly.
+PyTorch's is `torch._int_mm` if that is fast and exact (AVX-512 with VNNI). Otherwise it is a float product: float32
+holds every sum of 1024 products of codes exactly.
 
 Notation: M rows (tokens), N outputs, K reduction.
 """
@@ -20,9 +20,10 @@ INT_MM = "torch._int_mm"
 FLOAT32 = "float32 matmul of codes in slices of K (exact)"
 
 _EXACT_K = 1024  # 1024 * 127 * 127 < 2^24: float32 holds every partial sum, in any order
-# 32-bit sums of one product: just below the largest block that is kept. The weight is packed anew for each product.
+# 32-bit sums of one product: just below the largest block that the allocator reuses. The weight is packed again for
+# each product.
 SUMS_AT_ONCE = (LARGEST_BLOCK >> 2) - (1 << 14)
-VALUES_AT_ONCE = 1 << 18  # fp32 numbers that a chain of passes works on: 1 MB, so that all they make is in the cache
+VALUES_AT_ONCE = 1 << 18  # fp32 values that a chain of passes works on: 1 MB, so that intermediates stay in the cache
 _MIN_ROWS = 64  # of a slice, per thread: with fewer, packing the weight anew for each slice costs more than it saves
 
 
@@ -50,17 +51,17 @@ def cpu_int8_kernel() -> str:
 
 
 def slices_of_rows(rows: int, width: int) -> list[slice]:
-    """Slices of rows of `width` numbers, for passes that work on `VALUES_AT_ONCE`."""
+    """Slices of rows of `width` values, for passes that work on `VALUES_AT_ONCE`."""
     return list(row_slices(rows, max(1, VALUES_AT_ONCE // max(1, width)))) or [slice(0, 0)]
 
 
 def rows_of_a_product(outputs: int) -> int:
-    """How many rows, so that there are `SUMS_AT_ONCE`."""
+    """Number of rows with `SUMS_AT_ONCE` sums."""
     return max(_MIN_ROWS * torch.get_num_threads(), SUMS_AT_ONCE // max(1, outputs))
 
 
 def row_slices(total: int, at_most: int) -> Iterator[slice]:
-    """Equal parts of `range(total)`, none longer than `at_most`."""
+    """Equal slices of `range(total)`, each at most `at_most` long."""
     parts = max(1, -(-total // at_most))
     size = -(-total // parts)
     for start in range(0, total, max(1, size)):

@@ -1,10 +1,10 @@
-"""What the process keeps of the memory that calls free, so that the next one need not ask the system for it.
+"""Keeps some of the memory that calls free, so that the next call need not request it from the system.
 
-The GNU C library gives a freed block back to the system, which clears its pages when the next layer asks for them:
-30,000 page faults and 5 to 12 % of the time of a call of the embedded model (8 frames). `keep_freed_memory` tells it to
-map only blocks of 32 MB and more (its own upper limit) and to give memory back from 256 MB on. But it does so only at
-the end of its heap: free blocks below one that is in use stay, and after calls of changing sizes they are more than
-that. So `give_back_surplus` looks after each call and gives all of them back when they are more than 256 MB.
+glibc returns freed blocks to the system, which clears their pages when the next layer requests them: 30,000 page faults
+and 5 to 12 % of the time of a call of the embedded model (8 frames). `keep_freed_memory` sets glibc to map only blocks
+of 32 MB and more (its own upper limit) and to return memory from 256 MB on. But glibc returns memory only from the end
+of its heap: free blocks below one that is in use stay, and after calls of changing sizes they exceed that limit. So
+`give_back_surplus` checks after each call and returns all free blocks if they exceed 256 MB.
 """
 
 import ctypes
@@ -13,8 +13,8 @@ import os
 import platform
 from threading import Lock
 
-LARGEST_BLOCK = 32 << 20  # bytes; larger ones the GNU C library always maps anew
-KEPT_BYTES = 256 << 20  # freed, and not given back to the system
+LARGEST_BLOCK = 32 << 20  # bytes; glibc always maps larger blocks anew
+KEPT_BYTES = 256 << 20  # of freed memory, not returned to the system
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 
 
@@ -29,10 +29,10 @@ class _Mallinfo2(ctypes.Structure):
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 256 MB of memory that it frees; whether it does. A setting of the whole process.
+    """Let this process keep up to 256 MB of the memory that it frees; returns whether it does. A process-wide setting.
 
-    Other C libraries are left alone, and so is one that was configured by the environment (`MALLOC_TRIM_THRESHOLD_`,
-    `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`), which is the way to say no.
+    Has no effect on other C libraries, or if glibc is configured by the environment (`MALLOC_TRIM_THRESHOLD_`,
+    `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`), which is the way to opt out.
     """
     configured = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
     if configured or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
@@ -42,17 +42,17 @@ def keep_freed_memory() -> bool:
 
 
 class _Others:
-    """Anonymous memory that is neither in use by the C library nor kept by it: the least that was ever seen of it."""
+    """The smallest amount seen of anonymous memory that the C library neither uses nor keeps."""
 
     lock = Lock()
     bytes: int | None = None
 
 
 def give_back_surplus() -> bool:
-    """Give freed memory back to the system if this process holds more than 256 MB of it; whether it did.
+    """Return freed memory to the system if this process keeps more than 256 MB of it; returns whether it did.
 
-    What it holds is what is in memory and not in use, beyond what was so after the last time: pages that the C library
-    has given back still count as its free blocks. Costs 0.04 ms. Does nothing where `keep_freed_memory` does not keep.
+    The kept memory is what is resident and unused beyond the amount after the last call: pages that the C library has
+    returned still count as its free blocks. Costs 0.04 ms. Does nothing if `keep_freed_memory` has no effect.
     """
     if not keep_freed_memory():
         return False
@@ -69,7 +69,7 @@ def give_back_surplus() -> bool:
 
 
 def unused_bytes() -> int:
-    """Anonymous memory of this process that is no block in use: kept by the C library, or by other allocators."""
+    """Anonymous memory of this process outside blocks in use: kept by the C library, or by other allocators."""
     with open("/proc/self/statm", encoding="ascii") as file:
         _, resident, of_files, *_ = (int(pages) for pages in file.read().split())
     found = _mallinfo()
@@ -83,7 +83,7 @@ def _free_bytes() -> int:
 
 
 def _mallinfo() -> _Mallinfo2 | None:
-    """None before glibc 2.33; then blocks in use count as unused, so that memory is given back more often."""
+    """None before glibc 2.33; blocks in use then count as unused, so memory is returned more often."""
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         return None

@@ -1,9 +1,8 @@
-"""The operators of `ops.py` on a CPU: in fp32 the kernels of `compiled.py` where there are any, else PyTorch.
+"""The operators of `ops.py` on a CPU: the kernels of `compiled.py` for fp32 if available, else PyTorch.
 
-PyTorch computes the definitions of `reference.py`, some rows at a time: what is in between never holds more memory than
-a few such parts, and the results are equal, not close. (A resize adds in place instead.) The compiled kernels have
-equal codes and sums for equal input, and round LayerNorm, GELU and RoPE in their own order. Operators that are not
-listed here run as their definition.
+PyTorch computes the definitions of `reference.py` some rows at a time, which bounds the memory of intermediates, with
+equal results. (A resize adds in place instead.) The compiled kernels have equal codes and sums for equal input;
+LayerNorm, GELU and RoPE round in their own order. Operators that are not listed here run as their definition.
 """
 
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None, rotation: int = 
 
 
 def rotate_rows(x: Tensor, rotation: int, alone: bool = False) -> Tensor:
-    """`reference.rotate_rows`; alone: by this thread, for callers that are themselves many."""
+    """`reference.rotate_rows`. alone: on this thread only, for callers that are themselves parallel."""
     if compiled.usable(x):
         return compiled.rotate_rows(x, rotation, alone)
     out = x.new_empty(x.shape)
@@ -55,7 +54,7 @@ def layer_norm_quantize(
 
 
 def _of_rows(static: Tensor | None, rows: slice, total: int) -> Tensor | None:
-    """Static scales of some of `total` rows."""
+    """Static scales for a slice of `total` rows."""
     return static if static is None or static.numel() == 1 else reference.static_scales(static, total)[rows]
 
 
@@ -80,7 +79,7 @@ def int8_gemm_into_(
 def int8_gemm_quantize(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """`reference.int8_gemm_quantize`. Floats become codes while they are in the cache."""
+    """`reference.int8_gemm_quantize`. Floats are quantized while they are in the cache."""
     if epilogue.dtype == torch.float32 and compiled.usable(x_scale, epilogue.out_scale):
         return compiled.int8_gemm_quantize(x_codes, x_scale, weight, weight_scale, epilogue)
     codes, scale = _codes(x_codes, len(x_codes), len(weight))
@@ -92,10 +91,10 @@ def int8_gemm_quantize(
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, rotation: int = 0) -> Tensor:
-    """`reference.w8a16_linear`, except that the product runs in bf16 where x is bf16.
+    """`reference.w8a16_linear`, except that the product runs in bf16 if x is bf16.
 
-    A slice of the weight's rows at a time becomes float (codes are exact in every float dtype). CPUs are slow at fp16,
-    and the unscaled sum would overflow it, so it runs in fp32.
+    Decodes a slice of the weight's rows at a time (codes are exact in every float dtype). fp16 is slow on CPUs, and the
+    unscaled sum would overflow it, so it is computed in fp32.
     """
     x = rotate_rows(x, rotation) if rotation else x
     if len(x) <= _FEW_ROWS and compiled.usable(x):
@@ -138,7 +137,7 @@ def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float
 
 
 def _heads_and_angles(x: Tensor, rope: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """x [T, n, H, D] and rope [2, P, D] in parts, x's being views: some frames, or some tokens of one."""
+    """x [T, n, H, D] and rope [2, P, D] in parts, with views of x: some frames, or some tokens of one."""
     tokens, count, heads, dim = x.shape
     per_frame = rope.shape[1]
     frames = x.view(tokens // per_frame, per_frame, count, heads, dim)
@@ -197,7 +196,7 @@ def predict_(
 def _gemm_parts(
     x_codes: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows of `reference.int8_gemm` at a time: few products, and sums finished in parts that fit in a cache."""
+    """Some rows of `reference.int8_gemm` at a time: few products, with epilogues in parts that fit in a cache."""
     x_scale, residual = x_scale.view(-1, 1), epilogue.residual
     for product in row_slices(len(x_codes), rows_of_a_product(len(weight))):
         sums = matmul.int8_matmul(x_codes[product], weight)
@@ -208,5 +207,5 @@ def _gemm_parts(
 
 
 def _codes(x: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
-    """Room for codes and a scale per row."""
+    """Uninitialized codes and a scale per row."""
     return x.new_empty(rows, width, dtype=torch.int8), x.new_empty(rows, 1, dtype=torch.float32)

@@ -1,9 +1,8 @@
-"""Threads of our own, for work on many tensors: a tensor or a layer each, and nobody waits for anybody in between.
+"""A thread pool for work on many tensors: one tensor or layer per thread, without synchronization in between.
 
-PyTorch splits every operation over its threads and waits for the last of them. An operation of 100 us then takes as
-long as the system's scheduler keeps one thread off its core, milliseconds where other processes want the cores, and
-quantizing VGGT-1B has 20,000 of them. So a tensor belongs to one thread here, which works on `pieces` that PyTorch
-does not split.
+PyTorch splits every operation over its threads and waits for the last one. An operation of 100 us then takes
+milliseconds if other processes keep one thread off its core, and quantizing VGGT-1B has 20,000 of them. Here each
+tensor is processed by one thread, in `pieces` that PyTorch does not split.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from vggt_int8.machine import threads
 
-# Elements that PyTorch leaves to the thread that asks (`at::internal::GRAIN_SIZE` is one more). They fit in a cache.
+# Number of elements up to which PyTorch stays on the calling thread (`at::internal::GRAIN_SIZE` is one more). They fit
+# in a cache.
 PIECE = (1 << 15) - 1
 _AT_MOST = 16  # threads: more wait for Python's lock
 _WAITING = 1  # jobs a thread that are given out before they are begun
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 def pieces(tensor: Tensor) -> Iterable[Tensor]:
-    """A dense tensor on a CPU as flat views of at most `PIECE` elements; any other as it is."""
+    """A dense tensor on a CPU as flat views of at most `PIECE` elements; any other tensor as it is."""
     if tensor.device.type != "cpu" or tensor.numel() <= PIECE or not tensor.is_contiguous():
         return (tensor,)
     return tensor.view(-1).split(PIECE)
@@ -36,8 +36,8 @@ def pieces(tensor: Tensor) -> Iterable[Tensor]:
 class Workers:
     """Runs jobs on `threads()` threads, without gradients, in a `with` block that ends when all are done.
 
-    `submit` waits while many jobs wait, so that what they read is not all in memory. An error in the block cancels the
-    jobs that have not begun. `failed`: whether a job has raised.
+    `submit` blocks while many jobs are queued, which bounds the memory of their inputs. An error in the block cancels
+    the jobs that have not started. `failed`: whether a job has raised.
     """
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ class Workers:
 
 
 def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`[work(item) for item in items]` on `Workers`. Raises what the first of the items that fail raises.
+    """`[work(item) for item in items]` on `Workers`. Raises the error of the first item that failed.
 
-    After a failure no more items are given out.
+    After a failure no more items are submitted.
     """
     futures: list[Future[Result]] = []
     with Workers() as workers:

@@ -1,1 +1,1 @@
-"""The operators on NVIDIA GPUs, in Triton: a kernel each with its launcher, and tables of what they run with."""
+"""The operators on NVIDIA GPUs, in Triton: each kernel with its launcher, and tables of launch parameters."""

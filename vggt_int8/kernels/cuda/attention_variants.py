@@ -1,6 +1,6 @@
-"""Which variant of the Triton attention kernel runs: a table, kept as data, so that nothing is tuned at start-up.
+"""Selects the variant of the attention kernel from a table, so that nothing is tuned at start-up.
 
-It imports no Triton. `benchmarks/attention.py` measures the candidates of this table on a GPU.
+Does not import Triton. `benchmarks/attention.py` measures the candidates of this table on a GPU.
 """
 
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ import torch
 class Variant:
     """How one program attends: block_m queries, block_n keys at a time.
 
-    tma: operands come through tensor descriptors (compute capability 9.0 and up), otherwise through pointers.
-    frozen: the loop subtracts an estimate of the row maximum made before it, so there is neither a maximum nor a
-        rescaling in it. A tile whose scores outgrow the estimate by 2^16 is computed again with the maximum: the
-        result is right for every input.
-    registers: queries are operands in registers, which saves a third of what is read from shared memory; for frozen
-        tiles of 64 queries, whose four warps hold them all.
-    grouped: the kernel of `gluon_attention.py`, which is frozen, and has one more warp.
+    tma: operands are loaded through tensor descriptors (compute capability 9.0 or higher), otherwise through pointers.
+    frozen: the loop subtracts an estimate of the row maximum, computed beforehand, so it contains neither a maximum nor
+        a rescaling. A tile whose scores exceed the estimate by 2^16 is recomputed with the maximum: the result is right
+        for every input.
+    registers: queries are register operands, which saves a third of the reads from shared memory; for frozen tiles of
+        64 queries, which fit in the registers of four warps.
+    grouped: the kernel of `gluon_attention.py`, which is frozen and has one additional warp.
     """
 
     block_m: int
@@ -33,7 +33,7 @@ class Variant:
 
     @property
     def kernel(self) -> str:
-        """What runs, for reports."""
+        """Name of the kernel, for reports."""
         return f"{'Gluon' if self.grouped else 'Triton'} {self}"
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Variant:
 
 
 class Rule(NamedTuple):
-    """`variant` for GPUs of compute capability `arch` / 10 and up (to 9.0), at least `tokens` tokens."""
+    """`variant` for GPUs of compute capability `arch` / 10 or higher (up to 9.0) and at least `tokens` tokens."""
 
     arch: int
     tokens: int
@@ -54,7 +54,7 @@ _AMPERE = Variant(128, 64, 8, 3)  # also of Ada
 _HOPPER = Variant(128, 64, 8, 3, tma=True, frozen=True)
 _HOPPER_SHORT = Variant(64, 64, 4, 3, tma=True, frozen=True, registers=True)  # frames do not fill tiles of 128
 _HOPPER_LONG = Variant(256, 64, 16, 4, tma=True, frozen=True, grouped=True)
-# The first rule that fits decides. Measured on Hopper alone.
+# The first matching rule applies. Measured on Hopper only.
 RULES = (
     Rule(90, 8192, _HOPPER_LONG),
     Rule(90, 2048, _HOPPER),
@@ -66,7 +66,7 @@ SMALL = Variant(64, 32, 4, 2)  # for fp32 and for head dims above 64, whose bloc
 
 
 def candidates(arch: int) -> tuple[Variant, ...]:
-    """What `benchmarks/attention.py` measures on architecture `arch`, the simplest first."""
+    """The variants that `benchmarks/attention.py` measures on architecture `arch`, simplest first."""
     if arch != 90:
         shapes = (Variant(128, 64, 8, 3), Variant(128, 64, 4, 3), Variant(64, 64, 4, 3), Variant(128, 32, 8, 3))
         return tuple(replace(v, frozen=frozen) for v in shapes for frozen in (False, True))
@@ -96,8 +96,8 @@ def candidates(arch: int) -> tuple[Variant, ...]:
 
 
 def attention_variant(arch: int, tokens: int, dim: int, dtype: torch.dtype, grouped: bool = True) -> Variant:
-    """The variant for sequences of `tokens` on architecture `arch` (10 * major + minor). grouped: whether the kernel
-    of that kind can take the operands, whose head dim must be 64 as well.
+    """The variant for sequences of `tokens` on architecture `arch` (10 * major + minor). grouped: whether the operands
+    suit the grouped kernel, which also requires a head dim of 64.
     """
     if arch < 80:
         raise ValueError(f"the attention kernel needs a GPU of compute capability 8.0 or newer, not {arch / 10}")

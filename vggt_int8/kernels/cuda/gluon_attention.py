@@ -1,17 +1,17 @@
-"""Attention for Hopper by groups of warps with roles, in Gluon, Triton's lower-level language.
+"""Warp-specialized attention for Hopper in Gluon, Triton's lower-level language.
 
-A program owns 64 queries of one head for each of its groups of four warps. One warp more copies keys and values into
-two rings of blocks; the groups read them, each at its own pace, so that matrix units work for one while another makes
-exponentials. In Triton's own kernel (`triton_attention.py`) all warps of a program wait for one another three times a
-block, and its programs are smaller, so that keys and values come from the L2 cache twice as often. Within a group, too,
-the product of weights and values may go on while the next scores become weights, and sums of weights stay with their
-thread until the end.
+A program owns 64 queries of one head for each of its groups of four warps. One additional warp copies keys and values
+into two ring buffers of blocks; each group reads them at its own pace, so that the tensor cores work for one group
+while another computes exponentials. In the Triton kernel (`triton_attention.py`) all warps of a program synchronize
+three times per block, and programs are smaller, so keys and values are read from the L2 cache twice as often. Within a
+group, the product of weights and values also overlaps with the conversion of the next scores to weights, and sums of
+weights stay in their threads until the end.
 
-What is subtracted from scores is an estimate of their maximum, made before as in `triton_attention._attend`. Groups
-whose result is not finite flag it, and `triton_attention` computes these queries again.
+As in `triton_attention._attend`, scores are reduced by an estimate of their maximum that is computed beforehand. Groups
+whose result is not finite set a flag, and `triton_attention` recomputes their queries.
 
-Names as there; s_ shared memory, t_ a product under way. Barriers, a row each of STAGES: keys have come (full), all
-groups have read them (empty), values have come, have been read; one more for the queries.
+Names as there; s_ shared memory, t_ a product in flight. Barriers, one row of STAGES each: keys loaded (full), keys
+read by all groups (empty), values loaded, values read; and one more for the queries.
 """
 
 # mypy: allow-untyped-defs
@@ -41,12 +41,14 @@ from vggt_int8.kernels.cuda.triton_gemm import to_codes
 barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # its names in Triton 3.6 and 3.7
 ROWS = 64  # queries of a group: what its four warps multiply in one instruction
 GROUPS = 4
-REGISTERS = 112  # of a group's thread: what 64 K leave beside the copying warp's. Queries do not fit in, too
+REGISTERS = 112  # per thread of a group: 64 K minus those of the copying warp. Queries do not fit as well
 
 
 @gluon.jit
 def _fetch(x, s_x, bars, at, i_row, i_block, RING: gl.constexpr, STAGES: gl.constexpr):
-    """Copy rows i_row ... to block i_block of ring 0 (keys) or 1 (values), once all groups have read what is there."""
+    """Copy rows from i_row on to block i_block of ring 0 (keys) or 1 (values), once all groups have read its previous
+    contents.
+    """
     stage = i_block % STAGES
     full, empty = bars.index(2 * RING * STAGES + stage), bars.index((2 * RING + 1) * STAGES + stage)
     mbarrier.wait(empty, ((i_block // STAGES) & 1) ^ 1)
@@ -56,8 +58,8 @@ def _fetch(x, s_x, bars, at, i_row, i_block, RING: gl.constexpr, STAGES: gl.cons
 
 @gluon.jit
 def _copy(k, v, s_x, bars, i_b, i_h, i_own, blocks, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, LOOKS: gl.constexpr):
-    """Keys for the estimate: the last block, the first, and those at the queries' own place. Then keys and values of
-    all blocks, the last one first, which the end of the sequence may cut off.
+    """First the keys for the estimate: the last block, the first, and those at the queries' own positions. Then keys
+    and values of all blocks, starting with the last, which may be partial.
     """
     at = (i_b, i_h)
     _fetch(k, s_x, bars, at, (blocks - 1) * BLOCK_N, 0, 0, STAGES)
@@ -73,7 +75,7 @@ def _copy(k, v, s_x, bars, i_b, i_h, i_own, blocks, BLOCK_N: gl.constexpr, STAGE
 
 @gluon.jit
 def _block(s_x, bars, i_block, RING: gl.constexpr, STAGES: gl.constexpr):
-    """Block i_block of a ring, once its bytes are there."""
+    """Block i_block of a ring, once it is loaded."""
     stage = i_block % STAGES
     mbarrier.wait(bars.index(2 * RING * STAGES + stage), (i_block // STAGES) & 1)
     return s_x.index(RING * STAGES + stage)
@@ -88,7 +90,7 @@ def _scores(s_q, s_x, bars, i_block, none, STAGES: gl.constexpr):
 
 @gluon.jit
 def _sums(b_p, BLOCK_N: gl.constexpr):
-    """Weights [64, BLOCK_N] -> [64, 4]: what each of the four threads of a row holds, added up."""
+    """Weights [64, BLOCK_N] -> [64, 4]: the partial sums of the four threads of a row."""
     layout: gl.constexpr = gl.DistributedLinearLayout(
         [[8, 0]], [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [64, 4]
     )
@@ -98,7 +100,7 @@ def _sums(b_p, BLOCK_N: gl.constexpr):
 
 @gluon.jit
 def _store(b_acc, b_all, results, rows, GROUP: gl.constexpr, H: gl.constexpr, D: gl.constexpr):
-    """Sums of values [64, D] over those of weights [64], and whether any of them is not finite."""
+    """Divide sums of values [64, D] by sums of weights [64], store them, and flag results that are not finite."""
     p_y, p_wrong, p_out_scale, SCALES, i_row = results
     m_finite = (gl.abs(b_acc) < float("inf")) & (b_all < float("inf"))[:, None]
     wrong = gl.max(gl.max(gl.where(m_finite, 0, 1), axis=1), axis=0)
@@ -121,7 +123,7 @@ def _attend(
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr, LOOKS: gl.constexpr,
 ):  # fmt: skip
     """All keys and values for the 64 queries of a group. results: the program's first output and flag, scales of codes,
-    and the first row's number; rows: how many there are from there on.
+    and the index of its first row; rows: the number of rows from there on.
     """
     s_q, s_x, bars = shared
     dtype: gl.constexpr = s_x.dtype
@@ -152,7 +154,7 @@ def _attend(
         mbarrier.arrive(bars.index(STAGES + (LOOKS + i) % STAGES))
         b_p = gl.exp2(b_s * scale - b_max[:, None])
         b_sum += _sums(b_p, BLOCK_N)
-        # Rounded before the wait, so that it is in other registers than the weights under way, and not put off.
+        # Rounded before the wait, so that it uses other registers than the weights in flight and is not deferred.
         b_next = gl.convert_layout(b_p.to(dtype), weights)
         b_acc, b_w, b_next = warpgroup_mma_wait(0, deps=[t_acc, b_w, b_next])
         mbarrier.arrive(bars.index(3 * STAGES + (i - 1) % STAGES))
@@ -200,7 +202,7 @@ def _grouped_attention_kernel(
         p_out + (i_row * H + i_h) * D, p_wrong + i_head * gl.cdiv(N, 64) + i_m // 64, p_out_scale, SCALES, i_row,
     )  # fmt: skip
     shared, rows = (s_q, s_x, bars), N - i_m
-    # One by one, since constants in a tuple of tuples would become values.
+    # Unrolled, since constants in a tuple of tuples would become values.
     gl.warp_specialize(
         [
             (_attend, (shared, results, rows, L, blocks, 0, H, scale, D, BLOCK_N, STAGES, LOOKS)),
@@ -217,9 +219,11 @@ def _grouped_attention_kernel(
 def grouped_attention(
     operands: tuple[Tensor, ...], out: Tensor, variant: Variant, out_scale: Tensor | None = None
 ) -> Tensor:
-    """Attention of q [B, H, N, D] to k, v [B, H, L, D], views with strides of whole 16 bytes, into out [B, N, H * D].
+    """Attention of q [B, H, N, D] to k, v [B, H, L, D], views with strides in multiples of 16 bytes, into out [B, N, H
+    * D].
 
-    -> [B * H, ceil(N / 64)] int32: which 64 queries of which head are not finite, and may not be right.
+    Returns [B * H, ceil(N / 64)] int32: non-zero where the result of 64 queries of a head is not finite and may be
+    wrong.
     """
     q, k, v = operands
     (batch, heads, tokens, dim), keys = q.shape, k.shape[2]

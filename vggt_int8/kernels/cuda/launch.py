@@ -1,7 +1,7 @@
-"""How kernels are launched: on the GPU, or only compiled, so that many can compile at once before the first one runs.
+"""Kernel launches: on the GPU, or compile-only, so that many kernels compile in parallel before the first one runs.
 
-A call that meets new kernels compiles them one after another, 0.3 to 2 s each. Inside `compiling()` launchers hand
-theirs to threads instead (the compiler works outside of Python's lock), run nothing, and return what they allocated.
+A call that needs new kernels would compile them one after another, 0.3 to 2 s each. Inside `compiling()`, launchers
+submit their kernels to threads (the compiler releases Python's lock), run nothing, and return uninitialized outputs.
 """
 
 import importlib
@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-THREADS = 8  # more wait for one another: half of a compilation is Python or shared
+THREADS = 8  # more contend for locks: half of a compilation is Python or shared
 
-# Inside `compiling()`: the launches that were handed over already (a network repeats each of them many times) and what
-# Triton gave for each, a kernel or its promise of one.
+# Inside `compiling()`: the launches submitted so far (a network repeats each many times), with Triton's result for
+# each, a kernel or a future.
 _compiled: ContextVar[dict[object, Any] | None] = ContextVar("vggt_int8_compiled", default=None)
 
 
@@ -33,7 +33,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: An
 
 
 def _kind(argument: Any) -> object:
-    """All about an argument that a kernel may be compiled for, and more: numbers count by their value."""
+    """The properties of an argument that a kernel may be specialized for, or more: numbers count by value."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16
     if hasattr(argument, "block_shape"):  # a tensor descriptor
@@ -48,12 +48,12 @@ def only_compiling() -> bool:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Kernels launched inside are compiled for their arguments, side by side, and do not run: results are arbitrary.
+    """Kernels launched inside are compiled for their arguments, in parallel, and do not run: results are arbitrary.
 
-    All are ready when the block ends. What is in Triton's cache on disk is only loaded. What does not compile is left
-    to the launch that needs it, which says why.
+    All are ready when the block ends. Kernels in Triton's disk cache are only loaded. A kernel that does not compile is
+    left to the launch that needs it, which raises the error.
     """
-    triton = importlib.import_module("triton")  # which only a GPU has need of
+    triton = importlib.import_module("triton")  # only needed on a GPU
     calls: dict[object, Any] = {}
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         with triton.AsyncCompileMode(pool, ignore_errors=True):
@@ -67,9 +67,9 @@ def compiling() -> Iterator[None]:
 
 
 def _build_launcher(kernel: Any) -> None:
-    """Build the C function by which Python launches a kernel, into Triton's cache on disk.
+    """Build the C function with which Python launches a kernel, into Triton's disk cache.
 
-    Otherwise the first launch does so, one kernel after another: 18 times a C compiler in VGGT's first call.
+    Otherwise the first launch of each kernel builds it: 18 runs of a C compiler in VGGT's first call.
     """
     driver = importlib.import_module("triton").runtime.driver.active
     driver.launcher_cls(kernel.src, kernel.metadata)

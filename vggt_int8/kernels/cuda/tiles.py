@@ -1,10 +1,9 @@
-"""Which tile a GEMM runs with: a table per GPU architecture, kept as data, so that nothing is tuned at
-start-up.
+"""Selects a GEMM's tile from a table per GPU architecture, so that nothing is tuned at start-up.
 
-`tiles.json` maps an architecture ("90" is compute capability 9.0) to measured entries `{"m", "n", "k",
-"residual", "tile": {...}}`. A GEMM takes the entry nearest to its own size, among those of its kind: an
-epilogue that reads a residual needs more shared memory. `vggt-int8 tune` measures a GPU and writes
-such a file; `VGGT_INT8_TILES` names a file to use instead of the one shipped here.
+`tiles.json` maps an architecture ("90" is compute capability 9.0) to measured entries `{"m", "n", "k", "residual",
+"tile": {...}}`. A GEMM uses the entry nearest to its own size, among those of its kind: an epilogue that reads a
+residual needs more shared memory. `vggt-int8 tune` measures a GPU and writes such a file; `VGGT_INT8_TILES` names a
+file to use instead of the shipped one.
 """
 
 import functools
@@ -24,13 +23,13 @@ _FP32_BLOCK = 128 * 128  # results; 64 KiB of the 227 that a Hopper program may 
 
 @dataclass(frozen=True)
 class Tile:
-    """How one program multiplies: it makes block_m x block_n outputs, block_k of the reduction at a time.
+    """How one program multiplies: it computes block_m x block_n outputs, block_k of the reduction at a time.
 
-    tma: operands come through tensor descriptors (compute capability 9.0 and up), otherwise through pointers.
-    per_sm: programs per multiprocessor, each taking one tile after another; 0: one program per tile.
-    split_k: programs that share a tile's reduction; their int32 sums meet in memory. Only with per_sm 0.
-    group_m: tiles in a row of tiles that run side by side, so that they share operands in the L2 cache.
-    parts: 2: the epilogue takes the columns in two halves, which needs fewer registers. Only with tma.
+    tma: operands are loaded through tensor descriptors (compute capability 9.0 or higher), otherwise through pointers.
+    per_sm: programs per multiprocessor, each processing one tile after another; 0 for one program per tile.
+    split_k: programs that share a tile's reduction and add their int32 sums in memory. Only with per_sm 0.
+    group_m: rows of tiles that run concurrently, so that they share operands in the L2 cache.
+    parts: 2 processes the epilogue's columns in two halves, which needs fewer registers. Only with tma.
     """
 
     block_m: int
@@ -51,9 +50,9 @@ class Tile:
         return " ".join(parts)
 
 
-# Of products whose results become codes on Hopper: the best for VGGT-1B's fc1 at 1, 10, 32 frames on an H200 ("Static
-# scales in kernels" in `benchmarks/NOTES.md`). To make codes takes longer than to make floats, so two programs on a
-# multiprocessor gain, one of which multiplies meanwhile; of four warps each, they have 255 registers a thread.
+# For products whose results become codes, on Hopper: the best for VGGT-1B's fc1 at 1, 10, 32 frames on an H200 ("Static
+# scales in kernels" in `benchmarks/NOTES.md`). Making codes takes longer than making floats, so two programs per
+# multiprocessor help, one of which multiplies meanwhile; with four warps each, they have 255 registers a thread.
 MANY_ROWS = 3000
 _CODES_FEW_ROWS = Tile(64, 128, 128, 4, 4, tma=True, per_sm=2)
 _CODES = Tile(128, 128, 128, 4, 3, tma=True, per_sm=2)
@@ -62,7 +61,7 @@ _ROTATED = Tile(128, 256, 64, 8, 3)
 
 
 class Size(NamedTuple):
-    """A GEMM [m, k] x [n, k], and whether a residual is added to it."""
+    """A GEMM [m, k] x [n, k], and whether its epilogue adds a residual."""
 
     m: int
     n: int
@@ -73,9 +72,9 @@ class Size(NamedTuple):
 def gemm_tile(arch: int, size: Size, fp32: bool = False) -> Tile:
     """The tile for an INT8 GEMM on architecture `arch` (10 * major + minor), with results in fp32 or smaller.
 
-    Descriptors need rows of whole 16-byte units: other sizes get the same blocks through pointers. Results leave
-    through shared memory then, where fp32 ones of the largest blocks have no room. Raises ValueError for a table that
-    cannot be used, naming its file, or a GPU that is too old.
+    Descriptors need rows in multiples of 16 bytes; other sizes use the same blocks through pointers. With descriptors,
+    results are stored through shared memory, which is too small for fp32 results of the largest blocks. Raises
+    ValueError for an unusable table, naming its file, and for a GPU that is too old.
     """
     tile = _nearest(os.environ.get(ENVIRONMENT) or str(SHIPPED), arch, size)
     if fp32 and tile.tma and tile.block_m * tile.block_n > _FP32_BLOCK:
@@ -88,7 +87,7 @@ def gemm_tile(arch: int, size: Size, fp32: bool = False) -> Tile:
 def codes_tile(arch: int, size: Size, rotation: int) -> Tile:
     """`gemm_tile` for results that become codes under static scales: a tile holds whole groups of `rotation` columns.
 
-    Not on Hopper, the tiles of floats, where they are wide enough; without measurement.
+    Other GPUs than Hopper use the tiles for floats, where they are wide enough, without measurements.
     """
     if arch == 90 and not _needs_pointers(size):
         few = _CODES_FEW_ROWS if size.m < MANY_ROWS else _CODES
@@ -115,8 +114,8 @@ def _nearest(path: str, arch: int, size: Size) -> Tile:
 
 @functools.lru_cache(maxsize=16)
 def _table(path: str, arch: int) -> list[dict[str, Any]]:
-    """The entries of `arch`, or of the newest older architecture; one newer than all gets the pointer tiles of
-    Ada, which fit everywhere.
+    """The entries of `arch`, or of the newest older architecture; one newer than all gets the pointer tiles of Ada,
+    which fit everywhere.
     """
     tables = _read(Path(path))["int8_gemm"]
     if str(arch) in tables:
@@ -159,9 +158,9 @@ def _unusable(path: str | Path, reason: str) -> ValueError:
 
 
 def write(path: Path, entries: dict[int, dict[Size, Tile]]) -> None:
-    """Write a table {architecture: {size: tile}}; what is not given keeps the entries of `path` or the shipped ones.
+    """Write a table {architecture: {size: tile}}; other entries are kept from `path` or the shipped table.
 
-    Raises OSError, or ValueError if there is a file already that is no table.
+    Raises OSError, or ValueError if the existing file is not a table.
     """
     table = _read(path if path.exists() else SHIPPED)
     for arch, rows in entries.items():
@@ -174,7 +173,7 @@ def write(path: Path, entries: dict[int, dict[Size, Tile]]) -> None:
 
 
 def _format(table: dict[str, Any]) -> str:
-    """JSON with one entry per line, so that a new tuning shows as a readable difference."""
+    """JSON with one entry per line, so that a new tuning makes a readable diff."""
     arches = []
     for arch, rows in table["int8_gemm"].items():
         lines = ",\n".join("      " + json.dumps(row) for row in rows)

@@ -1,12 +1,12 @@
 """Attention in Triton.
 
-A program owns BLOCK_M of N queries of one head and walks over the L keys, BLOCK_N at a time. Scores never go to memory:
-the softmax is taken online, in powers of two, and every sum is fp32. The block of keys that may be cut off by the end
-of the sequence comes first, so that nothing is masked in the loop.
+A program owns BLOCK_M of the N queries of one head and iterates over the L keys, BLOCK_N at a time. Scores are never
+written to memory: the softmax is computed online, in powers of two, with sums in fp32. The block of keys that the end
+of the sequence may cut off comes first, so that the loop needs no mask.
 
-At head dim 64 one exponential falls on 256 floating-point operations. Hopper's matrix units make those as fast as its
-special-function units make exponentials, so what lies between the two products decides. Hence the choices in `Variant`.
-Names in kernels: p_ pointer, i_ index, o_ offset, m_ mask, b_ block of values.
+At head dim 64 there is one exponential per 256 floating-point operations. Hopper's tensor cores need as long for those
+as its special-function units need for the exponential, so the work between the two products is decisive. Hence the
+options in `Variant`. Names in kernels: p_ pointer, i_ index, o_ offset, m_ mask, b_ block of values.
 """
 
 # mypy: allow-untyped-defs
@@ -28,7 +28,7 @@ from vggt_int8.kernels.cuda.triton_gemm import to_codes
 from vggt_int8.kernels.reference import static_scales
 from vggt_int8.machine import architecture
 
-# Gluon changes from version to version; the kernel in it has been compiled with these.
+# Gluon changes between versions; its kernel has been compiled with these.
 GLUON = triton.__version__.startswith(("3.6.", "3.7."))
 
 
@@ -50,8 +50,8 @@ def _scores(b_q, b_k):
 
 @triton.jit
 def _in_registers(b_q):
-    """b_q as it is. What a product leaves is in registers, and is an operand from there; a row that holds inf or NaN
-    becomes NaN, as its result does anyway.
+    """b_q unchanged. The result of a product is in registers, and is used as an operand from there; a row with inf or
+    NaN becomes NaN, as its result does anyway.
     """
     o = tl.arange(0, b_q.shape[1])
     one = tl.where(o[:, None] == o[None, :], 1.0, 0.0).to(b_q.dtype)
@@ -60,7 +60,7 @@ def _in_registers(b_q):
 
 @triton.jit
 def _sums(b_p):
-    """Weights [M, N] -> [M, 4]: what each of the four threads of a row holds, added up."""
+    """Weights [M, N] -> [M, 4]: the partial sums of the four threads of a row."""
     b_part = b_p.reshape([b_p.shape[0], b_p.shape[1] // 8, 4, 2])
     return tl.sum(tl.sum(b_part, axis=3), axis=1)
 
@@ -91,15 +91,15 @@ def _attend(
     b_q, scale, k, v, at_k, at_v, i_b, i_h, i_own, stride_k, stride_v, L,
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """Queries b_q [M, DIM], whose place among the L keys is i_own -> weighted sums of the values [M, DIM], sums of the
+    """Queries b_q [M, DIM], located at i_own among the L keys -> weighted sums of the values [M, DIM], sums of the
     weights [M].
 
-    Sums of weights stay with their threads until the end, and come before values are waited for: exponentials hide
-    them there.
+    Sums of weights stay in their threads until the end, and are computed before waiting for values, where exponentials
+    hide them.
 
-    FROZEN: what is subtracted from the scores is not their maximum so far, but that of three places where large scores
-    are likely: the end, the beginning, and the queries' own place. Weights grow up to 2^16 (fp16) or 2^127 before the
-    result is inf or NaN, and the largest is at least 1, so none is less exact than with the true maximum.
+    FROZEN: subtract from the scores not their running maximum, but the maximum over three places where large scores are
+    likely: the end, the beginning, and the queries' own position. Weights may grow to 2^16 (fp16) or 2^127 before the
+    result becomes inf or NaN, and the largest is at least 1, so none is less exact than with the true maximum.
     """
     last = tl.cdiv(L, BLOCK_N) - 1
     b_k = _load_rows(k, at_k, i_b, i_h, last * BLOCK_N, stride_k, L, BLOCK_N, D, DIM, TMA, True)
@@ -133,8 +133,8 @@ def _attend(
 
 @triton.jit
 def _store_codes(y, wrong, o_row, m_row, m_d, p_y, p_row_scale, p_out_scale, SCALES):
-    """Rows y [BLOCK_M, DIM] of one head as codes under static scales. Those stand in p_row_scale before, for all heads:
-    a row that holds NaN or inf here, which only tiles that are `wrong` do, becomes NaN there.
+    """Store rows y [BLOCK_M, DIM] of one head as codes under static scales. p_row_scale already holds the scales, for
+    all heads: the scale of a row with NaN or inf, which only occurs in `wrong` tiles, is set to NaN.
     """
     b_scale = tl.load(p_out_scale + o_row % SCALES)
     tl.store(p_y, to_codes(y * (1.0 / b_scale)[:, None]), mask=m_row[:, None] & m_d[None, :])
@@ -150,8 +150,8 @@ def _attention_kernel(
     D: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     TMA: tl.constexpr, FROZEN: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
-    """q [B, H, N, D], k and v [B, H, L, D]: pointers or descriptors -> out [B, N, H, D], floats, or codes where there
-    is p_out_scale. p_only: programs whose flag is 0 have nothing to do.
+    """q [B, H, N, D], k and v [B, H, L, D]: pointers or descriptors -> out [B, N, H, D], floats, or codes if
+    p_out_scale is given. p_only: programs whose flag is 0 return immediately.
     """
     if p_only is not None and tl.load(p_only + tl.program_id(0)) == 0:
         return
@@ -188,14 +188,16 @@ def _attention_kernel(
 
 
 def float_attention(q: Tensor, k: Tensor, v: Tensor, variant: Variant | None = None) -> Tensor:
-    """`reference_attention.float_attention` on the GPU. `variant` None: the table's choice for this GPU and length."""
+    """`reference_attention.float_attention` on the GPU. variant: None for the table's choice for this GPU and
+    length.
+    """
     return _attention(q, k, v, variant)
 
 
 def float_attention_quantize(
     q: Tensor, k: Tensor, v: Tensor, out_scale: Tensor, variant: Variant | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`reference_attention.float_attention_quantize` on the GPU, of results that were not rounded before."""
+    """`reference_attention.float_attention_quantize` on the GPU, without rounding the results first."""
     row_scale = static_scales(out_scale, q.shape[0] * q.shape[2])
     return _attention(q, k, v, variant, row_scale=row_scale, out_scale=out_scale).flatten(0, 1), row_scale
 
@@ -249,5 +251,5 @@ def _attention(
 
 
 def _padded_dim(dim: int) -> int:
-    """The head dim that a program works on: a power of two, at least 32."""
+    """The head dim inside a program: a power of two, at least 32."""
     return max(32, triton.next_power_of_2(dim))

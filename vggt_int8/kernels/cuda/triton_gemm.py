@@ -1,14 +1,14 @@
-"""INT8 GEMM in Triton with everything that follows a linear in its epilogue.
+"""INT8 GEMM in Triton, with everything that follows a linear in its epilogue.
 
-[M, K] x [N, K] -> [M, N]. Both operands have K innermost, which is what the integer tensor cores read
-(Hopper's take nothing else). The sum is exact in int32 registers and never goes to memory as such: scales,
-bias, GELU, LayerScale and residual are applied to it in fp32, with one rounding at the end. Under static scales
-that end are the next linear's codes, of rotated rows if asked: a tile holds whole groups of them.
+[M, K] x [N, K] -> [M, N]. Both operands have K innermost, as the integer tensor cores require (Hopper's take nothing
+else). The sum is exact in int32 registers and is never written to memory as such: scales, bias, GELU, LayerScale and
+residual are applied to it in fp32, with one rounding at the end. With static scales, the result is the next linear's
+codes, of rotated rows if requested: a tile holds whole groups of them.
 
-Two kernels share the epilogue. The pointer kernel runs on every GPU since Ampere. The descriptor kernel lets
-Hopper's copy engine (TMA) fetch tiles, and may be persistent: few programs walk over many tiles, so that the
-operands of the next tile arrive while the epilogue of this one runs. Names in kernels: p_ pointer, d_ tensor
-descriptor, i_ index, o_ offset, m_ mask, b_ block of values.
+Two kernels share the epilogue. The pointer kernel runs on every GPU since Ampere. The descriptor kernel loads tiles
+with Hopper's copy engine (TMA), and may be persistent: a few programs iterate over many tiles, so that the operands of
+the next tile arrive during the epilogue of the current one. Names in kernels: p_ pointer, d_ tensor descriptor, i_
+index, o_ offset, m_ mask, b_ block of values.
 """
 
 # mypy: allow-untyped-defs
@@ -31,8 +31,8 @@ from vggt_int8.machine import architecture, processors
 
 @triton.jit
 def to_codes(y):
-    """fp32 -> int8, round half to even, clamped, which takes one instruction where limits differ in the sign alone.
-    Adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
+    """fp32 -> int8, rounded half to even and clamped; the clamp is one instruction, since its limits differ only in
+    sign. Adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
     """
     y = tl.clamp(y, -127.0, 127.0) + 12582912.0
     return y.to(tl.int32, bitcast=True).to(tl.int8)
@@ -42,9 +42,9 @@ def to_codes(y):
 def gelu(x):
     """Exact GELU, x * Phi(x), within 7e-7, as relu(x) - |x| * Phi(-|x|).
 
-    log2 of Phi(-a) is nearly a parabola: a polynomial of degree 5, fitted for least absolute error of the GELU, whose
-    highest coefficient is negative, so that it needs no bound on a. Seven operations and one `ex2`; `tl.erf` takes
-    about four times as many, and so many registers that large tiles spill.
+    log2 of Phi(-a) is nearly a parabola: it is approximated by a polynomial of degree 5, fitted for the least absolute
+    error of the GELU, whose highest coefficient is negative, so that a needs no bound. Seven operations and one `ex2`;
+    `tl.erf` takes about four times as many, and so many registers that large tiles spill.
     """
     a = tl.abs(x)
     p = -0.00047330997767858207 * a + 0.007084561511874199
@@ -57,7 +57,7 @@ def gelu(x):
 
 @triton.jit
 def _tile_index(i_tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """Number of a tile -> its row and column; GROUP_M rows of tiles at a time, to reuse operands in L2."""
+    """Index of a tile -> its row and column; GROUP_M rows of tiles at a time, to reuse operands in L2."""
     n_m, n_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     i_group = i_tile // (GROUP_M * n_n)
     i_first = i_group * GROUP_M
@@ -84,9 +84,10 @@ def _epilogue(b_acc, b_residual, o_m, o_n, M, N, p_x_scale, p_w_scale, p_bias, p
 
 @triton.jit
 def _row_factors(o_m, i_n, M, p_x_scale, p_out_scale, p_row_scale, SCALES, STEPS: tl.constexpr):
-    """What makes rows o_m codes under their static scales [BLOCK_M]; the first tile of a row writes its scale, too.
+    """The factors [BLOCK_M] that turn rows o_m into codes under their static scales; the first tile of a row also
+    writes its scale.
 
-    Codes cannot carry NaN: a row that holds it passes it on through its scale.
+    Codes cannot carry NaN, so a row with NaN passes it on through its scale.
     """
     b_scale = tl.load(p_out_scale + o_m % SCALES)
     if i_n == 0:
@@ -102,9 +103,9 @@ def _codes(y, b_factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.con
 
 @triton.jit
 def _last_to_add(b_acc, o_m, o_n, i_tile, M, N, p_sums, p_done, SPLIT_K: tl.constexpr):
-    """Add this program's part of a tile in memory; for the last of SPLIT_K programs, True and the whole sum.
+    """Add this program's part of a tile in memory; the last of SPLIT_K programs gets True and the whole sum.
 
-    Integer addition commutes exactly, so the result does not depend on the order of arrival.
+    Integer addition is associative, so the result does not depend on the order of arrival.
     """
     p_tile = p_sums + o_m.to(tl.int64)[:, None] * N + o_n[None, :]
     mask = (o_m < M)[:, None] & (o_n < N)[None, :]
@@ -130,7 +131,7 @@ def _pointer_kernel(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     o_k = i_split * steps * BLOCK_K + tl.arange(0, BLOCK_K)
-    # Rows past the end read row 0 or so instead of nothing: what they give is never stored.
+    # Rows past the end read valid rows instead; their results are never stored.
     p_a = p_x + (o_m % M).to(tl.int64)[:, None] * K + o_k[None, :]
     p_b = p_w + (o_n % N).to(tl.int64)[None, :] * K + o_k[:, None]
     b_acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
@@ -169,7 +170,7 @@ def _descriptor_kernel(
 ):  # fmt: skip
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
-    tl.assume(steps > 0)  # or the compiler writes the end of a tile twice
+    tl.assume(steps > 0)  # otherwise the compiler duplicates the epilogue
     o_k = tl.program_id(1) * steps * BLOCK_K
     for i_tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=PERSISTENT):
         i_m, i_n = _tile_index(i_tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -194,7 +195,8 @@ def _descriptor_kernel(
                     y = _codes(y, b_factor, BLOCK_M, BLOCK_N, STEPS)
                 d_out.store([i_m * BLOCK_M, i_n * BLOCK_N], y.to(d_out.dtype))
             else:
-                # One half of the columns after the other: half the registers, half the shared memory to store from.
+                # One half of the columns after the other, with half the registers and half the shared memory for the
+                # store.
                 b_halves = tl.split(tl.permute(tl.reshape(b_acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
                 for i_half in tl.static_range(2):
                     i_column = i_n * BLOCK_N + i_half * (BLOCK_N // 2)
@@ -215,7 +217,7 @@ def int8_gemm(
     epilogue: Epilogue,
     tile: Tile | None = None,
 ) -> Tensor:
-    """`reference.int8_gemm` on the GPU; every matrix contiguous. `tile` None: the table's choice for this size."""
+    """`reference.int8_gemm` on the GPU; all matrices contiguous. tile: None for the table's choice for this size."""
     shape = (x_codes.shape[0], weight.shape[0])
     out = torch.empty(shape, device=x_codes.device, dtype=epilogue.dtype)
     _product(out, None, x_codes, x_scale, weight, weight_scale, epilogue, tile)
@@ -230,7 +232,7 @@ def int8_gemm_codes(
     epilogue: Epilogue,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.int8_gemm_quantize` on the GPU, under static scales; `tile` as for `int8_gemm`."""
+    """`reference.int8_gemm_quantize` on the GPU, with static scales; `tile` as for `int8_gemm`."""
     shape = (x_codes.shape[0], weight.shape[0])
     out = torch.empty(shape, device=x_codes.device, dtype=torch.int8)
     row_scale = torch.empty(shape[0], 1, device=x_codes.device, dtype=torch.float32)
@@ -261,7 +263,7 @@ def _product(
     epilogue: Epilogue,
     tile: Tile | None,
 ) -> None:
-    """Into `out`; row_scale: where the scales of rows go, if out are codes under static ones."""
+    """Compute into `out`. row_scale: output for the scales of rows, if `out` is codes under static scales."""
     bias, _, gelu, gamma, residual, out_scale, rotation = epilogue
     (m, k), n = x_codes.shape, weight.shape[0]
     if m == 0:
@@ -300,7 +302,7 @@ def _product(
 
 
 def _workspace(out: Tensor, tiles: int) -> tuple[Tensor | None, Tensor | None]:
-    """Where the parts of a sum meet, and how many parts of each tile have come; nothing for no tiles."""
+    """Zeroed partial sums and counters of finished parts per tile; (None, None) for no tiles."""
     if not tiles:
         return None, None
     zeros = torch.zeros(out.numel() + tiles, device=out.device, dtype=torch.int32)

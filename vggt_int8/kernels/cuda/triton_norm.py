@@ -1,8 +1,7 @@
-"""Passes over whole rows in Triton: LayerNorm to INT8 codes, and per-token quantization alone.
+"""Row-wise passes in Triton: LayerNorm to INT8 codes, and per-token quantization by itself.
 
-Each reads a row once, keeps it in registers and writes one byte per channel, so it costs what its bytes cost:
-3 bytes per channel for fp16 LayerNorm to codes, against 4 for the LayerNorm and 3 for a quantization after
-it.
+Each reads a row once, keeps it in registers and writes one byte per channel, so its cost is its memory traffic: 3 bytes
+per channel for fp16 LayerNorm to codes, against 4 for the LayerNorm and 3 for a separate quantization.
 """
 
 # mypy: allow-untyped-defs
@@ -18,14 +17,14 @@ from vggt_int8.kernels.cuda.triton_gemm import to_codes
 from vggt_int8.kernels.cuda.triton_rotate import rotation_factor, steps, sums_and_differences
 
 _TILE = 4096  # values per program: eight 16-byte loads in flight for each of 128 threads
-# Of rows that are rotated, measured on an H200 for 1024 and 4096 channels at 1041 and 10410 rows: with fewer threads,
-# more of the numbers that meet lie in one of them.
+# For rotated rows, measured on an H200 for 1024 and 4096 channels at 1041 and 10410 rows: with fewer threads, more of
+# the values that are combined are in the same thread.
 _ROTATED_TILE, _ROTATED_THREAD = 1024, 64
 
 
 @triton.jit
 def _store_codes(y, b_poison, p_codes, p_scale, p_input_scale, SCALES, o_row, o_k, m_row, mask, K):
-    """Rows y [R, K] fp32 -> codes and scales. b_poison [R] is 0, or NaN for a row that holds NaN or inf."""
+    """Rows y [R, K] fp32 -> codes and scales. b_poison [R] is 0, or NaN for a row with NaN or inf."""
     if p_input_scale is None:
         absmax = tl.max(tl.abs(y), axis=1)
         # Below 1e-35 the reciprocal would overflow: such rows become zeros.
@@ -159,7 +158,7 @@ def layer_norm_halves(first: Tensor, second: Tensor, skip: int, weight: Tensor, 
 
 
 def _static(scale: Tensor | None) -> tuple[Tensor | None, int]:
-    """Static scales, and how many they are."""
+    """Static scales and their number."""
     return scale, 1 if scale is None else scale.numel()
 
 
@@ -169,7 +168,7 @@ def _outputs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _launch(kernel: triton.JITFunction, rotation: int, x: Tensor, *arguments: object) -> None:
-    """One program for as many rows as make a tile of about `_TILE` values; a row is never split."""
+    """Launch one program per tile of about `_TILE` values; a row is never split."""
     m, k = x.shape
     if m == 0:
         return

@@ -1,7 +1,7 @@
 """The end of a dense head in Triton: the last 1x1 convolution and the exponentials after it, in one pass.
 
-A pixel has 32 channels and gives 2 or 4 fp32 numbers, so reading the map is the whole cost; run one by one, the
-product, the casts and the exponentials read and write these numbers ten times.
+A pixel has 32 channels and gives 2 or 4 fp32 values, so reading the map is the whole cost; as separate operations, the
+product, the casts and the exponentials read and write these values ten times.
 """
 
 # mypy: allow-untyped-defs
@@ -18,7 +18,7 @@ _TILE = 8192  # values per program
 
 @triton.jit
 def _expm1(x):
-    """exp(x) - 1 for x >= 0. Near 0 the difference would cancel: there, the first terms of the series."""
+    """exp(x) - 1 for x >= 0, by the first terms of the series near 0, where the difference would cancel."""
     series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))))
     return tl.where(x < 0.5, series, tl.exp(x) - 1)
 

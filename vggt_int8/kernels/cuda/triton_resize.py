@@ -1,8 +1,8 @@
-"""Bilinear resize of channels-last maps in Triton, with all that is added to the result, in one pass.
+"""Bilinear resize of channels-last maps in Triton, with everything that is added to the result, in one pass.
 
-A dense head resizes maps of up to 128 channels at full image size, and each was followed by passes that add a bias,
-a position embedding, or the next finer map. Here a map is read once and written once. Programs take square pieces of
-the result, so that neighbouring pixels find the pixels that they share in the L1 cache.
+A dense head resizes maps of up to 128 channels at full image size, and each resize was followed by passes that add a
+bias, a position embedding, or the next finer map. Here a map is read once and written once. Programs take square pieces
+of the result, so that neighboring pixels share their inputs in the L1 cache.
 """
 
 # mypy: allow-untyped-defs
@@ -38,7 +38,7 @@ def _resize_kernel(
     if SAME:
         y = tl.load(p_x + o_out, mask=mask, other=0.0).to(tl.float32)
     else:
-        # Positions as PyTorch has them: the product in fp32, cut to the pixel before.
+        # Positions as in PyTorch: the product in fp32, truncated to a pixel.
         y_in, x_in = o_y.to(tl.float32) * step_y, o_x.to(tl.float32) * step_x
         y_0, x_0 = tl.minimum(y_in.to(tl.int32), H_IN - 1), tl.minimum(x_in.to(tl.int32), W_IN - 1)
         w_y, w_x = (y_in - y_0.to(tl.float32))[:, None], (x_in - x_0.to(tl.float32))[:, None]

@@ -1,9 +1,9 @@
-"""q/k LayerNorm, where there is one, and 2-D RoPE in Triton: one pass, in place, over the output of the qkv linear.
+"""q/k LayerNorm, if there is one, and 2-D RoPE in Triton: one pass, in place, over the output of the qkv linear.
 
-The linear writes [T, 3, H, D]. Queries and keys are normalised and turned where they lie and values are not
-touched, so attention reads three strided views of that one tensor and nothing is copied. (In place costs 4/3
-of the tensor's bytes; separate q, k, v cost 2.) Queries alone [T, 1, H, D], or keys and values [T, 2, H, D], are other
-numbers for the same kernel.
+The linear writes [T, 3, H, D]. Queries and keys are normalized and rotated in place, and values are not touched, so
+attention reads three strided views of that one tensor and nothing is copied. (In place moves 4/3 of the tensor's bytes;
+separate q, k, v would move 2.) Queries only, [T, 1, H, D], or keys and values, [T, 2, H, D], use the same kernel with
+other parameters.
 """
 
 # mypy: allow-untyped-defs
@@ -20,7 +20,7 @@ _TOKENS = 2  # per program
 
 @triton.jit
 def _norm_weight(p_q, p_k, o_d, m_row, m_d):
-    """[R, D/4] of the q or the k norm's parameter, by whether a row is a query (m_row)."""
+    """[R, D/4] of the q or the k norm's parameter, depending on whether a row is a query (m_row)."""
     b_q = tl.load(p_q + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_k = tl.load(p_k + o_d, mask=m_d, other=0.0).to(tl.float32)
     return tl.where(m_row[:, None], b_q[None, :], b_k[None, :])
@@ -28,7 +28,7 @@ def _norm_weight(p_q, p_k, o_d, m_row, m_d):
 
 @triton.jit
 def _turn(a, b, cos, sin, p_a, p_b, mask):
-    """Turn the channel pairs (a, b) and store them."""
+    """Rotate the channel pairs (a, b) and store them."""
     tl.store(p_a, (a * cos - b * sin).to(p_a.dtype.element_ty), mask=mask)
     tl.store(p_b, (b * cos + a * sin).to(p_b.dtype.element_ty), mask=mask)
 
@@ -39,9 +39,9 @@ def _norm_rope_kernel(
     H: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, TURNED: tl.constexpr,
     ROWS: tl.constexpr, QUARTER: tl.constexpr, APART: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """A row is one head of one token of the first TURNED of PARTS tensors [T, PARTS, H, D]: TURNED * H rows per token,
-    which lie side by side. A row is handled as four quarters: RoPE pairs one turned by the image row with another
-    APART channels from it, and two turned by the column in the same way.
+    """A row is one head of one token in the first TURNED of PARTS tensors [T, PARTS, H, D]: TURNED * H adjacent rows
+    per token. A row is processed as four quarters: RoPE pairs a quarter with another one APART channels from it, once
+    for the angles of the image row and once for those of the column.
     """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_token, o_head = o_row // (TURNED * H), o_row % (TURNED * H)
@@ -71,7 +71,7 @@ def _norm_rope_kernel(
         x_2 += _norm_weight(p_q_bias + q_2, p_k_bias + q_2, o_d, query, m_d)
         x_3 = x_3 * rstd * _norm_weight(p_q_weight + q_3, p_k_weight + q_3, o_d, query, m_d)
         x_3 += _norm_weight(p_q_bias + q_3, p_k_bias + q_3, o_d, query, m_d)
-    # Both quarters of a pair have the same angle, so a quarter of the cosines is enough for each.
+    # Both quarters of a pair have the same angle, so each needs only a quarter of the cosines.
     p_cos = p_rope + (o_token % P * D)[:, None] + o_d[None, :]
     p_sin = p_cos + P.to(tl.int64) * D
     _turn(x_0, x_1, tl.load(p_cos, mask=mask), tl.load(p_sin, mask=mask), p_0, p_1, mask)
@@ -101,7 +101,7 @@ def norm_rope_(x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor, eps: float
 def _turn_first(
     turned: int, x: Tensor, norms: tuple[Tensor | None, ...], rope: Tensor, eps: float, rotate_half: bool = False
 ) -> None:
-    """The first so many of x [T, n, H, D]."""
+    """Normalize and rotate the first `turned` entries of x [T, n, H, D]."""
     tokens, parts, heads, dim = x.shape
     if tokens == 0:
         return

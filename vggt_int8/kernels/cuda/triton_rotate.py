@@ -1,9 +1,9 @@
-"""The Hadamard matrix in groups, `reference.rotate`, for kernels that hold whole groups of a row in registers.
+"""The grouped Hadamard transform, `reference.rotate`, for kernels that hold whole groups of a row in registers.
 
-Sums and differences of pairs, at rising or falling distances. Pairs that lie in one thread cost an addition, others a
-trip through a neighbour's registers or shared memory. In the accumulators of Hopper's products a thread has 64 of 256
-columns of a row, so that six of the eight steps stay in it; but only by falling distances does the compiler leave all
-of them there (fc1's tile of 128 x 256 on an H200: 130 us instead of 188).
+Sums and differences of pairs, at rising or falling distances. Pairs within one thread cost an addition, others a
+shuffle or a trip through shared memory. In the accumulators of Hopper's products a thread has 64 of 256 columns of a
+row, so six of the eight steps stay within it; but only with falling distances does the compiler keep all of them there
+(fc1's tile of 128 x 256 on an H200: 130 us instead of 188).
 """
 
 # mypy: allow-untyped-defs
@@ -24,7 +24,7 @@ def _sums_and_differences(y, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DISTANCE
 def sums_and_differences(y, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr, FALLING: tl.constexpr):
     """Rows [ROWS, COLUMNS] fp32 times the matrix of +1 and -1 of order 2^STEPS, in groups of that size.
 
-    To be rotated they still lack `rotation_factor(STEPS)`, which callers multiply with what they have beside it.
+    The result still lacks `rotation_factor(STEPS)`, which callers combine with other factors.
     """
     for step in tl.static_range(STEPS):
         if FALLING:
@@ -40,5 +40,5 @@ def rotation_factor(STEPS: tl.constexpr):
 
 
 def steps(rotation: int) -> int:
-    """STEPS of groups of `rotation`, a power of two, or of 0 for none."""
+    """STEPS for groups of `rotation`, a power of two, or 0 for none."""
     return max(0, rotation.bit_length() - 1)

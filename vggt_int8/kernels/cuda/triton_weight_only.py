@@ -1,15 +1,15 @@
 """Weight-only linears in Triton: for few rows a product that reads the int8 weight itself, for more a decoder.
 
-Few rows are the camera head's, where M is the number of frames and the weight's bytes are the whole cost. Codes are
-exact as fp16 or bf16, products add up in fp32, and the scale goes on the sum. One program after another would wait
-for its chain of dependent products (8192 / 16 of them for fc2, 33 cycles each), so several share a reduction; each
-writes its part, and the last one to finish adds the parts in a fixed order, so results repeat exactly.
+Few rows occur in the camera head, where M is the number of frames and the weight's bytes are the whole cost. Codes are
+exact in fp16 and bf16, products accumulate in fp32, and the sum is scaled. A single program per tile would wait for its
+chain of dependent products (8192 / 16 of them for fc2, 33 cycles each), so several share a reduction; each writes its
+part, and the last one to finish adds the parts in a fixed order, so that results are reproducible.
 
-One row, a single frame's, has a kernel of its own: no tile of 16 rows, and no reduction shared among programs. Each
-rotates the row for itself, if it is to be, while its part of the weight is on the way.
+A single row, as for a single frame, has its own kernel: no tile of 16 rows, and no reduction shared among programs.
+Each program rotates the row for itself, if requested, while its part of the weight is loaded.
 
-More rows decode the weight to x's dtype first. Values above 65504 are inf in fp16 then, as in a network of floats; to
-look for them would take another launch for every layer.
+For more rows the weight is decoded to x's dtype first. Values above 65504 become inf in fp16 then, as in a network of
+floats; checking for them would take another launch per layer.
 """
 
 # mypy: allow-untyped-defs
@@ -27,10 +27,11 @@ from vggt_int8.kernels.cuda.triton_norm import rotate_rows
 from vggt_int8.kernels.cuda.triton_rotate import rotation_factor, steps, sums_and_differences
 from vggt_int8.machine import processors
 
-MAX_ROWS = 64  # up to so many rows the product reads the int8 weight itself
+MAX_ROWS = 64  # for which the product reads the int8 weight itself
 _PER_SM = 2  # programs per multiprocessor that the reduction is split for
-# One row's programs: codes, columns at a time, and warps, measured on an H200 for the camera head. A rotated row is
-# turned by each program, best in parts (fc2's 8192 columns: 10.2 us, else 17.1), others whole (7.9 us instead of 9.6).
+# Programs for one row: codes, columns at a time, and warps, measured on an H200 for the camera head. Each program
+# rotates the row itself, best in parts (fc2's 8192 columns: 10.2 us, else 17.1); without rotation, whole rows are best
+# (7.9 us instead of 9.6).
 _ROW_CODES, _ROW_COLUMNS, _ROTATED_COLUMNS, _ROW_WARPS = 16384, 8192, 2048, 8
 _DECODED = (8, 256)  # rows and columns of the decoder's programs: one kernel for all sizes
 
@@ -178,7 +179,7 @@ def _one_row(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | Non
 def weight_only_tile(m: int, n: int, k: int, multiprocessors: int, fp32: bool = False) -> Tile:
     """Split K until there are about two programs per multiprocessor, but give each at least one whole step.
 
-    Tiles take at most 96 KiB of shared memory, of which Ada has 99; `fp32` rows, and weights as floats, twice as much.
+    Tiles use at most 96 KiB of shared memory, of 99 on Ada; `fp32` rows, and weights as floats, take twice as much.
     """
     block_m = max(16, triton.next_power_of_2(m))
     block_n, block_k, stages = (64, 256, 4) if block_m <= 32 else (64, 128, 3)

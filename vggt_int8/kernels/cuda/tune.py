@@ -1,11 +1,9 @@
-"""Measure INT8 GEMM tiles on this GPU and write the table that `tiles.py` reads. Offline: nothing calls it at
-run time.
+"""Measures INT8 GEMM tiles on this GPU and writes the table that `tiles.py` reads. Offline: never called at run time.
 
     vggt-int8 tune --out tiles.json --seconds 180
 
-A size is timed as the network meets it: calls follow one another in a CUDA graph, each with weights of its
-own, more than the L2 cache holds, while the activations are the same. A tile counts only if its result equals
-the reference.
+A size is timed as in the network: calls follow one another in a CUDA graph, each with its own weights, which together
+exceed the L2 cache, and with the same activations. A tile counts only if its result equals the reference.
 """
 
 import itertools
@@ -38,7 +36,7 @@ GROUPS = (4, 16, 32)  # tried with the best tile of a size, whose group_m is 8
 
 @dataclass(frozen=True)
 class Linear:
-    """One of the four linears of a VGGT-1B block, with what follows it; the residual may be added elsewhere."""
+    """One of the four linears of a VGGT-1B block, with its epilogue; the residual may be added elsewhere."""
 
     name: str
     n: int
@@ -59,7 +57,7 @@ LINEARS = (
 
 @dataclass
 class Operands:
-    """Random operands of a linear at M rows; `weights` are as many as one timing needs."""
+    """Random operands of a linear at M rows, with as many `weights` as one timing needs."""
 
     x: Tensor
     x_scale: Tensor
@@ -75,7 +73,7 @@ class Operands:
         return triton_gemm.int8_gemm(self.x, self.x_scale, weight, self.weight_scale, epilogue, tile)
 
     def check(self, tile: Tile) -> float:
-        """Largest error of the first and last rows, relative to the largest value there; NaN if it is not finite."""
+        """Largest error of the first and last rows, relative to the largest value there; NaN if not finite."""
         got = self.call(self.weights[0], tile)
         found = Difference()
         for rows in (slice(0, 256), slice(-256, None)):
@@ -132,7 +130,7 @@ def time_in_graph(calls: Sequence[Callable[[], object]], replays: int = 7) -> fl
 
 
 def candidates(arch: int, size: Size) -> Iterator[Tile]:
-    """Tiles worth trying; those that do not fit the GPU are left out when they fail to launch."""
+    """Tiles worth trying; those that do not fit the GPU are dropped when they fail to launch."""
     small = size.m < 3000
     if arch < 90:
         for m, n, k, warps, stages in (
@@ -164,7 +162,7 @@ def candidates(arch: int, size: Size) -> Iterator[Tile]:
 
 
 def measure(data: Operands, tile: Tile) -> tuple[float, str]:
-    """Milliseconds of a tile, or NaN and why it has none."""
+    """Milliseconds of a tile, or NaN and the reason."""
     try:
         error = data.check(tile)
         if not error < 2e-3:
@@ -175,7 +173,7 @@ def measure(data: Operands, tile: Tile) -> tuple[float, str]:
 
 
 def tune(linear: Linear, m: int, deadline: float) -> list[tuple[Tile, float, str]]:
-    """(tile, milliseconds, reason if there are none) of the candidates tried before `deadline`, fastest first."""
+    """(tile, milliseconds, reason if it failed) of the candidates tried before `deadline`, fastest first."""
     size = Size(m, linear.n, linear.k, linear.residual)
     data = operands(linear, m)
     with compiling():
@@ -191,7 +189,7 @@ def tune(linear: Linear, m: int, deadline: float) -> list[tuple[Tile, float, str
 
 
 def work(frames: Sequence[int] = FRAMES) -> Iterator[tuple[int, Linear]]:
-    """Every size of the sweep, the most used number of frames first."""
+    """All sizes of the sweep, the most common number of frames first."""
     for count, linear in itertools.product(frames, LINEARS):
         yield count * TOKENS, linear
 
@@ -209,13 +207,14 @@ def arch() -> int:
 
 
 def write_table(out: Path, seconds: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure every size for `seconds` in all and write the fastest tiles to `out`, which grows with each of them.
+    """Measure all sizes for `seconds` in total and write the fastest tiles to `out`, which is updated after each size.
 
-    say: called with a line for each size, as soon as it is known. Returns those that were reached: "linear", "m"
-    (rows), "tile", "ms" of a call, and "tops" (1e12 operations a second). Raises OSError if `out` cannot be written,
-    ValueError if it holds something else than a table of tiles.
+    say: called with a line for each size, as soon as it is known.
+
+    Returns the sizes that were reached: "linear", "m" (rows), "tile", "ms" per call, and "tops" (1e12 operations a
+    second). Raises OSError if `out` cannot be written, and ValueError if it is not a table of tiles.
     """
-    tiles.write(out, {})  # what stands against that shows before minutes of measuring
+    tiles.write(out, {})  # fail before minutes of measuring
     torch.manual_seed(0)
     deadline = time.monotonic() + seconds
     best: dict[Size, Tile] = {}
