@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from vggt_int8.model_card import model_card
-from vggt_int8.recipe import expand, find_family, load_recipe
+from vggt_int8.recipe import Recipe, expand, find_family, load_recipe
 from vggt_int8.training.views import Rendered
 
 RECIPE = {
@@ -80,6 +81,30 @@ def test_a_card_promises_what_the_model_has() -> None:
 def test_a_card_says_how_its_model_is_made(name: str, more: dict[str, Any], command: str) -> None:
     quantization = {**CONFIG["quantization_config"], **more, "recipe": {**RECIPE, "name": name}}
     assert command in model_card({"quantization_config": quantization}, SIZES, base_model="facebook/VGGT-1B")
+
+
+def test_a_card_says_which_options_changed_a_recipe() -> None:
+    """Without them the command makes other weights, and the recipe's description speaks of others."""
+    recipe = load_recipe("int8_static_rotated")
+    told = {"images": 32, "observer": "minmax", "seed": 3, "ranges": {"a": [1.0]}}
+
+    def card(recipe: Recipe, calibration: dict[str, Any]) -> str:
+        quantization = {"recipe": recipe.to_dict(), "calibration": calibration}
+        return model_card({"quantization_config": quantization}, SIZES, base_model="me/vggt")
+
+    as_shipped = card(recipe, told | {"seed": 0})
+    assert "--recipe int8_static_rotated --calibration IMAGES`, on" in as_shipped
+    assert "GPTQ" in as_shipped
+    changed = card(replace(recipe, rounding="nearest", observer="minmax", calibration_samples=32), told)
+    assert "--calibration IMAGES --samples 32 --observer minmax --rounding nearest --seed 3`, on" in changed
+    assert "GPTQ" not in changed
+    assert "| calibration | `32 images, observer minmax, seed 3` |" in changed
+
+
+def test_a_card_fetches_the_one_file_that_was_quantized() -> None:
+    text = model_card(CONFIG, SIZES, base_model="facebook/VGGT-Omega", base_file="omega.pt")
+    assert "`hf download facebook/VGGT-Omega omega.pt --local-dir .`, then `vggt-int8 quantize omega.pt -o F" in text
+    assert "`vggt-int8 quantize mine.pt -o FOLDER" in model_card(CONFIG, SIZES, base_file="mine.pt")
 
 
 def test_unknown_source_is_not_called_vggt_1b() -> None:

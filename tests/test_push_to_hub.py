@@ -53,6 +53,9 @@ from vggt_int8.pretrained.upload import prepare, send
 from pathlib import Path
 upload = prepare(Path(sys.argv[1] + "/saved"), COMMAND, "facebook/VGGT-1B", [("Accuracy", "Fine.")], ["indoor"])
 print(send(upload, COMMAND, private=True, revision=None, pull_request=False), digest(model))
+for _ in range(2):
+    send(upload, COMMAND, private=True, revision="trial", pull_request=False)
+model.push_to_hub(COMMAND.partition("/")[2], revision="other")
 """
 )
 PULL = (
@@ -118,6 +121,10 @@ def test_every_file_arrives(pushed: Pushed) -> None:
         files = [safetensors.torch.load(pushed.hub.content(tree[name])) for name in weights]
         total = sum(tensor.numel() * tensor.element_size() for file in files for tensor in file.values()) / 1e6
         assert f"| **total** | **{total:.1f}** |" in card.content
+
+
+def test_a_branch_to_commit_to_is_made(pushed: Pushed) -> None:
+    assert set(pushed.hub.repos[COMMAND].branches) == {"main", "trial", "other"}
 
 
 WAYS = (

@@ -89,7 +89,9 @@ def not_measured(document: Mapping[str, Any] | None, rows: Sequence[Any]) -> lis
         words.append("Other scenes: with fewer than ten, intervals are only a hint.")
     if not rows:
         words.append("Time and memory: nothing was measured of this recipe.")
-    return [*words, "Other cards, sizes and numbers of frames than those in the tables."]
+    else:
+        words.append("Other machines, sizes and numbers of frames than those in the table of time and memory.")
+    return words
 
 
 def _change(name: str, change: Mapping[str, float]) -> str:

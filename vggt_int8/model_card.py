@@ -5,7 +5,6 @@ nothing here needs the network.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -13,9 +12,10 @@ from huggingface_hub import ModelCardData
 from vggt_int8.embedded import EMBEDDED
 from vggt_int8.global_attention import attention_in_words
 from vggt_int8.plain_data import flat
+from vggt_int8.recipe import Recipe, available_recipes, load_recipe
 
-RECIPES = Path(__file__).parent / "recipes"
 VGGT_1B = "facebook/VGGT-1B"
+OPTIONS = {"calibration_samples": "samples", "observer": "observer", "rounding": "rounding"}  # of `quantize`, by field
 OMEGA = "vggt_omega"  # `model_type` of its config.json
 METRICS = {
     "relative": "relative error",
@@ -32,6 +32,7 @@ def model_card(
     *,
     name: str = "VGGT in INT8",
     base_model: str | None = None,
+    base_file: str | None = None,
     differences: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
     evidence: Sequence[tuple[str, str]] = (),
@@ -43,6 +44,7 @@ def model_card(
     sizes: dtype name -> bytes of stored tensors.
     name: title, and what the example loads: a Hub id or a folder.
     base_model: Hub id of the checkpoint that was quantized, or "embedded"; None when it is not known.
+    base_file: name of the file of weights, in that checkpoint or by itself, where it has no config.json.
     differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value, as in the result of
         `compare_model_outputs`, whose other entries are ignored.
     tags: for the Hub, beside the card's own.
@@ -50,16 +52,19 @@ def model_card(
     """
     quantization = config.get("quantization_config") or {}
     recipe = quantization.get("recipe") or {}
+    options = _options(recipe, quantization)
     omega = config.get("model_type") == OMEGA
     sections = [
         f"# {name}",
-        _introduction(config, recipe, base_model, omega),
+        _introduction(config, recipe, base_model, omega, described=not options),
         _example(name, "VGGTOmegaInt8" if omega else "VGGTInt8", _outputs(config, omega), bool(recipe)),
         "## Stored tensors\n\n" + _size_table(sizes),
     ]
     if recipe:
         sections.append("## Recipe\n\n" + _recipe_table(recipe, quantization))
-        sections.append("## How to make it again\n\n" + _command(recipe["name"], base_model, quantization))
+        sections.append(
+            "## How to make it again\n\n" + _command(recipe["name"], base_model, base_file, quantization, options)
+        )
     if training := quantization.get("training"):
         sections.append("## Training\n\n" + _training(training))
     if differences:
@@ -94,13 +99,16 @@ def _metadata(quantized: bool, base_model: str | None, stated: Mapping[str, str]
     return data.to_yaml()
 
 
-def _introduction(config: Mapping[str, Any], recipe: Mapping[str, Any], base_model: str | None, omega: bool) -> str:
+def _introduction(
+    config: Mapping[str, Any], recipe: Mapping[str, Any], base_model: str | None, omega: bool, described: bool
+) -> str:
+    """described: whether the recipe's description fits, as no option of `quantize` has changed it."""
     source = "a VGGT checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
     if base_model == EMBEDDED:
         source = "the small model inside the package vggt-int8"
     if not recipe:
         return f"The weights of {source}, stored by vggt-int8 without quantization."
-    what = str(recipe.get("description") or "").rstrip(".")
+    what = str(recipe.get("description") or "").rstrip(".") if described else ""
     tracks = " and tracks" if config.get("enable_track", True) else ""
     gives = (
         f"VGGT turns images of a scene into cameras, depth{',' if tracks else ' and'} 3D points{tracks} in one pass."
@@ -130,19 +138,34 @@ def _example(name: str, loader: str, outputs: Sequence[str], quantized: bool) ->
         "pred = model(images.to(model.device))\n"
         f"{', '.join(f'pred.{output}' for output in outputs)}\n"
         "```\n\n"
-        f"`pip install vggt-int8` brings `{loader}`{alone if quantized else ''}."
+        f"The Python package `vggt-int8` has `{loader}`{alone if quantized else ''}."
     )
 
 
-def _command(recipe: str, base_model: str | None, quantization: Mapping[str, Any]) -> str:
+def _options(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[str]:
+    """Those of `quantize` that changed what a shipped recipe says of calibration, and its seed if it was chosen."""
+    if not quantization.get("calibration") or recipe.get("name") not in available_recipes():
+        return []
+    shipped = load_recipe(recipe["name"])
+    asked = {field: recipe.get(field, getattr(Recipe, field)) for field in OPTIONS}
+    changed = [f"--{OPTIONS[field]} {value}" for field, value in asked.items() if value != getattr(shipped, field)]
+    seed = quantization["calibration"].get("seed")
+    return [*changed, *([f"--seed {seed}"] if seed else [])]
+
+
+def _command(
+    recipe: str, base_model: str | None, base_file: str | None, quantization: Mapping[str, Any], options: Sequence[str]
+) -> str:
     """What makes such a checkpoint; of a recipe that is no part of the package, where it is written out."""
-    shipped = (RECIPES / f"{recipe}.toml").is_file()
-    source, file = base_model or "CHECKPOINT", recipe if shipped else "RECIPE.toml"
-    images = " --calibration IMAGES" if quantization.get("calibration") else ""
+    shipped = recipe in available_recipes()
+    source, file = base_file or base_model or "CHECKPOINT", recipe if shipped else "RECIPE.toml"
+    images = " ".join(["", "--calibration IMAGES", *options]) if quantization.get("calibration") else ""
     made = f"`vggt-int8 quantize {source} -o FOLDER --recipe {file}{images}`"
     if training := quantization.get("training"):
         data = "synthetic" if ("data kind", "rendered scenes") in flat(training) else "IMAGES"
         made = f"`vggt-int8 qat {source} {data} -o FOLDER --recipe {file}`, with the settings below"
+    if base_file and base_model:
+        made = f"`hf download {base_model} {base_file} --local-dir .`, then {made}"
     seen = ", on images of your own" if "IMAGES" in made else ""
     return f"{made}{seen}." + ("" if shipped else " The recipe is written out in `config.json`.")
 
@@ -171,6 +194,8 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
     facts["global attention"] = attention_in_words(how, recipe.get("keyframes"))
     facts["everything else"] = recipe.get("keep")
     facts["checkpoint format"] = quantization.get("format_version")
+    if calibration := quantization.get("calibration"):
+        facts["calibration"] = _calibration(calibration)
     rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]
     # Within a table a bar ends the cell, in code as well, unless it is escaped.
     rules = [
@@ -185,6 +210,11 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
             ["| layers (first match wins) | weights and inputs | why |", "|---|---|---|", *rules]
         )
     return table
+
+
+def _calibration(facts: Mapping[str, Any]) -> str:
+    found = [f"{facts.get('images')} images", f"observer {facts['observer']}" if facts.get("ranges") else ""]
+    return ", ".join(word for word in [*found, f"seed {facts.get('seed', 0)}"] if word)
 
 
 def _stored_and_multiplied(rule: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:

@@ -38,6 +38,16 @@ def test_nothing_is_sent_in_a_dry_run(cli, checkpoint: Path, monkeypatch: pytest
     assert "README.md" in cli("push", checkpoint, REPO, *LICENSED, "--dry-run")
 
 
+def test_a_card_knows_what_its_weights_were_made_from(cli, tmp_path: Path) -> None:
+    """A checkpoint says so itself, since nobody remembers; what was quantized from a disk has the name of its file."""
+    cli("quantize", "embedded", "-o", tmp_path / "small")
+    told = cli("push", tmp_path / "small", REPO, "--dry-run")
+    assert "no base model" not in told
+    assert "the small model inside the package" in told
+    assert "`vggt-int8 quantize embedded -o FOLDER --recipe int8_dynamic`" in told
+    assert "Other machines" not in told  # than none
+
+
 @pytest.mark.slow
 def test_the_card_tells_what_was_measured(cli, tiny: Path, checkpoint: Path, make_row) -> None:
     cli("eval", tiny, checkpoint, "--scenes", 2, "--views", 3, "--points", 50, "-o", checkpoint / "scores")

@@ -157,6 +157,7 @@ NAMES_CODE: list[dict[str, Any]] = [
     {"tie_word_embeddings": True},
     {"per_layer_config": {"0": {"x": 1}}},
     {"name_or_path": "../evil", "_name_or_path": "someone/else"},
+    {"base_model": 5},
     {"id2label": 5, "num_labels": "x", "problem_type": "single_label_classification"},
     {"forward": "evil", "__class__": "evil", "to_dict": 1, "validate_sizes": 1},
 ]

@@ -82,6 +82,7 @@ def test_the_embedded_model_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_embedded_model_is_loaded_and_named() -> None:
     model = VGGTInt8.from_pretrained("embedded", recipe="int8_dynamic", enable_point=False, verify=True)
     assert model.config.name_or_path == "embedded"
+    assert model.config.base_model == {"id": "embedded"}
     assert type(VGGT.from_pretrained("embedded", enable_point=False, verify=True)) is VGGT
 
 
@@ -186,7 +187,10 @@ def test_a_prefixed_checkpoint_is_quantized_like_any_other(
     copy_config(bare_checkpoint, tmp_path)
     save_file(prefixed("module.")(bare_weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
     want = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_dynamic")
+    assert getattr(want.config, "base_model", None) is None  # a folder's name says nothing to others
     assert_same_weights(VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
+    file = VGGTInt8.from_pretrained(tmp_path / "model.safetensors", recipe="int8_dynamic")
+    assert file.config.base_model == {"file": "model.safetensors"}
     assert_same_weights(AutoModel.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
 
 

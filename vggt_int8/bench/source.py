@@ -135,7 +135,7 @@ def _config(name: str) -> AnyConfig:
         kind = config_class(fields)
         if (said := fields.get("model_type", kind.model_type)) != kind.model_type:
             raise ValueError(f"its model_type is {shown(said)}, where 'vggt' and 'vggt_omega' are known")
-        of_its_weights = ("save", "license", "model_type")
+        of_its_weights = ("save", "license", "base_model", "model_type")
         fields = {key: value for key, value in fields.items() if key not in of_its_weights}
         if unknown := sorted(fields.keys() - kind().to_dict().keys()):
             raise ValueError(f"a {kind.kind}'s config has no {', '.join(f'{key:.60}' for key in unknown[:8])}")

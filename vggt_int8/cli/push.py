@@ -52,7 +52,9 @@ def push(
     public: Annotated[
         bool, typer.Option("--public", help="Make a new repository public; by default it is not.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to.", show_default=False)] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to commit to; a new one begins at main.", show_default=False)
+    ] = None,
     pull_request: Annotated[bool, typer.Option("--pull-request", help="Open a pull request.")] = False,
     tag: Annotated[list[str] | None, typer.Option(help="For the card, beside its own; several times.")] = None,
     dry_run: Annotated[

@@ -26,7 +26,7 @@ from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import read_json
 
 MOST_PARAMETERS = 20_000_000_000  # sixteen times VGGT-1B's
-_ALSO_READ = ("model_type", "quantization_config", "dtype", "torch_dtype", "license")
+_ALSO_READ = ("model_type", "quantization_config", "dtype", "torch_dtype", "license", "base_model")
 # In every config that transformers writes, without meaning for this network; `save` describes the files beside it.
 _UNREAD = {"architectures", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "save"}
 

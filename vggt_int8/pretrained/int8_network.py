@@ -32,6 +32,7 @@ from vggt_int8.pretrained.source import (
     given_config,
     load_config,
     load_file,
+    note_base,
     note_license,
     open_file,
     set_quantization,
@@ -122,6 +123,8 @@ class Int8Network(Parallel, Network):
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         note_license(model.config, named, source, options)
+        if recipe is not None or getattr(model.config, "quantization_config", None) is None:
+            note_base(model.config, named, source)
         if not calibrated:
             return loaded
         calibrate_loaded(model, recipe, backend, scenes, calibration_seed, on_call)

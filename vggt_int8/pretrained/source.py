@@ -23,6 +23,7 @@ from vggt_int8.pretrained.names import load_tensors, plain_names
 from vggt_int8.pretrained.quantizer import QUANT_METHOD, VGGTInt8QuantizationConfig
 from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Recipe
+from vggt_int8.saves.base import base_in, base_of
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.hub import NO_NETWORK
 from vggt_int8.saves.license import find_license, license_in
@@ -292,3 +293,10 @@ def note_license(config: NetworkConfig, named: str, source: str, options: dict[s
     found = license_in(config) or find_license(named, options, source if Path(source).is_file() else None)
     if found is not None:
         config.license = found.to_dict()
+
+
+def note_base(config: NetworkConfig, named: str, source: str) -> None:
+    """Write into a config where weights in floating point came from, unless config.json says it. Arguments as above."""
+    found = base_in(config) or base_of(named, source if Path(source).is_file() else None)
+    if found is not None:
+        config.base_model = found.to_dict()

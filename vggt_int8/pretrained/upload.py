@@ -1,6 +1,5 @@
 """Uploads a model to the Hub, with its card."""
 
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +9,16 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from vggt_int8.embedded import EMBEDDED
 from vggt_int8.model.network import Network
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model_card import model_card
 from vggt_int8.pretrained.checkpoint import read_headers, stored_bytes
 from vggt_int8.pretrained.source import load_config
+from vggt_int8.saves.base import Base, base_in, base_of, is_hub_id
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.license import License, find_license, license_in
 from vggt_int8.saves.plain_files import check_weight_files
 from vggt_int8.saves.save_id import check_one_save
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def upload(
@@ -39,6 +36,7 @@ def upload(
     commit: further arguments of `HfApi.upload_folder`.
     """
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    _make_branch(api, repo_id, commit.get("revision"), commit.get("create_pr", False))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -49,7 +47,8 @@ def upload(
 def card_of(model: Network, folder: Path, name: str, tags: Sequence[str] = ()) -> str:
     """The model card of a model saved in `folder`. name: what the card's example loads."""
     sizes = stored_bytes(str(file) for file in folder.glob("*.safetensors"))
-    return model_card(model.config.to_dict(), sizes, name=name, base_model=_base(model.config), tags=tags)
+    base = _base(model.config) or Base()
+    return model_card(model.config.to_dict(), sizes, name=name, base_model=base.id, base_file=base.file, tags=tags)
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,15 @@ class Upload:
         return {**files, "README.md": len(self.card.encode())}
 
 
+def _make_branch(api: HfApi, repo_id: str, revision: str | None, pull_request: bool) -> None:
+    """The branch to commit to, from main, unless it is there; as transformers does. The Hub itself makes none."""
+    if revision is not None and not revision.startswith("refs/") and not pull_request:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+
+
 def check_repository(repo_id: str) -> None:
     """Raise ValueError unless this is a valid repository name."""
-    if not _HUB_ID.fullmatch(repo_id):
+    if not is_hub_id(repo_id):
         raise ValueError(f"{repo_id!r} is no repository on the Hub: give owner/name, such as me/VGGT-1B-quantized.w8a8")
 
 
@@ -98,18 +103,21 @@ def prepare(
     read_headers(names)
     check_one_save(names, verify=True)
     files = ["config.json", *(path.name for path in sorted(folder.glob("*.safetensors.index.json")))]
-    base, sizes = base_model or _base(config), stored_bytes(names)
+    base, sizes = _base(config) or Base(), stored_bytes(names)
+    if base_model is not None:
+        base = Base(base_model, base.file if base.id in (None, base_model) else None)
     stated = license or license_in(config) or find_license(str(folder), {})
     content = config.to_dict() | {"license": None if stated is None else stated.to_dict()}
-    card = model_card(content, sizes, name=repo_id, base_model=base, tags=tags, evidence=evidence)
-    licensed = stated is not None or base is not None
-    return Upload(folder, [*files, *(path.name for path in weights)], card, base is not None, licensed)
+    card = model_card(
+        content, sizes, name=repo_id, base_model=base.id, base_file=base.file, tags=tags, evidence=evidence
+    )
+    based = base.id is not None
+    return Upload(folder, [*files, *(path.name for path in weights)], card, based, based or stated is not None)
 
 
-def _base(config: NetworkConfig) -> str | None:
-    """What the weights were made from according to their config, if that is the embedded model or a Hub id."""
-    source = config.name_or_path
-    return source if source == EMBEDDED or (_HUB_ID.fullmatch(source) and not Path(source).exists()) else None
+def _base(config: NetworkConfig) -> Base | None:
+    """What the weights were made from according to their config, else the Hub id they were loaded from."""
+    return base_in(config) or base_of(config.name_or_path, None)
 
 
 def send(upload: Upload, repo_id: str, *, private: bool, revision: str | None, pull_request: bool) -> str:
@@ -120,6 +128,7 @@ def send(upload: Upload, repo_id: str, *, private: bool, revision: str | None, p
     api = HfApi()
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        _make_branch(api, repo_id, revision, pull_request)
         operations = [CommitOperationAdd("README.md", upload.card.encode())]
         operations += [CommitOperationAdd(name, str(upload.folder / name)) for name in upload.files]
         info = api.create_commit(
