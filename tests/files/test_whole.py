@@ -36,6 +36,24 @@ def test_numbers_share_a_line_and_strings_stay_as_they_are(tmp_path: Path) -> No
     assert "\n    [1.5, -2e-09],\n    [null, 3]\n" in text
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"图": "a\tb", "none": None, "a": {"b": {}, "c": [{}, [], [[]], ["x", 1]]}, 1: True, 2.5: (), None: ("x",)},
+        [],
+        ["text"],
+        "text",
+        None,
+    ],
+    ids=repr,
+)
+def test_json_without_lists_of_numbers_is_what_python_writes(tmp_path: Path, document: object) -> None:
+    write_json(tmp_path / "a.json", document)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == json.dumps(
+        document, indent=2, ensure_ascii=False
+    ) + "\n"
+
+
 def test_a_file_is_whole_keeps_its_mode_and_stays_behind_its_link(tmp_path: Path) -> None:
     path, link = tmp_path / "deep" / "a.txt", tmp_path / "link.txt"
     write_whole(path, "one")

@@ -41,6 +41,8 @@ def _size(size: tuple[int, int]) -> dict[str, int]:
 
 def _json_values(tensor: Tensor) -> Any:
     """Nested lists; what JSON has no number for becomes null."""
+    if tensor.isfinite().all():
+        return tensor.tolist()
 
     def clean(value: Any) -> Any:
         if isinstance(value, list):

@@ -65,9 +65,10 @@ def write_model(folder: Path, model: ColmapModel, pool: ThreadPoolExecutor) -> N
     # NumPy sorts integers of 16 bits by their digits, some ten times as fast.
     small = np.uint16 if len(model.names) < 1 << 16 else np.int64
     by_image = np.argsort(model.seen_by.astype(small), kind="stable")
-    starts = np.searchsorted(model.seen_by[by_image], np.arange(len(model.names) + 1))
+    counts = np.bincount(model.seen_by, minlength=len(model.names))
+    starts = np.concatenate([[0], np.cumsum(counts)])
     places = np.empty(len(by_image), dtype=np.uint32)  # of an observation among those of its image
-    places[by_image] = np.arange(len(by_image)) - starts[model.seen_by[by_image]]
+    places[by_image] = np.arange(len(by_image)) - np.repeat(starts[:-1], counts)
     with (folder / "images.bin").open("xb") as file:
         file.write(struct.pack("<Q", len(model.names)))
         file.writelines(

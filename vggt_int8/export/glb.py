@@ -12,6 +12,7 @@ glTF camera per image, from which a viewer can look. https://registry.khronos.or
 import io
 import json
 import struct
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from PIL import Image
 from vggt_int8.export.color import Array, Colors, colorize
 from vggt_int8.export.frames import content_box, in_order
 from vggt_int8.export.naming import image_names
-from vggt_int8.export.selection import PointCloud
+from vggt_int8.export.selection import Selection
 from vggt_int8.geometry import camera_center
 from vggt_int8.scene.scene import Scene
 
@@ -37,24 +38,29 @@ _LARGEST_ATLAS, _LARGEST_TILE = 4096, 160  # pixels
 _UNLIT: dict[str, Any] = {"KHR_materials_unlit": {}}
 
 
-def write_glb(path: Path, scene: Scene, cloud: PointCloud, pool: ThreadPoolExecutor) -> dict[str, Any]:
+def write_glb(path: Path, selection: Selection, pool: ThreadPoolExecutor) -> dict[str, Any]:
     """Write the file -> counts for the report. Cameras are left out where the scene has none.
 
     Raises ValueError for more than the 4 GiB that the format can hold.
     """
-    builder = _Builder()
-    children = []
-    if len(cloud.points):
-        children.append(builder.node("points", builder.points(cloud)))
+    scene, builder, children = selection.scene, _Builder(), []
+
+    def light(index: int) -> tuple[Array, Array]:
+        pixels = selection.pixels(index)
+        return selection.points(index, pixels), linear_light().take(selection.colors(index, pixels))
+
+    points, colors = zip(*in_order(pool, light, range(len(scene))), strict=True)
+    if selection.kept:
+        children.append(builder.node("points", builder.points(points, colors)))
     cameras = scene.extrinsic is not None and scene.intrinsic is not None and bool(scene.intrinsic.isfinite().all())
     if cameras:
-        frusta = _Frusta(scene, _frustum_depth(scene, cloud.points))
+        frusta = _Frusta(scene, _frustum_depth(scene, points))
         children.append(builder.node("frusta", builder.lines(*frusta.lines())))
         children.append(builder.node("images", builder.pictures(*frusta.pictures(), _atlas(scene, pool))))
         children += [builder.camera(name, *frusta.camera(index)) for index, name in enumerate(image_names(scene))]
     with path.open("xb") as file:
         file.writelines(builder.finish(children))
-    return {"points": len(cloud.points), "cameras": len(scene) if cameras else 0}
+    return {"points": selection.kept, "cameras": len(scene) if cameras else 0}
 
 
 @cache
@@ -83,12 +89,13 @@ class _Builder:
         camera = self._add("cameras", {"type": "perspective", "name": name, "perspective": perspective})
         return self._add("nodes", {"name": name, "camera": camera, "matrix": to_world.T.reshape(-1).tolist()})
 
-    def points(self, cloud: PointCloud) -> int:
-        attributes = {"POSITION": self._positions(cloud.points), "COLOR_0": self._colors(cloud.colors)}
+    def points(self, points: Sequence[Array], colors: Sequence[Array]) -> int:
+        """Pieces [N, 3] of positions and of linear light, one point or more in all."""
+        attributes = {"POSITION": self._positions(*points), "COLOR_0": self._triples(*colors)}
         return self._mesh("points", attributes, _POINTS, None, {})
 
     def lines(self, corners: Array, colors: Colors, ends: NDArray[np.uint32]) -> int:
-        attributes = {"POSITION": self._positions(corners), "COLOR_0": self._colors(colors)}
+        attributes = {"POSITION": self._positions(corners), "COLOR_0": self._triples(linear_light()[colors])}
         return self._mesh("frusta", attributes, _LINES, ends, {})
 
     def pictures(self, corners: Array, places: Array, triangles: NDArray[np.uint32], atlas: Image.Image) -> int:
@@ -98,7 +105,7 @@ class _Builder:
         self.document["images"] = [{"bufferView": self._view(stream.getvalue()), "mimeType": "image/jpeg"}]
         self.document["samplers"] = [{"magFilter": 9729, "minFilter": 9729, "wrapS": 33071, "wrapT": 33071}]
         self.document["textures"] = [{"source": 0, "sampler": 0}]
-        uv = self._accessor(self._view(_bytes_of(places), _ARRAY_BUFFER), _FLOAT, len(places), "VEC2")
+        uv = self._accessor(self._view(_bytes_of(places), target=_ARRAY_BUFFER), _FLOAT, len(places), "VEC2")
         attributes = {"POSITION": self._positions(corners), "TEXCOORD_0": uv}
         return self._mesh("images", attributes, _TRIANGLES, triangles, {"baseColorTexture": {"index": 0}})
 
@@ -140,31 +147,32 @@ class _Builder:
         primitive["material"] = self._add("materials", {**material, "doubleSided": True, "extensions": _UNLIT})
         if ends is not None:
             content = ends.astype("<u4").tobytes()
-            primitive["indices"] = self._accessor(self._view(content, _INDEX_BUFFER), _INT, ends.size, "SCALAR")
+            primitive["indices"] = self._accessor(self._view(content, target=_INDEX_BUFFER), _INT, ends.size, "SCALAR")
         return self._add("meshes", {"name": name, "primitives": [primitive]})
 
-    def _positions(self, points: Array) -> int:
+    def _positions(self, *pieces: Array) -> int:
         # Column by column: along the first axis of rows of three NumPy is twenty times slower.
-        low, high = ([float(end(column)) for column in points.T] for end in (np.min, np.max))
-        view = self._view(_bytes_of(points), _ARRAY_BUFFER)
-        return self._accessor(view, _FLOAT, len(points), "VEC3", min=low, max=high)
+        columns = [[piece[:, axis] for piece in pieces if len(piece)] for axis in range(3)]
+        low, high = ([float(end([end(part) for part in parts])) for parts in columns] for end in (np.min, np.max))
+        return self._triples(*pieces, min=low, max=high)
 
-    def _colors(self, colors: Colors) -> int:
-        view = self._view(_bytes_of(linear_light().take(colors)), _ARRAY_BUFFER)
-        return self._accessor(view, _FLOAT, len(colors), "VEC3")
+    def _triples(self, *pieces: Array, **ends: list[float]) -> int:
+        view = self._view(*map(_bytes_of, pieces), target=_ARRAY_BUFFER)
+        return self._accessor(view, _FLOAT, sum(map(len, pieces)), "VEC3", **ends)
 
     def _accessor(self, view: int, component: int, count: int, kind: str, **more: Any) -> int:
         return self._add(
             "accessors", {"bufferView": view, "componentType": component, "count": count, "type": kind, **more}
         )
 
-    def _view(self, content: bytes | memoryview, target: int | None = None) -> int:
-        view: dict[str, int] = {"buffer": 0, "byteOffset": self.length, "byteLength": len(content)}
+    def _view(self, *pieces: bytes | memoryview, target: int | None = None) -> int:
+        length = sum(map(len, pieces))
+        view: dict[str, int] = {"buffer": 0, "byteOffset": self.length, "byteLength": length}
         if target is not None:
             view["target"] = target
-        padding = b"\0" * (-len(content) % 4)
-        self.parts += [content, padding]
-        self.length += len(content) + len(padding)
+        padding = b"\0" * (-length % 4)
+        self.parts += [*pieces, padding]
+        self.length += length + len(padding)
         return self._add("bufferViews", view)
 
     def _add(self, kind: str, entry: Any) -> int:
@@ -255,11 +263,12 @@ def _atlas(scene: Scene, pool: ThreadPoolExecutor) -> Image.Image:
     return atlas
 
 
-def _frustum_depth(scene: Scene, points: Array) -> float:
+def _frustum_depth(scene: Scene, pieces: Sequence[Array]) -> float:
     """How long frusta are: less than from a camera to its neighbour, and small beside what is seen."""
     assert scene.extrinsic is not None
     centers = camera_center(scene.extrinsic.double()).numpy()
     step = np.median(np.linalg.norm(np.diff(centers, axis=0), axis=-1)) if len(centers) > 1 else 0.0
-    sample = points[:: max(1, len(points) // 10_000)]
+    every = max(1, sum(map(len, pieces)) // 10_000)
+    sample = np.concatenate([piece[::every] for piece in pieces])
     reach = float(np.median(np.linalg.norm(sample - centers.mean(0), axis=-1))) if len(sample) else 1.0
     return float(np.clip(0.5 * step, 0.02 * reach, 0.1 * reach)) or 1.0

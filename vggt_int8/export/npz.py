@@ -111,7 +111,8 @@ def _entries(scene: Scene) -> list[Entry]:
 
 
 def _image(scene: Scene, index: int) -> Array:
-    return np.multiply(scene.colors[index].numpy().transpose(2, 0, 1), np.float32(1 / 255), dtype=np.float32)
+    planes = scene.colors[index].numpy().transpose(2, 0, 1)
+    return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")
 
 
 def _array_header(shape: tuple[int, ...]) -> bytes:

@@ -188,7 +188,7 @@ class _Work:
         selection = self._at_most(glb.POINTS)
         if selection is None:
             return {"glb": None}
-        return {"glb": glb.write_glb(self.folder / "scene.glb", self.scene, selection.cloud(self.pool), self.pool)}
+        return {"glb": glb.write_glb(self.folder / "scene.glb", selection, self.pool)}
 
     def colmap(self) -> dict[str, Any]:
         selection = self._at_most(colmap.POINTS)
