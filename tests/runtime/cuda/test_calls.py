@@ -92,7 +92,9 @@ def test_branches_change_no_result(int8: VGGTInt8, monkeypatch: pytest.MonkeyPat
 
 
 def test_key_frames_in_graphs_and_in_pieces_are_those_of_the_network(weights: dict[str, Tensor]) -> None:
-    """In fp32: INT8 rounds poses of random weights by as many per cent as key frames move them."""
+    """In fp32: INT8 rounds poses of random weights by as many per cent as key frames move them. Poses tell which frames
+    were looked at; random heads make maps that hardly depend on it, and cuDNN's convolutions multiply in TF32.
+    """
     model = build(weights, "fp16", "auto").float()
     images, keywords = images_of(7), {"global_attention": "keyframes", "keyframes": 2}
     model.set_runtime("off")
@@ -108,12 +110,11 @@ def test_key_frames_in_graphs_and_in_pieces_are_those_of_the_network(weights: di
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runtime, "GRAPH_TOKENS", 0)
             found[f"pieces, low_vram={low_vram}"] = model(images, **keywords)
+    moved = relative_error(want.pose_enc, exact.pose_enc)
     for way, got in found.items():
+        assert relative_error(got.pose_enc, want.pose_enc) < 0.01 * moved, f"{way}: key frames moved poses {moved}"
         for name in FIELDS:
-            moved = relative_error(want[name], exact[name])
-            assert relative_error(got[name].cuda(), want[name]) < 0.2 * moved, (
-                f"{way}: {name}, key frames moved {moved}"
-            )
+            assert relative_error(got[name].cuda(), want[name]) < 1e-3, f"{way}: {name}"
 
 
 def test_replays_from_other_streams_wait_their_turn(int8: VGGTInt8) -> None:
