@@ -31,8 +31,22 @@ class LossConfig:
     depth: float = 1.0
     point: float = 1.0
     track: float = 0.05
+    teacher: float = 0.0  # of following the teacher's tokens; 0 leaves the teacher out of the steps
     alpha: float = 0.2
     gamma: float = 0.6  # decay of a camera iteration's weight, from the last to the first
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A trained network that a new one begins as, as far as it fits (see `inherit`), and whose tokens it can follow.
+
+    model: "embedded" or a model's folder; "": no teacher. encoder_blocks, layers: of the teacher's, which one each
+    block of the encoder and each layer of the aggregator begins as; [] for the first ones.
+    """
+
+    model: str = ""
+    encoder_blocks: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,7 @@ class TrainingConfig(RunConfig):
 
     model: dict[str, Any]
     loss: LossConfig = field(default_factory=LossConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +66,8 @@ class TrainingConfig(RunConfig):
         self.check_sizes(model)
         if self.data.tracks and not getattr(model, "enable_track", False):
             raise ValueError(f"data.tracks is {self.data.tracks}, but the model has no track head")
+        if self.loss.teacher and not self.teacher.model:
+            raise ValueError(f"loss.teacher is {self.loss.teacher}, but [teacher] names no model")
 
     def _limits(self) -> Limits:
         return {**super()._limits(), **loss_limits(self.loss)}
@@ -123,6 +140,7 @@ def config_from_table(table: dict[str, Any]) -> TrainingConfig:
         "data": DataConfig(),
         "optimizer": OptimizerConfig(),
         "loss": LossConfig(),
+        "teacher": TeacherConfig(),
         "validation": ValidationConfig(),
     }
     return TrainingConfig(**read_sections(table, base, TrainingConfig))

@@ -8,6 +8,9 @@ are moved where its cameras take the place of the true ones, as pose estimation 
 batches.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,8 +26,16 @@ TRACK_UNIT = 1 / 16  # a track error of 16 pixels counts as 1
 LEAST_CONFIDENCE = 1e-6
 
 
-def scene_losses(output: VGGTOutput | VGGTOmegaOutput, batch: SceneBatch, config: LossConfig) -> dict[str, Tensor]:
-    """Every term that the output has, unweighted, and "total", their weighted sum. All scalars."""
+def scene_losses(
+    output: VGGTOutput | VGGTOmegaOutput,
+    batch: SceneBatch,
+    config: LossConfig,
+    others: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Tensor]:
+    """Every term that the output has, unweighted, and "total", their weighted sum. All scalars.
+
+    others: terms that are known already, by the names of their weights.
+    """
     losses: dict[str, Tensor] = {}
     if output.pose_enc_list is not None:
         losses["camera"] = camera_loss(output.pose_enc_list, batch, config.gamma)
@@ -41,6 +52,7 @@ def scene_losses(output: VGGTOutput | VGGTOmegaOutput, batch: SceneBatch, config
         losses["track"] = track_loss(output["track"], output["vis"], batch)
     if not losses:
         raise ValueError("the output has nothing to learn from: is the model in training mode, with a head?")
+    losses |= others
     losses["total"] = torch.stack([getattr(config, name) * value for name, value in losses.items()]).sum()
     return losses
 

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
+
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.families import AnyConfig
+from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.plain_data import shown
@@ -16,6 +18,17 @@ def config_class(model_type: Any) -> type[AnyConfig]:
     if not isinstance(model_type, str) or model_type not in CONFIGS:
         raise ValueError(f"[model] has model_type {shown(model_type)}; it can be {', '.join(CONFIGS)}")
     return CONFIGS[model_type]
+
+
+def trained_network(source: str) -> AnyNetwork:
+    """The network of a model's folder, a Hub id or "embedded", of whichever kind it is, in fp32.
+
+    Raises as `from_pretrained` does, and ValueError if it is of no kind that can be trained.
+    """
+    table, _ = VGGTConfig.get_config_dict(source)
+    config = config_class(table.get("model_type", VGGTConfig.model_type)).from_pretrained(source)
+    network: AnyNetwork = network_class(config).from_pretrained(source, dtype=torch.float32)
+    return network
 
 
 def first_difference(found: NetworkConfig, wanted: NetworkConfig) -> tuple[str, Any, Any] | None:

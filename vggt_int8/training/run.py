@@ -13,9 +13,11 @@ from accelerate import Accelerator
 from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_config, read_facts, save_checkpoint
 from vggt_int8.training.config import TrainingConfig
+from vggt_int8.training.inherit import Inherited, inherit
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
-from vggt_int8.training.networks import first_difference
+from vggt_int8.training.networks import first_difference, trained_network
+from vggt_int8.training.start import fresh_model
 from vggt_int8.training.trainer import Trainer
 
 
@@ -41,9 +43,10 @@ def train_run(
 ) -> RunEnd | None:
     """Train the parts of a run in order, or go on in the one that the checkpoint in `out` is in.
 
-    A part goes on from the checkpoint of the one before it, as a resumed run does. init: a model's folder, whose
-    weights a new run starts from, at `first_step` as if the parts before it had made them. max_minutes: wall clock, for
-    all parts together. save_minutes: between checkpoints. quiet: no progress on stderr.
+    A part goes on from the checkpoint of the one before it, as a resumed run does. A new run begins with its teacher's
+    weights, as far as they fit, if there is one, or with those of `init`, a model's folder, at `first_step` as if the
+    parts before it had made them. max_minutes: wall clock, for all parts together. save_minutes: between checkpoints.
+    quiet: no progress on stderr.
 
     Returns None on every process but the main one. Raises ValueError if the checkpoint is damaged or of another
     network, if there is one beside `init`, or if `first_step` is no step of the run; FloatingPointError if the run
@@ -62,9 +65,15 @@ def train_run(
         model = None
     accelerator, started = Accelerator(mixed_precision="no"), time.monotonic()
     step = read_facts(out / "checkpoint")["step"] if find_checkpoint(accelerator, out / "checkpoint") else 0
+    begins = None
+    if model is None and not (out / "checkpoint").exists() and parts[0].teacher.model:
+        model, begins = begin_as_teacher(parts[0])
     for part in [part for part in parts if part.optimizer.total_steps > step] or parts[-1:]:
         left = None if max_minutes is None else max_minutes - (time.monotonic() - started) / 60
         trainer = Trainer(part, out, model, quiet=quiet)
+        if begins is not None:
+            trainer.console.print(f"begins as {part.teacher.model}: {begins}", highlight=False)
+            begins = None
         trainer.console.print(f"from step {trainer.step} to {part.optimizer.total_steps}, on {trainer.device}")
         reason = trainer.train(RunLimits(left, save_minutes=save_minutes))
         end = RunEnd(trainer.step, parts[-1].optimizer.total_steps, reason, trainer.checkpoint)
@@ -78,6 +87,16 @@ def train_run(
     is_main = accelerator.is_main_process
     accelerator.end_training()
     return end if is_main else None
+
+
+def begin_as_teacher(config: TrainingConfig) -> tuple[AnyNetwork, Inherited]:
+    """A new model with the weights of the run's teacher, as far as they fit. Raises ValueError, naming the teacher."""
+    model, teacher = fresh_model(config), config.teacher
+    try:
+        inherited = inherit(model, trained_network(teacher.model), teacher.encoder_blocks, teacher.layers)
+    except ValueError as error:
+        raise ValueError(f"[teacher] {teacher.model}: {error}") from error
+    return model, inherited
 
 
 def trained_model(folder: Path, config: TrainingConfig) -> AnyNetwork:

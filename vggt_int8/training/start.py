@@ -64,16 +64,21 @@ def prepare_network(network: AnyNetwork, config: RunConfig) -> None:
         return
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     if "blocks" in config.compile:
-        aggregator = network.aggregator
-        # Frames of several shapes have several numbers of tokens.
-        for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
-            block.compile(dynamic=bool(config.data.shapes))
-        # The number of scenes and tokens changes with the number of views: one kernel for all.
-        for block in blocks_between_frames(network):
-            block.compile(dynamic=True)
+        compile_blocks(network, config)
     if "heads" in config.compile:
         for head in dense_heads(network):
             head.scratch.compile(dynamic=False)
+
+
+def compile_blocks(network: AnyNetwork, config: RunConfig) -> None:
+    """`torch.compile` for the blocks of encoder and aggregator, in place."""
+    aggregator = network.aggregator
+    # Frames of several shapes have several numbers of tokens.
+    for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
+        block.compile(dynamic=bool(config.data.shapes))
+    # The number of scenes and tokens changes with the number of views: one kernel for all.
+    for block in blocks_between_frames(network):
+        block.compile(dynamic=True)
 
 
 def _without_autocast(head: nn.Module) -> None:

@@ -16,6 +16,7 @@ from vggt_int8.training.loop import Loop, settings_of
 from vggt_int8.training.losses import scene_losses
 from vggt_int8.training.networks import first_difference
 from vggt_int8.training.start import fresh_model
+from vggt_int8.training.teacher import find_teacher, overheard
 from vggt_int8.training.validation import validate
 
 
@@ -29,6 +30,7 @@ class Trainer(Loop):
     ) -> None:
         """`model`: train this one instead of a fresh one. quiet: no progress on stderr."""
         super().__init__(config, out, fresh_model(config) if model is None else model, quiet=quiet)
+        self.teacher = find_teacher(config, self.device)
 
     def items(self, last: int) -> Iterator[SceneDescription]:
         accelerator = self.accelerator
@@ -46,10 +48,11 @@ class Trainer(Loop):
         )
 
     def losses(self, batch: SceneBatch) -> dict[str, Tensor]:
-        with self.autocast():
-            points = {} if batch.query_points is None else {"query_points": batch.query_points}
+        points = {} if batch.query_points is None else {"query_points": batch.query_points}
+        with self.autocast(), overheard(self.network.aggregator) as tokens:
             output = self.model(batch.images, **points, frames_chunk_size=None)
-        return scene_losses(output, batch, self.config.loss)
+            others = {} if self.teacher is None else {"teacher": self.teacher.loss(batch.images, tokens)}
+        return scene_losses(output, batch, self.config.loss, others)
 
     def score(self, scenes: int | None) -> dict[str, dict[str, float]]:
         return validate(self.network, self.config.data, self.config.validation, scenes=scenes)
