@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,6 +20,9 @@ from vggt_int8.cli.team import launched_device
 from vggt_int8.cli.tracking import Refine, TrackCount, check_refine
 from vggt_int8.disk import check_place
 from vggt_int8.video.pick import check_choice
+
+if TYPE_CHECKING:
+    from vggt_int8.batch import Board
 
 COLUMNS = ("images", "seconds", "points")
 
@@ -86,7 +89,6 @@ def batch(
     """
     from vggt_int8.batch import Board, find_scenes
     from vggt_int8.batch.summary import summarize
-    from vggt_int8.batch.supervise import BAD_INPUT, BadInput, supervise
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.files import write_json
 
@@ -102,9 +104,7 @@ def batch(
         raise ValueError(f"--{given[0]} is for videos, and {scenes} holds none")
     fps = DEFAULT_FPS if fps is None and every is None else fps  # a video may come later, into the same results
     check_choice(fps, every, None, None, sharpest)
-    check_place(out.expanduser())
-    if scenes.expanduser().resolve() in (out.expanduser().resolve(), *out.expanduser().resolve().parents):
-        raise ValueError(f"--out {out} lies in {scenes}, whose folders are scenes: choose a folder elsewhere")
+    _check_out(out.expanduser(), scenes)
     settings: dict[str, Any] = {
         "recipe": recipe, "backend": backend, "dtype": dtype, "mode": mode, "max_megapixels": max_megapixels,
         "save_scene": save_scene, "exports": asdict(exports), "global_attention": global_attention,
@@ -114,39 +114,50 @@ def batch(
     devices = device or _devices()
     fetch(model)
     board = Board(out.expanduser(), found, retries)
-    identity = {"model": model, "identity": identify_model(model), "version": __version__}
-    board.open({**identity, **settings})
+    board.open({"model": model, "identity": identify_model(model), "version": __version__, **settings})
     if retry_failed:
         board.forget_failures()
-    left = board.unfinished()
-    console.note(
-        f"{len(found)} scenes, {len(found) - len(left)} of them done or given up before, on {', '.join(devices)}"
-    )
-    rank, peers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    wanted = {
-        **settings, "model": model, "scenes": scenes, "inside": inside, "out": out, "retries": retries,
-        "peers": peers * len(devices), "quiet": console.settings.quiet, "verbose": console.settings.verbose,
-    }  # fmt: skip
-    if left:
-        commands = [
-            _command({**wanted, "device": name, "rank": rank * len(devices) + i}) for i, name in enumerate(devices)
-        ]
-        start = time.monotonic()
-        try:
-            supervise(board, commands, console.note)
-        except BadInput:
-            raise typer.Exit(BAD_INPUT) from None
-        seconds, through = time.monotonic() - start, len(left) - len(board.unfinished())
-        console.note(f"{through} scenes in {seconds:.0f} s, {3600 * through / seconds:.0f} an hour")
+    settings |= {"model": model, "scenes": scenes, "inside": inside, "out": out, "retries": retries}
+    _work_off(board, settings, devices)
     summary = summarize(board)
     if as_json:
         console.document("batch", {"out": out, **summary})
     else:
         console.show(_table(summary))
         console.say(_sentence(summary, out))
-    write_json(board.out / "summary.json", summary)  # which a full disk refuses, hence last
+    write_json(board.out / "summary.json", summary)  # last, since a full disk makes it fail
     if summary["done"] < summary["scenes"]:
         raise typer.Exit(1)
+
+
+def _check_out(out: Path, scenes: Path) -> None:
+    """Raise ValueError or OSError for a folder of results that cannot be written, or that would be a scene itself."""
+    check_place(out)
+    if scenes.expanduser().resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"--out {out} lies in {scenes}, whose folders are scenes: choose a folder elsewhere")
+
+
+def _work_off(board: "Board", settings: dict[str, Any], devices: list[str]) -> None:
+    """Process all unfinished scenes with one worker per device. Exits if the workers find the input bad."""
+    from vggt_int8.batch.supervise import BAD_INPUT, BadInput, supervise
+
+    left, total = board.unfinished(), len(board.scenes)
+    console.note(f"{total} scenes, {total - len(left)} of them done or given up before, on {', '.join(devices)}")
+    if not left:
+        return
+    rank, peers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    wanted = {
+        **settings, "peers": peers * len(devices), "quiet": console.settings.quiet,
+        "verbose": console.settings.verbose,
+    }  # fmt: skip
+    commands = [_command({**wanted, "device": name, "rank": rank * len(devices) + i}) for i, name in enumerate(devices)]
+    start = time.monotonic()
+    try:
+        supervise(board, commands, console.note)
+    except BadInput:
+        raise typer.Exit(BAD_INPUT) from None
+    seconds, through = time.monotonic() - start, len(left) - len(board.unfinished())
+    console.note(f"{through} scenes in {seconds:.0f} s, {3600 * through / seconds:.0f} an hour")
 
 
 def _devices() -> list[str]:
