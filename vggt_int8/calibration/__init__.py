@@ -1,14 +1,14 @@
 """Calibration: from images to the ranges that static scales cover.
 
-    images     which images are looked at, and in which order, whatever order they came in
-    watch      runs the network on them and shows every layer's input, rotated if the layer's is, to its observers
-    observers  what is remembered of the values, and which range follows: the whole, or with the rarest cut off
+    images     chooses images and their order, independently of the order in which they were given
+    watch      runs the network on them and passes every layer's input, rotated if the layer is, to its observers
+    observers  what is recorded of the values, and the range that follows
     rounding   codes of weights that are rounded by their inputs
-    scales     a plan and images -> static scales, and what a checkpoint says of them
-    smoothing  a plan and images -> what is folded into the layers before
+    scales     a plan and images -> static scales, and the facts that a checkpoint stores
+    smoothing  a plan and images -> factors that are folded into the preceding layers
 
-Nothing of an input is kept beyond the call of its layer but counts, and some rows where smoothing is searched, so the
-memory needed is that of the floating-point network and of one call of at most `images.FRAMES` frames.
+Of a layer's inputs only statistics are kept, and some rows if smoothing is searched, so the memory needed is that of
+the floating-point network and of one call with at most `images.FRAMES` frames.
 """
 
 from vggt_int8.calibration.images import find_scenes

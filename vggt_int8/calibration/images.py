@@ -1,10 +1,10 @@
-"""Which images a network is calibrated with, and in which order.
+"""Chooses the images that a network is calibrated with, and their order.
 
-Images of one folder, pattern or tensor belong to one scene. Of a scene, at most `FRAMES` are seen in one call. All
-scenes have their turn before any has a second one, until there are as many images as wanted.
+Images of one folder, pattern or tensor belong to one scene. A call sees at most `FRAMES` images of a scene. Calls take
+turns between scenes, until there are as many images as requested.
 
-Neither what is chosen nor its order depends on the order in which images were given, nor on their names: both follow
-from hashes of the contents and the seed, so the same images give the same scales, bit by bit.
+The choice and the order do not depend on the order in which images were given, nor on their names: both follow from
+hashes of the contents and the seed, so the same images give the same scales, bit by bit.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ from vggt_int8.images import check_images, find_images, read_images
 from vggt_int8.model.call import check_is_tensor, check_range
 
 FRAMES = 10  # of a scene in one call: memory grows with it
-_LEAST_SPAN = 4 / 255  # between the least and the largest value of a channel, for an image to be more than one colour
+_LEAST_SPAN = 4 / 255  # smallest range of a channel's values in an image of more than one color
 
 Frame = Path | Tensor  # a file, or [3, H, W]
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """frames: of each scene, in the order in which they were given."""
+    """frames: of each scene, in the given order."""
 
     frames: tuple[tuple[Frame, ...], ...]
 
@@ -40,18 +40,22 @@ Images = str | PathLike[str] | Tensor | Sequence[str | PathLike[str] | Tensor] |
 
 
 class Chosen(NamedTuple):
-    """frames: of one call, in their order. key: of the scene that they are from."""
+    """frames: of one call, in order.
+    key: of their scene.
+    """
 
     key: bytes
     frames: list[Frame]
 
 
 def find_scenes(images: Images) -> Scenes:
-    """What a user gave -> the frames of each scene; cheap, so it stands before a model is loaded.
+    """The frames of each scene that a user gave; cheap enough to run before a model is loaded.
 
-    images: files, folders or patterns (each folder and pattern is a scene of its own, single files are one together),
-    tensors [S, 3, H, W] or [B, S, 3, H, W] of values in [0, 1], or a list of these. Raises what `find_images` and
-    `check_images` raise, `CalibrationError` for images that are NaN or none, TypeError for anything else.
+    images: files, folders or patterns (each folder and each pattern is a scene, single files together are one), tensors
+        [S, 3, H, W] or [B, S, 3, H, W] of values in [0, 1], or a list of these.
+
+    Raises what `find_images` and `check_images` raise, `CalibrationError` for images that are NaN or missing, and
+    TypeError for anything else.
     """
     if isinstance(images, Scenes):  # looked at already
         return images
@@ -99,7 +103,7 @@ def _scenes_of(images: Tensor, number: int) -> list[Sequence[Frame]]:
 def choose(scenes: Scenes, samples: int, seed: int) -> list[Chosen]:
     """At most `samples` images of these scenes, as calls of at most `FRAMES` images of one scene.
 
-    Warns if there are fewer, and of images that came more than once, which are seen once.
+    Warns if there are fewer, and about duplicates, which are used once.
     """
     calls: list[tuple[int, Chosen]] = []
     for keyed in _without_copies(scenes, seed):
@@ -125,8 +129,9 @@ def choose(scenes: Scenes, samples: int, seed: int) -> list[Chosen]:
 
 
 def _without_copies(scenes: Scenes, seed: int) -> list[list[tuple[bytes, Frame]]]:
-    """The images of each scene with their keys, in rising order of these. What is in two scenes, such as a folder and a
-    pattern that fits it, stays in the one that is first in that order, so that no order of giving them decides.
+    """The images of each scene with their keys, in ascending order, without duplicates. An image in two scenes, such as
+    a folder and a pattern that matches it, stays in the scene that is first in that order, so that the given order does
+    not matter.
     """
     keyed = [sorted(((_key(f, seed), f) for f in scene), key=lambda pair: pair[0]) for scene in scenes.frames]
     keyed.sort(key=lambda scene: [key for key, _ in scene])
@@ -145,7 +150,7 @@ def _images(number: int) -> str:
 
 
 def read(chosen: Chosen, model: Any) -> Tensor:
-    """The images of a call, [S, 3, H, W] fp32 on the CPU, files at the size that `model` was made for."""
+    """The images of a call, [S, 3, H, W] fp32 on the CPU; files are read at the size for `model`."""
     paths = [frame for frame in chosen.frames if isinstance(frame, Path)]
     if paths:
         return read_images(paths, model=model)[0]
@@ -153,8 +158,9 @@ def read(chosen: Chosen, model: Any) -> Tensor:
 
 
 def check_contents(images: Sequence[Tensor]) -> None:
-    """Raise `CalibrationError` if every image is of one colour, such as black; warn if some are. images: of each call,
-    [S, 3, H, W]."""
+    """Raise `CalibrationError` if every image has a single color, such as black; warn if some do. images: of each call,
+    [S, 3, H, W].
+    """
     spans = [(frame.amax(dim=(1, 2)) - frame.amin(dim=(1, 2))).max().item() for call in images for frame in call]
     if not (empty := sum(span < _LEAST_SPAN for span in spans)):
         return
@@ -169,7 +175,7 @@ def check_contents(images: Sequence[Tensor]) -> None:
 
 
 def choose_inputs(inputs: Any, samples: int, seed: int) -> list[Tensor]:
-    """The same for any module: each tensor is what it is called with once."""
+    """The same for any module: each tensor is the input of one call."""
     tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):

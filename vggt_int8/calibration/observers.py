@@ -1,17 +1,17 @@
-"""Observers: what is remembered of a layer's inputs, and the range [-r, r] that its static scale, r / 127, covers.
+"""Observers: what is recorded of a layer's inputs, and the range [-r, r] that its static scale, r / 127, covers.
 
-    minmax       the largest value that was seen
-    percentile   what all values but a share of `BEYOND` stay below
-    histogram    the range under which rounding and clipping together cost the least squared error of the input
-    mse          the same of the layer's output, as far as its columns' norms tell; searched on some rows of each call
-    per_channel  the largest value, once every channel has been given the same range by factors that are folded into the
-                 layer and into what writes its input, where that is exact (`scales.channel_folds`)
+    minmax       the largest value
+    percentile   the range that all values but a share of `BEYOND` stay within
+    histogram    the range for which rounding and clipping together have the least squared error of the input
+    mse          the same for the layer's output, approximated by its columns' norms; searched on some rows of each call
+    per_channel  the largest value after all channels were given the same range by factors that are folded into the
+                 layer and into the module that writes its input, where that is exact (`scales.channel_folds`)
 
-Every result follows from counts and maxima, or from sums in the order of the calls, so it is the same on every run.
+All results follow from counts and maxima, or from sums in the order of the calls, so they are reproducible.
 
-torchao has observers of its own, and they do not fit: their symmetric scale is range / 127.5, whose codes are others;
-its MSE observer forgets what came before the last batch; none knows tokens of two kinds
-(`tests/calibration/test_torchao.py` shows the first two).
+torchao's own observers do not fit: their symmetric scale is range / 127.5, whose codes differ; its MSE observer forgets
+everything before the last batch; none distinguishes two kinds of tokens (`tests/calibration/test_torchao.py` shows the
+first two).
 """
 
 import math
@@ -24,7 +24,7 @@ from torch import Tensor
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.quant.storage import rotated
 
-# Bins of |x|: fp32 cut to its upper 16 bits, so a bin is 1/128 of its value wide, whatever that is.
+# Bins of |x|: fp32 truncated to its upper 16 bits, so the relative width of a bin is 1/128.
 MANTISSA_BITS = 7
 _BINS = 0x7F80  # positive finite numbers of that kind
 BEYOND = 1e-5  # of all values, what `percentile` leaves beyond its range
@@ -34,13 +34,14 @@ _AT_ONCE = 1 << 22  # values that it rounds at once
 
 
 class CalibrationError(ValueError):
-    """Images or a network that no ranges can be found from. The message names what is wrong, and the way out."""
+    """Images or a network for which no ranges can be found. The message says what is wrong, and what to do."""
 
 
 class Observer(ABC):
     """Sees the inputs of one layer, or of one kind of its tokens, call after call.
 
-    passes: how often it wants to see all calls, in the same order. rows: how many it has seen in the first pass.
+    passes: how often it needs to see all calls, in the same order.
+    rows: number of rows seen in the first pass.
     """
 
     passes = 1
@@ -51,7 +52,7 @@ class Observer(ABC):
         self.number = 0  # of the pass
 
     def start(self, number: int) -> None:
-        """A pass over all calls begins; they are counted from 0."""
+        """Called at the start of pass `number`, counted from 0."""
         self.number = number
 
     def add(self, x: Tensor) -> None:
@@ -69,11 +70,11 @@ class Observer(ABC):
 
     @abstractmethod
     def _see(self, x: Tensor) -> None:
-        """Remember what is needed of x."""
+        """Record what is needed of x."""
 
     @abstractmethod
     def range(self) -> float:
-        """What the scale covers, after the last pass."""
+        """The range that the scale covers, after the last pass."""
 
 
 class MinMax(Observer):
@@ -85,7 +86,7 @@ class MinMax(Observer):
 
 
 class PerChannel(Observer):
-    """channels: [K] fp32, the largest value of each; None before the first call."""
+    """channels: [K] fp32, the largest value of each channel; None before the first call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,11 +101,12 @@ class PerChannel(Observer):
 
 
 class _Counts(Observer):
-    """Counts of |x| in bins of constant relative width. Integers, so their order makes no difference."""
+    """Counts of |x| in bins of constant relative width. Integer sums do not depend on their order."""
 
     def __init__(self) -> None:
         super().__init__()
-        # [bins], made before any call: what is kept between the temporary tensors of calls leaves holes in the heap.
+        # [bins], allocated before any call: a long-lived tensor between the temporaries of calls would fragment the
+        # heap.
         self.counts = torch.zeros(_BINS, dtype=torch.int64)
 
     def _see(self, x: Tensor) -> None:
@@ -112,7 +114,7 @@ class _Counts(Observer):
         self.counts += torch.bincount(bins.view(-1), minlength=_BINS).cpu()
 
     def _filled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the bins that are not empty: counts, middles and widths, float64, in rising order."""
+        """Counts, centers and widths of the bins that are not empty, float64, in ascending order."""
         number = self.counts.nonzero().view(-1)
         edges = torch.stack([number, number + 1]).to(torch.int32) << (23 - MANTISSA_BITS)
         low, high = edges.view(torch.float32).double()
@@ -136,14 +138,15 @@ class Histogram(_Counts):
 
 
 def candidates() -> list[float]:
-    """Ranges to try, as shares of the largest value, which comes first."""
+    """Ranges to try, relative to the largest value, which comes first."""
     return [2.0 ** (-step / _STEPS) for step in range(_STEPS * _OCTAVES)]
 
 
 def squared_error(middle: Tensor, width: Tensor, clip: float) -> Tensor:
-    """What codes of the scale `clip / 127` cost values around `middle`, spread over `width`: float64 like these.
+    """Squared error of quantizing values around `middle`, spread over `width`, with the scale `clip / 127`: float64
+    like these.
 
-    A bin as wide as an eighth of a step, or wider, holds values of any remainder: a twelfth of the step's square.
+    A bin at least an eighth of a step wide holds values with any remainder: a twelfth of the step's square.
     """
     step = clip / CODE_MAX
     codes = (middle / step).round().clamp(max=CODE_MAX)
@@ -152,7 +155,7 @@ def squared_error(middle: Tensor, width: Tensor, clip: float) -> Tensor:
 
 
 class MeanSquaredError(Observer):
-    """weights: [K] fp32, how much an error of each channel counts: the squared norm of the layer's column."""
+    """weights: [K] fp32, the weight of each channel's error: the squared norm of the layer's column."""
 
     passes = 2
 
@@ -177,9 +180,11 @@ class MeanSquaredError(Observer):
 
 
 def observer_for(kind: str, weight: Callable[[], Tensor], rotation: int) -> Callable[[], Observer]:
-    """What makes the observers of a layer. kind: one of `recipe.scheme.OBSERVERS`; weight: gives the layer's, [N, K]
-    float, which rotates in groups of so many inputs, or does not if `rotation` is 0. It is asked for where it is needed
-    alone: of a folded weight it makes a copy.
+    """A factory for a layer's observers.
+
+    kind: one of `recipe.scheme.OBSERVERS`.
+    weight: returns the layer's weight, [N, K] float. It is called only if needed, since a folded weight is a copy.
+    rotation: group size of the layer's rotation, 0 for none.
     """
     if kind == "mse":
         weights = rotated(weight(), rotation).float().square().sum(dim=0)

@@ -1,8 +1,8 @@
-"""Which weights are rounded by their calibration inputs, and how the matrices that takes stay within bounds.
+"""GPTQ on calibration inputs: which layers it rounds, and how its matrices stay within a memory bound.
 
-A layer's Gram matrix is as large as K^2 numbers, those of VGGT-1B together 14 GB. So the images pass through the
-network more than once where they must, each time for as many layers as fit into `AT_ONCE`. All layers see the inputs of
-the floating-point network.
+A layer's Gram matrix has K^2 values; those of VGGT-1B take 14 GB together. If necessary, the images pass through the
+network several times, each time for as many layers as fit into `AT_ONCE`. All layers see the inputs of the
+floating-point network.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ from vggt_int8.quant.smoothing import Fold
 from vggt_int8.quant.storage import encode, rotated
 from vggt_int8.recipe import Scheme
 
-AT_ONCE = 2 << 30  # bytes of Gram matrices; a layer that takes more has a pass of its own
+AT_ONCE = 2 << 30  # bytes of Gram matrices; a layer that needs more has its own pass
 
 
 class Gram(Observer):
-    """The sum of x^T x over all rows: what rounding must know of a layer's inputs. matrix: [K, K] fp64."""
+    """The sum of x^T x over all rows. matrix: [K, K] fp64."""
 
     matrix: Tensor
 
@@ -40,9 +40,9 @@ class Gram(Observer):
 
 
 def rounded_layers(model: nn.Module, plan: Mapping[str, LayerPlan]) -> dict[str, Scheme]:
-    """The linears of a plan whose weights calibration inputs round, by name, each module once: all that images reach.
+    """The linears of a plan that GPTQ rounds, by name, each module once: those that calibration images reach.
 
-    The track head of a VGGT runs with query points, which calibration images do not have: it rounds to the nearest.
+    The track head of a VGGT runs with query points, which calibration images do not have, so it is rounded to nearest.
     """
     schemes = {}
     for name in first_names(model, {name: layer.scheme for name, layer in plan.items() if layer.scheme is not None}):
@@ -60,11 +60,14 @@ def round_weights(
     folds: Mapping[str, Fold] = MappingProxyType({}),
     on_call: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Name of each of the `rounded_layers` -> codes of its weight, int8 [N, K], under the scales that
-    `quant.storage.encode` gives it. The model, in floating point, is not changed.
+    """Name of each of the `rounded_layers` -> codes of its weight, int8 [N, K], under the scales of
+    `quant.storage.encode`. The model, in floating point, is not changed.
 
-    inputs: what `inputs_for` gives. folds: what will be folded into the layers before they become codes. on_call: as in
-    `observe`, whose `CalibrationError` is raised.
+    inputs: from `inputs_for`.
+    folds: factors that will be folded into the layers before they are encoded.
+    on_call: as in `observe`.
+
+    Raises `CalibrationError` as `observe` does.
     """
     schemes = rounded_layers(model, plan)
     parts = list(_parts(model, schemes))
@@ -86,7 +89,7 @@ def round_weights(
 
 
 def _parts(model: nn.Module, schemes: Mapping[str, Scheme]) -> Iterator[dict[str, Scheme]]:
-    """The layers, as many at a time as have Gram matrices of at most `AT_ONCE` bytes together."""
+    """The layers in groups whose Gram matrices take at most `AT_ONCE` bytes."""
     part: dict[str, Scheme] = {}
     size = 0
     for name, scheme in schemes.items():

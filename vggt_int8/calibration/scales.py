@@ -1,4 +1,4 @@
-"""From a plan and images to static scales, and to the facts that a checkpoint keeps of them."""
+"""From a plan and images to static scales, and to the facts about them that a checkpoint stores."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +23,12 @@ from vggt_int8.recipe import Recipe, Scheme
 
 @dataclass(frozen=True)
 class Calibration:
-    """scales: of each static layer, [2] (special tokens, others) or [1] fp32, as `Int8Linear.input_scale` has them.
+    """The result of a calibration.
 
-    codes: of each linear whose weight is not rounded to the nearest, int8 [N, K].
-    facts: plain data for `config.json`: observer, seed, number of images and calls, sha256 of the images' pixels, and
-    the ranges of each layer, which are 127 times its scales; and the strength of smoothing before each layer.
+    scales: of each static layer, [2] (special tokens, others) or [1] fp32, as `Int8Linear.input_scale`.
+    facts: plain data for `config.json`: observer, seed, number of images and calls, sha256 of the images' pixels, the
+        ranges of each layer (127 times its scales), and the strength of smoothing before each layer.
+    codes: of each linear whose weight is not rounded to nearest, int8 [N, K].
     """
 
     scales: dict[str, Tensor]
@@ -36,7 +37,7 @@ class Calibration:
 
 
 def facts_problem(facts: Any) -> str | None:
-    """What is wrong with `Calibration.facts` from a file, in words; None if nothing. What is not known is let pass."""
+    """What is wrong with `Calibration.facts` read from a file; None if nothing. Unknown entries are ignored."""
     if not isinstance(facts, dict):
         return f"it is {shown(facts)}"
     kinds = {"observer": str, "seed": int, "images": int, "calls": int, "sha256": list, "ranges": dict}
@@ -76,8 +77,11 @@ def calibrate(
 ) -> Calibration:
     """Find the scales of a plan's static layers; the model, in floating point, is not changed.
 
-    inputs: what `inputs_for` gives. folds: what will be folded into the layers before they become codes. strengths,
-    seed: those of smoothing, and that of the inputs, for the facts. Raises `CalibrationError`.
+    inputs: from `inputs_for`.
+    folds: factors that will be folded into the layers before they are encoded.
+    strengths, seed: of smoothing, and of the choice of inputs, for the facts.
+
+    Raises `CalibrationError`.
     """
     schemes = static_layers(plan)
     once = first_names(model, schemes)  # a module under several names is watched once
@@ -109,10 +113,11 @@ def calibrate(
 
 
 def inputs_for(model: nn.Module, images: Any, samples: int, seed: int = 0) -> list[Tensor]:
-    """What `model` is called with, in order: at most `samples` of `images`.
+    """The inputs of the calibration calls of `model`, in order: at most `samples` of `images`.
 
-    images: as in `images.find_scenes`, whose errors are raised; for a module that is no network of this package,
-    tensors, one for each call. seed: which of them are taken, where there are more.
+    images: as in `images.find_scenes`, whose errors are raised; for a module that is not a network of this package,
+        tensors, one per call.
+    seed: determines the choice if there are more.
     """
     if not isinstance(model, Network):
         return chosen_images.choose_inputs(images, samples, seed)
@@ -129,9 +134,9 @@ def channel_folds(
     inputs: Sequence[Tensor],
     on_call: Callable[[int, int], None] | None = None,
 ) -> Folds:
-    """Of the observer `per_channel`: factors that give every channel of a static layer's input the same range, where
-    they can be folded into what writes it (`quant/seams.py`: not before fc2). Other layers have the factors of the
-    recipe's smoothing.
+    """For the observer `per_channel`: factors that give every channel of a static layer's input the same range, where
+    they can be folded into the module that writes it (`quant/seams.py`: not before fc2). Other layers get the factors
+    of the recipe's smoothing.
     """
     static, tensor_of = static_layers(plan), parameters_of(model)
     seams = find_seams(model, plan, recipe.name)
@@ -149,8 +154,8 @@ def channel_folds(
 
 
 def caller(model: nn.Module, names: Collection[str]) -> Callable[[Tensor], object]:
-    """Calls the model with an input, where the model lies; of this package's networks only the heads run that have one
-    of these layers, or a cheap one.
+    """A function that calls the model with an input, moved to its device. For this package's networks it only runs the
+    heads that have one of these layers, or a cheap one.
     """
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
     heads = {"heads": _heads(model, names)} if isinstance(model, Network) else {}
@@ -170,7 +175,7 @@ def _all_names(once: Mapping[str, list[str]]) -> dict[str, str]:
 
 
 def _heads(model: Network, names: Collection[str]) -> tuple[str, ...]:
-    """The heads that must run for these layers to be called; one that is cheap if none is among them."""
+    """The heads that must run so that these layers are called; a cheap one if there are none."""
     present = model.present_heads
     asked = [head for head in present if any(name.startswith(f"{model.head_modules[head]}.") for name in names)]
     if "track" in asked:

@@ -1,4 +1,6 @@
-"""From a plan and images to what smoothing folds into a model: its linears' inputs are seen, then strengths follow."""
+"""From a plan and images to the factors that smoothing folds into a model: observes linears' inputs, then finds
+strengths.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -37,11 +39,13 @@ def smoothing_folds(
     inputs: Sequence[Tensor],
     on_call: Callable[[int, int], None] | None = None,
 ) -> tuple[Folds, dict[str, float]]:
-    """What a recipe whose `smoothing` is a strength or "search" folds into the model, which is not changed.
+    """The folds of a recipe whose `smoothing` is a strength or "search"; the model is not changed.
 
-    inputs: what `inputs_for` gives. Returns the folds, and the strength by the name of each linear behind a seam, 0 for
-    none. Beside the network 2 kB for each input channel of such a linear is held (VGGT-1B: 0.5 GB). Raises
-    `CalibrationError`, and `RecipeError` as `find_seams`.
+    inputs: from `inputs_for`.
+
+    Returns the folds, and the strength for each linear after a seam, by name, 0 for none. Needs 2 kB per input channel
+    of such a linear beside the network (VGGT-1B: 0.5 GB). Raises `CalibrationError`, and `RecipeError` as `find_seams`
+    does.
     """
     seams = find_seams(model, plan, recipe.name)
     watched = {seam.reader: Scheme() for seam in seams}  # neither rotated nor parted into kinds of tokens

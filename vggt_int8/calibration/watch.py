@@ -1,4 +1,4 @@
-"""Runs a network on calibration images and shows every layer's input to the layer's observers, as it passes by."""
+"""Runs a network on calibration images and passes every layer's input to its observers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,15 +27,17 @@ def observe(
     run: Callable[[Tensor], object] | None = None,
     on_call: Callable[[int, int], None] | None = None,
 ) -> Observers:
-    """Name of a linear -> its observers: of special tokens and of all others where its scheme keeps them apart, or one.
+    """Name of each linear -> its observers: for special tokens and for all others if its scheme separates them, or one.
 
-    inputs: one for each call of `model`, in the order in which observers see them. schemes: of the layers to watch, by
-    name; of each its rotation and its special tokens count. make: for a name, what makes one of its observers.
-    divisors: name -> [K], what a layer's inputs are divided by first: of factors that will be folded before it.
-    run: how `model` is called with an input; by default `model(input)`. on_call: called with (calls done, all calls).
+    inputs: one per call of `model`, in the order in which observers see them.
+    schemes: of the layers to observe, by name; only rotation and special tokens matter.
+    make: for a name, a factory of its observers.
+    divisors: name -> [K], by which a layer's inputs are divided first: factors that will be folded before it.
+    run: calls `model` with an input; by default `model(input)`.
+    on_call: called with (calls done, all calls).
 
-    The model computes in evaluation mode, and is afterwards as it was. Raises `CalibrationError`, naming the layer, if
-    there is no input, a layer was not called, or its input is not finite or nothing but zeros.
+    The model runs in evaluation mode, and its state is restored afterwards. Raises `CalibrationError`, naming the
+    layer, if there is no input, a layer was not called, or its input is not finite or all zeros.
     """
     if not inputs:
         raise CalibrationError("no image was given to calibrate with: pass at least one")
@@ -79,7 +81,7 @@ def _check(name: str, observers: tuple[Observer, ...]) -> None:
 def _watched(
     model: nn.Module, schemes: Mapping[str, Scheme], observers: Observers, divisors: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """While the block runs, whatever goes into the layers is seen by their observers."""
+    """While the block runs, observers see the inputs of their layers."""
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:

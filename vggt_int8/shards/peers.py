@@ -1,9 +1,9 @@
-"""`Peers`: processes that work on one call together, and how they talk.
+"""`Peers`: processes that work on one call together, and their communication.
 
-Tensors go over the device's own backend (NCCL on GPUs, gloo on CPUs), words over gloo on the hosts.
-Before every exchange of tensors all hosts meet for some hundred microseconds, which a GPU that is behind its host does
-not notice. Nothing is sent before all have come, so that a process whose call fails takes the others with it at once:
-without that they would wait for its tensors until a timeout, on a GPU in a kernel that nothing but an abort ends.
+Tensors are exchanged through the device's own backend (NCCL on GPUs, gloo on CPUs), Python objects over gloo on the
+hosts. Before every exchange of tensors, all hosts synchronize for some hundred microseconds, which is hidden while a
+GPU is behind its host. Nothing is sent before all have arrived, so a process whose call fails makes the others fail at
+once: otherwise they would wait for its tensors until a timeout, on a GPU in a kernel that only an abort ends.
 """
 
 import os
@@ -17,27 +17,27 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-END, FAILED = -1, -2  # places in a call where hosts meet, beside the sizes of what they are about to exchange
+END, FAILED = -1, -2  # synchronization points of a call; others are the sizes of the next exchange
 _NOWHERE = -(2**62)
 _WANTED = "make it by init_process_group() without a backend, or with backend='cpu:gloo,cuda:nccl'"
 
 
 class PeerFailed(RuntimeError):
-    """The call failed in another process. All processes are in step again afterwards, and can go on."""
+    """The call failed in another process. All processes are synchronized again afterwards, and can continue."""
 
 
 class LostProcess(RuntimeError):
-    """Another process does not answer any more: all must be started again."""
+    """Another process no longer responds: all must be restarted."""
 
 
 class Peers:
-    """This process and those it works with, all of which make one at the same time, in the same order.
+    """This process and its peers, all of which create this object at the same time and in the same order.
 
-    group: of `torch.distributed`, None for all processes. device: where the tensors are. How long one waits for the
-    others is a matter of the group.
+    group: of `torch.distributed`, None for all processes. It also determines timeouts.
+    device: where the tensors are.
 
-    Raises RuntimeError where torch.distributed is not there or not initialised, or the group knows nothing of the
-    device; ValueError outside of the group.
+    Raises RuntimeError if torch.distributed is unavailable or not initialized, or if the group does not support the
+    device; ValueError in a process outside the group.
     """
 
     def __init__(self, group: "ProcessGroup | None", device: torch.device) -> None:
@@ -56,11 +56,11 @@ class Peers:
             self._hosts = dist.new_group(backend="gloo")
 
     def meet(self, place: int | None) -> bool:
-        """Wait for all to come to `place`, a number that says what is next; whether that is `END`.
+        """Wait for all processes to reach `place`, a number that says what comes next; returns whether it is `END`.
 
-        None: wherever the others are.
+        place: None for wherever the others are.
 
-        Raises `PeerFailed` if a call failed or a process is somewhere else, `LostProcess` if one does not come.
+        Raises `PeerFailed` if a call failed or a process is at another place, `LostProcess` if one does not arrive.
         """
         place, other = (_NOWHERE, _NOWHERE) if place is None else (place, -place)
         answers = torch.tensor([place == FAILED, place, other], dtype=torch.int64)
@@ -78,7 +78,7 @@ class Peers:
         return bool(most == END)
 
     def tell(self, word: Any) -> list[Any]:
-        """What all say, by rank. Raises `LostProcess` if one does not answer."""
+        """Gather an object from every process, by rank. Raises `LostProcess` if one does not respond."""
         words: list[Any] = [None] * self.size
         try:
             dist.all_gather_object(words, word, group=self._hosts)
@@ -87,10 +87,10 @@ class Peers:
         return words
 
     def exchange_(self, whole: Tensor, counts: Sequence[int], to: Collection[int]) -> None:
-        """Fill whole [B, sum(counts), ...] of the ranks in `to`, in place; each rank's own part of it is there already.
+        """Fill `whole` [B, sum(counts), ...] on the ranks in `to`, in place; each rank's own part is already there.
 
-        whole: contiguous, on the peers' device. counts: of rank r, whose part follows those of the ranks before it.
-        Elsewhere than in `to` the own part alone is read.
+        whole: contiguous, on the peers' device. Other ranks only read their own part.
+        counts: length of each rank's part, in the order of ranks.
         """
         starts = [sum(counts[:rank]) for rank in range(self.size)]
         parts = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
@@ -110,12 +110,12 @@ class Peers:
             raise self._lost(error) from error
 
     def close(self) -> None:
-        """Give back what the caller's group did not have."""
+        """Free what the caller's group did not provide."""
         if self._own_hosts:
             dist.destroy_process_group(self._hosts)
 
     def _lost(self, error: RuntimeError) -> LostProcess:
-        """What to raise; on a GPU also ends kernels that wait for a process that is gone."""
+        """The error to raise; on a GPU this also ends kernels that wait for a lost process."""
         if self.device.type == "cuda":
             abort(self._data)
         first = (str(error).splitlines() or [""])[0]
@@ -129,7 +129,9 @@ class Peers:
 
 
 def abort(group: "ProcessGroup | None" = None) -> None:
-    """End what a group's kernels wait for on this process's GPU; the group is of no use after that. None: of all."""
+    """Abort the kernels of a group that wait on this process's GPU; the group is unusable afterwards. None: the default
+    group.
+    """
     group = group or dist.group.WORLD
     if group is not None:
         group.abort()

@@ -1,12 +1,12 @@
-"""`FrameShard`: the frames of a scene that this process has, and how it sees those of the others.
+"""`FrameShard`: the frames of a scene that this process has, and its access to those of the others.
 
-All work on tokens is inside frames but for global attention, whose queries look at the keys and values of other frames.
-So each process embeds its own frames, makes their keys and values (with key frames: of those among them), and gathers
-those of all. In VGGT-1B a frame of 1041 tokens has 4.3 MB of them a layer in 16 bits, 102 MB in 24 layers: of 200
-frames on two GPUs each receives 10 GB, 23 ms over NVLink's 450 GB/s, beside some 4.7 s of work; of 1000 on eight, 90 GB
-beside some 30 s. So they are gathered as they are, in one piece and before attention, not piece by piece behind it.
+All work on tokens is per frame, except global attention, whose queries attend to the keys and values of other frames.
+So each process embeds its own frames, computes their keys and values (with key frames: of those among them), and
+gathers those of all. In VGGT-1B a frame of 1041 tokens has 4.3 MB of them per layer in 16 bits, 102 MB in 24 layers:
+for 200 frames on two GPUs each receives 10 GB, 23 ms over NVLink's 450 GB/s, beside about 4.7 s of work; for 1000 on
+eight, 90 GB beside about 30 s. So they are gathered in one piece before attention, without overlapping the two.
 
-Beside them, the processes exchange one camera token a frame (VGGT-Ω: all special tokens) and, for tracks, correlations.
+The processes also exchange one camera token per frame (VGGT-Ω: all special tokens) and, for tracks, correlations.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from vggt_int8.shards.peers import Peers
 
 
 def share_out(frames: int, processes: int) -> tuple[int, ...]:
-    """How many frames each has, in order: as equal as can be, the first ones more; 0 for those beyond the frames."""
+    """Number of frames on each process, in order, as equal as possible, larger ones first; 0 for surplus processes."""
     each, more = divmod(frames, processes)
     return tuple(each + (rank < more) for rank in range(processes))
 
 
 @dataclass(frozen=True, eq=False)
 class FrameShard:
-    """A call's frames on each of some processes, in order: `counts` of them, by rank.
+    """The frames of a call on each of several processes, in order: `counts` of them, by rank.
 
-    peers: None in a rehearsal, which exchanges nothing and leaves the frames of others as memory was.
+    peers: None in a rehearsal, which exchanges nothing and leaves the frames of others uninitialized.
     """
 
     peers: Peers | None
@@ -41,13 +41,13 @@ class FrameShard:
 
     @property
     def own(self) -> slice:
-        """Those of this process."""
+        """The frames of this process."""
         first = sum(self.counts[: self.rank])
         return slice(first, first + self.counts[self.rank])
 
     @property
     def has_first(self) -> bool:
-        """Whether the world frame is among them."""
+        """Whether they include the world frame."""
         return self.own.start == 0
 
     @property
@@ -56,11 +56,11 @@ class FrameShard:
         return range(len(self.counts) - self.counts.count(0))
 
     def rehearsal(self) -> "FrameShard":
-        """The same without the others."""
+        """The same shard without communication."""
         return FrameShard(None, self.rank, self.counts)
 
     def key_frames(self, keyframes: int | None) -> tuple[list[int], tuple[int, ...]]:
-        """Which of the own frames, by their number among these, all queries look at; and how many of each rank.
+        """Indices, among the own frames, of those that all queries attend to; and their number on each rank.
 
         keyframes: of the scene, as `model.layers.key_frames` chooses them; None for all frames.
         """
@@ -74,10 +74,10 @@ class FrameShard:
         return [frame - own.start for frame in chosen if own.start <= frame < own.stop], counts
 
     def gather(self, own: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-        """This rank's part [B, n, ...] of a whole [B, N, ...] -> the whole, in the order of frames.
+        """This rank's part [B, n, ...] -> the whole [B, N, ...], in the order of frames.
 
-        counts: n of each rank; None where each gives something of all its frames. All ranks that have frames call it.
-        Raises `PeerFailed` or `LostProcess`.
+        counts: n of each rank; None if each contributes all its frames. All ranks that have frames must call it. Raises
+            `PeerFailed` or `LostProcess`.
         """
         counts = self.counts if counts is None else counts
         whole = own.new_empty(own.shape[0], sum(counts), *own.shape[2:])
