@@ -1,4 +1,4 @@
-"""What leaves the model, on disk: the scene itself, exports of it that other programs open, and a report of the run.
+"""Results on disk: the scene itself, exports of it for other programs, and a report of the run.
 
 ```python
 scene = Scene.from_prediction(pred, transforms, names)

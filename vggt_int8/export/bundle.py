@@ -1,4 +1,4 @@
-"""Exports as one file to hand over, for pages that offer a download."""
+"""Exports as a single file, for pages that offer a download."""
 
 import zipfile
 from collections.abc import Mapping
@@ -11,12 +11,13 @@ from vggt_int8.scene import Scene
 def write_bundle(
     folder: Path, scenes: Mapping[str, Scene], format: str, options: Mapping[str, ExportOptions] | ExportOptions
 ) -> Path:
-    """Write one format of one or several scenes into a new `folder` -> the one file there that holds all of it.
+    """Write one format of one or several scenes into a new `folder` -> the single file there that contains all of it.
 
-    Of scenes on the disk only some frames are in memory, see `release_pages` of `write_scene`.
+    scenes: by name; with several, each has a folder of its name inside.
+    options: for all, or for each by its name.
 
-    scenes: by name; with several each has a folder of its name inside. options: for all, or for each by its name.
-    A format that is one file is given as it is, all else as a .zip. Raises what `write_scene` raises.
+    A format that is one file is written as it is, others as a .zip. Only some frames of scenes on disk are in memory,
+    see `release_pages` of `write_scene`. Raises what `write_scene` raises.
     """
     folder.mkdir()
     parts = folder / "parts"

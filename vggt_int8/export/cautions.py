@@ -1,4 +1,4 @@
-"""What readers of exports would stumble over, though the files are right: told when they are written."""
+"""Warnings about pitfalls of programs that read the exports, although the files are right."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from vggt_int8.scene.scene import Scene
 
 
 def cautions(scene: Scene, formats: Sequence[str], *, placed: bool, model: ColmapModel | None) -> list[str]:
-    """A sentence for each. placed: the images lie beside the exports. model: what `sparse` holds, if it was written."""
+    """The warnings. placed: the images are beside the exports. model: what `sparse` contains, if it was written."""
     found = []
     names_files = [name for name in ("colmap", "transforms") if name in formats]
     if names_files and not placed and (turned := stored_turned(scene)):

@@ -1,8 +1,8 @@
 """`sparse/0`: the scene as a COLMAP model at the original images' resolution, for COLMAP, 3DGS and gsplat.
 
-Half a pixel: VGGT's depth belongs to array indices, so its first pixel is centred on (0, 0); COLMAP centres it on
-(0.5, 0.5). Hence the principal point, which the network has in the middle (W / 2, H / 2) of the one convention, stands
-half a pixel of the network's image right of and below the middle in the other, and points project where they are seen.
+Half a pixel: VGGT's depth belongs to array indices, so its first pixel is centered on (0, 0); COLMAP centers it on
+(0.5, 0.5). The network's principal point is at the image center (W / 2, H / 2) of the former convention, so in the
+latter it is half a network pixel right of and below the center, and points project to where they are seen.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ POINTS = 100_000  # unless it is said otherwise: what 3DGS starts from
 
 @dataclass(frozen=True)
 class Written:
-    """A model, and what its points say of it."""
+    """A model, and a summary of its points."""
 
     model: ColmapModel
     summary: dict[str, Any]
@@ -53,10 +53,11 @@ def corner_intrinsics(scene: Scene) -> Tensor:
 
 
 def colmap_model(scene: Scene, selection: Selection, pool: ThreadPoolExecutor, *, shared: bool = False) -> Written:
-    """The model, whose points are all of `selection`.
+    """The model with all points of `selection`.
 
-    shared: one camera for all images, with the medians of their focal lengths and principal points. Raises ValueError
-    if the images then differ in size, or a camera is not finite.
+    shared: one camera for all images, with the medians of their focal lengths and principal points.
+
+    Raises ValueError if the images then differ in size, or if a camera is not finite.
     """
     assert scene.extrinsic is not None
     intrinsics = corner_intrinsics(scene)
@@ -107,7 +108,7 @@ def write_colmap(folder: Path, written: Written, pool: ThreadPoolExecutor) -> di
 
 
 def off_center(model: ColmapModel) -> float:
-    """How far a principal point is from the middle of its image, at most, as a part of the image's width or height."""
+    """The largest distance of a principal point from its image's center, relative to the image's width or height."""
     sizes = np.array(model.sizes, dtype=np.float64)
     return float((np.abs(model.parameters[:, 2:] - sizes / 2) / sizes).max())
 

@@ -1,9 +1,9 @@
-"""Which images see a point: points are carried from their own image into others, where depth must agree.
+"""Finds the images that see a point: points are projected from their own image into others, where depth must agree.
 
-A point of image i is projected into the images that stand nearest. Where it lies inside such an image, and the depth
-there (between four pixels that agree) is that of the point to within `AGREEMENT`, both images see the same surface:
-its position becomes the mean of what all of them say, and what each of them says differs from that mean by a
-reprojection error, in which disagreement of depths and poses shows.
+A point of image i is projected into the nearest images. If it lies inside such an image, and the depth there (between
+four pixels that agree) is that of the point to within `AGREEMENT`, both images see the same surface: its position
+becomes the mean over all these images, and their deviations from that mean are reprojection errors, which reflect
+disagreement of depths and poses.
 """
 
 from collections.abc import Sequence

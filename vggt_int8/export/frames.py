@@ -1,7 +1,7 @@
-"""A scene's frames one by one, several at once: a pool of threads, and what a frame's pixels are in the world.
+"""Processes a scene's frames in parallel with a thread pool, and computes a frame's pixels in the world.
 
-NumPy, not PyTorch, in the threads: its functions leave the interpreter's lock to others and start no threads. PyTorch's
-start as many as there are cores in each thread that calls them.
+The threads use NumPy, not PyTorch: its functions release the interpreter lock and start no threads. PyTorch starts as
+many threads as there are cores in each thread that calls it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +27,10 @@ _BETWEEN = 16  # of these, before memory is given back
 
 @contextmanager
 def frame_pool(release: Callable[[], None] | None = None) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as this machine computes with, up to `_MOST`. After an error what has not begun is not begun.
+    """A pool with as many threads as this machine computes with, up to `_MOST`. After an error, queued work is
+    cancelled.
 
-    release: called now and then, to give back memory that the work has taken, as `Scene.release_pages` does.
+    release: called now and then to free memory, as `Scene.release_pages` does.
     """
     workers = _workers()
     pool = ThreadPoolExecutor(workers) if release is None else _ReleasingPool(workers, release)

@@ -1,12 +1,12 @@
 """`scene.glb`: points, and a frustum with its image for each camera, in one file for browsers and 3D programs.
 
-glTF has y up and z towards the viewer, so a node on top turns the scene half around its x axis; below it all
-coordinates are those of the other exports. Its vertex colours are linear light, here as floats: 8 bits of linear light
-are too few where it is dark, and 16 bits are misread by trimesh (findings/trimesh_glb_colors.sh). Textures are sRGB.
-All materials are unlit: a photograph has its light already.
+glTF has y up and z towards the viewer, so a root node rotates the scene by 180 degrees around its x axis; below it all
+coordinates are those of the other exports. Vertex colors in glTF are linear light, here as floats: 8 bits of linear
+light are too few in dark regions, and 16 bits are misread by trimesh (findings/trimesh_glb_colors.sh). Textures are
+sRGB. All materials are unlit, since photographs are already lit.
 
-Nodes: `world` > `points`, `frusta` (lines), `images` (one textured rectangle per camera, all from one picture), and a
-glTF camera per image, from which a viewer can look. https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
+Nodes: `world` > `points`, `frusta` (lines), `images` (one textured rectangle per camera, all from one atlas), and a
+glTF camera per image. https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 """
 
 import io

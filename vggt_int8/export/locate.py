@@ -1,9 +1,9 @@
-"""Where in another picture a point really is, to a part of a pixel: what depth and cameras predict, looked up.
+"""Sub-pixel matching: looks up in another image a point that depth and cameras predict there.
 
-Around the predicted place the other image's own depth says what of the first image should be seen there, so that the
-pattern that is searched has the right shape. It is moved over the picture by up to `REACH` pixels; where it fits best
-(normalised cross-correlation), a parabola through the neighbours gives the part of a pixel. Places without texture,
-with a bad fit, or whose best fit is at the edge of the search are left out.
+Around the predicted position, the other image's own depth tells which part of the first image should be seen there, so
+that the template has the right shape. It is shifted by up to `REACH` pixels; a parabola through the neighbors of the
+best normalized cross-correlation gives the sub-pixel position. Positions without texture, with a bad match, or whose
+best match is at the edge of the search window are discarded.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Masks by folder: for every image a picture of its stem, in which white is kept and black left out.
+"""Masks from a folder: for every image a mask with its stem, in which white is kept and black left out.
 
-`photos/a/1.jpg` has its mask in `masks/a/1.png` or `masks/1.png`; `1.jpg.png`, as COLMAP names them, fits as well. The
-sizes need not be equal: a mask is stretched over the image as it is looked at, after its EXIF orientation.
+`photos/a/1.jpg` has its mask in `masks/a/1.png` or `masks/1.png`; `1.jpg.png`, COLMAP's naming, works as well. Sizes
+may differ: a mask is stretched over the upright image, after its EXIF orientation.
 """
 
 from collections import defaultdict

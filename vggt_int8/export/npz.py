@@ -1,13 +1,13 @@
-"""`predictions.npz`: the arrays that the reference's demo saves, by its names and in its shapes, for its scripts.
+"""`predictions.npz`: the arrays that the reference's demo saves, with its names and shapes, for its scripts.
 
     images [S, 3, H, W] in [0, 1], pose_enc [S, 9], extrinsic [S, 3, 4], intrinsic [S, 3, 3], depth [S, H, W, 1],
     depth_conf [S, H, W], world_points [S, H, W, 3], world_points_conf [S, H, W], world_points_from_depth [S, H, W, 3]
 
-all fp32; what needs a head that did not run is left out. (The demo's `pose_enc_list`, which it sets to None before it
-saves, is not written: an entry that is no array can be read with `allow_pickle` alone.)
+All fp32; arrays of heads that did not run are left out. (The demo's `pose_enc_list`, which it sets to None before
+saving, is not written: an entry that is no array can only be read with `allow_pickle`.)
 
-The entries are not compressed and written side by side, a frame at a time: their places in the file are known before
-their content is.
+The entries are uncompressed and written in parallel, one frame at a time, since their offsets in the file are known in
+advance.
 """
 
 import io

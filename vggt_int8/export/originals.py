@@ -1,8 +1,8 @@
-"""The original images beside an export: copied, linked, or written upright where the file is stored turned.
+"""The original images beside an export: copied, linked, or rewritten upright if the file is stored rotated.
 
-Cameras belong to an image as it is looked at. Programs that read the pixels as they are stored, which COLMAP and all
-loaders for 3DGS do, see a photograph with an EXIF orientation lying on its side; so those are never linked or copied as
-they are. Smaller copies for training go to `images_2`, `images_4` and `images_8`.
+Cameras belong to the upright image. Programs that read the stored pixels, as COLMAP and all loaders for 3DGS do, see a
+photograph with an EXIF orientation on its side, so those are never linked or copied unchanged. Smaller copies for
+training go to `images_2`, `images_4` and `images_8`.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Which files of a folder an earlier run of this program wrote: what its report.json lists, and nothing else.
+"""Which files in a folder an earlier run of this program wrote: exactly those that its report.json lists.
 
-That list decides what `--overwrite` may replace, so a report is believed only if it is whole and by this program.
+The list determines what `--overwrite` may replace, so a report is only trusted if it is complete and by this program.
 """
 
 import json

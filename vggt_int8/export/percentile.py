@@ -1,7 +1,7 @@
-"""Percentiles of more numbers than should be held at once: exact, from two looks at them.
+"""Exact percentiles of more values than fit in memory, in two passes.
 
-The bits of a float, read as an integer, are in the order of the floats (negative ones turned around). The first look
-counts the upper half of the bits, the second sorts those numbers that share the upper half with the wanted ones.
+The bits of a float, read as an integer, have the order of the floats (with negative ones reversed). The first pass
+counts the upper half of the bits, the second sorts the values that share the upper half with the wanted ones.
 """
 
 import math

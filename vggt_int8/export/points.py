@@ -1,6 +1,6 @@
-"""Which pixels of a scene become points: what the images show, without what is not finite, doubtful, or too much.
+"""Which pixels of a scene become points: those the images show, without non-finite, uncertain or surplus ones.
 
-All filters count what they leave out, and the counts sum up to all pixels.
+All filters count what they remove, and the counts add up to the number of pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,15 +33,15 @@ _COUNTS = (
 class PointOptions:
     """Which points are kept; the filters apply in this order.
 
-    source: `depth` (unprojected with the cameras, the more accurate way by VGGT's authors) or `world_points` (the
-        point head). None takes `depth` where the scene has depth and cameras.
-    masks: a folder of masks, one per image, of its stem: white stays, black goes.
-    confidence_percentile: drop points whose confidence lies below this percentile of the finite ones, 0 to 100.
-    min_confidence: drop points whose confidence lies below this number; the network's start at 1.
-    edges: drop pixels around which depth changes by more than this part of itself: 0.05 is 5 %.
+    source: `depth` (unprojected with the cameras, which is more accurate according to VGGT's authors) or `world_points`
+        (the point head). None uses `depth` if the scene has depth and cameras.
+    masks: a folder of masks, one per image, with its stem: white is kept, black removed.
+    confidence_percentile: drop points whose confidence is below this percentile of the finite ones, 0 to 100.
+    min_confidence: drop points whose confidence is below this number; the network's start at 1.
+    edges: drop pixels around which depth changes by more than this fraction: 0.05 is 5 %.
     voxel: keep only the most confident point in each cube of this size, in the scene's unit.
-    max_points: keep a random subset of at most this many, the same for the same seed. None: all, or as many as a
-        format is made for.
+    max_points: keep a random subset of at most this many, the same for the same seed. None: all, or a format's own
+        limit.
     """
 
     source: PointSource | None = None

@@ -1,12 +1,12 @@
-"""Bundle adjustment of a scene's cameras by COLMAP: the one file that needs pycolmap (the extra `export`).
+"""Bundle adjustment of a scene's cameras with COLMAP: the only file that imports pycolmap (the extra `export`).
 
-Observations are the track head's, where the scene has tracks. Otherwise points are carried from image to image by depth
-(see correspond.py) and looked up in the pictures (see locate.py): where depth and cameras say that they are would be
-no news to them. The first camera stays, and so do the scale, to which the network's depth belongs, and focal lengths:
-freed, they drift (on a rendered scene with cameras 0.3 degrees off to 1.2, where fixed ones end at 0.1).
+Observations are the track head's, if the scene has tracks. Otherwise points are projected from image to image by depth
+(see correspond.py) and matched in the images (see locate.py), since the positions that depth and cameras predict would
+add no information. The first camera is fixed, and so are the scale, to which the network's depth belongs, and focal
+lengths: if free, they drift (on a rendered scene with cameras 0.3 degrees off to 1.2, where fixed ones end at 0.1).
 
-Cameras are taken over only if that makes the error of these observations smaller, and if the depth of different images
-still goes together.
+The new cameras are used only if they reduce the error of these observations, and if the depths of different images
+still agree.
 """
 
 import tempfile
@@ -69,11 +69,13 @@ def refine_scene(scene: Scene, options: PointOptions) -> Refined:
 
 
 def refine_cameras(selection: Selection, pool: ThreadPoolExecutor) -> Refined:
-    """Adjust the cameras of `selection.scene`; its points are where observations begin without tracks.
+    """Adjust the cameras of `selection.scene`; without tracks, observations start from its points.
 
-    summary: "observations" (tracks or pictures), "points" (how many these are of), "before" and "after" (their mean
-    reprojection error in pixels of the photographs), "model_before" and "model_after" (the same for the points that are
-    exported), "kept" (whether the new cameras are), and if not "reason". Raises ImportError without pycolmap.
+    summary: "observations" (tracks or pictures), "points" (their number of points), "before" and "after" (their mean
+        reprojection error in pixels of the photographs), "model_before" and "model_after" (the same for the exported
+        points), "kept" (whether the new cameras are used), and if not "reason".
+
+    Raises ImportError without pycolmap.
     """
     pycolmap = _pycolmap()
     scene = selection.scene

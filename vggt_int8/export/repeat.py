@@ -1,4 +1,4 @@
-"""What a report needs so that its run can be repeated: which model exactly, which images exactly, which command."""
+"""What a report needs to make its run reproducible: the exact model, the exact images, and the command."""
 
 import hashlib
 import json
@@ -16,11 +16,14 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def identify_model(source: str) -> dict[str, str | None]:
-    """`{"kind", "value"}`: what tells these weights from others, without reading gigabytes.
+    """`{"kind", "value"}`: identifies the weights without reading gigabytes.
 
-    kind "save_id": made from the contents when the checkpoint was saved, and compared at every load. "commit": of a Hub
-    model's repository. "samples": sha256 over each file of weights' name and size, its first MB and 64 pieces of 64 KB
-    spread over it; a file of up to 5 MB is read as a whole. None and None for a source that has no files here any more.
+    kind "save_id": computed from the contents when the checkpoint was saved, and compared at every load.
+    kind "commit": of a Hub model's repository.
+    kind "samples": sha256 over each weight file's name and size, its first MB and 64 evenly spaced blocks of 64 KB; a
+    file of up to 5 MB is read completely.
+
+    None and None for a source whose files no longer exist.
     """
     path = Path(resolve_source(source))
     if not path.exists():

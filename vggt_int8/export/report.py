@@ -1,4 +1,4 @@
-"""report.json: what ran, on what, with which versions, how long each phase took, and how much memory it needed."""
+"""report.json: what ran, on what, with which versions, the time of each phase, and peak memory."""
 
 import os
 import platform

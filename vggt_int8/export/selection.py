@@ -1,6 +1,7 @@
-"""The pixels of a scene that become points: a bit for each, and their points, colours and normals on demand.
+"""The pixels of a scene that become points: a bitmap, with their points, colors and normals on demand.
 
-So a scene of any length is filtered and written frame by frame; `points` makes a `Selection`, every format reads one.
+A scene of any length is thus filtered and written frame by frame; `points` creates a `Selection`, and every format
+reads one.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -1,9 +1,9 @@
-"""`transforms.json` for nerfstudio and whoever reads its format: OpenGL cameras, intrinsics in every frame.
+"""`transforms.json` for nerfstudio and compatible readers: OpenGL cameras, intrinsics in every frame.
 
-Camera to world in OpenGL axes (x right, y up, z backward) is OpenCV's with the second and third axis turned; the world
-stays as it is. An intrinsic outside of the frames would take their place in nerfstudio without a word, `applied_scale`
-would scale its points and not its cameras, so neither is written. Pixels are counted from the image's corner, as COLMAP
-does.
+Camera to world in OpenGL axes (x right, y up, z backward) is OpenCV's with the second and third axis negated; the world
+is unchanged. Intrinsics outside the frames would silently replace those in the frames in nerfstudio, and
+`applied_scale` would scale its points but not its cameras, so neither is written. Pixels are counted from the image's
+corner, as in COLMAP.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""One point in each cube of space, without holding all points: the most confident, and of equals the first."""
+"""One point per voxel, without holding all points: the most confident, and of equals the first."""
 
 import numpy as np
 from numpy.typing import NDArray

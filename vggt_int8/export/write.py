@@ -1,7 +1,6 @@
-"""`write_scene`: one reconstruction in any number of formats, and a summary of what was written and what was not.
+"""`write_scene`: one reconstruction in any number of formats, with a summary of what was written and what was not.
 
-Formats are written at the same time, each a frame at a time, so that a scene on the disk needs memory for some frames
-alone.
+Formats are written concurrently, one frame at a time, so a scene on disk only needs memory for some frames.
 """
 
 import warnings
@@ -51,11 +50,14 @@ _NEEDS_CAMERAS = ("colmap", "transforms")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How the formats are written; `points` says which points.
+    """How the formats are written.
 
-    normals: in points.ply as well. shared_camera: one camera in `sparse`. images: the original images beside the
-    exports, copied or linked. image_scales: and smaller ones, in `images_N`. folder: where the results will be found,
-    if that is not where they are written.
+    points: which points.
+    normals: also in points.ply.
+    shared_camera: one camera in `sparse`.
+    images: the original images beside the exports, copied or linked.
+    image_scales: and smaller ones, in `images_N`.
+    folder: the final location of the results, if they are written elsewhere.
     """
 
     points: PointOptions = field(default_factory=PointOptions)
@@ -109,14 +111,16 @@ def write_scene(
     release_pages: bool = False,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write cameras.json and `formats` into `folder`, where none of their names is taken; see `staged_folder`.
+    """Write cameras.json and `formats` into `folder`, in which none of their names exists; see `staged_folder`.
 
-    cameras: False leaves cameras.json out. save: True saves the scene itself as well, for `load_scene`. release_pages:
-    of a scene on the disk, whose maps nobody has changed in place, keep only some frames in memory (see
-    `Scene.release_pages`). on_frame: called with (frames done, frames of all formats), for a progress bar.
+    cameras: False leaves cameras.json out.
+    save: also save the scene itself, for `load_scene`.
+    release_pages: for a scene on disk whose maps were not changed in place, keep only some frames in memory (see
+        `Scene.release_pages`).
+    on_frame: called with (frames done, frames of all formats), for a progress bar.
 
-    Returns a JSON-ready summary: an entry per output, None where the head that it needs did not run. Warns of what
-    readers of these formats may stumble over. Raises ValueError for formats that this scene cannot have.
+    Returns a JSON-ready summary: an entry per output, None if the head that it needs did not run. Warns about pitfalls
+    of programs that read these formats. Raises ValueError for formats that this scene cannot have.
     """
     options = options or ExportOptions()
     formats = check_formats(formats)

@@ -1,4 +1,4 @@
-"""Image files -> the tensor that the network reads, and the way back to each original image's pixels.
+"""Image files -> the network's input tensor, and the transform back to each original image's pixels.
 
 Sizes are (H, W); points, scales and offsets are (x, y). "Original" means the image as it is looked at: after
 its EXIF orientation has been applied.

@@ -1,12 +1,12 @@
-"""One image file -> upright 8-bit RGB and its alpha, in bounded memory.
+"""Decodes one image file to upright 8-bit RGB and its alpha, in bounded memory.
 
-Up to Pillow's own limit of 89 megapixels a file is decoded as it is. Larger photographs are read, too, up to
-`MAX_PIXELS`: JPEG decodes at 1/2, 1/4 or 1/8 (Pillow's draft mode), other formats are reduced by a whole
-factor. Pixels are converted in strips, so that beside the decoded pixels (4 bytes each) nothing large is held.
+Up to Pillow's own limit of 89 megapixels a file is decoded as it is. Larger photographs are supported up to
+`MAX_PIXELS`: JPEG decodes at 1/2, 1/4 or 1/8 (Pillow's draft mode), other formats are reduced by an integer factor.
+Pixels are converted in strips, so that little memory is needed beside the decoded pixels (4 bytes each).
 
-On request (`fast_jpeg`) any JPEG is decoded so, as far as 1.4 times the network's size remains: 12 megapixels are read
-in a third of the time (docs/images.md). Its decoder leaves out the high frequencies of each 8 x 8 block, most of which
-the resize that follows would take away.
+On request (`fast_jpeg`) any JPEG is decoded that way, as long as 1.4 times the network's size remains: 12 megapixels
+are read in a third of the time (docs/images.md). The decoder then omits the high frequencies of each 8 x 8 block, most
+of which the following resize would remove.
 """
 
 import struct
@@ -68,16 +68,20 @@ class Decoded:
 
 
 def open_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
-    """One image file -> 8-bit RGB: EXIF orientation applied, alpha composed on white, first frame only.
+    """Decode an image file to 8-bit RGB: EXIF orientation applied, alpha composited on white, first frame only.
 
-    max_pixels: the largest number of pixels that is decoded; by default `MAX_PIXELS`, or what the program has set
-    as `PIL.Image.MAX_IMAGE_PIXELS`. Raises as `load_images` does.
+    max_pixels: the largest number of pixels that is decoded; by default `MAX_PIXELS`, or the program's own setting of
+        `PIL.Image.MAX_IMAGE_PIXELS`.
+
+    Raises as `load_images` does.
     """
     return decode_image(Path(path), max_pixels=max_pixels).pixels.rgb
 
 
 def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
-    """Open a file as an image without decoding it. Raises as `open_image`, but for damage behind the header."""
+    """Open a file as an image without decoding it. Raises as `open_image` does, except for corruption after the
+    header.
+    """
     limit = pixel_limit(max_pixels)
     with unheard():
         header, has_white = without_texts_if_too_large(path, lambda source: _read_header(path, source, limit))
@@ -87,9 +91,9 @@ def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
 
 
 def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
-    """EXIF orientation of a file, 1 to 8 (1 where none can be read), and its size (H, W) as it is looked at.
+    """EXIF orientation of a file, 1 to 8 (1 if none can be read), and its upright size (H, W).
 
-    Raises as `open_image`, but for damage behind the header, and whatever its size.
+    Raises as `open_image` does, except for corruption after the header, and regardless of its size.
     """
 
     def look(source: Path | BytesIO) -> tuple[int, tuple[int, int]]:
@@ -104,8 +108,8 @@ def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
 def decode_image(
     path: Path, *, max_pixels: int | None = None, size: int | None = None, fast_jpeg: bool = False
 ) -> Decoded:
-    """size: of the network's images; photographs above Pillow's limit are reduced towards it, and every JPEG if it may
-    be fast. None: nothing is reduced.
+    """size: of the network's images; photographs above Pillow's limit are reduced towards it, and with fast_jpeg every
+    JPEG. None: nothing is reduced.
     """
     with unheard():
         return decode_for_another(path, max_pixels=max_pixels, size=size, fast_jpeg=fast_jpeg)
@@ -150,7 +154,7 @@ def _decode(path: Path, source: Path | BytesIO, limit: int | None, wanted: int |
 
 
 class _Room:
-    """Bounds the pixels that all threads together hold decoded; one picture always finds room."""
+    """Bounds the number of decoded pixels that all threads together hold; a single image is always admitted."""
 
     def __init__(self, most: int) -> None:
         self._most, self._held, self._changed = most, 0, threading.Condition()
@@ -194,7 +198,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _draft(image: Image.Image, wanted: int, fast_jpeg: bool) -> int:
-    """Have a JPEG decoded smaller, if it is large or may be; by how much pixels are to be reduced once they are there.
+    """Let a JPEG be decoded smaller, if it is large or fast_jpeg is set; returns the remaining reduction of its pixels.
 
     wanted: the size of the network's images.
     """

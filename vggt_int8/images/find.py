@@ -1,4 +1,4 @@
-"""Files, folders, patterns and file:// URIs -> image files, and one line about everything that is not used."""
+"""Files, folders, patterns and file:// URIs -> image files, with a warning about everything that is not used."""
 
 import errno
 import glob
@@ -36,19 +36,19 @@ _REASONS_SHOWN, _NAMES_SHOWN, _FOLDERS_LOOKED_INTO = 12, 3, 50
 
 
 def find_images(images: Source | Sequence[Source], *, stacklevel: int = 1) -> list[Path]:
-    """Files, folders and glob patterns (one, or a list of them) -> image files. `~` and `file://` are understood.
+    """Files, folders and glob patterns (one, or a list of them) -> image files. `~` and `file://` are expanded.
 
-    A list keeps its order. The files of a folder or pattern come in natural order (`2.jpg` before `10.jpg`); among
-    them those count whose suffix belongs to a format that Pillow can read, hidden files and pictures that this
-    program wrote do not, and subfolders are not searched (a pattern with `**` searches them, each once). A name that
-    exists is taken as it is, brackets and all, also as the folder in front of a pattern.
+    A list keeps its order. The files of a folder or pattern come in natural order (`2.jpg` before `10.jpg`). Among
+    them, only files with a suffix of a format that Pillow can read count; hidden files and images that this program
+    wrote are skipped, and subfolders are not searched (a pattern with `**` searches them, each once). An existing name
+    is taken literally, brackets included, also as the folder part of a pattern.
 
-    Warns with counts and reasons of all that a folder or pattern holds and that is not used, of names whose natural
-    order is not that of their values, and of files that are given twice. stacklevel: as in `warnings.warn`, 1 for
+    Warns with counts and reasons about everything in a folder or pattern that is not used, about names whose natural
+    order is not that of their values, and about files that are given twice. stacklevel: as in `warnings.warn`, 1 for
     the caller.
 
-    Raises FileNotFoundError for a path or pattern without a file, ValueError for other URLs, folders without images
-    and files that are no photographs, and TypeError for anything but paths.
+    Raises FileNotFoundError for a path or pattern without a file, ValueError for other URLs, folders without images and
+    files that are not photographs, and TypeError for anything but paths.
     """
     sources = list(images) if isinstance(images, Iterable) and not isinstance(images, str | bytes) else [images]
     for source in sources:

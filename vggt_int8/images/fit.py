@@ -1,4 +1,4 @@
-"""An RGB image -> the tensor that the network reads, and the transform between the pixels of both.
+"""Resizes and crops an RGB image to the network's input, with the transform between the pixels of both.
 
 Sizes are (H, W); points, scales and offsets are (x, y).
 """
@@ -24,12 +24,12 @@ _MOST_ELONGATED = 2  # longer side over shorter side of what modes balanced and 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Where an original image's pixels lie in the model's image: `model = original * scale + offset`.
+    """Maps an original image's pixels to the model's image: `model = original * scale + offset`.
 
-    This holds for coordinates that start at the image's top left corner, so that the first pixel's centre is
-    (0.5, 0.5) and the image ends at (W, H): the convention of intrinsics with the principal point at (W / 2,
-    H / 2), and of COLMAP. Coordinates that count pixels (first centre at 0: array indices, tracks) are half a
-    pixel lower; for those pass `pixel_center=0.0`.
+    This holds for coordinates that start at the image's top left corner, so that the first pixel's center is (0.5, 0.5)
+    and the image ends at (W, H): the convention of intrinsics with the principal point at (W / 2, H / 2), and of
+    COLMAP. Coordinates that count pixels (first center at 0: array indices, tracks) are half a pixel lower; pass
+    `pixel_center=0.0` for those.
     """
 
     original_size: tuple[int, int]  # (H, W)
@@ -109,8 +109,8 @@ def fit_image(
 ) -> tuple[Tensor, ImageTransform]:
     """RGB image -> fp32 [3, H, W] in [0, 1] with H and W multiples of `patch_size`, and its transform.
 
-    alpha: mode L, of the image's size; becomes the transform's `opaque`. original_size: (H, W) of the file where
-    `image` is a reduced version of it.
+    alpha: mode L, of the image's size; becomes the transform's `opaque`.
+    original_size: (H, W) of the file if `image` is a reduced version of it.
     """
     height, width = original_size or (image.height, image.width)
     if mode in ("balanced", "max_size"):

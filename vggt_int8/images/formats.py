@@ -1,8 +1,8 @@
-"""Which files count as images: every format that Pillow can read here, plugins included, and words for the others.
+"""Which files count as images: every format that Pillow can read here, plugins included, with advice for others.
 
-Left out are entries of Pillow's list that it cannot open (PDF is for saving), that it opens without a decoder of its
-own (HDF5, GRIB, BUFR, WMF, MPEG), and PostScript, which Pillow hands to Ghostscript: no other program is started here,
-whatever a file claims to be.
+Excluded are entries of Pillow's list that it cannot open (PDF is only for saving), that it opens without its own
+decoder (HDF5, GRIB, BUFR, WMF, MPEG), and PostScript, which Pillow passes to Ghostscript: no other program is ever
+started, whatever a file claims to be.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Image files -> one tensor: `load_images`, which finds, checks and reads them, and its last step by itself."""
+"""Image files -> one tensor: `load_images`, which finds, checks and reads them, and its last step separately."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -62,24 +62,24 @@ def load_images(
     return_transforms: bool = False,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Tensor | tuple[Tensor, list[ImageTransform]]:
-    """Image files -> fp32 [S, 3, H, W] in [0, 1], and on request one `ImageTransform` per image.
+    """Image files -> fp32 [S, 3, H, W] in [0, 1], and if requested one `ImageTransform` per image.
 
-    images: what `find_images` takes: files, folders, glob patterns, one or a list.
+    images: as in `find_images`: files, folders, glob patterns, one or a list.
     mode: `crop`, `pad`, `balanced` or `max_size`, see the package's docstring.
-    model: the model that will read them, or its config: gives size and patch size. Without it they are VGGT-1B's.
+    model: the model that will read them, or its config: determines size and patch size. By default those of VGGT-1B.
     size, patch_size: instead of a model: `config.img_size` and `config.patch_size`.
     max_pixels: the largest image that is decoded; by default 250 megapixels (`MAX_PIXELS`).
-    fast_jpeg: decode JPEGs at 1/2, 1/4 or 1/8 of their size where 1.4 times `size` remains: three times as fast for
-        12 megapixels, and close to what is read otherwise, not equal to it.
+    fast_jpeg: decode JPEGs at 1/2, 1/4 or 1/8 of their size as long as 1.4 times `size` remains: three times as fast
+        for 12 megapixels, with a close but not equal result.
     on_image: called with (images done, all images) after each, for a progress bar.
 
-    Transparent pixels are white, and False in `ImageTransform.content_mask()`. Images that come out in different
-    sizes are padded with white to the largest. Warns of that, of all files and frames that are not used, and of
-    16-bit images that use fewer bits.
+    Transparent pixels are white, and False in `ImageTransform.content_mask()`. Images of different resulting sizes are
+    padded with white to the largest. Warns about that, about all files and frames that are not used, and about 16-bit
+    images that use fewer bits.
 
-    Raises FileNotFoundError for a path or pattern without a file, and ValueError, which names the file or folder,
-    for one that is empty, truncated, not an image, of an unknown range, or too large; TypeError for sizes that are no
-    integers. Errors of the file system (permission) stay what they are.
+    Raises FileNotFoundError for a path or pattern without a file; ValueError, naming the file or folder, for one that
+    is empty, truncated, not an image, of an unknown range, or too large; TypeError for sizes that are not integers.
+    File system errors (permission) are passed on.
     """
     size, patch_size = _checked_sizes(mode, model, size, patch_size)
     paths = find_images(images, stacklevel=2)
@@ -129,8 +129,8 @@ def reading(
     max_pixels: int | None = None,
     fast_jpeg: bool = False,
 ) -> Iterator[Finish]:
-    """`read_images` in two parts: threads read from now on, while the block does something else such as loading a
-    model; the function that the block is given waits for them, and gives and raises what `read_images` does.
+    """`read_images` in two parts: threads start reading now, while the block does something else, such as loading a
+    model; the function that it yields waits for them, and returns and raises what `read_images` does.
     """
     size, patch_size = _checked_sizes(mode, model, size, patch_size)
 
@@ -144,7 +144,7 @@ def reading(
 def _gathered(
     paths: Sequence[Path], results: Iterator["_Read"], on_image: Callable[[int, int], None] | None, stacklevel: int
 ) -> tuple[Tensor, list[ImageTransform]]:
-    """One batch of what was read, with a word on what is doubtful about it."""
+    """The batch of everything that was read, with warnings."""
     fitted: list[tuple[Tensor, ImageTransform]] = []
     narrow: dict[int, list[str]] = {}
     invisible: list[str] = []

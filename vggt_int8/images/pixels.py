@@ -1,4 +1,4 @@
-"""What Pillow decoded -> 8-bit RGB on white and the alpha beside it. Nothing is guessed: an unknown range is refused.
+"""Converts what Pillow decoded to 8-bit RGB on white, and alpha. Nothing is guessed: an unknown range is refused.
 
 | stored as | Pillow's mode | becomes |
 |---|---|---|

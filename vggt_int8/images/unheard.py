@@ -1,8 +1,9 @@
-"""Pillow's warnings (of metadata mostly) are neither shown nor, as errors, taken for damage; some are listened to.
+"""Silences Pillow's warnings (mostly about metadata), which as errors would look like corrupted files; some are
+collected.
 
-Python keeps one list of filters for the whole process, so `warnings.catch_warnings` in threads that overlap leaves the
-filters of one behind for all. `unheard` therefore changes them once for all threads that are in it, and puts them back
-behind the last one; what Pillow warns of in a thread goes to whoever listens there.
+Python has one list of warning filters for the whole process, so `warnings.catch_warnings` in overlapping threads leaves
+the filters of one to all others. `unheard` therefore changes them once for all threads inside it, and restores them
+after the last one; `listening` collects the warnings of its own thread.
 """
 
 import threading

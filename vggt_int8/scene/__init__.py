@@ -1,6 +1,6 @@
-"""What leaves the model: one reconstructed `Scene`, in memory or on the disk, which everything after it reads.
+"""The result of a model: one reconstructed `Scene`, in memory or on disk, which everything downstream reads.
 
-`Scene` says what is in it, `saved` how it lies on the disk, `convention` what its numbers mean.
+`Scene` defines its content, `saved` its files, `convention` the meaning of its numbers.
 """
 
 from vggt_int8.scene.convention import CONVENTION

@@ -1,4 +1,4 @@
-"""What the numbers of a scene mean, in words: they stand beside them in every file that people read."""
+"""The meaning of a scene's numbers as text, which accompanies them in every file that people read."""
 
 CONVENTION = {
     "axes": "OpenCV: x right, y down, z forward",

@@ -1,17 +1,17 @@
-"""A scene on the disk, from which every export can be made again without the model: the folder `scene` of a run.
+"""A scene on disk, from which every export can be made again without the model: the folder `scene` of a run.
 
-    scene.json             names, files, sizes and transforms of the images, and which of these are there:
+    scene.json             names, files, sizes and transforms of the images, and which of these files exist:
     colors.npy             uint8 [S, H, W, 3]: the images as the network read them, sRGB
     depth.npy, depth_conf.npy, world_points.npy, world_points_conf.npy
                            fp32, as in `Scene`
     extrinsic.npy, intrinsic.npy
                            fp32 [S, 3, 4] and [S, 3, 3]
-    opaque.npy             bool [S, H, W], if any image is transparent somewhere
+    opaque.npy             bool [S, H, W], if any image is partly transparent
     track_points.npy, track_visibility.npy, track_confidence.npy
                            fp32, as in `Tracks`
 
-Plain NumPy files: maps can be read from anywhere, a frame at a time. They are written as frames come, so that a
-scene that does not fit into memory can be saved; scene.json comes last.
+Plain NumPy files: maps can be read anywhere, one frame at a time. They are written as frames arrive, so that a scene
+larger than memory can be saved; scene.json is written last.
 """
 
 import json
@@ -63,9 +63,9 @@ def save_scene(folder: Path, scene: Scene) -> None:
 
 
 def load_scene(folder: Path) -> Scene:
-    """The scene of a run's folder (which has a folder `scene`), or of that folder itself; its maps stay on the disk.
+    """The scene in a run's folder (which has a folder `scene`), or in that folder itself; its maps stay on disk.
 
-    Raises FileNotFoundError where there is none, and ValueError, which names the file, for one that is damaged.
+    Raises FileNotFoundError if there is none, and ValueError, naming the file, if it is corrupted.
     """
     folder = folder.expanduser()
     place = folder if (folder / INDEX).is_file() else folder / FOLDER
@@ -100,11 +100,11 @@ def load_scene(folder: Path) -> Scene:
 
 
 class SceneWriter:
-    """Saves a scene as its frames come, in pieces of any length: `with SceneWriter(folder) as w: w.add(scene)`.
+    """Saves a scene as its frames arrive, in pieces of any length: `with SceneWriter(folder) as w: w.add(scene)`.
 
-    After an error no scene.json is written, so that a piece is never taken for a scene. All pieces have the same
-    parts and the same size, or ValueError is raised. Tracks belong to all frames at once: only a scene that is saved
-    in one piece has them.
+    After an error no scene.json is written, so that an incomplete scene is never taken for a whole one. All pieces must
+    have the same parts and the same size, or ValueError is raised. Tracks span all frames: only a scene saved in one
+    piece has them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,7 +140,7 @@ class SceneWriter:
         self._images += [_image(piece, index) for index in range(len(piece))]
 
     def finish(self, extrinsic: Tensor | None = None, intrinsic: Tensor | None = None) -> Scene:
-        """Complete the files and return the scene. The cameras, if given, take the place of those of the pieces."""
+        """Complete the files and return the scene. Cameras, if given, replace those of the pieces."""
         for name, cameras in (("extrinsic", extrinsic), ("intrinsic", intrinsic)):
             if cameras is not None:
                 if len(cameras) != len(self._images):
@@ -214,7 +214,7 @@ class _Stack:
 
 
 def _parts(scene: Scene) -> dict[str, Tensor]:
-    """What is there of a scene, by the names of files."""
+    """The parts that a scene has, by file name."""
     tracks = scene.tracks
     parts: Mapping[str, Tensor | None] = {
         **{name: getattr(scene, name) for name in ("colors", *_OPTIONAL)},
@@ -258,7 +258,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 def _mapped(path: Path, name: str, count: int, size: tuple[int, ...]) -> NDArray[Any]:
-    """A .npy file as an array over the file: changes to it stay in memory."""
+    """A .npy file as a memory-mapped array, copy-on-write."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, EOFError) as error:

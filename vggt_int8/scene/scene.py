@@ -1,8 +1,8 @@
 """One reconstructed scene, as everything after the network reads it: exports, viewer, evaluation, windows, batches.
 
-A scene lies in memory, or on the disk beside its results (`vggt_int8.scene.saved`): then its maps are files mapped
-into memory, of which only the frames that are looked at take any. Whoever reads frame by frame needs memory for a
-few frames, however many there are.
+A scene is in memory, or on disk beside its results (`vggt_int8.scene.saved`). In the latter case its maps are
+memory-mapped files, of which only accessed frames take memory, so readers that go frame by frame need memory for a few
+frames only.
 """
 
 import mmap
@@ -28,11 +28,11 @@ class Tracks:
 
 @dataclass(frozen=True)
 class Scene:
-    """S images of one scene, in input order. A part whose head was off is None.
+    """S images of one scene, in input order. Parts of heads that were disabled are None.
 
     Conventions are those of `vggt_int8.geometry`: extrinsics are camera from world in OpenCV axes, the world is the
     first image's camera, lengths have no unit. Maps and intrinsics belong to the model's images, H x W pixels, the
-    first of which is centred on (0, 0); `transforms` lead to the pixels of the original images.
+    first of which is centered on (0, 0); `transforms` map to the pixels of the original images.
     """
 
     names: list[str]  # as they were given: paths of files, or names of frames
@@ -66,9 +66,10 @@ class Scene:
         names: Sequence[str],
         files: Sequence[Path | None] | None = None,
     ) -> "Scene":
-        """pred: a `VGGTOutput` (or a dict with its keys) of one scene, B = 1; its `track`, `vis` and `conf` if any.
+        """pred: a `VGGTOutput` (or a dict with its keys) of one scene, B = 1, with `track`, `vis` and `conf` if there
+        are any.
 
-        Everything goes to the CPU, in fp32.
+        Everything is moved to the CPU, in fp32.
         """
         num_scenes = len(pred["images"])
         if num_scenes != 1:
@@ -106,9 +107,9 @@ class Scene:
         return self.colors.shape[1], self.colors.shape[2]
 
     def release_pages(self) -> None:
-        """Give back the memory that maps on the disk have taken; they are read from there again when looked at.
+        """Free the memory that memory-mapped maps have taken; they are read again when accessed.
 
-        What was changed in them in place is lost with it. Nothing happens where the system cannot do it.
+        In-place changes to them are lost. Has no effect if the system does not support it.
         """
         advice: int | None = getattr(mmap, "MADV_DONTNEED", None)
         if advice is not None:
@@ -120,7 +121,7 @@ class Scene:
         return self.transforms[index].content_mask()
 
     def file_stem(self, index: int) -> str:
-        """`0003_IMG_2041`: unique and in input order, also when two folders hold the same file name."""
+        """`0003_IMG_2041`: unique and in input order, even if two folders contain the same file name."""
         return f"{index:04d}_{portable_stem(self.names[index])}"
 
     def points_from_depth(self, index: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""`geometry.unproject_depth` of one frame in NumPy, whose functions leave the interpreter's lock to other threads."""
+"""`geometry.unproject_depth` for one frame in NumPy, whose functions release the interpreter lock."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Array = NDArray[np.float32]
 
 
 def unproject(depth: Array, extrinsic: NDArray[Any], intrinsic: NDArray[Any]) -> Array:
-    """Depth [H, W] along the z axis -> world points [H, W, 3]; the first pixel is centred on (0, 0).
+    """Depth [H, W] along the z axis -> world points [H, W, 3]; the first pixel is centered on (0, 0).
 
     `geometry.unproject_depth` for one frame, in arrays: the ray of a pixel is linear in its column and row.
     """
@@ -39,7 +39,7 @@ def unproject_pixels(
 
 
 def _rays(extrinsic: NDArray[Any], intrinsic: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
-    """What a column and a row add to the ray of the first pixel, that ray, and the camera's centre as fp32."""
+    """The change of a pixel's ray per column and per row, the ray of the first pixel, and the camera's center, fp32."""
     rotation, translation = extrinsic[:, :3].astype(np.float64), extrinsic[:, 3].astype(np.float64)
     focal, middle = intrinsic.diagonal()[:2].astype(np.float64), intrinsic[:2, 2].astype(np.float64)
     across, down = rotation[0] / focal[0], rotation[1] / focal[1]  # rows of R are columns of its inverse

@@ -1,7 +1,8 @@
-"""Scenes without end: windows of frames through the network, laid on one another, in the memory of one window.
+"""Streams of any length: overlapping windows of frames through the network, aligned with one another, in the memory of
+one window.
 
-`model.stream(frames)` makes a `Stream`. `frames` says what a frame may be, `align` lays windows on one another and
-measures drift, `loops` finds places that are seen again, `pose_graph` closes them, `state` keeps it all on the disk.
+`model.stream(frames)` creates a `Stream`. `frames` defines what a frame may be, `align` aligns windows and measures
+drift, `loops` detects places that are seen again, `pose_graph` closes these loops, `state` stores everything on disk.
 """
 
 from vggt_int8.stream.align import Drift

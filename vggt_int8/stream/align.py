@@ -1,9 +1,9 @@
-"""Where two windows meet: the similarity that lays one on the other by the frames that both have, and its drift.
+"""Aligns two windows: the similarity transform between their worlds, from the frames that both contain, and its drift.
 
-Both windows saw the same pixels of the shared frames, so that every pixel gives a pair of points, and every frame a
-pair of cameras. Points say best how large the new window is and where it lies; cameras hold it where the points of a
-frame are few or far away. Pairs count by the smaller confidence, cameras together as much as all points together,
-and pairs that do not fit (moving things, sky, edges) lose their weight.
+Both windows saw the same pixels of the shared frames, so every pixel gives a pair of points, and every frame a pair of
+cameras. Points determine scale and translation best; cameras help where the points of a frame are few or far away.
+Pairs are weighted by the smaller confidence, with cameras together as much as all points together, and outliers (moving
+objects, sky, edges) are down-weighted.
 """
 
 from dataclasses import asdict, dataclass
@@ -35,11 +35,14 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Drift:
-    """By how much two windows disagree on the frames that they share, once one is laid on the other.
+    """How much two windows disagree on their shared frames after alignment.
 
-    frames: shared. scale: of the new window over the old one. rotation_degrees: the median angle between a frame's two
-    cameras. translation: the median distance between a frame's two camera centres, over the median depth. depth: the
-    median relative difference of depths. inliers: the share of the pairs of points closer than 5 % of their depth.
+    frames: number of shared frames.
+    scale: of the new window relative to the old one.
+    rotation_degrees: the median angle between a frame's two cameras.
+    translation: the median distance between a frame's two camera centers, divided by the median depth.
+    depth: the median relative difference of depths.
+    inliers: the share of point pairs closer than 5 % of their depth.
     """
 
     frames: int
@@ -54,9 +57,9 @@ class Drift:
 
 
 def align(old: Views, new: Views) -> tuple[Similarity, Drift]:
-    """The similarity from the new window's world to the old one's, by the same frames in both.
+    """The similarity transform from the new window's world to the old one's, from the same frames in both.
 
-    Raises ValueError if there is nothing to hold on to: no frame, or no pixel with finite depth in both.
+    Raises ValueError without any common frame, or without any pixel that has finite depth in both.
     """
     if not len(old.depth) or len(old.depth) != len(new.depth):
         raise ValueError(f"windows are aligned by the frames that both have; got {len(old.depth)} and {len(new.depth)}")
@@ -106,7 +109,7 @@ def _ratio(old: Views, new: Views) -> float:
 
 
 def _camera_points(extrinsic: Tensor, reach: Tensor | float) -> Tensor:
-    """[4 S, 3]: of each camera its centre and a point at `reach` along each axis, which hold its rotation."""
+    """[4 S, 3]: the center of each camera and a point at distance `reach` along each axis, which fix its rotation."""
     extrinsic = extrinsic.double()
     centers = camera_center(extrinsic)
     axes = extrinsic[..., :3]  # row i: axis i of the camera in the world

@@ -1,7 +1,7 @@
-"""Frames of any kind -> what the network reads, all of one size: the source of a stream.
+"""The source of a stream: frames of any kind -> the network's input, all of one size.
 
-A frame may be the path of a picture, a PIL image, an array [H, W, 3] uint8, or anything with `image`, `seconds` and
-`name`, as `vggt_int8.video.VideoFrame` has. Pictures are decoded and fitted by threads while the device computes.
+A frame may be the path of an image, a PIL image, an array [H, W, 3] uint8, or anything with `image`, `seconds` and
+`name`, like `vggt_int8.video.VideoFrame`. Images are decoded and resized by threads while the device computes.
 """
 
 import time
@@ -28,8 +28,13 @@ Frames = Iterable[Any] | Callable[[int], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Frame:
-    """index: from the stream's first frame. seconds: of a video, else None. taken_at: when it left the source, on
-    `time.perf_counter`'s clock. pixels: fp32 [3, H, W] in [0, 1]. remarks: what is doubtful about its picture.
+    """One frame of a stream.
+
+    index: from the stream's first frame.
+    seconds: for a video, else None.
+    taken_at: when it left the source, by `time.perf_counter`.
+    pixels: fp32 [3, H, W] in [0, 1].
+    remarks: warnings about its image.
     """
 
     index: int
@@ -52,14 +57,18 @@ class _Taken:
 class Source:
     """Iterable of `Frame`, once.
 
-    frames: an iterable, or a function that gives one without its first n frames (`frames(n)`); an iterable's first
-    frames are taken and thrown away where a stream goes on. skip: how many those are. room: frames that may wait.
-    mode, size, patch_size: as `fit_image` has them. max_pixels: the largest picture that is decoded. fast_jpeg: as
-    `load_images` has it. shape: (H, W) of the network's images so far; None if the first frame decides.
+    frames: an iterable, or a function that returns one without its first n frames (`frames(n)`); with an iterable, a
+        resumed stream takes and discards its first frames.
+    skip: the number of frames to skip.
+    room: number of frames to buffer.
+    mode, size, patch_size: as in `fit_image`.
+    max_pixels: the largest image that is decoded.
+    fast_jpeg: as in `load_images`.
+    shape: (H, W) of the network's images so far; None if the first frame decides.
 
-    Warns, once of each kind, of 16-bit pictures that use fewer bits and of EXIF data that cannot be read. Of EXIF data
-    that are cut off Pillow warns, in its own words: filters of warnings are the process's, and a stream that hands out
-    frames in between must not hold them (see `images.unheard`).
+    Warns once of each kind about 16-bit images that use fewer bits and EXIF data that cannot be read. Pillow itself
+    warns about truncated EXIF data: warning filters are global to the process, and a stream that yields frames in
+    between must not hold them (see `images.unheard`).
     """
 
     def __init__(
@@ -87,7 +96,7 @@ class Source:
 
     @contextmanager
     def begun(self) -> Iterator[Iterator[Frame]]:
-        """The frames, decoded from now on, whoever asks for them later, until the block ends."""
+        """The frames, decoded in the background from now until the block ends."""
         with begun(self._fitted, self._take(), results=self._room) as frames:
             yield self._checked(frames)
 
@@ -134,7 +143,7 @@ class Source:
         return Frame(taken.index, name, seconds, path, taken.taken_at, pixels, transform, remarks)
 
     def _of_one_size(self, frame: Frame) -> Frame:
-        """The first frame decides; smaller ones are padded with white."""
+        """The first frame determines the size; smaller ones are padded with white."""
         found = (frame.pixels.shape[1], frame.pixels.shape[2])
         self.shape = shape = self.shape or found
         if found == shape:

@@ -1,10 +1,10 @@
-"""Places that are seen again: found by what frames look like, believed by what both visits see.
+"""Loop detection: candidates by the appearance of frames, verified by what both visits see.
 
-Descriptors are means of the image encoder's patch tokens, which the network computes anyway. What all frames have in
-common is taken off first, so that their cosine says how much alike two places are. The frame of a new window that is
-most like one of a window long before is a candidate; the network then reconstructs frames of both visits together, and
-the loop counts if enough pixels of each visit lie where the other one sees them, by their depths. A reconstruction that
-only invents how the visits lie to one another fails there.
+Descriptors are means of the image encoder's patch tokens, which the network computes anyway. The mean over all frames
+is subtracted first, so that their cosine similarity measures how alike two places are. The frame of a new window that
+is most similar to one of a much earlier window is a candidate. The network then reconstructs frames of both visits
+together, and the loop counts if enough pixels of each visit are at the depth at which the other one sees them. A
+reconstruction that merely invents the relative pose fails this check.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ _STRIDE = 4  # of pixels that are looked at
 
 
 class Candidate(NamedTuple):
-    """Frames by their place inside of their windows."""
+    """Frames by their index inside their windows."""
 
     windows: tuple[int, int]
     frames: tuple[int, int]
@@ -32,9 +32,9 @@ class Candidate(NamedTuple):
 
 
 def find_candidate(windows: list[Window], apart: int) -> Candidate | None:
-    """The frame of the last window that is most like one of a window before, if any is alike at all.
+    """The frame of the last window that is most similar to one of an earlier window, if any is similar enough.
 
-    apart: frames that must lie between the two; windows that share frames are no loop.
+    apart: number of frames that must lie between the two; windows with common frames are no loop.
     """
     last = len(windows) - 1
     new = windows[last]
@@ -60,14 +60,16 @@ def find_candidate(windows: list[Window], apart: int) -> Candidate | None:
 
 
 def visit(frame: int, frames: int, most: int) -> slice:
-    """Up to `most` neighbouring frames around one of `frames`."""
+    """Up to `most` neighboring frames around one of `frames`."""
     count = min(most, frames)
     first = min(max(frame - count // 2, 0), frames - count)
     return slice(first, first + count)
 
 
 def seen_by_both(one: Views, other: Views) -> float:
-    """Views in one world: the share of pixels of each that some frame of the other sees at that depth; the smaller."""
+    """For views in one world: the share of pixels of each that some frame of the other sees at that depth; the smaller
+    of both.
+    """
     return min(_seen(one, other), _seen(other, one))
 
 
@@ -89,6 +91,6 @@ def _seen(views: Views, by: Views) -> float:
 
 
 def reach(views: Views) -> float:
-    """A depth that stands for all."""
+    """A typical depth."""
     depth: Tensor = views.depth[views.content & views.depth.isfinite()]
     return depth.median().item()

@@ -1,4 +1,4 @@
-"""Pieces of a scene that has cameras and depth: some of its frames, in another world, or as windows are aligned by."""
+"""Parts of a scene with cameras and depth: a subset of its frames, in another world, or as input for alignment."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ def part_of(scene: Scene, frames: slice) -> Scene:
 
 
 def placed_onto(scene: Scene, world: Similarity) -> Scene:
-    """The scene in another world, which `world` leads to."""
+    """The scene transformed by the similarity `world`."""
     extrinsic = world.apply_to_extrinsic(_there(scene.extrinsic)).float()
     return replace(scene, extrinsic=extrinsic, depth=_there(scene.depth) * world.scale)
 

@@ -1,17 +1,17 @@
-"""Where windows lie once loops are closed: a pose graph over similarities, solved by scipy.
+"""Loop closure: a pose graph over similarity transforms, solved by scipy.
 
-Nodes are windows, each a similarity from its own world to the stream's. An edge (i, j) is a measurement of window j in
-the world of window i. Every edge pulls by the difference between it and what the nodes say: a rotation (vector, in
+Nodes are windows, each with a similarity from its own world to the stream's. An edge (i, j) is a measurement of window
+j in the world of window i. Its residual is the difference between the measurement and the nodes: a rotation (vector, in
 units of `ROTATION`), a translation (in units of `TRANSLATION` times the edge's `reach`, a depth of what was seen there)
-and a scale (logarithm, in units of `SCALE`). Their squares are minimised: whether a loop is one was asked before, by
-what both visits see, for an edge that is far off at the start is what a loop is there for.
+and a scale (logarithm, in units of `SCALE`). The sum of squares is minimized without a robust loss: loops were verified
+before by what both visits see, and an edge with a large initial residual is exactly what a loop is for.
 
-Strasdat, Montiel and Davison, "Scale Drift-Aware Large Scale Monocular SLAM" (2010), have the problem and its gauge:
-the first window stays where it is.
+Strasdat, Montiel and Davison, "Scale Drift-Aware Large Scale Monocular SLAM" (2010), describe the problem and its
+gauge: the first window is fixed.
 
-The minimiser is scipy's; only what is minimised is written here. Judged beside it: pycolmap's PoseGraph has edges
-without a scale; pyceres would need these same residuals as its cost functions; GTSAM 4.3 has an edge between
-similarities, in a wheel of 34 MB that wants pytest at run time.
+Only the residuals are implemented here. Alternatives considered: pycolmap's PoseGraph has edges without a scale;
+pyceres would need the same residuals as its cost functions; GTSAM 4.3 has an edge between similarities, in a wheel of
+34 MB that requires pytest at run time.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vggt_int8.similarity import Similarity
 
-# What windows disagree by at a seam, about, on the embedded model: radians, depths, logarithm.
+# Typical disagreement of windows at a seam, on the embedded model: radians, depths, logarithm.
 ROTATION, TRANSLATION, SCALE = 0.005, 0.01, 0.02
 _ROUNDS = 100
 Array = NDArray[np.float64]
@@ -33,7 +33,7 @@ Placed = tuple[Array, Array, Array]  # scales [n], rotations [n, 3, 3], translat
 
 @dataclass(frozen=True)
 class Edge:
-    """`measured` leads from window `j`'s world to that of window `i`. reach: a depth in the latter."""
+    """`measured` maps window `j`'s world to that of window `i`. reach: a typical depth in the latter."""
 
     i: int
     j: int
@@ -42,10 +42,10 @@ class Edge:
 
 
 def solve(start: Sequence[Similarity], edges: Sequence[Edge]) -> tuple[list[Similarity], dict[str, float]]:
-    """Nodes and edges -> nodes that agree with the edges best, and the root mean square of what the edges were off
-    before and after, in the units above.
+    """Nodes and edges -> the nodes that fit the edges best, and the root mean square residual before and after, in the
+    units above.
 
-    Raises ValueError, with a word, without scipy.
+    Raises ValueError, saying what to install, without scipy.
     """
     optimize, rotation_class, sparse = _scipy()
     base, measured = _stack(start), _inverse(_stack([edge.measured for edge in edges]))
@@ -53,8 +53,9 @@ def solve(start: Sequence[Similarity], edges: Sequence[Edge]) -> tuple[list[Simi
     units = np.array([edge.reach / edge.measured.scale for edge in edges])[:, None] * TRANSLATION  # in j's world
 
     def nodes(x: Array) -> Placed:
-        """Changes [7 (n - 1)] from the start: a turn, a shift and the logarithm of a factor, applied in the node's own
-        world, so that none depends on how far the path has led."""
+        """Changes [7 (n - 1)] from the start: a rotation, a translation and the logarithm of a factor, applied in the
+        node's own world, so that they do not depend on the length of the path.
+        """
         change = np.concatenate([np.zeros((1, 7)), x.reshape(-1, 7)])
         return _then(
             (np.exp(change[:, 6]), rotation_class.from_rotvec(change[:, :3]).as_matrix(), change[:, 3:6]), base
@@ -89,7 +90,7 @@ def _stack(similarities: Sequence[Similarity]) -> Placed:
 
 
 def _then(first: Placed, second: Placed) -> Placed:
-    """One after the other, row by row."""
+    """Composition, row by row."""
     (s, r, t), (scale, rotation, translation) = first, second
     return scale * s, rotation @ r, scale[:, None] * (rotation @ t[..., None])[..., 0] + translation
 
@@ -101,7 +102,7 @@ def _inverse(placed: Placed) -> Placed:
 
 
 def check_scipy() -> None:
-    """Raise ValueError, with a word, where loops cannot be closed: before anything is reconstructed."""
+    """Raise ValueError, saying what to install, if loops cannot be closed: before anything is reconstructed."""
     _scipy()
 
 

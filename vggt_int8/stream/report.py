@@ -1,4 +1,4 @@
-"""What a stream says of itself: seams and their drift, loops, how long frames took."""
+"""The report of a stream: seams and their drift, loops, timing."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,9 +19,12 @@ class Seam:
 
 @dataclass(frozen=True)
 class Loop:
-    """A place that was seen again. frames: one of each visit, the most alike. likeness: of their descriptors, -1 to 1.
+    """A place that was seen again.
 
-    seen: the share of pixels of either visit that lie where the other one sees them. closed: whether that was enough.
+    frames: one of each visit, the most similar ones.
+    likeness: cosine similarity of their descriptors, -1 to 1.
+    seen: the share of pixels of either visit that are where the other one sees them.
+    closed: whether that was enough.
     """
 
     windows: tuple[int, int]
@@ -35,9 +38,9 @@ class Loop:
 class StreamReport:
     """Grows while the stream runs.
 
-    seconds: of the network alone ("reconstruct"), of laying windows on one another ("align"), of looking for loops
-    ("loops"), and of everything from the first frame taken to the last one given out ("all"). latencies: of every
-    frame given out, from its leaving the source to its result, in seconds.
+    seconds: of the network ("reconstruct"), of aligning windows ("align"), of detecting loops ("loops"), and from the
+        first frame taken to the last one returned ("all").
+    latencies: in seconds, from the time that a frame left the source to its result.
     """
 
     window: int
@@ -53,14 +56,14 @@ class StreamReport:
 
     @property
     def frames_per_second(self) -> float | None:
-        """Frames given out by this process, over the time it took."""
+        """Frames returned by this process, divided by the elapsed time."""
         return len(self.latencies) / self.seconds["all"] if self.seconds.get("all") else None
 
     def add_seconds(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def to_document(self) -> dict[str, Any]:
-        """For JSON; null where nothing was measured, as in a run that only goes on to write."""
+        """JSON-ready; null where nothing was measured, as in a run that only resumes to write."""
         late = np.array(self.latencies)
         quantiles = {"median": 0.5, "p95": 0.95, "largest": 1.0}
         return {

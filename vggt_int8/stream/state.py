@@ -1,10 +1,10 @@
-"""A stream on the disk: its windows, each whole or not there, and what is needed to go on from the last of them.
+"""A stream on disk: its windows, each complete or absent, and what is needed to resume after the last of them.
 
-FOLDER/stream.json              which stream it is, what was asked for, and whether it has come to its end
-FOLDER/windows/00000/           a window, which is there as a whole or not at all:
-    scene/                      a saved `Scene`, in the window's own world, all of its frames
-    descriptors.npy             fp32 [frames, C], if loops are looked for
-    window.json                 which frames they are, and how the window lies on the one before
+FOLDER/stream.json              identity and settings of the stream, and whether it has ended
+FOLDER/windows/00000/           a window, which is complete or absent:
+    scene/                      a saved `Scene`, in the window's own world, with all of its frames
+    descriptors.npy             fp32 [frames, C], if loops are detected
+    window.json                 which frames it has, and its alignment with the window before
     loop.json                   written afterwards: the loop that it closes, or that it closes none
 """
 
@@ -37,9 +37,13 @@ PROGRAM = "vggt-int8 stream"
 class Window:
     """One call of the network.
 
-    first: the index of its first frame. frames: how many it has. new: how many of them, the last ones, no window before
-    had. onto: from its own world to that of the window before, as measured; None for the first window. drift:
-    likewise. times: of each frame in seconds, or None. descriptors: [frames, C] on the CPU, fp32, or None.
+    first: the index of its first frame.
+    frames: the number of its frames.
+    new: how many of them, the last ones, were in no window before.
+    onto: the measured similarity from its own world to that of the window before; None for the first window.
+    drift: measured likewise.
+    times: of each frame in seconds, or None.
+    descriptors: [frames, C] on the CPU, fp32, or None.
     """
 
     first: int
@@ -56,11 +60,11 @@ class Window:
 
 
 class StreamFolder:
-    """The folder of one stream; made if it is missing.
+    """The folder of one stream, created if it is missing.
 
-    settings: what decides the results; a folder with other ones is refused.
+    settings: what determines the results; a folder with other settings is refused.
 
-    Raises ValueError for that and for a folder that is damaged, and FileExistsError for one that holds something else.
+    Raises ValueError for that and for a corrupted folder, and FileExistsError for a folder that holds something else.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -77,7 +81,7 @@ class StreamFolder:
             self._write()
 
     def scene(self, number: int) -> Scene:
-        """A window in its own world; its maps stay on the disk."""
+        """A window in its own world; its maps stay on disk."""
         return load_scene(self._place(number))
 
     def add(self, window: Window, scene: Scene) -> None:
@@ -92,7 +96,7 @@ class StreamFolder:
         self.windows.append(window)
 
     def loop(self, number: int) -> dict[str, Any] | None:
-        """What was found when loops from this window were looked for; None if they were not."""
+        """The result of loop detection for this window; None if it has not run."""
         path = self._place(number) / LOOP
         if not path.is_file():
             return None
@@ -103,7 +107,7 @@ class StreamFolder:
         write_json(self._place(number) / LOOP, dict(found))
 
     def finish(self) -> None:
-        """The stream has come to its end."""
+        """Mark the stream as ended."""
         self.complete = True
         self._write()
 
@@ -154,7 +158,7 @@ def read_similarity(document: Mapping[str, Any]) -> Similarity:
 
 @contextmanager
 def _naming(path: Path, folder: Path) -> Iterator[None]:
-    """Errors of a file's content -> ValueError that names the file and the way out."""
+    """Turn errors in a file's content into ValueError with the file's name and advice."""
     try:
         yield
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -196,7 +200,7 @@ def _window(entry: Mapping[str, Any], descriptors: Path) -> Window:
 
 
 def identity_of(folder: Path) -> str | None:
-    """Which stream a folder keeps; None if there is none, or it cannot be read."""
+    """Identity of the stream in a folder; None if there is none, or it cannot be read."""
     try:
         found = _json(folder / STATE).get("identity")
     except (OSError, ValueError, TypeError, RecursionError):  # who goes on with it says what is wrong
@@ -205,7 +209,7 @@ def identity_of(folder: Path) -> str | None:
 
 
 def remove_stream(folder: Path) -> None:
-    """Remove a stream's folder; what tells whose it is goes last, so that a kill leaves nothing that is not known."""
+    """Remove a stream's folder. Its identity is removed last, so that a kill leaves nothing unidentifiable."""
     windows = folder / "windows"
     if windows.is_dir():
         shutil.rmtree(windows)
@@ -214,7 +218,7 @@ def remove_stream(folder: Path) -> None:
 
 
 def finished_names(folder: Path) -> list[str]:
-    """Names of the frames of all windows that are kept in the folder of a stream, each once; none without a stream."""
+    """Names of the frames in all windows of a stream's folder, without duplicates; none without a stream."""
     names: list[str] = []
     for path in sorted(folder.expanduser().glob(f"windows/*/{WINDOW}")):
         with _naming(path, folder):

@@ -1,9 +1,9 @@
-"""`Stream`: frames in, one after another; cameras and depth of each out, in one world, in the memory of a window.
+"""`Stream`: frames in, one after another; camera and depth of each out, in one world, in the memory of a window.
 
-The network sees `window` frames at a time, `overlap` of which it has seen before. A new window's world is laid on the
-stream's by a similarity over the frames that both have (`align`). With a folder every window is kept there: a stream
-that was stopped goes on behind the last one, and places that are seen again close loops (`loops`, `pose_graph`), after
-which `scenes` gives all frames anew.
+The network sees `window` frames at a time, `overlap` of which it has seen before. The world of a new window is aligned
+with the stream's by a similarity over the frames that both contain (`align`). With a folder every window is stored: a
+stopped stream resumes after the last window, and places that are seen again close loops (`loops`, `pose_graph`), after
+which `scenes` yields all frames anew.
 """
 
 import time
@@ -36,11 +36,18 @@ WINDOW, OVERLAP = 32, 8
 
 @dataclass(frozen=True)
 class StreamFrame:
-    """One frame's result, on the CPU, in the world of the stream's first camera and the scale of its first window.
+    """The result for one frame, on the CPU, in the world of the stream's first camera and the scale of its first
+    window.
 
-    index: from the stream's first frame. seconds: in the video, or None. window: which one it came in.
-    extrinsic: [3, 4] fp32, camera from world (OpenCV). intrinsic: [3, 3], pixels of `colors`. depth: [H, W] along the
-    camera's z axis. depth_conf: [H, W], above 1. colors: [H, W, 3] uint8. transform: to the original's pixels.
+    index: from the stream's first frame.
+    seconds: in the video, or None.
+    window: the window that it came from.
+    extrinsic: [3, 4] fp32, camera from world (OpenCV).
+    intrinsic: [3, 3], pixels of `colors`.
+    depth: [H, W] along the camera's z axis.
+    depth_conf: [H, W], above 1.
+    colors: [H, W, 3] uint8.
+    transform: to the original's pixels.
     """
 
     index: int
@@ -56,8 +63,8 @@ class StreamFrame:
 
 
 class Stream:
-    """Iterable of `StreamFrame`, once: RuntimeError the second time. `VGGTInt8.stream` makes it and says what the
-    arguments are.
+    """Iterable of `StreamFrame`, once: raises RuntimeError the second time. Created by `VGGTInt8.stream`, which
+    documents the arguments.
 
     report: a `StreamReport`, which grows while the stream runs.
     """
@@ -127,8 +134,8 @@ class Stream:
         self.report.seconds["all"] = time.perf_counter() - start
 
     def placements(self) -> list[Similarity]:
-        """From each window's world to the stream's: as measured from window to window, and if loops were closed, as a
-        pose graph has it.
+        """Similarity from each window's world to the stream's: measured from window to window, or optimized if loops
+        were closed.
         """
         placed: list[Similarity] = []
         for window in self._windows:
@@ -144,7 +151,7 @@ class Stream:
         return solved
 
     def scenes(self) -> Iterator[Scene]:
-        """All frames once more, a piece for each window, in one world after loops were closed. Needs `folder=`."""
+        """All frames once more, one piece per window, in one world after loop closure. Needs `folder=`."""
         if self._folder is None:
             raise ValueError("scenes() reads the windows that were kept: give the stream folder=")
         for number, (window, placed) in enumerate(zip(self._windows, self.placements(), strict=True)):
@@ -153,7 +160,7 @@ class Stream:
     # ---- one window ----
 
     def _next(self, frames: list[Frame], new: int, last: "_Last | None") -> "_Last":
-        """Reconstruct a window, lay it on the one before, keep it, and look for loops."""
+        """Reconstruct a window, align it with the one before, store it, and detect loops."""
         number = len(self._windows)
         with self._timed("reconstruct"):
             scene, descriptors = self._reconstruct(
@@ -229,7 +236,9 @@ class Stream:
             self._edges.append(Edge(old, new, read_similarity(found["measured"]), found["reach"]))
 
     def _measure(self, candidate: Candidate) -> tuple[Edge, float]:
-        """Both visits in a window of their own -> how the later window lies in the earlier one, and what both see."""
+        """Reconstruct both visits in one window -> the pose of the later window in the earlier one, and what
+        both see.
+        """
         assert self._folder is not None
         most = min(VISIT, self._window // 2)
         parts, views = [], []
@@ -248,10 +257,10 @@ class Stream:
         measured = onto_old.after(onto_new.inverse())
         return Edge(old, new, measured, reach(views[0])), seen_by_both(there, here)
 
-    # ---- going on ----
+    # ---- resuming ----
 
     def _resume(self) -> "_Last | None":
-        """Where an earlier run of this folder stopped."""
+        """Restore the state in which an earlier run of this folder stopped."""
         if self._folder is None or not self._windows:
             return None
         placed = Similarity.identity()
@@ -281,7 +290,7 @@ class Stream:
 
 
 class _Last(NamedTuple):
-    """The window before: its frames, its scene in its own world, and where that lies in the stream's."""
+    """The window before: its frames, its scene in its own world, and that world's similarity to the stream's."""
 
     frames: list[Frame]
     scene: Scene

@@ -1,11 +1,11 @@
 """Decoded frames -> 8-bit RGB as a player shows it; high dynamic range is tone-mapped.
 
-Standard range: the file's own matrix and range. Where it names no matrix, that of its size: BT.709 from 720 rows or
-1280 columns on, BT.601 below, as players do.
+Standard range: the file's own matrix and range. Without a matrix, that of its size: BT.709 from 720 rows or 1280
+columns on, BT.601 below, as players do.
 
-High dynamic range (PQ, SMPTE ST 2084; HLG, ARIB STD-B67 and BT.2100): light on a display in units of the reference
-white of 203 cd/m2 (BT.2408), BT.2020 primaries to BT.709. Up to `_KNEE` of that white everything stays; what is
-brighter is rolled off towards 1, all three colours by one factor, so that hues stay. It is the picture of a video, not
+High dynamic range (PQ, SMPTE ST 2084; HLG, ARIB STD-B67 and BT.2100): display light in units of the reference white of
+203 cd/m2 (BT.2408), BT.2020 primaries converted to BT.709. Values up to `_KNEE` of that white are unchanged; brighter
+ones are rolled off towards 1 by one factor for all three colors, which preserves hues. The result is a picture, not
 measured light.
 """
 

@@ -1,4 +1,4 @@
-"""Which frames of a video are taken: pure functions over (seconds, frame) in the order of time."""
+"""Which frames of a video are taken: pure functions over (seconds, frame) in order of time."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ Timed = tuple[float, T]
 
 
 def check_choice(fps: float | None, every: int | None, start: float | None, end: float | None, sharpest: bool) -> None:
-    """Raise ValueError or TypeError, naming the value, for what `pick` does not take."""
+    """Raise ValueError or TypeError, naming the value, for options that `pick` does not accept."""
     if fps is not None and every is not None:
         raise ValueError(f"fps {fps:g} and every {every} both say which frames are taken: leave one out")
     if fps is not None and not 0 < fps < math.inf:
@@ -39,11 +39,12 @@ def pick(
     end: float | None = None,
     sharpness: Callable[[T], float] | None = None,
 ) -> Iterator[Timed[T]]:
-    """The frames from `start` up to, without, `end`: all, every so-manieth, or so many a second.
+    """The frames from `start` to `end`, excluding the latter: all, every n-th, or a number per second.
 
-    fps: of each tick (start + k / fps) the frame that is nearest in time, each frame once: where the video shows
-    nothing new for longer, ticks are left out. sharpness: instead, of each interval between ticks (or of each `every`
-    frames) the frame for which it is largest, the first of equals. At most two frames are held.
+    fps: for each tick (start + k / fps) take the frame nearest in time, each frame once; ticks are skipped while the
+        video shows nothing new.
+    sharpness: take instead, of each interval between ticks (or of each `every` frames), the first frame with the
+        largest value. At most two frames are held.
     """
     inside = _between(frames, start, end)
     if sharpness is not None:

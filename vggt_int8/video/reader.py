@@ -1,4 +1,4 @@
-"""`Video`: opens a video file with PyAV and decodes it frame by frame, as far as it goes."""
+"""`Video`: opens a video file with PyAV and decodes it frame by frame, as far as possible."""
 
 import os
 import warnings
@@ -26,13 +26,15 @@ _SLACK_FRAMES, _SLACK_SECONDS = 3, 0.5  # by which a whole video may end before 
 class Video:
     """A video file, open until the `with` block ends or `close()`.
 
-    path: a regular file. Raises FileNotFoundError, and `VideoError` (a ValueError) for what is no video or if PyAV is
-    missing.
+    path: a regular file.
+    rate: average frames per second that the file states; None if it does not.
+    duration: seconds, likewise.
+    transfer: "PQ" or "HLG" for high dynamic range, else None.
+    size: (H, W) of the resulting frames: upright, with square pixels.
+    ending: None, or once `frames` has reached the end of an incomplete video, where and why, if its container tells how
+        long it was (transport streams do not).
 
-    rate: frames a second on average, as the file says; None if it does not. duration: seconds, likewise. transfer:
-    "PQ" or "HLG" for high dynamic range, else None. size: (H, W) as frames come out: upright, with square pixels.
-    ending: None, or after `frames` has come to the end of a video that is not whole, where and why: as far as its
-    container tells how long it was (transport streams do not).
+    Raises FileNotFoundError, and `VideoError` (a ValueError) for a file that is not a video or if PyAV is missing.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -73,16 +75,17 @@ class Video:
         sharpest: bool = False,
         skip: int = 0,
     ) -> Iterator[VideoFrame]:
-        """Frames in the order of time, decoded as they are asked for; each call starts anew, beside the others.
+        """Frames in order of time, decoded on demand; each call starts anew, independent of the others.
 
-        fps: so many a second, nearest to even times, by timestamps; never a frame twice. every: each so-manieth frame
-        instead. start, end: seconds from the first frame, `end` itself left out. sharpest: of each interval of `fps`
-        or `every` the sharpest frame. skip: leave out so many of the first of these frames, to go on where an earlier
-        reading stopped.
+        fps: this many per second, nearest to even times, by timestamps; never a frame twice.
+        every: every n-th frame instead.
+        start, end: seconds from the first frame; `end` itself is excluded.
+        sharpest: of each interval of `fps` or `every` the sharpest frame.
+        skip: skip the first `skip` of these frames, to resume an earlier reading.
 
-        A video that is damaged or cut off gives what can be decoded; `ending` then says where and why, and a warning
-        does, too. Raises `VideoError` if no frame can be decoded, or none lies between `start` and `end`, and
-        ValueError or TypeError for options that do not fit.
+        A corrupted or truncated video yields the frames that can be decoded; `ending` and a warning then say where and
+        why it ended. Raises `VideoError` if no frame can be decoded, or none lies between `start` and `end`, and
+        ValueError or TypeError for invalid options.
         """
         if self._closed:
             raise ValueError(f"{self.path} is closed: open it again")
