@@ -1,21 +1,21 @@
-"""Addresses of this machine that pages are served at: whether one can be listened on, said in time."""
+"""Addresses that pages are served at: checks early whether one can be listened on."""
 
 import errno
 import socket
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise ValueError, which names host and port, where nothing can be listened on there; port 0 means any."""
+    """Raise ValueError, naming host and port, if nothing can listen there; port 0 means any."""
     _listened_on(host, port)
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on now."""
+    """A port that is currently free."""
     return _listened_on(host, 0)
 
 
 def page_address(host: str, port: int) -> str:
-    """What to type into a browser, on this machine or, where all of its addresses are listened on, on another."""
+    """The URL for a browser on this machine, or on another one if the server listens on all addresses."""
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -38,7 +38,7 @@ def _listened_on(host: str, port: int) -> int:
 
 
 def _wrong(error: OSError) -> str:
-    """What of an address to change."""
+    """What to change about an address."""
     if error.errno == errno.EADDRNOTAVAIL:
         return "host: 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses"
     return "port, or 0 for any"

@@ -1,8 +1,8 @@
-"""Work done ahead of whoever asks for it: `begun(function, items)` is `map(function, items)` by threads, in order.
+"""Prefetching: `begun(function, items)` is `map(function, items)` on background threads, in order.
 
-Decoding and resizing of pictures leave Python's lock, so threads suffice, and pixels need not be copied between
-processes. At most `results` of them exist beside those that were handed out, and twice as many items as workers,
-however long `items` is.
+Decoding and resizing of images release Python's lock, so threads suffice, and pixels need not be copied between
+processes. At most `results` results exist beside those already returned, and twice as many items as workers, however
+long `items` is.
 """
 
 import queue
@@ -22,7 +22,7 @@ _PATIENCE = 0.1  # seconds after which a thread that waits looks whether it is s
 
 
 def worker_count() -> int:
-    """Threads for decoding: the cores that this process may use, up to `MOST_WORKERS`."""
+    """Threads for decoding: the number of cores available to this process, up to `MOST_WORKERS`."""
     return min(cores(), MOST_WORKERS)
 
 
@@ -30,14 +30,13 @@ def worker_count() -> int:
 def begun(
     function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None, results: int | None = None
 ) -> Iterator[Iterator[R]]:
-    """`function` of each item, in the order of the items, by threads that begin at once, whoever asks for results
-    later, and end with the block.
+    """`function` of each item, in order, computed by threads that start immediately and end with the block.
 
-    items: taken one after another by one thread, as far ahead as there is room, so that a video or a camera may be
-    one. workers: threads for `function`, by default `worker_count()`. results: the most that wait to be taken, by
-    default twice as many as workers.
+    items: consumed one by one by a single thread, as far ahead as buffers allow, so it may be a video or a camera.
+    workers: threads for `function`, by default `worker_count()`.
+    results: largest number of buffered results, by default twice as many as workers.
 
-    What `function` or `items` raise is raised where that result would have come.
+    Exceptions of `function` or `items` are raised in place of the result.
     """
     workers = workers or worker_count()
     waiting: queue.Queue[Future[R] | None] = queue.Queue(results or 2 * workers)
@@ -56,7 +55,7 @@ def begun(
     def feed(pool: ThreadPoolExecutor) -> None:
         try:
             for item in items:
-                # The place in the queue comes before the work, or one result too many would wait.
+                # Reserve the place in the queue before the work, or there would be one result too many.
                 promise: Future[R] = Future()
                 if not put(promise):
                     return

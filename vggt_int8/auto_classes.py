@@ -1,13 +1,13 @@
-"""Makes transformers' `AutoConfig` and `AutoModel` know the networks, without importing transformers.
+"""Registers the networks with transformers' `AutoConfig` and `AutoModel` without importing transformers.
 
-Importing transformers takes seconds, since PyTorch comes with it, and a command that only prints its help needs
-neither. So the registration follows the Auto classes: it runs at once where transformers has loaded them, and else
-right after it does, by a finder that Python asks for every module (as PEP 369 proposed it). Either order works.
+Importing transformers takes seconds, since it imports PyTorch, and a command that only prints its help needs neither.
+So the registration is deferred: it runs at once if transformers has already loaded the Auto classes, and otherwise
+right after it does, through an import finder (as proposed by PEP 369). Either order works.
 
-`AutoConfig` and `AutoModel` read config.json themselves before they know that it is a VGGT's. So what is wrong with the
-file or its name is told there in transformers' words (RecursionError for deep nesting, OSError for no JSON), and the
-name "embedded" is known to `from_pretrained` of `VGGTInt8`, `VGGT` and `VGGTConfig` alone. To change that would be to
-change how every other model is loaded.
+`AutoConfig` and `AutoModel` read config.json themselves before they know that it belongs to a VGGT. Errors in the file
+or its name are therefore transformers' (RecursionError for deep nesting, OSError for invalid JSON), and only
+`from_pretrained` of `VGGTInt8`, `VGGT` and `VGGTConfig` knows the name "embedded". Changing that would change how every
+other model is loaded.
 """
 
 import importlib
@@ -25,7 +25,7 @@ Action = Callable[[ModuleType], None]
 
 
 def register_when_loaded() -> None:
-    """Register the networks with the Auto classes, now or as soon as they are imported; once more changes nothing."""
+    """Register the networks with the Auto classes, now or as soon as they are imported. Idempotent."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     for name, action in _ACTIONS.items():
@@ -34,7 +34,7 @@ def register_when_loaded() -> None:
 
 
 def _register_config(module: ModuleType) -> None:
-    # exist_ok: a program may load transformers' modules anew, and who imports this package means its "vggt".
+    # exist_ok: a program may reload transformers' modules, and whoever imports this package wants its "vggt".
     for config in _configs():
         module.AutoConfig.register(config.model_type, config, exist_ok=True)
 
@@ -52,9 +52,10 @@ def _configs() -> "tuple[type[NetworkConfig], ...]":
 
 
 def _stand_in(config: type, model: str) -> type:
-    """Stands for a model class until it is used: transformers' model classes import torchao, which prints and is slow.
+    """A placeholder for a model class until it is used: transformers' model classes import torchao, which prints and is
+    slow.
 
-    model: its dotted name. When `vggt_int8.pretrained` is imported, the classes themselves take over.
+    model: its dotted name. Importing `vggt_int8.pretrained` replaces the placeholders by the classes themselves.
     """
 
     def real_class() -> Any:
@@ -85,7 +86,7 @@ _ACTIONS: dict[str, Action] = {
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of `_ACTIONS` by the other finders, and has the action run after the module."""
+    """Finds the modules of `_ACTIONS` through the other finders, and runs the action after the module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -101,7 +102,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Then(Loader):
-    """Loads a module as `loader` does, which stays the one that the module names, and then acts on it."""
+    """Loads a module with `loader`, which stays its official loader, and then runs the action."""
 
     def __init__(self, loader: Loader, action: Action) -> None:
         self.loader = loader

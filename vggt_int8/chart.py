@@ -144,7 +144,9 @@ def draw_rows(chart: Rows, *, width: int = 880) -> str:
 
 
 def check_chart(path: Path) -> None:
-    """Raise OSError, naming it, if a chart cannot be written at `path`, or would replace what is no chart of ours."""
+    """Raise OSError, naming it, if a chart cannot be written to `path`, or would replace a file that is not our
+    chart.
+    """
     check_place(path)
     if path.exists():
         with path.open("rb") as file:

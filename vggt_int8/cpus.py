@@ -1,4 +1,4 @@
-"""How many CPUs this process may use. Without PyTorch: a batch's supervisor, which only waits, never imports it."""
+"""The number of CPUs available to this process. Without PyTorch, which a batch's supervisor never imports."""
 
 import functools
 import math
@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """How many CPUs this process may use at once: by its mask and its quota."""
+    """CPUs that this process may use at once, by its affinity mask and its quota."""
     mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(mask, quota() or mask)
 
 
 @functools.cache
 def quota(root: Path = Path("/")) -> int | None:
-    """CPUs that the control group of this process may use, rounded up; None if it may use all. Read once.
+    """CPU quota of this process's control group, rounded up; None without a limit. Read once.
 
-    Containers are limited so (`docker run --cpus`, Kubernetes), and neither the count of CPUs nor their mask shows it.
-    The smallest limit of all groups above counts. `root`: where /proc and /sys are.
+    Containers are limited this way (`docker run --cpus`, Kubernetes), which neither the number of CPUs nor the affinity
+    mask shows. The smallest limit of all enclosing groups applies. `root`: where /proc and /sys are.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()

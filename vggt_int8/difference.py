@@ -1,15 +1,15 @@
-"""How far a result is from the one that is wanted: relative error, largest error, cosine, SQNR.
+"""How far a result is from the expected one: relative error, largest error, cosine similarity, SQNR.
 
-The one place where these are computed, for the package, its benchmarks and its tests alike. Relative error **and** the
-largest error say what cosine hides: twice the wanted result has a cosine of 1.
+The only place where these are computed, for the package, its benchmarks and its tests. Relative error **and** largest
+error show what cosine similarity hides: twice the expected result has a cosine of 1.
 
-    relative error   ||got - want|| / ||want||, Euclidean norms over all values; without a unit
+    relative error   ||got - want|| / ||want||, Euclidean norms over all values; dimensionless
     max_abs          max |got - want|, mean_abs: mean |got - want|; in the unit of the values
-    relative_max     max |got - want| / max |want|, without a unit
+    relative_max     max |got - want| / max |want|, dimensionless
     cosine           <got, want> / (||got|| ||want||)
     sqnr_db          signal-to-quantization-noise ratio, 10 log10(sum want^2 / sum (got - want)^2), in decibels
 
-Sums are taken in fp64, in pieces, so that large outputs need no copy of themselves. NaN shows in every measure.
+Sums are computed in fp64, in pieces, so that large outputs need no copy. NaN propagates to every measure.
 """
 
 import math
@@ -28,7 +28,7 @@ class Difference:
         self._sum_abs = self._largest = self.max_abs = 0.0
 
     def add(self, got: Tensor, want: Tensor) -> "Difference":
-        """Two tensors of one shape, of any dtype and device; computed where `got` is. Returns itself.
+        """Add two tensors of one shape, of any dtype and device; computed on the device of `got`. Returns itself.
 
         Raises ValueError if their shapes differ.
         """
@@ -54,12 +54,12 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """0 where both are zero, infinite where `want` alone is."""
+        """0 if both are zero, infinite if only `want` is."""
         return math.sqrt(_ratio(self._noise, self._signal))
 
     @property
     def relative_max(self) -> float:
-        """0 where both are zero, infinite where `want` alone is."""
+        """0 if both are zero, infinite if only `want` is."""
         return _ratio(self.max_abs, self._largest)
 
     @property
@@ -68,13 +68,13 @@ class Difference:
 
     @property
     def cosine(self) -> float:
-        """1 where both are zero, 0 where one of them is."""
+        """1 if both are zero, 0 if one of them is."""
         norms = math.sqrt(self._signal) * math.sqrt(self._power)
         return self._product / norms if norms else float(self._signal == self._power == 0)
 
     @property
     def sqnr_db(self) -> float:
-        """Infinite where both are equal, -infinite where `want` alone is zero."""
+        """Infinite if both are equal, -infinite if only `want` is zero."""
         ratio = self._signal / self._noise if self._noise else math.inf
         return 10 * math.log10(ratio) if ratio else -math.inf
 
@@ -91,5 +91,5 @@ def _ratio(error: float, size: float) -> float:
 
 
 def _larger(a: float, b: float) -> float:
-    """The larger of two; NaN if one of them is."""
+    """The larger of two values; NaN if either is."""
     return b if b != b or b > a else a

@@ -1,4 +1,6 @@
-"""Full, failing and forbidden disks, and folders of others: asked before long work where that is cheap, else named."""
+"""Full, failing and read-only disks, and other programs' folders: checked before long work if that is cheap, else named
+in errors.
+"""
 
 import errno
 import os
@@ -15,15 +17,15 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 @contextmanager
 def naming(path: str | PathLike[str], hidden: Path | None = None) -> Iterator[None]:
-    """Turn what the block raises for a full or failing disk into an OSError that names `path`.
+    """Turn errors of a full or failing disk inside the block into an OSError that names `path`.
 
-    `write` says only "No space left on device"; safetensors and NumPy raise other errors, which say as little.
-    hidden: where the content lies meanwhile; errors that name something in there name `path` instead.
+    `write` only says "No space left on device", and safetensors and NumPy raise other, equally vague errors. hidden:
+    the temporary location of the content; errors that name something in it name `path` instead.
     """
     try:
         yield
     except OSError as error:
-        # Of a copy the first name is the file that is read.
+        # For a copy, the first name is the source file.
         names = [name for name in (error.filename, error.filename2) if name is not None]
         ours = hidden is not None and any(isinstance(name, str) and Path(name).is_relative_to(hidden) for name in names)
         if (names and not ours) or (number := _disk_error(error, path)) is None:
@@ -36,9 +38,9 @@ def naming(path: str | PathLike[str], hidden: Path | None = None) -> Iterator[No
 
 
 def check_place(path: str | PathLike[str], needed: float = 0) -> None:
-    """Raise OSError, naming it, if nothing can be written at `path`: the cheap check before long work.
+    """Raise OSError, naming it, if nothing can be written to `path`: a cheap check before long work.
 
-    Looks at what is there, or at the nearest folder above, and changes nothing. needed: roughly the bytes to come.
+    Checks the path, or the nearest existing parent, and changes nothing. needed: estimate of the bytes to be written.
     """
     path = Path(path).expanduser()
     if path.is_symlink() and not path.exists():
@@ -57,9 +59,11 @@ def check_place(path: str | PathLike[str], needed: float = 0) -> None:
 
 
 def check_own_folder(folder: Path, names: Collection[str], first: str, what: str) -> None:
-    """Raise OSError, naming it, if `folder` is a file, or there and not a folder of this package's `what`.
+    """Raise OSError, naming it, if `folder` is a file, or an existing folder that was not written by this package's
+    `what`.
 
-    names: what may lie in it, beside hidden files. first: of these the one that is written first, so it is there.
+    names: its possible entries, beside hidden files.
+    first: the entry that is written first, and therefore exists.
     """
     if not folder.exists():
         return
@@ -73,7 +77,7 @@ def check_own_folder(folder: Path, names: Collection[str], first: str, what: str
 
 
 def _disk_error(error: Exception, path: str | PathLike[str]) -> int | None:
-    """The number of a disk's error; None for any other."""
+    """The errno of a disk error; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _DISK_ERRORS else None
     text = str(error)

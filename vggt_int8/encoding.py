@@ -1,7 +1,7 @@
-"""Whatever is printed appears on a console of any encoding: what it cannot show is spelt out, never an error.
+"""Makes all output printable on a console of any encoding: unsupported characters are escaped, never an error.
 
-Names of files need not be UTF-8 (Python holds such bytes as lone surrogates), and a console may be ASCII or Latin-1
-(`LANG=C`, `PYTHONIOENCODING`), where the program's own dots, dashes and degree signs are missing.
+File names need not be UTF-8 (Python represents such bytes as lone surrogates), and a console may be ASCII or Latin-1
+(`LANG=C`, `PYTHONIOENCODING`), which lack the program's own dots, dashes and degree signs.
 """
 
 import codecs
@@ -14,7 +14,7 @@ _HANDLER = "vggt_int8_spell_out"
 
 
 def accept_any_character() -> None:
-    """Let stdout and stderr of this process take every string."""
+    """Make stdout and stderr of this process accept every string."""
     codecs.register_error(_HANDLER, _spell_out)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -22,7 +22,7 @@ def accept_any_character() -> None:
 
 
 def one_line(text: str) -> str:
-    """Line feeds, escape sequences and the like, which names of files may hold, spelt out."""
+    """Escape line feeds, escape sequences and the like, which file names may contain."""
     return re.sub("[\0-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

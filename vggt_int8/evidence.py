@@ -1,13 +1,13 @@
-"""What `eval` and `bench` have measured of a model, as sections of its card; and what they have not.
+"""Sections of a model card: what `eval` and `bench` have measured of the model, and what they have not.
 
-Pure functions of plain data, as `model_card.py`: a row of scores.json beside the first model's, rows of a benchmark.
+Pure functions of plain data, like `model_card.py`: a row of scores.json beside the first model's, rows of a benchmark.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Of scores.json: what stands in a card, if it was measured. True: more is better, and 100 is what fp32 has.
+# Scores for a card, if measured. True: higher is better, and fp32 counts as 100.
 SCORES: dict[str, tuple[str, str, bool]] = {
     "auc_30": ("AUC@30", "%", True),
     "auc_15": ("AUC@15", "%", True),
@@ -26,13 +26,13 @@ SCORES: dict[str, tuple[str, str, bool]] = {
 
 
 def row_of(document: Mapping[str, Any], identity: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The row of scores.json that was made by exactly these weights; None if there is none."""
+    """The row of scores.json for exactly these weights; None if there is none."""
     rows = document.get("rows") or []
     return next((row for row in rows if row.get("identity", {}).get("model") == identity), None)
 
 
 def accuracy(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The section of accuracy: scores of the first model and of this one, and how much of the first one's is left."""
+    """The accuracy section: scores of the first model and of this one, and the ratio."""
     first = document["rows"][0]
     lines = ["| | {} | this model | recovered | difference [95 %] |".format(first["label"].replace("|", "\\|"))]
     lines += ["|---|---:|---:|---:|---:|"]
@@ -51,7 +51,7 @@ def accuracy(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def speed(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The section of time and memory, of rows that were right."""
+    """The section on time and memory, from rows that passed their check."""
     first = rows[0]
     lines = ["| frames | images | ms | p20–p80 | peak GiB | runs on |", "|---:|---|---:|---:|---:|---|"]
     for row in rows:
@@ -67,7 +67,7 @@ def speed(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def of_recipe(rows: Sequence[Mapping[str, Any]], recipe: str) -> list[Mapping[str, Any]]:
-    """Rows that were right, of a recipe under any backend, on the machine of the last of them."""
+    """Valid rows of a recipe with any backend, on the machine of the last of them."""
     found = [row for row in rows if row["status"] == "ok" and row["variant"].partition(":")[0] == recipe]
     if not found:
         return []
@@ -79,7 +79,7 @@ def of_recipe(rows: Sequence[Mapping[str, Any]], recipe: str) -> list[Mapping[st
 
 
 def not_measured(document: Mapping[str, Any] | None, rows: Sequence[Any]) -> list[str]:
-    """Sentences about what a reader might take for granted."""
+    """Caveats about what a reader might take for granted."""
     words = []
     if document is None:
         words.append("Accuracy: nothing was measured of these weights.")

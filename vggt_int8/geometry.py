@@ -2,16 +2,16 @@
 
 Conventions, the same as the reference network's:
 - OpenCV axes: x right, y down, z forward.
-- An extrinsic [..., 3, 4] is `[R | t]`, camera from world: `x_cam = R @ x_world + t`. Names like
-  `b_from_a` say the direction.
+- An extrinsic [..., 3, 4] is `[R | t]`, camera from world: `x_cam = R @ x_world + t`. Names like `b_from_a` state the
+  direction.
 - An intrinsic [..., 3, 3] is in pixels and has no skew: `[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]`.
 - A quaternion is scalar last, (x, y, z, w).
-- A pose encoding [..., 9] is translation (3), quaternion (4), field of view (2: **height first**, radians).
-  It has no principal point: that is the middle of the image, (W / 2, H / 2).
+- A pose encoding [..., 9] is translation (3), quaternion (4), field of view (2: **height first**, radians). Its
+  principal point is implicit: the image center, (W / 2, H / 2).
 - An image size is (H, W).
 
-Everything is elementwise: no matrix product that autocast or TF32 could shorten, no host synchronisation, no
-branch on data. fp32 and float64 stay as they are; shorter floats are computed in fp32.
+All operations are elementwise: no matrix product whose precision autocast or TF32 could reduce, no host
+synchronization, no branch on data. fp32 and float64 are preserved; shorter floats are computed in fp32.
 """
 
 import torch
@@ -36,7 +36,7 @@ def pose_encoding_to_camera(pose_enc: Tensor, image_size: tuple[int, int]) -> tu
 def camera_to_pose_encoding(extrinsic: Tensor, intrinsic: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Extrinsic [..., 3, 4], intrinsic [..., 3, 3], image size (H, W) -> pose encoding [..., 9].
 
-    The quaternion has w >= 0. The principal point is dropped: an encoding puts it in the image's middle.
+    The quaternion has w >= 0. The principal point is dropped: an encoding implies the image center.
     """
     height, width = image_size
     extrinsic, intrinsic = _at_least_fp32(extrinsic), _at_least_fp32(intrinsic)
@@ -57,7 +57,7 @@ def invert_pose_encoding(pose_enc: Tensor) -> Tensor:
 def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
     """Quaternion [..., 4] (x, y, z, w) of any length -> rotation [..., 3, 3]; NaN if the length is 0."""
     quaternion = _at_least_fp32(quaternion)
-    # The largest entry becomes 1: the squared length can then neither overflow nor vanish.
+    # Normalize the largest entry to 1, so that the squared length neither overflows nor underflows.
     quaternion = quaternion / quaternion.abs().amax(dim=-1, keepdim=True)
     x, y, z, w = quaternion.unbind(-1)
     s = 2 / quaternion.square().sum(-1)
@@ -113,7 +113,7 @@ def relative_pose(extrinsic_a: Tensor, extrinsic_b: Tensor) -> Tensor:
 
 
 def camera_center(extrinsic: Tensor) -> Tensor:
-    """Extrinsic [..., 3, 4] -> where the camera stands in the world [..., 3]."""
+    """Extrinsic [..., 3, 4] -> the camera's position in the world [..., 3]."""
     extrinsic = _at_least_fp32(extrinsic)
     return -_rotate(extrinsic[..., :3].mT, extrinsic[..., 3])
 
@@ -127,7 +127,7 @@ def transform_points(points: Tensor, extrinsic: Tensor) -> Tensor:
 def project_points(points: Tensor, extrinsic: Tensor, intrinsic: Tensor) -> tuple[Tensor, Tensor]:
     """World points [..., N, 3] -> pixels [..., N, 2] (x, y) and depth [..., N] along the camera's z axis.
 
-    The pixel of a point with depth <= 0 (behind the camera) means nothing: mask by the depth.
+    The pixel of a point with depth <= 0 (behind the camera) is meaningless: mask by the depth.
     """
     camera_points, intrinsic = transform_points(points, extrinsic), _at_least_fp32(intrinsic)
     depth = camera_points[..., 2]
@@ -140,9 +140,9 @@ def project_points(points: Tensor, extrinsic: Tensor, intrinsic: Tensor) -> tupl
 def unproject_depth(depth: Tensor, extrinsic: Tensor, intrinsic: Tensor, *, pixel_center: float = 0.0) -> Tensor:
     """Depth [..., H, W] or [..., H, W, 1] along the z axis -> world points [..., H, W, 3].
 
-    extrinsic [..., 3, 4] and intrinsic [..., 3, 3] have the leading dimensions of `depth`. `pixel_center` is
-    the coordinate of the first pixel's centre: 0.0 takes the array index as the coordinate, as VGGT was
-    trained; 0.5 suits intrinsics whose origin is the image's corner (COLMAP).
+    extrinsic, intrinsic: [..., 3, 4] and [..., 3, 3], with the leading dimensions of `depth`.
+    pixel_center: the coordinate of the first pixel's center. 0.0 uses array indices as coordinates, as VGGT was
+        trained; 0.5 suits intrinsics whose origin is the image's corner (COLMAP).
     """
     depth, extrinsic, intrinsic = map(_at_least_fp32, (depth, extrinsic, intrinsic))
     depth = _drop_channel(depth, num_leading=extrinsic.dim() - 2)
@@ -163,7 +163,7 @@ def rotation_error_degrees(rotation_a: Tensor, rotation_b: Tensor) -> Tensor:
     skew = between - between.mT
     axis = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1)
     trace = between.diagonal(dim1=-2, dim2=-1).sum(-1)
-    # |axis| = 2 sin and trace - 1 = 2 cos: exact at both ends, where acos alone loses half the digits.
+    # axis| = 2 sin and trace - 1 = 2 cos: accurate at both ends, where acos would lose half of the digits.
     return torch.rad2deg(torch.atan2(axis.norm(dim=-1), trace - 1))
 
 
@@ -175,10 +175,10 @@ def direction_error_degrees(direction_a: Tensor, direction_b: Tensor) -> Tensor:
 
 
 def relative_center_distance(extrinsic_a: Tensor, extrinsic_b: Tensor) -> Tensor:
-    """Two sets of cameras [..., S, 3, 4] in the same world -> distances [..., S] between their centres.
+    """Two sets of cameras [..., S, 3, 4] in the same world -> distances [..., S] between their centers.
 
-    In units of a's extent: the largest distance of one of its centres from the first. Where that is 0, a camera that
-    does not stand in the same place has distance inf, one that does 0.
+    In units of a's extent: the largest distance of one of its centers from the first. If that is 0, a camera at another
+    position has distance inf, and one at the same position 0.
     """
     a, b = camera_center(extrinsic_a), camera_center(extrinsic_b)
     extent = (a - a[..., :1, :]).norm(dim=-1).amax(dim=-1, keepdim=True)
@@ -191,7 +191,7 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 
 def _rotate(rotation: Tensor, points: Tensor) -> Tensor:
-    """`rotation @ point` written out: rotation [..., 3, 3], points [..., 3] -> [..., 3], broadcasting."""
+    """`rotation @ point` without a matrix product: rotation [..., 3, 3], points [..., 3] -> [..., 3], broadcasting."""
     x, y, z = points.split(1, dim=-1)
     return rotation[..., 0] * x + rotation[..., 1] * y + rotation[..., 2] * z
 

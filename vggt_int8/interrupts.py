@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command alike: what is half done is cleaned up, and the exit code says which it was.
+"""Ctrl-C, SIGTERM and SIGHUP end a command alike: unfinished work is cleaned up, and the exit code tells which it was.
 
-Imports next to nothing, so that a command can heed signals while it still imports everything else.
+Imports almost nothing, so that a command can handle signals while it is still importing everything else.
 """
 
 import signal
@@ -17,7 +17,7 @@ DEAF_SECONDS = 3.0  # after a signal; later ones count again, since a library ma
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asks to end. number: which."""
+    """A signal asked the process to end. number: of the signal."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
@@ -25,21 +25,21 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """What a shell says of a process that the signal ended: 130, 143 or 129."""
+    """The shell's exit code for a process that the signal ended: 130, 143 or 129."""
     return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
 def tell(error: KeyboardInterrupt) -> None:
-    """One line on stderr, if that is still there."""
+    """Print one line on stderr, if that still exists."""
     with suppress(OSError, ValueError, AttributeError):
         print(WORDS[signal.Signals(exit_code(error) - 128)], file=sys.stderr, flush=True)
 
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Within the block the signals raise `Stopped` in the main thread, and its end is the process's, with their code.
+    """Inside the block, the signals raise `Stopped` in the main thread, and the process then exits with their code.
 
-    A second one while the first is at work changes nothing. Those that are ignored (nohup) stay ignored.
+    A second signal has no effect while the first is handled. Ignored signals (nohup) stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -80,7 +80,7 @@ def heeded() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals that Python handles wait until the block is over: for the few steps that must not be cut in two."""
+    """Defer signals that Python handles until the end of the block, for a few steps that must not be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

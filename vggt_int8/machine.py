@@ -23,30 +23,30 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def threads() -> int:
-    """How many threads compute at once: as many as PyTorch uses, but no more than this process has CPUs by quota."""
+    """Number of compute threads: as many as PyTorch uses, but no more than this process's CPU quota."""
     limit = quota()
     return torch.get_num_threads() if limit is None else min(torch.get_num_threads(), limit)
 
 
 def cpu_name() -> str:
-    """The model name that Linux states, else what Python knows."""
+    """The model name from Linux, else the one that Python knows."""
     return next(iter(_stated("model name")), "") or platform.processor() or platform.machine()
 
 
 def cpu_identity() -> str:
-    """What `-march=native` looks at: this CPU's model and its instruction sets, as Linux states them."""
+    """What determines `-march=native`: this CPU's model and its instruction sets, as reported by Linux."""
     keys = ("vendor_id", "cpu family", "model", "model name", "flags")
     return "\n".join(sorted({f"{key}: {value}" for key in keys for value in _stated(key)}))
 
 
 def cpu_features() -> frozenset[str]:
-    """Linux's names of this CPU's instruction sets, such as avx2 and avx512_vnni; none on other systems."""
+    """Linux's names of this CPU's instruction sets, such as avx2 and avx512_vnni; empty on other systems."""
     return frozenset(name for flags in _stated("flags") for name in flags.split())
 
 
 @functools.cache
 def _stated(key: str) -> tuple[str, ...]:
-    """The values that /proc/cpuinfo has for a key, each once; none where there is no such file or key."""
+    """The distinct values of a key in /proc/cpuinfo; empty if there is no such file or key."""
     if not _CPUINFO.exists():
         return ()
     pairs = (line.partition(":") for line in _CPUINFO.read_text(encoding="utf-8").splitlines())
@@ -54,15 +54,15 @@ def _stated(key: str) -> tuple[str, ...]:
 
 
 def pytorch_uses_avx512() -> bool:
-    """Whether PyTorch's own kernels run on AVX-512. Without it `torch._int_mm` is a plain loop: exact and slow."""
+    """Whether PyTorch's own kernels use AVX-512. Without it `torch._int_mm` is a plain loop: exact and slow."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @functools.cache
 def int_mm_is_exact() -> bool:
-    """Whether `torch._int_mm` is exact on this CPU. Libraries call it without looking.
+    """Whether `torch._int_mm` is exact on this CPU. Libraries call it without checking.
 
-    Without VNNI oneDNN adds pairs of products in 16 bits and **saturates** without a word, so it is tried.
+    Without VNNI, oneDNN adds pairs of products in 16 bits and silently **saturates**, so it is tested.
     """
     return multiplies_exactly(lambda x, weight: torch._int_mm(x, weight.t()))
 
@@ -70,8 +70,7 @@ def int_mm_is_exact() -> bool:
 def multiplies_exactly(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
     """Whether codes [M, K] times weight [N, K] give the exact int32 sums [M, N] on a CPU.
 
-    Extreme codes over a long K find 16-bit saturation; odd sizes and one row find kernels for special
-    shapes.
+    Extreme codes over a long K detect 16-bit saturation; odd sizes and a single row cover kernels for special shapes.
     """
     with torch.device("cpu"):  # also when asked while a model is built on the meta device
         generator = torch.Generator().manual_seed(0)
@@ -86,13 +85,13 @@ def multiplies_exactly(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
 
 
 def triton_is_there() -> bool:
-    """Whether Triton can be imported. It is not imported, which takes seconds."""
+    """Whether Triton is installed, without importing it, which takes seconds."""
     return find_spec("triton") is not None
 
 
 @functools.cache
 def architecture(device: torch.device) -> int:
-    """10 * major + minor of a GPU's compute capability; Triton's interpreter, on a CPU, passes for the oldest one."""
+    """10 * major + minor of a GPU's compute capability; Triton's interpreter, on a CPU, counts as the oldest one."""
     if device.type == "cpu":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
@@ -109,11 +108,11 @@ _LARGE_TENSOR = 20 << 20  # bytes, from about which PyTorch reserves memory for 
 
 
 def free_gpu_bytes(device: torch.device) -> int:
-    """What this process can still take: free on the GPU and cached by PyTorch, within its share if it has a limit.
+    """Memory that this process can still use: free on the GPU and cached by PyTorch, within its limit if there is one.
 
-    Not all that PyTorch has reserved and nobody uses can be had: pools of CUDA graphs serve these graphs alone (and
-    stay where a library keeps its workspace in them), and holes among small tensors, which quantizing leaves, no large
-    one.
+    Not everything that PyTorch has reserved and does not use is available: pools of CUDA graphs serve only these graphs
+    (and persist if a library keeps its workspace in them), and gaps between small tensors, which quantization leaves,
+    fit no large one.
     """
     free, total = torch.cuda.mem_get_info(device)
     share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
@@ -129,7 +128,7 @@ def free_gpu_bytes(device: torch.device) -> int:
 
 
 def nvidia_driver() -> str | None:
-    """Version of NVIDIA's driver, also where PyTorch cannot use it; None without one."""
+    """Version of NVIDIA's driver, even if PyTorch cannot use it; None without one."""
     version = Path("/proc/driver/nvidia/version")
     if version.exists():
         found = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)", version.read_text(encoding="utf-8"))
@@ -146,7 +145,7 @@ def nvidia_driver() -> str | None:
 
 
 def total_ram() -> int | None:
-    """Bytes of main memory; None where the system does not say."""
+    """Bytes of main memory; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

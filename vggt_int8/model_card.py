@@ -1,7 +1,6 @@
-"""The README.md that goes with a checkpoint: what it is, how it was quantized, how to run it, whose licence.
+"""The README.md of a checkpoint: what it is, how it was quantized, how to run it, and its licence.
 
-A function of plain data, and of the names of recipes that the package has: saving, uploading and tests share it, and
-nothing here needs the network.
+A function of plain data and of the package's recipe names: shared by saving, uploading and tests, without network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,7 +121,7 @@ def _introduction(
 
 
 def _outputs(config: Mapping[str, Any], omega: bool) -> list[str]:
-    """Attributes of what the model gives."""
+    """Attributes of the model's output."""
     heads = {"depth": "depth", "point": "world_points", "camera": "extrinsic, pred.intrinsic"}
     there = [text for head, text in heads.items() if config.get(f"enable_{head}", True)]
     return [text for text in there if not (omega and text == "world_points")]
@@ -143,7 +142,7 @@ def _example(name: str, loader: str, outputs: Sequence[str], quantized: bool) ->
 
 
 def _options(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[str]:
-    """Those of `quantize` that changed what a shipped recipe says of calibration, and its seed if it was chosen."""
+    """Options of `quantize` that override a shipped recipe's calibration, and its seed if one was chosen."""
     if not quantization.get("calibration") or recipe.get("name") not in available_recipes():
         return []
     shipped = load_recipe(recipe["name"])
@@ -156,7 +155,7 @@ def _options(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) -> list
 def _command(
     recipe: str, base_model: str | None, base_file: str | None, quantization: Mapping[str, Any], options: Sequence[str]
 ) -> str:
-    """What makes such a checkpoint; of a recipe that is no part of the package, where it is written out."""
+    """The command that makes such a checkpoint; for a recipe outside the package, where it is stored."""
     shipped = recipe in available_recipes()
     source, file = base_file or base_model or "CHECKPOINT", recipe if shipped else "RECIPE.toml"
     images = " ".join(["", "--calibration IMAGES", *options]) if quantization.get("calibration") else ""
@@ -197,7 +196,7 @@ def _recipe_table(recipe: Mapping[str, Any], quantization: Mapping[str, Any]) ->
     if calibration := quantization.get("calibration"):
         facts["calibration"] = _calibration(calibration)
     rows = [f"| {key} | `{value}` |" for key, value in facts.items() if value is not None]
-    # Within a table a bar ends the cell, in code as well, unless it is escaped.
+    # In a table a vertical bar ends the cell, even in code, unless it is escaped.
     rules = [
         "| `{}` | {} | {} |".format(
             rule["match"].replace("|", "\\|"), _stored_and_multiplied(rule, recipe), rule.get("reason", "")
@@ -218,7 +217,7 @@ def _calibration(facts: Mapping[str, Any]) -> str:
 
 
 def _stored_and_multiplied(rule: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """What becomes of the layers of a rule, in words."""
+    """What becomes of a rule's layers, as text."""
     weights = rule.get("weights") or recipe.get("weights", "int8")
     activations = rule.get("activations") or recipe.get("activations")
     if weights == "keep" or activations is None:
@@ -229,7 +228,7 @@ def _stored_and_multiplied(rule: Mapping[str, Any], recipe: Mapping[str, Any]) -
 
 
 def _training(facts: Mapping[str, Any]) -> str:
-    """What `training.qat` writes of itself."""
+    """The training facts that `training.qat` records."""
     rows = [f"| {key.replace('_', ' ')} | `{value}` |" for key, value in flat(facts) if value is not None]
     return (
         "Trained under the rounding of INT8 to follow its own outputs in floating point, on images without labels. The "
@@ -249,7 +248,7 @@ def _difference_table(differences: Mapping[str, Any]) -> str:
 
 
 def _link(stated: Mapping[str, str]) -> str | None:
-    """The address of a stated licence: a name of a file leads nowhere from here."""
+    """The URL of a stated licence; a file name cannot be linked from here."""
     link = stated.get("link")
     return link if link and "://" in link else None
 

@@ -1,10 +1,10 @@
-"""Patterns on the names of modules: regular expressions whose matching takes time in proportion to the name.
+r"""Regular expressions on module names, matched in time linear in the length of the name.
 
-A recipe may come with a checkpoint from anywhere, and Python's `re` tries every way to match: `(a+)+b` on thirty
-letters takes minutes, `(x|x)(x|x)...` and `.*.*.*.*` too, and their text does not tell which are safe. Here a pattern
-becomes an automaton that reads a name once, whatever the pattern. What such an automaton cannot do is refused:
-back-references, look-around, conditions and flags. Everything else means what it means in Python, whose own `re` checks
-the syntax and decides which single characters an element such as `\\d` or `[a-f_]` fits.
+A recipe may come with a checkpoint from anywhere, and Python's `re` backtracks: `(a+)+b` on thirty letters takes
+minutes, and so do `(x|x)(x|x)...` and `.*.*.*.*`; the text of a pattern does not tell which are safe. Here a pattern is
+compiled to an automaton that reads a name once. What such an automaton cannot do is refused: back-references,
+look-around, conditions and flags. Everything else has its meaning in Python, whose `re` checks the syntax and decides
+which characters an element such as `\d` or `[a-f_]` matches.
 """
 
 import re
@@ -20,12 +20,12 @@ _NO_SINGLE_CHARACTER = re.compile(r"\\[1-9bB]")
 
 
 class PatternError(ValueError):
-    """A pattern that is no regular expression, or one that cannot be matched in linear time."""
+    """A pattern that is not a valid regular expression, or cannot be matched in linear time."""
 
 
 @dataclass
 class _Automaton:
-    """States 0, 1, ...; from each either steps over a character (`elements`) or free moves, some of them anchored."""
+    """States 0, 1, ...; each either consumes a character (`elements`) or has epsilon moves, some of them anchored."""
 
     elements: list[re.Pattern[str] | None] = field(default_factory=list)
     moves: list[list[tuple[str, int]]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class _Automaton:
 
 
 class Pattern:
-    """A compiled pattern. Raises `PatternError` for what cannot be one."""
+    """A compiled pattern. Raises `PatternError` for an invalid one."""
 
     def __init__(self, text: str) -> None:
         if not isinstance(text, str):
@@ -59,17 +59,17 @@ class Pattern:
 
     @property
     def states(self) -> int:
-        """Size of the automaton: what reading one character costs at most."""
+        """Size of the automaton: the largest cost of reading one character."""
         return len(self._automaton.moves)
 
     def fullmatch(self, name: str) -> bool:
-        """Whether the pattern fits the whole name."""
+        """Whether the pattern matches the whole name."""
         last = len(name) - 1
         states = self._reached({self._start}, at_start=True, at_end=not name)
         for index, character in enumerate(name):
             if not states:
                 return False
-            # A step to the end may also pass "$", so it is another step than the same one before.
+            # A step at the end may also pass "$", so it differs from the same step before.
             key = (states, character if index < last else character + "$")
             following = self._steps.get(key)
             if following is None:
@@ -93,7 +93,7 @@ class Pattern:
         return self._reached(reached, at_start=False, at_end=at_end)
 
     def _reached(self, states: set[int], at_start: bool, at_end: bool) -> frozenset[int]:
-        """These states and all that free moves lead to."""
+        """These states and their epsilon closure."""
         allowed = {"": True, "start": at_start, "end": at_end}
         waiting, found = list(states), set(states)
         while waiting:
@@ -107,7 +107,7 @@ class Pattern:
 
 
 class _Parser:
-    """Reads a pattern that `re` has accepted and builds its automaton piece by piece: (first state, last state)."""
+    """Parses a pattern that `re` has accepted and builds its automaton piece by piece: (first state, last state)."""
 
     def __init__(self, text: str, automaton: _Automaton) -> None:
         self.text, self.at, self.automaton = text, 0, automaton
@@ -218,10 +218,10 @@ def _counts(quantifier: str) -> tuple[int, int | None]:
 
 @lru_cache(maxsize=256)
 def compile_pattern(text: str) -> Pattern:
-    """A pattern, compiled once. Raises `PatternError`."""
+    """The compiled pattern, cached. Raises `PatternError`."""
     return Pattern(text)
 
 
 def fits(pattern: str, name: str) -> bool:
-    """Whether a pattern fits a whole name, as `re.fullmatch` would say, in linear time."""
+    """Whether a pattern matches a whole name, like `re.fullmatch`, in linear time."""
     return compile_pattern(pattern).fullmatch(name)

@@ -1,4 +1,4 @@
-"""What a download may leave in the place of a file: a pointer of Git LFS, or a web page that tells of an error."""
+"""Detects what a download may leave in place of a file: a Git LFS pointer, or an HTML error page."""
 
 import re
 
@@ -6,9 +6,11 @@ LOOKED_AT = 4096  # bytes from a file's start that are enough to tell
 
 
 def placeholder(start: bytes, what: str) -> str | None:
-    """What a file is that begins so, and the way out, as the end of a sentence: "a web page, not …"; None if neither.
+    """What a file with this beginning is, and what to do, as the end of a sentence: "a web page, not …"; None if
+    neither.
 
-    start: `LOOKED_AT` bytes, or all that there are. what: the word for the file that was expected there.
+    start: `LOOKED_AT` bytes, or all of a shorter file.
+    what: name of the expected kind of file.
     """
     if start.startswith(b"version https://git-lfs"):
         return f"a pointer of Git LFS, not the {what} itself: `git lfs pull` fetches it"

@@ -1,7 +1,6 @@
-"""Plain data from outside (JSON, TOML, keyword arguments): how deep it is, and how it is shown in a message.
+"""Plain data from outside (JSON, TOML, keyword arguments): nesting depth, and display in messages.
 
-A value that is at fault may have megabytes or thousands of levels, and then `repr` and `copy.deepcopy` are errors of
-their own.
+An invalid value may have megabytes or thousands of levels, for which `repr` and `copy.deepcopy` fail themselves.
 """
 
 import math
@@ -13,7 +12,7 @@ DEEPEST = 32  # levels of lists and tables; a config.json of ours has five
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value for a message: `repr` on one line, cut off after `most` characters."""
+    """A value for a message: its `repr` on one line, truncated after `most` characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
@@ -23,18 +22,18 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def is_integer(value: Any) -> bool:
-    """Python's and NumPy's; True and False are none, although they would count as 1 and 0."""
+    """Python's and NumPy's integers, but not True and False, although they count as 1 and 0."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_integer(name: str, value: Any, otherwise: str = "") -> None:
-    """Raise TypeError for what is none."""
+    """Raise TypeError unless the value is an integer."""
     if not is_integer(value):
         raise TypeError(f"{name} is {shown(value)}; it must be an integer{otherwise}")
 
 
 def too_deep(value: Any) -> bool:
-    """Whether lists and tables stand in each other more than `DEEPEST` times."""
+    """Whether lists and tables are nested more than `DEEPEST` levels."""
     level = [value]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _inside(outer)]
@@ -44,7 +43,7 @@ def too_deep(value: Any) -> bool:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for NaN and infinities, which JSON lacks; tuples become lists."""
+    """The same data with None for NaN and infinities, which JSON lacks, and lists for tuples."""
     if isinstance(value, Mapping):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -73,7 +72,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 def flat(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Keys and values for people; those of a table within are written out: "data kind", "data images"."""
+    """Keys and values for display; nested tables are flattened: "data kind", "data images"."""
     rows: list[tuple[str, Any]] = []
     for key, value in table.items():
         rows += [(f"{key} {k}", v) for k, v in value.items()] if isinstance(value, Mapping) else [(key, value)]

@@ -1,4 +1,4 @@
-"""Import a library without its chatter (missing optional extensions, deprecations of others) on the user's console."""
+"""Imports a library without its messages (missing optional extensions, deprecation warnings) on the user's console."""
 
 import contextlib
 import logging

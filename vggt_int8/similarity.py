@@ -1,4 +1,6 @@
-"""Similarities (scale, rotation, translation): how a reconstruction without a scale meets the truth, or another one."""
+"""Similarity transforms (scale, rotation, translation), which align a reconstruction without a scale to the truth, or
+to another one.
+"""
 
 from dataclasses import dataclass
 
@@ -27,7 +29,7 @@ class Similarity:
         return self.scale * points.double() @ self.rotation.mT + self.translation
 
     def after(self, first: "Similarity") -> "Similarity":
-        """`first`, then this one."""
+        """The composition: `first`, then this one."""
         scale, rotation = self.scale * first.scale, self.rotation @ first.rotation
         return Similarity(scale, rotation, self.scale * self.rotation @ first.translation + self.translation)
 
@@ -36,21 +38,23 @@ class Similarity:
         return Similarity(scale, rotation, -scale * rotation @ self.translation)
 
     def apply_to_extrinsic(self, extrinsic: Tensor) -> Tensor:
-        """Cameras [..., 3, 4] from the source's world -> from the target's, in fp64. Depths grow by `scale`."""
+        """Cameras [..., 3, 4] from the source's world -> from the target's, in fp64. Depths are multiplied by
+        `scale`.
+        """
         extrinsic = extrinsic.double()
         rotation = extrinsic[..., :3] @ self.rotation.mT
         return torch.cat([rotation, self.scale * extrinsic[..., 3:] - rotation @ self.translation[:, None]], dim=-1)
 
 
 def umeyama(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Similarity:
-    """Paired points [N, 3] -> the similarity of least (weighted) squared distance from `source` to `target`.
+    """Paired points [N, 3] -> the similarity with the least (weighted) squared distance from `source` to `target`.
 
-    weights: [N], 0 or more, in any unit; by default all alike.
+    weights: [N], non-negative, in any unit; by default all equal.
 
-    Closed form (Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991),
-    in fp64; never a reflection. Points of `source` that all lie in one place, but for the rounding of fp32, have no
-    scale; it is 1 then. Raises ValueError where the shapes differ, for no points, for points that are not finite, and
-    for weights that are negative, not finite, or all 0.
+    Closed form (Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991), in
+    fp64; never a reflection. If all points of `source` coincide, up to the rounding of fp32, the scale is undetermined
+    and set to 1. Raises ValueError if the shapes differ, for no points, for points that are not finite, and for weights
+    that are negative, not finite, or all 0.
     """
     if source.shape != target.shape or source.dim() != 2 or source.shape[-1] != 3 or not len(source):
         raise ValueError(f"points {list(source.shape)} and {list(target.shape)} must both be [N, 3], N at least 1")
@@ -71,14 +75,14 @@ def umeyama(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Si
 
 
 def robust_similarity(source: Tensor, target: Tensor, weights: Tensor, unit: Tensor) -> tuple[Similarity, Tensor]:
-    """`umeyama` under which pairs that do not fit lose their weight: the similarity and how far each pair is off, [N].
+    """`umeyama` with outliers down-weighted: the similarity and the residual of each pair, [N].
 
-    weights: [N], how much each pair is trusted beforehand. unit: [N], positive: the length in the target's unit by
-    which a pair's distance counts, such as the point's distance from the camera, with which errors of depth grow.
-    Distances are returned in that unit.
+    weights: [N], prior weight of each pair.
+    unit: [N], positive: the length in the target's unit by which a pair's distance is measured, such as the point's
+        distance from the camera, with which errors of depth grow. Residuals are returned in that unit.
 
-    First the least sum of distances, which a minority cannot pull away however alike its errors are; then Cauchy's
-    weights, as wide as the median distance says, which use the others best. Both by reweighting.
+    First minimizes the sum of distances, which a minority of outliers cannot dominate even if their errors agree; then
+    uses Cauchy weights, scaled by the median distance, which are more efficient. Both by reweighting.
     """
     found = umeyama(source, target, weights)
     for kind in ("least sum", "cauchy"):
@@ -96,7 +100,7 @@ def robust_similarity(source: Tensor, target: Tensor, weights: Tensor, unit: Ten
 
 
 def _shares(weights: Tensor | None, points: Tensor) -> Tensor:
-    """[N, 1] fp64, of sum 1."""
+    """[N, 1] fp64, with sum 1."""
     if weights is None:
         return points.new_full((len(points), 1), 1 / len(points))
     weights = weights.double()

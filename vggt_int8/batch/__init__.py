@@ -1,11 +1,11 @@
-"""Many scenes, many processes, one folder of results: who does what next, what is done, and what failed.
+"""Many scenes, many processes, one folder of results: scheduling, progress and failures.
 
-Processes share nothing but that folder (`Board`), on one machine or on several. They take scenes by atomic files that
-they keep fresh (`Claims`); a scene whose holder is gone is taken over. A result appears whole, by one rename, so claims
-save work and correctness does not rest on them: where two do the same scene, the second finds it done.
+Processes share only that folder (`Board`), on one machine or on several. They claim scenes by atomic files that they
+keep fresh (`Claims`); a scene whose holder is gone is taken over. A result appears as a whole, by one rename, so claims
+only save work and correctness does not depend on them: if two processes do the same scene, the second finds it done.
 
-`run_worker` reads ahead, computes and writes behind; `supervise` keeps such processes alive. Neither knows PyTorch: a
-`Stages` says what is read, computed and written.
+`run_worker` reads ahead, computes, and writes behind; `supervise` keeps such processes alive. Neither imports PyTorch:
+a `Stages` object defines what is read, computed and written.
 """
 
 from vggt_int8.batch.board import Board, SceneState

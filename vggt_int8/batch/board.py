@@ -1,10 +1,10 @@
-"""`Board`: the state of a batch as files below its folder of results, which any number of processes read and write.
+"""`Board`: the state of a batch as files in its folder of results, which any number of processes read and write.
 
-OUT/SCENE/report.json         a finished scene: the folder appears whole, or not at all
-OUT/.batch/settings.json      what is done to each scene; whoever comes with other settings is turned away
-OUT/.batch/claims/KEY.claim   who is at work; of a finished scene, what a kill has left, which nobody looks at
-OUT/.batch/failures/KEY.json  attempts that failed, and the state of the images they failed on
-OUT/.batch/suspects/KEY.json  scenes that a process held when it died, which are tried again one at a time
+OUT/SCENE/report.json         a finished scene: the folder appears as a whole, or not at all
+OUT/.batch/settings.json      what is done to each scene; processes with other settings are refused
+OUT/.batch/claims/KEY.claim   the process at work; for a finished scene, a remnant of a kill, which is ignored
+OUT/.batch/failures/KEY.json  failed attempts, and the state of the images they failed on
+OUT/.batch/suspects/KEY.json  scenes that a process held when it died, which are retried one at a time
 """
 
 import json
@@ -25,14 +25,16 @@ Status = Literal["done", "failed", "open"]
 
 @dataclass(frozen=True)
 class SceneState:
-    """attempts: failed ones, on the images as they are now."""
+    """attempts: failed attempts on the current images."""
 
     status: Status
     attempts: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Board:
-    """Of one folder of results and the scenes that are to be in it. retries: attempts after the first failed one."""
+    """The board of one folder of results, for the scenes that are to be in it. retries: attempts after the first failed
+    one.
+    """
 
     def __init__(self, out: Path, scenes: Sequence[SceneFolder], retries: int = 1) -> None:
         self.out, self.scenes, self.retries = out, list(scenes), retries
@@ -43,9 +45,9 @@ class Board:
         self._failed: set[str] = set()  # keys of scenes with attempts that failed
 
     def open(self, settings: dict[str, Any]) -> None:
-        """Make the folders, and agree with whoever works here on what is done to each scene.
+        """Create the folders, and agree with other processes on what is done to each scene.
 
-        Raises FileExistsError if `out` holds results of other settings, naming them, or is no folder of `batch`.
+        Raises FileExistsError if `out` has results of other settings, naming them, or is not a folder of `batch`.
         """
         path = self.state / "settings.json"
         # Another process may begin at this moment: its `.batch` is no foreign file.
@@ -66,14 +68,14 @@ class Board:
             )
 
     def refresh(self) -> None:
-        """See what others have finished meanwhile."""
+        """Update the list of scenes that others have finished."""
         with os.scandir(self.out) as entries:
             new = [entry.name for entry in entries if entry.name in self._by_name and entry.name not in self._done]
         self._done.update(name for name in new if (self.out / name / REPORT).is_file())
         self._failed = {path.stem for path in (self.state / "failures").glob("*.json")}
 
     def is_done(self, scene: SceneFolder) -> bool:
-        """Whether its results are there, now."""
+        """Whether its results exist now."""
         if scene.name not in self._done and (self.out / scene.name / REPORT).is_file():
             self._done.add(scene.name)
         return scene.name in self._done
@@ -92,12 +94,12 @@ class Board:
         return [scene for scene in self.scenes if scene.name not in self._done and self.status(scene).status == "open"]
 
     def progress(self) -> int:
-        """Grows whenever a scene is done, or an attempt at one has failed."""
+        """Increases whenever a scene is done, or an attempt has failed."""
         self.refresh()
         return len(self._done) + sum(len(self.attempts(scene)) for scene in self.scenes if scene.key in self._failed)
 
     def attempts(self, scene: SceneFolder) -> list[dict[str, Any]]:
-        """Failed ones; none if the scene's images have changed since."""
+        """Failed attempts; none if the scene's images have changed since."""
         path = self._failures(scene)
         if not path.exists():
             return []
@@ -105,25 +107,25 @@ class Board:
         return found["attempts"] if found.get("fingerprint") == scene.fingerprint() else []
 
     def add_failure(self, scene: SceneFolder, error: str, *, final: bool, stage: str) -> None:
-        """By the holder of the scene's claim. final: another attempt would fail in the same way."""
+        """Called by the holder of the scene's claim. final: another attempt would fail in the same way."""
         attempt = {"time": time.time(), "stage": stage, "error": error, "final": final}
         attempts = [*self.attempts(scene), attempt]
         write_json(self._failures(scene), {"fingerprint": scene.fingerprint(), "attempts": attempts})
 
     def forget_failures(self) -> None:
-        """Try scenes that were given up again."""
+        """Retry scenes that were given up."""
         for path in (self.state / "failures").glob("*.json"):
             path.unlink(missing_ok=True)
 
     def suspect(self, key: str) -> None:
-        """A process died while it held this scene, among others."""
+        """Record that a process died while it held this scene, among others."""
         write_json(self.state / "suspects" / f"{key}.json", {"time": time.time()})
 
     def acquit(self, scene: SceneFolder) -> None:
         (self.state / "suspects" / f"{scene.key}.json").unlink(missing_ok=True)
 
     def suspects(self) -> set[str]:
-        """Keys of scenes that are to be tried with nothing beside them."""
+        """Keys of scenes that are to be retried alone."""
         return {path.stem for path in (self.state / "suspects").glob("*.json")}
 
     def scene_of(self, key: str) -> SceneFolder | None:
@@ -143,7 +145,7 @@ class Board:
 
 
 def _write_first(path: Path, document: dict[str, Any]) -> None:
-    """A file of the first of several writers; the others' are dropped."""
+    """Write a file unless another process has written it first."""
     with staging_folder(path) as staging:
         new = staging / path.name
         write_json(new, document)

@@ -1,13 +1,14 @@
-"""Claims: a file says who is at work on something, and that it still is. For processes on one or several machines.
+"""Claims: files that say which process is at work on something, and that it still is. For processes on one or more
+machines.
 
-A claim is a file that appears with its content, by a hard link, or where a file system has none, by exclusive creation;
-either is atomic on NFS as well. Its holder touches it every few seconds. Nobody compares clocks: who waits for a claim
-looks whether the file's time *changes* while its own clock runs, and takes it over when that has not happened for
-`stale_after` seconds. A holder on the same machine whose process is gone is not waited for.
+A claim is a file that appears with its content, by a hard link, or on file systems without them by exclusive creation;
+either is atomic on NFS as well. Its holder touches it every few seconds. Clocks are never compared: a process that
+waits for a claim observes whether the file's time *changes* while its own clock runs, and takes the claim over if it
+has not changed for `stale_after` seconds. A holder on the same machine whose process is gone is taken over at once.
 
-To take over is to rename the file away, which one of several succeeds in, and to look whether it was the one that was
-waited for. Two can hold one claim for a moment (a holder that was suspended for a minute and goes on), so a claim saves
-work; what must not happen twice has to be safe by itself.
+To take over, a process renames the file away, in which only one succeeds, and checks that it was the claim that it
+waited for. Two processes can hold one claim for a moment (if a holder was suspended for a minute and resumes), so a
+claim saves work; what must not happen twice has to be safe by itself.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, told from all others on all machines: kernel, namespace of process ids, id, and when it began."""
+    """Identity of a process among all processes on all machines: kernel, process id namespace, id, and start time."""
 
     host: str
     boot: str
@@ -41,7 +42,7 @@ class Holder:
         return cls(os.uname().nodename, _boot(), _namespace(), pid, _started(pid))
 
     def is_gone(self) -> bool:
-        """Whether it is known to have ended: False for what runs, and for what is elsewhere."""
+        """Whether it is known to have ended: False if it runs, or is on another machine."""
         here = (self.boot, self.namespace) == (_boot(), _namespace()) and self.boot != ""
         return here and _started(self.pid) != self.started
 
@@ -58,7 +59,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty if there is none, or only its remains."""
+    """Start time of a process in kernel ticks; empty if it does not exist, or is a zombie."""
     after_name = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return "" if not after_name or after_name[0] in "ZX" else after_name[19]
 
@@ -72,16 +73,16 @@ def _text(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The state of another's claim, and since when, by our clock, it has been that."""
+    """The state of another process's claim, and since when, by our clock."""
 
     mark: tuple[int, int, int]
     since: float
 
 
 class Claims:
-    """Those of this process in `folder`, which it keeps fresh while the block runs, and what it saw of others'.
+    """This process's claims in `folder`, which it keeps fresh while the block runs, and its observations of others'.
 
-    token: by which others know them; by default a new one.
+    token: identifies this process to others; by default a new one.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Give up a claim of ours. One that somebody has taken over meanwhile stays theirs."""
+        """Give up a claim of ours, unless another process has taken it over meanwhile."""
         with self._lock:
             self._held.discard(name)
         if self._content(self._path(name)).get("token") == self.token:
@@ -133,9 +134,9 @@ class Claims:
                 self._path(name).unlink()
 
     def others(self) -> bool:
-        """Whether anybody else holds a claim that is not known to be stale."""
+        """Whether another process holds a claim that is not known to be stale."""
         theirs = [path for path in self.folder.glob("*.claim") if path.stem not in self.held]
-        # All are looked at, so that they are waited for at the same time.
+        # Check all, so that they are observed concurrently.
         return sum(self._is_stale(path) for path in theirs) < len(theirs)
 
     def release_all_of(self, token: str) -> list[str]:
@@ -166,7 +167,7 @@ class Claims:
         return _exclusively(path, content)
 
     def _is_stale(self, path: Path) -> bool:
-        """Whether a claim's holder is gone, or has left it alone for so long that we take it to be."""
+        """Whether a claim's holder is gone, or has not touched it for so long that it is assumed to be."""
         try:
             descriptor = os.open(path, os.O_RDONLY)  # which makes NFS ask its server
         except FileNotFoundError:
@@ -186,7 +187,9 @@ class Claims:
         return now - seen.since > self._stale_after
 
     def _remove(self, path: Path, before: str | None) -> bool:
-        """Rename the stale claim of token `before` away; False if it was another one by then, which is put back."""
+        """Rename the stale claim of token `before` away; returns False if it was another one by then, which is put
+        back.
+        """
         away = path.with_name(f".{path.name}.gone-{secrets.token_hex(4)}")
         try:
             path.rename(away)

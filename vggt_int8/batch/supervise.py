@@ -1,7 +1,7 @@
-"""`supervise`: starts worker processes, notes what kills them, starts them again, and waits until all is done.
+"""`supervise`: starts worker processes, records what kills them, restarts them, and waits until all is done.
 
-So a scene that kills its process (a decoder's fault, no memory left, a fault on the GPU) costs this scene alone. A
-launcher such as torchrun ends all its processes as soon as one fails; it never sees one fail before all work is done.
+A scene that kills its process (a decoder fault, no memory left, a GPU fault) therefore costs only that scene. A
+launcher such as torchrun ends all its processes as soon as one fails; it never sees a failure before all work is done.
 """
 
 import os
@@ -42,18 +42,20 @@ class _Slot:
 
 
 class BadInput(Exception):
-    """A worker refused what it was given, and has said so."""
+    """A worker refused its input, and has said so."""
 
 
 def supervise(
     board: Board, commands: Sequence[Callable[[str], Sequence[str]]], note: Callable[[str], None], poll: float = 0.5
 ) -> None:
-    """Run one worker for each command until all scenes are done or given up, by whomever.
+    """Run one worker for each command until all scenes are done or given up, by any process.
 
-    commands: of a worker's token, under which it takes claims. A worker ends with 0 when all scenes are through,
-    `RESTART` to be started anew, `NO_PLACE` to be left alone, `BAD_INPUT` if nothing can be done as asked, which raises
-    `BadInput`. Any other end is a death; a worker that dies three times without getting anything done in between is
-    given up. note: told what happens.
+    commands: each takes a worker's token, under which it claims scenes.
+    note: called with messages about what happens.
+
+    A worker exits with 0 when all scenes are through, `RESTART` to be restarted, `NO_PLACE` to be left alone, and
+    `BAD_INPUT` if nothing can be done as requested, which raises `BadInput`. Any other exit counts as a death; a worker
+    that dies three times without any progress in between is given up.
     """
     slots = [_Slot(command) for command in commands]
     with Claims(board.state / "workers") as alive, _ending(slots):
@@ -76,10 +78,10 @@ def _start(board: Board, slot: _Slot, workers: int) -> None:
 
 
 def _environment(workers: int) -> dict[str, str]:
-    """Of each of our workers: without a launcher's words, and with its share of the cores.
+    """The environment of a worker: without a launcher's variables, and with its share of the cores.
 
-    Launchers allow their processes one thread unless OMP_NUM_THREADS says otherwise: too few to write what a GPU makes.
-    Without them each process would take all cores.
+    Launchers allow their processes one thread unless OMP_NUM_THREADS is set: too few to write what a GPU produces.
+    Without them each process would use all cores.
     """
     names = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
     environment = {name: value for name, value in names.items() if not name.startswith(_LAUNCHER_PREFIXES)}
@@ -115,7 +117,7 @@ def _ended(board: Board, slot: _Slot, code: int, note: Callable[[str], None], wo
 
 
 def _blame(board: Board, token: str, how: str) -> None:
-    """Note the scenes that a dead worker held: one alone is what it died of, several are suspects."""
+    """Record the scenes that a dead worker held: a single one as the cause of its death, several as suspects."""
     held = Claims(board.claims_folder).release_all_of(token)
     scenes = [scene for key in held if (scene := board.scene_of(key)) is not None]
     if len(scenes) == 1:
@@ -135,7 +137,7 @@ def _how(code: int) -> str:
 
 @contextmanager
 def _ending(slots: Sequence[_Slot]) -> Iterator[None]:
-    """Workers do not outlive the block: they are asked to end, and after a while killed."""
+    """Workers do not outlive the block: they are asked to exit, and killed after a while."""
     try:
         yield
     finally:
@@ -152,7 +154,7 @@ def _ending(slots: Sequence[_Slot]) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a worker: a thread that ends the process when stdin does, first as a signal would, then at once."""
+    """In a worker: a thread that ends the process when stdin closes, first as a signal would, then immediately."""
     stdin = sys.stdin.fileno()
 
     def watch() -> None:

@@ -4,8 +4,8 @@
     computing            | scene 3      | scene 4
     writing    scene 2   |   scene 3    |
 
-A scene whose stage raises is noted and the next one comes. What kills the whole process is noted by who started it
-(`supervise`): scenes that it held are suspects then, and are tried one at a time, with nothing beside them.
+If a stage raises, the failure is recorded and the next scene comes. What kills the whole process is recorded by the
+supervisor: the scenes that it held are then suspects, and are retried one at a time, alone.
 """
 
 import errno
@@ -26,32 +26,34 @@ FINAL = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirect
 
 
 class BadScene(ValueError):
-    """Nothing can be made of this scene; another attempt is in vain."""
+    """The scene is unusable; another attempt would be in vain."""
 
 
 class Broken(RuntimeError):
-    """The process cannot compute any more (a GPU's context after an illegal access), through this scene or not."""
+    """The process can no longer compute (a GPU's context after an illegal access), whether or not because of this
+    scene.
+    """
 
 
 class NoPlace(RuntimeError):
-    """Nothing can be written where results go: no fault of a scene, and the next one would only be computed in vain."""
+    """Results cannot be written: not a scene's fault, and computing the next one would be in vain."""
 
 
 class Stages(Protocol):
-    """What is done to a scene. Each may raise."""
+    """What is done to a scene. Each stage may raise."""
 
     def read(self, scene: SceneFolder) -> Any:
-        """In a thread of its own, ahead of time."""
+        """Runs in its own thread, ahead of time."""
 
     def compute(self, scene: SceneFolder, item: Any) -> Any:
-        """In the main thread: what `read` gave -> what `write` takes."""
+        """Runs in the main thread: the result of `read` -> the argument of `write`."""
 
     def write(self, scene: SceneFolder, result: Any) -> None:
-        """In a thread of its own. The results must appear whole; FileExistsError if they are there already."""
+        """Runs in its own thread. The results must appear as a whole; raises FileExistsError if they already exist."""
 
 
 class _Work:
-    """The scenes that are at work, and the threads."""
+    """The scenes in progress, and the threads."""
 
     def __init__(self) -> None:
         self.reader, self.writer = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "write")
@@ -83,10 +85,10 @@ class _Worker:
         self.order = {scene.name: i for i, scene in enumerate(board.scenes[start:] + board.scenes[:start])}
 
     def next_scene(self, *, ahead: bool) -> SceneFolder | None:
-        """A scene that is ours from now on; None if none is free.
+        """Claim a scene; None if none is free.
 
-        ahead: while another one is at work. Near the end, when others may be about to idle, none is taken so, and none
-        ever that may kill the process.
+        ahead: while another one is in progress. Near the end, when other processes may become idle, none is claimed
+            ahead, and never one that may kill the process.
         """
         suspects = self.board.suspects()
         open_scenes = [scene for scene in self.board.unfinished() if scene.key not in self.claims.held]
@@ -142,7 +144,9 @@ class _Worker:
             self.tell(scene, "")
 
     def _attempt(self, scene: SceneFolder, stage: str, run: Callable[[], Any]) -> tuple[Any] | None:
-        """What a stage gives; None if it raised, which is noted and told, and the claim is given up."""
+        """The result of a stage; None if it raised, in which case the failure is recorded and reported, and the claim
+        released.
+        """
         try:
             return (run(),)
         except Broken as error:
@@ -182,11 +186,13 @@ def run_worker(
     poll: float = 1.0,
     tell: Callable[[SceneFolder, str], None] = lambda scene, error: None,
 ) -> None:
-    """Do scenes until all are done or given up, whoever does them.
+    """Process scenes until all are done or given up, by any process.
 
-    rank, peers: among so many processes, so that they begin at different scenes. poll: seconds between looks at what
-    others do when there is nothing to take. tell: called with each scene that this process is through with, and its
-    error, "" if there was none. Raises `Broken` from `stages`, after it is noted, and `NoPlace` for a full or read-only
-    disk; scenes in hand stay open then.
+    rank, peers: this process's index among all, so that they start at different scenes.
+    poll: seconds between checks of others' progress when there is nothing to claim.
+    tell: called with each scene that this process has finished, and its error, "" if there was none.
+
+    Raises `Broken` from `stages`, after recording it, and `NoPlace` for a full or read-only disk; scenes in progress
+    stay open then.
     """
     _Worker(board, claims, stages, rank, peers, tell).run(poll)

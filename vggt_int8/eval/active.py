@@ -1,4 +1,4 @@
-"""A quantizer that does nothing gives good scores: whoever publishes a quantized row proves first that it is active."""
+"""Guards against a quantizer that does nothing, which would have good scores: proves that a quantized row is active."""
 
 from collections.abc import Collection, Mapping
 
@@ -10,15 +10,16 @@ SHARED = "aggregator."  # what every head reads
 
 
 def int8_layer_names(model: nn.Module) -> list[str]:
-    """Names of a model's INT8 layers; none for a plain one."""
+    """Names of a model's INT8 layers; empty for a plain one."""
     return [name for name, _ in int8_layers(model)]
 
 
 def check_active(row: str, layers: Collection[str], relative: Mapping[str, float]) -> None:
     """Raise RuntimeError, naming the row, if it has INT8 layers and its outputs are exactly the plain model's.
 
-    layers: what `int8_layer_names` gave. With one of them in the aggregator no output may be the same; with layers of
-    heads alone, some output must differ. relative: output -> ||got - plain|| / ||plain|| over all scenes.
+    layers: from `int8_layer_names`. With one of them in the aggregator, every output must differ; with layers in heads
+        only, some output must.
+    relative: output -> ||got - plain|| / ||plain|| over all scenes.
     """
     if not layers or not relative:
         return

@@ -1,4 +1,4 @@
-"""Compare two models' outputs on the same images: by error and by its largest value, never by cosine alone."""
+"""Compares two models' outputs on the same images: by relative and largest error, never by cosine similarity alone."""
 
 from typing import Any
 
@@ -18,16 +18,17 @@ def compare_model_outputs(
 ) -> dict[str, Any]:
     """Run both models on `images` [S, 3, H, W] and measure how far `other` is from `reference`.
 
-    Models may lie on different devices; each gets the images on its own.
+    The models may be on different devices; each gets the images on its own.
 
     Returns `{"overall": m, "<output>": m, ...}` with `m = {"mae", "max_diff", "cosine", "sqnr_db", "relative"}`, and
-    the entries of "overall" at the top level too. "overall" takes all values of all outputs together. mae, max_diff
-    are in the output's own unit; sqnr_db = 10 log10(signal power / error power), infinite for equal outputs;
-    relative = error norm / reference norm. Values that are infinite in both alike (an intrinsic for a field of view
-    of zero) are left out. "geometry", where there are cameras, depth or points, says the same in degrees and per cent:
-    see `vggt_int8.eval.metrics.geometric_differences`.
+    the entries of "overall" at the top level as well. "overall" covers all values of all outputs together. mae and
+    max_diff are in the output's own unit; sqnr_db = 10 log10(signal power / error power), infinite for equal outputs;
+    relative = error norm / reference norm. Values that are infinite in both (an intrinsic for a field of view of zero)
+    are left out. "geometry", if there are cameras, depth or points, gives the same in degrees and percent: see
+    `vggt_int8.eval.metrics.geometric_differences`.
 
-    Raises `ValueError` if the two do not give the same outputs, `TypeError` for what is no model or no tensor.
+    Raises `ValueError` if the two do not give the same outputs, `TypeError` for arguments that are not models or
+    tensors.
     """
     for what, model in (("reference", reference), ("other", other)):
         if not isinstance(model, nn.Module):

@@ -1,5 +1,5 @@
-"""Scores several models on the same rendered scenes: pose AUC and depth errors against the truth, and how far each
-model's outputs are from those of the first. Every scene is rendered once, and nothing but errors is kept.
+"""Scores several models on the same rendered scenes: pose AUC and depth errors against the truth, and the difference of
+each model's outputs from those of the first. Every scene is rendered once, and only errors are kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,10 +30,13 @@ def score_models(
 ) -> dict[str, dict[str, Any]]:
     """Scores of each model on scenes 0 ... scenes - 1 of `split`, `views` views each, of size (H, W).
 
-    models: name -> a VGGT on `device`, in evaluation mode, of any precision. on_batch: called with (scenes done, all
-    scenes). pixel_aspect: see `describe_scenes`. Returns name -> the fields of `PoseScores`, `DepthScores` and
-    `FocalScores`; "relative": for each output that the model has, error norm / norm of the first model's output, over
-    all scenes; and "scenes": what `ScoreKeeper.scene_scores` gives.
+    models: name -> a VGGT on `device`, in evaluation mode, of any precision.
+    on_batch: called with (scenes done, all scenes).
+    pixel_aspect: see `describe_scenes`.
+
+    Returns name -> the fields of `PoseScores`, `DepthScores` and `FocalScores`; "relative": for each output that the
+    model has, error norm / norm of the first model's output, over all scenes; and "scenes": from
+    `ScoreKeeper.scene_scores`.
     """
     keepers = {name: ScoreKeeper() for name in models}
     differences: dict[str, dict[str, Difference]] = {name: {} for name in models}

@@ -1,13 +1,13 @@
 """Whole files and whole folders, or none: everything is written under a hidden name first, then renamed.
 
     write_whole, write_json     a file from its content
-    whole_file                  a file that a program writes itself
-    staged_folder               a folder, or some files of one that is there, exchanged for those before
-    staging_folder              a hidden place for work of a target, which is gone afterwards
-    append_json_line, sync      a line more in a log; onto the disk
-    sweep, undo_exchange        what a kill has left: removed by the next writer, put back for a reader
+    whole_file                  a file that another program writes
+    staged_folder               a folder, or some files of an existing one, exchanged for those before
+    staging_folder              a hidden place for temporary files of a target, removed afterwards
+    append_json_line, sync      append a line to a log; flush to disk
+    sweep, undo_exchange        remnants of a kill: removed by the next writer, restored for a reader
 
-`hidden` tells of the names, `exchange` of files that are exchanged in a folder.
+`hidden` defines the names, `exchange` exchanges files in a folder.
 """
 
 from vggt_int8.files.hidden import sweep, undo_exchange

@@ -1,8 +1,8 @@
-"""Swap files of a folder for new ones by renames alone, so that a swap that was cut short can be undone.
+"""Exchanges files of a folder for new ones by renames only, so that an interrupted exchange can be undone.
 
-The new files lie in `staging/new`, inside the folder; the old ones go to `staging/old`. A journal beside these says
-what was to come. It is believed only where it was written: folders travel, as downloaded checkpoints do, with whatever
-hidden folders somebody has put into them, and a copy has other inode numbers than the journal names.
+The new files are in `staging/new`, inside the folder; the old ones go to `staging/old`. A journal beside these lists
+the new entries. It is only trusted where it was written: folders travel, as downloaded checkpoints do, with whatever
+hidden folders somebody has put into them, and a copy has other inode numbers than the journal states.
 """
 
 import json

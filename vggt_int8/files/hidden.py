@@ -1,7 +1,7 @@
-"""Hidden names, `.NAME.partial-xxxxxxxx`: who holds one, and sweeping away those that nobody holds.
+"""Hidden names, `.NAME.partial-xxxxxxxx`: which are in use, and removal of those that are not.
 
-The descriptor of what has such a name is locked (`flock`) for as long as its writer lives. What a kill leaves behind is
-therefore known by its free lock, and the next writer of the same target sweeps it away, however long ago that was and
+The descriptor of such a file or folder is locked (`flock`) as long as its writer lives. What a kill leaves behind is
+therefore recognized by its free lock, and the next writer of the same target removes it, however long ago that was and
 whoever else writes.
 """
 

@@ -1,4 +1,4 @@
-"""Whole folders or none: filled under a hidden name, then renamed, or exchanged for what is there, file by file."""
+"""Whole folders or none: filled under a hidden name, then renamed, or exchanged with an existing one, file by file."""
 
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -21,23 +21,23 @@ def staged_folder(
     owned: Callable[[Path], Collection[str]] | None = None,
     needed: float = 0,
 ) -> Iterator[Path]:
-    """Give an empty folder to write into; on success its content becomes `out`, on any error nothing stays.
+    """Yields an empty folder to write into. On success its content becomes `out`; on any error nothing remains.
 
-    entries: the names that this kind of output may have at its top level. The last of them tells that the output is
-    complete: it is the first to go and the last to come. A function, if they depend on what is there, is asked
-        when no other exchange is at work.
-    overwrite: True replaces these in an existing folder, old ones that the new run lacks included, and leaves all
-    other files alone. None: the caller offers no overwriting, so the message does not either.
+    entries: the names that this kind of output may have at its top level. The last of them marks the output as
+        complete: it is removed first and added last. A function, if they depend on what exists, is called while no
+        other exchange is running.
+    overwrite: True replaces these in an existing folder, including old ones that the new run lacks, and leaves all
+        other files alone. None: the caller offers no overwriting, so the message does not either.
     owned: of an existing folder, the files (relative, with `/`) that may be replaced, since this program wrote them,
-    and links as "name -> target".
-    needed: roughly the bytes to come.
+        and links as "name -> target".
+    needed: estimate of the bytes to be written.
 
     A kill leaves the old content or the new one; or, between two renames, one without its last entry, which the next
-    call for this `out` puts back to the old content.
+    call for this `out` restores to the old content.
 
-    Raises FileExistsError if `out` is a file, or holds anything and `overwrite` is False, or has in one of the entries
-    a file that is not owned; other OSErrors that name it where it cannot be written. The checks come first, so enter
-    this before any long computation.
+    Raises FileExistsError if `out` is a file, or is not empty and `overwrite` is False, or has a file that is not owned
+    in one of the entries; other OSErrors that name it if it cannot be written. These checks come first, so enter this
+    before any long computation.
     """
     out = Path(out).expanduser()
     check_place(out)

@@ -1,4 +1,4 @@
-"""Whole files or none: text, bytes and JSON, written under a hidden name and renamed; and lines added to a log."""
+"""Whole files or none: text, bytes and JSON, written under a hidden name and renamed; and lines appended to a log."""
 
 import errno
 import json

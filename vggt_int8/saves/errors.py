@@ -2,4 +2,4 @@
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit the model or is damaged. Nothing of it was loaded."""
+    """A checkpoint that does not fit the model or is corrupted. Nothing of it was loaded."""

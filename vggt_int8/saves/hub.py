@@ -1,6 +1,6 @@
-"""Whether the Hub can be asked at all, found out once and early.
+"""Checks once and early whether the Hub can be reached at all.
 
-Its library tries a server that does not answer six times, 23 seconds in all, for every file of a model.
+Its library retries an unresponsive server six times, 23 seconds in total, for every file of a model.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,13 @@ _FIRST_FILES = ("config.json", SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 def check_hub(source: str, options: Mapping[str, Any], filename: str | None = None) -> None:
-    """Raise `CheckpointError` for a Hub id of which nothing is in the cache, if the Hub is not to be asked or silent.
+    """Raise `CheckpointError` for a Hub id without anything in the cache, if the Hub is disabled or unresponsive.
 
-    options: those of `from_pretrained`. filename: the one file that is wanted; None: a whole model. What is in the
-    cache is asked for without tries, so that loads as before. A Hub that answers anything at all is left to its own
-    library, which says best what is wrong with a name or a token.
+    options: those of `from_pretrained`.
+    filename: the single file that is wanted; None for a whole model.
+
+    Cached models load without any request. If the Hub responds at all, its own library explains best what is wrong with
+    a name or a token.
     """
     if not options.get("force_download") and _is_cached(
         source, options, _FIRST_FILES if filename is None else (filename,)

@@ -1,8 +1,8 @@
 """The licence of weights, as their source states it: in its model card, or in the header of a safetensors file.
 
-Quantizing changes no licence, so what is stated goes into config.json, and into the card of what is made of the
-weights. What no source states is not known: nothing is concluded from names and shapes, which checkpoints under
-different licences share.
+Quantization does not change a licence, so the stated one goes into config.json, and into the card of derived weights.
+If no source states one, it is unknown: nothing is inferred from names and shapes, which checkpoints under different
+licences share.
 """
 
 import warnings

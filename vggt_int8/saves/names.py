@@ -1,4 +1,4 @@
-"""Names of models, looked at before the Hub is asked: a path that is not there costs no half a minute of tries."""
+"""Checks model names before the Hub is asked: a missing path should not cost half a minute of retries."""
 
 import os
 import re
@@ -15,17 +15,17 @@ from vggt_int8.saves.plain_files import SINGLE_FILES, check_readable
 
 
 def check_source(source: str, options: Mapping[str, Any], filename: str | None = None) -> None:
-    """Raise `CheckpointError` for a name that is neither there nor one that the Hub could know, and where there is no
-    Hub to ask.
+    """Raise `CheckpointError` for a name that neither exists nor could be a Hub id, and if the Hub is needed but
+    unavailable.
 
-    options, filename: as in `check_hub`. A path is asked of nobody.
+    options, filename: as in `check_hub`. Paths cause no request.
     """
     if is_hub_id(source, options.get("subfolder")):
         check_hub(source, options, filename)
 
 
 def is_hub_id(source: str, subfolder: str | None = None) -> bool:
-    """Whether a model's name is one that the Hub could know, which is not asked; False for a file or folder.
+    """Whether a model's name could be a Hub id, without any request; False for a file or folder.
 
     Raises `CheckpointError` for a name that is neither, and for a file or folder that cannot be read.
     """

@@ -1,6 +1,7 @@
-"""Pickled state dicts (`.pt`, `.pth`, `.bin`, `.ckpt`): tensors alone, where a training program put them.
+"""Pickled state dicts (`.pt`, `.pth`, `.bin`, `.ckpt`): tensors only, wherever a training program put them.
 
-Objects in a pickle can run code when they are opened, so PyTorch's reader for weights alone opens it, or nothing does.
+Objects in a pickle can run code when they are loaded, so it is opened with PyTorch's `weights_only` reader or not at
+all.
 """
 
 import pickle
@@ -18,16 +19,16 @@ from vggt_int8.placeholders import LOOKED_AT, placeholder
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.plain_files import check_plain_file
 
-# Where training programs put the state dict beside other things: Lightning, scripts, DeepSpeed.
+# Where training programs nest the state dict: Lightning, scripts, DeepSpeed.
 _WRAPS = ("state_dict", "model_state_dict", "model", "module")
 # What PyTorch's reader says of objects that it does not make; "Unsupported operand" alone is damage.
 _OTHER_OBJECTS = re.compile(r"GLOBAL|unrecognized function|Can only|unsupported (?:class|persistent)", re.IGNORECASE)
 
 
 def load_pickle(file: str) -> dict[str, Tensor]:
-    """The tensors of a file, memory-mapped where it can be; of one level of {"state_dict": ...} or {"model": ...}.
+    """The tensors of a file, memory-mapped if possible; also from one level of {"state_dict": ...} or {"model": ...}.
 
-    Raises `CheckpointError` for a file that is not there or not readable, and for one that holds anything else.
+    Raises `CheckpointError` for a file that is missing or not readable, and for one that holds anything else.
     """
     content = _open(file)
     if not isinstance(content, Mapping):

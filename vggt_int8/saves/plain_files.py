@@ -1,6 +1,6 @@
-"""Files that a checkpoint consists of, looked at before they are read: there, plain files, inside their folder, small.
+"""Checks the files of a checkpoint before they are read: they exist, are regular files inside their folder, and small.
 
-What is missing, what may not be read and what is no file are three things, and none of them is damage.
+Missing, unreadable and not a regular file are three different errors, and none of them is corruption.
 """
 
 import json

@@ -1,9 +1,9 @@
 """The id that ties the files of one save together, and the digests of their contents.
 
-An id stands in `config.json` (`"save": {"id": …, "sha256": {file: digest}}`), in the header of every safetensors file
-and in the index of shards, and is compared whenever a checkpoint is loaded: files of two saves are never loaded as one
-model. It is made from the contents, so that saving the same model again writes the same bytes. Checkpoints without any
-id (format 1, other people's) are not compared. Digests are compared when it is asked for (`verify=True`): that reads
+An id is stored in `config.json` (`"save": {"id": …, "sha256": {file: digest}}`), in the header of every safetensors
+file and in the index of shards, and is compared whenever a checkpoint is loaded: files of two saves are never loaded as
+one model. It is computed from the contents, so that saving the same model again writes the same bytes. Checkpoints
+without an id (format 1, other people's) are not compared. Digests are compared on request (`verify=True`), which reads
 every byte.
 """
 

@@ -1,7 +1,7 @@
-"""Loading a checkpoint while somebody saves into its folder: the old one or the new one, never files of both.
+"""Loading a checkpoint while another process saves into its folder: the old one or the new one, never a mixture.
 
-A save exchanges files by renames, which a reader that opens them one after the other can fall between. So it looks at
-what lies there before and after.
+A save exchanges files by renames, between which a reader that opens one file after another can fall. So the state of
+the folder is compared before and after.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ Loaded = TypeVar("Loaded")
 
 
 def load_settled(source: str, subfolder: str | None, load: Callable[[], Loaded]) -> Loaded:
-    """What `load` makes of a folder or file that stays as it is meanwhile; if it does not, `load` is called once more.
+    """The result of `load`, if the folder or file does not change meanwhile; otherwise `load` is called once more.
 
-    Raises `CheckpointError` if it has changed then, too; what `load` raises otherwise.
+    Raises `CheckpointError` if it has changed again; otherwise what `load` raises.
     """
     for _ in range(2):
         before = _state(Path(source), subfolder)

@@ -1,4 +1,4 @@
-"""Put a finished save in its place, so that what was there before is whole until then."""
+"""Moves a finished save to its destination, such that the previous content stays whole until then."""
 
 import os
 import re

@@ -5,7 +5,7 @@ truth's unit; delta_125 the percentage of pixels within a factor of 1.25 of the 
 Prediction from a Single Image", 2014). All valid pixels of a scene's views count alike; every scene counts alike.
 
 The prediction is aligned to the truth first, once a scene and not once a view:
-- "none": as it is, for predictions in the truth's own unit;
+- "none": unchanged, for predictions in the truth's own unit;
 - "scale": times the median of truth / prediction;
 - "scale_shift": a · prediction + b of least squared difference from the truth (of depth itself, not of its inverse).
 """

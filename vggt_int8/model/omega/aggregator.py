@@ -1,4 +1,6 @@
-"""The aggregator: attention inside each frame, then between frames, of all tokens or of camera and registers alone."""
+"""The aggregator: attention inside each frame, then between frames, among all tokens or only camera and register
+tokens.
+"""
 
 from collections.abc import Collection
 
@@ -15,10 +17,10 @@ from vggt_int8.shards import FrameShard
 
 
 class OmegaAggregator(nn.Module):
-    """Images [B, S, 3, H, W] in [0, 1] -> tokens of the layers asked for, {layer: [B, S, P, 2C]}.
+    """Images [B, S, 3, H, W] in [0, 1] -> tokens of the requested layers, {layer: [B, S, P, 2C]}.
 
-    A frame's P tokens are: camera token, registers, then the patches row by row. A layer is one frame block and one
-    block between frames; its output is both results side by side.
+    The P tokens of a frame are the camera token, the registers, and the patches row by row. A layer is one frame block
+    and one inter-frame block; its output is the concatenation of both results.
     """
 
     def __init__(self, config: VGGTOmegaConfig) -> None:
@@ -47,7 +49,7 @@ class OmegaAggregator(nn.Module):
         descriptors: bool = False,
         shard: FrameShard | None = None,
     ) -> dict[int, Tensor]:
-        """Arguments and result as of VGGT's `Aggregator`."""
+        """Arguments and result as in VGGT's `Aggregator`."""
         attention = attention or GlobalAttention.of(len(self.inter_frame_blocks))
         batch, frames, _, height, width = images.shape
         has_first = shard is None or shard.has_first
@@ -66,9 +68,9 @@ class OmegaAggregator(nn.Module):
     def between_frames(
         self, layer: int, tokens: Tensor, scenes: int, attention: GlobalAttention, shard: FrameShard | None = None
     ) -> Tensor:
-        """[B * S, P, C] of so many scenes -> the same shape, without positions.
+        """Tokens [B * S, P, C] of several scenes -> the same shape, without positions.
 
-        In a register layer patches neither see nor are seen, and stay as they are.
+        In a register layer, patches neither attend nor are attended to, and do not change.
         """
         block = self.inter_frame_blocks[layer]
         if layer not in self.register_layers:

@@ -21,7 +21,7 @@ def token_blocks(config: VGGTOmegaConfig, depth: int, heads: int) -> nn.Sequenti
 class OmegaCameraHead(nn.Module):
     """Camera and register tokens [B, S, 1 + R, 2C] -> pose encodings [B, S, 9] fp32.
 
-    Translation 3, quaternion 4 (x, y, z, w), field of view 2 (height, width; radians), as VGGT's.
+    Translation 3, quaternion 4 (x, y, z, w), field of view 2 (height, width; radians), as in VGGT.
     """
 
     def __init__(self, config: VGGTOmegaConfig) -> None:
@@ -34,7 +34,7 @@ class OmegaCameraHead(nn.Module):
 
     @property
     def pose_output(self) -> nn.Linear:
-        """What writes the poses."""
+        """The linear that writes the poses."""
         last = self.camera_branch[2]
         assert isinstance(last, nn.Linear)
         return last

@@ -15,7 +15,7 @@ STORAGE_TOKENS = 4  # of the encoder, beside its class token
 TEXT_BLOCKS, TEXT_HEADS = 4, 16
 MAP_STRIDE = 4  # image pixels per pixel of the dense head's maps, before the pixel shuffle: patch_size / 4
 
-# field -> the largest value that a network can sensibly have.
+# field -> the largest plausible value.
 _MOST = {
     "img_size": 16384,
     "patch_size": 512,
@@ -35,19 +35,19 @@ _MOST = {
 @with_plain_errors
 @strict
 class VGGTOmegaConfig(NetworkConfig):
-    """Sizes and switches of a VGGT-Ω network. Impossible values raise ValueError, naming the field and the value.
+    """Sizes and switches of a VGGT-Ω network. Invalid values raise ValueError, naming the field and the value.
 
-    img_size: resolution that images are brought to (see `vggt_int8.images`); any whole number of patches works.
-    patch_size: of the image encoder; depth is predicted `patch_size / 4` by `patch_size / 4` pixels at a time.
-    embed_dim: token width C. The heads read both halves of a layer side by side, so 2C wide.
-    encoder_depth, depth: blocks of the image encoder; (frame block, block between frames) pairs of the aggregator.
+    img_size: resolution to which images are resized (see `vggt_int8.images`); any whole number of patches works.
+    patch_size: of the image encoder; depth is predicted in blocks of `patch_size / 4` by `patch_size / 4` pixels.
+    embed_dim: token width C. The heads read both halves of a layer concatenated, 2C wide.
+    encoder_depth, depth: blocks of the image encoder; (frame block, inter-frame block) pairs of the aggregator.
     mlp_ratio: hidden width of the MLPs relative to their block's width, in all blocks.
     camera_depth, camera_num_heads: blocks of the camera head, 2C wide, and their attention heads.
-    register_layers: layers in whose second block only camera and register tokens see one another.
+    register_layers: layers whose second block only processes camera and register tokens.
     dpt_layers: the four layers that the dense head reads, from fine to coarse.
-    dpt_out_channels: channels of those four after their projection; dpt_features: channels after fusion.
-    enable_*: a head that is switched off has no module and no weights. The text head is only in the public checkpoint
-        for images of 256 pixels.
+    dpt_out_channels, dpt_features: channels of those four after their projection; channels after fusion.
+    enable_camera, enable_depth, enable_text: a disabled head has no module and no weights. Only the public checkpoint
+        for images of 256 pixels has the text head.
     """
 
     kind = "VGGT-Omega"
@@ -103,7 +103,7 @@ class VGGTOmegaConfig(NetworkConfig):
         self._check_parameters(self.least_parameters())
 
     def least_parameters(self) -> int:
-        """Number of weights in the matrices and kernels of a network: at most 3 % less than all its parameters."""
+        """Number of weights in matrices and kernels: a lower bound, at most 3 % below the number of parameters."""
         dim = self.embed_dim
         count = 3 * self.patch_size**2 * dim + 2 * self.num_register_tokens * dim
         count += (self.encoder_depth + 2 * self.depth) * block_parameters(dim, self.mlp_ratio)

@@ -1,6 +1,6 @@
-"""Layers with a buffer of constants in the checkpoint, and the linear without a bias for keys, which is one.
+"""Layers with a buffer of constants in the checkpoint, among them the linear without a bias for keys.
 
-They stand apart from the network's other layers because quantization knows them, and must not load transformers.
+They are separate from the network's other layers because quantization uses them without importing transformers.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class ConstantBuffer(nn.Module):
-    """Base of a layer with a buffer of constants, which is in the checkpoint and which `forward` does not read.
+    """Base of a layer with a buffer of constants that is in the checkpoint and that `forward` does not read.
 
-    So a loader that leaves buffers uninitialised does no harm, and neither does one that rounds them. Other constants
-    in a checkpoint would be another network: loading them by `load_state_dict` raises, and `holds` finds them.
+    Loaders that leave buffers uninitialized, or round them, therefore do no harm. Other constants in a checkpoint
+    belong to another network: `load_state_dict` raises for them, and `holds` detects them.
     """
 
     buffer: ClassVar[str]
@@ -24,7 +24,7 @@ class ConstantBuffer(nn.Module):
         raise NotImplementedError
 
     def holds(self, values: Tensor) -> bool:
-        """Whether a buffer has these constants, as far as bfloat16 has them."""
+        """Whether a buffer has these constants, to the precision of bfloat16."""
         want = self.constants(values.device)
         return values.shape == want.shape and torch.allclose(values.float(), want, rtol=2**-8, atol=0)
 
@@ -40,7 +40,7 @@ class ConstantBuffer(nn.Module):
 class KeylessBiasLinear(nn.Linear, ConstantBuffer):
     """Queries, keys and values [..., 3C] of tokens [..., C]; the bias has no part for keys.
 
-    The checkpoint holds something in its place, and `bias_mask`, a mask of ones, zeros and ones.
+    The checkpoint has unused values there, and `bias_mask`, a mask of ones, zeros and ones.
     """
 
     buffer = "bias_mask"
@@ -54,7 +54,7 @@ class KeylessBiasLinear(nn.Linear, ConstantBuffer):
         return torch.tensor([1.0, 0.0, 1.0], device=device).repeat_interleave(self.out_features // 3)
 
     def effective_bias(self) -> Tensor:
-        """[3C]: what is added to the product."""
+        """[3C]: the bias with the mask applied."""
         query, key, value = self.bias.chunk(3)
         return torch.cat([query, torch.zeros_like(key), value])
 

@@ -1,4 +1,4 @@
-"""The depth head: the dense head's maps at a quarter of the size, and a pixel shuffle for the rest."""
+"""The depth head: dense maps at a quarter of the size, and a pixel shuffle to full size."""
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,9 @@ class OmegaDenseHead(Pyramid):
         return torch.cat(depths, dim=1), torch.cat(confidences, dim=1)
 
     def run_chunk(self, patches: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Four times [B, s, P, 2C] -> depth [B, s, H, W, 1], confidence [B, s, H, W].
+        """Four tensors [B, s, P, 2C] -> depth [B, s, H, W, 1], confidence [B, s, H, W].
 
-        Exponentials leave fp16's range: an fp32 island.
+        An fp32 island, since exponentials exceed fp16's range.
         """
         maps = self.maps(patches, image_size, uv=True)
         x = add_uv_embedding(self.scratch(*maps), image_size)

@@ -13,7 +13,7 @@ from vggt_int8.model.omega.layers import AxialPeriods, OmegaAttention, axial_rop
 
 
 class OmegaEncoder(nn.Module):
-    """Normalised images [F, 3, H, W] -> normalised patch tokens [F, H/p * W/p, C]; each frame by itself."""
+    """Normalized images [F, 3, H, W] -> normalized patch tokens [F, H/p * W/p, C]; frames are independent."""
 
     def __init__(self, config: VGGTOmegaConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class OmegaEncoder(nn.Module):
         return self.norm(x[:, self.num_special :])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised images [F, 3, H, W] -> tokens [F, P, C]: the class token and others, then the patches."""
+        """Normalized images [F, 3, H, W] -> tokens [F, P, C]: class token and registers, then the patches."""
         patches = self.patch_embed(images)
         special = torch.cat([self.cls_token, self.storage_tokens], dim=1).to(patches)
         return torch.cat([special.expand(len(patches), -1, -1), patches], dim=1)

@@ -1,4 +1,4 @@
-"""What VGGT-Ω's blocks have of their own: attention without a bias for keys, rotary embeddings of patches alone."""
+"""What differs in VGGT-Ω's blocks: attention without a bias for keys, rotary embeddings of patches only."""
 
 import math
 
@@ -13,9 +13,9 @@ ROPE_BASE = 100.0
 
 
 class AxialPeriods(ConstantBuffer):
-    """Holds `periods` [D/4], wave lengths of the rotary embedding, under the checkpoint's name.
+    """Holds `periods` [D/4], wavelengths of the rotary embedding, under the checkpoint's name.
 
-    `axial_rope_table` computes them in fp32: those stored in fp16 would move tokens by 1e-5.
+    `axial_rope_table` computes them in fp32: those stored in fp16 would change tokens by 1e-5.
     """
 
     buffer = "periods"
@@ -39,8 +39,8 @@ def axial_periods(head_dim: int, device: torch.device | None = None) -> Tensor:
 def axial_rope_table(height: int, width: int, head_dim: int, *, device: torch.device) -> Tensor:
     """[2, height * width, D]: cosine and sine for a frame's patches, row by row.
 
-    A patch sits at its centre, divided by the longer side of the grid and mapped to [-1, 1]. The first quarter of the
-    D channels turns with the row, the second with the column, and channel i is paired with channel i + D/2.
+    A patch is at its center, divided by the longer side of the grid and mapped to [-1, 1]. The first quarter of the D
+    channels rotates with the row, the second with the column, and channel i is paired with channel i + D/2.
     """
     longer = max(height, width)
     row, column = (
@@ -53,9 +53,10 @@ def axial_rope_table(height: int, width: int, head_dim: int, *, device: torch.de
 
 
 def apply_axial_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn queries or keys. x [F, H, P, D] of one frame each, rope [2, N, D] fp32 of its last N tokens -> like x.
+    """Rotate queries or keys. x [F, H, P, D] of one frame each, rope [2, N, D] fp32 of its last N tokens -> like x.
 
-    The tokens before them have no position. The fp32 table makes this an fp32 island: it is rounded to x's dtype once.
+    The tokens before them have no position. The fp32 table makes this an fp32 island: the result is rounded to x's
+    dtype once.
     """
     cos, sin = rope.unbind(0)
     special, patches = x.split([x.shape[-2] - cos.shape[-2], cos.shape[-2]], dim=-2)

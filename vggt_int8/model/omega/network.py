@@ -1,7 +1,7 @@
 """VGGT-Ω: cameras and depth of a scene from its images, and tokens that describe it, in one forward pass.
 
-Written from the names and shapes of the public checkpoints' state dicts (`facebook/VGGT-Omega`), which this network's
-are, and from outputs of the public code (tests/data/parity_omega). Dtypes, fp32 islands and compilation are as in
+Written from the names and shapes of the public checkpoints' state dicts (`facebook/VGGT-Omega`), which this network
+shares, and from outputs of the public code (tests/data/parity_omega). Dtypes, fp32 islands and compilation are as in
 `vggt_int8.model.vggt`.
 """
 
@@ -36,15 +36,15 @@ HEADS = {"camera": "camera_head", "depth": "dense_head", "text": "text_alignment
 
 @dataclass
 class VGGTOmegaOutput(ModelOutput):
-    """What VGGT-Ω predicts, in fp32. Fields of heads that did not run are None, and missing as keys.
+    """The predictions of VGGT-Ω, in fp32. Fields of heads that did not run are None, and absent as keys.
 
-    B scenes, S frames, H x W pixels, R registers. The first frame's camera is the world frame; scale is relative.
+    B scenes, S frames, H x W pixels, R registers. The world frame is the first frame's camera; scale is relative.
 
     pose_enc, extrinsic, intrinsic, depth, depth_conf, images: as in `VGGTOutput`.
-    camera_and_register_tokens: [B, S, 1 + R, 2C], of the last layer: a short description of frames and scene.
-    text_alignment_embedding: [B, 2C], of length 1: to be compared with embeddings of text by their inner product.
-    text_alignment_token: [B, 2C]: the token that it is made of.
-    descriptor: as in `VGGTOutput`, on request.
+    camera_and_register_tokens: [B, S, 1 + R, 2C], of the last layer: a compact description of frames and scene.
+    text_alignment_embedding: [B, 2C], of unit length, to be compared with text embeddings by inner product.
+    text_alignment_token: [B, 2C], the token that it is computed from.
+    descriptor: as in `VGGTOutput`, if requested.
     """
 
     pose_enc: Tensor | None = None
@@ -72,7 +72,7 @@ class VGGTOmegaOutput(ModelOutput):
 
 
 def layers_read(heads: Collection[str], config: VGGTOmegaConfig) -> frozenset[int]:
-    """Layers of the aggregator whose tokens some heads read; the last one's are an output in any case."""
+    """Aggregator layers whose tokens these heads read; the last layer is always an output."""
     return frozenset({config.depth - 1, *(config.dpt_layers if "depth" in heads else ())})
 
 
@@ -106,16 +106,16 @@ class VGGTOmega(Network):
         verify: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load the network from a file of weights, from one of a Hub repository or folder, or from a saved folder.
+        """Load the network from a weight file, from one in a Hub repository or folder, or from a saved folder.
 
         pretrained_model_name_or_path: a `.pt` or `.safetensors` file, a folder, or a Hub id.
-        filename: of the weights in that folder or repository, such as "vggt_omega_1b_512.pt": the public ones
-            have no config.json. Sizes come from `config=` or fields such as `enable_camera=False`, and are else those
-            of the public checkpoints; heads are those that the file has, and a checkpoint's other heads stay unread.
-        verify, kwargs: as of every network, see `Network.from_pretrained`.
+        filename: of the weights in that folder or repository, such as "vggt_omega_1b_512.pt": the public ones have no
+            config.json. Sizes come from `config=` or fields such as `enable_camera=False`, and by default are those of
+            the public checkpoints; heads are those in the file, and weights of disabled heads are not read.
+        verify, kwargs: as for every network, see `Network.from_pretrained`.
 
-        Pickles are read as tensors alone (`weights_only`). Raises `CheckpointError` for files that are none, ValueError
-        for weights of another network, TypeError for a keyword that would have no effect.
+        Pickles are read with `weights_only`. Raises `CheckpointError` for files that are not weights, ValueError for
+        weights of another network, TypeError for a keyword that would have no effect.
         """
         source = os.path.expanduser(os.fspath(pretrained_model_name_or_path))
         if filename is None and not is_weight_file(source):
@@ -155,14 +155,15 @@ class VGGTOmega(Network):
         """Run the network.
 
         images: [S, 3, H, W] or [B, S, 3, H, W], RGB in [0, 1]; H and W multiples of the patch size.
-        heads: which heads run, of "camera", "depth", "text"; None: all that the model has.
-        frames_chunk_size: frames that the dense head works on at a time (None: all). Less memory, same result.
-        global_attention, keyframes: as of `VGGT.forward`, for the blocks between frames but for those of register
-            layers, which see few tokens anyway.
-        descriptors: give `descriptor`, too, which costs nothing.
+        heads: the heads to run, of "camera", "depth", "text"; None runs all that the model has.
+        frames_chunk_size: frames that the dense head works on at a time (None: all). Smaller values need less memory
+            and give the same result.
+        global_attention, keyframes: as in `VGGT.forward`, for inter-frame blocks except those of register layers, which
+            process few tokens anyway.
+        descriptors: also return `descriptor`, at no cost.
 
-        Raises ValueError or TypeError, naming the value, on inputs that do not fit. On a CPU that includes images that
-        go far beyond [0, 1]; on a GPU values are not read, for that would wait for the device.
+        Raises ValueError or TypeError, naming the value, for invalid inputs. On a CPU this includes images far outside
+        [0, 1]; on a GPU values are not checked, since that would synchronize with the device.
         """
         call = self.checked_call(images, heads, frames_chunk_size, global_attention, keyframes, descriptors)
         if call.images.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
@@ -178,7 +179,7 @@ class VGGTOmega(Network):
         keyframes: int | None = None,
         descriptors: bool = False,
     ) -> Call:
-        """The arguments of `forward`. Raises ValueError or TypeError that names what does not fit."""
+        """A `Call` from the arguments of `forward`. Raises ValueError or TypeError, naming what does not fit."""
         config, moved = self.config, "_hf_hook" in vars(self)  # by accelerate, where the model lies on several devices
         images = checked_images(images, config.patch_size, None if moved else self.aggregator.camera_token.device)
         present = self.present_heads
@@ -191,7 +192,9 @@ class VGGTOmega(Network):
         return layers_read(heads, self.config)
 
     def predict(self, call: Call) -> VGGTOmegaOutput:
-        """The network itself: image encoder and alternating attention make tokens, of which each head reads its own."""
+        """The network itself: image encoder and alternating attention produce tokens, and each head reads those it
+        needs.
+        """
         images, heads = call.images, call.heads
         size = (images.shape[-2], images.shape[-1])
         last = self.config.depth - 1
@@ -223,7 +226,7 @@ class VGGTOmega(Network):
         return tuple(f"aggregator.inter_frame_blocks.{layer}." for layer in sorted(self.config.register_layers))
 
     def check_constants(self, source: str) -> None:
-        """Raise ValueError where a checkpoint's buffers are not the constants that this network computes with."""
+        """Raise ValueError if a checkpoint's buffers are not the constants that this network computes with."""
         for name, module in self.named_modules():
             if isinstance(module, ConstantBuffer):
                 values = module.get_buffer(module.buffer)
