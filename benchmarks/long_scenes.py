@@ -89,7 +89,7 @@ def measure(model: VGGTInt8, frames: int, way: str, repeats: int, cap: float | N
     model.runtime.reset()
     torch.cuda.set_per_process_memory_fraction(1.0)
     driver = {name: after.get(name, 0) - before.get(name, 0) for name in names}
-    return row | {"cap_gb": cap, "driver": driver, "attention": str(report.attention), "plan": str(report.plan)}
+    return row | {"cap_gb": cap, "driver": driver, "attention": report.attention_in_words, "plan": str(report.plan)}
 
 
 def kernels(model: VGGTInt8, frames: int, way: str) -> str:

@@ -21,12 +21,13 @@ class _Output(dict[str, Any]):
 
 class Oracle:
     """bend: radians by which each frame of a call is turned about its camera's y axis, more and more: every window is
-    bent alike, so that a path drifts. wrong: share of the pixels whose depth is nonsense.
+    bent alike, so that a path drifts. wrong: share of the pixels whose depth is nonsense. one_size: for all calls, so
+    that an answer does not depend on those before it.
     """
 
-    def __init__(self, batch: SceneBatch, *, bend: float = 0.0, wrong: float = 0.0) -> None:
+    def __init__(self, batch: SceneBatch, *, bend: float = 0.0, wrong: float = 0.0, one_size: bool = False) -> None:
         self.images, self.extrinsic, self.intrinsic = batch.images[0], batch.extrinsic[0].double(), batch.intrinsic[0]
-        self.depth, self.bend, self.wrong = batch.depth[0], bend, wrong
+        self.depth, self.bend, self.wrong, self.one_size = batch.depth[0], bend, wrong, one_size
         self.config = SimpleNamespace(img_size=self.images.shape[-1], patch_size=14)
         self.device = torch.device("cpu")
         self.calls: list[list[int]] = []
@@ -35,7 +36,7 @@ class Oracle:
         known = self.images.flatten(1)
         indices = [int((known - image.flatten()).abs().sum(1).argmin()) for image in images]
         self.calls.append(indices)
-        size = 1 + 0.1 * (len(self.calls) % 5)
+        size = 1.0 if self.one_size else 1 + 0.1 * (len(self.calls) % 5)
         first = invert_extrinsic(self.extrinsic[indices[0]]).expand(len(indices), 3, 4)
         extrinsic = compose_extrinsics(self.extrinsic[indices], first)
         angle = self.bend / 2 * torch.arange(len(indices), dtype=torch.float64)

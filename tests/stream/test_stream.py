@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.kills import killed_before
 from tests.stream.oracle import Oracle
 from vggt_int8.eval.metrics import trajectory_error
 from vggt_int8.scenes import SceneBatch, render_scenes, scene_seeds
@@ -117,6 +120,52 @@ def test_a_stream_that_was_stopped_goes_on_and_gives_the_same(batch: SceneBatch,
     calls = len(model.calls)
     assert list(Stream(model, rest, window=8, overlap=3, folder=cut)) == []  # it has come to its end
     assert len(model.calls) == calls
+
+
+@pytest.mark.slow
+def test_a_kill_before_any_change_of_the_folder_costs_a_window_at_most(batch: SceneBatch, tmp_path: Path) -> None:
+    """Three windows and their loops, killed before each step; what was finished is kept, and the end is the same."""
+    frames = pictures(batch)[:9]
+
+    def stream(folder: Path, model: Oracle | None = None) -> Stream:
+        return Stream(model or Oracle(batch, one_size=True), frames, window=4, overlap=2, folder=folder)
+
+    list(whole := stream(tmp_path / "whole"))
+    finished = set()
+    for moment in count():
+        folder, model = tmp_path / "cut", Oracle(batch, one_size=True)
+        came = killed_before(moment, lambda: list(stream(folder)))  # noqa: B023
+        done = len(list(folder.glob("windows/*/window.json")))
+        list(again := stream(folder, model))
+        assert torch.equal(rejoined(again), rejoined(whole)), moment
+        assert again.report.seams == whole.report.seams
+        assert again.report.loops == whole.report.loops
+        assert len(model.calls) <= len(whole.report.loops) + whole.report.windows - done
+        finished.add(done)
+        shutil.rmtree(folder)
+        if not came:
+            break
+    assert finished == set(range(whole.report.windows + 1))
+
+
+def test_frames_that_fail_midway_cost_no_finished_window(batch: SceneBatch, tmp_path: Path) -> None:
+    """Those of a window that is not whole wait: another cut would be another result."""
+    options: dict[str, Any] = {"window": 4, "overlap": 2, "loops": False}
+
+    def failing(skip: int) -> Iterator[np.ndarray]:
+        yield from pictures(batch)[skip:11]
+        raise OSError("the camera is gone")
+
+    whole = Stream(Oracle(batch, one_size=True), pictures(batch), folder=tmp_path / "whole", **options)
+    wanted, came = list(whole), list[int]()
+    model, options["folder"] = Oracle(batch, one_size=True), tmp_path / "cut"
+    for _ in range(2):
+        with pytest.raises(OSError, match="the camera is gone"):
+            came.extend(frame.index for frame in Stream(model, failing, **options))
+        assert came == list(range(10))
+    second = Stream(model, lambda skip: pictures(batch)[skip:], **options)
+    assert [frame.index for frame in second] == list(range(10, FRAMES))
+    assert torch.equal(rejoined(second), trajectory(wanted))
 
 
 def test_a_stream_gives_its_frames_once(batch: SceneBatch) -> None:
