@@ -122,6 +122,7 @@ def test_a_budget_beyond_reach_leaves_the_ranking(
 ) -> None:
     common = ("sensitivity", small, *photos, "-o", folder / "ranked", *CPU)
     assert "--size-mb 0.001 cannot be met: the least is" in cli(*common, "--size-mb", 0.001, code=2)
+    assert "1000 MB leaves nothing to quantize: recipe fp16 is what fits" in cli(*common, "--size-mb", 1000, code=2)
     assert json.loads((folder / "ranked" / "sensitivity.json").read_text())["units"] == ranked["units"]
 
 

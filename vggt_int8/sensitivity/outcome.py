@@ -7,10 +7,10 @@ from torch import nn
 
 from vggt_int8.recipe import Recipe
 from vggt_int8.sensitivity import measures
-from vggt_int8.sensitivity.budget import bytes_of, within_error, within_size
+from vggt_int8.sensitivity.budget import BudgetError, bytes_of, within_error, within_size
 from vggt_int8.sensitivity.measures import Errors, largest, together
 from vggt_int8.sensitivity.tables import Row, candidates
-from vggt_int8.sensitivity.units import BASE, Unit, other_bytes
+from vggt_int8.sensitivity.units import BASE, KEEP, Unit, other_bytes
 from vggt_int8.sensitivity.written import chosen_recipe
 
 
@@ -47,7 +47,7 @@ def decide(
 ) -> Outcome:
     """rows: of `tables.ranking`. stored: errors of storing floats in fp16, which every recipe has. by: what units are.
 
-    Raises `budget.BudgetError` with the least that can be.
+    Raises `budget.BudgetError` with the least that can be, or if all that fits is floats.
     """
     table, others = candidates(rows), other_bytes(model, units)
     if budget.error is not None:
@@ -56,8 +56,11 @@ def decide(
         assert budget.size is not None
         found = within_size(table, budget.size, others)
     chosen = {unit.name: found[unit.name].choice for unit in units}
-    more_exact = sum(choice != BASE for choice in chosen.values())
     wish = f"an error of {budget.error:g}" if budget.error is not None else f"{(budget.size or 0) / 1e6:g} MB"
+    if set(chosen.values()) == {KEEP}:
+        floats = f"{bytes_of(found, others) / 1e6:.4g} MB"
+        raise BudgetError(f"{wish} leaves nothing to quantize: recipe fp16 is what fits, in {floats}; or ask for less")
+    more_exact = sum(choice != BASE for choice in chosen.values())
     about = f"As {base.name}, with {more_exact} of {len(units)} {by}s more exact, for {wish}."
     recipe = chosen_recipe(model, base, units, chosen, by=by, name=name, about=about)
     errors = together([stored, *(candidate.errors for candidate in found.values())])

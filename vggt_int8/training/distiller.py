@@ -23,6 +23,8 @@ from vggt_int8.training.qat_config import QatConfig
 from vggt_int8.training.views import Source, Views
 
 NOT_DISTILLED = {"track", "text"}  # heads whose outputs no loss reads: they are quantized as they are
+# Settings that say what a loss of the validation is: losses before and after another one could not be compared.
+MEASURE = {"validation.scenes", "validation.views", "validation.frames_per_batch", "data.size", "data.supersample"}
 
 
 class Distiller(Loop):
@@ -131,22 +133,8 @@ class Distiller(Loop):
         return self.best
 
     def check_resumable(self, facts: dict[str, Any]) -> None:
-        for key, now in self.origin.items():
-            before = facts.get("origin", {}).get(key) if isinstance(facts.get("origin"), dict) else None
-            if before != now and key != "data":
-                raise ValueError(
-                    f"{self.checkpoint} is of another {key} ({shown(before)}, not {shown(now)}): go on with what it "
-                    "was made of, or name another --out"
-                )
-        stored = facts.get("config")
-        if not isinstance(stored, dict):
-            raise ValueError(
-                f"{self.checkpoint / 'trainer.json'} is damaged: its config is {shown(stored)}, not a table"
-            )
-        before, now = settings_of(stored), settings_of(_as_json(asdict(self.config)))
-        for key in sorted(now):
-            if before.get(key) != now[key]:
-                self.console.print(f"{key} was {before.get(key)}, is {now[key]} from here on", highlight=False)
+        for line in changes_since(facts, self.checkpoint, self.origin, self.config):
+            self.console.print(line, highlight=False)
 
     def remembered(self) -> dict[str, Any]:
         return {"origin": self.origin}
@@ -158,6 +146,32 @@ class Distiller(Loop):
         if not all(isinstance(facts.get(key), int | float) for key in ("loss", "start_loss")):
             raise ValueError(f"{self.best_folder / 'trainer.json'} is damaged: it has no loss")
         return {key: facts[key] for key in ("step", "loss", "start_loss")}
+
+
+def changes_since(facts: dict[str, Any], checkpoint: Path, origin: dict[str, Any], config: QatConfig) -> list[str]:
+    """What is set otherwise for a run that goes on from a checkpoint with these facts, in words.
+
+    Raises ValueError if the checkpoint is of another run, or if losses of the validation could not be compared with
+    those before, by which the best weights are chosen.
+    """
+    way_out = "go on with what it was made of, or name another --out"
+    made_of = facts.get("origin")
+    for key, now in origin.items():
+        before = made_of.get(key) if isinstance(made_of, dict) else None
+        if before != now:
+            raise ValueError(f"{checkpoint} is of another {key} ({shown(before)}, not {shown(now)}): {way_out}")
+    stored = facts.get("config")
+    if not isinstance(stored, dict):
+        raise ValueError(f"{checkpoint / 'trainer.json'} is damaged: its config is {shown(stored)}, not a table")
+    before, now = settings_of(stored), settings_of(_as_json(asdict(config)))
+    changed = [key for key in sorted(now) if before.get(key) != now[key]]
+    for key in changed:
+        if key in MEASURE or key.startswith("loss."):
+            raise ValueError(
+                f"{key} was {shown(before.get(key))} in {checkpoint}, is {shown(now[key])}: losses of the validation, "
+                f"by which the best weights are chosen, could not be compared. {way_out[0].upper()}{way_out[1:]}"
+            )
+    return [f"{key} was {before.get(key)}, is {now[key]} from here on" for key in changed]
 
 
 def choose_parameters(network: AnyNetwork, config: QatConfig) -> None:

@@ -30,7 +30,8 @@ from vggt_int8.quant.plan import LayerPlan, make_plan, recipe_for
 from vggt_int8.quant.quantize import plan_module
 from vggt_int8.quant.smoothing import fold_
 from vggt_int8.recipe import Recipe, load_recipe
-from vggt_int8.training.distiller import Distiller
+from vggt_int8.training.checkpoint import read_facts
+from vggt_int8.training.distiller import Distiller, changes_since
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
 from vggt_int8.training.qat_config import QatConfig, read_table, settings_for
@@ -99,8 +100,11 @@ def train_qat(
     begun = replace(recipe, rounding=settings.start) if recipe.activations_asked - {""} else recipe
     if calibration is None and begun.needs_calibration:
         calibration = source.calibration(settings, recipe.calibration_samples)
-    student, found = prepare_student(teacher, plan, begun, calibration)
     origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "start": settings.start, "data": source.facts()}
+    checkpoint = out / RUN / "checkpoint"
+    if (checkpoint / "trainer.json").is_file():  # what it cannot go on with is said before it is calibrated
+        changes_since(read_facts(checkpoint), checkpoint, origin, settings)
+    student, found = prepare_student(teacher, plan, begun, calibration)
     distiller = Distiller(settings, out / RUN, student, teacher, source, origin, quiet=quiet)
     reason = distiller.train(RunLimits(max_minutes, save_minutes=save_minutes))
     step, accelerator = distiller.step, distiller.accelerator

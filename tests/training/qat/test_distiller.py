@@ -1,7 +1,9 @@
 """Steps of quantization-aware training: what is trained, what is kept, what is told."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from vggt_int8.quant.fake import fake_layers, fake_quantize
 from vggt_int8.quant.plan import make_plan
 from vggt_int8.recipe import load_recipe
 from vggt_int8.training import qat
-from vggt_int8.training.distiller import Distiller, choose_parameters
+from vggt_int8.training.distiller import Distiller, changes_since, choose_parameters
 from vggt_int8.training.loop import RunLimits
 from vggt_int8.training.qat_config import QatConfig
 
@@ -39,6 +41,27 @@ def test_the_best_weights_are_kept(
     assert any(not torch.equal(last[name], value) for name, value in distiller.network.named_parameters())
     again = build(model, tmp_path / "run", settings)
     assert again.best == distiller.best
+
+
+def test_a_run_goes_on_only_where_losses_can_be_compared(settings: QatConfig, tmp_path: Path) -> None:
+    origin = {"recipe": "int8_dynamic", "data": {"images": 6}}
+    facts = json.loads(json.dumps({"origin": origin, "config": dataclasses.asdict(settings)}))
+
+    def changed(**sections: dict[str, Any]) -> QatConfig:
+        found = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
+        return dataclasses.replace(settings, **found)
+
+    longer = changed(optimizer={"total_steps": 9}, validation={"every_steps": 3})
+    assert changes_since(facts, tmp_path, origin, settings) == []
+    assert changes_since(facts, tmp_path, origin, longer) == [
+        "optimizer.total_steps was 4, is 9 from here on",
+        "validation.every_steps was 2, is 3 from here on",
+    ]
+    for section, key, value in [("validation", "scenes", 3), ("validation", "views", (3,)), ("loss", "pose", 2.0)]:
+        with pytest.raises(ValueError, match=rf"{section}\.{key} was .* could not be compared"):
+            changes_since(facts, tmp_path, origin, changed(**{section: {key: value}}))
+    with pytest.raises(ValueError, match="is of another data"):
+        changes_since(facts, tmp_path, {**origin, "data": {"images": 7}}, settings)
 
 
 @pytest.mark.slow

@@ -124,7 +124,9 @@ def test_what_cannot_be_trained_is_named_and_nothing_is_written(
 
 
 @pytest.mark.slow
-def test_a_run_is_not_mixed_with_another(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_mixed_with_another(
+    model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     arguments: dict[str, Any] = {"config": config, "quiet": True, "max_minutes": 0}
     qat.train_qat(str(model), [photos], out, "int8_dynamic", **arguments)
@@ -136,6 +138,9 @@ def test_a_run_is_not_mixed_with_another(model: Path, photos: Path, config: Path
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="is of another model"):
         qat.train_qat(str(tmp_path / "other"), [photos], out, "int8_dynamic", **arguments)
+    monkeypatch.setattr(qat, "prepare_student", lambda *_: pytest.fail("it was calibrated first"))
+    with pytest.raises(ValueError, match="is of another data"):
+        qat.train_qat(str(model), [photos / "a"], out, "int8_dynamic", **arguments)
     assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
 
 
