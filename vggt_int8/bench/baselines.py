@@ -1,8 +1,8 @@
-"""VGGT without our INT8: what a user of the reference, of PyTorch, and of torchao has.
+"""VGGT without our INT8: what users of the reference, of PyTorch, and of torchao have.
 
 `bf16_compiled` is meant to be the best that PyTorch gives in an afternoon: bf16 weights everywhere, every block and
-both dense heads compiled for the sizes at hand, convolutions channels last and tuned by cuDNN, the attention kernel
-that is fastest on this GPU; `bf16_compiled_graph` adds one CUDA graph around the whole forward.
+both dense heads compiled for the given sizes, channels-last convolutions tuned by cuDNN, and the attention kernel that
+is fastest on this GPU; `bf16_compiled_graph` adds one CUDA graph around the whole forward pass.
 """
 
 import importlib
@@ -42,8 +42,8 @@ class UnavailableError(RuntimeError):
 class Network:
     """A model on its device and how to call it: images [S, 3, H, W] -> its outputs by name.
 
-    mode: how the last call ran, in words. reset: forgets what was made for earlier shapes of images; called before
-    another one, and at the end.
+    mode: how the last call ran, as text.
+    reset: drops what was made for earlier image shapes; called before another one, and at the end.
     """
 
     model: nn.Module
@@ -78,7 +78,7 @@ def float_network(source: Source, device: torch.device, dtype: torch.dtype) -> A
 
 
 def fill(kind: type[Kind], source: Source, device: torch.device, dtype: torch.dtype) -> Kind:
-    """A network with the source's weights, cast tensor by tensor: no fp32 copy of it all is ever on the device."""
+    """A network with the source's weights, cast tensor by tensor: a full fp32 copy is never on the device."""
     model = unfilled(kind, source.config)
     model.load_state_dict(
         {k: v.to(device, non_blocking=True).to(dtype) for k, v in source.weights.items()}, assign=True
@@ -111,7 +111,7 @@ def fp16(source: Source, device: torch.device) -> Network:
 
 
 def bf16_autocast(source: Source, device: torch.device) -> Network:
-    """Our network as the reference's README runs its own: bf16 autocast over fp32 weights."""
+    """Our network run like the reference's README runs its own: bf16 autocast over fp32 weights."""
     model = float_network(source, device, torch.float32)
     return Network(model, _autocast(model, device))
 
@@ -122,9 +122,9 @@ def is_fastvggt(theirs: Any) -> bool:
 
 
 def reference(source: Source, device: torch.device) -> Network:
-    """The reference repository's own code, where `import vggt` (or `vggt_omega`) works, as its README runs it.
+    """The reference repository's own code, if `import vggt` (or `vggt_omega`) works, run as in its README.
 
-    VGGT's without its track head where it can be left out; that spares it 0.26 GB.
+    VGGT's without its track head if possible, which saves it 0.26 GB.
     """
     if isinstance(source.config, VGGTOmegaConfig):
         return _public_omega(source, device)
@@ -168,7 +168,7 @@ def _public_omega(source: Source, device: torch.device) -> Network:
 
 
 def bf16_compiled_blocks(source: Source, device: torch.device) -> Network:
-    """Only the transformer blocks compiled; heads as they are."""
+    """Only the transformer blocks compiled; heads unchanged."""
     model = float_network(source, device, torch.bfloat16)
     return _compiled(model, device, heads=False)
 
@@ -179,7 +179,7 @@ def bf16_compiled(source: Source, device: torch.device) -> Network:
 
 
 def bf16_compiled_graph(source: Source, device: torch.device) -> Network:
-    """`bf16_compiled`, captured as a whole for each shape of images, and replayed with new ones."""
+    """`bf16_compiled`, captured as a whole for each image shape, and replayed with new images."""
     if device.type != "cuda":
         raise UnavailableError("CUDA graphs need a CUDA device")
     network, graphs = bf16_compiled(source, device), GraphCache()
@@ -214,7 +214,7 @@ def torchao_compiled(source: Source, device: torch.device) -> Network:
 
 
 def torchao_fp8_compiled(source: Source, device: torch.device) -> Network:
-    """torchao's dynamic FP8, a scale per row, compiled like `bf16_compiled`: what else a Hopper user has."""
+    """torchao's dynamic FP8 with a scale per row, compiled like `bf16_compiled`: another option on Hopper."""
     if device.type != "cuda" or architecture(device) < 89:
         raise UnavailableError("FP8 products need a GPU of compute capability 8.9 or newer")
     model = float_network(source, device, torch.bfloat16)

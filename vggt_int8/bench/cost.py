@@ -1,9 +1,8 @@
-"""The static cost card: how many operations a forward takes, what this machine can do, and the time that follows.
+"""The static cost card: the number of operations of a forward pass, the machine's limits, and the time that follows.
 
-The ceilings are measured on the same device in the same run: a large product in floating point and in int8, the
-fastest attention on long sequences with VGGT's head dimension, and a copy. A row's floor is the sum of its parts at
-these rates; its share is floor / time. It is a bound for the large parts alone: element-wise passes and launches count
-as loss.
+The limits are measured on the same device in the same run: a large product in floating point and in int8, the fastest
+attention on long sequences with VGGT's head dimension, and a copy. A row's floor is the sum of its parts at these
+rates; its share is floor / time. This bounds the large parts only: element-wise passes and launches count as loss.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,8 +64,8 @@ class Ceilings:
 
 
 class WorkCounter:
-    """Counts on the meta device, without weights. All counts are polynomials of degree 2 in the number of frames; the
-    square is that of global attention, in which `keyframes` take the place of one factor.
+    """Counts operations on the meta device, without weights. All counts are polynomials of degree 2 in the number of
+    frames; the square is that of global attention, in which `keyframes` replaces one factor.
     """
 
     def __init__(self, config: AnyConfig, size: tuple[int, int]) -> None:

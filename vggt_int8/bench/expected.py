@@ -1,4 +1,4 @@
-"""What a variant's outputs are compared with, and the comparison that decides whether its time may be shown."""
+"""The reference outputs of a variant, and the comparison that decides whether its time may be shown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

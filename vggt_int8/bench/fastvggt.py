@@ -1,8 +1,8 @@
-"""FastVGGT's public code, where `import` finds it, as its own evaluation runs it: what else a long scene can be run by.
+"""FastVGGT's public code, if it can be imported, run as in its own evaluation: another option for long scenes.
 
 It merges tokens in its attention across frames (Shen et al., "FastVGGT: Training-Free Acceleration of Visual Geometry
-Transformer", 2025), from block 0 on as its README says for long scenes, in bf16. Its package is called `vggt`, as that
-of the reference repository is, so one process finds one of both.
+Transformer", 2025), from block 0 on as its README recommends for long scenes, in bf16. Its package is called `vggt`,
+like that of the reference repository, so a process can import only one of them.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Results as JSON lines: one line per row, appended as soon as it is measured, complete by itself.
 
 A row says what ran (`variant`, `frames`, `size`, `model`), where (`machine`, `versions`), when and how (`date`, `run`,
-`command`), and how it went: `status` is "ok", "wrong" (outputs too far from the expected ones: no time) or "failed"
+`command`), and the result: `status` is "ok", "wrong" (outputs too far from the expected ones: no time) or "failed"
 (`reason` says why). `FIELDS` is the whole schema.
 """
 

@@ -1,8 +1,8 @@
-"""The network that is measured: its sizes, one set of weights that all variants start from, and the images.
+"""The network to measure: its sizes, one set of weights that all variants start from, and the images.
 
-Time does not depend on the values of weights, so random ones of VGGT-1B's shapes serve where no checkpoint is at hand.
-They are drawn so that errors show: every branch contributes, and depth and points vary over the image instead of being
-nearly constant, as an untrained head's are.
+Time does not depend on the values of weights, so random ones with VGGT-1B's shapes serve without a checkpoint. They are
+drawn such that errors show: every branch contributes, and depth and points vary over the image instead of being nearly
+constant, as those of an untrained head.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,9 @@ SCENE = 4  # images of a scene that static scales are found on
 
 @dataclass(frozen=True)
 class Source:
-    """weights: fp32 by name, on the host (pinned if a GPU will read them). No track head: nothing here tracks."""
+    """weights: fp32 by name, on the host (pinned if a GPU will read them). No track head, since tracks are not
+    measured.
+    """
 
     name: str
     config: AnyConfig

@@ -1,4 +1,4 @@
-"""One run: variants times numbers of frames, a row each; a row that fails says why, and the sweep goes on."""
+"""One run: variants times numbers of frames, one row each; if a row fails, it says why and the sweep continues."""
 
 import gc
 import re
@@ -30,9 +30,11 @@ from vggt_int8.files import write_whole
 class Settings:
     """What to measure.
 
-    seconds: timed work per row; 0: the first call alone counts, with all that it compiles. memory_gb: let the process
-    take no more of the GPU than this (1e9 bytes). compile_limit: seconds that a variant which compiles may take for
-    its first call. profile: folder for a table of kernels per row. everything: no variant is left out at many frames.
+    seconds: timed work per row; 0 counts only the first call, including all compilation.
+    memory_gb: limit of GPU memory for the process (1e9 bytes).
+    compile_limit: seconds allowed for the first call of a variant that compiles.
+    profile: folder for a table of kernels per row.
+    everything: do not skip any variant at many frames.
     """
 
     frames: tuple[int, ...]
@@ -140,7 +142,7 @@ class Sweep:
         return {**self._facts, **about, **nothing, **result}
 
     def _measure(self, variant: Variant, network: Network, frames: int) -> Row:
-        """First the outputs' errors, then memory and time, of warm calls. A wrong result has no time."""
+        """First the outputs' errors, then memory and time, of warm calls. A wrong result gets no time."""
         settings, expected = self.settings, Expected("", {})
         if not variant.merges:
             expected = self._expected[_compared(variant, frames)]

@@ -1,7 +1,7 @@
-"""The one timer of the benchmark, and what goes with it: peak memory and a table of kernels.
+"""The benchmark's only timer, with peak memory and a table of kernels.
 
-A time is that of the device: a pair of CUDA events around each call, `perf_counter` on a CPU. Inputs take turns, so
-that no call finds in the cache what the call before it has read.
+Times are device times: a pair of CUDA events around each call, `perf_counter` on a CPU. Inputs alternate, so that no
+call finds the inputs of the previous one in the cache.
 """
 
 import gc

@@ -27,10 +27,12 @@ from vggt_int8.recipe import available_recipes, load_recipe
 class Variant:
     """One way to run the network.
 
-    title: for tables. up_to: the most frames of the default sweep; slow ways are left out where a call takes seconds
-    (naming a variant lifts this). compiles: whether the first call may take minutes and has a time limit. keyframes: of
-    how many frames global blocks see the keys, for its work and for what its outputs are compared with; None: all.
-    merges: it leaves out work in another way, so that its outputs need be finite and no more, and it has no floor.
+    title: for tables.
+    up_to: the largest number of frames in the default sweep; slow variants are skipped where a call takes seconds
+        (naming a variant lifts this).
+    compiles: whether the first call may take minutes and has a time limit.
+    keyframes: number of key frames of global attention, for its work and for the expected outputs; None for all.
+    merges: it saves work in another way, so its outputs must only be finite, and it has no floor.
     """
 
     name: str

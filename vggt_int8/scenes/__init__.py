@@ -1,9 +1,9 @@
-"""Procedural multi-view scenes with exact ground truth: data to train, calibrate, test and demonstrate with.
+"""Procedural multi-view scenes with exact ground truth: data for training, calibration, tests and demos.
 
-`render_scenes(seeds, frames, size)` gives images, depth, world points, cameras and, on request, point tracks.
-Everything follows from a 64-bit seed per scene: `seeds` says how the splits stay apart, `layout` furnishes a
-scene, `paths` moves the camera, `raycast` and `textures` make the pixels, `render` ties them
-together; `stored` keeps scenes as files, some of which ship. `vggt_int8.eval.metrics` scores a reconstruction.
+`render_scenes(seeds, frames, size)` returns images, depth, world points, cameras and, on request, point tracks.
+Everything follows from a 64-bit seed per scene: `seeds` keeps the splits apart, `layout` furnishes a scene, `paths`
+moves the camera, `raycast` and `textures` compute the pixels, `render` combines them; `stored` reads and writes scenes
+as files, some of which are shipped. `vggt_int8.eval.metrics` scores a reconstruction.
 """
 
 from vggt_int8.scenes.describe import SceneDescription, describe_scenes

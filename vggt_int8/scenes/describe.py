@@ -1,6 +1,6 @@
-"""Draws all parameters of a batch of scenes on the CPU: the half of rendering that needs no pixels.
+"""Draws all parameters of a batch of scenes on the CPU: the part of rendering that needs no pixels.
 
-Drawing on the CPU makes all devices render the same scene. It is also cheap and free of the GPU, so a data loader's
+Drawing on the CPU makes all devices render the same scene. It is cheap and does not use the GPU, so a data loader's
 workers can do it ahead of time.
 """
 
@@ -24,7 +24,7 @@ ASPECT_STREAM = 5  # `render` has 4
 
 @dataclass
 class SceneDescription:
-    """All that B scenes of S views are made of: small tensors, drawn on the CPU, in metres and the scene frame."""
+    """The parameters of B scenes of S views: small tensors, drawn on the CPU, in meters and the scene frame."""
 
     size: tuple[int, int]  # (H, W) of every view, pixels
     seeds: Tensor  # [B] int64
@@ -55,10 +55,10 @@ def describe_scenes(
     size: tuple[int, int],
     pixel_aspect: tuple[float, float] = (1.0, 1.0),
 ) -> SceneDescription:
-    """The first half of `render_scenes`, always on the CPU: so it can run in a data loader's workers.
+    """The first half of `render_scenes`, always on the CPU, so that a data loader's workers can run it.
 
-    pixel_aspect: fx / fy of a scene's views is drawn between these two. It is 1 for square pixels. A photograph has
-    others once its height is rounded to whole patches: 112 x 84 in 112 x 80 pixels has 84 / 80.
+    pixel_aspect: range of fx / fy of a scene's views. It is 1 for square pixels. A photograph whose height is rounded
+        to whole patches has other values: 112 x 84 in 112 x 80 pixels has 84 / 80.
     """
     if not isinstance(seeds, Tensor):
         if bad := [seed for seed in seeds if not is_integer(seed) or not -(2**63) <= seed < 2**63]:

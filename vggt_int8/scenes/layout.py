@@ -1,8 +1,8 @@
-"""Furnishes scenes: a room with furniture, or a table full of things in a room, as slots for the ray caster.
+"""Furnishes scenes: a room with furniture, or a table with many objects in a room, as slots for the ray caster.
 
-The scene frame is metric with z up and the floor at z = 0, the room centred on x = y = 0. Every slot is proposed
-for both kinds of scene and the scene's kind selects, so all scenes of a batch have the same tensors. Things stand on
-something: a `Layout` remembers what carries what, so that nothing floats when a carrier is removed.
+The scene frame is metric with z up and the floor at z = 0, the room centered on x = y = 0. Every slot is proposed for
+both kinds of scene and the scene's kind selects, so all scenes of a batch have the same tensors. Objects stand on
+something: a `Layout` records what carries what, so that nothing floats when a carrier is removed.
 """
 
 import math

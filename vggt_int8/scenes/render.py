@@ -1,12 +1,11 @@
-"""Renders batches of scenes: pictures, depth, world points, cameras, tracks, all from one description.
+"""Renders batches of scenes: images, depth, world points, cameras, tracks, all from one description.
 
-Conventions are those of `vggt_int8.geometry`: OpenCV axes, camera-from-world extrinsics with the first view as
-the world, intrinsics in pixels with the principal point at (W / 2, H / 2), the pixel of column u and row v centred
-on (u, v).
-Depth is taken at pixel centres; colour is averaged over `supersample` x `supersample` rays of each pixel.
+Conventions are those of `vggt_int8.geometry`: OpenCV axes, camera-from-world extrinsics with the first view as the
+world, intrinsics in pixels with the principal point at (W / 2, H / 2), the pixel of column u and row v centered on (u,
+v). Depth is evaluated at pixel centers; color is averaged over `supersample` x `supersample` rays per pixel.
 
-Scale: as in the VGGT paper, every scene is divided by the mean distance of its world points (all valid pixels of
-all views) from the origin, which is the first camera. `metres_per_unit` keeps that divisor.
+Scale: as in the VGGT paper, every scene is divided by the mean distance of its world points (all valid pixels of all
+views) from the origin, which is the first camera. `metres_per_unit` keeps that divisor.
 """
 
 import math
@@ -36,7 +35,7 @@ RAYS_PER_PASS = {"cpu": 1 << 17, "cuda": 1 << 22}
 
 @dataclass
 class SceneBatch:
-    """B scenes of S views of H x W pixels. All floats are fp32, lengths in normalised units."""
+    """B scenes of S views of H x W pixels. All floats are fp32, lengths in normalized units."""
 
     images: Tensor  # [B, S, 3, H, W] in [0, 1]
     depth: Tensor  # [B, S, H, W] along the camera's z axis
@@ -68,10 +67,12 @@ def render_scenes(
 ) -> SceneBatch:
     """Render one scene per seed (see `seeds.scene_seeds`), `frames` views each, of size (H, W).
 
+    tracks: number of points of the first view that are followed through all views.
+    pixel_aspect: see `describe_scenes`; fx = fy by default.
+    compiled: fuse the per-ray work with torch.compile, which pays off for many batches of one size on a GPU.
+
     The scene's parameters are drawn on the CPU, so all devices render the same scene. The same batch on the same device
-    and as many threads gives the same bits. `tracks` points of the first view are followed through all views.
-    pixel_aspect: see `describe_scenes`; fx = fy unless told otherwise.
-    `compiled` fuses the per-ray work with torch.compile: worth its start-up time for many batches of one size on a GPU.
+    with the same number of threads is bit-identical.
     """
     description = describe_scenes(seeds, frames, size, pixel_aspect)
     return render_description(description.to(device), supersample=supersample, tracks=tracks, compiled=compiled)
@@ -88,9 +89,9 @@ def scene_batches(
     supersample: int = 2,
     pixel_aspect: tuple[float, float] = (1.0, 1.0),
 ) -> Iterator[SceneBatch]:
-    """Scenes 0 ... scenes - 1 of a split, `frames` views each, rendered batch by batch as they are asked for.
+    """Scenes 0 ... scenes - 1 of a split, `frames` views each, rendered batch by batch on demand.
 
-    frames_per_batch: the most views of a batch, all scenes together; at least one scene is in each.
+    frames_per_batch: the largest number of views in a batch, over all its scenes; each batch has at least one scene.
     """
     for name, number in (("scenes", scenes), ("frames", frames), ("frames_per_batch", frames_per_batch)):
         check_integer(name, number)

@@ -1,13 +1,13 @@
-"""Random numbers for scenes: splits that cannot overlap, and uniform draws that every device agrees on.
+"""Random numbers for scenes: disjoint splits, and uniform draws that agree on all devices.
 
-A scene is named by one 64-bit seed: the split's number in the upper 16 bits, the scene's index in the lower 48.
-So training never sees a held-out scene, whatever indices are used. Small plain integers (0, 1, 2, ...) belong to the
-split "free", which the project itself trains on nowhere.
+A scene is identified by a 64-bit seed: the split's number in the upper 16 bits, the scene's index in the lower 48. So
+training never sees a held-out scene, whatever indices are used. Small plain integers (0, 1, 2, ...) belong to the split
+"free", on which this project never trains.
 
-Draws are counter-based: draw number i of a stream is splitmix64(stream + i * golden ratio), in integer
-arithmetic. (PyTorch's CPU generator would not do: it keeps only the lower 32 bits of a seed.) Each part of a scene
-has its own stream, so that a change in one part leaves the others as they were.
-Source of the mixing function: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
+Draws are counter-based: draw number i of a stream is splitmix64(stream + i * golden ratio), in integer arithmetic.
+(PyTorch's CPU generator is unsuitable: it keeps only the lower 32 bits of a seed.) Each part of a scene has its own
+stream, so that a change in one part does not affect the others. Source of the mixing function: Steele, Lea, Flood,
+"Fast Splittable Pseudorandom Number Generators", 2014.
 """
 
 import math

@@ -1,13 +1,13 @@
-"""Scenes on disk: PNG images, depth as 16-bit PNG, cameras as JSON; some ship with the package.
+"""Scenes on disk: PNG images, depth as 16-bit PNG, cameras as JSON; some are shipped with the package.
 
 A scene is a folder:
 
-    scene.json         conventions, where the scene comes from, and per view its files, extrinsic and intrinsic
+    scene.json         conventions, origin of the scene, and per view its files, extrinsic and intrinsic
     image_0.png ...    8-bit RGB
     depth_0.png ...    16-bit gray; depth = code x `depth_unit` of scene.json, 0 where it is unknown
 
-The deepest pixel has the largest code, so a depth is off by at most max / 131070. Cameras keep every bit of their fp32
-values. `vggt-int8 scenes bundle` writes the shipped ones, `vggt-int8 scenes render` any other.
+The deepest pixel has the largest code, so the error of a depth is at most max / 131070. Cameras are stored with all
+bits of their fp32 values. `vggt-int8 scenes bundle` writes the shipped ones, `vggt-int8 scenes render` any other.
 """
 
 import json
@@ -47,7 +47,7 @@ CONVENTION = {
 
 @dataclass
 class StoredScene:
-    """One scene of S views of H x W pixels. All floats are fp32, lengths in normalised units."""
+    """One scene of S views of H x W pixels. All floats are fp32, lengths in normalized units."""
 
     images: Tensor  # [S, 3, H, W] in [0, 1]
     depth: Tensor  # [S, H, W] along the camera's z axis; 0 where it is unknown
@@ -70,8 +70,8 @@ def available_scenes() -> list[str]:
 def load_scene(scene: str | PathLike[str]) -> StoredScene:
     """Read a shipped scene by its name, or any folder that `save_scene` wrote.
 
-    Raises FileNotFoundError that lists the shipped names, or ValueError that names the file, for one that is damaged,
-    a format that this version does not read, and pictures of different sizes.
+    Raises FileNotFoundError that lists the shipped names, or ValueError, naming the file, for corrupted files, an
+    unsupported format, and images of different sizes.
     """
     folder = BUNDLED_FOLDER / scene if str(scene) in available_scenes() else Path(scene).expanduser()
     path = folder / "scene.json"
@@ -160,10 +160,12 @@ def _file_name(view: dict[str, Any], key: str) -> str:
 
 
 def save_scene(folder: str | PathLike[str], batch: SceneBatch, origin: Mapping[str, Any]) -> None:
-    """Write the only scene of `batch`, whole or not at all. A stored scene that is there already is replaced.
+    """Write the only scene of `batch`, completely or not at all. An existing stored scene is replaced.
 
-    origin: JSON-ready facts to keep. Raises FileExistsError if `folder` is something else than a stored scene, and
-    ValueError if the batch holds several scenes.
+    origin: JSON-ready facts to store.
+
+    Raises FileExistsError if `folder` is something else than a stored scene, and ValueError if the batch has several
+    scenes.
     """
     folder = Path(folder).expanduser()
     if len(batch.images) != 1:

@@ -1,6 +1,6 @@
-"""`vggt-int8 eval`: models over scenes with known geometry, in one table headed by the difference from the first.
+"""`vggt-int8 eval`: models over scenes with known geometry, in one table headed by the difference from the first model.
 
-`data` gives scenes, `cache` keeps what each model made of them, so that scoring can be repeated without models, `rows`
-fills it, `scores` measures every scene, `intervals` says how sure a difference is, `summary` puts it together; `tables`
-and `page` write it down, `pictures` draws.
+`data` provides scenes, `cache` stores each model's predictions, so that scoring can be repeated without models, `rows`
+fills it, `scores` measures every scene, `intervals` computes confidence intervals of differences, `summary` combines
+them; `tables` and `page` write the report, `pictures` draws.
 """

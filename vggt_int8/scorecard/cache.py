@@ -1,10 +1,10 @@
-"""What a model made of each scene, on disk: exported once, scored as often as one likes.
+"""A model's predictions for each scene, on disk: exported once, scored any number of times.
 
     OUT/predictions/ROW/row.json         what made them: the identity, and facts of the row
     OUT/predictions/ROW/0000.safetensors pose_enc [S, 9], depth [S, H, W], world_points [S, H, W, 3], fp32
 
 Each file holds a digest of the identity: model, recipe, backend, dtype, data, version of the package. Files of another
-identity are stale; they are refused and never scored. A run that was cut off goes on where it ended.
+identity are stale; they are refused and never scored. An interrupted run resumes where it stopped.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _SCENE = re.compile(r"[0-9]{4,}\.safetensors")
 
 
 class StaleError(ValueError):
-    """Predictions on disk were made by something else than what is asked for."""
+    """Predictions on disk were made by something else than what is requested."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Predictions:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raise StaleError, saying what differs and the way out, if the folder holds predictions of another identity;
-        FileExistsError if it holds something else."""
+        """Raise StaleError, saying what differs and what to do, if the folder has predictions of another identity;
+        FileExistsError if it has something else.
+        """
         path = self.folder / "row.json"
         if self.folder.is_dir():
             sweep(path)  # of a kill while it was written first

@@ -1,8 +1,8 @@
 """Photographs with known cameras as scenes to score on: COLMAP folders and CO3Dv2. ETH3D's are in `eth3d.py`.
 
-`PosedScenes` reads a COLMAP model of pinhole cameras and its images, resized as `run` does; cameras of different sizes
-in one scene are padded to the largest. Which images of a scene is a rule, so that everybody takes the same ones: in the
-order of their names, evenly spread, the first and the last among them (`evenly`).
+`PosedScenes` reads a COLMAP model of pinhole cameras and its images, resized as `run` does; images of different sizes
+in one scene are padded to the largest. The choice of a scene's images is a rule, so that everybody uses the same ones:
+in the order of their names, evenly spaced, including the first and the last (`evenly`).
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from vggt_int8.scorecard.data import TrueScene
 
 
 def evenly(count: int, most: int | None) -> list[int]:
-    """Indices of at most `most` of `count` things, evenly spread, with the first and the last; all by default."""
+    """Indices of at most `most` of `count` items, evenly spaced, including the first and the last; all by default."""
     if most is None or most >= count:
         return list(range(count))
     return [round(i * (count - 1) / max(1, most - 1)) for i in range(most)]

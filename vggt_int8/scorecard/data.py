@@ -22,11 +22,12 @@ _KNOWN = ("images", "extrinsic", "intrinsic", "depth", "valid")  # of a rendered
 
 @dataclass(frozen=True)
 class TrueScene:
-    """One scene of S views of H x W pixels, on the CPU; what is not known is None. Conventions: `vggt_int8.geometry`.
+    """One scene of S views of H x W pixels, on the CPU; unknown parts are None. Conventions: `vggt_int8.geometry`.
 
-    images [S, 3, H, W] in [0, 1]; extrinsic [S, 3, 4] camera from world; intrinsic [S, 3, 3] pixels; depth [S, H, W]
-    along the camera's z axis, and valid [S, H, W] bool, where it is known. scan [N, 3]: points of surfaces that the
-    views see, measured by other means, in the world's frame and in metres.
+    images: [S, 3, H, W] in [0, 1].
+    extrinsic, intrinsic: [S, 3, 4] camera from world; [S, 3, 3] in pixels.
+    depth, valid: [S, H, W] along the camera's z axis; [S, H, W] bool, where it is known.
+    scan: [N, 3], points of surfaces that the views see, measured by other means, in the world's frame and in meters.
     """
 
     name: str
@@ -60,7 +61,7 @@ class TrueScene:
 
 
 class DataSet(Protocol):
-    """What `eval` reads: a fixed number of scenes in a fixed order."""
+    """The input of `eval`: a fixed number of scenes in a fixed order."""
 
     def __len__(self) -> int: ...
 

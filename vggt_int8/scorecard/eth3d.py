@@ -1,10 +1,10 @@
-"""ETH3D's scenes to score on: undistorted photographs, and depth and laser scans where they are there.
+"""ETH3D's scenes to score on: undistorted photographs, with depth and laser scans if present.
 
-Of each scene 10 and 25 images are written down (`data/eth3d_views.toml`); other numbers are evenly spread.
+For each scene, lists of 10 and 25 images are fixed (`data/eth3d_views.toml`); other numbers are evenly spaced.
 
-Depth belongs to the distorted cameras. Each known value is taken along its ray to the undistorted image, and what falls
-into one pixel there is put together by the median. Values under a mask that says that the scan does not fit the image
-are none: ETH3D's own depth has none there either, and depth made by others may. Of the scans that part counts which
+Depth belongs to the distorted cameras. Each known value is moved along its ray to the undistorted image, and values
+that fall into one pixel there are combined by their median. Values under a mask that says that the scan does not fit
+the image are dropped: ETH3D's own depth has none there, but other sources may. Of the scans, only the part counts that
 some of the views see: within 2 % (or 5 cm) of the depth known at the pixel.
 """
 

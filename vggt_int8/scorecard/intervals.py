@@ -1,9 +1,9 @@
-"""How sure a difference between two models is: paired bootstrap over scenes.
+"""Confidence intervals of the difference between two models: paired bootstrap over scenes.
 
 Both models saw the same scenes, so scenes are drawn with replacement, in pairs, and the difference of the two means is
-taken each time; the interval holds the middle 95 % of these differences (Efron, "Bootstrap Methods: Another Look at the
-Jackknife", 1979: the percentile interval). It says how other scenes of this kind would differ, and nothing about other
-kinds of scenes. Few scenes give an interval that is too narrow; below ten it is only a hint.
+computed each time; the interval holds the middle 95 % of these differences (Efron, "Bootstrap Methods: Another Look at
+the Jackknife", 1979: the percentile interval). It describes other scenes of the same kind, and says nothing about other
+kinds of scenes. With few scenes the interval is too narrow; below ten it is only a hint.
 """
 
 from typing import NamedTuple

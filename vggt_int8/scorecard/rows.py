@@ -1,4 +1,4 @@
-"""One row of the table: a model as it is asked for, and its predictions, made where they are not there yet."""
+"""One row of the table: a model as requested, and its predictions, made if they do not exist yet."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,10 @@
-"""Reconstructed points against laser scans, at fixed distances in metres.
+"""Reconstructed points against laser scans, with tolerances in meters.
 
-As ETH3D's multi-view benchmark (Schöps et al., 2017) counts: accuracy is the part of the reconstructed points that are
-nearer to the scan than a tolerance, completeness the part of the scan that is nearer to the reconstruction, F-score
-their harmonic mean; clouds are thinned to cubes of 1 cm. Unlike there, points of pixels alone count at which a depth is
-known, and the part of the scan alone that the views see; so nothing has to be known of free space, and few views can be
-scored. Scores are not those of ETH3D's server.
+As in ETH3D's multi-view benchmark (Schöps et al., 2017): accuracy is the share of reconstructed points that are nearer
+to the scan than a tolerance, completeness the share of the scan that is nearer to the reconstruction, F-score their
+harmonic mean; clouds are thinned to cubes of 1 cm. Unlike there, only points of pixels count at which a depth is known,
+and only the part of the scan that the views see; so nothing has to be known about free space, and few views can be
+scored. The scores are not those of ETH3D's server.
 """
 
 import torch

@@ -1,12 +1,11 @@
-"""What is measured on one scene: a model's cameras, depth and points against the truth and against another model's.
+"""Measures one scene: a model's cameras, depth and points against the truth and against another model's.
 
-The protocols are those of `vggt_int8.eval.metrics`, for each scene by itself; every scene counts alike in what follows.
-Lengths are in per cent of the scene's scale (`TrueScene.scale`), so that scenes in metres and scenes without a unit
-stand in one table.
+The protocols are those of `vggt_int8.eval.metrics`, per scene; afterwards every scene counts alike. Lengths are in
+percent of the scene's scale (`TrueScene.scale`), so that scenes in meters and scenes without a unit fit in one table.
 
-Points are unprojected depth where a model has depth and cameras, else `world_points`. At most `Protocol.points` pixels
-that both know are drawn (seeded, the same for all models), aligned by a similarity over these pairs of pixels, and with
-`icp` refined by closest points; then the pairing is forgotten.
+Points are unprojected depth if a model has depth and cameras, else `world_points`. At most `Protocol.points` pixels
+that both know are drawn (seeded, the same for all models) and aligned by a similarity over these pairs of pixels,
+refined by closest points with `icp`; then the pairing is discarded.
 """
 
 import dataclasses

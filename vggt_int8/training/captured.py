@@ -1,8 +1,8 @@
-"""Forward, losses and backward of a training step as CUDA graphs, and the average of several processes' gradients.
+"""Forward, losses and backward of a training step as CUDA graphs, and averaging of gradients over processes.
 
 A small network keeps the GPU busy for less time than Python needs to launch its thousands of kernels. So a step is
-recorded once per batch shape and then replayed with new data in the recorded tensors. Rendering and the optimizers
-stay outside: their work is launched while the GPU is busy with the replay.
+captured once per batch shape and then replayed with new data in the captured tensors. Rendering and the optimizers stay
+outside: they are launched while the GPU is busy with the replay.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,8 +27,8 @@ class _Recorded(NamedTuple):
 class CapturedBackward:
     """`compute(batch)` must return the losses and leave gradients in `parameters`, whose `.grad` is None before.
 
-    A batch is a dataclass of tensors, or None, whose `images` [B, S, 3, H, W] give its shape. The same holds for a call
-    of this object. What it returns is overwritten by the next call.
+    A batch is a dataclass of tensors, or None, whose `images` [B, S, 3, H, W] determine its shape. The same holds for a
+    call of this object. Its results are overwritten by the next call.
     """
 
     def __init__(self, compute: Callable[[Any], Losses], parameters: Iterable[nn.Parameter]) -> None:
@@ -58,7 +58,7 @@ class CapturedBackward:
         return recorded.losses
 
     def _on_side_stream(self, batch: Any) -> Losses:
-        """As in a recording, which must not run on the default stream: autograd remembers streams."""
+        """Like a capture, this must not run on the default stream, since autograd remembers streams."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             losses = self._compute(batch)
@@ -69,7 +69,7 @@ class CapturedBackward:
         given = {field.name: getattr(batch, field.name) for field in fields(batch)}
         static = replace(batch, **{name: value.clone() for name, value in given.items() if value is not None})
         graph = torch.cuda.CUDAGraph()
-        # Threads of the data loader pin memory meanwhile, hence thread_local.
+        # thread_local: threads of the data loader pin memory meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             losses = self._compute(static)
         gradients = [parameter.grad for parameter in self._parameters]

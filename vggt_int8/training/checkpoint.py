@@ -1,13 +1,13 @@
 """Checkpoints of a run in small files: fp32 weights, and the optimizers' moments in 8 bits.
 
-A folder of safetensors shards of at most 15 MiB (so that they pass through tools that limit the size of a file) and
-`trainer.json` with the step and the whole configuration. The moments are stored as float8 (e4m3) with one scale per
-row: the first forgets its past within twenty steps, the root of the second sets step sizes that a few percent do not
-matter to. 6 bytes a parameter instead of 12 under AdamW, 5 instead of 8 under Muon. A root that would round to zero
-keeps the smallest float8 instead, for a zero would make the next step huge. A run that is to go on to the last bit
-as if it had not been stopped asks for `exact` moments, in fp32.
+A folder of safetensors shards of at most 15 MiB (for tools that limit the size of a file) and `trainer.json` with the
+step and the whole configuration. The moments are stored as float8 (e4m3) with one scale per row: the first moment has a
+memory of twenty steps, and the square root of the second determines step sizes, for which a few percent do not matter.
+That is 6 bytes per parameter instead of 12 with AdamW, 5 instead of 8 with Muon. A root that would round to zero
+becomes the smallest float8 instead, since a zero would make the next step huge. For bit-exact resumption, `exact`
+stores moments in fp32.
 
-A kill while it is written leaves the older checkpoint, if need be after `find_checkpoint`.
+A kill during a save leaves the previous checkpoint, if necessary after `find_checkpoint`.
 """
 
 import json
@@ -41,11 +41,13 @@ def save_checkpoint(
     *,
     exact: bool = False,
 ) -> None:
-    """Write `folder` anew. `facts` must be JSON: the step, the configuration, whatever else the run remembers. exact:
-    moments in fp32.
+    """Write `folder` anew.
 
-    Raises ValueError if a weight is not finite: a good checkpoint is never replaced by a broken one, nor are files
-    that belong to no checkpoint.
+    facts: JSON-ready: the step, the configuration, and whatever else the run has to remember.
+    exact: moments in fp32.
+
+    Raises ValueError if a weight is not finite: a good checkpoint is never replaced by a broken one, nor are files that
+    belong to no checkpoint.
     """
     tensors: dict[str, Tensor] = {}
     states = _states(optimizers)
@@ -75,7 +77,7 @@ def save_checkpoint(
 
 
 def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
-    """Whether there is one, once a save that a kill has interrupted is finished. All processes call this."""
+    """Whether there is one, after completing a save that a kill has interrupted. All processes must call this."""
     if accelerator.is_main_process:
         sweep(folder)
     accelerator.wait_for_everyone()
@@ -83,7 +85,7 @@ def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
 
 
 def owned_files(folder: Path) -> list[str]:
-    """The files of a checkpoint. Raises as `read_facts`."""
+    """The files of a checkpoint. Raises as `read_facts` does."""
     return [*_shard_names(read_facts(folder)["shards"]), "trainer.json"]
 
 
@@ -116,7 +118,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> TrainingConfig:
-    """What the run that wrote a checkpoint was made of. Raises as `read_facts`."""
+    """The configuration of the run that wrote a checkpoint. Raises as `read_facts` does."""
     return config_in(read_facts(folder), folder)
 
 
@@ -132,9 +134,9 @@ def config_in(facts: dict[str, Any], folder: Path) -> TrainingConfig:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
-    """Fill the model, and the optimizers if there are any, in place; returns the facts.
+    """Fill the model, and the optimizers if given, in place; returns the facts.
 
-    Raises ValueError, and changes nothing, when the checkpoint is of another model, or of other optimizers, or damaged.
+    Raises ValueError, changing nothing, if the checkpoint is of another model or other optimizers, or corrupted.
     """
     facts = read_facts(folder)
     tensors = _read_shards(folder, facts["shards"])
@@ -171,7 +173,7 @@ def _states(optimizers: Sequence[Optimizer]) -> dict[Tensor, dict[str, Any]]:
 
 
 def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], name: str, step: int) -> dict[str, Any]:
-    """What `optimizer` remembers of a parameter."""
+    """The optimizer's state for a parameter."""
     second = next((key for key in ("root_second", "exp_avg_sq") if f"{key}.{name}" in tensors), None)
     if isinstance(optimizer, Muon) != (second is None):
         raise ValueError(f"the saved moments of {name} are not {type(optimizer).__name__}'s: [optimizer] differs")
@@ -179,7 +181,7 @@ def _state(optimizer: Optimizer, parameter: Tensor, tensors: dict[str, Tensor], 
     def moment(value: Tensor) -> Tensor:
         if value.shape != parameter.shape or not value.isfinite().all():
             raise ValueError(f"the saved moments of {name} are damaged")
-        # In its memory layout, which fused optimizers ask for.
+        # In its memory layout, as fused optimizers require.
         return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     exact = [tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in tensors]

@@ -1,4 +1,4 @@
-"""Endless training scenes, a function of the step alone: resuming needs the step number and nothing else."""
+"""Endless training scenes that depend on the step only: resuming needs just the step number."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from vggt_int8.training.sections import DataConfig, FrameShape
 
 
 class StepScenes(Dataset[SceneDescription]):
-    """Item i: the scenes of step `first_step + i` for one process of several, described on the CPU."""
+    """Item i: the scenes of step `first_step + i` for one of several processes, described on the CPU."""
 
     def __init__(self, config: DataConfig, seed: int, first_step: int, last_step: int, rank: int, world: int) -> None:
         self.config, self.seed, self.first_step = config, seed, first_step

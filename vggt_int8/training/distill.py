@@ -1,7 +1,7 @@
-"""Distillation: how far a network in training is from the floating-point network that it comes from, on any images.
+"""Distillation: the distance of a network in training from its floating-point teacher, on any images.
 
-Every term is relative to what the teacher says, so that none depends on a scene's scale and all have the same meaning
-for every model: 0.01 is an error of one per cent. Where the teacher itself is uncertain of a pixel it weighs less.
+Every term is relative to the teacher's output, so that none depends on a scene's scale and all have the same meaning
+for every model: 0.01 is an error of one percent. Pixels of which the teacher itself is uncertain have less weight.
 Source of the idea: Hinton et al., "Distilling the Knowledge in a Neural Network" (2015).
 """
 
@@ -20,7 +20,7 @@ SMALLEST = 1e-6  # of what errors are divided by
 
 
 class Prediction(NamedTuple):
-    """What a network says of images: its output, and the tokens of the aggregator's layers that its heads read."""
+    """A network's output for images, and the tokens of the aggregator's layers that its heads read."""
 
     output: VGGTOutput | VGGTOmegaOutput
     tokens: tuple[Tensor, ...]  # each [B, S, P, 2C]
@@ -57,9 +57,11 @@ def predict(model: torch.nn.Module, network: AnyNetwork, images: Tensor) -> Pred
 def distill_losses(student: Prediction, teacher: Prediction, config: DistillConfig) -> dict[str, Tensor]:
     """Every term that both have, unweighted, and "total", their weighted sum. All are fp32 scalars.
 
-    pose: L1 of translation (by its mean size), quaternion and field of view, each refinement against the same one of
-    the teacher. depth, points: mean distance over mean size, weighted by the teacher's confidence. confidence: mean
-    difference of the logarithms of both heads' confidences. features: squared error over squared size, mean of layers.
+    pose: L1 of translation (relative to its mean size), quaternion and field of view, of each refinement against the
+        same one of the teacher.
+    depth, points: mean distance over mean size, weighted by the teacher's confidence.
+    confidence: mean difference of the logarithms of both heads' confidences.
+    features: squared error over squared size, mean over layers.
     """
     ours, theirs = student.output, teacher.output
     layers = [_power(a, b) for a, b in zip(student.tokens, teacher.tokens, strict=True)]

@@ -1,4 +1,4 @@
-"""Quantization-aware training: what `loop.Loop` learns when a network under INT8 rounding follows its own floats."""
+"""Quantization-aware training: a network under INT8 rounding learns to match its own floating-point version."""
 
 import math
 import time
@@ -28,12 +28,11 @@ MEASURE = {"validation.scenes", "validation.views", "validation.frames_per_batch
 
 
 class Distiller(Loop):
-    """One run. `out` gets `checkpoint/`, `log.jsonl` and `best/`: the weights that validated best, those at the start
-    among them, with the loss that they had.
+    """One run. `out` gets `checkpoint/`, `log.jsonl` and `best/`: the weights with the best validation loss, including
+    the initial ones, and that loss.
 
-    Validation measures what training does, the distance to the teacher, so that it needs no truth; where that is known
-    poses and depth are scored as well. A resumed run goes on, on one device, to the last bit as if it had never
-    stopped.
+    Validation measures the training objective, the distance to the teacher, so it needs no ground truth; if that is
+    known, poses and depth are scored as well. On one device, a resumed run is bit-identical to one that never stopped.
     """
 
     config: QatConfig
@@ -50,8 +49,10 @@ class Distiller(Loop):
         *,
         quiet: bool = False,
     ) -> None:
-        """student: with fake layers, see `quant.fake`. teacher: the same network without. origin: what both were made
-        of, which a checkpoint that is resumed must have been made of, too: plain data."""
+        """student: with fake-quantized layers, see `quant.fake`.
+        teacher: the same network without them.
+        origin: plain data that identifies what both were made of; a resumed checkpoint must have the same.
+        """
         if config.cuda_graph and any(fake.scheme.outlier_threshold for _, fake in fake_layers(student)):
             raise ValueError(
                 "cuda_graph = true cannot record layers with an outlier_threshold, whose columns depend on the values: "
@@ -110,7 +111,7 @@ class Distiller(Loop):
         return results
 
     def validate(self, scenes: int | None = None) -> dict[str, dict[str, float]] | None:
-        """On all scenes of the validation, so that every loss can be compared; keeps the weights if they are best."""
+        """Scores all validation scenes, so that losses are comparable; keeps the weights if they are the best."""
         began = time.monotonic()
         results = super().validate()
         self.reserve = 5 + 2 * (time.monotonic() - began)  # the last one writes a checkpoint, too
@@ -126,7 +127,7 @@ class Distiller(Loop):
         return results
 
     def restore_best(self) -> dict[str, Any]:
-        """Fill the network with the weights that were best; returns their step, loss and the loss at the start."""
+        """Load the best weights; returns their step and loss, and the loss at the start."""
         if self.best is None:
             raise ValueError(f"{self.best_folder} holds no weights: nothing was validated yet")
         load_checkpoint(self.best_folder, self.network)
@@ -175,7 +176,7 @@ def changes_since(facts: dict[str, Any], checkpoint: Path, origin: dict[str, Any
 
 
 def choose_parameters(network: AnyNetwork, config: QatConfig) -> None:
-    """Let those parameters ask for gradients that `config` trains, and no others."""
+    """Enable gradients for the parameters that `config` trains, and for no others."""
     asked = {parameter for parameter in network.parameters() if parameter.requires_grad}
     scales = {fake.log_input_scale for _, fake in fake_layers(network)}
     small = {

@@ -1,10 +1,10 @@
 """The training loop: one process on a CPU or GPU, or several under `accelerate launch`.
 
-A run's whole state is its step, the weights and the optimizers' moments: data and schedule follow from the step. So a
-run may be stopped at any moment and goes on from its last checkpoint, on another machine or another number of GPUs.
-(The step's scenes are spread over the processes, so a run on more GPUs sees more scenes a step.)
+A run's whole state is its step, the weights and the optimizers' moments, since data and schedule follow from the step.
+So a run may be stopped at any moment and resumes from its last checkpoint, on another machine or another number of
+GPUs. (A step's scenes are per process, so a run on more GPUs sees more scenes per step.)
 
-What is learned, and from what, is said by subclasses: `trainer.Trainer`, `qat.Distiller`.
+Subclasses define what is learned, and from what: `trainer.Trainer`, `distiller.Distiller`.
 """
 
 import math
@@ -44,7 +44,7 @@ class RunLimits:
 
 
 class Loop(ABC):
-    """One run over a network. `out` gets `checkpoint/` and `log.jsonl`; a checkpoint found there is resumed."""
+    """One run over a network. `out` gets `checkpoint/` and `log.jsonl`; an existing checkpoint there is resumed."""
 
     exact_moments = False  # whether the optimizers' moments are kept to the last bit, or in 8 bits
     reserve = 40.0  # seconds kept at the end of a limited run for the last validation and the checkpoint
@@ -90,11 +90,11 @@ class Loop(ABC):
 
     @abstractmethod
     def items(self, last: int) -> Iterator[Any]:
-        """What each step up to `last` is made of, in order, from this run's step on, for this process."""
+        """The data of each step up to `last`, in order, from this run's step on, for this process."""
 
     @abstractmethod
     def prepare(self, item: Any) -> Any:
-        """A step's batch on the device: a dataclass of tensors, of which `images` is one."""
+        """A step's batch on the device: a dataclass of tensors, one of which is `images`."""
 
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
@@ -106,10 +106,10 @@ class Loop(ABC):
 
     @abstractmethod
     def check_resumable(self, facts: dict[str, Any]) -> None:
-        """Raises ValueError if the checkpoint with these facts is of another run; tells what is set differently."""
+        """Raises ValueError if the checkpoint with these facts belongs to another run; reports changed settings."""
 
     def remembered(self) -> dict[str, Any]:
-        """What goes into a checkpoint beside step, time and configuration."""
+        """Contents of a checkpoint beside step, time and configuration."""
         return {}
 
     @property
@@ -137,7 +137,7 @@ class Loop(ABC):
                 if self.step % config.validation.every_steps == 0 and self.step < last:
                     self.validate(scenes=min(32, config.validation.scenes))
                     meter.restart()
-                # Every process must leave at the same step, so the first one's clock decides.
+                # Every process must stop at the same step, so the first one's clock decides.
                 now = time.monotonic()
                 clock = self._agree([now - self.started + self.reserve, now - saved])
                 if clock[1] > 60 * limits.save_minutes:

@@ -34,7 +34,7 @@ def scene_losses(
 ) -> dict[str, Tensor]:
     """Every term that the output has, unweighted, and "total", their weighted sum. All scalars.
 
-    others: terms that are known already, by the names of their weights.
+    others: terms computed elsewhere, by the names of their weights.
     """
     losses: dict[str, Tensor] = {}
     if output.pose_enc_list is not None:

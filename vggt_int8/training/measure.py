@@ -1,4 +1,4 @@
-"""What a training step costs: rendering, forward and backward, update, memory; then a short run's loss."""
+"""The cost of a training step: rendering, forward and backward, update, memory; and the loss of a short run."""
 
 import shutil
 import time

@@ -1,6 +1,6 @@
-"""PyTorch's Muon with the matrices of one shape in one product.
+"""PyTorch's Muon with all matrices of one shape in one product.
 
-`torch.optim.Muon` orthogonalises one matrix after another: for the embedded model 68 times about 25 launches, 41 ms of
+`torch.optim.Muon` orthogonalizes one matrix after another: for the embedded model 68 times about 25 launches, 41 ms of
 Python in a training step (10 here), on matrices that are far too small to fill a GPU. A VGGT has few shapes, so here
 the same iteration runs on stacks. State, options and checkpoints are those of `torch.optim.Muon`.
 """

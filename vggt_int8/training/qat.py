@@ -1,8 +1,9 @@
-"""Quantization-aware training from end to end: a floating-point model and unlabelled images in, an INT8 checkpoint out.
+"""Quantization-aware training from end to end: a floating-point model and unlabeled images in, an INT8 checkpoint out.
 
     vggt-int8 qat embedded synthetic -o small-qat --recipe int8_rotated
 
-The output folder is an ordinary INT8 checkpoint; its folder `run/` holds what goes on when the command is given again.
+The output folder is an ordinary INT8 checkpoint; its folder `run/` has the state for resuming when the command is given
+again.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ Kind = TypeVar("Kind", bound=Network)
 
 @dataclass(frozen=True)
 class QatEnd:
-    """Where a run stopped, and what its checkpoint is worth: losses of the validation, see `distill`."""
+    """Where a run stopped, and the validation losses of its checkpoint, see `distill`."""
 
     step: int
     total_steps: int
@@ -54,7 +55,7 @@ class QatEnd:
 
 
 def check_out(out: Path) -> None:
-    """Raise OSError if a run cannot be written to `out`, or if a model is there that no run has made."""
+    """Raise OSError if a run cannot be written to `out`, or if it has a model that was not made by a run."""
     if (out / "config.json").exists() and not (out / RUN).is_dir():
         raise FileExistsError(f"{out} holds a model already, which no run in it has made: name another --out")
     check_run_folder(out / RUN)
@@ -74,17 +75,20 @@ def train_qat(
     quiet: bool = False,
     on_image: Callable[[int, int], None] | None = None,
 ) -> QatEnd | None:
-    """Train `model` under the rounding of `recipe` until it follows itself in floats; write it to `out` as INT8.
+    """Train `model` under the rounding of `recipe` to match its floating-point version; write it to `out` as INT8.
 
-    model: as `from_pretrained` of `VGGTInt8` or `VGGTOmegaInt8` takes it, in floating point. data: "synthetic" for
-    rendered scenes, or folders of images (`views.find_scenes`). calibration: as `vggt_int8.quantize` takes it, for
-    static scales; by default from the data. config: a TOML file (`qat_config`). total_steps: instead of the file's.
-    max_minutes: wall clock of this call. on_image: called with (images done, all images) while folders are read.
+    model: as for `from_pretrained` of `VGGTInt8` or `VGGTOmegaInt8`, in floating point.
+    data: "synthetic" for rendered scenes, or folders of images (`views.find_scenes`).
+    calibration: as for `vggt_int8.quantize`, for static scales; by default from the data.
+    config: a TOML file (`qat_config`).
+    total_steps: overrides the file's.
+    max_minutes: wall-clock time of this call.
+    on_image: called with (images done, all images) while folders are read.
 
-    What is written is the best that validation has seen, the model without training among them. Returns None on every
-    process but the main one. Raises ValueError if the model is INT8, the data have no two views of a scene, or a run in
-    `out` is of another model or recipe; `RecipeError` if the recipe quantizes nothing; FloatingPointError if the run
-    diverges; OSError if `out` cannot be written.
+    Writes the weights with the best validation loss, possibly the initial ones. Returns None on all processes but the
+    main one. Raises ValueError if the model is INT8, the data do not have two views of a scene, or a run in `out` is of
+    another model or recipe; `RecipeError` if the recipe quantizes nothing; FloatingPointError if the run diverges;
+    OSError if `out` cannot be written.
     """
     check_out(out)
     recipe, table = replace(load_recipe(recipe), rounding="nearest"), read_table(config)
@@ -122,10 +126,11 @@ def train_qat(
 def prepare_student(
     teacher: AnyNetwork, plan: dict[str, LayerPlan], recipe: Recipe, calibration: Any
 ) -> tuple[AnyNetwork, Calibration | None]:
-    """A copy of the teacher with fake layers, and the calibration of its static scales.
+    """A copy of the teacher with fake-quantized layers, and the calibration of its static scales.
 
-    What the recipe folds into layers is folded before, which changes nothing in floats: its factors are trained with
-    the weights. Weights that the recipe rounds by their inputs begin where they become the codes found so.
+    Factors that the recipe folds are folded first, which does not change the floating-point function: they are trained
+    with the weights. Weights that the recipe rounds by their inputs start at values that are encoded as the resulting
+    codes.
     """
     student = copy_of(teacher).to(Accelerator().device)
     folds, found = measured(student, plan, recipe, calibration)
@@ -161,7 +166,7 @@ def network_of(state: dict[str, Tensor], config: NetworkConfig, kind: type[Kind]
 
 
 def is_synthetic(data: Sequence[str | Path]) -> bool:
-    """Whether scenes are to be rendered. Raises ValueError where that is said beside folders, or nothing is said."""
+    """Whether scenes are to be rendered. Raises ValueError if that is combined with folders, or if nothing is given."""
     if not data:
         raise ValueError(f"no images given: pass folders of images, one for each scene, or {SYNTHETIC!r}")
     names = [str(entry) for entry in data]

@@ -1,4 +1,6 @@
-"""What a quantization-aware training is made of: a TOML file as the training command has one, and defaults by size."""
+"""The configuration of quantization-aware training: a TOML file like that of the training command, with defaults by
+size.
+"""
 
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -29,10 +31,12 @@ class QatConfig(RunConfig):
     """A whole run.
 
     trained: "all" parameters but the track head's, which no loss reads; or "norms": LayerNorm, LayerScale and biases,
-    whose gradients and moments take a thousandth of the memory. scales: static ones are "learned" or stay "fixed" as
-    calibration found them. start: weights begin where they become the codes that calibration inputs choose ("gptq",
-    whatever the recipe's rounding is), or as they are ("nearest"). gradient_checkpointing: blocks forget what is inside
-    of them and compute it again for the backward pass: a third slower, a fraction of the memory.
+        whose gradients and moments take a thousandth of the memory.
+    scales: static ones are "learned" or stay "fixed" at their calibrated values.
+    start: initial weights are those that are encoded as GPTQ's codes ("gptq", whatever the recipe's rounding is), or
+        the model's own ("nearest").
+    gradient_checkpointing: recompute activations of blocks in the backward pass: a third slower, a fraction of the
+        memory.
     """
 
     loss: DistillConfig = field(default_factory=DistillConfig)
@@ -58,9 +62,9 @@ class QatConfig(RunConfig):
 
 
 def default_config(model: NetworkConfig) -> QatConfig:
-    """What holds where a file says nothing, for a network of this size.
+    """Defaults for a network of this size.
 
-    Below some 100 M parameters (the embedded model) all of them train in fp32. Above (VGGT-1B) LayerNorms, LayerScales
+    Below about 100 M parameters (the embedded model) all of them train in fp32. Above (VGGT-1B) LayerNorms, LayerScales
     and biases train, in bf16 and with gradient checkpointing.
     """
     size = (model.img_size, model.img_size)

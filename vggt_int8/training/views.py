@@ -1,7 +1,7 @@
-"""What a network is distilled on: views of scenes whose geometry nobody needs to know.
+"""The images for distillation: views of scenes whose geometry need not be known.
 
-Two sources: scenes that are rendered as they are needed, and folders of images. Both give the same views for a step
-whenever and wherever it runs, so that resuming needs the number of the step and nothing else.
+Two sources: scenes that are rendered on demand, and folders of images. Both give the same views for a step whenever and
+wherever it runs, so resuming only needs the step number.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ VALIDATION_SPLIT = "free"  # the scores that are published are of "held_out"
 
 @dataclass
 class Views:
-    """B scenes of S views each, and where it is known their geometry."""
+    """B scenes of S views each, with their geometry if it is known."""
 
     images: Tensor  # [B, S, 3, H, W] in [0, 1]
 
@@ -38,7 +38,7 @@ class Source(ABC):
 
     @abstractmethod
     def items(self, config: RunConfig, first: int, last: int, rank: int, world: int) -> Iterator[Any]:
-        """What the steps first ... last - 1 of process `rank` of `world` are made of."""
+        """The data of steps first ... last - 1 of process `rank` of `world`."""
 
     @abstractmethod
     def prepare(self, item: Any, config: RunConfig, device: torch.device) -> Views:
@@ -46,18 +46,18 @@ class Source(ABC):
 
     @abstractmethod
     def held_out(self, config: RunConfig, views: int, device: torch.device) -> Iterator[Views | SceneBatch]:
-        """`config.validation.scenes` scenes of so many views, always the same, in batches."""
+        """`config.validation.scenes` scenes with this many views, always the same, in batches."""
 
     @abstractmethod
     def calibration(self, config: RunConfig, images: int) -> list[Tensor]:
-        """About so many images, [S, 3, H, W] in [0, 1] of each scene, on the CPU, to calibrate static scales with."""
+        """About this many images, [S, 3, H, W] in [0, 1] of each scene, on the CPU, to calibrate static scales."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What it is, for the checkpoint: plain data."""
+        """Its description for the checkpoint: plain data."""
 
     def remarks(self, config: RunConfig) -> list[str]:
-        """What of a configuration is not done as asked, in words."""
+        """Deviations from the configuration, as text."""
         return []
 
 
@@ -94,10 +94,10 @@ class Rendered(Source):
 
 
 class Album(Source):
-    """Folders of images, each the views of one scene, as uint8 in memory: 0.6 MB an image of 392 x 518 pixels.
+    """Folders of images, each with the views of one scene, as uint8 in memory: 0.6 MB per image of 392 x 518 pixels.
 
-    A step takes scenes of one size, and of each as many views as it is to have, in any order. Held out is nothing:
-    validation takes other draws of the same images, unless `held` gives images of its own.
+    A step takes scenes of one size, and of each the required number of views, in any order. Nothing is held out:
+    validation uses other draws of the same images, unless `held` provides images of its own.
     """
 
     def __init__(self, scenes: Sequence[Tensor], held: "Album | None" = None) -> None:
