@@ -105,7 +105,9 @@ def test_the_ten_lines_are_the_same_in_both_languages() -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("page", [page for page in with_python if page.startswith("docs/")])
 def test_the_blocks_of_a_page_run(page: str) -> None:
-    run_python(page)
+    names = run_python(page)
+    if page == "docs/recipes.md":
+        assert names["model"].config.quantization_config.parsed().include == (r".*\.mlp\.fc[12]",)
 
 
 @pytest.mark.parametrize("page", with_commands)

@@ -114,18 +114,14 @@ print(sum(p.double().sum().item() for p in model.parameters()))
 
 
 @pytest.mark.slow
-def test_auto_classes_know_ours_in_either_order_of_imports(tmp_path: Path) -> None:
-    config = json.loads((ROOT / "tests/data/parity/tiny_vggt_config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vggt"}))
-    weights = ROOT / "tests/data/parity/tiny_vggt.safetensors"
-    (tmp_path / "model.safetensors").write_bytes(weights.read_bytes())
+def test_auto_classes_know_ours_in_either_order_of_imports(bare_checkpoint: Path) -> None:
     process = subprocess.run(
-        [sys.executable, "-c", AUTO, str(tmp_path)],
+        [sys.executable, "-c", AUTO, str(bare_checkpoint)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert process.returncode == 0, process.stderr
-    expected = sum(tensor.double().sum().item() for tensor in load_file(weights).values())
+    expected = sum(tensor.double().sum().item() for tensor in load_file(bare_checkpoint / "model.safetensors").values())
     assert abs(float(process.stdout) - expected) < 1e-6 * abs(expected)

@@ -50,7 +50,8 @@ def test_a_reload_is_bit_exact(
     recipe: str,
     dtype: torch.dtype,
 ) -> None:
-    source, points = (tiny_checkpoint, tiny_points) if dtype == torch.float32 else (bare_checkpoint, None)
+    whole = (recipe, dtype) == ("int8_dynamic", torch.float32)  # heads are saved as any part is
+    source, points = (tiny_checkpoint, tiny_points) if whole else (bare_checkpoint, None)
     model = VGGTInt8.from_pretrained(source, recipe=recipe, dtype=dtype)
     model.save_pretrained(tmp_path / "first", max_shard_size="300KB" if dtype == torch.float16 else "5GB")
     again = VGGTInt8.from_pretrained(tmp_path / "first", dtype=dtype)
