@@ -54,6 +54,7 @@ class Pattern:
             raise PatternError(str(error)) from error
         except RecursionError:
             raise PatternError("it is nested too deep") from None
+        self._first = self._reached({self._start}, at_start=True, at_end=False)
         self._steps: dict[tuple[frozenset[int], str], frozenset[int]] = {}
         self._kept = 0
 
@@ -65,7 +66,7 @@ class Pattern:
     def fullmatch(self, name: str) -> bool:
         """Whether the pattern matches the whole name."""
         last = len(name) - 1
-        states = self._reached({self._start}, at_start=True, at_end=not name)
+        states = self._first if name else self._reached({self._start}, at_start=True, at_end=True)
         for index, character in enumerate(name):
             if not states:
                 return False

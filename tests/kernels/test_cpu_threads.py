@@ -27,14 +27,16 @@ def test_pieces() -> None:
         assert [part is whole for part in pieces(whole)] == [True]
 
 
-def test_results_come_in_order_and_the_first_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_come_in_order_and_the_first_error_is_raised(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
 
     def work(i: int) -> int:
         time.sleep(0.01 * (5 - i))  # the first is the last to end
         if i in (1, 3):
             raise ValueError(i)
         assert not torch.is_grad_enabled()
+        assert (threading.current_thread() is threading.main_thread()) is (count == 1)
         return i
 
     assert map_in_threads(work, [0, 2, 4]) == [0, 2, 4]

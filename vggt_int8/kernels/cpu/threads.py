@@ -73,8 +73,12 @@ class Workers:
 def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """`[work(item) for item in items]` on `Workers`. Raises the error of the first item that failed.
 
-    After a failure no more items are submitted.
+    After a failure no more items are submitted. With a single thread the caller computes: handing an item over takes
+    longer than most items do.
     """
+    if threads() == 1:
+        with torch.no_grad():
+            return [work(item) for item in items]
     futures: list[Future[Result]] = []
     with Workers() as workers:
         for item in items:
