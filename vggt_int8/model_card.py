@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from vggt_int8.embedded import EMBEDDED
+from vggt_int8.embedded import EMBEDDED_MODELS
 from vggt_int8.global_attention import attention_in_words
 from vggt_int8.plain_data import flat
 from vggt_int8.recipe import Recipe, available_recipes, load_recipe
@@ -42,7 +42,7 @@ def model_card(
         recipe and format, its `license`, if any, what the source of the weights states (see `saves.license`).
     sizes: dtype name -> bytes of stored tensors.
     name: title, and what the example loads: a Hub id or a folder.
-    base_model: Hub id of the checkpoint that was quantized, or "embedded"; None when it is not known.
+    base_model: Hub id of the checkpoint that was quantized, or an embedded model's name; None when it is not known.
     base_file: name of the file of weights, in that checkpoint or by itself, where it has no config.json.
     differences: measured against that checkpoint: output -> metric (see `METRICS`) -> value, as in the result of
         `compare_model_outputs`, whose other entries are ignored.
@@ -69,14 +69,14 @@ def model_card(
     if differences:
         sections.append("## Measured difference from the original\n\n" + _difference_table(differences))
     sections += [f"## {title}\n\n{text}" for title, text in evidence]
-    stated = {} if base_model == EMBEDDED else config.get("license") or {}
+    stated = {} if base_model in EMBEDDED_MODELS else config.get("license") or {}
     sections.append("## Licence\n\n" + _licence(base_model, stated))
     return f"---\n{_metadata(bool(recipe), base_model, stated, tags)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _metadata(quantized: bool, base_model: str | None, stated: Mapping[str, str], tags: Sequence[str]) -> str:
     own = ["vggt", "3d-reconstruction", "depth-estimation", *(["int8", "quantized"] if quantized else [])]
-    embedded = base_model == EMBEDDED
+    embedded = base_model in EMBEDDED_MODELS
     if embedded:
         base_model = None  # it is no repository of the Hub
     licence: dict[str, Any] = {}  # the Hub shows none where none is known
@@ -103,7 +103,7 @@ def _introduction(
 ) -> str:
     """described: whether the recipe's description fits, as no option of `quantize` has changed it."""
     source = "a VGGT checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
-    if base_model == EMBEDDED:
+    if base_model in EMBEDDED_MODELS:
         source = "the small model inside the package vggt-int8"
     if not recipe:
         return f"The weights of {source}, stored by vggt-int8 without quantization."
@@ -262,7 +262,7 @@ def _licence(base_model: str | None, stated: Mapping[str, str]) -> str:
         "The code of vggt-int8 is under Apache-2.0. Quantizing does not change the licence of weights: these "
         "keep that of the checkpoint they were made from"
     )
-    if base_model == EMBEDDED:
+    if base_model in EMBEDDED_MODELS:
         return "The code of vggt-int8 and the weights of the small model inside it are under Apache-2.0."
     if stated:
         title = f"`{stated.get('name') or stated['id']}`"

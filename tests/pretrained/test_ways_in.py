@@ -17,8 +17,9 @@ from transformers import AutoModel
 
 from tests.other_weights import assert_same_weights, copy_config
 from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8
-from vggt_int8.embedded import EMBEDDED_FOLDER, resolve_source
+from vggt_int8.embedded import EMBEDDED_MODELS, embedded_name, resolve_source
 from vggt_int8.pretrained.names import plain_names
+from vggt_int8.saves.base import Base, base_in, base_of
 
 INDEX = "model.safetensors.index.json"
 State = dict[str, Tensor]
@@ -69,14 +70,19 @@ def test_what_names_no_model(source: Any) -> None:
         VGGTInt8.from_pretrained(source)
 
 
-def test_the_embedded_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_an_embedded_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve_source("embedded") == str(EMBEDDED_FOLDER)
-    (tmp_path / "embedded").mkdir()
-    with pytest.warns(UserWarning, match=r"the folder of that name here is './embedded'"):
-        assert resolve_source("embedded") == str(EMBEDDED_FOLDER)
-    assert resolve_source("./embedded") == "./embedded"
-    assert resolve_source(Path("embedded")) == "embedded"
+    folder = str(EMBEDDED_MODELS[name])
+    assert resolve_source(name) == folder
+    assert embedded_name(folder) == name
+    assert embedded_name(name) is None
+    (tmp_path / name).mkdir()
+    with pytest.warns(UserWarning, match=rf"the folder of that name here is './{name}'"):
+        assert resolve_source(name) == folder
+    assert resolve_source(f"./{name}") == f"./{name}"
+    assert resolve_source(Path(name)) == name
+    assert base_of(name, None) == base_of(folder, None) == base_in({"base_model": {"id": name}}) == Base(name)
 
 
 def test_the_embedded_model_is_loaded_and_named() -> None:

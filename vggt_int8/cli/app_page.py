@@ -6,7 +6,7 @@ import typer
 
 from vggt_int8.cli import console, options, pages
 from vggt_int8.cli.loading import Backend, Device, Dtype, fetch, resolve_device, resolve_dtype
-from vggt_int8.embedded import EMBEDDED
+from vggt_int8.embedded import EMBEDDED, EMBEDDED_NAMES
 
 
 def app_page(
@@ -15,7 +15,7 @@ def app_page(
         typer.Option(
             "--model",
             "-m",
-            help=f"A folder, a file, a model on the Hugging Face Hub, or {EMBEDDED}: the small one that ships.",
+            help=f"A folder, a file, a model on the Hugging Face Hub, or one that ships: {EMBEDDED_NAMES}.",
             autocompletion=options.offer_embedded,
         ),
     ] = EMBEDDED,

@@ -11,6 +11,7 @@ import typer
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import Device, resolve_device
 from vggt_int8.disk import check_place
+from vggt_int8.embedded import EMBEDDED_NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A floating-point checkpoint (folder, file, Hub model or embedded), random:vggt-1b, "
+            help=f"A floating-point checkpoint (folder, file, Hub model, {EMBEDDED_NAMES}), random:vggt-1b, "
             "random:vggt-omega, random:small or random:<config.json>; by default random:vggt-1b on cuda, random:small "
             "on cpu.",
             show_default=False,

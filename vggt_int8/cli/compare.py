@@ -7,7 +7,7 @@ from rich.table import Table
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.loading import (
-    EMBEDDED,
+    EMBEDDED_NAMES,
     Backend,
     Device,
     Dtype,
@@ -42,7 +42,7 @@ def compare(
     model_a: Annotated[
         str,
         typer.Argument(
-            help=f"The reference: a folder, a Hub model, or {EMBEDDED}.",
+            help=f"The reference: a folder, a Hub model, or {EMBEDDED_NAMES}.",
             show_default=False,
             autocompletion=options.offer_embedded,
         ),

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vggt_int8.cli import console, options
 from vggt_int8.cli.bench import height_and_width
+from vggt_int8.embedded import EMBEDDED_NAMES
 
 if TYPE_CHECKING:
     from vggt_int8.model.families import AnyConfig
@@ -27,8 +28,8 @@ def estimate(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A folder, a file, a model on the Hugging Face Hub, or embedded, of which the config alone is read; "
-            "by default VGGT-1B's sizes, without asking anybody.",
+            help=f"A folder, a file, a model on the Hugging Face Hub, or {EMBEDDED_NAMES}, of which the config "
+            "alone is read; by default VGGT-1B's sizes, without asking anybody.",
             show_default=False,
             autocompletion=options.offer_embedded,
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggt_int8.cli import console, options
-from vggt_int8.cli.loading import EMBEDDED, Backend, Device, Dtype, fetch, load_model, resolve_device
+from vggt_int8.cli.loading import EMBEDDED_NAMES, Backend, Device, Dtype, fetch, load_model, resolve_device
 from vggt_int8.disk import check_own_folder, check_place
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def eval_models(
     models: Annotated[
         list[str],
         typer.Argument(
-            help=f"Folders, Hub models, or {EMBEDDED}. The first computes in fp32; others are measured against it.",
+            help=f"Folders, Hub models, or {EMBEDDED_NAMES}. The first computes in fp32; others are measured against "
+            "it.",
             show_default=False,
             autocompletion=options.offer_embedded,
         ),

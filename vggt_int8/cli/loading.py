@@ -10,7 +10,7 @@ import typer
 
 from vggt_int8.cli import console, options
 from vggt_int8.disk import naming
-from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER
+from vggt_int8.embedded import EMBEDDED_MODELS, EMBEDDED_NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        help=f"A folder, a file, a model on the Hugging Face Hub, or {EMBEDDED}: the small one that ships.",
+        help=f"A folder, a file, a model on the Hugging Face Hub, or one that ships: {EMBEDDED_NAMES}.",
         show_default=False,
         autocompletion=options.offer_embedded,
     ),
@@ -167,7 +167,7 @@ def local_input_size(model: str) -> InputSize | None:
     """Of a model that is here, in a folder or in the Hub's cache, by its config.json; None where that is not easily
     said.
     """
-    path: Path | str | None = (EMBEDDED_FOLDER if model == EMBEDDED else Path(model).expanduser()) / "config.json"
+    path: Path | str | None = EMBEDDED_MODELS.get(model, Path(model).expanduser()) / "config.json"
     if _may_be_of_the_hub(model):
         from huggingface_hub import try_to_load_from_cache
 
@@ -192,7 +192,7 @@ def fetch(model: str) -> None:
     Raises `CheckpointError` for a name that is neither here nor the Hub's, or a Hub that is silent. Other failures are
     left to `from_pretrained`, which looks into the cache and says best what is missing.
     """
-    if model != EMBEDDED:
+    if model not in EMBEDDED_MODELS:
         from vggt_int8.saves.names import check_source
 
         check_source(os.path.expanduser(model), {})  # a Path would lose "./"

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from vggt_int8.cli import console
-from vggt_int8.embedded import EMBEDDED
+from vggt_int8.embedded import EMBEDDED_MODELS
 from vggt_int8.recipe import available_recipes, load_recipe
 
 # Written out here, since the modules that own them load PyTorch; a test compares.
@@ -200,8 +200,8 @@ def variants_option() -> dict[str, Any]:
 
 
 def offer_embedded(incomplete: str) -> list[str]:
-    """Completes the embedded model's name once it is begun; otherwise the shell offers files."""
-    return [EMBEDDED] if incomplete and EMBEDDED.startswith(incomplete) else []
+    """Completes an embedded model's name once it is begun; otherwise the shell offers files."""
+    return [name for name in EMBEDDED_MODELS if incomplete and name.startswith(incomplete)]
 
 
 def repeatable(one: dict[str, Any]) -> dict[str, Any]:

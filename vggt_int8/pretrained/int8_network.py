@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
 from vggt_int8.calibration.images import Images, find_scenes
-from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER, resolve_source
+from vggt_int8.embedded import embedded_name, resolve_source
 from vggt_int8.model.call import Call
 from vggt_int8.model.files import weight_file
 from vggt_int8.model.keywords import check_keywords
@@ -172,8 +172,8 @@ class Int8Network(Parallel, Network):
                 raise
         loaded = model[0] if isinstance(model, tuple) else model  # with output_loading_info
         loaded.check_constants(source)
-        if source == str(EMBEDDED_FOLDER):
-            loaded.config.name_or_path = EMBEDDED
+        if (name := embedded_name(source)) is not None:
+            loaded.config.name_or_path = name
         return model
 
     @staticmethod

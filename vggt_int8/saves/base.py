@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vggt_int8.embedded import EMBEDDED, EMBEDDED_FOLDER
+from vggt_int8.embedded import EMBEDDED_MODELS, embedded_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Base:
-    """id: of the Hub, or "embedded"; None of what lay on a disk. file: name of the file of weights, where it was one of
-    a folder or repository that has no config.json, or was named itself.
+    """id: of the Hub, or an embedded model's name; None of what lay on a disk. file: name of the file of weights, where
+    it was one of a folder or repository that has no config.json, or was named itself.
     """
 
     id: str | None = None
@@ -33,15 +33,15 @@ def base_in(config: Any) -> Base | None:
     if not isinstance(value, Mapping):
         return None
     id, file = value.get("id"), value.get("file")
-    known = isinstance(id, str) and (id == EMBEDDED or is_hub_id(id))
+    known = isinstance(id, str) and (id in EMBEDDED_MODELS or is_hub_id(id))
     named = isinstance(file, str) and re.fullmatch(r"[^/\s`|<>]{1,255}", file) is not None  # it is printed in cards
     return Base(id if known else None, file if named else None) if known or named else None
 
 
 def base_of(source: str, file: str | None) -> Base | None:
     """Of a resolved source and, where the weights are one file, its path; None of a folder of somebody's disk."""
-    if source in (EMBEDDED, str(EMBEDDED_FOLDER)):
-        return Base(EMBEDDED)
+    if (name := source if source in EMBEDDED_MODELS else embedded_name(source)) is not None:
+        return Base(name)
     of_the_hub = is_hub_id(source) and not Path(source).exists()
     return Base(source if of_the_hub else None, file and Path(file).name) if of_the_hub or file else None
 
