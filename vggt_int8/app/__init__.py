@@ -1,10 +1,10 @@
-"""A page to try models: images or a video in, two recipes side by side, exports out.
+"""A web page for trying models: upload images or a video, compare two recipes, download exports.
 
     with open_app("embedded") as app:
         print(app.url)
         app.wait()
 
-`models`, `inputs` and `compared` do the work and know nothing of a page; `page` alone knows gradio.
+`models`, `inputs` and `compared` do the work, independently of the page; only `page` imports gradio.
 """
 
 from vggt_int8.app.limits import Limits

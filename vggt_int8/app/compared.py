@@ -1,4 +1,4 @@
-"""The same images under one recipe or two: files to look at, time, memory, and how far they differ."""
+"""Reconstruct the same images with one or two recipes: output files, time, memory and differences."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One recipe's reconstruction, with its files in `folder`: scene.glb, depth/, scene/."""
+    """Reconstruction with one recipe; its files are in `folder`: scene.glb, depth/, scene/."""
 
     recipe: str
     folder: Path
@@ -41,13 +41,13 @@ class Outcome:
 
     @property
     def pictures(self) -> list[Path]:
-        """Depth of each image."""
+        """Depth images, one per input image."""
         return sorted((self.folder / "depth").glob("*.png"))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One outcome or two, and the differences of the second from the first, as `geometric_differences` gives them."""
+    """One or two outcomes, and the differences of the second from the first; see `geometric_differences`."""
 
     outcomes: list[Outcome]
     differences: dict[str, dict[str, float]]
@@ -62,9 +62,9 @@ def compare_recipes(
     percentile: float = 25.0,
     progress: Progress = lambda part, words: None,
 ) -> Comparison:
-    """Reconstruct `images` under each recipe, with files below `folder`. percentile: of points that are left out.
+    """Reconstruct `images` with each recipe and write the files below `folder`. percentile: of points to omit.
 
-    Raises ValueError for unknown recipes, and what reading images and running the model raise.
+    Raises ValueError for unknown recipes, and the errors of reading images and running the model.
     """
     outcomes, predictions = [], []
     size = (1, 1)
@@ -88,7 +88,9 @@ def compare_recipes(
 
 
 def timed(network: Int8Network, pixels: Tensor) -> tuple[dict[str, Tensor], float, bool, int | None]:
-    """What the network gives, on the CPU in fp32; seconds of a call; whether it was a second one; peak GPU bytes."""
+    """The network's outputs on the CPU in fp32, the duration of a call in seconds, whether it was a repeated call, and
+    the peak GPU memory in bytes.
+    """
     on_gpu = network.device.type == "cuda"
     inputs = pixels.to(network.device)
 
@@ -120,7 +122,7 @@ def write(
     images: Sequence[Path],
     percentile: float,
 ) -> None:
-    """scene.glb, depth pictures, and the scene itself for other exports."""
+    """Write scene.glb, depth images, and the scene itself for other exports."""
     scene = Scene.from_prediction(prediction, transforms, [path.name for path in images], list(images))
     folder.mkdir(parents=True)
     points = PointOptions(confidence_percentile=percentile, max_points=GLB_POINTS)
@@ -129,7 +131,7 @@ def write(
 
 
 def kernels_of(network: Int8Network) -> str:
-    """What runs most of the INT8 layers."""
+    """The kernels of most INT8 layers."""
     names = [f"{row.backend} ({row.kernel})" for row in network.quantization_report() if row.backend != "pytorch"]
     return max(set(names), key=names.count) if names else "PyTorch"
 
@@ -149,7 +151,7 @@ def cost_table(comparison: Comparison) -> list[list[str]]:
 
 
 def difference_table(comparison: Comparison) -> list[list[str]]:
-    """Rows of what differs and by how much, twice."""
+    """Rows of quantity and difference, in two columns each."""
     units = {"degrees": "°", "percent": " %"}
     rows = []
     for name, values in comparison.differences.items():
@@ -160,7 +162,9 @@ def difference_table(comparison: Comparison) -> list[list[str]]:
 
 
 def camera_table(scene: Scene) -> list[list[str]]:
-    """Rows of image, position, turn from the first image and focal length in its own pixels; none without cameras."""
+    """Rows of image, position, rotation from the first image, and focal length in pixels of the image; empty without
+    cameras.
+    """
     if scene.extrinsic is None or scene.intrinsic is None:
         return []
     centers = camera_center(scene.extrinsic)

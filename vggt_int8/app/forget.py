@@ -1,6 +1,6 @@
-"""A folder that forgets: what has not changed for a while is deleted, and at the end all of it.
+"""A temporary folder that deletes files which have not changed for a while, and everything at the end.
 
-What a kill leaves is swept away by the next folder of that name, as the hidden folders of everything that writes are.
+Folders left after a kill are removed when the next folder of the same name is created.
 """
 
 import contextlib
@@ -16,7 +16,9 @@ _OFTEN = 60.0  # seconds between looks, at most
 
 
 class ForgetfulFolder:
-    """A new temporary folder of a name, of this user alone. seconds: after which its files are deleted."""
+    """A new temporary folder with a name prefix, accessible only to this user. seconds: age at which files are
+    deleted.
+    """
 
     def __init__(self, name: str, seconds: float) -> None:
         self._held = contextlib.ExitStack()
@@ -27,7 +29,7 @@ class ForgetfulFolder:
         self._thread.start()
 
     def forget(self, now: float | None = None) -> None:
-        """Delete files that are older than they may be, and folders that are empty after that."""
+        """Delete files that are too old, and folders that are empty afterwards."""
         oldest = (time.time() if now is None else now) - self.seconds
         for parent, _, names in os.walk(self.path, topdown=False):
             for name in names:

@@ -1,4 +1,4 @@
-"""What a visitor handed over -> image files that can be read: images in natural order, or frames of one video."""
+"""Convert uploads to readable image files: images in natural order, or frames of one video."""
 
 import os
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ DEFAULT_SECONDS = 10.0  # a video's length where its file does not say it
 
 
 def image_files(files: Sequence[Path], folder: Path, most: int) -> list[Path]:
-    """Images to reconstruct, at most `most`, in `folder`: links to the files, or frames spread over a video's length.
+    """At most `most` images to reconstruct, in `folder`: links to the uploads, or frames spread over a video's length.
 
-    Raises ValueError, in words for a visitor, for nothing, for several videos or a video among images, for too many
-    images, and for files that are no images.
+    Raises ValueError, with a message for the user, for no files, several videos, a video among images, too many images,
+    and files that are not images.
     """
     videos = [file for file in files if is_video(file)]
     if not files:
@@ -32,7 +32,7 @@ def image_files(files: Sequence[Path], folder: Path, most: int) -> list[Path]:
 
 
 def gathered(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Files that each came in a folder of their own, under their names in one, in natural order."""
+    """Put files that are each in their own folder into one folder under their names, in natural order."""
     folder.mkdir(exist_ok=True)
     found: list[Path] = []
     for file in sorted(files, key=lambda file: natural_key(Path(file.name))):
@@ -45,7 +45,9 @@ def gathered(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def video_frames(path: Path, folder: Path, most: int) -> list[Path]:
-    """At most `most` frames of a video, the sharpest of each of as many equal intervals, as PNG files in `folder`."""
+    """At most `most` frames of a video as PNG files in `folder`: the sharpest frame of each of as many equal
+    intervals.
+    """
     folder.mkdir(exist_ok=True)
     written: list[Path] = []
     with Video(path) as video:

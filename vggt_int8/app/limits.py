@@ -1,12 +1,14 @@
-"""How much of the machine a visitor may take."""
+"""Limits on the resources that a user of the page can use."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """upload_bytes: of one file. images: of one reconstruction. seconds: until what was brought or made is deleted.
-    waiting: visitors in the queue.
+    """upload_bytes: size limit of one file.
+    images: limit for one reconstruction.
+    seconds: age at which uploads and results are deleted.
+    waiting: users in the queue.
     """
 
     upload_bytes: int = 200_000_000

@@ -1,4 +1,4 @@
-"""The model under the recipes that a visitor may choose, loaded when it is first asked for; the last two stay."""
+"""The model with each of the selectable recipes, loaded on first use. The last two are kept in memory."""
 
 import threading
 from collections import OrderedDict
@@ -16,9 +16,9 @@ KEPT = 2  # loaded at a time: both sides of a comparison
 
 
 class Models:
-    """One checkpoint, a folder, a file or a Hub id, under several recipes.
+    """One checkpoint (folder, file or Hub id) with several recipes.
 
-    Raises `CheckpointError` for what is neither VGGT nor VGGT-Omega.
+    Raises `CheckpointError` for a model that is neither VGGT nor VGGT-Omega.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -30,19 +30,19 @@ class Models:
 
     @property
     def name(self) -> str:
-        """What visitors may know it by: of a folder or file no place on this machine."""
+        """The displayed name: for a folder or file, without its path on this machine."""
         path = Path(self.model).expanduser()
         return path.resolve().name if path.exists() else self.model
 
     @property
     def choices(self) -> list[str]:
-        """Recipes to choose from: the one that the checkpoint has, or all that need no calibration images."""
+        """The recipes to choose from: the one of the checkpoint, or all that need no calibration images."""
         if self._stored is not None:
             return [self._stored]
         return [FLOAT, *(name for name in available_recipes() if not load_recipe(name).needs_calibration)]
 
     def get(self, recipe: str) -> Int8Network:
-        """The network under a recipe, in evaluation mode. Raises ValueError for one that is no choice."""
+        """The network with a recipe, in evaluation mode. Raises ValueError for a recipe that is not a choice."""
         if recipe not in self.choices:
             raise ValueError(f"recipe is {recipe!r}; choose one of {', '.join(self.choices)}")
         with self._lock:
@@ -56,14 +56,14 @@ class Models:
             return self._loaded[recipe]
 
     def bytes_beside(self, recipe: str, device: str) -> int:
-        """What weights of the other loaded models take on devices of this type."""
+        """Weight memory of the other loaded models on devices of this type."""
         others = (network for name, network in self._loaded.items() if name != recipe)
         tensors = (tensor for network in others for tensor in network.state_dict().values())
         return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device)
 
 
 def _stored_recipe(source: str) -> str | None:
-    """Of a quantized folder, Hub id, or file with a config.json beside it; None for a floating-point one."""
+    """Recipe of a quantized folder, Hub id, or file with a config.json next to it; None for a floating-point model."""
     path = Path(source)
     if path.is_file():
         if not (path.parent / "config.json").is_file():

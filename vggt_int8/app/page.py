@@ -1,7 +1,7 @@
-"""The one place that imports gradio: what the page looks like, and how its events reach the rest of the package.
+"""The only module that imports gradio: the page's layout and its event handlers.
 
-gradio as it comes keeps visitors' runs in their browser, has a page of traffic, reports its use to its makers, loads
-fonts from another host, and may share the page through a server in the internet. Here it does none of that.
+By default gradio stores users' runs in their browser, has a page with traffic statistics, sends telemetry, loads fonts
+from another host, and can share the page through a public server. All of this is disabled here.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _FONTS = ("system-ui", "sans-serif")  # of the visitor's machine
 
 
 def build(models: Models, folder: Path, limits: Limits) -> gr.Blocks:
-    """The page; results are written below `folder`."""
+    """Build the page. Results are written below `folder`."""
     first = "fp16" if "fp16" in models.choices else models.choices[0]
     second = "int8_dynamic" if "int8_dynamic" in models.choices else NOTHING
     with gr.Blocks(title="vggt-int8", analytics_enabled=False, fill_width=True) as blocks:
@@ -72,7 +72,7 @@ def build(models: Models, folder: Path, limits: Limits) -> gr.Blocks:
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, limits: Limits) -> str:
-    """Serve the page in threads of its own -> its address. port: 0 takes any that is free."""
+    """Serve the page in background threads and return its address. port: 0 selects any free port."""
     font: Any = list(_FONTS)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -98,7 +98,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, limits: Limits) -> str:
 
 
 def _side(name: str) -> tuple[Any, ...]:
-    """One reconstruction: points, depth, cameras, format, button, file."""
+    """Controls of one reconstruction: points, depth, cameras, format, button, file."""
     with gr.Column():
         return (
             gr.Model3D(label=f"{name}: points and cameras", clear_color=(1.0, 1.0, 1.0, 1.0), height=400),
@@ -133,7 +133,7 @@ def _reconstruct(models: Models, folder: Path, limits: Limits) -> Callable[..., 
 
 
 def _shown(comparison: Comparison) -> list[Any]:
-    """Values of all outputs; a second side that is not there is empty."""
+    """Values of all outputs. The second side is empty if there is only one outcome."""
     sides: list[Any] = []
     for outcome in [*comparison.outcomes, None][:2]:
         sides += [None, None, None] if outcome is None else _shown_side(outcome)
@@ -171,9 +171,9 @@ def _download(number: int, folder: Path) -> Callable[..., str]:
 
 
 def _told(error: BaseException, folder: Path) -> BaseException:
-    """What a visitor is told: what is wrong with the input, or that memory is short, without places on this machine.
+    """The message for the user about wrong input or a lack of memory, without paths on this machine.
 
-    Anything else is the program's own fault: the visitor learns that there was an error, the console which.
+    Other errors are bugs: the user only learns that there was an error, and the details go to the console.
     """
     if not isinstance(error, ValueError | OSError | MemoryError | torch.OutOfMemoryError):
         return error

@@ -1,6 +1,6 @@
-"""What the page may touch, and an end to it.
+"""Start and stop the page.
 
-All that visitors bring and get lies in one temporary folder, which goes with this process.
+All uploads and results are in one temporary folder, which is deleted when this process ends.
 """
 
 import os
@@ -22,18 +22,18 @@ MISSING = (
 
 
 class App:
-    """A page that is served until `close`."""
+    """A page that is served until `close` is called."""
 
     def __init__(self, blocks: Any, url: str, folder: ForgetfulFolder) -> None:
         self.blocks, self.url, self.folder = blocks, url, folder
         self._ended = threading.Event()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Serve until `close`, or the time is over."""
+        """Serve until `close` is called or the timeout is over."""
         self._ended.wait(timeout)
 
     def close(self) -> None:
-        """Stop serving, and delete all that visitors brought and got."""
+        """Stop serving, and delete all uploads and results."""
         self.blocks.close(verbose=False)
         self.folder.close()
         self._ended.set()
@@ -48,13 +48,15 @@ class App:
 def open_app(
     model: str = "embedded", *, host: str = HOST, port: int = PORT, limits: Limits = LIMITS, **options: Any
 ) -> App:
-    """Serve a page that reconstructs images with `model` under its recipes.
+    """Serve a page that reconstructs images with `model` and its recipes.
 
-    model: a folder, a file, a Hub id or "embedded". host: who can reach the page: this machine alone by default.
-    port: 0 takes any that is free. options: `backend`, `device_map` and `dtype` of `from_pretrained`.
+    model: a folder, a file, a Hub id or "embedded".
+    host: address to listen on: this machine only by default, the whole network with "0.0.0.0".
+    port: 0 selects any free port.
+    options: `backend`, `device_map` and `dtype` of `from_pretrained`.
 
-    Raises ValueError without gradio (the extra `app`) and for an address that cannot be listened on, and
-    `CheckpointError` for what is neither VGGT nor VGGT-Omega.
+    Raises ValueError without gradio (the extra `app`) and for an address that cannot be used, and `CheckpointError` for
+    a model that is neither VGGT nor VGGT-Omega.
     """
     check_address(host, port)
     models = Models(model, **options)

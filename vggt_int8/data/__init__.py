@@ -1,5 +1,5 @@
-"""Public data sets on this disk: downloads that resume, archives that stay in their folder, and readers.
+"""Public data sets on disk: resumable downloads, safe archive extraction, and readers.
 
-`download` and `archive` know no data set; `eth3d` knows which archives a scene has. `colmap`, `lens` and `scans` read
-what such data sets hold: cameras, how a lens bends rays, and laser scans.
+`download` and `archive` are independent of data sets; `eth3d` lists the archives of each scene. `colmap`, `lens` and
+`scans` read the contents: cameras, lens distortion and laser scans.
 """

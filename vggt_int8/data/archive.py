@@ -1,8 +1,9 @@
-"""7z archives from elsewhere, unpacked so that nothing leaves the folder and nothing fills the disk.
+"""Extract 7z archives from untrusted sources without writing outside the target folder or filling the disk.
 
-The list of contents is judged before a byte is unpacked: plain files and folders alone, with names that stay below the
-target, each once on any file system, of no more bytes than are expected. Then each file is written by us under a hidden
-folder, no longer than the list says, and moved to its place. py7zr (the extra "data") only decompresses.
+The list of contents is checked before anything is extracted: only plain files and folders, with names below the target
+that are unique on any file system, and no more bytes than expected. Each file is then written by this module to a
+hidden folder, limited to its listed size, and moved to its final place. py7zr (the extra "data") is only used for
+decompression.
 """
 
 import os
@@ -21,14 +22,16 @@ MOST_ENTRIES = 1_000_000
 
 
 class ArchiveError(ValueError):
-    """An archive that is damaged, or that nobody should unpack. The message says what is wrong with it."""
+    """A damaged or unsafe archive. The message states the problem."""
 
 
 def unpack(archive: Path, target: Path, *, most_bytes: int, below: str = "") -> list[str]:
-    """The files of a 7z archive below `target`, replacing those of the same names; returns their names, with `/`.
+    """Extract a 7z archive below `target`, replacing files of the same names. Returns the names, with `/`.
 
-    most_bytes: that it may hold. below: the one folder in which all of it is to lie. Raises `ArchiveError`, with
-    nothing changed; ImportError, with the way out, without py7zr.
+    most_bytes: limit for the extracted size.
+    below: the single folder that must contain all files.
+
+    Raises `ArchiveError` without changing anything, and ImportError, with the package to install, without py7zr.
     """
     py7zr = _py7zr()
     try:
@@ -52,7 +55,7 @@ def unpack(archive: Path, target: Path, *, most_bytes: int, below: str = "") -> 
 
 
 def require() -> None:
-    """Raise ImportError, with the way out, where archives cannot be unpacked: the check before a download."""
+    """Raise ImportError, with the package to install, if archives cannot be extracted. Called before a download."""
     _py7zr()
 
 
@@ -65,7 +68,7 @@ def _py7zr() -> Any:
 
 
 def _checked(archive: Path, entries: Sequence[Any], most_bytes: int, below: str) -> dict[str, int]:
-    """Name -> bytes of the files. Raises `ArchiveError` for what is not to be unpacked."""
+    """Name -> size in bytes of all files. Raises `ArchiveError` for entries that must not be extracted."""
     if len(entries) > MOST_ENTRIES:
         raise ArchiveError(f"{archive} lists {len(entries):,} files: no more than {MOST_ENTRIES:,} are unpacked")
     sizes: dict[str, int] = {}
@@ -87,7 +90,7 @@ def _checked(archive: Path, entries: Sequence[Any], most_bytes: int, below: str)
 
 
 def _unwanted(entry: Any, below: str) -> str | None:
-    """What is wrong with an entry, as a clause; None if nothing is."""
+    """Why an entry must not be extracted, as a clause; None if it may be."""
     if entry.is_symlink:
         return "which is a link"
     if not entry.is_directory and (not entry.is_file or str(entry.filename).endswith("/")):
@@ -100,8 +103,8 @@ def _unwanted(entry: Any, below: str) -> str | None:
 
 
 def _check_apart(archive: Path, names: Collection[str]) -> None:
-    """Raise `ArchiveError` for two names that are one file, or a file and a folder, on some file system: those of macOS
-    and Windows, and folders of Linux that are told so, know no case.
+    """Raise `ArchiveError` if two names would be the same file, or a file and a folder, on a case-insensitive file
+    system: those of macOS and Windows, and Linux folders with case folding.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -128,7 +131,9 @@ def _stays_inside(name: str) -> bool:
 
 
 def _write(py7zr: Any, opened: Any, folder: Path, sizes: dict[str, int], archive: Path) -> list[str]:
-    """All files of the archive below an own folder. py7zr is given files to write into, and makes none itself."""
+    """Write all files of the archive below an own folder. py7zr writes into file objects provided by this module and
+    never creates files itself.
+    """
     folder.mkdir()
     root = Path(os.path.realpath(folder))
 
@@ -175,7 +180,7 @@ def _write(py7zr: Any, opened: Any, folder: Path, sizes: dict[str, int], archive
 
 
 def _move(path: Path, target: Path, name: str) -> None:
-    """To its place, whose folders are real ones below `target`."""
+    """Move the files to their final place. The folders on the way are real folders below `target`, not links."""
     place = target / name
     place.parent.mkdir(parents=True, exist_ok=True)
     if not Path(os.path.realpath(place.parent)).is_relative_to(os.path.realpath(target)):

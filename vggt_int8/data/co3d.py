@@ -1,11 +1,11 @@
-"""CO3Dv2's annotations (Reizenstein et al., "Common Objects in 3D", ICCV 2021): the cameras of a category's sequences.
+"""Read CO3Dv2's annotations (Reizenstein et al., "Common Objects in 3D", ICCV 2021): the cameras of all sequences.
 
-    CATEGORY/frame_annotations.jgz    a gzipped JSON list; of each frame its sequence, number, image and viewpoint
-    CATEGORY/SEQUENCE/images/*.jpg    paths of images start at the folder above the category
+    CATEGORY/frame_annotations.jgz    a gzipped JSON list: sequence, number, image and viewpoint of each frame
+    CATEGORY/SEQUENCE/images/*.jpg    image paths are relative to the parent of the category folder
 
-A viewpoint is one of PyTorch3D: x_camera = x_world R + T of row vectors, x to the left and y up. Focal length and
-principal point are in units of half the shorter side ("ndc_isotropic") or of half of each side
-("ndc_norm_image_bounds"), the latter counted from the image's middle, to the left and up.
+Viewpoints follow PyTorch3D: x_camera = x_world R + T for row vectors, with x to the left and y up. Focal length and
+principal point are in units of half the shorter side ("ndc_isotropic") or half of each side ("ndc_norm_image_bounds").
+The principal point is relative to the image centre, positive to the left and up.
 """
 
 import gzip
@@ -27,7 +27,7 @@ _TURN = torch.tensor([[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]])  # t
 
 
 def categories(folder: Path) -> list[Path]:
-    """The folders of categories: `folder` itself, or those in it. Raises FileNotFoundError."""
+    """The category folders: `folder` itself, or its subfolders. Raises FileNotFoundError."""
     found = [folder] if (folder / ANNOTATIONS).is_file() else sorted(p.parent for p in folder.glob(f"*/{ANNOTATIONS}"))
     if not found:
         raise FileNotFoundError(f"{folder} holds no {ANNOTATIONS}, nor do the folders in it: pass a folder of CO3Dv2")
@@ -35,8 +35,8 @@ def categories(folder: Path) -> list[Path]:
 
 
 def read_sequences(category: Path) -> dict[str, Model]:
-    """Name of each sequence -> its cameras, one for each frame, in the order of the frames; names of images start at
-    the folder above. Raises `ModelError`, naming the file.
+    """Name of each sequence -> its cameras, one per frame, in frame order. Image names are relative to the parent
+    folder. Raises `ModelError`, naming the file.
     """
     path = category / ANNOTATIONS
     try:

@@ -21,7 +21,7 @@ from vggt_int8.geometry import quaternion_to_rotation
 from vggt_int8.plain_data import shown
 
 Doubles = NDArray[np.float64]
-# Name, and how many parameters, in the order of their numbers in binary files.
+# Name and number of parameters, in the order of the model ids in binary files.
 MODELS = (
     *(("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8)),
     *(("OPENCV_FISHEYE", 8), ("FULL_OPENCV", 12), ("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4)),
@@ -45,7 +45,9 @@ class Camera:
     parameters: Doubles
 
     def intrinsic(self) -> Tensor:
-        """[3, 3] fp32 of a pinhole camera. Raises `ModelError` for any other, whose images are to be undistorted."""
+        """[3, 3] fp32 of a pinhole camera. Raises `ModelError` for other camera models, whose images must be
+        undistorted first.
+        """
         if self.model not in PINHOLES:
             raise ModelError(
                 f"cameras of model {self.model} bend lines: undistort the images first (colmap image_undistorter)"
@@ -57,7 +59,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class PosedImage:
-    """name: below the folder of images. extrinsic [3, 4] fp32, camera from world."""
+    """name: relative to the folder of images. extrinsic [3, 4] fp32, camera from world."""
 
     name: str
     camera: int
@@ -66,14 +68,14 @@ class PosedImage:
 
 @dataclass(frozen=True)
 class Model:
-    """cameras: by their ids, which follow no order. images: in the order of their names."""
+    """cameras: by id; ids need not be consecutive. images: sorted by name."""
 
     cameras: dict[int, Camera]
     images: list[PosedImage]
 
 
 def find_model(folder: Path) -> Path:
-    """The folder at or below `folder` that holds a model. Raises FileNotFoundError, saying where was looked."""
+    """The folder at or below `folder` that contains a model. Raises FileNotFoundError with the searched places."""
     for name in FOLDERS:
         if any((folder / name / f"cameras.{kind}").is_file() for kind in ("bin", "txt")):
             return folder / name
@@ -82,7 +84,7 @@ def find_model(folder: Path) -> Path:
 
 
 def read_model(folder: Path) -> Model:
-    """The model in a folder, binary if there is one. Raises `ModelError`, naming the file, and OSError."""
+    """Read the model in a folder; binary files take precedence. Raises `ModelError`, naming the file, and OSError."""
     binary = (folder / "cameras.bin").is_file()
     read = (_cameras_bin, _images_bin) if binary else (_cameras_txt, _images_txt)
     cameras, images = read[0](folder), read[1](folder)
@@ -107,7 +109,7 @@ def _cameras_txt(folder: Path) -> dict[int, Camera]:
 
 
 def _images_txt(folder: Path) -> list[PosedImage]:
-    """Every second line lists observations, and may be empty."""
+    """Parse images.txt. Every second line lists observations and may be empty."""
     images, lines = [], _lines(folder / "images.txt", keep_empty=True)
     for line in lines[::2]:
         words = line.split(maxsplit=9)
@@ -136,7 +138,7 @@ def _camera(model: str, size: tuple[int, int], values: list[float]) -> Camera:
 
 
 def _extrinsic(values: "list[float] | tuple[float, ...]") -> Tensor:
-    """Quaternion, scalar first, and translation -> [3, 4]."""
+    """Convert a quaternion (scalar first) and a translation to [3, 4]."""
     if len(values) != 7 or not np.isfinite(values).all() or not np.any(values[:4]):
         raise ModelError(f"{shown(list(values))} is no pose")
     w, x, y, z = values[:4]
@@ -145,7 +147,7 @@ def _extrinsic(values: "list[float] | tuple[float, ...]") -> Tensor:
 
 
 class _Reader:
-    """Takes structures from a whole file, and says where it ends too early."""
+    """Unpacks structures from the contents of a file, and reports a file that ends too early."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.content, self.at = path, path.read_bytes(), 0
@@ -200,7 +202,7 @@ def _images_bin(folder: Path) -> list[PosedImage]:
 
 
 def _poses_of_frames(folder: Path) -> dict[int, list[float]] | None:
-    """Image -> its pose by frames.bin; None where there is no such file."""
+    """Image -> its pose according to frames.bin; None without that file."""
     if not (folder / "frames.bin").is_file():
         return None
     _check_rigs(_Reader(folder / "rigs.bin"))

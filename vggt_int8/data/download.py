@@ -1,7 +1,8 @@
-"""Downloads that go on after a break: one file, by HTTP ranges, checked by size and hash, whole or not there.
+"""Resumable downloads of single files over HTTP, verified by size and hash. The target only appears when it is
+complete.
 
-What has arrived lies in `.NAME.part` beside the target, and `.NAME.part.json` says of which version of the file it is
-(ETag or date, and length). A server that has another version by then, or knows no ranges, sends it from the start.
+Partial data is stored in `.NAME.part` next to the target, and `.NAME.part.json` records the version of the file (ETag
+or date, and length). If the server has a different version, or does not support ranges, the download starts again.
 """
 
 import hashlib
@@ -31,11 +32,11 @@ _BREAKS = (http.client.HTTPException, ConnectionError, TimeoutError, urllib.erro
 
 
 class DownloadError(RuntimeError):
-    """A file that cannot be had, or is not what it should be. The message names address and way out."""
+    """A file that cannot be downloaded or has the wrong contents. The message gives the address and a solution."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To HTTP alone, and from HTTPS nowhere that anybody on the way could answer for."""
+    """Only follow redirects to HTTP(S), and never from HTTPS to HTTP."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         allowed = "https://" if req.type == "https" else ("http://", "https://")
@@ -49,7 +50,7 @@ _open = urllib.request.build_opener(_Redirects).open
 
 @dataclass(frozen=True)
 class _Version:
-    """Of a file on the server. tag: for If-Range, empty where the server gives none."""
+    """Version of a file on the server. tag: for If-Range; empty if the server gives none."""
 
     tag: str
     total: int
@@ -65,13 +66,15 @@ def download(
     on_wait: Callable[[str, float], None] = lambda reason, seconds: None,
     pause: float = 1.0,
 ) -> str:
-    """Fetch `url` to `target`, whose folder is made; returns the sha256 of the content.
+    """Download `url` to `target`, creating its folder. Returns the sha256 of the contents.
 
-    size, sha256: what the file is known to have. on_bytes: called with (bytes there, all bytes). on_wait: called with
-    what went wrong, and the seconds until the next attempt. pause: half of those before the second; each attempt in
-    vain doubles them.
+    size, sha256: expected values, if they are known.
+    on_bytes: called with (bytes present, total bytes).
+    on_wait: called with the error and the seconds until the next attempt.
+    pause: half of the wait before the second attempt; each attempt without progress doubles the wait.
 
-    Raises `DownloadError`, keeping what has arrived unless it is wrong; OSError, beforehand, for too small a disk.
+    Raises `DownloadError`, keeping partial data unless it is wrong, and OSError, before downloading, if the disk is too
+    small.
     """
     if not re.match(r"https?://", url):
         raise DownloadError(f"{url} is no address of HTTP")
@@ -81,7 +84,7 @@ def download(
         furthest, failures = file.seek(0, os.SEEK_END), 0
         while (reason := _attempt(url, part, file, size, on_bytes)) is not None:
             there = file.seek(0, os.SEEK_END)
-            # A server that mixes versions may bring the same bytes again and again: no gain.
+            # A server that mixes versions may send the same bytes repeatedly, which is not progress.
             failures = 0 if there > furthest else failures + 1
             furthest = max(furthest, there)
             if failures >= ATTEMPTS:
@@ -97,7 +100,9 @@ def download(
 def _attempt(
     url: str, part: Path, file: BufferedRandom, size: int | None, on_bytes: Callable[[int, int], None]
 ) -> str | None:
-    """One request: None if all is there then, else why not. Raises `DownloadError` where another would be in vain."""
+    """One request. Returns None when the file is complete, otherwise the reason. Raises `DownloadError` if a retry is
+    pointless.
+    """
     there = file.seek(0, os.SEEK_END)
     try:
         return None if _fetch(url, part, file, size, on_bytes) else "the connection ended early"
@@ -117,7 +122,7 @@ def _attempt(
 
 
 def digest_of(path: Path, sha256: str | None) -> str:
-    """The sha256 of a file that is there. Raises `DownloadError` if it is another one than `sha256`."""
+    """The sha256 of an existing file. Raises `DownloadError` if it differs from `sha256`."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and digest != sha256:
@@ -127,7 +132,7 @@ def digest_of(path: Path, sha256: str | None) -> str:
 
 @contextmanager
 def _held(part: Path) -> Iterator[BufferedRandom]:
-    """The partial file, which nobody else writes meanwhile."""
+    """The partial file, locked against other writers."""
     with naming(part), part.open("ab+") as file:
         if lock(file.fileno()) is False:  # None: a file system without locks
             raise DownloadError(f"{part} is being downloaded by another process")
@@ -135,7 +140,7 @@ def _held(part: Path) -> Iterator[BufferedRandom]:
 
 
 def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_bytes: Callable[[int, int], None]) -> bool:
-    """Ask for what is missing and append it; whether all is there then."""
+    """Request the missing bytes and append them. Returns whether the file is complete."""
     have, known = file.seek(0, os.SEEK_END), _known(part, url)
     if have and (known is None or not known.tag or have > known.total):
         file.truncate(have := 0)
@@ -169,7 +174,7 @@ def _fetch(url: str, part: Path, file: BufferedRandom, size: int | None, on_byte
 
 
 def _version(url: str, answer: "http.client.HTTPResponse", have: int) -> _Version:
-    """What the server has. Raises `DownloadError` for an answer that is of no use."""
+    """The version on the server. Raises `DownloadError` for an unusable response."""
     headers = answer.headers
     if (packed := headers.get("Content-Encoding", "identity")) != "identity":
         raise DownloadError(f"{url}: the server sends it packed by {packed!r:.80}, which it was asked not to do")
@@ -186,12 +191,12 @@ def _version(url: str, answer: "http.client.HTTPResponse", have: int) -> _Versio
             raise DownloadError(f"{url}: the server does not say how long it is, so a break could not be told")
         total = int(length)
     tag = headers.get("ETag", "")
-    # A weak tag may stand for other bytes; If-Range takes a date as well.
+    # A weak tag does not guarantee identical bytes; If-Range also accepts a date.
     return _Version(tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", ""), total)
 
 
 def _known(part: Path, url: str) -> _Version | None:
-    """Of which version the partial file is; None if that is not known, or of another address."""
+    """The version of the partial file; None if it is unknown or belongs to another address."""
     try:
         found = json.loads(_note(part).read_text(encoding="utf-8"))
         return _Version(str(found["tag"]), int(found["total"])) if found["url"] == url else None

@@ -31,7 +31,7 @@ SCENES = (
     *("courtyard", "delivery_area", "electro", "facade", "kicker", "meadow", "office", "pipes", "playground"),
     *("relief", "relief_2", "terrace", "terrains"),
 )
-# What a user asks for -> the archives. Depth is of the distorted cameras, whose calibration comes with their images.
+# Kind of data -> archives. Depth belongs to the distorted cameras, whose calibration is in the archive of their images.
 PARTS = {
     "images": ("dslr_undistorted",),
     "depth": ("dslr_depth", "dslr_jpg"),
@@ -40,14 +40,17 @@ PARTS = {
 }
 VIEWS = Path(__file__).with_name("eth3d_views.toml")
 STATE = ".archives.json"  # below the target: archive -> its sha256, and the files that it held
-# Of one archive unpacked, in bytes and in times its own size: the largest scans have a few GB, and depth, of which nine
-# tenths are unknown, is packed tightest. So small an archive is let pass.
+# Limits for the extracted size of one archive: in bytes, and as a multiple of the archive's size, which does not apply
+# below `SMALL` bytes. The largest scans have a few GB, and depth has the highest compression ratio, since nine tenths
+# of it are unknown.
 MOST_BYTES, MOST_TIMES, SMALL = 64 << 30, 200, 1 << 30
 
 
 @dataclass(frozen=True)
 class Archive:
-    """size, sha256: where they are known beforehand. ETH3D publishes no hashes: the first download's is kept."""
+    """size, sha256: where they are known in advance. ETH3D publishes no hashes; the hash of the first download is
+    stored.
+    """
 
     scene: str
     kind: str
@@ -60,7 +63,9 @@ class Archive:
 
 
 def archives(scenes: Sequence[str], parts: Sequence[str]) -> list[Archive]:
-    """Those of the scenes, in their order, each once. Raises ValueError for a name that there is not."""
+    """The archives of the scenes, in the order of the scenes, without duplicates. Raises ValueError for an unknown
+    name.
+    """
     for kind, names, known in (("scene", scenes, SCENES), ("part", parts, tuple(PARTS))):
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"ETH3D has no {kind} {unknown[0]!r}: choose of {', '.join(known)}")
@@ -74,7 +79,7 @@ def _lists() -> dict[str, dict[str, list[int]]]:
 
 
 def listed_views(scene: str, views: int | None) -> list[str] | None:
-    """Names of the images that are taken where `views` of a scene are asked for; None if no list is kept of so many."""
+    """Names of the images to use for `views` views of a scene; None if there is no list for that number."""
     numbers = _lists().get(scene, {}).get(f"views_{views}")
     return None if numbers is None else [f"DSC_{number:04d}.JPG" for number in numbers]
 
@@ -90,10 +95,10 @@ def fetch(
     on_unpack: Callable[[Archive], None] = lambda archive: None,
     pause: float = 1.0,
 ) -> list[Archive]:
-    """Download and unpack below `target` what is not there; returns what was fetched.
+    """Download and extract what is missing below `target`. Returns what was downloaded.
 
-    An archive counts as there when all its files are, with their sizes. keep: the archives stay, too, in `target`.
-    Raises `DownloadError`, `ArchiveError` and OSError; what was fetched before stays.
+    An archive counts as present if all its files exist with the right sizes. keep: also keep the archives in `target`.
+    Raises `DownloadError`, `ArchiveError` and OSError; earlier downloads are kept.
     """
     fetched = []
     for archive in wanted:

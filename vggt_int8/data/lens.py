@@ -1,7 +1,7 @@
-"""How a lens bends rays: COLMAP's THIN_PRISM_FISHEYE, the model of ETH3D's distorted cameras, and pinholes.
+"""Lens distortion: COLMAP's THIN_PRISM_FISHEYE, the model of ETH3D's distorted cameras, and pinhole cameras.
 
 (u, v) = (X / Z, Y / Z)          r = |(u, v)|, theta = atan(r)
-(a, b) = (u, v) theta / r        what a fisheye without distortion shows
+(a, b) = (u, v) theta / r        equidistant fisheye without distortion
 q = a^2 + b^2                    radial = k1 q + k2 q^2 + k3 q^3 + k4 q^4
 a' = a (1 + radial) + 2 p1 a b + p2 (q + 2 a^2) + sx1 q
 b' = b (1 + radial) + 2 p2 a b + p1 (q + 2 b^2) + sy1 q
@@ -19,7 +19,8 @@ _STEPS, _STEP, _CLOSE = 25, 1e-6, 1e-10
 
 
 def pixels_to_rays(camera: Camera, pixels: Doubles) -> Doubles:
-    """Pixels [N, 2] (x, y; the first is centred on (0.5, 0.5)) -> (X / Z, Y / Z) [N, 2]; NaN where the lens shows none.
+    """Pixels [N, 2] (x, y; the first pixel's centre is (0.5, 0.5)) -> (X / Z, Y / Z) [N, 2]; NaN outside the lens's
+    field of view.
 
     Raises `ModelError` for other camera models.
     """
@@ -38,7 +39,7 @@ def pixels_to_rays(camera: Camera, pixels: Doubles) -> Doubles:
 
 
 def rays_to_pixels(camera: Camera, rays: Doubles) -> Doubles:
-    """(X / Z, Y / Z) [N, 2] in front of the camera -> pixels [N, 2]. Raises as `pixels_to_rays`."""
+    """(X / Z, Y / Z) [N, 2] in front of the camera -> pixels [N, 2]. Raises like `pixels_to_rays`."""
     if camera.model in PINHOLES:
         intrinsic = camera.intrinsic().double().numpy()
         return rays * intrinsic[[0, 1], [0, 1]] + intrinsic[:2, 2]
@@ -61,7 +62,7 @@ def _bend(parameters: Doubles, points: Doubles) -> Doubles:
 
 
 def _solve(parameters: Doubles, bent: Doubles) -> Doubles:
-    """Points that `_bend` takes to `bent`: Newton's method; NaN where it finds none."""
+    """Invert `_bend` for `bent` with Newton's method; NaN where it does not converge."""
     points = bent.copy()
     for _ in range(_STEPS):
         miss = _bend(parameters, points) - bent

@@ -1,4 +1,4 @@
-"""Laser scans: PLY files of points, and MeshLab's project that says where each scan stands."""
+"""Laser scans: PLY point files, and MeshLab projects with the pose of each scan."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def read_ply(path: Path) -> NDArray[np.float32]:
 
 
 def _header(path: Path) -> tuple[str, int]:
-    """The text up to end_header, and where the data begin."""
+    """The text up to end_header, and the offset of the data."""
     with path.open("rb") as file:
         content = file.read(_LONGEST_HEADER)
     end = re.search(rb"^end_header\r?\n", content, flags=re.MULTILINE)
@@ -76,7 +76,9 @@ def _header(path: Path) -> tuple[str, int]:
 
 
 def read_alignment(path: Path) -> list[tuple[Path, Doubles]]:
-    """MeshLab's project -> each scan's file, beside it, and world from scan, [4, 4]. Raises `ScanError` and OSError."""
+    """Read a MeshLab project: the file of each scan, relative to the project, and world from scan [4, 4]. Raises
+    `ScanError` and OSError.
+    """
     if path.stat().st_size > _LARGEST_PROJECT:
         raise ScanError(f"{path} has {path.stat().st_size:,} bytes, and no MeshLab project is so large")
     try:
@@ -98,7 +100,9 @@ def read_alignment(path: Path) -> list[tuple[Path, Doubles]]:
 
 
 def read_scans(project: Path, voxel: float) -> Doubles:
-    """All points of a project's scans in the world's frame, [N, 3], one (the mean) for each cube of side `voxel`."""
+    """All points of a project's scans in world coordinates, [N, 3], reduced to one mean point per cube of side
+    `voxel`.
+    """
     clouds = []
     for path, world_from_scan in read_alignment(project):
         points = read_ply(path).astype(np.float64)
@@ -107,7 +111,7 @@ def read_scans(project: Path, voxel: float) -> Doubles:
 
 
 def thin(points: Doubles, voxel: float) -> Doubles:
-    """[N, 3] -> [M, 3]: the mean of the points in each cube, in the order of the cubes."""
+    """[N, 3] -> [M, 3]: the mean of the points in each cube, sorted by cube."""
     points = points[np.isfinite(points).all(axis=1)]
     cubes = np.floor(points / voxel).clip(-_FARTHEST, _FARTHEST).astype(np.int64)
     cubes -= cubes.min(axis=0, initial=0)

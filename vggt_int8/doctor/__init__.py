@@ -1,7 +1,7 @@
-"""Is this machine fit for INT8 VGGT, what would run on it, and what is missing.
+"""Check whether this machine can run INT8 VGGT, with which kernels, and what is missing.
 
-`facts` looks, `try_it` runs the embedded model, `findings` judges both: plain data in, plain data out, so that machines
-that are not at hand can be judged in tests.
+`facts` collects the state of the machine, `try_it` runs the embedded model, and `findings` evaluates both. All of them
+exchange plain data, so tests can evaluate machines that are not available.
 """
 
 from vggt_int8.doctor.facts import Facts, Gpu, look

@@ -1,4 +1,4 @@
-"""What is on this machine, as plain data. Nothing is judged here, and nothing that is missing raises."""
+"""Collect facts about this machine as plain data. Nothing is evaluated here, and missing things raise no errors."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from vggt_int8.machine import cpu_name, free_gpu_bytes, nvidia_driver, threads, 
 from vggt_int8.quant.backends import BACKENDS, BackendError, get_backend, resolve
 from vggt_int8.recipe import Scheme
 
-# What a recipe asks of a backend, by the name that stands in tables.
+# What recipes need from a backend, by the name shown in tables.
 SCHEMES = {
     "weight-only": Scheme("none"),
     "dynamic": Scheme("dynamic"),
@@ -40,10 +40,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Facts:
-    """cuda, hip: the versions that PyTorch was built for; None for a build without. cuda_error: why PyTorch sees no GPU
-    although it was built for them. driver: of NVIDIA's GPUs, None where there is none.
-
-    backends: kind of activations -> backend -> why it cannot run that here, "" if it can. chosen: what "auto" takes.
+    """cuda, hip: versions that PyTorch was built for; None without them.
+    cuda_error: why PyTorch finds no GPU although it was built for GPUs.
+    driver: version of the NVIDIA driver, or None.
+    backends: kind of activations -> backend -> reason why it cannot run them here, "" if it can.
+    chosen: the backend that "auto" selects.
     """
 
     system: str
@@ -69,12 +70,12 @@ class Facts:
 
     @property
     def device_type(self) -> str:
-        """Where commands compute unless they are told otherwise."""
+        """The default device of all commands."""
         return "cuda" if self.gpus else "cpu"
 
 
 def look() -> Facts:
-    """At this machine. Compiles the CPU kernels if that has not been done before."""
+    """Collect the facts of this machine. Compiles the CPU kernels if that has not been done before."""
     gpus, cuda_error = _gpus()
     device_type = "cuda" if gpus else "cpu"
     cache = _nearest(Path(HF_HUB_CACHE))
@@ -103,7 +104,7 @@ def look() -> Facts:
 
 
 def _gpus() -> tuple[list[Gpu], str]:
-    """Those that PyTorch sees, and its own words if it was built for GPUs and sees none."""
+    """The GPUs that PyTorch finds, and its error message if it was built for GPUs but finds none."""
     if not torch.backends.cuda.is_built():
         return [], ""
     try:
@@ -120,8 +121,8 @@ def _gpu(device: torch.device) -> Gpu:
 
 
 def _has_kernels(capability: int) -> bool:
-    """Whether PyTorch's list of architectures covers it: binaries run on later minors of their major, PTX on all later
-    ones.
+    """Whether PyTorch's list of architectures covers the GPU: binaries run on later minor versions of the same major
+    version, PTX on all later versions.
     """
     for name in torch.cuda.get_arch_list():
         kind, _, number = name.partition("_")
@@ -153,18 +154,20 @@ def _chosen(scheme: Scheme, device_type: str) -> str:
 
 
 def c_compiler() -> str | None:
-    """The C compiler that Triton would take, or we, who take no clang unasked: the one in CC alone, if that is set."""
+    """The C compiler that Triton or this package would use. This package uses clang only on request. If CC is set, only
+    that compiler counts.
+    """
     names = os.environ.get("CC", "").split()[:1] or ("gcc", "cc", "clang")
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def _nearest(folder: Path) -> Path:
-    """A folder that is there: the one named, or above it."""
+    """The closest existing folder: the given one or one of its parents."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _environment() -> dict[str, str]:
-    """Settings that change what runs or where files lie; secrets by name alone."""
+    """Environment variables that affect execution or file locations; for secrets only the name is shown."""
     return {
         name: "set" if any(word in name for word in SECRET) else value
         for name, value in sorted(os.environ.items())

@@ -1,4 +1,4 @@
-"""What of the facts stands in the way, and what to do about it."""
+"""Problems found in the facts, and how to solve them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from vggt_int8.doctor.facts import Facts
 from vggt_int8.doctor.trial import Trial
 
 NATIVE = 80  # the compute capability from which our kernels run
-# Relative, of any output from that of the definition in fp32: fp16, and codes that round the other way.
+# Relative error of any output against the reference in fp32: covers fp16, and codes that round differently.
 LARGEST_ERROR = 0.05
 DOWNLOAD = 5.1e9  # bytes of facebook/VGGT-1B
 Level = Literal["error", "warning", "hint"]
@@ -16,7 +16,9 @@ Level = Literal["error", "warning", "hint"]
 
 @dataclass(frozen=True)
 class Finding:
-    """error: INT8 does not run as it should here. warning: it runs slower or smaller than it could. hint: the rest."""
+    """error: INT8 does not work correctly here. warning: it is slower or larger than it could be. hint: everything
+    else.
+    """
 
     level: Level
     what: str
@@ -24,7 +26,7 @@ class Finding:
 
 
 def findings(facts: Facts, trial: Trial | None = None) -> list[Finding]:
-    """Worst first. trial: of the embedded model, if it was run."""
+    """All findings, the most severe first. trial: result of the embedded model, if it was run."""
     found = [*_gpu(facts), *_backends(facts), *_cpu(facts), *_trial(trial), *_disk(facts)]
     return sorted(found, key=lambda finding: ("error", "warning", "hint").index(finding.level))
 

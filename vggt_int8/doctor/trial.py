@@ -1,4 +1,4 @@
-"""The embedded model run here once, against the definition: whether INT8 computes the right thing on this machine."""
+"""Run the embedded model once and compare it with the reference: does INT8 compute correct results on this machine?"""
 
 import time
 from collections import Counter
@@ -26,9 +26,12 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of it. errors: of each output, relative to the definition's in fp32 on a CPU. kernels: by part of the
-    network, what multiplies its INT8 layers and how many of them. attention_kernels: what attended in global blocks.
-    error: what was raised, instead of all else.
+    """Result of the trial run.
+
+    errors: of each output, relative to the fp32 reference on the CPU.
+    kernels: for each part of the network, the kernels of its INT8 layers and the number of layers.
+    attention_kernels: the attention kernels of global blocks.
+    error: the exception's type and message; then everything else is empty.
     """
 
     recipe: str
@@ -47,7 +50,7 @@ def try_it(device: torch.device) -> Trial:
     """Reconstruct a bundled scene with the embedded model in INT8. The first call on a GPU compiles kernels."""
     try:
         return _run(device)
-    except Exception as error:  # whatever it is, it is what the user came to hear
+    except Exception as error:  # any error is a result of the trial
         return Trial(RECIPE, str(device), error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:800])
 
 

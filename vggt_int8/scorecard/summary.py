@@ -1,4 +1,4 @@
-"""Scores of all rows as one document: per scene, in the mean, and as differences from the first row."""
+"""Summarize the scores of all rows in one document: per scene, as means, and as differences from the first row."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from vggt_int8.scorecard.intervals import paired_interval
 from vggt_int8.scorecard.scores import Protocol as ScoreProtocol
 from vggt_int8.scorecard.scores import add_differences, differences, score_scene
 
-# Errors whose change is told in per cent of the first row's error, as "AbsRel +1 %".
+# Errors whose difference is reported in per cent of the first row's error, as in "AbsRel +1 %".
 RELATIVE = ("abs_rel", "rmse", "accuracy", "completeness", "ate")
 
 
 class Scored(Protocol):
-    """What `summarize` reads of a row: `Predictions`, or outputs that are made as they are asked for."""
+    """What `summarize` reads of a row: `Predictions`, or outputs that are computed on demand."""
 
     @property
     def label(self) -> str: ...
@@ -41,14 +41,14 @@ def summarize(
     protocol: ScoreProtocol,
     on_scene: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Score what is in the cache. One entry a row, the first of which is the reference:
+    """Score the cached predictions. Each row gives one entry; the first row is the reference:
 
-    `label`, `identity`, `int8_layers` (number), `sqnr_db` (layer -> dB, or None), `calibration` (facts of static
-    scales, or None), `relative` (output -> error norm over norm, over all scenes), `scenes` (metric -> a value a scene,
-    None where there is none), `scores` (metric -> mean), `differences` (metric -> `value`, `low`, `high`: from the
-    first row, in per cent of it for those of `RELATIVE`).
+    `label`, `identity`, `int8_layers` (number), `sqnr_db` (layer -> dB, or None), `calibration` (facts about static
+    scales, or None), `relative` (output -> norm of the error divided by the norm of the output, over all scenes),
+    `scenes` (metric -> one value per scene, None where it does not exist), `scores` (metric -> mean), `differences`
+    (metric -> `value`, `low`, `high`: difference from the first row, in per cent for the metrics in `RELATIVE`).
 
-    Raises RuntimeError for a row with INT8 layers whose outputs are exactly the first row's, and `StaleError`.
+    Raises RuntimeError if a row has INT8 layers but exactly the outputs of the first row, and `StaleError`.
     """
     per_scene: list[list[dict[str, float]]] = [[] for _ in rows]
     kept: list[dict[str, Difference]] = [{} for _ in rows]

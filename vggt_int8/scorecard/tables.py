@@ -1,4 +1,4 @@
-"""The document as tables: differences from the first row come first, then the scores, then single layers."""
+"""The summary as tables: differences from the first row, then scores, then single layers."""
 
 import re
 import statistics
@@ -69,14 +69,14 @@ class Table(NamedTuple):
 
 
 def all_tables(document: dict[str, Any]) -> list[Table]:
-    """Those that have something to say."""
+    """All tables that are not empty."""
     rows = document["rows"]
     tables = [_differences(rows), _agreement(rows), _scores(rows), _layers(rows), _ranges(rows)]
     return [table for table in tables if table.lines]
 
 
 def markdown(document: dict[str, Any], *, layers: bool = True) -> str:
-    """The report as Markdown; layers: with the tables of single layers, which are long."""
+    """Write the report as Markdown. layers: include the tables of single layers, which are long."""
     parts = [f"# {heading(document)}", "", *(f"- {line}" for line in facts(document))]
     for table in all_tables(document):
         if not layers and table.title in (LAYERS, RANGES):
@@ -92,7 +92,7 @@ def heading(document: dict[str, Any]) -> str:
 
 
 def facts(document: dict[str, Any]) -> list[str]:
-    """What a reader must know to repeat it, a line each."""
+    """What is needed to repeat the evaluation, one line each."""
     data, protocol, machine = document["data"], document["protocol"], document["machine"]
     what = f"{data['kind']} scenes"
     if data["kind"] == "rendered":
@@ -156,7 +156,7 @@ def _agreement(rows: list[dict[str, Any]]) -> Table:
 
 
 def _scores(rows: list[dict[str, Any]]) -> Table:
-    """A line per metric: there are many, and few models."""
+    """One line per metric and one column per model: there are many metrics and few models."""
     names = [name for name in METRICS if any(name in row["scores"] for row in rows)]
     lines = [[_named(METRICS[name]), *(_value(row["scores"], name, METRICS[name]) for row in rows)] for name in names]
     return Table("Scores against the truth", ["", *(row["label"] for row in rows)], lines)
@@ -177,8 +177,9 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
 
 
 def _ranges(rows: list[dict[str, Any]]) -> Table:
-    """A line a kind of layer, a column a row that was calibrated: special tokens, then the others, where both have a
-    range of their own."""
+    """One line per kind of layer, one column per calibrated row: ranges of special tokens, then of all others, where
+    both have their own.
+    """
     calibrated = {row["label"]: row["calibration"] for row in rows if row["calibration"]}
     kinds = list(dict.fromkeys(kind_of(name) for facts in calibrated.values() for name in facts["ranges"]))
     lines = []
@@ -204,7 +205,9 @@ def _span(values: Sequence[float]) -> str:
 
 
 def kind_of(layer: str) -> str:
-    """Layers that differ in numbers alone are of one kind, but for fc1 and fc2: "aggregator.frame_blocks.*.mlp.fc1"."""
+    """The kind of a layer: its name with numbers replaced by "*", except in fc1 and fc2, as in
+    "aggregator.frame_blocks.*.mlp.fc1".
+    """
     return re.sub(r"(?<!fc)\d+", "*", layer)
 
 

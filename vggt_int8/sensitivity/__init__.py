@@ -1,7 +1,7 @@
-"""`vggt-int8 sensitivity`: what INT8 does to the outputs, one layer, block or group at a time, and a recipe of it.
+"""`vggt-int8 sensitivity`: measure what quantizing one layer, block or group does to the outputs, and write a recipe.
 
-`scenes` are what is looked at, `units` what can be changed and into what, `measures` how far outputs are from those of
-the floating-point model. `measure` makes every change on every scene; it knows a change by its name and its context
-manager alone, so changes of another kind need nothing but these. `record` keeps what is finished. `budget` chooses for
-every unit, `written` makes a recipe of that, `picture` and `tables` show it.
+`scenes` provides the images, `units` the layers that can be changed and their options, `measures` the errors relative
+to the floating-point model. `measure` applies every change to every scene; it only knows a change's name and its
+context manager, so other kinds of changes need nothing else. `record` stores finished measurements. `budget` chooses an
+option for every unit, `written` turns the choice into a recipe, and `picture` and `tables` show the results.
 """

@@ -1,8 +1,8 @@
-"""What a layer's global block loses if its queries see less, layer by layer, and a list of choices for a budget.
+"""Measure the error of restricted attention in each global block, and choose an attention scope per layer for a budget.
 
-Which layers can do with their own frame is a property of the weights: nearly free for the first nine of the public
-VGGT-1B in papers, ruinous for the first one of the embedded model. So it is measured, against exact attention in every
-layer.
+Which layers can be restricted to their own frame depends on the weights: according to papers it costs almost nothing in
+the first nine layers of the public VGGT-1B, but it ruins the first layer of the embedded model. Every layer is
+therefore measured against exact attention in all layers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ CHOSEN, EVERY = "chosen", "every layer"
 
 @dataclass(frozen=True)
 class AttentionChange:
-    """`layers`: what each looks at while the change is made. unit, choice: see `measure.Change`."""
+    """`layers`: the attention scope of each layer while the change is applied. unit, choice: see `measure.Change`."""
 
     unit: str
     choice: str
@@ -40,8 +40,8 @@ class AttentionChange:
 
 
 def changes_of(depth: int, global_layers: Sequence[int], keyframes: int | None) -> list[AttentionChange]:
-    """Each of some of `depth` layers inside frames while all others are exact; with `keyframes` also each on key
-    frames, and all. global_layers: those for which the choice decides anything.
+    """Restrict one of `depth` layers at a time to its own frame while all others are exact. With `keyframes`, also
+    restrict each layer, and all layers, to key frames. global_layers: the layers for which the scope matters.
     """
     words: tuple[Looks, ...] = ("frames",) if keyframes is None else ("frames", "keyframes")
     found = []
@@ -68,10 +68,11 @@ def choose(
     keyframes: int | None,
     budget: float,
 ) -> tuple[AttentionChange, Errors]:
-    """As many layers inside frames as keep the largest predicted error within the budget, least errors first; the
-    others exact, or on key frames where that is measured and fits in by itself. -> the choice and its prediction.
+    """Restrict as many layers to their own frame as the error budget allows, those with the smallest errors first. The
+    other layers are exact, or use key frames where that was measured and fits the budget. Returns the choice and its
+    predicted errors.
 
-    Raises ValueError if key frames alone are beyond the budget.
+    Raises ValueError if key frames alone exceed the budget.
     """
     rest: Looks = "exact" if keyframes is None else "keyframes"
     parts = [errors[EVERY, "keyframes"]] if keyframes is not None else []

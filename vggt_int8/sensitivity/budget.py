@@ -1,7 +1,7 @@
-"""Choosing for every unit: as cheap as an error allows, or as exact as a size allows.
+"""Choose an option for every unit: the cheapest within an error limit, or the most accurate within a size limit.
 
-Each unit begins with what the base recipe says, which is the smallest and fastest, and becomes more exact where that
-takes away the most error for what it costs. Errors are predicted as `measures.together` says.
+Each unit starts with the option of the base recipe, which is the smallest and fastest. Greedy search then upgrades the
+unit where the error decreases most for its cost. Errors are predicted as described in `measures.together`.
 """
 
 import math
@@ -13,7 +13,7 @@ from vggt_int8.sensitivity.measures import Errors, largest, together
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that a unit may become: see `units.Option`; errors: measured, of this alone."""
+    """One option of a unit (see `units.Option`) with the errors measured for it alone."""
 
     choice: str
     bytes: int
@@ -26,17 +26,18 @@ Chosen = dict[str, Candidate]
 Squares = Mapping[str, float]  # kind of error -> its square
 
 
-# A step is as good as its gain over a power of its price: which power ends cheapest differs from table to table.
+# Steps are ranked by gain / price ** power. Which power gives the cheapest result differs between tables, so several
+# are tried.
 POWERS = (0.0, 0.5, 1.0, 2.0)
 
 
 class BudgetError(ValueError):
-    """No choice keeps to the budget; the message says what the least is."""
+    """No choice meets the budget. The message states the smallest value that is possible."""
 
 
 def within_error(table: Table, limit: float, always: Errors) -> Chosen:
-    """The choice that is cheapest, nearly, among those whose largest predicted error is at most `limit` (degrees or
-    per cent). always: errors that every choice has. Raises `BudgetError`.
+    """A nearly cheapest choice among those whose largest predicted error is at most `limit` (degrees or per cent).
+    always: errors that every choice has. Raises `BudgetError`.
     """
     least = {unit: min(candidates, key=lambda c: largest(c.errors)) for unit, candidates in table.items()}
     if (reached := predicted(least, always)) > limit:
@@ -47,7 +48,9 @@ def within_error(table: Table, limit: float, always: Errors) -> Chosen:
 
 
 def _upgraded(table: Table, limit: float, always: Errors, least: Chosen, power: float) -> Chosen:
-    """Units made more exact, one by one, until the error is within `limit`, then as cheap again as it allows."""
+    """Upgrade unit after unit until the error is within `limit`, then make units cheaper again as far as the limit
+    allows.
+    """
 
     def excess(squares: Squares) -> float:
         return sum(max(0.0, value - limit**2) for value in squares.values())
@@ -68,8 +71,8 @@ def _upgraded(table: Table, limit: float, always: Errors, least: Chosen, power: 
 
 
 def within_size(table: Table, limit: int, others: int) -> Chosen:
-    """The choice with the least predicted error, nearly, among those of at most `limit` bytes. others: bytes of all
-    that is not chosen. Raises `BudgetError`.
+    """The choice with nearly the smallest predicted error among those of at most `limit` bytes. others: bytes of
+    everything that is not chosen. Raises `BudgetError`.
     """
     chosen = {unit: min(candidates, key=lambda c: c.bytes) for unit, candidates in table.items()}
     if (least := bytes_of(chosen, others)) > limit:
@@ -94,7 +97,7 @@ def bytes_of(chosen: Chosen, others: int) -> int:
 
 
 def predicted(chosen: Chosen, always: Errors) -> float:
-    """The largest error that the choice is predicted."""
+    """The largest predicted error of the choice."""
     return largest(together([always, *(candidate.errors for candidate in chosen.values())]))
 
 
@@ -110,8 +113,8 @@ def _best_step(
     price: Callable[[Candidate, Candidate], float],
     room: float = math.inf,
 ) -> tuple[str, Candidate] | None:
-    """The one unit to make more exact, and how: what takes away the most badness for its price, which is at most
-    `room`. None if nothing does. squares: of the errors of `chosen`, kind by kind.
+    """The best single upgrade: the one that removes the most error for its price, with a price of at most `room`. None
+    if there is none. squares: squared errors of `chosen` for each kind.
     """
     best, rate = None, 0.0
     for unit, candidates in table.items():

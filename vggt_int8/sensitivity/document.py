@@ -1,4 +1,4 @@
-"""`sensitivity.json`: the ranking with all its numbers, and what is needed to repeat it."""
+"""`sensitivity.json`: the complete ranking with all numbers, and everything needed to repeat the measurement."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from vggt_int8.sensitivity.units import ALL, BASE, STORED
 def header(
     model: str, base: Recipe, settings: Mapping[str, Any], scenes: Sequence[Scene], device: torch.device
 ) -> dict[str, Any]:
-    """What every document of this command begins with, JSON-ready."""
+    """The common beginning of all documents of this command, JSON-ready."""
     return {
         "format_version": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,7 +43,7 @@ def document_of(
     rows: Sequence[Sequence[Row]],
     device: torch.device,
 ) -> dict[str, Any]:
-    """JSON-ready. rows: of `tables.ranking`; record: what they were made of."""
+    """The whole document, JSON-ready. rows: see `tables.ranking`; record: the measurements they are based on."""
     return {
         **header(model, base, settings, scenes, device),
         "units": [_unit(of_unit) for of_unit in rows],

@@ -1,6 +1,6 @@
-"""Every change on every scene, each by itself, against the floating-point model on the same images.
+"""Apply every change alone to every scene, and compare with the floating-point model on the same images.
 
-Scenes come one after the other and changes inside of them, so that the outputs of one scene are all that is kept.
+The outer loop runs over scenes and the inner loop over changes, so only one scene's reference outputs are kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ QUERY_POINTS = 64  # that the track head follows
 
 
 class Change(Protocol):
-    """One thing that is done to a model, and undone. unit and choice: its names, together unlike all others'."""
+    """A temporary change to a model. The pair of `unit` and `choice` is its unique name."""
 
     @property
     def unit(self) -> str: ...
@@ -27,7 +27,7 @@ class Change(Protocol):
     def choice(self) -> str: ...
 
     def made(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within the block, the model is changed."""
+        """Context manager: the model is changed within the block."""
         ...
 
 
@@ -40,9 +40,9 @@ def measure_changes(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Measure what `record` does not have yet, and write it there, one change of one scene at a time.
+    """Measure everything that `record` does not contain yet, and add each change of each scene to it.
 
-    seed: of the points that the track head follows. What a network refuses (NaN in its outputs) it raises.
+    seed: for the points that the track head follows. Raises FloatingPointError for outputs with NaN.
     """
     done, total = 0, len(scenes) * len(changes)
     for index, scene in enumerate(scenes):
@@ -60,12 +60,14 @@ def measure_changes(
 
 @torch.inference_mode()
 def compare_on(model: nn.Module, other: nn.Module, scenes: Iterable[Scene], seed: int) -> list[Errors]:
-    """How far `other` is from `model`, scene by scene."""
+    """Errors of `other` relative to `model` for each scene."""
     return [measure(outputs_of(other, scene, seed), outputs_of(model, scene, seed), scene.size) for scene in scenes]
 
 
 def outputs_of(model: Any, scene: Scene, seed: int) -> Mapping[str, Tensor]:
-    """What a model says of a scene; tracks as well, of points drawn in the first image, where it has that head."""
+    """The model's outputs for a scene. If it has a track head, they include tracks of points drawn in the first
+    image.
+    """
     device = next(model.parameters()).device
     points = {}
     if "track" in model.present_heads:
@@ -78,7 +80,7 @@ def outputs_of(model: Any, scene: Scene, seed: int) -> Mapping[str, Tensor]:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Convolutions would run in TF32 and still be called fp32."""
+    """Disable TF32 within the block: otherwise "fp32" convolutions would run in TF32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

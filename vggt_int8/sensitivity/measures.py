@@ -1,7 +1,8 @@
-"""How far a changed model's outputs are from the floating-point model's for the same images, in degrees and per cent.
+"""Errors of a changed model's outputs relative to the floating-point model on the same images, in degrees and per cent.
 
-One number of each kind a scene, that of its typical pair of views, view or pixel. Nothing is aligned: both models have
-the first camera's frame and the scale. Errors of independent changes add as squares, nearly (`together`).
+Each kind of error is one number per scene: a median over pairs of views, views or pixels. Nothing is aligned, since
+both models share the first camera's frame and the scale. Errors of independent changes are added as squares, which is
+an approximation (`together`).
 """
 
 import math
@@ -66,7 +67,9 @@ def measure(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor], size
 
 
 def _between_views(cameras: Tensor, reference: Tensor) -> Errors:
-    """Two extrinsics [S, 3, 4] in float64; `eval.metrics.pose_errors` is in fp32, too coarse for a single layer."""
+    """For two extrinsics [S, 3, 4] in float64; `eval.metrics.pose_errors` uses fp32, which is too coarse for a single
+    layer.
+    """
     if torch.equal(cameras, reference):  # products would leave their rounding
         return {"rotation": 0.0, "direction": 0.0}
     first, second = torch.triu_indices(len(cameras), len(cameras), offset=1)
@@ -82,7 +85,7 @@ def _maps(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def over_scenes(errors: Iterable[Errors]) -> Errors:
-    """Errors of a change on several scenes -> of each kind the root of the mean square over those that have it."""
+    """Combine the errors of a change on several scenes: root mean square per kind, over the scenes that have it."""
     kinds: dict[str, list[float]] = {}
     for of_scene in errors:
         for kind, value in of_scene.items():
@@ -91,7 +94,7 @@ def over_scenes(errors: Iterable[Errors]) -> Errors:
 
 
 def together(errors: Iterable[Errors]) -> Errors:
-    """What changes do together if their errors are independent: the root of the sum of squares, kind by kind."""
+    """Predicted error of several changes if their errors are independent: root of the sum of squares, for each kind."""
     total: Errors = {}
     for of_change in errors:
         for kind, value in of_change.items():
@@ -100,10 +103,12 @@ def together(errors: Iterable[Errors]) -> Errors:
 
 
 def largest(errors: Errors) -> float:
-    """The one number that is ranked and bounded: the largest of the kinds, a degree counting as a per cent."""
+    """The number that is ranked and limited: the largest error of all kinds, where one degree counts as one per
+    cent.
+    """
     return max(errors.values(), default=0.0)
 
 
 def in_words(errors: Errors) -> str:
-    """ "rotation 0.02°, depth 0.21%"."""
+    """For example "rotation 0.02°, depth 0.21%"."""
     return ", ".join(f"{MEASURES[kind].title} {value:.3g}{MEASURES[kind].unit}" for kind, value in errors.items())

@@ -1,4 +1,4 @@
-"""A budget's outcome: what every unit becomes, as a recipe, and what that is predicted to take and to lose."""
+"""Apply a budget: the option chosen for every unit, as a recipe, with its predicted size and error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from vggt_int8.sensitivity.written import chosen_recipe
 
 @dataclass(frozen=True)
 class Budget:
-    """One of the two: the largest error (degrees or per cent), or bytes of the checkpoint's tensors."""
+    """Exactly one of: the largest error (degrees or per cent), or the bytes of the checkpoint's tensors."""
 
     error: float | None = None
     size: int | None = None
@@ -45,9 +45,10 @@ def decide(
     by: str,
     name: str,
 ) -> Outcome:
-    """rows: of `tables.ranking`. stored: errors of storing floats in fp16, which every recipe has. by: what units are.
+    """rows: see `tables.ranking`. stored: errors of storing floats in fp16, which every recipe has. by: the kind of
+    units.
 
-    Raises `budget.BudgetError` with the least that can be, or if all that fits is floats.
+    Raises `budget.BudgetError` with the smallest possible value.
     """
     table, others = candidates(rows), other_bytes(model, units)
     if budget.error is not None:

@@ -1,7 +1,7 @@
-"""What is measured already: a file of JSON lines, of which each is one change of one scene, added when it is finished.
+"""Finished measurements in a JSON Lines file: one line per change and scene, appended when it is measured.
 
-The first line says what was measured: model, recipe, images, options. A file that says something else is refused, and
-never mixed with new numbers. A line that a kill has cut off is as if it had not been written.
+The first line identifies the measurement: model, recipe, images and options. A file with a different identity is
+rejected, so results are never mixed. An incomplete last line after a kill is ignored.
 """
 
 import json
@@ -18,16 +18,16 @@ WAY_OUT = "choose another --out, or --overwrite to measure anew"
 
 
 class OtherMeasurement(ValueError):
-    """The file holds measurements of something else than what is asked for."""
+    """The file belongs to a different measurement."""
 
 
 class Record:
-    """path: the file, which is made with the first line. identity: JSON-ready; see the module's text."""
+    """path: the file, created together with its first line. identity: JSON-ready; see the module docstring."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Read what is there, or begin anew if nothing is, or with `overwrite`.
+        """Read the existing file, or start a new one if there is none or if `overwrite` is set.
 
-        Raises `OtherMeasurement`, saying what differs, for a file of another identity or one that is damaged.
+        Raises `OtherMeasurement`, naming the difference, for a file with another identity or a damaged file.
         """
         self.path = path
         self._found: dict[tuple[int, str, str], Errors] = {}
@@ -61,7 +61,7 @@ class Record:
         self._found[scene, unit, choice] = errors
 
     def errors(self, unit: str, choice: str, scenes: int) -> list[Errors]:
-        """Of each scene, in order."""
+        """The errors of each scene, in order."""
         return [self._found[scene, unit, choice] for scene in range(scenes)]
 
 

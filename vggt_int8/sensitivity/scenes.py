@@ -1,4 +1,4 @@
-"""Scenes to measure on, as pixels: of photographs, stored scenes, or rendered ones."""
+"""Scenes to measure on, as pixels: from photographs, stored scenes or rendered scenes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vggt_int8.sensitivity.sources import FEWEST, TOO_FEW, Source
 
 @dataclass(frozen=True)
 class Scene:
-    """images [S, 3, H, W] in [0, 1], S at least two, on the CPU."""
+    """images [S, 3, H, W] in [0, 1] on the CPU; S is at least two."""
 
     name: str
     images: Tensor
@@ -30,9 +30,9 @@ class Scene:
 
 
 def read_scene(source: Source, config: Any, mode: str, max_pixels: int | None = None) -> Scene:
-    """Photographs at the size that the model of `config` was made for, a stored scene at its own. Raises what
-    `read_images` and `load_scene` raise, and ValueError for a stored scene of one view, or of a size that is no
-    multiple of the model's patches.
+    """Read photographs at the input size of the model of `config`, or a stored scene at its own size. Raises the errors
+    of `read_images` and `load_scene`, and ValueError for a stored scene with one view or with a size that is not a
+    multiple of the model's patch size.
     """
     if source.stored is None:
         fit = cast("Mode", mode)  # an unknown one raises ValueError there
@@ -45,7 +45,7 @@ def read_scene(source: Source, config: Any, mode: str, max_pixels: int | None = 
 
 
 def render(count: int, views: int, size: tuple[int, int], split: str, patch_size: int, device: str) -> list[Scene]:
-    """The first `count` procedural scenes of a split, `views` images of `size` (H, W) each, rendered on `device`."""
+    """Render the first `count` procedural scenes of a split, each with `views` images of `size` (H, W), on `device`."""
     _check_size("--size", size, patch_size)
     batches = (render_scenes(scene_seeds(split, [index]), views, size, device=device) for index in range(count))
     return [Scene(f"{split} {index}", batch.images[0].cpu()) for index, batch in enumerate(batches)]

@@ -1,5 +1,7 @@
-"""Where scenes are: folders of photographs, each a scene; files, together one; folders of stored scenes. Finding them
-loads no PyTorch, so that what is missing is said at once.
+"""Find scenes: each folder of photographs is a scene, files together are one scene, and there are folders of stored
+scenes.
+
+This module does not import PyTorch, so missing files are reported immediately.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ TOO_FEW = "{} has one image: poses are compared between pairs of views, so give 
 
 @dataclass(frozen=True)
 class Source:
-    """One scene: files of photographs, or a folder that `vggt-int8 scenes render` wrote."""
+    """One scene: image files, or a folder written by `vggt-int8 scenes render`."""
 
     name: str
     files: tuple[Path, ...] = ()
@@ -22,10 +24,10 @@ class Source:
 
 
 def find_scenes(arguments: Sequence[str], max_pixels: int | None = None) -> list[Source]:
-    """Arguments of the command line -> scenes: every folder is one, a folder of stored scenes as many as it holds, all
-    files and patterns together one.
+    """Convert command-line arguments to scenes: each folder of images is one scene, a folder of stored scenes gives all
+    scenes in it, and all files and patterns together are one scene.
 
-    Raises what `find_images` and `check_images` raise, and ValueError for a scene with one image or named twice.
+    Raises the errors of `find_images` and `check_images`, and ValueError for a scene with one image or one given twice.
     """
     found: list[Source] = []
     loose = [argument for argument in arguments if not Path(argument).expanduser().is_dir()]

@@ -1,4 +1,4 @@
-"""The ranking for people: rows, their order, and the chart."""
+"""The ranking for display: its rows, their order, and the chart."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,9 @@ MOST_DRAWN = 40
 
 @dataclass(frozen=True)
 class Row:
-    """A unit, and what its layers become; errors: over all scenes; of_scenes: one by one. None where it is kept."""
+    """A unit with one option; errors: over all scenes; of_scenes: for each scene. Both are None where the unit
+    is kept.
+    """
 
     unit: Unit
     option: Option
@@ -27,7 +29,7 @@ class Row:
 
 
 def ranking(units: Iterable[Unit], record: Record, scenes: int) -> list[list[Row]]:
-    """For every unit a row of each option; the unit whose first option has the largest error comes first."""
+    """One row for each option of each unit. The unit whose first option has the largest error comes first."""
     found = []
     for unit in units:
         rows = []
@@ -39,7 +41,7 @@ def ranking(units: Iterable[Unit], record: Record, scenes: int) -> list[list[Row
 
 
 def candidates(rows: Sequence[Sequence[Row]]) -> dict[str, list[Candidate]]:
-    """The rows as `budget` chooses among them."""
+    """The rows as candidates for `budget`."""
     return {
         of_unit[0].unit.name: [
             Candidate(row.option.choice, row.option.bytes, row.option.cost, row.errors) for row in of_unit
@@ -49,20 +51,20 @@ def candidates(rows: Sequence[Sequence[Row]]) -> dict[str, list[Candidate]]:
 
 
 def kinds(rows: Iterable[Sequence[Row]]) -> list[str]:
-    """Keys of `MEASURES` that were measured."""
+    """The keys of `MEASURES` that were measured."""
     found = {kind for of_unit in rows for row in of_unit for kind in row.errors}
     return [kind for kind in MEASURES if kind in found]
 
 
 def silent(rows: Iterable[Sequence[Row]]) -> list[str]:
-    """Units that change no output of these scenes at all, under some option that is not "keep"."""
+    """Units of which some option other than "keep" does not change any output of these scenes."""
     return [
         of_unit[0].unit.name for of_unit in rows if any(not row.error for row in of_unit if row.option.choice != KEEP)
     ]
 
 
 def chart(rows: Sequence[Sequence[Row]], title: str) -> Rows:
-    """The units with the largest errors, as the base recipe has them."""
+    """Plot the units with the largest errors under the base recipe."""
     drawn = {
         of_unit[0].unit.name: {
             f"{MEASURES[kind].title}, {MEASURES[kind].unit}": value for kind, value in of_unit[0].errors.items()

@@ -1,7 +1,7 @@
-"""What can be changed by itself: layers, blocks or groups of a model, and what each may become.
+"""The units of a measurement: layers, blocks or groups of a model, and the options of each.
 
-A recipe, the base, says what every layer becomes at least; a unit may be more exact than that, by the words that
-recipes have for groups. What the base keeps in floating point is no unit.
+The base recipe defines the first option of every layer; the other options are more accurate and use the recipe keywords
+for groups. Layers that the base keeps in floating point are not units.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,11 +27,13 @@ ALL, STORED = "(all together)", "(floats as stored)"
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that a unit's layers may become.
+    """One option for the layers of a unit.
 
-    choice: "base", or the word that recipes have for it. label: the scheme, for people. plan: of its layers. bytes: as
-    stored in a checkpoint. cost: what it takes to store and to run: its bytes, and one more for each weight that is not
-    multiplied with INT8 activations.
+    choice: "base", or the recipe keyword.
+    label: the scheme for display.
+    plan: schemes of its layers.
+    bytes: size in a checkpoint.
+    cost: storage and compute cost: the bytes, plus one for each weight that is not multiplied with INT8 activations.
     """
 
     choice: str
@@ -43,7 +45,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Unit:
-    """options: what the base recipe says, then what is more exact; the last one may be "keep"."""
+    """options: the base recipe's option first, then more accurate ones; the last one may be "keep"."""
 
     name: str
     layers: tuple[str, ...]
@@ -52,7 +54,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class LayersChange:
-    """A change of some layers to INT8, of unit `unit`; see `measure.Change`."""
+    """Quantizes some layers, those of unit `unit`; see `measure.Change`."""
 
     unit: str
     choice: str
@@ -66,7 +68,7 @@ class LayersChange:
 
 @dataclass(frozen=True)
 class StoredChange:
-    """All floats rounded to fp16, in which checkpoints hold them: what a recipe does that keeps everything."""
+    """Rounds all floats to fp16, as checkpoints store them: the effect of a recipe that keeps everything."""
 
     unit: str = STORED
     choice: str = "fp16"
@@ -84,18 +86,21 @@ class StoredChange:
 
 
 def smooth(model: nn.Module, base: Recipe) -> None:
-    """Fold into the floating-point `model`, in place, what the base recipe folds: its function stays, but for rounding,
-    and its layers become what they become under that recipe. What units become instead is folded alike."""
+    """Fold the base recipe's smoothing into the floating-point `model`, in place. The model's function is unchanged
+    except for rounding, and quantized layers then match those under the recipe. Other options of the units use the same
+    folding.
+    """
     fold_(model, plan_folds(model, make_plan(model, base), base))
 
 
 def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] | None = None) -> list[Unit]:
     """The units of `model` by "group", "block" or "layer", in module order.
 
-    base: the recipe that is to become more exact. upgrades: what units may become instead of what it says, of
-    `UPGRADES`, by default `usual_upgrades`.
+    base: the recipe to be made more accurate.
+    upgrades: possible replacements for the base's options, from `UPGRADES`; `usual_upgrades` by default.
 
-    Raises `RecipeError` if the base does not fit the model, ValueError if it quantizes nothing, or needs calibration.
+    Raises `RecipeError` if the base does not fit the model, and ValueError if it quantizes nothing or needs
+    calibration.
     """
     upgrades = usual_upgrades(base) if upgrades is None else upgrades
     plan = make_plan(model, base)
@@ -121,7 +126,7 @@ def find_units(model: nn.Module, base: Recipe, by: str, upgrades: Sequence[str] 
 
 
 def changes_of(units: Iterable[Unit], base: Recipe, backend: str) -> list[LayersChange]:
-    """Every option of every unit that makes something INT8, and the base as a whole."""
+    """Every option of every unit that quantizes something, and the base recipe as a whole."""
     units = list(units)
     found = [
         LayersChange(unit.name, option.choice, option.plan, base, backend)
@@ -134,19 +139,19 @@ def changes_of(units: Iterable[Unit], base: Recipe, backend: str) -> list[Layers
 
 
 def stored_size(model: nn.Module) -> int:
-    """Bytes of a model's tensors as a checkpoint holds them."""
+    """Size in bytes of a model's tensors in a checkpoint."""
     return sum(_stored_bytes(name, tensor) for name, tensor in model.state_dict().items())
 
 
 def other_bytes(model: nn.Module, units: Iterable[Unit]) -> int:
-    """Bytes that a checkpoint of the floating-point `model` has beside those of the units' layers."""
+    """Bytes in a checkpoint of the floating-point `model` that do not belong to the units' layers."""
     inside = tuple(f"{layer}." for unit in units for layer in unit.layers)
     others = ((name, tensor) for name, tensor in model.state_dict().items() if not name.startswith(inside))
     return sum(_stored_bytes(name, tensor) for name, tensor in others)
 
 
 def block_of(name: str) -> str:
-    """The block that a layer is in: its name up to the first number, else up to its third part."""
+    """The block of a layer: its name up to the first number, or its first three parts."""
     parts = name.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdecimal()), 2)
     return ".".join(parts[: min(number + 1, len(parts))])
@@ -165,7 +170,7 @@ def _unit_names(model: nn.Module, layers: list[str], by: str) -> Mapping[str, st
 
 
 def usual_upgrades(base: Recipe) -> tuple[str, ...]:
-    """Weight-only layers are rotated where the base rotates."""
+    """Weight-only layers are rotated if the base recipe rotates."""
     return (ROTATED_CHOICE if base.rotation else "weight_only", KEEP)
 
 
@@ -183,7 +188,9 @@ def _unit(model: nn.Module, name: str, layers: list[LayerPlan], base: Recipe, up
 
 
 def _more_exact(layer: LayerPlan, scheme: Scheme | None) -> LayerPlan:
-    """The layer under a weight-only scheme, unless it is as exact already: weight-only, and rotated if that one is."""
+    """The layer under a weight-only scheme, unless it already is as accurate: weight-only, and rotated if that scheme
+    is.
+    """
     if layer.becomes is None or layer.scheme is None or scheme is None:
         return layer
     narrowed = layer.becomes.narrowed(scheme)

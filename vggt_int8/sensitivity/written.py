@@ -1,5 +1,6 @@
-"""A choice for every unit as a recipe: by groups where units are groups, so that it fits every size of the family, else
-by patterns with the names of this model's layers."""
+"""Write the chosen options as a recipe: by groups if the units are groups, so that it fits every model size of the
+family, otherwise by patterns that match the layer names of this model.
+"""
 
 import json
 import re
@@ -21,10 +22,9 @@ from vggt_int8.sensitivity.units import BASE, KEEP, Unit
 def chosen_recipe(
     model: nn.Module, base: Recipe, units: Iterable[Unit], chosen: Mapping[str, str], *, by: str, name: str, about: str
 ) -> Recipe:
-    """The base recipe with another word for some units. chosen: unit -> choice; `by`: what units are.
+    """The base recipe with other options for some units. chosen: unit -> choice; `by`: the kind of units.
 
-    Raises RuntimeError if the recipe would decide a layer otherwise than it was chosen: then it is at fault, not who
-    calls.
+    Raises RuntimeError if the recipe decides a layer differently from the choice, which is a bug in this module.
     """
     units = list(units)
     other = {unit.name: chosen[unit.name] for unit in units if chosen[unit.name] != BASE}
@@ -44,7 +44,7 @@ def chosen_recipe(
 
 
 def recipe_text(recipe: Recipe, remarks: Iterable[str]) -> str:
-    """A recipe as the text of a TOML file, which reads as an equal one; what it leaves at its default is left out."""
+    """A recipe as TOML text that reads back as an equal recipe. Defaults are omitted."""
     data = recipe.to_dict()
     plain = {field.name: field.default for field in fields(Recipe)}
     everything = recipe.weights == "int8" and not recipe.groups and not recipe.rules  # what include is, left out
@@ -62,7 +62,9 @@ def recipe_text(recipe: Recipe, remarks: Iterable[str]) -> str:
 
 
 def _still_needed(rules: Iterable[Rule], model: nn.Module, decided: Container[str]) -> list[Rule]:
-    """The base's rules, less those all of whose layers are decided before: a rule that decides none is an error."""
+    """The base's rules without those whose layers are all decided by earlier rules: a rule that decides no layer is an
+    error.
+    """
     found = []
     left = [name for name, module in every_name(model) if isinstance(module, WITH_WEIGHTS)]
     for rule in rules:
@@ -81,8 +83,7 @@ def _rule(pattern: str, choice: str) -> Rule:
 
 
 def _patterns(layers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Layer -> choice, as patterns that match these names and no others, each with its choice: one for each choice and
-    part of the model."""
+    """Layer -> choice as patterns that match exactly these names: one for each choice and part of the model."""
     parts: dict[tuple[str, ...], list[list[str]]] = {}
     for layer, choice in layers.items():
         words = layer.split(".")
@@ -91,8 +92,9 @@ def _patterns(layers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _pattern(names: list[list[str]]) -> str:
-    """Names, word by word, as one pattern: a common beginning stands once, and words that go on alike stand together,
-    as in `blocks\\.(0|3)\\.(attn\\.qkv|mlp\\.fc1)`."""
+    r"""Names as one pattern. Common prefixes appear once, and names with equal endings are grouped, as in
+    `blocks\.(0|3)\.(attn\.qkv|mlp\.fc1)`.
+    """
     rests: dict[str, list[list[str]]] = {}
     for first, *rest in names:
         rests.setdefault(first, []).append(rest)

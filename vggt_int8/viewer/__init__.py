@@ -1,10 +1,10 @@
-"""Saved reconstructions in a browser: points, cameras with their images, confidence, and how two differ.
+"""View saved reconstructions in a browser: points, cameras with their images, confidence, and differences.
 
     with open_viewer([Path("fp16"), Path("int8")]) as viewer:
         print(viewer.url)
         viewer.wait()
 
-`stage` and what it imports are numbers; `server` alone knows viser, `page` draws on what it is given.
+`stage` and its imports only compute; only `server` imports viser, and `page` draws on the server it is given.
 """
 
 from vggt_int8.viewer.open import HOST, PORT, Viewer, open_viewer

@@ -1,8 +1,8 @@
-"""The points of a saved scene that a browser can take: a random sample of its pixels, filtered and coloured at will.
+"""Points of a saved scene for display in a browser: a random sample of pixels with filters and colours.
 
-A scene of a thousand frames has hundreds of millions of points. They are read a frame at a time, and a fixed number
-of pixels, spread evenly over all frames, is kept; of these the filter shows as many as are allowed. Two scenes of the
-same images keep the same pixels, so that a point of one has its counterpart in the other.
+A scene with a thousand frames has hundreds of millions of points. They are read one frame at a time, and a fixed number
+of pixels, spread evenly over all frames, is kept; the filter shows at most a given number of these. Two scenes of the
+same images keep the same pixels, so their points correspond.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ KEPT_PER_SHOWN = 4  # pixels that are kept for each that may be shown, so that a
 
 @dataclass(frozen=True)
 class Cloud:
-    """N sampled pixels of a scene, in the order of frames. What is not finite is there, but never shown."""
+    """N sampled pixels of a scene, in frame order. Points that are not finite are included but never shown."""
 
     points: Array  # [N, 3] fp32, world
     colors: Colors  # [N, 3] uint8, sRGB
@@ -32,7 +32,7 @@ class Cloud:
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
-        """[N]: point and confidence are finite, as exports have it."""
+        """[N]: point and confidence are finite; the same rule as for exports."""
         usable = np.all(np.abs(self.points) < FARTHEST, axis=1)
         return usable if self.confidence is None else usable & np.isfinite(self.confidence)
 
@@ -41,22 +41,24 @@ class Cloud:
         return np.random.default_rng(SEED).permutation(len(self.points))
 
     def passing(self, percentile: float) -> NDArray[np.bool_]:
-        """[N]: usable, and not less confident than the percentile, 0 to 100, of those that are."""
+        """[N]: usable, with a confidence of at least the given percentile (0 to 100) of usable points."""
         if self.confidence is None or not self.usable.any():
             return self.usable
         return self.usable & (self.confidence >= np.percentile(self.confidence[self.usable], percentile))
 
     def chosen(self, percentile: float, most: int) -> NDArray[np.int64]:
-        """Which points to show: those that pass, at most so many of them; a weaker filter shows the same and others."""
+        """The points to show: at most the given number of those that pass. A weaker filter shows the same points and
+        more.
+        """
         passing = self._order[self.passing(percentile)[self._order]]
         return np.sort(passing[:most])
 
 
 def sample_cloud(scene: Scene, source: PointSource | None, most: int) -> Cloud:
-    """Keep at most `most` pixels, the same share of each image.
+    """Keep at most `most` pixels, the same fraction of each image.
 
-    source: "depth" (with the cameras), "world_points" (the point head), or None for the first that there is. Raises
-    ValueError where the scene has no such points.
+    source: "depth" (with the cameras), "world_points" (the point head), or None for the first one that is available.
+        Raises ValueError if the scene has no such points.
     """
     source = known_source(scene, source)
     height, width = scene.size
@@ -79,7 +81,7 @@ def sample_cloud(scene: Scene, source: PointSource | None, most: int) -> Cloud:
 
 
 def _picked(inside: NDArray[np.intp], share: float, index: int) -> NDArray[np.intp]:
-    """A share of the pixels that show something, the same whenever it is asked for."""
+    """A deterministic random fraction of the pixels `inside`."""
     if share == 1:
         return inside
     random = np.random.default_rng((SEED, index))
@@ -87,7 +89,7 @@ def _picked(inside: NDArray[np.intp], share: float, index: int) -> NDArray[np.in
 
 
 def known_source(scene: Scene, wanted: PointSource | None) -> PointSource:
-    """`point_source`, which raises ValueError also where there are no points at all."""
+    """Like `point_source`, but also raises ValueError if there are no points at all."""
     source = point_source(scene, wanted)
     if source is None:
         raise ValueError("the scene has no points; it has neither depth and cameras nor points of the point head")
@@ -95,13 +97,13 @@ def known_source(scene: Scene, wanted: PointSource | None) -> PointSource:
 
 
 def confidence_colors(confidence: Array) -> tuple[Colors, tuple[float, float]]:
-    """[N] -> [N, 3] on a logarithmic scale, and the two values between which colours differ."""
+    """[N] -> [N, 3] on a logarithmic scale, and the two values at the ends of the scale."""
     logs = np.log(np.maximum(confidence, np.float32(1e-6)))
     low, high = robust_range(logs)
     return colorize(((logs - low) / (high - low)).astype(np.float32)), (float(np.exp(low)), float(np.exp(high)))
 
 
 def difference_colors(difference: Array) -> tuple[Colors, float]:
-    """[N] -> [N, 3], dark where there is none, and the difference from which on all is bright."""
+    """[N] -> [N, 3], dark for no difference, and the difference at the bright end of the scale."""
     largest = robust_range(difference)[1]
     return colorize(difference / np.float32(largest)), largest

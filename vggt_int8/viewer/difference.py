@@ -1,7 +1,7 @@
-"""How far two reconstructions of the same images are from each other, point by point and camera by camera.
+"""Differences between two reconstructions of the same images, for each point and each camera.
 
-Measured as `vggt-int8 compare` does: the first image's camera is the world of both, and nothing is moved; lengths of
-two models may differ by a factor, which is told, and taken out on request.
+Measured like `vggt-int8 compare`: both use the first camera as the world frame, without further alignment. The lengths
+of two models can differ by a factor, which is reported and can be removed.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from vggt_int8.viewer.cloud import Cloud
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a reconstruction from the first one."""
+    """Difference of a reconstruction from the first one."""
 
     scale: float  # by which its lengths are multiplied to have the first one's: median over points
     points: Array  # [N]: distance between a pixel's two points over the first one's distance from the first camera
@@ -25,7 +25,7 @@ class Difference:
     center_percent: float | None  # largest distance of centres over the first one's largest camera distance
 
     def describe(self) -> str:
-        """One line for a person."""
+        """A one-line summary."""
         known = self.points[np.isfinite(self.points)]
         if not known.size:
             return "no point is finite in both"
@@ -39,7 +39,7 @@ class Difference:
 
 
 def why_not_comparable(first: tuple[Scene, Cloud], other: tuple[Scene, Cloud]) -> str | None:
-    """Why two reconstructions have no difference point by point; None if they show the same images."""
+    """Why two reconstructions cannot be compared point by point; None if they show the same images."""
     (scene, cloud), (other_scene, other_cloud) = first, other
     if len(scene) != len(other_scene):
         return f"they have {len(scene)} and {len(other_scene)} images"
@@ -51,9 +51,9 @@ def why_not_comparable(first: tuple[Scene, Cloud], other: tuple[Scene, Cloud]) -
 
 
 def difference_of(first: tuple[Scene, Cloud], other: tuple[Scene, Cloud], *, same_scale: bool = False) -> Difference:
-    """Of two reconstructions that `why_not_comparable` has nothing against.
+    """Difference of two reconstructions for which `why_not_comparable` gives None.
 
-    same_scale: multiply the other's lengths by `Difference.scale` before.
+    same_scale: first multiply the other's lengths by `Difference.scale`.
     """
     (scene, cloud), (other_scene, other_cloud) = first, other
     both = cloud.usable & other_cloud.usable

@@ -1,4 +1,4 @@
-"""What is shown, as files for the visitor: an export under the filter of the moment, or the points as drawn."""
+"""Files for download: an export with the current filter, or the points as shown."""
 
 import tempfile
 from collections.abc import Sequence
@@ -18,17 +18,18 @@ LARGEST = 1 << 30  # bytes: the file is held in memory, and sent through the pag
 
 
 def shown_points(parts: Sequence[Shown]) -> tuple[str, bytes]:
-    """Name and content of a PLY file: the points that are drawn, where they stand and in the colours that they have."""
+    """Name and contents of a PLY file with the points as shown: their positions and colours."""
     points = np.concatenate([part.on_stage() for part in parts]) if parts else np.zeros((0, 3), np.float32)
     colors = np.concatenate([part.colors for part in parts]) if parts else np.zeros((0, 3), np.uint8)
     return "shown.ply", ply_of(points, colors)
 
 
 def exported(format: str, reconstructions: Sequence[Reconstruction], percentile: float) -> tuple[str, bytes]:
-    """Name and content of one file: what `vggt-int8 export --format` makes of all points, none of them sampled.
+    """Name and contents of one file as `vggt-int8 export --format` writes it, from all points without sampling.
 
-    percentile: points whose confidence is below it are left out. Raises ValueError for another format, for nothing to
-    export, and for more than a gigabyte.
+    percentile: omit points with a lower confidence.
+
+    Raises ValueError for an unknown format, an empty export, or more than a gigabyte.
     """
     if format not in EXPORTS:
         raise ValueError(f"format is {format!r}; choose one of {', '.join(EXPORTS)}")

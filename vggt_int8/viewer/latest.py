@@ -1,6 +1,6 @@
-"""Work that is asked for faster than it can be done: a thread that does the newest request and forgets those before.
+"""A worker thread that executes only the newest request and drops older ones that have not started.
 
-A slider asks for a new point cloud at each of its steps.
+For example, a slider requests a new point cloud at each step.
 """
 
 import threading
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Latest:
-    """Runs the newest of the requested functions, one at a time; the first error stops it and is kept."""
+    """Runs the most recent requested function, one at a time. The first error stops the worker and is stored."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -19,13 +19,15 @@ class Latest:
         self._thread.start()
 
     def request(self, work: Callable[[], None]) -> None:
-        """Do this next; what was requested before and has not begun is dropped."""
+        """Run this next. Earlier requests that have not started are dropped."""
         with self._changed:
             self._wanted = work
             self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until nothing is left to do, or an error has ended it; raises that error. False after the timeout."""
+        """Wait until there is no work left, and raise the worker's error if there was one. Returns False after the
+        timeout.
+        """
         with self._changed:
             idle = self._changed.wait_for(
                 lambda: self.error is not None or self._closed or not (self._busy or self._wanted), timeout
@@ -35,14 +37,14 @@ class Latest:
         return idle
 
     def wait_for_error(self, timeout: float | None = None) -> None:
-        """Until an error has ended it, which is raised, or it was closed, or the time is over."""
+        """Wait until an error stops the worker, which is raised, until it is closed, or until the timeout."""
         with self._changed:
             self._changed.wait_for(lambda: self.error is not None or self._closed, timeout)
         if self.error is not None:
             raise self.error
 
     def close(self) -> None:
-        """No more work; returns when the last piece is done."""
+        """Accept no more work, and wait for the current function."""
         with self._changed:
             self._closed, self._wanted = True, None
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Load folders, start the server, draw the page; and an end to all of it."""
+"""Load folders, start the server, draw the page, and shut everything down."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ HOST, PORT = "127.0.0.1", 8080
 
 @dataclass(frozen=True)
 class Viewer:
-    """A page that is served until `close`."""
+    """A page that is served until `close` is called."""
 
     url: str
     server: Any  # viser.ViserServer
@@ -30,7 +30,7 @@ class Viewer:
         return self.page.stage.reconstructions
 
     def wait(self, timeout: float | None = None) -> None:
-        """Serve until the page fails, whose error is raised, or the time is over."""
+        """Serve until the page raises an error, which is raised here, or until the timeout."""
         self.page.work.wait_for_error(timeout)
 
     def close(self) -> None:
@@ -52,13 +52,15 @@ def open_viewer(
     points: PointSource | None = None,
     settings: Settings = Settings(),  # noqa: B008 - frozen
 ) -> Viewer:
-    """Serve the scenes that `vggt-int8 run` saved into these folders; needs neither the model nor a network.
+    """Serve scenes saved by `vggt-int8 run` in these folders. Needs neither the model nor a network connection.
 
-    host: who can reach the page: this machine alone by default, all of the network with "0.0.0.0". port: 0 takes any
-    that is free. points: "depth", "world_points" or None for what there is. settings: how the page begins.
+    host: address to listen on: this machine only by default, the whole network with "0.0.0.0".
+    port: 0 selects any free port.
+    points: "depth", "world_points" or None for what is available.
+    settings: initial settings of the page.
 
-    Raises ValueError without viser (the extra `viewer`), for a scene without points, settings that do not fit and an
-    address that cannot be listened on, and what `load_scene` raises.
+    Raises ValueError without viser (the extra `viewer`), for a scene without points, for settings that do not fit and
+    for an address that cannot be used, and the errors of `load_scene`.
     """
     if not folders:
         raise ValueError("there is no folder to show")

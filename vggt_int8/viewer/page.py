@@ -1,7 +1,7 @@
 """The page: points, cameras and controls of a `Stage` on a viser server.
 
-Everything that a visitor changes goes through `Settings`; points are chosen anew in one thread (`Latest`), so that a
-slider that moves fast costs one update, not fifty. Cameras are drawn once and moved with their reconstruction.
+All user input goes through `Settings`. Points are selected in one thread (`Latest`), so a slider that moves fast causes
+few updates. Cameras are drawn once and then moved with their reconstruction.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ Vector = NDArray[np.float64]  # [3]
 
 
 class Page:
-    """Controls at the right, the stage beside them: `Page(server, reconstructions)` draws all of it."""
+    """Controls on the right and the scene next to them: `Page(server, reconstructions)` draws everything."""
 
     def __init__(self, server: Any, reconstructions: Sequence[Reconstruction], settings: Settings) -> None:
         self.server, self.stage = server, Stage(reconstructions)
@@ -52,11 +52,11 @@ class Page:
         self.refresh()
 
     def refresh(self) -> None:
-        """Draw points anew, as the settings are now."""
+        """Redraw the points with the current settings."""
         self.work.request(self._draw)
 
     def close(self) -> None:
-        """End the thread; the server stays."""
+        """Stop the thread. The server keeps running."""
         self.work.close()
 
     # ---- controls ----
@@ -115,7 +115,7 @@ class Page:
                 look_from.on_update(look)
 
     def _control(self, handle: Any, name: str) -> None:
-        """A control whose value is a setting."""
+        """A control bound to a setting."""
 
         def update(_: Any) -> None:
             self.settings = replace(self.settings, **{name: handle.value})
@@ -223,7 +223,9 @@ class Page:
             handle.scale = self._frustum * float(self.camera_size.value)
 
     def _jump(self, client: Any, index: int, view: View | None) -> None:
-        """Look from where an image was taken, with its field of view; orbiting then turns around what it shows."""
+        """Move the view to the camera of an image, with its field of view. Orbiting then turns around what the image
+        shows.
+        """
         if client is None or view is None:
             return
         scale, place = self.stage.placed(index, self.settings)
@@ -239,12 +241,12 @@ class Page:
             client.camera.fov = view.field_of_view
 
     def _enter(self, frustum: Any) -> None:
-        """Hide the camera that is looked from, and show the one before again."""
+        """Hide the camera at the viewpoint, and show the previous one again."""
         self._entered = frustum
         self._show_cameras()
 
     def _overview(self) -> tuple[Vector, Vector]:
-        """Where to stand and what to look at: behind and above the first camera, far enough for all that is there."""
+        """Position and target of an overview: behind and above the first camera, far enough to show everything."""
         places = [self.stage.placed(index, self.settings)[1] for index in range(len(self.stage.reconstructions))]
         middle = self.stage.reconstructions[0].extent[0] + (places[0] + places[-1]) / 2
         breadth = float(np.linalg.norm(places[-1] - places[0]))
@@ -252,7 +254,7 @@ class Page:
         return (middle + size * np.array([0.6, -0.7, -1.5])), middle
 
     def _set_initial_camera(self) -> None:
-        """Of whoever comes next, and of "Reset view"."""
+        """For new clients, and for "Reset view"."""
         position, middle = self._overview()
         start = self.server.initial_camera
         start.up = UP
@@ -269,7 +271,7 @@ class Page:
     # ---- download ----
 
     def _download(self, client: Any) -> None:
-        """What is shown, in the format of the moment; what speaks against it is told to who asked."""
+        """Send the current points in the selected format. Errors are shown to the client that asked."""
         if client is None:
             return
         settings, format = self.settings, self._format.value
@@ -293,7 +295,7 @@ def _compared(difference: Difference | None, obstacle: str | None) -> str:
 
 
 def _quaternion(view: View) -> tuple[float, ...]:
-    """viser has the scalar first."""
+    """Rotation as a quaternion, scalar first as viser expects."""
     import torch
 
     x, y, z, w = rotation_to_quaternion(torch.from_numpy(view.rotation.copy())).tolist()

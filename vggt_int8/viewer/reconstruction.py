@@ -1,4 +1,4 @@
-"""One saved reconstruction as the viewer shows it: a name, the scene, its sampled points, and views of its cameras."""
+"""One saved reconstruction in the viewer: name, scene, sampled points and camera views."""
 
 import json
 import math
@@ -21,7 +21,7 @@ THUMBNAIL = 160  # pixels of the longer side
 
 @dataclass(frozen=True)
 class View:
-    """One image's camera in the world, OpenCV axes."""
+    """Camera of one image in world coordinates, with OpenCV axes."""
 
     index: int
     rotation: NDArray[np.float64]  # [3, 3] world from camera: its columns are right, down and forward
@@ -33,7 +33,7 @@ class View:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What is shown of one folder."""
+    """The contents of one folder."""
 
     label: str
     folder: Path
@@ -42,7 +42,7 @@ class Reconstruction:
     cloud: Cloud
 
     def views(self) -> list[View]:
-        """Of all images whose cameras can be drawn: finite, with a field of view that is not zero."""
+        """All cameras that can be drawn: finite, and with a field of view above zero."""
         found = (self._view(index) for index in range(len(self.scene)))
         return [view for view in found if view is not None]
 
@@ -67,7 +67,7 @@ class Reconstruction:
         )
 
     def grain(self) -> float:
-        """Distance between neighbouring points where most of them are, so that points of that size close a wall."""
+        """Typical distance between neighbouring points: points of that size form closed surfaces."""
         scene, (_, extent) = self.scene, self.extent
         if scene.depth is None or scene.intrinsic is None:
             return extent / math.sqrt(max(len(self.cloud.points), 1))
@@ -79,7 +79,7 @@ class Reconstruction:
 
     @cached_property
     def extent(self) -> tuple[NDArray[np.float64], float]:
-        """The middle of the points that can be shown, and how far most of them are from it; (0, 1) without any."""
+        """Centre of the points that can be shown, and a radius that contains most of them; (0, 1) without points."""
         points = self.cloud.points[self.cloud.usable]
         if not len(points):
             return np.zeros(3), 1.0
@@ -88,7 +88,7 @@ class Reconstruction:
 
 
 def spacing(views: Sequence[View]) -> float:
-    """Median distance from a camera to the nearest other one; 0 for fewer than two."""
+    """Median distance from each camera to its nearest neighbour; 0 for fewer than two cameras."""
     if len(views) < 2:
         return 0.0
     centers = np.stack([view.center for view in views])
@@ -97,10 +97,10 @@ def spacing(views: Sequence[View]) -> float:
 
 
 def load_reconstructions(folders: Sequence[Path], *, points: PointSource | None, most: int) -> list[Reconstruction]:
-    """The scenes that `vggt-int8 run` saved into these folders, each with at most `most` sampled pixels.
+    """Load scenes saved by `vggt-int8 run` in these folders, each with at most `most` sampled pixels.
 
-    points: as `sample_cloud` has it. Raises what `load_scene` raises, and ValueError, with the folder's name, for a
-    scene without points.
+    points: see `sample_cloud`. Raises the errors of `load_scene`, and ValueError, naming the folder, for a scene
+        without points.
     """
     found = []
     for folder, label in zip(folders, _labels(folders), strict=True):
@@ -114,7 +114,7 @@ def load_reconstructions(folders: Sequence[Path], *, points: PointSource | None,
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """A folder's name and the recipe that its report tells of; numbered where two would be the same."""
+    """Folder name and recipe from the report, numbered if two labels are the same."""
     labels: list[str] = []
     for folder in folders:
         recipe = _recipe(folder)
@@ -126,7 +126,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _recipe(folder: Path) -> str | None:
-    """None where there is no report that tells: a scene needs none."""
+    """The recipe in the report; None without a usable report, which is optional."""
     try:
         recipe = json.loads((folder.expanduser() / "report.json").read_text(encoding="utf-8"))["recipe"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

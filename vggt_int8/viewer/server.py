@@ -1,7 +1,7 @@
-"""The one place that imports viser: a page on this machine that shows three-dimensional things in a browser.
+"""The only module that imports viser: serves a page with 3D content on this machine.
 
-viser as it comes listens on all interfaces, takes the next free port without a word, prints to stdout, and lets every
-visitor ask for a tunnel through a server in the internet. Here it does none of that.
+By default viser listens on all interfaces, silently takes the next free port, prints to stdout, and lets every client
+request a tunnel through a public server. All of this is disabled here.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ MISSING = (
 
 
 def start_server(host: str, port: int, title: str) -> Any:
-    """A `viser.ViserServer` that listens on `host`:`port`; 0 takes any free port, which `get_port()` tells.
+    """A `viser.ViserServer` that listens on `host`:`port`. 0 selects any free port, which `get_port()` returns.
 
-    Raises ValueError without viser, and for a port that is taken; `check_address` says more, and before.
+    Raises ValueError without viser, and for a port in use; `check_address` gives a better message in advance.
     """
     try:
         import viser
@@ -27,7 +27,7 @@ def start_server(host: str, port: int, title: str) -> Any:
         raise ValueError(MISSING) from error
 
     class Server(viser.ViserServer):
-        """Without the tunnel, and without a word."""
+        """Without the tunnel and without output."""
 
         def request_share_url(self, verbose: bool = True) -> None:
             return None

@@ -1,4 +1,4 @@
-"""What a person can choose in the viewer, apart from how it is drawn."""
+"""The viewer's settings, independent of how they are drawn."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ COLORS = ("image", "confidence", "difference", "reconstruction")
 OF_SEVERAL = ("difference", "reconstruction")  # colours that say nothing of a single reconstruction
 LAYOUTS = ("overlaid", "side by side")
 HIGHEST_PERCENTILE = 99.5  # so that something is left
-# Of whole reconstructions, so that two that lie on each other can be told apart: orange, blue, green, purple, …
+# Colours of whole reconstructions, to distinguish overlapping ones: orange, blue, green, purple, …
 TINTS = ((230, 126, 34), (41, 128, 185), (39, 174, 96), (142, 68, 173), (192, 57, 43), (22, 160, 133))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides which points are sent, where they lie and what colours they have."""
+    """Everything that determines which points are shown, where, and in which colours."""
 
     color: str = "image"  # one of COLORS
     percentile: float = 25.0  # of confidence, 0 to 100: less confident points are left out
@@ -22,7 +22,7 @@ class Settings:
     shown: tuple[bool, ...] = ()  # for each reconstruction; the page begins with all of them
 
     def check(self, count: int) -> None:
-        """Raise ValueError, which names value and choice, for what `count` reconstructions cannot be shown with."""
+        """Raise ValueError, naming the value and the choices, for settings that do not fit `count` reconstructions."""
         if self.color not in COLORS:
             raise ValueError(f"color is {self.color!r}; choose one of {', '.join(COLORS)}")
         if self.color in OF_SEVERAL and count == 1:

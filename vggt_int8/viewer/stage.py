@@ -1,4 +1,4 @@
-"""What the settings mean for the points and cameras of all reconstructions: numbers, no browser."""
+"""Apply the settings to the points and cameras of all reconstructions: only numbers, independent of the browser."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ UNKNOWN = 128  # gray of points whose number for a colour is not known
 
 @dataclass(frozen=True)
 class Shown:
-    """Points of one reconstruction as they are drawn; `place` and `scale` lead from its world to the stage's."""
+    """Displayed points of one reconstruction. `place` and `scale` transform its world to stage coordinates."""
 
     points: Array  # [N, 3] in its own world
     colors: Colors  # [N, 3]
@@ -27,12 +27,12 @@ class Shown:
     place: NDArray[np.float64]  # [3]
 
     def on_stage(self) -> Array:
-        """[N, 3]: where the points are drawn."""
+        """[N, 3]: positions on the stage."""
         return self.points * np.float32(self.scale) + self.place.astype(np.float32)
 
 
 class Stage:
-    """All reconstructions, the first of which the others are compared with."""
+    """All reconstructions. The others are compared with the first."""
 
     def __init__(self, reconstructions: Sequence[Reconstruction]) -> None:
         self.reconstructions = list(reconstructions)
@@ -44,7 +44,7 @@ class Stage:
 
     @cached_property
     def obstacles(self) -> list[str | None]:
-        """For each reconstruction, why it has no difference from the first; None where it has."""
+        """For each reconstruction, why it cannot be compared with the first; None if it can."""
         first, *others = [(r.scene, r.cloud) for r in self.reconstructions]
         return [None, *(why_not_comparable(first, other) for other in others)]
 
@@ -64,11 +64,11 @@ class Stage:
         }
 
     def differences(self, settings: Settings) -> list[Difference | None]:
-        """For each reconstruction: from the first; None for the first, and where there is none."""
+        """Difference of each reconstruction from the first; None for the first and where it cannot be compared."""
         return self._differences[settings.same_scale]
 
     def placed(self, index: int, settings: Settings) -> tuple[float, NDArray[np.float64]]:
-        """Scale and place of a reconstruction on the stage."""
+        """Scale and transform of a reconstruction on the stage."""
         difference = self.differences(settings)[index]
         scale = difference.scale if settings.same_scale and difference is not None else 1.0
         place = np.zeros(3)
@@ -77,7 +77,7 @@ class Stage:
         return scale, place
 
     def shown(self, index: int, settings: Settings) -> tuple[Shown, str]:
-        """Points of a reconstruction, and what their colours mean."""
+        """Points of a reconstruction, and the meaning of their colours."""
         cloud = self.reconstructions[index].cloud
         chosen = cloud.chosen(settings.percentile, settings.most_points)
         colors, meaning = self._colors(index, settings)
@@ -98,7 +98,9 @@ class Stage:
         return cloud.colors, "the images' own colours"
 
     def _difference_colors(self, index: int, settings: Settings) -> tuple[Colors, str]:
-        """The first one shows its difference from the second: a pixel has the same colour in both."""
+        """The first reconstruction shows its difference from the second, so corresponding pixels have the same
+        colour.
+        """
         differences = self.differences(settings)
         source = index or next((i for i, found in enumerate(differences) if found is not None), 0)
         found, cloud = differences[source], self.reconstructions[index].cloud
