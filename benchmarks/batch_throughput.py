@@ -8,12 +8,14 @@ with random weights (time does not depend on their values) and, for each GPU, 24
     batch    by the program: reading JPEGs, computing, writing cameras and depth; on so many GPUs
 
 Steady state: from the moment when every GPU has finished its first scene to the last file written, without loading and
-compiling. `stages` are medians of what each stage of a scene took; they run beside one another. Prints one JSON line
-for each kind of scenes; --rows FILE appends them there. `--device cpu` goes the same way with the embedded model and
-small pictures, in minutes: to try the program out.
+compiling. `stages` are medians of what each stage of a scene took; they run beside one another. Photographs have 3
+megapixels, or the sizes of `--size`; `--fast-jpeg` is passed on to `batch`. Prints one JSON line for each kind of
+scenes and size; --rows FILE appends them there. `--device cpu` goes the same way with the embedded model and small
+pictures, in minutes: to try the program out.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -92,10 +94,11 @@ class Batch:
     stages: dict[str, float]
 
 
-def batch(checkpoint: Path, scenes: Path, out: Path, devices: list[str]) -> Batch:
+def batch(checkpoint: Path, scenes: Path, out: Path, devices: list[str], *, fast_jpeg: bool) -> Batch:
     command = [sys.executable, "-m", "vggt_int8", "batch", str(checkpoint), str(scenes), "-o", str(out)]
     chosen = [word for device in devices for word in ("--device", device)]
-    subprocess.run([*command, *chosen, "--format", "depth", "--no-scene"], check=True, stdout=sys.stderr)
+    fast = ["--fast-jpeg"] if fast_jpeg else []
+    subprocess.run([*command, *chosen, *fast, "--format", "depth", "--no-scene"], check=True, stdout=sys.stderr)
     finished = [(path.stat().st_mtime, json.loads(path.read_text())) for path in out.glob("scene_*/report.json")]
     times = [report["seconds"] for _, report in finished]
     stages = {name: round(statistics.median(seconds[name] for seconds in times), 4) for name in times[0]}
@@ -114,10 +117,11 @@ def steady(finished: Sequence[tuple[float, str]]) -> float:
     return (max(after) - warm) / len(after)
 
 
-def measure(arguments: argparse.Namespace, model: VGGTInt8, scenes: int, images: int) -> dict[str, Any]:
-    """A row: scenes of so many images, so many for each GPU. model: which lies in the checkpoint."""
-    device, place = arguments.device, arguments.out / f"{scenes}x{images}"
-    size = (2016, 1512) if device == "cuda" else (320, 240)
+def measure(
+    arguments: argparse.Namespace, model: VGGTInt8, scenes: int, images: int, size: tuple[int, int]
+) -> dict[str, Any]:
+    """A row: scenes of so many images of (W, H) pixels, so many for each GPU. model: which lies in the checkpoint."""
+    device, place = arguments.device, arguments.out / "{}x{}_{}x{}".format(scenes, images, *size)
     everything = make_scenes(place / "scenes", scenes * max(arguments.gpus), images, size)
     one = statistics.median(seconds := alone(model, everything / "scene_000"))
     model.runtime.reset()
@@ -129,11 +133,15 @@ def measure(arguments: argparse.Namespace, model: VGGTInt8, scenes: int, images:
         for i in range(scenes * gpus):
             (part / f"scene_{i:03d}").symlink_to(everything.absolute() / f"scene_{i:03d}")
         devices = [f"cuda:{i}" if device == "cuda" else "cpu" for i in range(gpus)]
-        rows[gpus] = batch(arguments.out / CHECKPOINT, part, place / f"results_{gpus}", devices)
+        rows[gpus] = batch(
+            arguments.out / CHECKPOINT, part, place / f"results_{gpus}", devices, fast_jpeg=arguments.fast_jpeg
+        )
         shutil.rmtree(place / f"results_{gpus}")
     first = rows[arguments.gpus[0]]
     return {
         "images": images,
+        "size": size,
+        "fast_jpeg": arguments.fast_jpeg,
         "scenes_per_gpu": scenes,
         "alone_seconds": [round(value, 4) for value in seconds],
         "batch_seconds_per_scene": {gpus: round(row.seconds, 4) for gpus, row in rows.items()},
@@ -156,6 +164,14 @@ def numbers_of_scenes(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def width_and_height(text: str) -> tuple[int, int]:
+    """WxH, in pixels."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WxH, as 4032x3024")
+    return int(found[1]), int(found[2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True, help="a new folder: checkpoint, scenes, results")
@@ -164,6 +180,10 @@ def main() -> None:
     parser.add_argument(
         "--scenes", type=numbers_of_scenes, nargs="+", default=[(8, 100)], metavar="SCENESxIMAGES", help="for each GPU"
     )
+    parser.add_argument(
+        "--size", type=width_and_height, nargs="+", metavar="WxH", help="of the photographs; 2016x1512, on CPUs 320x240"
+    )
+    parser.add_argument("--fast-jpeg", action="store_true", help="as the option of `batch`")
     parser.add_argument("--recipe", default="int8_rotated")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
@@ -171,8 +191,9 @@ def main() -> None:
         parser.error(f"{arguments.out} is not empty, and scenes of another run would be counted: give a new folder")
     model = build(arguments.recipe, arguments.device)
     model.save_pretrained(arguments.out / CHECKPOINT)
-    for scenes, images in arguments.scenes:
-        row = measure(arguments, model, scenes, images)
+    sizes = arguments.size or [(2016, 1512) if arguments.device == "cuda" else (320, 240)]
+    for (scenes, images), size in itertools.product(arguments.scenes, sizes):
+        row = measure(arguments, model, scenes, images, size)
         print(json.dumps(row), flush=True)
         if arguments.rows:
             append_json_line(arguments.rows, row)
