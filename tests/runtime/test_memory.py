@@ -168,7 +168,8 @@ def test_the_report_reads_well(make_quantized: Make, tiny_images: Tensor) -> Non
     fused = Runtime(model)
     assert str(fused.report()) == "none (no call yet)"
     fused(tiny_images)
-    assert str(fused.report()).startswith("fused (on the CPU)\nglobal attention: exact\nPlan(frames=")
+    wanted = "fused (on the CPU)\nglobal attention: exact, by PyTorch flash_attention\nPlan(frames="
+    assert str(fused.report()).startswith(wanted)
 
 
 def test_the_terms_of_the_estimate() -> None:
