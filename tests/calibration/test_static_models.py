@@ -231,6 +231,8 @@ def test_from_pretrained_asks_for_images_before_it_loads(
         VGGTInt8.from_pretrained(tmp_path / "nowhere", recipe="int8_static", calibration=tmp_path / "no_images")
     with pytest.raises(RecipeError, match="calibration belongs to a recipe that needs it"):
         VGGTInt8.from_pretrained(bare_checkpoint, calibration=scenes)
+    with pytest.raises(ValueError, match="calibration_seed is 18446744073709551616; it must be an integer of 64 bits"):
+        VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_static", calibration=scenes, calibration_seed=1 << 64)
     with pytest.raises(RecipeError, match="'int8_dynamic' needs no images"):
         VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_dynamic", calibration=scenes)
     with pytest.raises(CheckpointError, match="is quantized already"):

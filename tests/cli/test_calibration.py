@@ -81,6 +81,9 @@ def test_the_order_of_images_does_not_matter(cli, tiny: Path, tmp_path: Path, ph
         (["-r", "int8_static", "--observer", "mse"], "--observer says how to calibrate, so --calibration is needed"),
         (["-r", "int8_static", "--calibration", "PHOTO", "--observer", "minimax"], "(did you mean 'minmax'?)"),
         (["-r", "int8_static", "--calibration", "PHOTO", "--samples", "0"], "it must be at least 1"),
+        (["-r", "int8_static", "--calibration", "PHOTO", "--seed", str(2**63)], "--seed: 9.22337e+18 is out of range"),
+        (["-r", "int8_smooth", "--calibration", "PHOTO", "--observer", "mse"], "static scales are found, and recipe "),
+        (["-r", "int8_smooth", "--calibration", "PHOTO", "--observer", "per_channel"], "'int8_smooth' has none"),
     ],
 )
 def test_what_does_not_go_together(

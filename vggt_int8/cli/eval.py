@@ -68,7 +68,7 @@ def eval_models(
     ] = None,
     points: Annotated[int, typer.Option(help="Most points of a scene's clouds.", **options.between(3))] = 5000,
     icp: Annotated[bool, typer.Option("--icp", help="Refine the alignment of clouds by closest points.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the intervals and of the points.", **options.between(0))] = 0,
+    seed: Annotated[int, typer.Option(help="Of the intervals and of the points.", **options.seed_option())] = 0,
     backend: Backend = "auto",
     device: Device = None,
     dtype: Dtype = None,

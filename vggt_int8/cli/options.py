@@ -127,6 +127,11 @@ def between(low: float, high: float = math.inf) -> dict[str, Any]:
     return checked(check)
 
 
+def seed_option() -> dict[str, Any]:
+    """The same for a seed: what generators of random numbers take, and calibration hashes."""
+    return between(0, 2**63 - 1)
+
+
 def each_between(low: float) -> dict[str, Any]:
     """The same for several numbers, each at least `low`."""
 

@@ -52,7 +52,7 @@ def quantize(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Which images are used, where there are more than wanted.", **options.between(0))
+        int, typer.Option(help="Which images are used, where there are more than wanted.", **options.seed_option())
     ] = 0,
     backend: Backend = "auto",
     device: Device = None,
@@ -101,6 +101,11 @@ def calibrated_recipe(name: str, calibration: list[str] | None, changed: dict[st
     if changed and calibration is None:
         option = next(iter(changed)).removeprefix("calibration_")
         raise RecipeError(f"--{option} says how to calibrate, so --calibration is needed beside it")
+    if "observer" in changed and "static" not in recipe.activations_asked:
+        raise RecipeError(
+            f"--observer says how static scales are found, and recipe {recipe.name!r} has none: leave it out, or "
+            "choose a recipe that has, such as int8_static_rotated"
+        )
     if changed.get("observer") == "per_channel":  # which folds factors of its own
         changed = {**changed, "smoothing": 0}
     return replace(recipe, **changed) if changed else recipe

@@ -94,7 +94,9 @@ def sensitivity(
         int | None,
         typer.Option(help="With --attention: so many key frames, too.", show_default=False, **options.between(1)),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the points that tracks are followed from.", **options.between(0))] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the points that tracks are followed from.", **options.seed_option())
+    ] = 0,
     backend: Backend = "auto",
     device: Device = None,
     dtype: Annotated[

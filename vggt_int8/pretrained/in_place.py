@@ -20,6 +20,7 @@ from vggt_int8.calibration import (
 )
 from vggt_int8.interrupts import uninterrupted
 from vggt_int8.model.network import Network
+from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import CheckpointError, check_incoming_values
 from vggt_int8.pretrained.quantizer import (
     VGGTInt8QuantizationConfig,
@@ -72,7 +73,7 @@ def quantize(
     run it; `ValueError`, naming the layer, for weights with NaN or inf.
     """
     recipe = load_recipe(recipe)
-    check_calibration(recipe, calibration)
+    check_calibration(recipe, calibration, calibration_seed)
     plan = plan_module(model, recipe, backend)
     recipe = recipe_for(model, recipe)
     if isinstance(model, Network):
@@ -136,8 +137,11 @@ def install(
             set_attention(recipe, model)
 
 
-def check_calibration(recipe: Recipe | None, calibration: Any) -> None:
-    """Raise `RecipeError` if calibration is missing for a recipe that needs it, or given for one that does not."""
+def check_calibration(recipe: Recipe | None, calibration: Any, seed: int = 0) -> None:
+    """Raise `RecipeError` if calibration is missing for a recipe that needs it, or given for one that does not, and
+    ValueError for a seed that is no integer of 64 bits."""
+    if type(seed) is not int or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"calibration_seed is {shown(seed)}; it must be an integer of 64 bits")
     if recipe is None:
         if calibration is not None:
             raise RecipeError("calibration belongs to a recipe that needs it: pass recipe= as well")

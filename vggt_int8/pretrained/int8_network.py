@@ -105,7 +105,7 @@ class Int8Network(Parallel, Network):
             raise TypeError(f"from_pretrained takes its options by name, such as recipe={args[0]!r:.60}")
         options = check_keywords(kwargs, cls.config_class, own=("recipe", "backend", "calibration", "filename"))
         recipe = None if recipe is None else load_recipe(recipe)
-        check_calibration(recipe, calibration)
+        check_calibration(recipe, calibration, calibration_seed)
         # Refuse anything but images before anything is loaded.
         scenes = None if calibration is None else find_scenes(calibration)
         calibrated = scenes is not None

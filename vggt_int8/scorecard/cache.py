@@ -114,7 +114,7 @@ class Predictions:
 
     def _check_file(self, file: Any, index: int) -> None:
         if (file.metadata() or {}).get("identity") != self.digest:
-            raise StaleError(f"{self._path(index)} is stale: it was made by another run. {_WAY_OUT}")
+            raise StaleError(f"{self._path(index)} is stale, made by another run: {_WAY_OUT}")
 
 
 def bytes_of(scene: TrueScene) -> int:

@@ -40,7 +40,7 @@ class Record:
         if not lines or not isinstance(lines[0].get("identity"), dict):
             raise OtherMeasurement(f"{path} does not begin with what was measured, so it is damaged: {WAY_OUT}")
         if (found := lines[0]["identity"]) != json.loads(json.dumps(identity)):
-            raise OtherMeasurement(f"{path} is of another measurement: {first_difference(found, identity)}. {WAY_OUT}")
+            raise OtherMeasurement(f"{path} is of another measurement: {first_difference(found, identity)}; {WAY_OUT}")
         for line in lines[1:]:
             try:
                 key, errors = (line["scene"], line["unit"], line["choice"]), line["errors"]
