@@ -1,8 +1,8 @@
-"""The `vggt-int8` command: one file per subcommand, `app.py` puts them together.
+"""The `vggt-int8` command: one file per subcommand, combined in `app.py`.
 
-Models and backends are imported when a command runs, so `--help` and a mistake in the options cost only the import of
-the package itself. Results go to stdout, progress, warnings and errors to stderr. Exit codes: 0 done, 1 failed, 2 bad
-input; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
+Models and backends are imported when a command runs, so `--help` and option errors only need the import of the package
+itself. Results go to stdout; progress, warnings and errors go to stderr. Exit codes: 0 done, 1 failed, 2 bad input;
+130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
 """
 
 from vggt_int8.interrupts import heeded

@@ -1,4 +1,4 @@
-"""The command line as a whole: global options, and the subcommands of the other files."""
+"""The command line as a whole: global options, and the subcommands of the other modules."""
 
 import re
 from collections.abc import Callable
@@ -161,7 +161,7 @@ def _epilog(name: str) -> str | None:
 
 
 def _tree(name: str, help: str) -> typer.Typer:
-    """Commands under one name, or all of them."""
+    """The commands of one group, or all of them."""
     return typer.Typer(
         name=name or "vggt-int8",
         help=help,
@@ -192,7 +192,7 @@ def global_options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options of all subcommands: before one or after it."""
+    """Options of all subcommands, accepted before or after the subcommand."""
     options.set_globals(quiet, verbose, debug)
 
 

@@ -1,4 +1,4 @@
-"""`vggt-int8 app`: a page to try models in a browser: images or a video in, two recipes side by side, exports out."""
+"""`vggt-int8 app`: a web page for trying models: upload images or a video, compare two recipes, download exports."""
 
 from typing import Annotated, Any
 
@@ -36,7 +36,7 @@ def app_page(
     open_browser: pages.OpenBrowser = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a page that reconstructs what visitors bring, under two recipes side by side, until Ctrl-C."""
+    """Serve a web page that reconstructs uploaded images with two recipes side by side, until Ctrl-C."""
     from vggt_int8.address import check_address
 
     check_address(host, port)

@@ -1,4 +1,4 @@
-"""The options that choose what global blocks look at, for all commands that run a network."""
+"""Options for the attention scope of global blocks, shared by all commands that run a network."""
 
 from typing import Annotated
 
@@ -26,7 +26,9 @@ Keyframes = Annotated[
 
 
 def check_attention(global_attention: str | None, keyframes: int | None) -> None:
-    """Raise ValueError for key frames beside a choice that has none; what a recipe chose is known later."""
+    """Raise ValueError for key frames together with a scope that does not use them. The scope of a recipe is checked
+    later.
+    """
     if keyframes is None or global_attention is None:
         return
     if not has_keyframes(words_of(global_attention)):

@@ -1,4 +1,4 @@
-"""`vggt-int8 sensitivity --attention`: which layers can look at less, and the list of choices for a budget."""
+"""`vggt-int8 sensitivity --attention`: measure restricted attention per layer, and choose the scopes for a budget."""
 
 import warnings
 from dataclasses import replace
@@ -29,7 +29,7 @@ def check_options(attention: bool, keyframes: int | None, others: dict[str, Any]
 
 
 def check_views(data: "list[Scene]", keyframes: int | None) -> None:
-    """Raise ValueError for scenes in which so many key frames would be all frames."""
+    """Raise ValueError for scenes in which that number of key frames would be all frames."""
     few = next((scene for scene in data if keyframes is not None and len(scene.images) <= keyframes), None)
     if few is not None:
         raise ValueError(
@@ -49,8 +49,8 @@ def rank_attention(
     result: Path,
     recipe: Path,
 ) -> dict[str, Any]:
-    """Measure, and with a budget choose, measure the choice, and write it into a recipe; -> the document, as it is
-    written to `result`.
+    """Measure all changes and, with a budget, choose, measure the choice and write it as a recipe. Returns the
+    document, which is also written to `result`.
     """
     from vggt_int8.sensitivity.attention import changes_of, errors_of
     from vggt_int8.sensitivity.document import header
@@ -106,7 +106,7 @@ def _choose(
 
 
 def warn_above(budget: float | None, measured: float) -> None:
-    """Warn if what was chosen for an error is measured to have a larger one."""
+    """Warn if the measured error of a choice is larger than the requested limit."""
     if budget is not None and measured > budget:
         warnings.warn(
             f"the recipe's measured error is {measured:.3g}, above the {budget:g} that its prediction keeps to: ask "
@@ -116,7 +116,7 @@ def warn_above(budget: float | None, measured: float) -> None:
 
 
 def attention_table(document: dict[str, Any]) -> Table:
-    """A line for each change, as it was measured."""
+    """One line for each measured change."""
     measures = document["measures"]
     kinds = [kind for kind in measures if any(kind in change["errors"] for change in document["changes"])]
     titles = [f"{measures[kind]['title']}, {measures[kind]['unit']}" for kind in kinds]

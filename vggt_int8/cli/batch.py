@@ -1,4 +1,4 @@
-"""`vggt-int8 batch`: many scenes, a folder each, on one or many GPUs; resumes, retries, and says what went wrong."""
+"""`vggt-int8 batch`: reconstruct many scenes, one folder each, on one or more GPUs, with resume and retries."""
 
 import os
 import sys
@@ -131,14 +131,14 @@ def batch(
 
 
 def _check_out(out: Path, scenes: Path) -> None:
-    """Raise ValueError or OSError for a folder of results that cannot be written, or that would be a scene itself."""
+    """Raise ValueError or OSError for an output folder that is not writable, or that is itself one of the scenes."""
     check_place(out)
     if scenes.expanduser().resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"--out {out} lies in {scenes}, whose folders are scenes: choose a folder elsewhere")
 
 
 def _work_off(board: "Board", settings: dict[str, Any], devices: list[str]) -> None:
-    """Process all unfinished scenes with one worker per device. Exits if the workers find the input bad."""
+    """Process all unfinished scenes with one worker per device. Exits if the workers reject the input."""
     from vggt_int8.batch.supervise import BAD_INPUT, BadInput, supervise
 
     left, total = board.unfinished(), len(board.scenes)
@@ -161,7 +161,7 @@ def _work_off(board: "Board", settings: dict[str, Any], devices: list[str]) -> N
 
 
 def _devices() -> list[str]:
-    """Of this process: that of its rank under a launcher, else all GPUs of the machine, else the CPU."""
+    """Devices of this process: the one of its rank under a launcher, otherwise all GPUs of the machine, or the CPU."""
     import torch
 
     if resolve_device(None).type == "cpu":
@@ -171,14 +171,14 @@ def _devices() -> list[str]:
 
 
 def _command(wanted: dict[str, Any]) -> Callable[[str], list[str]]:
-    """Of a worker's token: how it is started."""
+    """The command that starts the worker of a token."""
     from vggt_int8.cli.batch_worker import to_argument
 
     return lambda token: [sys.executable, "-m", "vggt_int8.cli.batch_worker", to_argument({**wanted, "token": token})]
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    """A line for each scene, up to some fifty: bad ones always."""
+    """One line per scene for up to about fifty scenes; failed scenes are always listed."""
     table = Table("scene", "", *COLUMNS, "", box=None, pad_edge=False)
     rows = summary["rows"]
     bad = [row for row in rows if row["status"] != "done"]

@@ -1,4 +1,4 @@
-"""A process of `vggt-int8 batch`: `python -m vggt_int8.cli.batch_worker WANTED`. It computes on one device."""
+"""A worker process of `vggt-int8 batch` for one device: `python -m vggt_int8.cli.batch_worker WANTED`."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ SETTINGS = (  # of a scene's report
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the options of `batch` ask for, and which of the processes this is."""
+    """The options of `batch`, and which of the processes this is."""
 
     model: str
     scenes: Path
@@ -64,7 +64,7 @@ class Wanted:
 
 
 def to_argument(wanted: dict[str, Any]) -> str:
-    """As JSON, for the command line of a worker."""
+    """Encode as JSON for the command line of a worker."""
     names = {field.name for field in fields(Wanted)}
     assert wanted.keys() == names, wanted.keys() ^ names
     return json.dumps(wanted, default=str)
@@ -81,7 +81,7 @@ def from_argument(text: str) -> Wanted:
 
 @dataclass
 class _Read:
-    """source: what it was read from. seconds: that it took."""
+    """source: the input that was read. seconds: time for reading."""
 
     frames: "Read"
     source: Input
@@ -90,7 +90,7 @@ class _Read:
 
 @dataclass
 class _Computed:
-    """Without the images as they were read, whose pinned memory the next scene gets."""
+    """Results without the images that were read, whose pinned memory is reused for the next scene."""
 
     source: Input
     scene: "Scene"
@@ -99,7 +99,7 @@ class _Computed:
 
 
 class Reconstruct:
-    """The stages of a scene, as `run` has them, on one loaded model."""
+    """The stages of a scene, as in `run`, on one loaded model."""
 
     def __init__(self, wanted: Wanted) -> None:
         from vggt_int8.cli.loading import load_model
@@ -117,7 +117,7 @@ class Reconstruct:
         self._first_report: RunReport | None = None
 
     def _heads(self) -> tuple[str, ...]:
-        """Those that something is written from: the point head is not, where points come from depth."""
+        """The heads whose output is written: without the point head if points come from depth."""
         config = self.network.config
         there = {
             "camera": config.enable_camera,
@@ -178,7 +178,9 @@ class Reconstruct:
         return _Computed(item.source, whole, self._report(frames.inputs), {**item.seconds, **clock.seconds})
 
     def _report(self, inputs: list[dict[str, Any]]) -> "RunReport":
-        """Of the last call. What all scenes have in common is asked once: it takes as long as a frame, or longer."""
+        """Report of the last call. What all scenes have in common is determined once: it can take longer than a
+        frame.
+        """
         from vggt_int8.cli.ran import report_of, runtime_of
 
         if self._first_report is None:
@@ -207,7 +209,7 @@ class Reconstruct:
 
 
 def _is_broken(device: Any) -> bool:
-    """Whether a GPU answers nothing any more in this process, as after an illegal access."""
+    """Whether the GPU is no longer usable in this process, for example after an illegal memory access."""
     import torch
 
     try:

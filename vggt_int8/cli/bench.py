@@ -1,4 +1,6 @@
-"""`vggt-int8 bench`: time, memory and error of many ways to run VGGT, on this machine; `bench-report`: their table."""
+"""`vggt-int8 bench`: time, memory and error of many ways to run VGGT on this machine; `bench-report`: tables of
+them.
+"""
 
 import shlex
 import sys
@@ -168,7 +170,7 @@ def _settings(
     compile_limit: float,
     profile: Path | None,
 ) -> "Settings":
-    """Raises ValueError, `RecipeError` or `BackendError`, naming the value that is wrong."""
+    """Raises ValueError, `RecipeError` or `BackendError`, naming the wrong value."""
     import torch
 
     from vggt_int8.bench.sweep import Settings
@@ -205,7 +207,7 @@ def _numbers(option: str, text: str, separator: str) -> tuple[int, ...]:
 
 
 def height_and_width(text: str) -> tuple[int, int]:
-    """Of "392x518". Raises ValueError."""
+    """Parse a size such as "392x518". Raises ValueError."""
     numbers = _numbers("--size", text, "x")
     if len(numbers) != 2:
         raise ValueError(f"--size is {text!r}: give height x width, such as {SIZE['cuda']}")
@@ -218,7 +220,7 @@ def _check_size(size: tuple[int, int], patch: int) -> None:
 
 
 def _left_out(settings: "Settings") -> str:
-    """What the default sweep does not measure: variants by the numbers of frames."""
+    """The variants that the default sweep does not measure, with the numbers of frames."""
     missing: dict[tuple[int, ...], list[str]] = {}
     for variant in settings.variants:
         if frames := tuple(s for s in settings.frames if s not in settings.frames_of(variant)):
@@ -227,7 +229,7 @@ def _left_out(settings: "Settings") -> str:
 
 
 def _indexed(device: "torch.device") -> "torch.device":
-    """cuda -> cuda:0: PyTorch's memory functions want to know which."""
+    """cuda -> cuda:0, since PyTorch's memory functions need an index."""
     import torch
 
     if device.type == "cuda" and device.index is None:
@@ -236,7 +238,7 @@ def _indexed(device: "torch.device") -> "torch.device":
 
 
 def _line(row: "Row") -> str:
-    """A row that has no time says why instead."""
+    """A table row; without a time it shows the reason."""
     start = f"{row['variant']:26s} {row['frames']:6d}"
     if row["status"] != "ok":
         return f"{start}  {row['status']}: {row['reason']}"

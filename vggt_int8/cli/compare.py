@@ -1,4 +1,4 @@
-"""`vggt-int8 compare`: how far the outputs of one model are from those of another on the same images."""
+"""`vggt-int8 compare`: compare the outputs of two models on the same images."""
 
 from typing import Annotated
 
@@ -27,7 +27,7 @@ METRICS = {
     "cosine": "cosine",
 }
 
-# Of `geometric_differences`.
+# Keys of `geometric_differences`.
 GEOMETRY = {
     "rotation_degrees": ("rotation of the cameras", "°"),
     "center_percent": ("centres of the cameras, of their extent", " %"),
@@ -65,7 +65,7 @@ def compare(
     max_megapixels: MaxMegapixels = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run two models on the same images and table the differences of MODEL_B's outputs from MODEL_A's."""
+    """Run two models on the same images and print how MODEL_B's outputs differ from MODEL_A's."""
     paths = find_and_check(images, max_megapixels)
     from vggt_int8 import compare_model_outputs
 
@@ -95,7 +95,7 @@ def compare(
 
 
 def geometry_table(geometry: dict[str, dict[str, float]]) -> Table:
-    """`geometric_differences` for people: means and maxima over frames, medians and 90th percentiles over pixels."""
+    """`geometric_differences` as a table: means and maxima over frames, medians and 90th percentiles over pixels."""
     table = Table("geometry", "typical", "large", "", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     for name, values in geometry.items():

@@ -1,6 +1,6 @@
-"""What the user sees: two consoles, progress, one document or text.
+"""Console output: two consoles, progress display, JSON document or text.
 
-Results go to stdout: text by `say` and `show`, or one JSON document by `document`. All else goes to stderr.
+Results go to stdout: text with `say` and `show`, or one JSON document with `document`. Everything else goes to stderr.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from vggt_int8.encoding import one_line
 DOCUMENT_FORMAT = 1  # of the documents of --json; a field that changes its meaning raises it, a new one does not
 WIDE = 10_000  # characters: more than any table has
 
-# No emoji codes: ":key:" may be a part of a file's name.
+# No emoji codes: ":key:" may be part of a file name.
 out = Console(emoji=False)
 err = Console(stderr=True, emoji=False)
 
@@ -53,21 +53,21 @@ settings = Settings()
 
 
 def say(text: str) -> None:
-    """One line of results, as it is: no markup, no colours, no wrapping."""
+    """Print one line of results verbatim: without markup, colours or wrapping."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(*tables: Table) -> None:
-    """Tables of results: fitted to a terminal; whole anywhere else, where a program or a file reads them."""
+    """Print tables of results: fitted to the width of a terminal, at full width otherwise, for programs and files."""
     console = out if out.is_terminal else Console(file=out.file, width=WIDE, emoji=False)
     console.print(*tables)
 
 
 def document(command: str, content: dict[str, Any]) -> None:
-    """The whole result as one JSON document on stdout: what `--json` gives instead of text.
+    """Print the result as one JSON document on stdout: the output with `--json`.
 
-    Strict JSON in ASCII, whatever the console's encoding. Numbers that are not finite are the strings "Infinity",
-    "-Infinity" and "NaN", which `float()` reads.
+    Strict ASCII JSON, regardless of the console's encoding. Numbers that are not finite are the strings "Infinity",
+    "-Infinity" and "NaN", which `float()` accepts.
     """
     whole = {"format_version": DOCUMENT_FORMAT, "command": command, **content}
     stream = settings.stdout or out.file
@@ -77,8 +77,8 @@ def document(command: str, content: dict[str, Any]) -> None:
 
 @contextmanager
 def documents_only() -> Iterator[None]:
-    """Within the block nothing but `document` reaches stdout: what libraries print there, in C as well, goes to stderr,
-    and so does what the processes that they start print.
+    """Within the block only `document` writes to stdout. Anything else that libraries, C code or child processes print
+    there goes to stderr.
     """
     true_stdout = sys.stdout
     try:
@@ -90,9 +90,10 @@ def documents_only() -> Iterator[None]:
 
 @contextmanager
 def _descriptor_for_documents(stdout: TextIO) -> Iterator[TextIO]:
-    """A stream that alone leads where file descriptor 1 did; that one leads to stderr. Just `stdout` if it is no such.
+    """A new stream to the target of file descriptor 1, while descriptor 1 is redirected to stderr. Returns `stdout`
+    itself if it does not use that descriptor.
 
-    `redirect_stdout` tells Python's own `print` only: compiled code knows the descriptor.
+    `redirect_stdout` only affects Python's `print`: compiled code uses the descriptor.
     """
     if not isinstance(stdout, io.TextIOWrapper) or not _is_descriptor(stdout, 1):
         yield stdout
@@ -128,22 +129,23 @@ def _strict(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """One line of progress, as `say` writes results; nothing under --quiet."""
+    """Print one line of progress to stderr, formatted like `say`. Suppressed by --quiet."""
     if not settings.quiet:
         err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:
-    """An error as one line on stderr."""
+    """Print an error as one line to stderr."""
     err.print(f"[bold red]Error:[/] {escape(one_line(message))}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def step(what: str, *, images: int = 0) -> Iterator[Callable[[int, int], None]]:
-    """A spinner with the elapsed time while the block runs; one line with the total when it is done.
+    """Show a spinner with the elapsed time while the block runs, and one line with the total time at the end.
 
-    Yields a function of (done, all) that turns the spinner into a bar. Under --quiet nothing is shown.
-    images: how many the block works on; then bar and line say how many a second.
+    Yields a function of (done, total) that turns the spinner into a progress bar. --quiet suppresses both.
+
+    images: number of images that the block processes; if it is given, images per second are shown.
     """
     if settings.quiet:
         yield lambda done, total: None
@@ -169,7 +171,7 @@ def step(what: str, *, images: int = 0) -> Iterator[Callable[[int, int], None]]:
 
 
 def _rate(images: int, start: float) -> str:
-    """ ", 8.3 images/s"; empty where there are none."""
+    """For example ", 8.3 images/s"."""
     rate = images / max(time.perf_counter() - start, 1e-6)
     return f", {rate:{'.0f' if rate >= 100 else '.3g'}} images/s" if images else ""
 
@@ -182,14 +184,14 @@ def _memory() -> str:
 
 
 def detail(text: Callable[[], str]) -> None:
-    """What only --verbose shows, on stderr; `text` is not called otherwise."""
+    """Print to stderr under --verbose only; otherwise `text` is not called."""
     if settings.verbose:
         err.print(text(), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def download_bars() -> Iterator[Progress]:
-    """Bars in bytes; each task is one transfer."""
+    """Progress bars in bytes, one task per transfer."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=settings.quiet or not err.is_terminal) as progress:
         yield progress

@@ -1,4 +1,4 @@
-"""`vggt-int8 data eth3d`: public scenes with known geometry onto this disk, for `eval` and for calibration."""
+"""`vggt-int8 data eth3d`: download public scenes with known geometry, for `eval` and for calibration."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from vggt_int8.disk import check_place
 if TYPE_CHECKING:
     from vggt_int8.data.eth3d import Archive
 
-# Written out here, as in `options`; a test compares.
+# Repeated here, as in `options`; a test compares the values.
 ETH3D_SCENES = (
     *("courtyard", "delivery_area", "electro", "facade", "kicker", "meadow", "office", "pipes", "playground"),
     *("relief", "relief_2", "terrace", "terrains"),
@@ -88,7 +88,7 @@ def _bars() -> "Iterator[_Show]":
 
 
 class _Show:
-    """A bar for each archive, as its bytes come."""
+    """A progress bar for each archive."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

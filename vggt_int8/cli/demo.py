@@ -1,7 +1,7 @@
-"""`vggt-int8 demo`: every recipe on the bundled scenes, without network or GPU, in one table and one folder of results.
+"""`vggt-int8 demo`: run every recipe on the bundled scenes without network or GPU; one table and one folder of results.
 
-The scenes are rendered, so their geometry is known exactly, and the model is the one that ships with the package: it
-has seen neither these scenes nor their seeds. Errors are those of `vggt_int8.eval.metrics`.
+The scenes are rendered, so their geometry is known exactly. The model is the embedded one, which was trained on neither
+these scenes nor their seeds. Errors are those of `vggt_int8.eval.metrics`.
 """
 
 import functools
@@ -32,13 +32,13 @@ TIMED_RUNS, TIMED_SECONDS = 5, 15.0  # of all models; whichever comes first
 CALIBRATION_SCENES = 2  # of 8 images, for recipes with static scales
 LEAST_BYTES = 80e6  # written in the end; the models lie beside it meanwhile
 
-# Result of one recipe: scene -> what the network gave.
+# Result of one recipe: scene -> outputs of the network.
 Outputs = dict[str, "VGGTOutput"]
 
 
 @dataclass
 class Row:
-    """What the table says of one recipe, over all scenes, and the same for each scene."""
+    """Results of one recipe over all scenes, and for each scene."""
 
     recipe: str
     megabytes: float
@@ -100,7 +100,7 @@ def demo(
 
 
 def embedded_model() -> Path:
-    """The folder of the model that ships. Raises FileNotFoundError if its weights are missing."""
+    """The folder of the embedded model. Raises FileNotFoundError if its weights are missing."""
     weights = MINI / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing: this installation is incomplete, install vggt-int8 again")
@@ -108,7 +108,9 @@ def embedded_model() -> Path:
 
 
 def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
-    """Quantize, save, reload: the model under a recipe as a user would have it, and its megabytes on disk."""
+    """Quantize, save and reload the model with a recipe, as a user would. Returns it with its size on disk in
+    megabytes.
+    """
     from vggt_int8 import VGGTInt8, load_recipe
 
     saved = scratch / name
@@ -124,7 +126,7 @@ def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
 
 @functools.cache
 def calibration_images() -> "Tensor":
-    """[B, S, 3, H, W]: scenes that are none of those which are reconstructed."""
+    """[B, S, 3, H, W]: images of other scenes than the reconstructed ones."""
     import torch
 
     from vggt_int8.scenes import scene_batches
@@ -133,7 +135,7 @@ def calibration_images() -> "Tensor":
 
 
 def reconstruct(model: "VGGTInt8", scenes: "dict[str, StoredScene]") -> Outputs:
-    """The output for each scene."""
+    """The outputs for each scene."""
     import torch
 
     with torch.inference_mode():
@@ -141,7 +143,9 @@ def reconstruct(model: "VGGTInt8", scenes: "dict[str, StoredScene]") -> Outputs:
 
 
 def time_in_turns(models: "dict[str, VGGTInt8]", images: "Tensor") -> dict[str, float]:
-    """Median seconds of each model for one scene. They take turns, so that a busy machine slows all of them alike."""
+    """Median seconds of each model for one scene. The models take turns, so that other load on the machine affects all
+    of them equally.
+    """
     import torch
 
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -165,7 +169,7 @@ def measure(
     outputs: dict[str, Outputs],
     scenes: "dict[str, StoredScene]",
 ) -> Row:
-    """One row of the table."""
+    """Compute one row of the table."""
     from vggt_int8.cli.ran import kernels_of
     from vggt_int8.eval.metrics import ScoreKeeper
 
@@ -190,7 +194,7 @@ def measure(
 
 
 def relative_difference(outputs: dict[str, Outputs], name: str, key: str) -> float:
-    """Of one output from that of fp32, over all scenes."""
+    """Relative difference of one output from fp32's, over all scenes."""
     import torch
 
     from vggt_int8.difference import relative_error
@@ -200,7 +204,7 @@ def relative_difference(outputs: dict[str, Outputs], name: str, key: str) -> flo
 
 
 def write_scene_results(folder: Path, scene: "StoredScene", predictions: Outputs) -> None:
-    """depth.png, and for the truth and each recipe what `vggt-int8 run` writes, but for the report."""
+    """Write depth.png, and for the ground truth and each recipe the files of `vggt-int8 run` except the report."""
     from vggt_int8.export import Scene, write_scene
     from vggt_int8.images import ImageTransform
 
@@ -217,7 +221,7 @@ def write_scene_results(folder: Path, scene: "StoredScene", predictions: Outputs
 
 
 def picture(scene: "StoredScene", predictions: Outputs) -> Any:
-    """Images, true depth, fp32's and INT8's at the scale of the truth, and how far they are from each other."""
+    """Images, true depth, depth of fp32 and INT8 with the colour scale of the ground truth, and their difference."""
     from vggt_int8.export import depth_sheet
 
     def to_scale(pred: "VGGTOutput") -> "Tensor":
@@ -237,7 +241,7 @@ def picture(scene: "StoredScene", predictions: Outputs) -> Any:
 
 
 def report(rows: list[Row], scenes: "dict[str, StoredScene]", source: Path) -> dict[str, Any]:
-    """Content of report.json."""
+    """Contents of report.json."""
     import torch
 
     from vggt_int8.export.report import describe_machine, installed_versions
@@ -253,7 +257,7 @@ def report(rows: list[Row], scenes: "dict[str, StoredScene]", source: Path) -> d
 
 
 def table(rows: list[Row]) -> Table:
-    """The rows for the console: no wider than 80 characters."""
+    """The rows for the console, at most 80 characters wide."""
     result = Table(box=None, pad_edge=False)
     titles = (
         "recipe",

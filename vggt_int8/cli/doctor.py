@@ -1,4 +1,4 @@
-"""`vggt-int8 doctor`: what this machine has, what would run on it, how many frames fit, and what is missing."""
+"""`vggt-int8 doctor`: check this machine: hardware, software, kernels, how many frames fit, and what is missing."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +51,7 @@ def doctor(
 
 
 def _fits(gpu: str, free: int) -> list[dict[str, Any]]:
-    """VGGT-1B on a GPU with so many bytes free, of which CUDA has taken its own already."""
+    """How many frames of VGGT-1B fit on a GPU with this much free memory, where CUDA's own memory is already taken."""
     from vggt_int8.model.config import VGGTConfig
     from vggt_int8.recipe import load_recipe
     from vggt_int8.runtime.fits import CONTEXT, Question, skeleton, stored_bytes

@@ -1,6 +1,6 @@
-"""`vggt-int8 estimate`: how many frames fit into a GPU's memory under each recipe, before anything is bought or loaded.
+"""`vggt-int8 estimate`: how many frames fit in a GPU's memory with each recipe, without loading a model.
 
-From the config alone, which is all that is read of a model.
+Only the model's config is read.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def estimate(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Estimate how many frames fit into a GPU's memory, by the runtime's own plan; nothing is loaded."""
+    """Estimate how many frames fit in a GPU's memory, with the runtime's own planner; no model is loaded."""
     from vggt_int8.runtime.fits import cards_with
 
     config, stored = _config(model)
@@ -110,7 +110,7 @@ def estimate(
 def _questions(
     config: "AnyConfig", recipes: "Sequence[str | Recipe] | None", size: tuple[int, int], keyframes: int | None
 ) -> "list[tuple[str, Question]]":
-    """(name of the recipe, what is asked) of each row's weights."""
+    """(recipe name, query) for each row of weights."""
     from vggt_int8.recipe import load_recipe
     from vggt_int8.runtime.fits import Question, skeleton, stored_bytes
 
@@ -121,14 +121,14 @@ def _questions(
 
 
 def _of_a_photograph(config: "AnyConfig") -> tuple[int, int]:
-    """Height and width: as wide as the model's images, three quarters as high, in whole patches."""
+    """Height and width of a 4:3 landscape photograph at the model's image width, in whole patches."""
     patch = config.patch_size
     return max(1, round(0.75 * config.img_size / patch)) * patch, config.img_size
 
 
 def _config(model: str | None) -> "tuple[AnyConfig, Recipe | None]":
-    """Sizes of a model, and the recipe that it was quantized by; None for a floating-point one. Raises as
-    `from_pretrained` for a bad source.
+    """Config of a model and its recipe; None for a floating-point model. Raises the errors of `from_pretrained` for a
+    bad source.
     """
     from vggt_int8.embedded import resolve_source
     from vggt_int8.model.config import VGGTConfig

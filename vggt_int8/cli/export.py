@@ -1,4 +1,6 @@
-"""`vggt-int8 export`: further formats from the folder of a run or of a batch's scene, without the model."""
+"""`vggt-int8 export`: write further formats from the output folder of a run or of a scene of a batch, without the
+model.
+"""
 
 import json
 from functools import partial
@@ -41,7 +43,7 @@ def export(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a reconstruction, which `run` has saved, in further formats."""
+    """Export a reconstruction saved by `run` to further formats."""
     wanted = formats.exports(
         format, image_scales, copy_images, link_images, masks, points=points,
         confidence_percentile=confidence_percentile, min_confidence=min_confidence, edges=edges, voxel=voxel,
@@ -68,7 +70,7 @@ def export(
 
 
 def _into_run(folder: Path, scene: "Scene", wanted: formats.Exports, overwrite: bool) -> dict[str, Any]:
-    """Add the formats to the folder of a run, or of a scene of a batch, whose report then lists them, too."""
+    """Add the formats to the folder of a run, or of a scene of a batch, and list them in its report."""
     from vggt_int8.export import owned_files, staged_folder
     from vggt_int8.export.owned import REPORT, extend_report
     from vggt_int8.export.write import entries_of, format_of

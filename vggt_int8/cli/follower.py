@@ -1,6 +1,6 @@
-"""A process of `vggt-int8 run` beside the first: `python -m vggt_int8.cli.follower WANTED`, or a launcher's.
+"""An additional process of `vggt-int8 run`: `python -m vggt_int8.cli.follower WANTED`, or a process of a launcher.
 
-It loads the model, takes part in one call, and writes nothing. What is wrong with the call is said by the first one.
+It loads the model, takes part in one call, and writes nothing. Errors of the call are reported by the first process.
 """
 
 import json
@@ -18,7 +18,7 @@ from vggt_int8.interrupts import heeded
 
 
 def follow_first(loading: Loading, store: Any = None, rank: int = 0, size: int = 0) -> None:
-    """What the others do: load, take part in one call, and end. What is wrong with the call is said by the first."""
+    """Load the model, take part in one call, and exit. Errors of the call are reported by the first process."""
     import torch
 
     console.settings.quiet = True

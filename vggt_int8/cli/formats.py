@@ -1,4 +1,4 @@
-"""Options that say what a scene is exported as: of `run`, `batch`, and `export`, which needs no model."""
+"""Export options, shared by `run`, `batch`, and `export`, which needs no model."""
 
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from vggt_int8.export.originals import Placing
     from vggt_int8.export.selection import PointSource
 
-# Written out here, since the modules that own them load PyTorch; a test compares.
+# Repeated here, since the modules that define them load PyTorch; a test compares the values.
 FORMATS = ("depth", "ply", "glb", "colmap", "transforms", "npz", "tracks", "rrd")
 SCALES = ("2", "4", "8")
 NEED_CAMERAS = ("colmap", "transforms")
 DEFAULT_FORMATS = "ply,depth"
-# Written per pixel of the network's images, at least: what is asked of the disk beforehand.
+# Minimum bytes written per pixel of the network's images, for checking the disk space in advance.
 SCENE_BYTES = 11.0  # colours, depth, confidence
 BYTES = {"depth": 8.0, "npz": 32.0}
 
@@ -93,7 +93,7 @@ ImageScales = Annotated[
 
 @dataclass(frozen=True)
 class Exports:
-    """What these options ask for, in plain values."""
+    """The values of these options."""
 
     formats: tuple[str, ...]
     points: str | None
@@ -109,7 +109,7 @@ class Exports:
     image_scales: tuple[int, ...] = ()
 
     def options(self, folder: Path) -> "ExportOptions":
-        """For `write_scene`; `folder` is where the results will be. Raises ValueError for what contradicts itself."""
+        """Options for `write_scene`; `folder` is the output folder. Raises ValueError for contradictory options."""
         from vggt_int8.export import ExportOptions, PointOptions
 
         return ExportOptions(
@@ -139,7 +139,7 @@ class Exports:
         }
 
     def bytes_per_pixel(self) -> float:
-        """What is written of each pixel of the network's images, at least."""
+        """Minimum bytes written per pixel of the network's images."""
         return SCENE_BYTES + sum(BYTES.get(name, 0.0) for name in self.formats)
 
 
@@ -151,7 +151,7 @@ def exports(
     masks: Path | None = None,
     **others: Any,
 ) -> Exports:
-    """The options as they were given -> what they ask for. Raises ValueError for what contradicts itself."""
+    """Convert the options to `Exports`. Raises ValueError for contradictory options."""
     if copy_images and link_images:
         raise ValueError("--copy-images and --link-images contradict each other: give one of them")
     if image_scales and not copy_images and not link_images:

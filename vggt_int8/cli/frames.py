@@ -1,4 +1,4 @@
-"""Where `run` has its frames from: pictures, a video, or a folder that grows; and the options that choose of them."""
+"""Frame sources of `run`: pictures, a video, or a growing folder, with the options that select frames."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ NoLoops = Annotated[bool, typer.Option("--no-loops", help="Do not look for place
 
 @dataclass(frozen=True)
 class Pictures:
-    """Files that are all there."""
+    """A fixed list of image files."""
 
     paths: list[Path]
 
@@ -72,7 +72,7 @@ class Pictures:
         yield from self.paths[skip:]
 
     def settings(self) -> dict[str, Any]:
-        """What tells these from others, in a line."""
+        """A line that identifies these pictures."""
         names = "\0".join(map(str, self.paths)).encode("utf-8", "surrogateescape")
         return {"frames": f"{len(self.paths)} files, {hashlib.sha256(names).hexdigest()[:16]}"}
 
@@ -82,7 +82,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, and which frames of it. endings: where and why it ended early, once it was read."""
+    """A video and its selected frames. endings: where and why the video ended early, available after reading."""
 
     path: Path
     fps: float | None
@@ -105,7 +105,7 @@ class Clip:
         return {"video": str(self.path), **identify_file(self.path), **self._choice()}
 
     def report(self) -> dict[str, Any]:
-        """For report.json: the file, its digest, which frames, and how it ended if that was early."""
+        """For report.json: file, digest, selected frames, and why the video ended early, if it did."""
         early = [{"ending": ending.reason, "ending_seconds": ending.seconds} for ending in self.endings]
         return {"video": {**self.settings(), **(early[0] if early else {})}}
 
@@ -116,11 +116,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Growing:
-    """A folder into which pictures come, in natural order among those that are there. A picture counts once its size
-    has stayed the same from one look to the next, or for `QUIET_SECONDS` if it does not end as its format does: whoever
-    writes it may have stopped for a while. The folder ends when none has come for `patience` seconds.
+    """A folder to which pictures are added; available pictures are taken in natural order. A picture is complete when
+    its size has not changed between two checks, or for `QUIET_SECONDS` if its end mark is missing, since the writer may
+    pause. The input ends when no new picture has appeared for `patience` seconds.
 
-    known: names of files that an earlier run has taken.
+    known: names of files that an earlier run has already read.
     """
 
     folder: Path
@@ -141,7 +141,7 @@ class Growing:
                 if path.suffix.lower() in suffixes and not path.name.startswith(".") and str(path) not in taken
                 if (size := _size(path))
             }
-            # Size, and since when it has that.
+            # Size, and the time of its last change.
             before, seen = (
                 seen,
                 {p: seen[p] if seen.get(p, (0,))[0] == size else (size, now) for p, size in found.items()},
@@ -163,7 +163,7 @@ class Growing:
 
 
 def _size(path: Path) -> int:
-    """Bytes; 0 for a file that is gone again."""
+    """Size in bytes; 0 for a file that no longer exists."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -171,8 +171,8 @@ def _size(path: Path) -> int:
 
 
 def ends_as_it_should(path: Path) -> bool:
-    """Whether the last bytes of a JPEG or PNG are its end mark. Cameras may add data behind it, so that one without is
-    not damaged for sure; of other formats nothing is known.
+    """Whether a JPEG or PNG file ends with its end mark. Cameras may append data, so a missing mark does not prove
+    damage; other formats cannot be checked.
     """
     mark = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}.get(path.suffix.lower())
     if mark is None:
@@ -197,7 +197,9 @@ def find_input(
     follow: float | None,
     window: int | None,
 ) -> Input:
-    """What the arguments name, checked as far as that is cheap. Raises ValueError for what contradicts itself."""
+    """Find the input of the arguments and make the checks that are cheap. Raises ValueError for contradictory
+    arguments.
+    """
     videos = [image for image in images if is_video(image)]
     if videos:
         if len(images) > 1:

@@ -1,7 +1,7 @@
-"""What a command raises becomes one line and an exit code: `guarded` wraps every subcommand.
+"""Convert exceptions of a command to one line and an exit code: `guarded` wraps every subcommand.
 
-Libraries are quiet meanwhile, and only this package's own warnings are let through. With `--debug` it changes nothing,
-so that everything is visible.
+Output of libraries is suppressed meanwhile; only this package's own warnings are shown. With `--debug` nothing is
+changed, so everything is visible.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ P = ParamSpec("P")
 
 
 def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P, None]:
-    """Run a subcommand with quiet libraries; turn what it raises into one line and an exit code.
+    """Run a subcommand without output of libraries; convert exceptions to one line and an exit code.
 
-    libraries: False for a command that uses none: quieting them imports them, which takes seconds.
+    libraries: False for a command that uses none: suppressing their output imports them, which takes seconds.
     """
 
     @functools.wraps(command)
@@ -55,7 +55,9 @@ def guarded(command: Callable[P, None], *, libraries: bool = True) -> Callable[P
 
 @contextmanager
 def unread_output_ends() -> Iterator[None]:
-    """Exit code 1 where the reader of stdout (`head`) has gone or its disk is full; the latter is said."""
+    """Exit with code 1 if the reader of stdout (such as `head`) is gone or the disk is full; only the latter prints an
+    error.
+    """
     try:
         yield
     except OSError as error:
@@ -70,7 +72,7 @@ def unread_output_ends() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """Message and exit code: 2 where the user's input is at fault, 1 otherwise."""
+    """Message and exit code: 2 for errors in the user's input, 1 otherwise."""
     text = " ".join(str(error).split())
     bad_input = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError)
     if isinstance(error, OSError) and error.filename is not None:
@@ -83,6 +85,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _backend_error() -> type[Exception] | tuple[()]:
-    """`BackendError`, whose module loads PyTorch: where that has not been imported, it has not been raised."""
+    """`BackendError`, for an `except` clause. Its module loads PyTorch; if it is not imported, the error cannot
+    occur.
+    """
     backends = sys.modules.get("vggt_int8.quant.backends")
     return () if backends is None else backends.BackendError

@@ -1,6 +1,6 @@
-"""`vggt-int8 inspect`: what a checkpoint holds, read from its headers alone: no weight is loaded.
+"""`vggt-int8 inspect`: show what a checkpoint contains. Only its headers are read, no weights.
 
-The layers come from the same code that loads a model, run on the meta device; their sizes come from the files.
+The layers come from the loading code, run on the meta device; their sizes come from the files.
 """
 
 import re
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vggt_int8.model.network_config import NetworkConfig
     from vggt_int8.saves.license import License
 
-# safetensors' words: (name shown, bytes)
+# safetensors dtype -> (displayed name, bytes)
 DTYPES = {"F64": ("fp64", 8), "F32": ("fp32", 4), "F16": ("fp16", 2), "BF16": ("bf16", 2), "I8": ("int8", 1)}
-# The first part whose prefix fits owns the tensor.
+# A tensor belongs to the first part whose prefix matches.
 PARTS: dict[str, str | tuple[str, ...]] = {
     "encoder": "aggregator.patch_embed.",
     "aggregator": "aggregator.",
@@ -41,7 +41,7 @@ PARTS: dict[str, str | tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as a header describes it."""
+    """A tensor as described in a header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Stored:
 
 @dataclass
 class Layer:
-    """Layers that are alike but for their number."""
+    """Layers that only differ in their number."""
 
     name: str
     scheme: str
@@ -68,11 +68,11 @@ class Layer:
 
     @property
     def holds_anything(self) -> bool:
-        """False for what has no tensors and is not quantized either, such as attention in floating point."""
+        """False for modules without tensors that are not quantized, such as attention in floating point."""
         return self.size > 0 or self.scheme != "float"
 
     def to_document(self) -> dict[str, Any]:
-        """For one layer, not for several alike."""
+        """For a single layer, not for several similar ones."""
         words = {"name": self.name, "scheme": self.scheme, "bytes": self.size}
         return {**words, "runs_on": self.runs_on, "reason": self.reason}
 
@@ -87,7 +87,7 @@ def inspect_model(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what every layer of a checkpoint is, and its size per part and dtype. Loads no weights."""
+    """Show every layer of a checkpoint, and its size per part and dtype. Loads no weights."""
     from vggt_int8.pretrained.source import stored_quantization
 
     with console.step(f"Reading the headers of {model}"):
@@ -126,7 +126,7 @@ def inspect_model(
 
 
 def _licence_of(config: "NetworkConfig", model: str) -> "License | None":
-    """What config.json says, or else the card beside it, or a file's header."""
+    """The licence in config.json, or in the model card next to it, or in a file's header."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.saves.license import find_license, license_in
 
@@ -134,7 +134,7 @@ def _licence_of(config: "NetworkConfig", model: str) -> "License | None":
 
 
 def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[NetworkConfig, dict[str, Stored]]":
-    """Configuration and tensor headers of a folder, a single safetensors file or a Hub model.
+    """Config and tensor headers of a folder, a single safetensors file or a Hub model.
 
     verify: compare the contents with the digests in config.json; raises `CheckpointError` if they differ.
     """
@@ -172,7 +172,7 @@ def read_checkpoint(model: str, *, verify: bool = False) -> "tuple[NetworkConfig
 
 
 def _read_hub(model: str) -> "tuple[NetworkConfig, dict[str, Stored]]":
-    """The headers alone are downloaded, by ranges."""
+    """Download only the headers, with HTTP ranges."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import NotASafetensorsRepoError
 
@@ -196,7 +196,7 @@ def _read_hub(model: str) -> "tuple[NetworkConfig, dict[str, Stored]]":
 
 
 def layer_table(config: "NetworkConfig", tensors: Mapping[str, Stored], *, every: bool) -> list[Layer]:
-    """One entry per layer, or per group of layers alike, in the checkpoint's order."""
+    """One entry per layer, or per group of similar layers, in checkpoint order."""
     import torch
 
     from vggt_int8.model.unfilled import unfilled
@@ -234,7 +234,7 @@ def layer_table(config: "NetworkConfig", tensors: Mapping[str, Stored], *, every
 
 
 def _by_module(tensors: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
-    """Name of a module -> its own tensors by their last names."""
+    """Module name -> its own tensors by the last part of their names."""
     modules: dict[str, dict[str, Stored]] = defaultdict(dict)
     for name, tensor in tensors.items():
         module, _, last = name.rpartition(".")
@@ -243,7 +243,7 @@ def _by_module(tensors: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
 
 
 def _columns(layers: list[Layer]) -> Iterator[str]:
-    """Aligned lines, as long as they are: names must be whole to be searched for."""
+    """Aligned lines of any length: names are complete, so they can be searched."""
     cells = [("layer", "scheme", "MB", "runs on", "why")]
     for layer in layers:
         cells.append((layer.title, layer.scheme, f"{layer.size / 1e6:.3f}", layer.runs_on, layer.reason))
@@ -255,9 +255,9 @@ def _columns(layers: list[Layer]) -> Iterator[str]:
 
 
 def _fitted(layers: list[Layer], width: int) -> Iterator[str]:
-    """The same within `width` characters: what runs a layer, and why, is a note below, which many layers share.
+    """The same lines within `width` characters. Kernels and reasons are footnotes, since many layers share them.
 
-    A name that leaves no room for the rest has a line of its own, and is whole.
+    A name that leaves no space for the other columns is on its own line, and complete.
     """
     notes: dict[str, int] = {}
     rows = []
@@ -278,7 +278,7 @@ def _fitted(layers: list[Layer], width: int) -> Iterator[str]:
 
 
 def _calibration_lines(calibration: dict[str, Any], brief: bool) -> Iterator[str]:
-    """How it was calibrated, and the ranges: of layers that are alike from the smallest to the largest, or of each."""
+    """How the model was calibrated, and the ranges: minimum and maximum over similar layers, or for each layer."""
     yield f"\n{summary(calibration)}"
     yield f"images (sha256 of pixels): {first_few(calibration['sha256'], 3, spell=lambda digest: digest[:16])}"
     groups: dict[str, list[list[float]]] = defaultdict(list)
@@ -292,12 +292,12 @@ def _calibration_lines(calibration: dict[str, Any], brief: bool) -> Iterator[str
 
 
 def part_of(name: str) -> str:
-    """The part of the network that owns a tensor."""
+    """The part of the network to which a tensor belongs."""
     return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "other")
 
 
 def _summed(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Bytes per key, the largest first."""
+    """Bytes per key, in descending order."""
     summed: dict[str, int] = defaultdict(int)
     for key, size in sizes:
         summed[key] += size

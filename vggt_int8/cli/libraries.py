@@ -1,4 +1,4 @@
-"""Libraries' noise is kept off the console: their warnings, log lines and progress bars."""
+"""Suppress console output of libraries: warnings, log lines and progress bars."""
 
 import logging
 import sys
@@ -17,9 +17,9 @@ PACKAGE = str(Path(__file__).parent.parent)
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep warnings, log lines and progress bars of libraries off the console; show this package's warnings.
+    """Suppress warnings, log lines and progress bars of libraries; show this package's warnings.
 
-    Under --verbose their warnings and log lines are shown, from INFO on.
+    Under --verbose, warnings and log lines of libraries are shown from level INFO on.
     """
     if console.settings.verbose:
         with _log_lines(), _no_progress_bars():
@@ -39,7 +39,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def _log_lines() -> Iterator[None]:
-    """Log records of all libraries on stderr, those of INFO included."""
+    """Show log records of all libraries from level INFO on stderr."""
     handler = logging.StreamHandler(console.err.file)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     root, level = logging.getLogger(), logging.getLogger().level
@@ -54,7 +54,9 @@ def _log_lines() -> Iterator[None]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Of huggingface_hub and of transformers, which is slow to import, and begins as it finds huggingface_hub."""
+    """Disable progress bars of huggingface_hub and transformers. transformers is slow to import and takes over the
+    setting of huggingface_hub.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     def of_transformers() -> Any:

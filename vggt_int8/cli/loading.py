@@ -1,4 +1,4 @@
-"""Options that several commands share, and loading a model with progress on the console."""
+"""Options shared by several commands, and model loading with progress display."""
 
 import io
 import json
@@ -87,7 +87,7 @@ CHECKPOINT_FILES = ["*.json", "*.safetensors", "README.md"]
 
 
 def resolve_device(name: str | None) -> "torch.device":
-    """The device asked for, or CUDA where there is one. Raises ValueError if it is not there."""
+    """The requested device, by default CUDA where available. Raises ValueError if it does not exist."""
     import torch
 
     if name is None:
@@ -106,7 +106,7 @@ def resolve_device(name: str | None) -> "torch.device":
 
 
 def resolve_dtype(name: str | None) -> "torch.dtype | None":
-    """The dtype of that name; None stays None."""
+    """The dtype with that name; None stays None."""
     import torch
 
     if name is None:
@@ -127,8 +127,8 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
 ) -> "Int8Network":
-    """`from_pretrained` of the model's family in evaluation mode, with a bar for the download and for
-    calibration, and a spinner for the rest.
+    """Call `from_pretrained` of the model's family and set evaluation mode, with progress bars for download and
+    calibration and a spinner for the rest.
     """
     target, compute = resolve_device(device), resolve_dtype(dtype)
     from vggt_int8 import load_recipe
@@ -150,22 +150,22 @@ def load_model(
 
 
 def local_bytes(model: str) -> int:
-    """Bytes of the weights of a folder or a file; 0 for a model that is somewhere else."""
+    """Size of the weights of a folder or a file; 0 for a model that is not local."""
     path = Path(model).expanduser()
     files = [path] if path.is_file() else path.glob("*.safetensors")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 class InputSize(NamedTuple):
-    """Of the images that a model reads, in pixels."""
+    """Size of the images that a model reads, in pixels."""
 
     size: int
     patch_size: int
 
 
 def local_input_size(model: str) -> InputSize | None:
-    """Of a model that is here, in a folder or in the Hub's cache, by its config.json; None where that is not easily
-    said.
+    """Input size of a local model, in a folder or in the Hub's cache, from its config.json; None if it cannot easily be
+    determined.
     """
     path: Path | str | None = EMBEDDED_MODELS.get(model, Path(model).expanduser()) / "config.json"
     if _may_be_of_the_hub(model):
@@ -187,10 +187,10 @@ def _may_be_of_the_hub(model: str) -> bool:
 
 
 def fetch(model: str) -> None:
-    """Download a Hub model's files into the cache, with bars. Does nothing for a folder.
+    """Download a Hub model's files to the cache, with progress bars. Does nothing for a folder.
 
-    Raises `CheckpointError` for a name that is neither here nor the Hub's, or a Hub that is silent. Other failures are
-    left to `from_pretrained`, which looks into the cache and says best what is missing.
+    Raises `CheckpointError` for a name that exists neither locally nor on the Hub, or if the Hub does not respond.
+    Other failures are left to `from_pretrained`, which checks the cache and gives a better message.
     """
     if model not in EMBEDDED_MODELS:
         from vggt_int8.saves.names import check_source
@@ -206,10 +206,11 @@ def fetch(model: str) -> None:
     with console.download_bars() as progress:
 
         class Bar(tqdm):
-            """A transfer that huggingface_hub counts, drawn by rich."""
+            """A transfer counted by huggingface_hub and drawn by rich."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
-                # Of several bars, draw the first that counts bytes: the others count files, or the same bytes again.
+                # If there are several bars, draw the first that counts bytes: the others count files, or the same bytes
+                # again.
                 kwargs.pop("name", None)
                 shown = kwargs.get("unit") == "B" and not any(task.visible for task in progress.tasks)
                 self.task = progress.add_task(f"Downloading {model}", total=None, visible=shown)
@@ -230,7 +231,9 @@ def fetch(model: str) -> None:
 
 
 def find_and_check(images: list[str], max_megapixels: float | None = None) -> list[Path]:
-    """Image files that can be opened: cheap, so it stands before a model is loaded. Warns of what is not used."""
+    """Find image files that can be opened. This is cheap, so it runs before a model is loaded. Warns about ignored
+    files.
+    """
     from vggt_int8.images import check_images, find_images
 
     paths = find_images(images)
@@ -241,7 +244,7 @@ def find_and_check(images: list[str], max_megapixels: float | None = None) -> li
 def load_images_for(
     model: "Int8Network", paths: list[Path], mode: str, max_megapixels: float | None = None
 ) -> "tuple[torch.Tensor, list[ImageTransform]]":
-    """Images [S, 3, H, W] at the size that `model` was made for, and the transforms to original pixels."""
+    """Images [S, 3, H, W] at the model's input size, and the transforms to original pixels."""
     from vggt_int8.images import read_images
 
     with console.step(f"Reading {console.count_images(len(paths))}", images=len(paths)) as progress:

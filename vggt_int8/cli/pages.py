@@ -1,4 +1,4 @@
-"""What commands that serve a page have in common: who can reach it, where it is, and how it ends."""
+"""Shared by the commands that serve a page: listening address, URL, and shutdown."""
 
 from typing import Annotated, Any, Protocol
 
@@ -14,7 +14,7 @@ OpenBrowser = Annotated[bool, typer.Option("--open", help="Open the page in this
 
 
 class Page(Protocol):
-    """What is served at `url` while `wait` lasts."""
+    """Something that is served at `url` until `wait` returns."""
 
     @property
     def url(self) -> str: ...
@@ -23,7 +23,7 @@ class Page(Protocol):
 
 
 def serve(page: Page, command: str, content: dict[str, Any], *, end: str, open_browser: bool, as_json: bool) -> None:
-    """Print the address, with --json in a document with `content`, say how it ends, and wait for that."""
+    """Print the address (with --json: a document with `content`) and how to stop, and wait."""
     if as_json:
         console.document(command, {"url": page.url, **content})
     else:

@@ -1,4 +1,4 @@
-"""`vggt-int8 push`: a checkpoint to the Hugging Face Hub, with a card made of what was measured of it."""
+"""`vggt-int8 push`: upload a checkpoint to the Hugging Face Hub, with a model card of measured results."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def push(
 
 
 def _licence(license: str | None, name: str | None, link: str | None) -> "License | None":
-    """What the options say. Raises ValueError for a licence without its name or address."""
+    """The licence of the options. Raises ValueError for a licence without a name or link."""
     from vggt_int8.saves.license import OTHER, License
 
     if license is None and (name or link):
@@ -106,7 +106,7 @@ def _licence(license: str | None, name: str | None, link: str | None) -> "Licens
 
 
 def _evidence(folder: Path, document: dict[str, Any] | None, rows: list[dict[str, Any]]) -> "list[tuple[str, str]]":
-    """Title and text of the sections. Raises ValueError for scores of other weights."""
+    """Title and text of the sections. Raises ValueError for scores of different weights."""
     from vggt_int8 import evidence
     from vggt_int8.export.repeat import identify_model
 
@@ -129,7 +129,7 @@ def _evidence(folder: Path, document: dict[str, Any] | None, rows: list[dict[str
 
 
 def _recipe(folder: Path) -> str:
-    """Name of the recipe of a checkpoint; "" for one of floats."""
+    """Recipe name of a checkpoint; "" for floating point."""
     from vggt_int8.pretrained.source import load_config, stored_quantization
 
     stored = stored_quantization(load_config(str(folder), {}), str(folder))
@@ -137,7 +137,7 @@ def _recipe(folder: Path) -> str:
 
 
 def _scores(folder: Path, given: Path | None) -> dict[str, Any] | None:
-    """Content of scores.json; None where there is none and none was named."""
+    """Contents of scores.json; None if the file does not exist and none was given."""
     path = _found(folder, given, SCORES, "scores.json")
     if path is None:
         return None
@@ -157,7 +157,7 @@ def _rows(folder: Path, given: Path | None) -> list[dict[str, Any]]:
 
 
 def _found(folder: Path, given: Path | None, names: tuple[str, ...], inside: str) -> Path | None:
-    """The file that was named, or one of the usual names. Raises FileNotFoundError for one that is not there."""
+    """The given file, or one of the default names. Raises FileNotFoundError if the given file does not exist."""
     if given is None:
         return next((folder / name for name in names if (folder / name).is_file()), None)
     path = given.expanduser()

@@ -1,4 +1,4 @@
-"""`vggt-int8 qat`: train a model under the rounding of INT8, on images without labels."""
+"""`vggt-int8 qat`: quantization-aware training on unlabelled images."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run says of itself: the model, its recipe and kernels, and how the last call went."""
+"""Report of a run: the model, its recipe and kernels, and how the last call was executed."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -18,7 +18,7 @@ def report_of(
     seconds: dict[str, float],
     outputs: dict[str, Any],
 ) -> "RunReport":
-    """What a run says of itself; `network` is the model of that name and identity after it ran."""
+    """Report of a run; `network` is the model with that name and identity, after it ran."""
     from vggt_int8.export import RunReport
 
     return RunReport(
@@ -38,8 +38,8 @@ def report_of(
 
 
 def runtime_of(network: "Int8Network") -> dict[str, Any]:
-    """How the last call ran: "fused" or "plain", why not otherwise, what its global blocks looked at and by which
-    kernels, and how much it worked on at a time.
+    """How the last call was executed: "fused" or "plain" and why, attention scope and kernels of the global blocks, and
+    chunk sizes.
     """
     report = network.runtime_report()
     plan = None if report.plan is None else asdict(report.plan)
@@ -56,19 +56,19 @@ def runtime_of(network: "Int8Network") -> dict[str, Any]:
 
 
 def recipe_content(network: "Int8Network") -> dict[str, Any] | None:
-    """The whole recipe a model was quantized by, as its config.json holds it."""
+    """The whole recipe of a quantized model, as in its config.json."""
     quantization: Any = getattr(network.config, "quantization_config", None)
     return None if quantization is None else dict(quantization.recipe)
 
 
 def recipe_of(network: "Int8Network") -> str | None:
-    """Name of the recipe a model was quantized by; None for a plain network."""
+    """Recipe name of a quantized model; None for a plain network."""
     quantization: Any = getattr(network.config, "quantization_config", None)
     return None if quantization is None else str(quantization.recipe["name"])
 
 
 def kernels_of(network: "Int8Network") -> str | None:
-    """What runs the INT8 layers, most layers first: "native (VNNI u8·s8) x 344, …"; None for a plain network."""
+    """Kernels of the INT8 layers, most layers first: "native (VNNI u8·s8) x 344, …"; None for a plain network."""
     if recipe_of(network) is None:
         return None
     count = Counter(

@@ -1,4 +1,4 @@
-"""The ranking of `vggt-int8 sensitivity` as a table for a console."""
+"""The ranking of `vggt-int8 sensitivity` as a console table."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def ranking_table(rows: "list[list[Row]]", by: str, most: int) -> Table:
-    """The first `most` units, a line for each thing that they become and that was measured; `by`: what units are."""
+    """The first `most` units, one line for each measured option. `by`: the kind of units."""
     from vggt_int8.sensitivity.measures import MEASURES
     from vggt_int8.sensitivity.tables import kinds
 

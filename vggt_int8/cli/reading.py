@@ -1,4 +1,4 @@
-"""All frames of an input that has an end, read by threads while the model is loaded."""
+"""Read all frames of a finite input in threads while the model is loaded."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ _HASHING = 2  # threads: files come from the system's memory, for whoever decode
 
 @dataclass(frozen=True)
 class Read:
-    """Frames as the network reads them. inputs: what report.json says of each."""
+    """Frames at the network's input size. inputs: what report.json lists for each frame."""
 
     pixels: "Tensor"
     transforms: "list[ImageTransform]"
@@ -34,7 +34,7 @@ class Read:
 
 @dataclass(frozen=True)
 class How:
-    """Options that say how pictures are read."""
+    """Options for reading pictures."""
 
     mode: str
     max_megapixels: float | None
@@ -47,10 +47,10 @@ Finish = Callable[[Progress], Read]
 
 @contextmanager
 def reading(source: Input, how: How, expected: InputSize | None) -> Iterator[Callable[[Any], Read]]:
-    """Begin to read for a model that is not loaded yet; the block is given a function of the network that waits for
-    the rest.
+    """Start reading before the model is loaded. The block receives a function of the network that waits for the
+    remaining frames.
 
-    expected: what the model reads; None if that is not known, and reading begins when the network is there.
+    expected: the model's input size; if it is None, reading starts when the network is available.
     """
     with ExitStack() as begun:
         early = None if expected is None else begun.enter_context(_begin(source, how, expected))
@@ -60,7 +60,7 @@ def reading(source: Input, how: How, expected: InputSize | None) -> Iterator[Cal
             pictures = len(source) if isinstance(source, Pictures) else 0
             what = console.count_images(pictures) if pictures else "frames of the video"
             if early is not None and size == expected:
-                # Some or all were read before the step begins: pictures over its time would be no rate of reading.
+                # Some or all pictures were read before this step, so pictures per second would be meaningless.
                 with console.step(f"Reading the rest of {what}") as progress:
                     return early(progress)
             rest = begun.enter_context(_begin(source, how, size))
@@ -71,7 +71,7 @@ def reading(source: Input, how: How, expected: InputSize | None) -> Iterator[Cal
 
 
 def read_now(source: Input, how: How, size: InputSize) -> Read:
-    """All of it at once, without a word."""
+    """Read everything immediately, without output."""
     with _begin(source, how, size) as finish:
         return finish(lambda done, total: None)
 

@@ -1,4 +1,6 @@
-"""`vggt-int8 recipes`: the shipped recipes, what each does, how large it makes VGGT-1B, and what can run it."""
+"""`vggt-int8 recipes`: the shipped recipes, with a description, the size of VGGT-1B, and the backends that can run
+them.
+"""
 
 from typing import Annotated, Any
 
@@ -9,8 +11,8 @@ from vggt_int8.cli import console, options
 from vggt_int8.cli.libraries import quiet_libraries
 from vggt_int8.recipe import load_recipe
 
-# Bytes of a VGGT-1B checkpoint, and the backends that have kernels for the recipe: to measure them takes PyTorch, the
-# network and seconds. A test measures them.
+# Bytes of a VGGT-1B checkpoint, and the backends with kernels for the recipe. Measuring them would need PyTorch, the
+# network and seconds; a test compares them with measured values.
 FACTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "fp16": (2_513_075_032, ()),
     "int8_dynamic": (1_277_529_560, ("native", "torchao", "bitsandbytes", "reference")),
@@ -61,7 +63,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def measure(name: str) -> tuple[int, list[str]]:
-    """Bytes of a VGGT-1B checkpoint under a recipe, without any weights, and the backends that can run it here."""
+    """Bytes of a VGGT-1B checkpoint with a recipe, without weights, and the backends that can run it here."""
     import torch
 
     from vggt_int8.model.config import VGGTConfig

@@ -1,4 +1,4 @@
-"""`vggt-int8 run`: photographs in; cameras, depth, points and a report of the run out."""
+"""`vggt-int8 run`: reconstruct photographs: cameras, depth, points and a report of the run."""
 
 import importlib
 from dataclasses import dataclass
@@ -146,7 +146,7 @@ def run(
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the options of `run` ask for; the images are found and can be opened."""
+    """The options of `run`. The images have been found and can be opened."""
 
     model: str
     source: Input
@@ -168,14 +168,14 @@ class Wanted:
 
     @property
     def device(self) -> str | None:
-        """Of this process; None for the machine's first."""
+        """Device of this process; None for the machine's first device."""
         return self.devices[0] if self.devices else None
 
     def loading(self) -> Loading:
         return Loading(self.model, self.recipe, self.backend, self.dtype, self.device or launched_device())
 
     def settings(self, network: "Int8Network") -> dict[str, Any]:
-        """What report.json needs beside model, recipe, device and dtype so that the run can be repeated."""
+        """What report.json needs besides model, recipe, device and dtype to repeat the run."""
         from vggt_int8.export.selection import SEED
 
         attention = ("global_attention", "keyframes")
@@ -186,7 +186,9 @@ class Wanted:
 
 
 def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
-    """Load, run and write; returns the report, and report.json's content. The folder appears when it is complete."""
+    """Load, run and write. Returns the report and the contents of report.json. The folder appears when it is
+    complete.
+    """
     import torch
 
     from vggt_int8.cli.loading import resolve_device
@@ -254,7 +256,7 @@ def _write(folder: Path, pred: "VGGTOutput", read: Read, wanted: Wanted, clock: 
 def check_heads(
     network: "Int8Network", exports: formats.Exports, tracks: int | None = None, *, refine: bool = False
 ) -> None:
-    """Raise ValueError if the model has no head that gives these points, formats or tracks, or cameras to refine."""
+    """Raise ValueError if the model lacks the heads for these points, formats or tracks, or cameras for refinement."""
     present, points = network.present_heads, exports.points
     if ("tracks" in exports.formats or tracks is not None) and "track" not in present:
         what = "--tracks" if tracks is not None else "format tracks"
@@ -270,7 +272,7 @@ def check_heads(
 
 
 def default_points(network: "Int8Network") -> str | None:
-    """Where points come from unless it is said: as `export.points.point_source` decides."""
+    """The default source of points, chosen by `export.points.point_source`."""
     present = network.present_heads
     if {"depth", "camera"} <= set(present):
         return "depth"
@@ -293,7 +295,7 @@ def _summary(report: "RunReport") -> Table:
 
 
 def _refinement(summary: dict[str, Any]) -> str:
-    """What bundle adjustment did: errors in pixels of the photographs."""
+    """Result of bundle adjustment: errors in pixels of the photographs."""
     outcome = "kept" if summary["kept"] else f"not kept: {summary['reason']}"
     if "after" not in summary:
         return outcome

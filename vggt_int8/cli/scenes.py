@@ -1,4 +1,4 @@
-"""`vggt-int8 scenes`: procedural scenes with exact ground truth, as files that `load_scene` reads."""
+"""`vggt-int8 scenes`: procedural scenes with exact ground truth, as files for `load_scene`."""
 
 from pathlib import Path
 from typing import Annotated

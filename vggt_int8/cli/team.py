@@ -1,8 +1,8 @@
-"""`run` on several GPUs: one process a GPU, among which the frames of the scene are shared out.
+"""`run` on several GPUs: one process per GPU, with the frames of the scene distributed over them.
 
-This process is the first: it reads, reconstructs, writes and talks as on one GPU. The others load the same model and
-follow its call (`follower.py`): they are started here for each device that was named, or are processes of the same
-command that a launcher (`torchrun`, `accelerate launch`) has started.
+This process is the first: it reads, reconstructs, writes and prints as on one GPU. The others load the same model and
+take part in its calls (`follower.py`). They are started here for each given device, or are processes of the same
+command started by a launcher (`torchrun`, `accelerate launch`).
 """
 
 import json
@@ -31,7 +31,7 @@ LAST_WORDS = 10.0  # seconds for processes to end by themselves after the call
 
 @dataclass(frozen=True)
 class Loading:
-    """The model that all load. device: of this process, None for the machine's first."""
+    """The model to load. device: of this process; None for the machine's first device."""
 
     model: str
     recipe: str | None
@@ -42,7 +42,7 @@ class Loading:
 
 @dataclass
 class Team:
-    """What the first process has of the others. followers: those that were started here, by their devices."""
+    """The first process's view of the others. followers: processes started here, by device."""
 
     loading: Loading
     launched: bool = False
@@ -54,9 +54,9 @@ class Team:
         return not (self.launched or self.followers)
 
     def join(self, network: "Int8Network") -> None:
-        """Wait for the others, who load the model meanwhile, and share out the calls of `network` from now on.
+        """Wait for the other processes, which load the model meanwhile. Calls of `network` are distributed from now on.
 
-        Raises RuntimeError if one of them ended before, having said why.
+        Raises RuntimeError if one of them ended early; it has printed the reason.
         """
         if self.alone:
             return
@@ -70,7 +70,7 @@ class Team:
         network.set_context_parallel("first")
 
     def call(self, network: "Int8Network", images: "Tensor", **options: Any) -> Any:
-        """`network(images, …)` of images on the host; the others do the same."""
+        """`network(images, …)` with images on the host; the other processes make the same call."""
         here = images.to(network.device)
         if not self.alone:
             tell({"images": (tuple(images.shape), images.dtype), "options": on_device("cpu", options)})
@@ -80,7 +80,7 @@ class Team:
 
 @contextmanager
 def team_of(devices: Sequence[str], loading: Loading) -> Iterator[Team]:
-    """The processes of the devices named, or those of a launcher. They end with the block.
+    """The processes of the given devices, or those of a launcher. They end with the block.
 
     Raises ValueError for devices that cannot work together.
     """
@@ -108,7 +108,7 @@ def team_of(devices: Sequence[str], loading: Loading) -> Iterator[Team]:
             place = {"rank": rank, "size": len(devices), "port": store.port}
             wanted = {**asdict(loading), "device": name, **place}
             command = [sys.executable, "-m", "vggt_int8.cli.follower", json.dumps(wanted)]
-            # Its stdin ends when this process does, however that comes about, and it with it.
+            # The follower's stdin closes when this process ends for any reason, and then the follower exits.
             team.followers[f"{name} (rank {rank})"] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
@@ -124,7 +124,7 @@ def team_of(devices: Sequence[str], loading: Loading) -> Iterator[Team]:
 
 
 def meet(network: "Int8Network", store: Any, rank: int, size: int) -> None:
-    """Make the process group: over a store of ours, or (None) as a launcher's variables say."""
+    """Create the process group: with a store created here, or (None) from a launcher's environment variables."""
     import torch
     import torch.distributed as dist
 
@@ -136,7 +136,7 @@ def meet(network: "Int8Network", store: Any, rank: int, size: int) -> None:
 
 
 def part() -> None:
-    """After a call that all have made."""
+    """Destroy the process group, after a call in which all processes took part."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -160,7 +160,7 @@ def hear() -> Any:
 
 
 def show(images: "Tensor") -> "Tensor":
-    """Of the first process, to all others."""
+    """Broadcast images from the first process to all others."""
     import torch.distributed as dist
 
     dist.broadcast(images, src=0)
@@ -168,14 +168,14 @@ def show(images: "Tensor") -> "Tensor":
 
 
 def on_device(device: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of a call with their tensors on a device."""
+    """Keyword arguments of a call with tensors moved to a device."""
     import torch
 
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
 
 
 def _watch(process: "subprocess.Popen[str]") -> None:
-    """End what waits for a process that died: a GPU would wait for its tensors until a timeout."""
+    """Kill processes that wait for a process that died: a GPU would wait for its tensors until a timeout."""
     from vggt_int8.shards.peers import abort
 
     if process.wait() != 0:
@@ -183,12 +183,14 @@ def _watch(process: "subprocess.Popen[str]") -> None:
 
 
 def launched_rank() -> int:
-    """Of a process that a launcher started; else 0."""
+    """Rank of a process started by a launcher; otherwise 0."""
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def launched_device() -> str | None:
-    """Of such a process: the GPU of its rank on this machine; None for the machine's first, or its CPU."""
+    """Device of a process started by a launcher: the GPU of its local rank; None for the machine's first, or
+    its CPU.
+    """
     import torch
 
     local = os.environ.get("LOCAL_RANK")

@@ -1,4 +1,4 @@
-"""Options --tracks and --refine, and what they do: of `run`, and of `batch` for each of its scenes."""
+"""The options --tracks and --refine of `run`, and of `batch` for each of its scenes."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -28,7 +28,7 @@ Refine = Annotated[
 
 
 class Wanted(Protocol):
-    """What is asked for: of the options of a command."""
+    """The values of a command's options."""
 
     @property
     def exports(self) -> "Exports": ...
@@ -39,7 +39,7 @@ class Wanted(Protocol):
 
 
 def check_refine(refine: bool) -> None:
-    """Raise ImportError, which says what to install, for --refine without pycolmap."""
+    """Raise ImportError, naming the package to install, for --refine without pycolmap."""
     if refine:
         from vggt_int8.export.refine import check_installed
 
@@ -47,7 +47,7 @@ def check_refine(refine: bool) -> None:
 
 
 def track_count(network: "Int8Network", wanted: Wanted) -> int | None:
-    """How many points are followed; None for none."""
+    """Number of points to track; None for none."""
     from vggt_int8.export.tracks import POINTS
 
     needed = "tracks" in wanted.exports.formats or (wanted.refine and "track" in network.present_heads)
@@ -55,7 +55,7 @@ def track_count(network: "Int8Network", wanted: Wanted) -> int | None:
 
 
 def queries(network: "Int8Network", wanted: Wanted, first: "ImageTransform") -> "dict[str, torch.Tensor]":
-    """The points of the first image that are followed, [N, 2], as a keyword of the network, if there are any."""
+    """The tracked points of the first image, [N, 2], as a keyword argument of the network, if there are any."""
     from vggt_int8.export.tracks import query_grid
 
     count = track_count(network, wanted)
@@ -63,7 +63,7 @@ def queries(network: "Int8Network", wanted: Wanted, first: "ImageTransform") -> 
 
 
 def refined(scene: "Scene", points: "PointOptions") -> "tuple[Scene, dict[str, Any]]":
-    """The scene with adjusted cameras, where these are better, and what the report says of it."""
+    """The scene with adjusted cameras, where these are better, and the result for the report."""
     from vggt_int8.export.refine import refine_scene
 
     found = refine_scene(scene, points)

@@ -1,4 +1,4 @@
-"""`vggt-int8 train`: train a network on procedural scenes; what a step costs, the weights as a model, the curves."""
+"""`vggt-int8 train`: train a network on procedural scenes, measure the cost of a step, export weights, plot curves."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -131,7 +131,7 @@ def train_plot(
 
 
 def _parts(config: Path, total_steps: int | None, compile: str | None) -> "list[TrainingConfig]":
-    """The parts of a run, with what the options set in all of them."""
+    """The parts of a run, with the values of the options set in all of them."""
     import dataclasses
 
     from vggt_int8.training.config import end_run_at, load_run

@@ -1,4 +1,6 @@
-"""`vggt-int8 tune`: measure the tiles of INT8 products on this machine's GPU and write the table of the fastest."""
+"""`vggt-int8 tune`: measure tile sizes of INT8 matrix products on this machine's GPU and write a table of the
+fastest.
+"""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`vggt-int8 view`: saved reconstructions in a browser, one or several beside each other."""
+"""`vggt-int8 view`: view saved reconstructions in a browser, one or several side by side."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast

@@ -1,4 +1,4 @@
-"""`vggt-int8 run --window`: frames without end, in windows that are kept until all is written."""
+"""`vggt-int8 run --window`: process any number of frames in windows, which are stored until everything is written."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ KEPT = ".windows"  # after the name of the results' folder
 
 @dataclass(frozen=True)
 class Windows:
-    """Options of `run` for windows."""
+    """The options of `run` for windows."""
 
     window: int
     overlap: int
@@ -40,10 +40,10 @@ class Windows:
 
 
 def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "tuple[RunReport, dict[str, Any]]":
-    """Load, run window after window, and write; returns the report, and report.json's content.
+    """Load, process window after window, and write. Returns the report and the contents of report.json.
 
-    Windows are kept in OUT.windows, from which the same command goes on after it was stopped. When OUT is complete, it
-    goes.
+    Windows are stored in OUT.windows. After an interruption the same command continues from there. The folder is
+    removed when OUT is complete.
     """
     from vggt_int8.cli.loading import resolve_device
     from vggt_int8.cli.ran import report_of
@@ -104,7 +104,7 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
 
 
 def _forget_what_is_written(out: Path, kept: Path) -> None:
-    """Remove windows whose results are there: a kill came right before that, or in the middle of it."""
+    """Remove stored windows whose results are complete: an earlier process was killed before or during the removal."""
     from vggt_int8.stream.state import identity_of, remove_stream
 
     if not kept.is_dir():
@@ -118,7 +118,7 @@ def _forget_what_is_written(out: Path, kept: Path) -> None:
 
 
 def _check_options(wanted: "Wanted") -> None:
-    """Raise ValueError for what windows cannot do."""
+    """Raise ValueError for options that do not work with windows."""
     exports = wanted.exports
     if exports.points == "world_points":
         raise ValueError("--points world_points needs the point head, which does not run in windows: leave it out")
@@ -127,7 +127,7 @@ def _check_options(wanted: "Wanted") -> None:
 
 
 def _going_on(source: Input, kept: Path) -> Input:
-    """A folder that grows has no order to count by: what was taken is known by its name."""
+    """A growing folder has no fixed order to count by, so processed files are identified by name."""
     if not isinstance(source, Growing):
         return source
     from vggt_int8.stream.state import finished_names
@@ -153,7 +153,7 @@ def _note(report: "StreamReport") -> None:
 
 
 def _joined(stream: "Stream", place: Path) -> "Scene":
-    """All windows as one saved scene, a window at a time."""
+    """All windows as one saved scene, read one window at a time."""
     from vggt_int8.scene import SceneWriter
 
     with SceneWriter(place) as writer:
