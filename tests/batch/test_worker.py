@@ -161,13 +161,19 @@ def test_images_may_lie_a_folder_below(tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "b.mp4").touch()
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "unmounted").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     found = find_scenes(tmp_path)
-    assert [scene.images.name for scene in found] == ["images", "b", "b.mp4"]
-    assert [scene.is_video for scene in found] == [False, False, True]
+    assert [scene.images.name for scene in found] == ["images", "b", "b.mp4", "loop", "unmounted"]
+    assert [scene.is_video for scene in found] == [False, False, True, False, False]
     before = [scene.fingerprint() for scene in found]
     (tmp_path / "b.mp4").write_bytes(b"longer")
-    assert [a == b.fingerprint() for a, b in zip(before, found, strict=True)] == [True, True, False]
-    assert [scene.images.name for scene in find_scenes(tmp_path, "rgb")] == ["rgb", "rgb", "b.mp4"]
+    assert [a == b.fingerprint() for a, b in zip(before, found, strict=True)] == [True, True, False, True, True]
+    with pytest.raises(FileNotFoundError, match="unmounted"):  # such a scene is listed with that
+        found[-1].paths()
+    (tmp_path / "elsewhere").mkdir()
+    assert found[-1].fingerprint() != before[-1]
+    assert [scene.images.name for scene in find_scenes(tmp_path, "rgb")][:3] == ["rgb", "rgb", "b.mp4"]
 
 
 def command(folder: Path, retries: int = 1) -> Callable[[str], list[str]]:

@@ -76,11 +76,17 @@ def test_a_video_may_come_after_scenes_of_pictures(cli, bare_int8: Path, tmp_pat
 @pytest.mark.usefixtures("in_this_process")
 def test_scenes_are_reconstructed_and_bad_ones_listed(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    (scenes / "loose.JPG").touch()
+    (scenes / "link\n").symlink_to("nowhere")
     told = cli("batch", bare_int8, scenes, "-o", out, "--device", "cpu", code=1)
     assert "bad (cpu): ValueError" in told
+    assert "link\\n (cpu): FileNotFoundError" in told
+    assert "itself are in no scene, so they are not used: loose.JPG" in told
+    (scenes / "link\n").unlink()
     summary = json.loads((out / "summary.json").read_text())
-    assert statuses(summary) == {"a": "done", "b": "done", "bad": "failed", "empty": "failed"}
-    assert (summary["done"], summary["failed"], summary["images"]) == (2, 2, 4)
+    failed = dict.fromkeys(("bad", "empty", "link\n"), "failed")
+    assert statuses(summary) == {"a": "done", "b": "done", **failed}
+    assert (summary["done"], summary["failed"], summary["images"]) == (2, 3, 4)
     assert "image_1.png" in next(row["error"] for row in summary["rows"] if row["scene"] == "bad")
     report = json.loads((out / "b" / "report.json").read_text())
     assert (report["command"], len(report["inputs"]), report["recipe"]) == ("batch", 2, "int8_dynamic")

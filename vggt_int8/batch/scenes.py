@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggt_int8.images import find_images
+from vggt_int8.images.formats import image_suffixes
 from vggt_int8.images.names import natural_key, portable_name
 from vggt_int8.video.names import is_video
 
@@ -43,7 +44,8 @@ class SceneFolder:
 
 
 def find_scenes(folder: Path, inside: str | None = None) -> list[SceneFolder]:
-    """One scene for each folder and each video in `folder` that is not hidden, in natural order.
+    """One scene for each folder and each video in `folder` that is not hidden, in natural order. A link that leads
+    nowhere is one that fails: what it should lead to may be on a disk that is not mounted.
 
     inside: the folder in each scene that holds its images; by default the scene's own folder, or "images" in it if
     there is one. Raises NotADirectoryError or FileNotFoundError, and ValueError for a folder without either.
@@ -51,13 +53,22 @@ def find_scenes(folder: Path, inside: str | None = None) -> list[SceneFolder]:
     if not folder.is_dir():
         kind = NotADirectoryError if folder.exists() else FileNotFoundError
         raise kind(f"{folder} is {'a file' if folder.exists() else 'not there'}: give a folder with one folder a scene")
-    below = sorted((path for path in folder.iterdir() if path.is_dir() or is_video(path)), key=natural_key)
+    below = sorted((path for path in folder.iterdir() if _may_be_scene(path)), key=natural_key)
     found = [_scene(path, inside) for path in below if not path.name.startswith(".")]
     if not found:
         raise ValueError(
             f"{folder} holds no folders and no videos: `batch` takes one a scene (`run` takes a single scene)"
         )
     return found
+
+
+def loose_images(folder: Path) -> list[str]:
+    """Names of images that lie in `folder` itself, in no scene."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in image_suffixes() and path.is_file())
+
+
+def _may_be_scene(path: Path) -> bool:
+    return path.is_dir() or is_video(path) or (path.is_symlink() and not path.exists())
 
 
 def _scene(path: Path, inside: str | None) -> SceneFolder:

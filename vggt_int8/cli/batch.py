@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from vggt_int8.cli.loading import Backend, Dtype, FastJpeg, MaxMegapixels, Mode,
 from vggt_int8.cli.team import launched_device
 from vggt_int8.cli.tracking import Refine, TrackCount, check_refine
 from vggt_int8.disk import check_place
+from vggt_int8.encoding import one_line
 from vggt_int8.video.pick import check_choice
 
 if TYPE_CHECKING:
@@ -88,9 +90,11 @@ def batch(
     folder, all share the scenes. Exit code 1 if a scene failed.
     """
     from vggt_int8.batch import Board, find_scenes
+    from vggt_int8.batch.scenes import loose_images
     from vggt_int8.batch.summary import summarize
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.files import write_json
+    from vggt_int8.images.names import some_names
 
     check_attention(global_attention, keyframes)
     exports = formats.exports(
@@ -99,6 +103,10 @@ def batch(
     )  # fmt: skip
     check_refine(refine)
     found = find_scenes(scenes.expanduser(), inside)
+    if loose := loose_images(scenes.expanduser()):
+        warnings.warn(
+            f"images in {scenes} itself are in no scene, so they are not used: {some_names(loose)}", stacklevel=1
+        )
     given = [name for name, value in {"fps": fps, "every": every, "sharpest": sharpest}.items() if value]
     if given and not any(scene.is_video for scene in found):
         raise ValueError(f"--{given[0]} is for videos, and {scenes} holds none")
@@ -185,7 +193,7 @@ def _table(summary: dict[str, Any]) -> Table:
     shown = rows if len(rows) <= 50 else bad
     for row in shown:
         cells = ["" if row.get(name) is None else f"{row[name]:,}" for name in COLUMNS]
-        table.add_row(row["scene"], row["status"], *cells, row.get("error") or "")
+        table.add_row(one_line(row["scene"]), row["status"], *cells, row.get("error") or "")
     return table
 
 

@@ -18,6 +18,7 @@ from vggt_int8.cli.guard import guarded
 from vggt_int8.cli.loading import InputSize, in_pixels
 from vggt_int8.cli.reading import How, Read, read_now
 from vggt_int8.cli.tracking import queries, refined, track_count
+from vggt_int8.encoding import one_line
 from vggt_int8.global_attention import words_of
 from vggt_int8.interrupts import heeded
 
@@ -237,10 +238,11 @@ def work(wanted: Wanted) -> None:
 
 
 def _tell(device: str, scene: SceneFolder, error: str) -> None:
+    name = one_line(scene.name)
     if error:
-        console.err.print(f"{scene.name} ({device}): {error}", markup=False, highlight=False, soft_wrap=True)
+        console.err.print(f"{name} ({device}): {error}", markup=False, highlight=False, soft_wrap=True)
     else:
-        console.note(f"{scene.name} ({device}): done")
+        console.note(f"{name} ({device}): done")
 
 
 def main() -> None:
