@@ -7,6 +7,7 @@ without codes is the measure, not a number seen on one machine.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -16,16 +17,17 @@ from vggt_int8.difference import relative_error
 # and this factor leave less than one case in a million.
 FACTOR = 3
 Results = Mapping[str, Tensor]
+Scene = TypeVar("Scene")
 
 
 def apart_by_codes(
-    exact: Callable[[Tensor], Results], rounded: Callable[[Tensor], Results], scenes: Iterable[Tensor]
+    exact: Callable[[Scene], Results], rounded: Callable[[Scene], Results], scenes: Iterable[Scene]
 ) -> dict[str, float]:
     """The largest relative difference, by name, to what `rounded` makes: `FACTOR` times what codes cost it against
     `exact`, which has none, in the worst of `scenes`.
     """
     lost: dict[str, float] = {}
-    for images in scenes:
-        want, got = exact(images), rounded(images)
+    for scene in scenes:
+        want, got = exact(scene), rounded(scene)
         lost = {name: max(relative_error(got[name], want[name]), lost.get(name, 0.0)) for name in want.keys()}  # noqa: SIM118
     return {name: FACTOR * error for name, error in lost.items()}
