@@ -1,6 +1,6 @@
-"""The embedded models: small trained networks in the package that `from_pretrained` and every command know by name.
+"""The embedded models: small trained networks in the package that `from_pretrained` and every command accept by name.
 
-They need no network, so they are the first thing to try, and the way on where a download does not come.
+They work offline, so they are a starting point, and an alternative if a download fails.
 """
 
 import os
@@ -17,10 +17,10 @@ EMBEDDED_NAMES = " or ".join(EMBEDDED_MODELS)  # in words, for help
 
 
 def resolve_source(source: str | os.PathLike[str]) -> str:
-    """The folder of an embedded model for its name; any other source as it is, with `~` expanded.
+    """The folder of an embedded model for its name; other sources are returned unchanged, with `~` expanded.
 
-    Warns if there is a file or folder of that name here, too: that one is reached by "./" before it. Raises TypeError
-    for what can be no name of a model.
+    Warns if a local file or folder has that name, too, which needs "./" in front. Raises TypeError for a value that
+    cannot be a model name.
     """
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise TypeError(f"{source!r} names no model: pass a Hub id, a folder, a file of weights, or {EMBEDDED!r}")

@@ -84,10 +84,10 @@ def batch(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Reconstruct many scenes: one folder or video each in, one folder each out, and summary.json.
+    """Reconstruct many scenes: each input is a folder or a video, each output is a folder; writes summary.json.
 
-    Started again, it goes on where it was; started by `accelerate launch` or on several machines over one output
-    folder, all share the scenes. Exit code 1 if a scene failed.
+    When it is started again, it continues with unfinished scenes. Processes of `accelerate launch`, or on several
+    machines with a shared output folder, divide the scenes among themselves. Exit code 1 if a scene failed.
     """
     from vggt_int8.batch import Board, find_scenes
     from vggt_int8.batch.scenes import loose_images

@@ -1,4 +1,6 @@
-"""`vggt-int8 eval`: models over scenes with known geometry, in one table headed by the difference from the first."""
+"""`vggt-int8 eval`: score models on scenes with known geometry; one table, headed by differences from the first
+model.
+"""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,7 +79,7 @@ def eval_models(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Score models against the truth and against the first of them; predictions are kept and not made twice."""
+    """Score models against the ground truth and the first model; predictions are cached and reused."""
     out = out.expanduser()
     check_place(out)
     check_own_folder(out, {"predictions", *FILES}, "predictions", "an evaluation")
@@ -115,7 +117,7 @@ def _data(
     split: str | None,
     device: str,
 ) -> "DataSet":
-    """The scenes, of sizes that the first model takes."""
+    """The scenes, at the input size of the first model."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.pretrained.source import load_config
     from vggt_int8.scorecard.captured import Co3dScenes, PosedScenes
@@ -145,7 +147,7 @@ def _data(
 
 
 def _identified(rows: "list[Row]", data: "DataSet", out: Path, device_type: str) -> "list[Predictions]":
-    """Each row's place in the cache, told apart by everything that decides its numbers."""
+    """Each row's cache key, which covers everything that determines its results."""
     from vggt_int8 import __version__, load_recipe
     from vggt_int8.export.repeat import identify_model
 
@@ -162,7 +164,7 @@ def _identified(rows: "list[Row]", data: "DataSet", out: Path, device_type: str)
 
 
 def _data_free(recipe: "Recipe", model: str) -> "Recipe":
-    """Raise `RecipeError`, saying the way out, for a recipe that is calibrated."""
+    """Raise `RecipeError`, with the alternative, for a recipe that needs calibration."""
     from vggt_int8.recipe import RecipeError
 
     if recipe.needs_calibration:
@@ -176,7 +178,7 @@ def _data_free(recipe: "Recipe", model: str) -> "Recipe":
 def _export(
     rows: "list[Row]", predictions: "list[Predictions]", data: "DataSet", out: Path, device: str, overwrite: bool
 ) -> None:
-    """Fill the cache. The first model stays loaded while others are, since single layers are compared with it."""
+    """Fill the cache. The first model stays loaded meanwhile, since single layers are compared with it."""
     from vggt_int8.scorecard.cache import StaleError, bytes_of
     from vggt_int8.scorecard.data import first_scenes
     from vggt_int8.scorecard.rows import describe, export, is_complete
@@ -208,7 +210,7 @@ def _export(
 
 
 def _score(predictions: "list[Predictions]", data: "DataSet", protocol: Any, target: Any) -> dict[str, Any]:
-    """Score the cache, and write the three files of the report."""
+    """Score the cached predictions, and write the three files of the report."""
     from dataclasses import asdict
 
     from vggt_int8.eval.metrics.points import search_method

@@ -1,7 +1,7 @@
-"""What options have in common: values that are checked early and completed by the shell, and options of all commands.
+"""Common parts of options: early checks, shell completion, and the options of all commands.
 
-Whatever can be said about a value without PyTorch is said before anything is loaded, in one line that names the
-option, the value, what it may have meant and what there is to choose from.
+Values are checked as far as possible without PyTorch before anything is loaded. The one-line error message gives the
+option, the value, the closest match and the choices.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from vggt_int8.cli import console
 from vggt_int8.embedded import EMBEDDED_MODELS
 from vggt_int8.recipe import available_recipes, load_recipe
 
-# Written out here, since the modules that own them load PyTorch; a test compares.
+# Repeated here, since the modules that define them load PyTorch; a test compares the values.
 BACKENDS = ("auto", "native", "torchao", "bitsandbytes", "reference")
 DTYPES = ("fp32", "fp16", "bf16")
 MODES = ("crop", "pad", "balanced", "max_size")
@@ -34,7 +34,7 @@ SPLITS = ("free", "train", "held_out", "calibration", "demo")
 UNITS = ("group", "block", "layer")
 UPGRADES = ("weight_only", "weight_only_rotated", "keep")
 COMPILABLE = ("render", "blocks", "heads")
-# What other programs call them.
+# Names in other programs.
 SYNONYMS = {
     "float32": "fp32",
     "float16": "fp16",
@@ -60,7 +60,7 @@ Json = Annotated[
 
 
 def choice(kind: str, *values: str) -> dict[str, Any]:
-    """Keyword arguments of `typer.Option` for one of `values`: shown, completed, and checked before anything runs."""
+    """Keyword arguments of `typer.Option` for one of `values`: listed, completed, and checked before anything runs."""
 
     def check(value: str) -> None:
         if value not in values:
@@ -96,7 +96,7 @@ def recipes_option() -> dict[str, Any]:
 
 
 def device_option() -> dict[str, Any]:
-    """The same for a device. Whether this machine has it is known later, when PyTorch is loaded."""
+    """The same for a device. Whether it exists on this machine is checked later, when PyTorch is loaded."""
 
     def check(value: str) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
@@ -106,7 +106,7 @@ def device_option() -> dict[str, Any]:
 
 
 def size_option() -> dict[str, Any]:
-    """The same for the size of a file."""
+    """The same for a file size."""
 
     def check(value: str) -> None:
         number = re.fullmatch(r"(\d+(?:\.\d+)?) *[KMGT]B", value.strip(), flags=re.IGNORECASE)
@@ -128,7 +128,7 @@ def between(low: float, high: float = math.inf) -> dict[str, Any]:
 
 
 def seed_option() -> dict[str, Any]:
-    """The same for a seed: what generators of random numbers take, and calibration hashes."""
+    """The same for a seed, in the range of random generators and of calibration's hash."""
     return between(0, 2**63 - 1)
 
 
@@ -144,7 +144,7 @@ def each_between(low: float) -> dict[str, Any]:
 
 
 def file_option() -> dict[str, Any]:
-    """The same for a file that must be there."""
+    """The same for a file that must exist."""
 
     def check(value: Path) -> None:
         if not value.expanduser().is_file():
@@ -205,12 +205,12 @@ def variants_option() -> dict[str, Any]:
 
 
 def offer_embedded(incomplete: str) -> list[str]:
-    """Completes an embedded model's name once it is begun; otherwise the shell offers files."""
+    """Complete an embedded model's name after its first letter; otherwise the shell completes file names."""
     return [name for name in EMBEDDED_MODELS if incomplete and name.startswith(incomplete)]
 
 
 def repeatable(one: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `typer.Option` for a value -> the same for a list of such values."""
+    """Keyword arguments of `typer.Option` for a single value -> the same for a list of such values."""
 
     def callback(ctx: typer.Context, param: typer.CallbackParam, values: list[str] | None) -> list[str] | None:
         for value in values or ():
@@ -221,7 +221,7 @@ def repeatable(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def checked(check: Callable[[Any], object], values: Iterable[str] | Callable[[], Iterable[str]] = ()) -> dict[str, Any]:
-    """Keyword arguments of `typer.Option` whose value `check` may refuse by raising ValueError."""
+    """Keyword arguments of `typer.Option` for a value that `check` can reject by raising ValueError."""
 
     def callback(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
         if value is not None and not ctx.resilient_parsing:  # which is how the shell's completion parses
@@ -240,7 +240,9 @@ def checked(check: Callable[[Any], object], values: Iterable[str] | Callable[[],
 
 
 def _absent(kind: str, value: str, values: Iterable[str]) -> str:
-    """ "there is no backend 'nativ' (did you mean 'native'?):", without the question where nothing is near."""
+    """For example "there is no backend 'nativ' (did you mean 'native'?):", without the question if nothing is
+    similar.
+    """
     spelt = {_letters(name): name for name in values}
     near = difflib.get_close_matches(_letters(SYNONYMS.get(value.lower(), value)), spelt, n=1)
     meant = f" (did you mean {spelt[near[0]]!r}?)" if near else ""
@@ -248,7 +250,7 @@ def _absent(kind: str, value: str, values: Iterable[str]) -> str:
 
 
 def _letters(name: str) -> str:
-    """What of a name counts when it is compared: "INT8-Dynamic" is near "int8_dynamic"."""
+    """The normalized name for comparisons: "INT8-Dynamic" is similar to "int8_dynamic"."""
     return re.sub(r"[\W_]", "", name).lower()
 
 
@@ -261,7 +263,7 @@ def set_globals(quiet: bool, verbose: bool, debug: bool) -> None:
 
 
 def with_globals(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a subcommand the options that may also stand before it: people type them at either place."""
+    """Add the global options to a subcommand, since they are accepted before or after it."""
 
     @functools.wraps(command)
     def run(*args: Any, quiet: bool, verbose: bool, debug: bool, **kwargs: Any) -> None:

@@ -50,9 +50,9 @@ def qat(
     save_minutes: Annotated[float, typer.Option(help="Time between checkpoints.", **options.between(0))] = 4.0,
     as_json: options.Json = False,
 ) -> None:
-    """Quantization-aware training: let a model under INT8 rounding follow its own outputs in floating point.
+    """Quantization-aware training: train a model with INT8 rounding to match its own floating-point outputs.
 
-    Goes on where OUT/run stands. On several GPUs: accelerate launch -m vggt_int8 qat …
+    Continues from OUT/run. On several GPUs: accelerate launch -m vggt_int8 qat …
     """
     check_place(out)
     out = out.expanduser()

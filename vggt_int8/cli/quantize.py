@@ -1,4 +1,4 @@
-"""`vggt-int8 quantize`: a floating-point checkpoint in, an INT8 checkpoint out."""
+"""`vggt-int8 quantize`: convert a floating-point checkpoint to an INT8 checkpoint."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -62,7 +62,7 @@ def quantize(
     ] = "5GB",
     as_json: options.Json = False,
 ) -> None:
-    """Quantize a checkpoint by a recipe and save it; the result runs under every backend that fits the recipe."""
+    """Quantize a checkpoint with a recipe and save it. The result runs on every backend that supports the recipe."""
     from vggt_int8.export import staged_folder
 
     changed = {"calibration_samples": samples, "observer": observer, "rounding": rounding}
@@ -95,8 +95,9 @@ def quantize(
 
 
 def calibrated_recipe(name: str, calibration: list[str] | None, changed: dict[str, Any]) -> "Recipe":
-    """The recipe with what the options say of calibration. changed: field of a recipe -> value, of options that were
-    given. Raises `RecipeError` if they and the recipe contradict."""
+    """The recipe with the calibration options applied. changed: recipe field -> value, for options that were given.
+    Raises `RecipeError` if they contradict the recipe.
+    """
     recipe = load_recipe(name)
     if changed and calibration is None:
         option = next(iter(changed)).removeprefix("calibration_")
@@ -112,7 +113,9 @@ def calibrated_recipe(name: str, calibration: list[str] | None, changed: dict[st
 
 
 def find_calibration(recipe: "Recipe", calibration: list[str] | None) -> "Scenes | None":
-    """The images, before a model is fetched. Raises what is wrong with them, and `RecipeError` if they are missing."""
+    """Find the calibration images before the model is downloaded. Raises the errors of the images, and `RecipeError` if
+    they are missing.
+    """
     from vggt_int8.calibration import find_scenes
     from vggt_int8.pretrained.in_place import check_calibration
 
@@ -121,13 +124,13 @@ def find_calibration(recipe: "Recipe", calibration: list[str] | None) -> "Scenes
 
 
 def facts(model: "VGGTInt8") -> dict[str, Any] | None:
-    """What the model's config says of its calibration."""
+    """The calibration in the model's config."""
     found: dict[str, Any] | None = getattr(model.config.quantization_config, "calibration", None)
     return found
 
 
 def summary(calibration: dict[str, Any]) -> str:
-    """The same in a line."""
+    """The calibration in one line."""
     images, calls = console.count_images(calibration["images"]), calibration["calls"]
     ranges = [own for layer in calibration["ranges"].values() for own in layer]
     strengths = calibration.get("smoothing", {}).values()
@@ -144,5 +147,5 @@ def summary(calibration: dict[str, Any]) -> str:
 
 
 def layers_of(model: "VGGTInt8") -> list[dict[str, Any]]:
-    """The rows of `quantization_report()` for a document."""
+    """The rows of `quantization_report()` for a JSON document."""
     return [asdict(row) for row in model.quantization_report()]

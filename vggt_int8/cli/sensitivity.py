@@ -1,4 +1,4 @@
-"""`vggt-int8 sensitivity`: which layers INT8 hurts, measured at the outputs, and a recipe for a budget."""
+"""`vggt-int8 sensitivity`: measure which layers lose accuracy in INT8, and write a recipe for a budget."""
 
 import warnings
 from pathlib import Path
@@ -107,7 +107,7 @@ def sensitivity(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure anew what is there of others.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Quantize one group, block or layer at a time, and rank them by what changes at the outputs."""
+    """Quantize one group, block or layer at a time, and rank them by the change of the outputs."""
     out = out.expanduser()
     check_place(out)
     check_own_folder(out, {MEASURED, RESULT, CHART, RECIPE}, MEASURED, "this command")
@@ -171,7 +171,7 @@ def _check_options(images: list[str], of_scenes: dict[str, Any], error: float | 
 
 
 def _floating_config(model: str) -> Any:
-    """The model's config. Raises ValueError if its layers are INT8 already."""
+    """The model's config. Raises ValueError if the model is already quantized."""
     from vggt_int8.embedded import resolve_source
     from vggt_int8.pretrained.source import load_config, open_file
 
@@ -185,7 +185,7 @@ def _floating_config(model: str) -> Any:
 def _rendered(
     config: Any, count: int, views: int, size: tuple[int, int] | None, device: "torch.device"
 ) -> "list[Scene]":
-    """Of the split that is for calibration: scenes that are held out still judge the recipe."""
+    """Scenes of the calibration split, so that the recipe can still be evaluated on held-out scenes."""
     from vggt_int8.sensitivity.scenes import render
 
     square = (config.img_size, config.img_size)
@@ -207,7 +207,7 @@ def _read(sources: "list[Source]", config: Any, mode: str, max_pixels: int | Non
 def _record(
     out: Path, model: str, base: Recipe, settings: dict[str, Any], data: "list[Scene]", overwrite: bool
 ) -> "Record":
-    """What is measured already. Raises ValueError for that of another model, other images or options."""
+    """Existing measurements. Raises ValueError if they are of another model, other images or other options."""
     from vggt_int8 import __version__
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.sensitivity.record import Record
@@ -220,7 +220,7 @@ def _record(
 def _measure(
     plain: "VGGTInt8", base: Recipe, settings: dict[str, Any], data: "list[Scene]", record: "Record"
 ) -> "tuple[list[list[Row]], list[Unit]]":
-    """The ranking, and its units."""
+    """The ranking and its units."""
     from vggt_int8.sensitivity.measure import Change, measure_changes
     from vggt_int8.sensitivity.tables import ranking, silent
     from vggt_int8.sensitivity.units import StoredChange, changes_of, find_units, smooth
@@ -248,7 +248,7 @@ def _write_recipe(
     data: "list[Scene]",
     out: Path,
 ) -> dict[str, Any]:
-    """Choose, write the recipe, load the model with it, and measure that."""
+    """Choose, write the recipe, load the model with it, and measure it."""
     from vggt_int8.files import write_whole
     from vggt_int8.sensitivity.measure import compare_on
     from vggt_int8.sensitivity.measures import largest, over_scenes
@@ -287,7 +287,7 @@ def _write(out: Path, rows: "list[list[Row]]", document: dict[str, Any]) -> None
 
 
 def _conclude(rows: "list[list[Row]]", document: dict[str, Any], out: Path) -> None:
-    """What stands below the table."""
+    """Print the lines below the table."""
     from vggt_int8.sensitivity.outcome import in_words
 
     if len(rows) > SHOWN:

@@ -54,7 +54,7 @@ def train_run(
     compile: Compile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train, or go on where OUT/checkpoint stands. On several GPUs: accelerate launch -m vggt_int8 train run …"""
+    """Train, or continue from OUT/checkpoint. On several GPUs: accelerate launch -m vggt_int8 train run …"""
     if first_step and init is None:
         raise ValueError("--first-step is for weights that are given with --init")
     check_run_folder(out.expanduser())
@@ -86,7 +86,9 @@ def train_measure(
     compile: Compile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Tell what rendering, each part of a step and the memory cost, in a short run of the first part in OUT/measure."""
+    """Measure the time of rendering and of each part of a step, and the memory, in a short run of the first part in
+    OUT/measure.
+    """
     check_run_folder(out.expanduser() / "measure")
     from vggt_int8.training.measure import measure
 
@@ -118,7 +120,7 @@ def train_plot(
     output: Annotated[Path, typer.Option("--output", "-o", help="SVG file to write.")],
     as_json: options.Json = False,
 ) -> None:
-    """Draw losses and held-out scores over the steps."""
+    """Plot losses and held-out scores over the steps."""
     from vggt_int8.chart import check_chart
     from vggt_int8.training.plot import write_curves
 

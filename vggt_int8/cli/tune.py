@@ -16,7 +16,7 @@ def tune(
     seconds: Annotated[float, typer.Option(help="Time for all of it.", **options.between(1))] = 180.0,
     as_json: options.Json = False,
 ) -> None:
-    """Measure tiles of the INT8 products of VGGT-1B on this GPU, and write a table of the fastest."""
+    """Measure tile sizes of VGGT-1B's INT8 matrix products on this GPU, and write a table of the fastest."""
     check_place(out)
     import torch
 

@@ -1,11 +1,11 @@
-"""One transformer block as fused kernels over the plain `Block`, whose tensors it reads and does not copy.
+"""One transformer block with fused kernels. It uses the tensors of the plain `Block` without copying them.
 
     LayerNorm + quantize -> qkv GEMM -> q/k norm + RoPE in place -> attention -> quantize -> proj GEMM + LayerScale + x
     LayerNorm + quantize -> fc1 GEMM + GELU -> quantize -> fc2 GEMM + LayerScale + x
 
-Seven passes over memory and five products; nothing else. With static scales the two quantizations alone are no passes:
-fc1 and attention write codes. Layers that are not W8A8 run unfused, each in its own way. Where all queries of a scene
-look at the keys of some of its frames, those are made first, and all else is done for some frames at a time.
+There are no other passes over memory. With static scales the two separate quantizations need no pass: fc1 and attention
+write INT8 codes. Layers that are not W8A8 run unfused. With key-frame attention, where all queries of a scene attend to
+some of its frames, the keys of these frames are computed first, and everything else for a few frames at a time.
 """
 
 from collections.abc import Iterator
@@ -35,11 +35,11 @@ def run_block(
     out: Tensor | None = None,
     scales: TokenScales = _NO_SPECIAL,
 ) -> Tensor:
-    """x [M, C], `sequences` of equal length that attend each within itself -> [M, C], in `out` or a new tensor.
+    """x [M, C], `sequences` of equal length with attention within each -> [M, C], in `out` or a new tensor.
 
     rope: [2, P, D] fp32, cosines and sines, or None for a block without q/k norm and RoPE.
-    rows: the MLP, whose hidden activations are the widest of the block, works on at most so many rows at a time.
-    scales: made of this block, where special tokens have static scales of their own; x are whole frames then.
+    rows: number of rows that the MLP processes at a time, since its hidden activations are the widest of the block.
+    scales: computed for this block if special tokens have static scales of their own; x then consists of whole frames.
     """
     assert isinstance(block, Block)
     y = _attention_output(block, block.attn, x, sequences, rope, scales)
@@ -51,7 +51,7 @@ def run_block(
 
 
 def _mlp_(block: Block, x: Tensor, rows: int, scales: TokenScales) -> None:
-    """The second half of a block, in place, at most so many rows at a time."""
+    """The second half of a block, in place, in chunks of `rows` rows."""
     for part, tokens in scales.parts(len(x), rows):
         scale_of = partial(scales.of, tokens=tokens)
         mlp_residual_(x[part], block.norm2, block.mlp.fc1, block.mlp.fc2, block.ls2.gamma, scale_of)
@@ -69,11 +69,11 @@ def run_keyframe_block(
     scales: TokenScales = _NO_SPECIAL,
     shard: FrameShard | None = None,
 ) -> Tensor:
-    """`run_block` with attention from all tokens of a scene to those of its key frames.
+    """`run_block` with attention from all tokens of a scene to the tokens of its key frames.
 
-    Keys and values are of those frames alone, and the rest works on at most `at_once` frames at a time. `out` may be x.
-    shard: whose frames these are, where a scene is on several processes: their keys and values are gathered, those of
-    all frames if `keyframes` is None.
+    Keys and values are computed for the key frames only, and the rest for at most `at_once` frames at a time. `out` may
+    be x. shard: the process's share of the frames, if a scene is distributed: keys and values are then gathered, those
+    of all frames if `keyframes` is None.
     """
     assert isinstance(block, Block)
     per_frame, attn = rope.shape[1], block.attn
@@ -99,7 +99,7 @@ def run_keyframe_block(
 
 
 def _frames_in_parts(scenes: int, frames: int, at_once: int) -> Iterator[tuple[slice, slice]]:
-    """At most `at_once` frames in the fewest parts: of several whole scenes, or of one scene."""
+    """Split into the fewest parts of at most `at_once` frames: of several whole scenes, or of one scene."""
     if at_once >= frames:
         for part in parts(scenes, at_once // frames):
             yield part, slice(0, frames)
@@ -119,7 +119,9 @@ def run_block_in_parts(
     out: Tensor | None = None,
     scales: TokenScales = _NO_SPECIAL,
 ) -> Tensor:
-    """`run_block` for at most `at_once` sequences at a time, where that bounds the qkv tensor. `out` may be x."""
+    """`run_block` for at most `at_once` sequences at a time, which limits the size of the qkv tensor. `out` may
+    be x.
+    """
     length = len(x) // sequences
     out = torch.empty_like(x) if out is None else out
     for part in parts(sequences, at_once):
@@ -131,8 +133,8 @@ def run_block_in_parts(
 def _attention_output(
     block: Block, attn: Attention, x: Tensor, sequences: int, rope: Tensor | None, scales: TokenScales
 ) -> Tensor | Codes:
-    """[M, C] -> [M, C], or the codes of it that the projection multiplies. A function of its own, so that the qkv
-    tensor is gone when the projection starts.
+    """[M, C] -> attention output [M, C], or its INT8 codes for the projection. This is a separate function so that the
+    qkv tensor is freed before the projection starts.
     """
     qkv = norm_linear(x, block.norm1, attn.qkv, scale_of=scales.of).view(len(x), 3, attn.num_heads, -1)
     if rope is not None:
@@ -142,7 +144,7 @@ def _attention_output(
 
 
 def _turn_(qkv: Tensor, attn: Attention, rope: Tensor) -> None:
-    """Queries and keys of qkv [M, 3, H, D] as `attn` norms and turns them, in place."""
+    """Apply q/k norm and rotary embedding of `attn` to the queries and keys of qkv [M, 3, H, D], in place."""
     halves = isinstance(attn, OmegaAttention)
     if isinstance(attn.q_norm, nn.LayerNorm) and isinstance(attn.k_norm, nn.LayerNorm):
         norms = (attn.q_norm.weight, attn.q_norm.bias, attn.k_norm.weight, attn.k_norm.bias)
@@ -170,7 +172,7 @@ def _gathered(
     scales: TokenScales,
     shard: FrameShard,
 ) -> Tensor:
-    """Tokens of a shard's frames [B, s, P, C] -> keys and values of all that are looked at, [B * K * P, 2, H, D]."""
+    """Tokens of a shard's frames [B, s, P, C] -> keys and values of all attended frames, [B * K * P, 2, H, D]."""
     own, counts = shard.key_frames(keyframes)
     shape = (len(x), len(own), x.shape[2], 2, attn.num_heads, x.shape[3] // attn.num_heads)
     if own:  # kernels know no tensors without rows
@@ -184,7 +186,7 @@ def _gathered(
 def _attention_to(
     block: Block, attn: Attention, x: Tensor, k: Tensor, v: Tensor, rope: Tensor, scales: TokenScales
 ) -> Tensor | Codes:
-    """`_attention_output` of x [M, C], tokens of len(k) scenes, looking at keys and values that are there."""
+    """`_attention_output` of x [M, C], tokens of len(k) scenes, with given keys and values."""
     channels, q_norm = attn.qkv.out_features // 3, attn.q_norm
     assert isinstance(q_norm, nn.LayerNorm)
     q = norm_linear(x, block.norm1, attn.qkv, scale_of=scales.of, outputs=slice(channels))
@@ -199,7 +201,7 @@ def _heads(x: Tensor, sequences: int) -> tuple[Tensor, ...]:
 
 
 def _attended(attn: Attention, q: Tensor, k: Tensor, v: Tensor, scales: TokenScales) -> Tensor | Codes:
-    """Attention, as the projection wants it."""
+    """Attention output in the format that the projection needs."""
     proj = attn.proj
     static = scales.of(proj) if takes_codes(proj) and not proj.rotation else None
     if static is not None and (codes := attention_codes(q, k, v, static)) is not None:

@@ -1,4 +1,4 @@
-"""What a training run on scenes is made of, read from a TOML file in which every key is known and typed."""
+"""Configuration of a training run on scenes, read from a TOML file with a fixed set of typed keys."""
 
 import tomllib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from vggt_int8.training.sections import (
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms (see `losses`), and alpha, the weight of log confidence."""
+    """Weights of the loss terms (see `losses`), and alpha, the weight of log confidence."""
 
     camera: float = 5.0
     depth: float = 1.0
@@ -38,10 +38,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A trained network that a new one begins as, as far as it fits (see `inherit`), and whose tokens it can follow.
+    """A trained network that initializes a new one, as far as it fits (see `inherit`), and whose tokens it can learn.
 
-    model: "embedded" or a model's folder; "": no teacher. encoder_blocks, layers: of the teacher's, which one each
-    block of the encoder and each layer of the aggregator begins as; [] for the first ones.
+    model: "embedded" or a model folder; "": no teacher.
+    encoder_blocks, layers: the teacher's blocks that initialize the blocks of the encoder and the layers of the
+        aggregator; [] for the first ones.
     """
 
     model: str = ""
@@ -53,7 +54,7 @@ class TeacherConfig:
 class TrainingConfig(RunConfig):
     """A whole run on scenes with known geometry.
 
-    model: the keyword arguments of the network's config, and which it is: `model_type`, "vggt" by default.
+    model: keyword arguments of the network's config, and its `model_type` ("vggt" by default).
     """
 
     model: dict[str, Any]
@@ -83,9 +84,9 @@ class TrainingConfig(RunConfig):
 def load_run(path: str | Path) -> list[TrainingConfig]:
     """Read a TOML file: the parts of a run, in order.
 
-    The file is the first part. Each `[[then]]` is a further one, which goes on where the part before it ends, with a
-    schedule of its own and all of that part's settings but for those that it names; they can be any but the model's.
-    Raises ValueError that names the file, the part and the key on an unknown, missing or impossible one.
+    The file itself is the first part. Each `[[then]]` adds a part that continues where the part before ends, with its
+    own schedule and all other settings of that part except those it changes; everything but the model can be changed.
+    Raises ValueError, naming the file, the part and the key, for an unknown, missing or impossible key.
     """
     path = Path(path)
     try:
@@ -112,13 +113,13 @@ def load_run(path: str | Path) -> list[TrainingConfig]:
 
 
 def end_run_at(parts: Sequence[TrainingConfig], total_steps: int) -> list[TrainingConfig]:
-    """The same run, shorter or longer: its last part, decay included, ends at `total_steps`."""
+    """The run with another length: its last part, including the decay, ends at `total_steps`."""
     *whole, last = [part for part in parts if part.optimizer.first_step < total_steps] or parts[:1]
     return [*whole, replace(last, optimizer=replace(last.optimizer, total_steps=total_steps))]
 
 
 def _changed(table: dict[str, Any], change: dict[str, Any], first_step: int) -> dict[str, Any]:
-    """`table` of a part with what the next one, from `first_step` on, changes."""
+    """A part's `table` with the changes of the next part, which starts at `first_step`."""
     if "model" in change:
         raise ValueError("the network stays the same in all parts of a run: leave `model` out")
     schedule = known_keys(change.get("optimizer", {}), OptimizerConfig, "[optimizer]")
@@ -135,7 +136,7 @@ def _changed(table: dict[str, Any], change: dict[str, Any], first_step: int) -> 
 
 
 def config_from_table(table: dict[str, Any]) -> TrainingConfig:
-    """The inverse of `dataclasses.asdict`, also for what JSON or TOML made of it (lists for tuples)."""
+    """The inverse of `dataclasses.asdict`, including after conversion to JSON or TOML (lists instead of tuples)."""
     base = {
         "data": DataConfig(),
         "optimizer": OptimizerConfig(),

@@ -1,18 +1,18 @@
-"""A new network that begins with the weights of a trained one, which may be of the other family.
+"""Initialize a new network with the weights of a trained one, which may be of the other model family.
 
-The source's tensors are first written as the new network would hold them: the blocks that were chosen of it, under the
-new family's names, with as many neurons in each MLP as the new one has. Then every tensor whose name and shape agree is
-taken; all others stay fresh.
+The source's tensors are first converted to the layout of the new network: selected blocks, the new family's names, and
+as many neurons in each MLP as the new network has. Then every tensor with a matching name and shape is copied; all
+others keep their initialization.
 
-From VGGT to VGGT-Omega, so that what was learned still means the same:
+Conversion from VGGT to VGGT-Omega, which preserves the function of the weights:
 
-- Channels of queries and keys change places, for the two pair them differently where positions turn them. With an
-  image as many patches wide as VGGT saw, both turn neighbouring patches by nearly the same angles.
-- The encoder's positions were added to its patches. Their mean goes into the patches' bias; to queries and keys, which
-  nothing had turned, another basis is given, in which their product is the same and its largest parts lie in channels
-  that VGGT-Omega turns least.
-- A bias of keys is left out: VGGT-Omega has none. In the embedded model it matters little.
-- The camera head stays fresh: VGGT's refines a pose that it is told, VGGT-Omega's writes one.
+- Query and key channels are permuted, since the two families pair them differently for rotary embeddings. For images as
+  wide in patches as VGGT was trained on, the rotation angles between neighbouring patches are nearly the same.
+- VGGT's encoder adds position embeddings to its patches. Their mean is added to the patch embedding's bias. Its queries
+  and keys have no rotary embedding, so they get a new basis with the same products, in which the largest components are
+  in the channels that VGGT-Omega rotates least.
+- The keys' bias is dropped, since VGGT-Omega has none. In the embedded model it has little effect.
+- The camera head keeps its initialization: VGGT's refines a given pose, VGGT-Omega's predicts one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a network took from another: names of its parameters, and how many numbers of how many that is."""
+    """What a network inherited: names of its parameters, and how many values out of how many."""
 
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
@@ -53,12 +53,13 @@ class Inherited:
 def inherit(
     network: AnyNetwork, source: AnyNetwork, encoder_blocks: Sequence[int] = (), layers: Sequence[int] = ()
 ) -> Inherited:
-    """Write the source's weights into `network`, in place, as far as they fit.
+    """Copy the source's weights into `network`, in place, as far as they fit.
 
-    encoder_blocks, layers: of the source, which of them each of the network's begins as; () for its first ones.
-    Raises ValueError, and changes nothing, if a block is named that the source has not, if heads of attention differ
-    in width, if the source is of a family that `network`'s cannot inherit from, or if no matrix of
-    the aggregators agrees.
+    encoder_blocks, layers: for each of the network's blocks, the source block that initializes it; () for the first
+        ones.
+
+    Raises ValueError without changing anything if the source has no such block, if attention heads differ in width, if
+    the families cannot be converted, or if no matrix of the aggregators matches.
     """
     ours, theirs = network.config, source.config
     _check_heads(ours, theirs)
@@ -90,7 +91,7 @@ def inherit(
 
 
 def _check_heads(ours: AnyConfig, theirs: AnyConfig) -> None:
-    """Heads of another width would read other channels under the same names."""
+    """Raise ValueError if head widths differ: channels with the same names would then belong to different heads."""
     for field in ("num_heads", "encoder_num_heads"):
         widths = [config.embed_dim // getattr(config, field) for config in (ours, theirs)]
         if widths[0] != widths[1]:
@@ -98,9 +99,10 @@ def _check_heads(ours: AnyConfig, theirs: AnyConfig) -> None:
 
 
 def chosen(asked: Sequence[int], ours: int, theirs: int, what: str) -> tuple[int, ...]:
-    """Which of `theirs` blocks each of `ours` begins as: those that are asked for, or the first ones.
+    """For each of the `ours` blocks, the index of the block of `theirs` that initializes it: as requested, or the first
+    ones.
 
-    Raises ValueError if that names more blocks than we have, or some that they have not.
+    Raises ValueError for more blocks than the network has, or for blocks that the source does not have.
     """
     found = tuple(asked) or tuple(range(min(ours, theirs)))
     if len(found) > ours or any(not 0 <= index < theirs for index in found):
@@ -109,7 +111,7 @@ def chosen(asked: Sequence[int], ours: int, theirs: int, what: str) -> tuple[int
 
 
 def _choose_blocks(tensors: Mapping[str, Tensor], blocks: Mapping[str, Iterable[int]]) -> Tensors:
-    """Those of the chosen blocks, by their new numbers, and all that are in no block."""
+    """Tensors of the chosen blocks with their new numbers, and all tensors outside blocks."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(blocks))}
     for prefix, chosen in blocks.items():
         for new, old in enumerate(chosen):
@@ -120,8 +122,9 @@ def _choose_blocks(tensors: Mapping[str, Tensor], blocks: Mapping[str, Iterable[
 
 
 def _turn_as_omega(tensors: Tensors, heads: int) -> None:
-    """Queries and keys of the aggregator, from VGGT's places (row a, row b, column a, column b; a and b are turned
-    together) to VGGT-Omega's (row a, column a, row b, column b). In place."""
+    """Permute the aggregator's queries and keys from VGGT's channel order (row a, row b, column a, column b; a and b
+    are rotated as a pair) to VGGT-Omega's (row a, column a, row b, column b), in place.
+    """
     for name in [
         name for name in tensors if name.startswith(("aggregator.frame_blocks.", "aggregator.global_blocks."))
     ]:
@@ -134,13 +137,13 @@ def _turn_as_omega(tensors: Tensors, heads: int) -> None:
 
 
 def columns_before_b(channels: Tensor) -> Tensor:
-    """[D, ...] -> the same, its second and third quarter exchanged."""
+    """[D, ...] with the second and third quarter swapped."""
     row_a, row_b, column_a, column_b = channels.chunk(4)
     return torch.cat([row_a, column_a, row_b, column_b])
 
 
 def _leave_out_positions(tensors: Tensors, heads: int) -> None:
-    """The encoder without position embeddings, and ready for queries and keys to be turned. In place."""
+    """Remove the encoder's position embeddings, and prepare its queries and keys for rotary embeddings, in place."""
     positions = tensors.pop(f"{ENCODER}pos_embed")
     tensors[f"{ENCODER}cls_token"] = tensors[f"{ENCODER}cls_token"] + positions[:, :1]
     patch_bias = f"{ENCODER}patch_embed.proj.bias"
@@ -151,15 +154,15 @@ def _leave_out_positions(tensors: Tensors, heads: int) -> None:
         rebased = [_strongest_turned_least(*head) for head in zip(weight[0], bias[0], weight[1], strict=True)]
         query, query_bias, key = (torch.stack(part) for part in zip(*rebased, strict=True))
         tensors[name] = torch.stack([query, key, weight[2]]).flatten(0, 2)
-        # All keys of a query gain the same by their bias: nothing that a softmax would see.
+        # The keys' bias adds the same value to all logits of a query, so softmax is unaffected.
         tensors[bias_name] = torch.stack([query_bias, torch.zeros_like(query_bias), bias[2]]).flatten()
 
 
 def _strongest_turned_least(query: Tensor, query_bias: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A head's queries [D, C], [D] and keys [D, C] in a basis in which their products are the same.
+    """A head's queries [D, C], [D] and keys [D, C] in another basis with the same products.
 
-    Its axes are the singular vectors of the products, the largest in the channels of the longest waves (see
-    `axial_rope_table`: wave i of D / 4 turns channels i, D/4 + i, D/2 + i and 3 D/4 + i).
+    The axes are the singular vectors of the products, the largest in the channels with the longest wavelengths (see
+    `axial_rope_table`: wave i of D / 4 rotates channels i, D/4 + i, D/2 + i and 3 D/4 + i).
     """
     dim = len(query)
     with_bias = torch.cat([query, query_bias[:, None]], dim=1)
@@ -181,7 +184,9 @@ def _omega_name(name: str) -> str:
 
 
 def _narrow_mlps(tensors: Tensors, own: Mapping[str, Tensor]) -> None:
-    """The neurons of each MLP that weigh most, as many as ours has, in their order. In place."""
+    """Keep the neurons with the largest weights in each MLP, as many as the new network has, in their order. In
+    place.
+    """
     for name in [name for name in tensors if name.endswith("mlp.fc1.weight") and name in own]:
         start, wanted = name.removesuffix("fc1.weight"), len(own[name])
         into, out = tensors[name], tensors[f"{start}fc2.weight"]

@@ -1,4 +1,4 @@
-"""A run as a whole: where it begins, its parts one after the other, and its weights as a model when it is done."""
+"""A whole training run: its start, its parts in sequence, and the export of its weights as a model."""
 
 import dataclasses
 import gc
@@ -23,7 +23,7 @@ from vggt_int8.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class RunEnd:
-    """Where a run stopped, and why."""
+    """Where and why a run stopped."""
 
     step: int
     total_steps: int
@@ -41,16 +41,19 @@ def train_run(
     save_minutes: float = 4.0,
     quiet: bool = False,
 ) -> RunEnd | None:
-    """Train the parts of a run in order, or go on in the one that the checkpoint in `out` is in.
+    """Train the parts of a run in order, or continue in the part of the checkpoint in `out`.
 
-    A part goes on from the checkpoint of the one before it, as a resumed run does. A new run begins with its teacher's
-    weights, as far as they fit, if there is one, or with those of `init`, a model's folder, at `first_step` as if the
-    parts before it had made them. max_minutes: wall clock, for all parts together. save_minutes: between checkpoints.
+    Each part continues from the checkpoint of the part before, like a resumed run. A new run starts with its teacher's
+    weights, as far as they fit, if there is one, or with those of `init`, a model folder, at `first_step`, as if
+    earlier parts had produced them.
+
+    max_minutes: wall-clock time for all parts together.
+    save_minutes: time between checkpoints.
     quiet: no progress on stderr.
 
-    Returns None on every process but the main one. Raises ValueError if the checkpoint is damaged or of another
-    network, if there is one beside `init`, or if `first_step` is no step of the run; FloatingPointError if the run
-    diverges; OSError if `out` cannot be written or is no run's.
+    Returns None in every process but the main one. Raises ValueError if the checkpoint is damaged or of another
+    network, if there is one together with `init`, or if `first_step` is not a step of the run; FloatingPointError if
+    the run diverges; OSError if `out` is not writable or not the folder of a run.
     """
     check_run_folder(out)
     model = None
@@ -79,7 +82,7 @@ def train_run(
         end = RunEnd(trainer.step, parts[-1].optimizer.total_steps, reason, trainer.checkpoint)
         if trainer.step < part.optimizer.total_steps:
             break
-        # What was compiled and recorded for this part holds its weights.
+        # Compiled and captured graphs of this part hold its weights.
         del trainer
         model = None
         torch._dynamo.reset()
@@ -100,7 +103,9 @@ def begin_as_teacher(config: TrainingConfig) -> tuple[AnyNetwork, Inherited]:
 
 
 def trained_model(folder: Path, config: TrainingConfig) -> AnyNetwork:
-    """The weights of a model folder in fp32, to be trained on. Raises ValueError if they are of another network."""
+    """Load the weights of a model folder in fp32 for further training. Raises ValueError for weights of another
+    network.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: --init takes a model's, with config.json and weights")
     wanted = config.network()
@@ -112,7 +117,7 @@ def trained_model(folder: Path, config: TrainingConfig) -> AnyNetwork:
 
 
 def start_at(step: int, parts: Sequence[TrainingConfig], out: Path, model: AnyNetwork) -> None:
-    """A checkpoint in `out` with the model's weights at a step within the run, and without moments of optimizers."""
+    """Write a checkpoint to `out` with the model's weights at a given step of the run, without optimizer states."""
     part = next((part for part in parts if part.optimizer.total_steps > step), None)
     if step < 0 or part is None:
         raise ValueError(f"--first-step {step} must lie in the run: 0 ... {parts[-1].optimizer.total_steps - 1}")
@@ -121,9 +126,9 @@ def start_at(step: int, parts: Sequence[TrainingConfig], out: Path, model: AnyNe
 
 
 def export(out: Path, folder: Path) -> None:
-    """The weights of `out/checkpoint` as an fp16 model folder that `from_pretrained` reads.
+    """Write the weights of `out/checkpoint` as an fp16 model folder for `from_pretrained`.
 
-    Raises ValueError if a weight does not fit into fp16, and what `load_checkpoint` raises.
+    Raises ValueError if a weight does not fit in fp16, and the errors of `load_checkpoint`.
     """
     config = read_config(out / "checkpoint").network()
     model: AnyNetwork = network_class(config)(config)

@@ -1,6 +1,6 @@
-"""The parts of a run's file that every kind of training has: data, optimizer, validation, how the loop runs.
+"""Config sections common to all kinds of training: data, optimizer, validation, run.
 
-Every key is known and typed; `read_sections` turns what TOML or JSON holds into them.
+All keys are fixed and typed; `read_sections` converts TOML or JSON tables to these classes.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ Limits = dict[str, tuple[float, float, float | None]]
 
 @dataclass(frozen=True)
 class FrameShape:
-    """What the frames of some steps look like, and how often."""
+    """A frame shape and how often it is used."""
 
     size: tuple[int, int]  # (H, W) pixels
     weight: float = 1.0  # share of the steps, relative to the other shapes' weights
@@ -35,10 +35,10 @@ class FrameShape:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """frames_per_step: images of one process in one step; a step's scenes all have one of `views` views and one shape.
-
-    shapes: what that shape is drawn from; where there are none, every frame is of `size`. `size` itself is always
-    validated on, with square pixels, and so is every shape.
+    """frames_per_step: images per process and step; all scenes of a step have the same number of `views` and the same
+    shape.
+    shapes: the shapes to draw from; if it is empty, every frame has `size`. Validation always uses `size` with square
+        pixels, and also every shape.
     """
 
     size: tuple[int, int] = (112, 112)  # (H, W) pixels
@@ -52,10 +52,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and, where its rate is not 0, Muon for the blocks' matrices, under a warmup - constant - decay schedule.
+    """AdamW and, if its rate is not 0, Muon for the blocks' matrices, with a warmup - constant - decay schedule.
 
-    first_step, total_steps: where the schedule begins and ends. A run in parts has one schedule after the other.
-    scale_learning_rate: AdamW's of static scales, in quantization-aware training; of their logarithm.
+    first_step, total_steps: start and end of the schedule. A run in parts has one schedule after another.
+    scale_learning_rate: AdamW's rate for static scales in quantization-aware training; applied to their logarithm.
     """
 
     learning_rate: float = 1e-3
@@ -87,7 +87,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every run is made of, whatever it learns."""
+    """Settings of every run, whatever it trains."""
 
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -120,7 +120,7 @@ class RunConfig:
             raise ValueError(f"data.shapes has {repeated[0]} more than once")
 
     def _limits(self) -> Limits:
-        """Numbers with the least and the most that they may be. A part of a run is checked before the first begins."""
+        """Numbers with their minimum and maximum. All parts of a run are checked before the first one starts."""
         optimizer = self.optimizer
         rates = ("learning_rate", "scale_learning_rate", "muon_learning_rate")
         at_least_0 = (*rates, "weight_decay", "muon_weight_decay", "warmup_steps")
@@ -151,15 +151,14 @@ class RunConfig:
 
 
 def loss_limits(loss: Any) -> Limits:
-    """Weights of a loss are not negative."""
+    """Weights of a loss must not be negative."""
     return {f"loss.{entry.name}": (getattr(loss, entry.name), 0, None) for entry in fields(loss)}
 
 
 def read_sections(table: Mapping[str, Any], base: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The values of a table for the dataclass `kind`, those of sections (data, optimizer, ...) as objects.
+    """Convert a table to the dataclass `kind`, with its sections (data, optimizer, ...) as objects.
 
-    base: name of a section -> the object whose values hold where the table says nothing. Raises ValueError for unknown
-    keys and values of another type.
+    base: section name -> object with the defaults for that section. Raises ValueError for unknown keys and wrong types.
     """
     values = dict(table)
     for name, section in base.items():
@@ -170,7 +169,7 @@ def read_sections(table: Mapping[str, Any], base: Mapping[str, Any], kind: type)
 
 
 def _with_shapes(section: Any) -> Any:
-    """The table of a section, its "shapes", if there is a list of them, as `FrameShape`s."""
+    """A section's table, with its list of "shapes", if there is one, converted to `FrameShape` objects."""
     if not isinstance(section, dict) or not isinstance(section.get("shapes"), list | tuple):
         return section
     where = "[data] shapes[{}]"

@@ -1,9 +1,9 @@
-"""A model to train from scratch, what is done to any network before training, and its optimizers and schedule.
+"""Create a model to train from scratch, prepare any network for training, and build its optimizers and schedule.
 
-The network's own initialisation follows the reference, which starts from a pretrained encoder and at 24 blocks of
-width 1024. A small network trained from nothing needs signals of order one instead: Xavier weights, residual branches
-that matter from the first step, special tokens that differ, and a camera head whose field of view does not start
-under its ReLU, where no gradient would ever reach it.
+The network's default initialization follows the reference, which starts from a pretrained encoder and has 24 blocks of
+width 1024. A small network trained from scratch needs activations of order one instead: Xavier weights, residual
+branches with an effect from the first step, distinct special tokens, and a camera head whose field of view does not
+start in the zero region of its ReLU, where it would never get a gradient.
 """
 
 import torch
@@ -26,7 +26,7 @@ RECOMPILE_LIMIT = 64  # shapes and module variants of one compiled function; the
 
 
 def fresh_model(config: TrainingConfig) -> AnyNetwork:
-    """A model with random weights that depend on `config.seed` alone."""
+    """A model with random weights that only depend on `config.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         sizes = config.network()
@@ -52,13 +52,15 @@ def _initialise(model: AnyNetwork) -> None:
 
 
 def prepare_network(network: AnyNetwork, config: RunConfig) -> None:
-    """fp32 for the camera head, channels-last convolutions, and what `config.compile` names, in place."""
+    """Set fp32 for the camera head and channels-last convolutions, and compile what `config.compile` names, in
+    place.
+    """
     if network.camera_head is not None:
         _without_autocast(network.camera_head)
     for head in dense_heads(network):
         head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if isinstance(network, VGGT) and network.track_head is not None:
-        # No loss reads the tracks' confidence, and DDP waits for the gradient of whatever asks for one.
+        # No loss uses the tracks' confidence, and DDP waits for the gradients of all parameters that require them.
         network.track_head.tracker.conf_predictor.requires_grad_(False)
     if not config.compile:
         return
@@ -71,18 +73,20 @@ def prepare_network(network: AnyNetwork, config: RunConfig) -> None:
 
 
 def compile_blocks(network: AnyNetwork, config: RunConfig) -> None:
-    """`torch.compile` for the blocks of encoder and aggregator, in place."""
+    """Apply `torch.compile` to the blocks of the encoder and the aggregator, in place."""
     aggregator = network.aggregator
-    # Frames of several shapes have several numbers of tokens.
+    # The number of tokens differs between frame shapes.
     for block in [*aggregator.patch_embed.blocks, *aggregator.frame_blocks]:
         block.compile(dynamic=bool(config.data.shapes))
-    # The number of scenes and tokens changes with the number of views: one kernel for all.
+    # The number of scenes and tokens changes with the number of views: use one kernel for all.
     for block in blocks_between_frames(network):
         block.compile(dynamic=True)
 
 
 def _without_autocast(head: nn.Module) -> None:
-    """The camera head is tiny and its output most sensitive: it runs in the parameters' own precision."""
+    """The camera head is small and its output is sensitive to rounding, so it runs in the precision of its
+    parameters.
+    """
     forward = head.forward
 
     def in_full_precision(tokens: Tensor) -> list[Tensor]:
@@ -93,11 +97,11 @@ def _without_autocast(head: nn.Module) -> None:
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """Muon for the matrices of the blocks, where `config` gives it a rate, and AdamW for everything else.
+    """Muon for the matrices of the blocks, if `config` sets its learning rate, and AdamW for everything else.
 
-    Muon orthogonalises the update of a whole matrix (Jordan et al., 2024; scaled to AdamW's step size as in Liu et
-    al., "Muon is Scalable for LLM Training", 2025). It is not for first and last layers, which here are 9 wide, nor
-    for convolutions and vectors. AdamW decays matrices and kernels only, not vectors, tokens and position embeddings.
+    Muon orthogonalizes the update of a whole matrix (Jordan et al., 2024; scaled to AdamW's step size as in Liu et al.,
+    "Muon is Scalable for LLM Training", 2025). It is not suitable for first and last layers (9 wide here), convolutions
+    and vectors. AdamW applies weight decay to matrices and kernels, but not to vectors, tokens and position embeddings.
     """
     matrices = _block_matrices(model) if config.muon_learning_rate else []
     in_muon = set(matrices)
@@ -130,7 +134,7 @@ def _block_matrices(model: nn.Module) -> list[Tensor]:
 
 
 def rate_factor(step: int, config: OptimizerConfig) -> float:
-    """Share of the learning rate at a step: linear warmup, constant, then 1 - sqrt(progress of the decay)."""
+    """Learning rate factor at a step: linear warmup, constant, then 1 - sqrt(progress of the decay)."""
     first, last = config.first_step, config.total_steps
     decay_steps = max(1, round(config.decay_share * (last - first)))
     progress = (step - (last - decay_steps)) / decay_steps
@@ -139,5 +143,5 @@ def rate_factor(step: int, config: OptimizerConfig) -> float:
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, step: int) -> LambdaLR:
-    """The schedule as it stands before `step`."""
+    """The schedule in its state before `step`."""
     return LambdaLR(optimizer, lambda done: rate_factor(step + done, config))

@@ -1,8 +1,8 @@
-"""A trained network whose tokens another one learns to have, beside what it learns from the scenes' truth.
+"""Distillation: a network learns to match a trained network's tokens, in addition to the scenes' ground truth.
 
-The truth says of a frame's hundreds of tokens only what heads make of them, and a camera's error is mostly noise from
-one batch to the next. A teacher says what every token is to be. Source of the idea: Romero et al., "FitNets: Hints for
-Thin Deep Nets" (2015).
+The ground truth only constrains a frame's hundreds of tokens through the heads, and the camera error is mostly noise
+from batch to batch. A teacher gives a target for every token. Source: Romero et al., "FitNets: Hints for Thin Deep
+Nets" (2015).
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ SMALLEST = 1e-6  # of what errors are divided by
 
 @dataclass
 class Tokens:
-    """What an aggregator makes of images: the encoder's `patches` [F, N, C], and layers, each [B, S, P, 2C]."""
+    """Aggregator outputs: `patches` of the encoder [F, N, C], and layers, each [B, S, P, 2C]."""
 
     patches: Tensor = field(init=False)
     layers: dict[int, Tensor] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Tokens:
 
 @contextmanager
 def overheard(aggregator: nn.Module) -> Iterator[Tokens]:
-    """The tokens of the one call of an aggregator inside."""
+    """Record the tokens of the one aggregator call within the block."""
     heard = Tokens()
 
     def keep_patches(module: nn.Module, args: tuple[object, ...], patches: Tensor) -> None:
@@ -50,7 +50,7 @@ def overheard(aggregator: nn.Module) -> Iterator[Tokens]:
 
 
 class Teacher:
-    """A network that is not trained, and which of its layers each of the student's is to follow."""
+    """A frozen network, and which of its layers is the target for each of the student's layers."""
 
     def __init__(self, network: AnyNetwork, layers: Mapping[int, int]) -> None:
         """layers: the student's -> the teacher's."""
@@ -58,10 +58,10 @@ class Teacher:
         self.layers = dict(layers)
 
     def loss(self, images: Tensor, heard: Tokens) -> Tensor:
-        """How far the student's tokens of images [B, S, 3, H, W] are from the teacher's: a scalar.
+        """Distance of the student's tokens for images [B, S, 3, H, W] from the teacher's: a scalar.
 
-        Squared error over squared size of every token, the mean over tokens, then over the encoder's patches and the
-        layers that the student's heads read and the teacher has.
+        Squared error divided by squared norm for each token; the mean over tokens, then over the encoder's patches and
+        the layers that the student's heads read and the teacher has.
         """
         followed = {layer: self.layers[layer] for layer in heard.layers if layer in self.layers}
         with torch.no_grad(), overheard(self.aggregator) as wanted:
@@ -72,16 +72,16 @@ class Teacher:
 
 
 def token_error(ours: Tensor, theirs: Tensor) -> Tensor:
-    """[..., C] -> the mean over tokens of squared error over squared size, in fp32."""
+    """[..., C] -> the mean over tokens of squared error divided by squared norm, in fp32."""
     wanted = theirs.float()
     error = (ours.float() - wanted).square().sum(-1)
     return (error / wanted.square().sum(-1).clamp_min(SMALLEST)).mean()
 
 
 def find_teacher(config: TrainingConfig, device: torch.device) -> Teacher | None:
-    """The teacher that a part of a run follows, on a device, compiled as the student is; None if it follows none.
+    """The teacher of one part of a run, on a device, compiled like the student; None without a teacher.
 
-    Raises ValueError if its tokens are others than the student's by number or width.
+    Raises ValueError if the number or width of its tokens differs from the student's.
     """
     if not config.loss.teacher:
         return None

@@ -1,4 +1,4 @@
-"""Training on rendered scenes, whose geometry is known: what `loop.Loop` learns, and from what."""
+"""Training on rendered scenes with known geometry: the model, data and losses for `loop.Loop`."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,7 +21,7 @@ from vggt_int8.training.validation import validate
 
 
 class Trainer(Loop):
-    """One run. `out` gets `checkpoint/` and `log.jsonl`; a checkpoint found there is resumed."""
+    """One run. `out` gets `checkpoint/` and `log.jsonl`; an existing checkpoint is resumed."""
 
     config: TrainingConfig
 
@@ -58,7 +58,9 @@ class Trainer(Loop):
         return validate(self.network, self.config.data, self.config.validation, scenes=scenes)
 
     def check_resumable(self, facts: dict[str, Any]) -> None:
-        """Raises ValueError if the checkpoint is of another network, and tells what else is set differently now."""
+        """Raises ValueError if the checkpoint belongs to another network, and reports other settings that have
+        changed.
+        """
         stored = config_in(facts, self.checkpoint)
         if difference := first_difference(stored.network(), self.config.network()):
             key, found, wanted = difference
