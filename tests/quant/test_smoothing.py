@@ -275,7 +275,7 @@ def test_recipes_that_cannot_be_smoothed() -> None:
         Recipe(smoothing=True)
     with pytest.raises(RecipeError, match="has no effect: no layer is INT8"):
         Recipe(weights="keep", smoothing="weights")
-    with pytest.raises(RecipeError, match="there is none for a Sequential: leave smoothing = 0"):
+    with pytest.raises(RecipeError, match="there is none for a Sequential: leave both out"):
         quantize(nn.Sequential(nn.Linear(4, 4)), Recipe(smoothing="weights"))
 
 

@@ -63,8 +63,8 @@ def find_seams(model: nn.Module, plan: Mapping[str, LayerPlan], recipe_name: str
     family = _family(model, modules)
     if family is None:
         raise RecipeError(
-            f"recipe {recipe_name!r}: smoothing needs a map that says what reads what, and there is none for a "
-            f"{type(model).__name__}: leave smoothing = 0",
+            f"recipe {recipe_name!r}: smoothing and the observer 'per_channel' need a map that says what reads what, "
+            f"and there is none for a {type(model).__name__}: leave both out",
             "smoothing",
         )
     found = [seam for seam in _seams_of(family, modules) if _takes_part(seam, modules, plan)]
