@@ -26,31 +26,43 @@ _BLOCK = 128  # columns whose errors are propagated to all later columns in one 
 def round_by_inputs(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
     """weight [N, K] float, scale [N, 1], Gram matrix of the inputs [K, K] fp64 -> codes [N, K] int8.
 
-    Columns are processed in the order of decreasing input energy, so that the most important ones have the most columns
-    left to compensate their error. Without any input energy, all weights are rounded to nearest. Raises `ValueError` if
-    the Gram matrix has another size.
+    The column whose input is largest comes first: it has the most columns behind it. Inputs that are zero throughout
+    leave nothing to choose by, so all of these round to the nearest code. Raises `ValueError` for another K.
     """
     n, k = weight.shape
     if gram.shape != (k, k):
         raise ValueError(f"the Gram matrix is {list(gram.shape)} for a layer of {k} inputs: it must be [{k}, {k}]")
     order = gram.diagonal().argsort(descending=True, stable=True)
     factor = _cholesky_of_inverse(gram[order][:, order])
-    floats, steps = weight.double()[:, order], scale.double().view(n, 1)
-    largest = floats.abs().argmax(dim=1, keepdim=True)
-    kept = (floats.gather(1, largest) / steps).round_()
-    codes = torch.empty(n, k, dtype=torch.int8, device=weight.device)
+    factor /= factor.diagonal().unsqueeze(1).clone()  # row j: what columns behind j take for a lost step of column j
+    # Columns of the weight in steps, each in one piece [K, N]: the scale is the same for all of a row's columns.
+    columns = (weight.double()[:, order] / scale.double().view(n, 1)).t().contiguous()
+    largest = columns.abs().argmax(dim=0, keepdim=True)
+    kept = columns.gather(0, largest).round_().squeeze(0)
+    is_kept = torch.zeros(k, n, dtype=torch.bool, device=weight.device).scatter_(0, largest, True)
     for begin in range(0, k, _BLOCK):
         end = min(begin + _BLOCK, k)
-        lost = torch.empty(n, end - begin, dtype=torch.float64, device=weight.device)
-        for column in range(begin, end):
-            exact = floats[:, column : column + 1]
-            rounded = torch.where(largest == column, kept, exact / steps).round_().clamp_(-CODE_MAX, CODE_MAX)
-            codes[:, order[column]] = rounded.view(-1).to(torch.int8)
-            error = (exact - rounded * steps) / factor[column, column]
-            floats[:, column:end] -= error * factor[column, column:end]
-            lost[:, column - begin] = error.view(-1)
-        floats[:, end:] -= lost @ factor[begin:end, end:]
+        lost = _round_block(columns[begin:end], factor[begin:end, begin:end], kept, is_kept[begin:end])
+        columns[end:].addmm_(factor[begin:end, end:].t(), lost, alpha=-1)
+    codes = torch.empty(n, k, dtype=torch.int8, device=weight.device)
+    codes[:, order] = columns.t().to(torch.int8)
     return codes
+
+
+def _round_block(columns: Tensor, factor: Tensor, kept: Tensor, is_kept: Tensor) -> Tensor:
+    """Round columns [B, N] in place, one after the other, and return what each has lost, [B, N], all in steps.
+
+    factor [B, B]: its row j is what later columns take for a step that column j lost. kept [N]: the codes of weights
+    that are not to move, where is_kept [B, N]. On a GPU launches are what it takes: five for a column.
+    """
+    takes = factor.t().contiguous()
+    lost = torch.empty_like(columns)
+    for j, column in enumerate(columns):
+        exact = torch.addmv(column, lost[:j].t(), takes[j, :j], alpha=-1)
+        torch.round(exact, out=column).clamp_(-CODE_MAX, CODE_MAX)
+        torch.where(is_kept[j], kept, column, out=column)
+        torch.sub(exact, column, out=lost[j])
+    return lost
 
 
 def _cholesky_of_inverse(gram: Tensor) -> Tensor:

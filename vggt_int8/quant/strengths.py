@@ -28,7 +28,7 @@ class InputSample:
     def __init__(self) -> None:
         self.count = 0
         self._squares: Tensor | None = None
-        self._rows: list[Tensor] = []
+        self._rows: Tensor | None = None
         self._stride = 1
 
     def add(self, x: Tensor) -> None:
@@ -36,11 +36,13 @@ class InputSample:
         squares = x.double().square().sum(0)
         self._squares = squares if self._squares is None else self._squares + squares
         first = -self.count % self._stride
-        self._rows += list(x[first :: self._stride].float().clone())
+        taken = x[first :: self._stride].float()
+        rows = taken.clone() if self._rows is None else torch.cat([self._rows, taken])
         self.count += len(x)
-        while len(self._rows) >= 2 * ROWS:
-            self._rows = [row.clone() for row in self._rows[::2]]
+        while len(rows) >= 2 * ROWS:
+            rows = rows[::2].clone()
             self._stride *= 2
+        self._rows = rows
 
     @property
     def sizes(self) -> Tensor:
@@ -51,8 +53,10 @@ class InputSample:
 
     @property
     def rows(self) -> Tensor:
-        """[R, K] fp32, in their original order."""
-        return torch.stack(self._rows)
+        """[R, K] fp32, in their original order. Raises ValueError if nothing was added."""
+        if self._rows is None:
+            raise ValueError("no input was seen, so that none of its rows were kept")
+        return self._rows
 
 
 def output_error(weight: Tensor, x: Tensor, f: Tensor, scheme: Scheme) -> float:
