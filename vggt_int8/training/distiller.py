@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_int8.calibration import facts_problem
 from vggt_int8.eval.metrics import ScoreKeeper
 from vggt_int8.model.families import AnyNetwork
 from vggt_int8.model.layers import LayerScale
@@ -23,6 +24,7 @@ from vggt_int8.training.qat_config import QatConfig
 from vggt_int8.training.views import Source, Views
 
 NOT_DISTILLED = {"track", "text"}  # heads whose outputs no loss reads: they are quantized as they are
+CALIBRATION = "calibration"  # what a checkpoint calls its facts of calibration
 # Settings that say what a loss of the validation is: losses before and after another one could not be compared.
 MEASURE = {"validation.scenes", "validation.views", "validation.frames_per_batch", "data.size", "data.supersample"}
 
@@ -46,12 +48,14 @@ class Distiller(Loop):
         teacher: AnyNetwork,
         source: Source,
         origin: dict[str, Any],
+        seen: dict[str, Any] | None = None,
         *,
         quiet: bool = False,
     ) -> None:
         """student: with fake-quantized layers, see `quant.fake`.
         teacher: the same network without them.
         origin: plain data that identifies what both were made of; a resumed checkpoint must have the same.
+        seen: facts of the student's calibration, which its checkpoints keep for a run that is resumed.
         """
         if config.cuda_graph and any(fake.scheme.outlier_threshold for _, fake in fake_layers(student)):
             raise ValueError(
@@ -64,7 +68,7 @@ class Distiller(Loop):
             name = "activation_checkpointing_enable"
             enable = getattr(student, name if hasattr(student, name) else "gradient_checkpointing_enable")
             enable({"use_reentrant": False})
-        self.source, self.origin = source, origin
+        self.source, self.origin, self.seen = source, origin, seen
         super().__init__(config, out, student, quiet=quiet)
         # In training mode it tells the poses of all refinements; it has nothing that is random.
         self.teacher = teacher.to(self.device).requires_grad_(False).train()
@@ -138,7 +142,7 @@ class Distiller(Loop):
             self.console.print(line, highlight=False)
 
     def remembered(self) -> dict[str, Any]:
-        return {"origin": self.origin}
+        return {"origin": self.origin, CALIBRATION: self.seen}
 
     def _read_best(self) -> dict[str, Any] | None:
         if self.step == 0 or not find_checkpoint(self.accelerator, self.best_folder):
@@ -161,6 +165,9 @@ def changes_since(facts: dict[str, Any], checkpoint: Path, origin: dict[str, Any
         before = made_of.get(key) if isinstance(made_of, dict) else None
         if before != now:
             raise ValueError(f"{checkpoint} is of another {key} ({shown(before)}, not {shown(now)}): {way_out}")
+    seen = facts.get(CALIBRATION)
+    if seen is not None and (problem := facts_problem(seen)) is not None:
+        raise ValueError(f"{checkpoint / 'trainer.json'} is damaged: in its calibration {problem}")
     stored = facts.get("config")
     if not isinstance(stored, dict):
         raise ValueError(f"{checkpoint / 'trainer.json'} is damaged: its config is {shown(stored)}, not a table")

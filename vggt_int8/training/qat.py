@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vggt_int8.calibration import Calibration
+from vggt_int8.calibration import Calibration, static_layers
 from vggt_int8.files import write_whole
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.model.families import AnyNetwork, network_class
@@ -32,7 +32,7 @@ from vggt_int8.quant.quantize import plan_module
 from vggt_int8.quant.smoothing import fold_
 from vggt_int8.recipe import Recipe, load_recipe
 from vggt_int8.training.checkpoint import read_facts
-from vggt_int8.training.distiller import Distiller, changes_since
+from vggt_int8.training.distiller import CALIBRATION, Distiller, changes_since
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
 from vggt_int8.training.qat_config import QatConfig, read_table, settings_for
@@ -102,14 +102,19 @@ def train_qat(
     plan = make_plan(teacher, recipe)
     # Weights that were trained become the codes that are nearest to them, wherever they began.
     begun = replace(recipe, rounding=settings.start) if recipe.activations_asked - {""} else recipe
-    if calibration is None and begun.needs_calibration:
-        calibration = source.calibration(settings, recipe.calibration_samples)
     origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "start": settings.start, "data": source.facts()}
     checkpoint = out / RUN / "checkpoint"
-    if (checkpoint / "trainer.json").is_file():  # what it cannot go on with is said before it is calibrated
-        changes_since(read_facts(checkpoint), checkpoint, origin, settings)
-    student, found = prepare_student(teacher, plan, begun, calibration)
-    distiller = Distiller(settings, out / RUN, student, teacher, source, origin, quiet=quiet)
+    before = read_facts(checkpoint) if (checkpoint / "trainer.json").is_file() else {}
+    if before:  # what it cannot go on with is said first
+        changes_since(before, checkpoint, origin, settings)
+    if CALIBRATION in before:
+        student, seen = student_to_resume(teacher, plan), before[CALIBRATION]
+    else:
+        if calibration is None and begun.needs_calibration:
+            calibration = source.calibration(settings, recipe.calibration_samples)
+        student, found = prepare_student(teacher, plan, begun, calibration)
+        seen = None if found is None else found.facts
+    distiller = Distiller(settings, out / RUN, student, teacher, source, origin, seen, quiet=quiet)
     reason = distiller.train(RunLimits(max_minutes, save_minutes=save_minutes))
     step, accelerator = distiller.step, distiller.accelerator
     if not accelerator.is_main_process:
@@ -118,7 +123,7 @@ def train_qat(
     best = distiller.restore_best()
     student = distiller.network.cpu()
     end = QatEnd(step, settings.optimizer.total_steps, reason, best["step"], best["loss"], best["start_loss"])
-    write_int8(student, recipe, out, training_facts(settings, source, end), found)
+    write_int8(student, recipe, out, training_facts(settings, source, end), seen)
     accelerator.end_training()
     return end
 
@@ -126,7 +131,7 @@ def train_qat(
 def prepare_student(
     teacher: AnyNetwork, plan: dict[str, LayerPlan], recipe: Recipe, calibration: Any
 ) -> tuple[AnyNetwork, Calibration | None]:
-    """A copy of the teacher with fake-quantized layers, and the calibration of its static scales.
+    """A copy of the teacher with fake-quantized layers, and its calibration, if it needs one.
 
     Factors that the recipe folds are folded first, which does not change the floating-point function: they are trained
     with the weights. Weights that the recipe rounds by their inputs start at values that are encoded as the resulting
@@ -142,6 +147,13 @@ def prepare_student(
         layer.weight.data = weight_for_codes(layer.weight.data, codes, scheme.rotation_of(layer.in_features))
     fake_quantize(student, plan, {} if found is None else found.scales)
     return student, found
+
+
+def student_to_resume(teacher: AnyNetwork, plan: dict[str, LayerPlan]) -> AnyNetwork:
+    """The same for a checkpoint to fill, which holds all that a calibration finds: folded factors, scales, weights."""
+    student = copy_of(teacher).to(Accelerator().device)
+    fake_quantize(student, plan, {name: torch.ones(of.input_scales) for name, of in static_layers(plan).items()})
+    return student
 
 
 def plain_network(model: str) -> AnyNetwork:
@@ -204,16 +216,17 @@ def training_facts(config: QatConfig, source: Source, end: QatEnd) -> dict[str, 
 
 
 def write_int8(
-    student: AnyNetwork, recipe: Recipe, out: Path, facts: dict[str, Any], found: Calibration | None
+    student: AnyNetwork, recipe: Recipe, out: Path, facts: dict[str, Any], seen: dict[str, Any] | None
 ) -> None:
-    """A network with fake layers as an INT8 checkpoint with a model card. The network becomes a plain one.
+    """Write a network with fake-quantized layers as an INT8 checkpoint with a model card. `student` becomes a plain
+    network.
 
-    found: its calibration, whose ranges are told as training has left them.
+    seen: facts of its calibration; the stored ranges are those after training.
     """
-    scales = restore(student)
-    if found is not None:
+    scales, found = restore(student), None
+    if seen is not None:
         ranges = {name: (CODE_MAX * scale).tolist() for name, scale in scales.items()}
-        found = Calibration(scales, {**found.facts, "ranges": ranges})
+        found = Calibration(scales, {**seen, "ranges": ranges})
     model = network_of(student.state_dict(), student.config, int8_class(type(student.config))).eval()
     install(model, plan_module(model, recipe), recipe, "auto", {}, found)
     model.config.quantization_config.training = facts

@@ -167,7 +167,7 @@ def test_two_processes_train_together(model: Path, photos: Path, config: Path, t
 def test_static_scales_are_found_learned_and_written(
     model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    totals = iter([3.0, 2.0, 1.0])  # so that the last step is the best
+    totals = iter([3.0, 2.0, 1.0, 1.0])  # so that the last step is the best
     monkeypatch.setattr(Distiller, "score", lambda *_: {"2 views": {"total": next(totals)}})
     qat.train_qat(str(model), [photos], tmp_path / "out", "int8_static_rotated", config=config, quiet=True)
     loaded = VGGTInt8.from_pretrained(tmp_path / "out")
@@ -185,6 +185,14 @@ def test_static_scales_are_found_learned_and_written(
         assert torch.allclose(scale, before, rtol=5e-3), "three steps at a rate of 1e-3"
         changed += not torch.allclose(scale, before, rtol=1e-5)
     assert changed > len(facts["ranges"]) / 2
+    # The same command again goes on from its checkpoint, which has all that calibration finds.
+    monkeypatch.setattr(qat, "prepare_student", lambda *_: pytest.fail("it was calibrated again"))
+    state = weights(tmp_path / "out")
+    qat.train_qat(str(model), [photos], tmp_path / "out", "int8_static_rotated", config=config, quiet=True)
+    again = weights(tmp_path / "out")
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+    assert VGGTInt8.from_pretrained(tmp_path / "out").config.quantization_config.calibration == facts
 
 
 @pytest.mark.slow
