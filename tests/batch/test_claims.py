@@ -77,11 +77,15 @@ def test_a_dead_process_on_this_machine_is_not_waited_for(tmp_path: Path) -> Non
     if child == 0:
         with Claims(tmp_path) as claims:
             claims.take("kitchen")
+            claims.take("cellar")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    with Claims(tmp_path) as ours:
+    with Claims(tmp_path) as ours, Claims(tmp_path) as theirs:
         assert (tmp_path / "kitchen.claim").exists()
         assert ours.take("kitchen")
+        elsewhere(tmp_path, "garden")
+        theirs.remove_abandoned()
+        assert sorted(path.stem for path in tmp_path.glob("*.claim")) == ["garden", "kitchen"]
 
 
 def test_a_process_id_that_was_given_again_is_another_process() -> None:

@@ -139,6 +139,13 @@ class Claims:
         # Check all, so that they are observed concurrently.
         return sum(self._is_stale(path) for path in theirs) < len(theirs)
 
+    def remove_abandoned(self) -> None:
+        """Remove the claims that killed processes of this machine have left."""
+        for path in sorted(self.folder.glob("*.claim")):
+            content = self._content(path)
+            if self._is_abandoned(content):
+                self._remove(path, content.get("token"))
+
     def release_all_of(self, token: str) -> list[str]:
         """Remove the claims of a process that is known to be gone; returns their names."""
         found = [path for path in sorted(self.folder.glob("*.claim")) if self._content(path).get("token") == token]
@@ -181,10 +188,14 @@ class Claims:
         seen = self._seen.get(path.stem)
         if seen is None or seen.mark != mark:
             self._seen[path.stem] = seen = _Seen(mark, now)
-        holder = self._content(path).get("holder")
-        if isinstance(holder, dict) and holder.keys() == asdict(self.holder).keys() and Holder(**holder).is_gone():
-            return True
-        return now - seen.since > self._stale_after
+        return self._is_abandoned(self._content(path)) or now - seen.since > self._stale_after
+
+    def _is_abandoned(self, content: dict[str, Any]) -> bool:
+        """Whether the process that a claim names has run on this machine and has ended."""
+        holder = content.get("holder")
+        if not isinstance(holder, dict) or holder.keys() != asdict(self.holder).keys():
+            return False
+        return Holder(**holder).is_gone()
 
     def _remove(self, path: Path, before: str | None) -> bool:
         """Rename the stale claim of token `before` away; returns False if it was another one by then, which is put

@@ -59,6 +59,7 @@ def supervise(
     """
     slots = [_Slot(command) for command in commands]
     with Claims(board.state / "workers") as alive, _ending(slots):
+        alive.remove_abandoned()
         alive.take(alive.token)
         for slot in slots:
             _start(board, slot, len(slots))
