@@ -213,7 +213,7 @@ def test_attention_is_ranked_by_layer_and_becomes_a_recipe(cli, small: Path, tmp
     assert "has 4 images, so 4 key frames are all of them" in few
     found = json.loads(cli(*common, "--keyframes", 2, "--error", 99, "--json"))
     changes = {(change["unit"], change["choice"]): change["errors"] for change in found["changes"]}
-    assert len(changes) == 4 + 4 + 1
+    assert len(changes) == 2 + 2 + 1
     assert all(errors["depth"] > 0 for errors in changes.values())
     recipe = load_recipe(out / "recipe.toml")
     assert list(recipe.global_attention) == found["global_attention"]

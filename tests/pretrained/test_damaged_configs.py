@@ -55,7 +55,7 @@ SIZES: list[tuple[dict[str, Any], str]] = [
     ({"img_size": 14 * 10**8}, "img_size must be at most 16384"),
     ({"embed_dim": 2**40}, "embed_dim must be at most 32768"),
     ({"embed_dim": 10**4000}, "embed_dim must be at most 32768"),
-    ({"embed_dim": 32768, "depth": 256, "dpt_layers": [0, 1, 2, 3]}, "make 6.74e.12 parameters"),
+    ({"embed_dim": 32768, "depth": 256, "dpt_layers": [0, 1, 2, 3]}, "make 6.68e.12 parameters"),
     ({"mlp_ratio": 1e300}, "mlp_ratio must be at most 64"),
     ({"rope_freq": 1e300}, "rope_freq must be at most"),
     ({"dpt_features": 2**20}, "dpt_features must be at most 16384"),

@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 def shards(tmp_path_factory: pytest.TempPathFactory, bare_checkpoint: Path) -> Path:
     """The golden network in several files. Read only."""
     folder = tmp_path_factory.mktemp("shards") / "fp32"
-    VGGTInt8.from_pretrained(bare_checkpoint).save_pretrained(folder, max_shard_size="900KB")
+    VGGTInt8.from_pretrained(bare_checkpoint).save_pretrained(folder, max_shard_size="450KB")
     return folder
 
 

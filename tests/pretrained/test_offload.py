@@ -28,7 +28,9 @@ MIXED = {
     "point_head": "disk",
     "track_head": "disk",
 }
-BARE_MIXED = {name: place for name, place in MIXED.items() if name not in ("point_head", "track_head")}
+BARE_MIXED = {
+    name: place for name, place in MIXED.items() if not name.startswith(("point_", "track_")) and name[-1] not in "23"
+}
 
 
 def assert_same_outputs(a: VGGTInt8, b: VGGTInt8, images: Tensor, points: Tensor | None = None) -> None:
@@ -114,7 +116,7 @@ def test_an_offloaded_model_is_saved_whole(tmp_path: Path, bare_int8: Path, whol
             accelerate.cpu_offload(model, execution_device=CPU)
         else:
             accelerate.disk_offload(model, folder, execution_device=CPU)
-    model.save_pretrained(tmp_path / "saved", max_shard_size="400KB")
+    model.save_pretrained(tmp_path / "saved", max_shard_size="200KB")
     want = whole.state_dict()
     got = VGGTInt8.from_pretrained(tmp_path / "saved").state_dict()
     for name, tensor in want.items():

@@ -27,7 +27,7 @@ class Saver(threading.Thread):
 
     def run(self) -> None:
         while not self.over.is_set():
-            for model, size in zip(self.models, ("5GB", "300KB"), strict=True):
+            for model, size in zip(self.models, ("5GB", "150KB"), strict=True):
                 model.save_pretrained(self.folder, max_shard_size=size)
                 self.saves += 1
 
