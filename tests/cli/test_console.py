@@ -200,5 +200,5 @@ def test_progress_bars_of_libraries_are_restored() -> None:
 @pytest.mark.parametrize("command", ["quantize", "run", "compare"])
 def test_help_states_the_defaults_of_device_and_dtype(cli, command: str) -> None:
     text = " ".join(cli(command, "--help").replace("│", " ").split())
-    assert "by default cuda where there is one" in text
+    assert "by default cuda if available" in text
     assert command == "quantize" or "by default fp16 on cuda and fp32 on cpu" in text

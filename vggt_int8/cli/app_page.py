@@ -28,10 +28,10 @@ def app_page(
         int, typer.Option(help="Images, or frames of a video, of one reconstruction.", **options.between(1))
     ] = 32,
     max_upload_mb: Annotated[
-        float, typer.Option(help="Largest file that is taken, in millions of bytes.", **options.between(0.001, 1e6))
+        float, typer.Option(help="Largest accepted file, in millions of bytes.", **options.between(0.001, 1e6))
     ] = 200.0,
     keep_minutes: Annotated[
-        float, typer.Option(help="Until what visitors brought and got is deleted.", **options.between(1))
+        float, typer.Option(help="Time after which uploads and results are deleted.", **options.between(1))
     ] = 60.0,
     open_browser: pages.OpenBrowser = False,
     as_json: options.Json = False,

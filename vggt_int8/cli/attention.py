@@ -11,16 +11,16 @@ GlobalAttention = Annotated[
     str | None,
     typer.Option(
         "--global-attention",
-        help="What queries see across frames: exact (all tokens), keyframes (those of --keyframes frames: faster above "
-        f"some 40 images), auto (exact, or keyframes from {AUTO_FRAMES} images on), frames (their own frame), or by "
-        "layer, such as frames:9,keyframes:15. By default as the recipe has it.",
+        help="Attention scope across frames: exact (all tokens), keyframes (tokens of --keyframes frames: faster above "
+        f"about 40 images), auto (exact, or keyframes from {AUTO_FRAMES} images on), frames (their own frame), or by "
+        "layer, such as frames:9,keyframes:15. By default as in the recipe.",
         **{**options.checked(lambda text: check_words(words_of(text)), WORDS), "metavar": "WORD"},
     ),
 ]
 Keyframes = Annotated[
     int | None,
     typer.Option(
-        "--keyframes", help="How many key frames, with --global-attention keyframes (40).", **options.between(1)
+        "--keyframes", help="Number of key frames, with --global-attention keyframes (40).", **options.between(1)
     ),
 ]
 

@@ -32,18 +32,22 @@ COLUMNS = ("images", "seconds", "points")
 def batch(
     model: Model,
     scenes: Annotated[
-        Path, typer.Argument(help="A folder with one folder of images, or one video, a scene.", show_default=False)
+        Path,
+        typer.Argument(help="A folder that contains a folder of images or a video for each scene.", show_default=False),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the results, a folder a scene; shared by all who help.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Output folder, with a folder for each scene; shared by all processes and machines."
+        ),
     ],
     recipe: Recipe = None,
     backend: Backend = "auto",
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where to compute, several times for several GPUs; by default all of this machine, under a launcher "
-            "the one of each process.",
+            help="Device; repeatable for several GPUs. By default all GPUs of this machine, or under a launcher "
+            "the GPU of each process.",
             **options.repeatable(options.device_option()),
         ),
     ] = None,
@@ -55,7 +59,7 @@ def batch(
         str | None,
         typer.Option(
             "--images",
-            help="The folder in each scene's folder that has its images; by default the scene's own, or images.",
+            help="Subfolder of each scene's folder that contains its images; by default the folder itself, or images.",
             show_default=False,
         ),
     ] = None,
@@ -69,18 +73,16 @@ def batch(
     tracks: TrackCount = None,
     refine: Refine = False,
     save_scene: Annotated[
-        bool, typer.Option("--save-scene/--no-scene", help="Also the scene itself, for `export` and `view`.")
+        bool, typer.Option("--save-scene/--no-scene", help="Also save the scene itself, for `export` and `view`.")
     ] = True,
     max_megapixels: MaxMegapixels = None,
     fast_jpeg: FastJpeg = False,
     fps: Fps = None,
     every: Every = None,
     sharpest: Sharpest = False,
-    retries: Annotated[
-        int, typer.Option(help="Attempts at a scene after the first failed one.", **options.between(0, 1000))
-    ] = 1,
+    retries: Annotated[int, typer.Option(help="Number of retries for a failed scene.", **options.between(0, 1000))] = 1,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try scenes again that an earlier run gave up.")
+        bool, typer.Option("--retry-failed", help="Retry scenes that failed in an earlier run.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

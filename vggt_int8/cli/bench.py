@@ -64,22 +64,24 @@ def bench(
             **options.checked(lambda text: height_and_width(text)),
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Timed work per row; 0 times the first call alone.")] = 1.0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File that rows are appended to, as JSON lines.")] = Path(
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Duration of the measurement per row; 0 measures only the first call.")
+    ] = 1.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to which rows are appended, as JSON lines.")] = Path(
         "vggt-int8-bench.jsonl"
     ),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Leave out what the file has a time for, from this machine.")
+        bool, typer.Option("--resume", help="Skip measurements that the file already contains, from this machine.")
     ] = False,
     device: Device = None,
     memory_gb: Annotated[
-        float | None, typer.Option(help="Measure as on a GPU of so many GB (1e9 bytes).", show_default=False)
+        float | None, typer.Option(help="Limit the GPU memory to this many GB (1e9 bytes).", show_default=False)
     ] = None,
     compile_limit: Annotated[
-        float, typer.Option(min=1, help="Seconds that torch.compile may take before a row is given up.")
+        float, typer.Option(min=1, help="Time limit for torch.compile per row, in seconds.")
     ] = 180.0,
     profile: Annotated[
-        Path | None, typer.Option(help="Folder for a table of kernels per row.", show_default=False)
+        Path | None, typer.Option(help="Folder for a table of kernel times per row.", show_default=False)
     ] = None,
     as_json: options.Json = False,
 ) -> None:

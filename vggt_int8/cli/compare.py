@@ -49,13 +49,13 @@ def compare(
     ],
     model_b: Annotated[
         str,
-        typer.Argument(help="The model that is measured.", show_default=False, autocompletion=options.offer_embedded),
+        typer.Argument(help="Model to measure.", show_default=False, autocompletion=options.offer_embedded),
     ],
     images: Images,
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", "-r", help="Quantize MODEL_B by this recipe while loading.", **options.recipe_option()
+            "--recipe", "-r", help="Quantize MODEL_B with this recipe while loading.", **options.recipe_option()
         ),
     ] = None,
     backend: Backend = "auto",

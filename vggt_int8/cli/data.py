@@ -38,8 +38,8 @@ def data_eth3d(
             **options.list_option("part", *ETH3D_PARTS),
         ),
     ] = "images,depth,scan",
-    site: Annotated[str | None, typer.Option(help="Address of a mirror of the archives.", show_default=False)] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the archives beside the scenes.")] = False,
+    site: Annotated[str | None, typer.Option(help="URL of a mirror of the archives.", show_default=False)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the archives next to the scenes.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Download scenes of ETH3D (photographs, poses, depth, laser scans); what is there is not fetched again.

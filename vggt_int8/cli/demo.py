@@ -55,7 +55,7 @@ class Row:
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("vggt-int8-demo"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder of other things, too; they stay.")
+        bool, typer.Option("--overwrite", help="Also write to a folder with other contents, which are kept.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -17,7 +17,7 @@ SIZES = ((294, 518), (392, 518), (518, 518))  # 16:9, 4:3 and square photographs
 
 def doctor(
     skip_run: Annotated[
-        bool, typer.Option("--skip-run", help="Look only: do not run the embedded model, which takes seconds.")
+        bool, typer.Option("--skip-run", help="Skip the trial run of the embedded model, which takes seconds.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -45,12 +45,14 @@ def estimate(
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(help="Also what so many frames take; exit code 1 if they fit nowhere.", **options.between(1)),
+        typer.Option(
+            help="Also show the memory for this number of frames; exit code 1 if they never fit.", **options.between(1)
+        ),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            help="Height x width of the images in the model, pixels; by default photographs of 4:3 as `run` fits them.",
+            help="Height x width of the model's images in pixels; by default 4:3 photographs as `run` resizes them.",
             metavar="HxW",
             **options.checked(lambda text: height_and_width(text)),
         ),
@@ -58,14 +60,17 @@ def estimate(
     memory_gb: Annotated[
         list[float] | None,
         typer.Option(
-            help="Memory of the GPU as cards are sold (a 12 GB card has 12 GiB); several times for several.",
+            help="Nominal memory of the GPU (a 12 GB card has 12 GiB); repeatable.",
             show_default=False,
             **options.each_between(1),
         ),
     ] = None,
     keyframes: Annotated[
         int | None,
-        typer.Option(help="Under global attention to so many key frames; by default exact.", **options.between(1)),
+        typer.Option(
+            help="Assume global attention to this number of key frames; by default exact attention.",
+            **options.between(1),
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

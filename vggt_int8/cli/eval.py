@@ -44,17 +44,22 @@ def eval_models(
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            "--recipe", "-r", help="Also the first model under this recipe; repeatable.", **options.recipes_option()
+            "--recipe",
+            "-r",
+            help="Also score the first model with this recipe; repeatable.",
+            **options.recipes_option(),
         ),
     ] = None,
     scenes: Annotated[
         int | None,
-        typer.Option(help="How many; by default 32, of a folder all.", show_default=False, **options.between(1)),
+        typer.Option(
+            help="Number of scenes; by default 32, or all of a folder.", show_default=False, **options.between(1)
+        ),
     ] = None,
     views: Annotated[
         int | None,
         typer.Option(
-            help="Images of a scene; by default 8 of synthetic ones, of others all; these are evenly spread.",
+            help="Images per scene, evenly spread; by default 8 for synthetic scenes and all for others.",
             show_default=False,
             **options.between(1),
         ),
@@ -63,19 +68,21 @@ def eval_models(
     split: Annotated[
         str | None,
         typer.Option(
-            help="Of the synthetic scenes; by default held_out.",
+            help="Split of the synthetic scenes; by default held_out.",
             show_default=False,
             **options.choice("split", *options.SPLITS),
         ),
     ] = None,
-    points: Annotated[int, typer.Option(help="Most points of a scene's clouds.", **options.between(3))] = 5000,
-    icp: Annotated[bool, typer.Option("--icp", help="Refine the alignment of clouds by closest points.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the intervals and of the points.", **options.seed_option())] = 0,
+    points: Annotated[
+        int, typer.Option(help="Maximum number of points of a scene's point clouds.", **options.between(3))
+    ] = 5000,
+    icp: Annotated[bool, typer.Option("--icp", help="Refine the alignment of point clouds with ICP.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed for the intervals and the points.", **options.seed_option())] = 0,
     backend: Backend = "auto",
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make predictions anew that other settings have made.")
+        bool, typer.Option("--overwrite", help="Replace predictions that were made with other settings.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def export(
     folder: Annotated[
-        Path, typer.Argument(help="The folder of a `vggt-int8 run`, or of a scene of a batch.", show_default=False)
+        Path, typer.Argument(help="Output folder of `vggt-int8 run`, or of a scene of a batch.", show_default=False)
     ],
     format: formats.Formats,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Another folder for the results; by default they go to that of the run."),
+        typer.Option("--out", "-o", help="Output folder; by default the folder of the run."),
     ] = None,
     points: formats.Points = None,
     confidence_percentile: formats.ConfidencePercentile = 25.0,

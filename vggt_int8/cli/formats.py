@@ -32,7 +32,7 @@ Formats = Annotated[
 Points = Annotated[
     str | None,
     typer.Option(
-        help="Points from depth and cameras, or from the point head (world_points); by default depth if there is.",
+        help="Points from depth and cameras, or from the point head (world_points); by default depth if available.",
         **options.choice("source of points", *options.POINTS),
     ),
 ]
@@ -49,7 +49,7 @@ MinConfidence = Annotated[
 Edges = Annotated[
     float | None,
     typer.Option(
-        help="Leave out points around which depth changes by more than this part of itself, such as 0.05.",
+        help="Leave out points around which depth changes by more than this fraction, such as 0.05.",
         **options.between(0),
     ),
 ]
@@ -62,7 +62,7 @@ Voxel = Annotated[
 MaxPoints = Annotated[
     int | None,
     typer.Option(
-        help="A random subset of at most so many points; by default all in ply, 1,000,000 in glb, 100,000 in colmap "
+        help="A random subset of at most this many points; by default all in ply, 1,000,000 in glb, 100,000 in colmap "
         "and transforms.",
         **options.between(1),
     ),
@@ -70,24 +70,27 @@ MaxPoints = Annotated[
 Masks = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with a mask per image, of its name: white is kept, black is left out.", show_default=False
+        help="Folder with a mask for each image, with the same name: white is kept, black is left out.",
+        show_default=False,
     ),
 ]
-Normals = Annotated[bool, typer.Option("--normals", help="Normals in points.ply.")]
+Normals = Annotated[bool, typer.Option("--normals", help="Write normals to points.ply.")]
 SharedCamera = Annotated[
-    bool, typer.Option("--shared-camera", help="One camera for all images in colmap, of median focal length.")
+    bool, typer.Option("--shared-camera", help="One camera for all images in colmap, with the median focal length.")
 ]
 CopyImages = Annotated[
     bool,
     typer.Option(
         "--copy-images",
-        help="Copy the original images beside the exports; those that are stored turned are written upright.",
+        help="Copy the original images next to the exports; images with an EXIF orientation are written upright.",
     ),
 ]
 LinkImages = Annotated[bool, typer.Option("--link-images", help="The same with links instead of copies.")]
 ImageScales = Annotated[
     str | None,
-    typer.Option(help="Also smaller copies, in images_N: of 2, 4 and 8.", **options.list_option("scale", *SCALES)),
+    typer.Option(
+        help="Also write smaller copies to images_N, for N of 2, 4 and 8.", **options.list_option("scale", *SCALES)
+    ),
 ]
 
 

@@ -29,17 +29,16 @@ Fps = Annotated[
         **options.between(0.001, 1000),
     ),
 ]
-Every = Annotated[int | None, typer.Option(help="Of a video, every so-manieth frame instead.", **options.between(1))]
-Start = Annotated[float | None, typer.Option(help="Of a video, from this second on.", **options.between(0))]
-End = Annotated[float | None, typer.Option(help="Of a video, up to this second.", **options.between(0))]
+Every = Annotated[int | None, typer.Option(help="For a video: every N-th frame instead.", **options.between(1))]
+Start = Annotated[float | None, typer.Option(help="For a video: start at this second.", **options.between(0))]
+End = Annotated[float | None, typer.Option(help="For a video: end at this second.", **options.between(0))]
 Sharpest = Annotated[
-    bool, typer.Option("--sharpest", help="Of a video, the sharpest frame of each interval instead of the nearest.")
+    bool, typer.Option("--sharpest", help="For a video: the sharpest frame of each interval instead of the nearest.")
 ]
 Follow = Annotated[
     float | None,
     typer.Option(
-        help="Wait for pictures that are yet to come into the folder, until none has come for so many seconds. Needs "
-        "--window.",
+        help="Wait for new pictures in the folder, until none has arrived for this number of seconds. Needs --window.",
         metavar="SECONDS",
         **options.between(0.1, 1e6),
     ),
@@ -47,16 +46,18 @@ Follow = Annotated[
 Window = Annotated[
     int | None,
     typer.Option(
-        help="Reconstruct so many frames at a time and lay them on one another: memory for a window, however many "
-        "frames there are. By default all frames are reconstructed at once.",
+        help="Reconstruct this many frames at a time and align the windows: uses the memory of one window, for any "
+        "number of frames. By default all frames are reconstructed at once.",
         **options.between(2),
     ),
 ]
 Overlap = Annotated[
     int | None,
-    typer.Option(help="Frames that a window shares with the one before; by default a quarter.", **options.between(1)),
+    typer.Option(
+        help="Frames shared by consecutive windows; by default a quarter of the window.", **options.between(1)
+    ),
 ]
-NoLoops = Annotated[bool, typer.Option("--no-loops", help="Do not look for places that windows see again.")]
+NoLoops = Annotated[bool, typer.Option("--no-loops", help="Disable loop closure.")]
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ class Layer:
 def inspect_model(
     model: Model,
     brief: Annotated[
-        bool, typer.Option("--brief/--all", help="One line for all layers that are alike, or one for each layer.")
+        bool, typer.Option("--brief/--all", help="One line for each group of similar layers, or for each layer.")
     ] = True,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read all of a folder or file, too, and compare it with its digests.")
+        bool, typer.Option("--verify", help="Also read the whole checkpoint and compare it with its digests.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -48,7 +48,7 @@ Backend = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="Where to compute; by default cuda where there is one.", **options.device_option()),
+    typer.Option(help="Device; by default cuda if available.", **options.device_option()),
 ]
 Dtype = Annotated[
     str | None,
@@ -59,15 +59,15 @@ Dtype = Annotated[
 Mode = Annotated[
     str,
     typer.Option(
-        help="Fit images by crop (width fills the model), pad (nothing is cut off), or, in their own shape, balanced "
-        "(as many pixels as a square) or max_size (the longer side fills the model).",
+        help="Resize images with crop (width fills the model), pad (nothing is cut off) or, keeping their shape, "
+        "balanced (as many pixels as a square) or max_size (the longer side fills the model).",
         **options.choice("mode", *options.MODES),
     ),
 ]
 MaxMegapixels = Annotated[
     float | None,
     typer.Option(
-        help="Largest image that is decoded, in millions of pixels; by default 250.",
+        help="Largest image to decode, in millions of pixels; by default 250.",
         metavar="MP",
         **options.between(0.001, 1e6),
     ),
@@ -77,8 +77,8 @@ FastJpeg = Annotated[
     bool,
     typer.Option(
         "--fast-jpeg",
-        help="Decode JPEGs at 1/2, 1/4 or 1/8 of their size, as far as pixels to resize remain: three times as fast "
-        "for 12 megapixels, and close to what is read otherwise, not equal to it.",
+        help="Decode JPEGs at 1/2, 1/4 or 1/8 of their size if enough pixels remain for resizing: three times as fast "
+        "for 12 megapixels, with slightly different pixels.",
     ),
 ]
 

@@ -49,10 +49,10 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Also the libraries' own messages, and details of each step."),
+    typer.Option("--verbose", "-v", help="Also show messages of libraries, and details of each step."),
 ]
 Debug = Annotated[
-    bool, typer.Option("--debug", envvar="VGGT_INT8_DEBUG", help="As --verbose, and tracebacks instead of messages.")
+    bool, typer.Option("--debug", envvar="VGGT_INT8_DEBUG", help="Like --verbose, with tracebacks instead of messages.")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout instead of text; errors stay on stderr.")

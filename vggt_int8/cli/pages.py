@@ -7,9 +7,9 @@ import typer
 from vggt_int8.cli import console, options
 
 Host = Annotated[
-    str, typer.Option(help="Who can reach the page: this machine alone by default, the network with 0.0.0.0.")
+    str, typer.Option(help="Address to listen on: by default only this machine, with 0.0.0.0 the whole network.")
 ]
-Port = Annotated[int, typer.Option(help="Port; 0 takes any that is free.", **options.between(0, 65535))]
+Port = Annotated[int, typer.Option(help="Port; 0 selects any free port.", **options.between(0, 65535))]
 OpenBrowser = Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")]
 
 

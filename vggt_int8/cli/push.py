@@ -18,25 +18,25 @@ BENCH = ("bench.jsonl", "vggt-int8-bench.jsonl")
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint that `quantize` or `save_pretrained` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A checkpoint written by `quantize` or `save_pretrained`.")],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, such as me/VGGT-1B-quantized.w8a8.")],
     base_model: Annotated[
         str | None,
-        typer.Option(help="Hub id of what was quantized, for the card; by default as the checkpoint says."),
+        typer.Option(help="Hub id of the original model, for the card; by default as recorded in the checkpoint."),
     ] = None,
     license: Annotated[
         str | None,
         typer.Option(
-            help="Licence of the weights, as the Hub spells it (cc-by-nc-4.0, other, …); by default what the files "
-            "state. Quantizing does not change it.",
+            help="Licence of the weights, as an id of the Hub (cc-by-nc-4.0, other, …); by default as stated in the "
+            "files. Quantizing does not change it.",
             show_default=False,
         ),
     ] = None,
     license_name: Annotated[
-        str | None, typer.Option(help="With --license other: what it is called.", show_default=False)
+        str | None, typer.Option(help="With --license other: its name.", show_default=False)
     ] = None,
     license_link: Annotated[
-        str | None, typer.Option(help="With --license other: address of its text.", show_default=False)
+        str | None, typer.Option(help="With --license other: URL of its text.", show_default=False)
     ] = None,
     scores: Annotated[
         Path | None,
@@ -50,15 +50,15 @@ def push(
         typer.Option(help="Rows of `bench`; by default bench.jsonl in the checkpoint's folder.", show_default=False),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new repository public; by default it is not.")
+        bool, typer.Option("--public", help="Make a new repository public; by default it is private.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option(help="Branch to commit to; a new one begins at main.", show_default=False)
+        str | None, typer.Option(help="Branch to commit to; a new branch starts at main.", show_default=False)
     ] = None,
     pull_request: Annotated[bool, typer.Option("--pull-request", help="Open a pull request.")] = False,
-    tag: Annotated[list[str] | None, typer.Option(help="For the card, beside its own; several times.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Additional tags for the card; repeatable.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files and card; nothing is sent, nobody is asked.")
+        bool, typer.Option("--dry-run", help="Show files and card without sending or requesting anything.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -16,11 +16,13 @@ def qat(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of images, each the views of one scene, or folders of such; or synthetic: rendered scenes.",
+            help="Folders of images, each with the views of a scene, or folders of these; or synthetic (rendered).",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the INT8 checkpoint; run/ in it holds the run.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the INT8 checkpoint; its subfolder run/ contains the run.")
+    ],
     recipe: Annotated[
         str,
         typer.Option("--recipe", "-r", help="A shipped recipe's name or a .toml file.", **options.recipe_option()),
@@ -29,7 +31,7 @@ def qat(
         list[str] | None,
         typer.Option(
             "--calibration",
-            help="Images for static scales: file, folder or pattern, also several times; by default of the data.",
+            help="Images for static scales: file, folder or pattern; repeatable; by default from the training data.",
             show_default=False,
         ),
     ] = None,
@@ -39,12 +41,14 @@ def qat(
     ] = None,
     total_steps: Annotated[
         int | None,
-        typer.Option(help="Instead of the file's: when to be done.", show_default=False, **options.between(1)),
+        typer.Option(
+            help="Step at which the run ends, instead of the file's.", show_default=False, **options.between(1)
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            help="Stop cleanly within this time, validation included.", show_default=False, **options.between(0)
+            help="Stop cleanly within this time, including validation.", show_default=False, **options.between(0)
         ),
     ] = None,
     save_minutes: Annotated[float, typer.Option(help="Time between checkpoints.", **options.between(0))] = 4.0,

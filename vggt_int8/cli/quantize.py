@@ -27,13 +27,13 @@ def quantize(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Images that static scales, or strengths of smoothing, are found on: a folder, a pattern or a file; "
-            "may be given several times. A folder is a scene.",
+            help="Calibration images for static scales or smoothing strengths: a folder, a pattern or a file; "
+            "repeatable. A folder is a scene.",
         ),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(help="How many of them are used; by default what the recipe says.", **options.between(1)),
+        typer.Option(help="Number of images to use; by default as in the recipe.", **options.between(1)),
     ] = None,
     observer: Annotated[
         str | None,
@@ -46,13 +46,13 @@ def quantize(
     rounding: Annotated[
         str | None,
         typer.Option(
-            help="How weights of linears are rounded: nearest, or gptq, which goes by their inputs on these images and "
-            "takes some seven passes over them, and more memory; by default what the recipe says.",
+            help="Rounding of linear weights: nearest, or gptq, which uses their inputs on these images and "
+            "needs about seven passes over them, and more memory; by default as in the recipe.",
             **options.choice("rounding", *ROUNDINGS),
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Which images are used, where there are more than wanted.", **options.seed_option())
+        int, typer.Option(help="Seed for selecting images if there are more than needed.", **options.seed_option())
     ] = 0,
     backend: Backend = "auto",
     device: Device = None,

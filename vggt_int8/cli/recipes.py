@@ -29,7 +29,7 @@ FACTS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 def recipes(
     check: Annotated[
-        bool, typer.Option("--check", help="Try which of the backends can run on this machine: takes seconds.")
+        bool, typer.Option("--check", help="Check which of the backends can run on this machine, which takes seconds.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -60,7 +60,7 @@ def run(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where to compute; by default cuda where there is one. Several times: GPUs that share out the images "
+            help="Device; by default cuda if available. Repeatable: several GPUs divide the images "
             "of the scene; under a launcher all of its processes do.",
             **options.repeatable(options.device_option()),
         ),
@@ -70,7 +70,8 @@ def run(
     frames_chunk: Annotated[
         int,
         typer.Option(
-            help="Images that the depth and point heads work on at a time: less is less memory.", **options.between(1)
+            help="Images that the depth and point heads process at a time: a smaller number needs less memory.",
+            **options.between(1),
         ),
     ] = 8,
     global_attention: GlobalAttention = None,

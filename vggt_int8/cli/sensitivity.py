@@ -50,18 +50,18 @@ def sensitivity(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for measurements, ranking, chart and recipe.")],
     by: Annotated[
-        str, typer.Option(help="What is changed at a time.", **options.choice("unit", *options.UNITS))
+        str, typer.Option(help="Unit that is changed at a time.", **options.choice("unit", *options.UNITS))
     ] = "group",
     recipe: Annotated[
         str,
         typer.Option(
-            "--recipe", "-r", help="What layers become, unless they are too sensitive.", **options.recipe_option()
+            "--recipe", "-r", help="Recipe for all layers that are not too sensitive.", **options.recipe_option()
         ),
     ] = "int8_rotated",
     upgrade: Annotated[
         list[str] | None,
         typer.Option(
-            help="What they may become instead; repeatable, by default weight-only (rotated if --recipe is) and keep.",
+            help="Options for sensitive layers; repeatable, by default weight-only (rotated if --recipe is) and keep.",
             show_default=False,
             **options.choices("choice", *options.UPGRADES),
         ),
@@ -69,7 +69,7 @@ def sensitivity(
     error: Annotated[
         float | None,
         typer.Option(
-            help="Write the cheapest recipe whose largest predicted error is at most so many degrees or per cent.",
+            help="Write the cheapest recipe whose largest predicted error is at most this many degrees or per cent.",
             show_default=False,
             **options.between(1e-6, 100),
         ),
@@ -77,26 +77,28 @@ def sensitivity(
     size_mb: Annotated[
         float | None,
         typer.Option(
-            help="Write the most exact recipe of at most so many megabytes (10^6 bytes) of weights.",
+            help="Write the most accurate recipe of at most this many megabytes (10^6 bytes) of weights.",
             show_default=False,
             **options.between(0.001, 1e6),
         ),
     ] = None,
-    scenes: Annotated[int | None, typer.Option(help="Synthetic scenes; by default 8.", **options.between(1))] = None,
+    scenes: Annotated[
+        int | None, typer.Option(help="Number of synthetic scenes; by default 8.", **options.between(1))
+    ] = None,
     views: Annotated[
-        int | None, typer.Option(help="Images of a synthetic scene; by default 4.", **options.between(2))
+        int | None, typer.Option(help="Images per synthetic scene; by default 4.", **options.between(2))
     ] = None,
     size: options.SyntheticSize = None,
     attention: Annotated[
-        bool, typer.Option("--attention", help="Measure what each layer's global attention can leave out instead.")
+        bool, typer.Option("--attention", help="Measure restricted global attention in each layer instead.")
     ] = False,
     keyframes: Annotated[
         int | None,
-        typer.Option(help="With --attention: so many key frames, too.", show_default=False, **options.between(1)),
+        typer.Option(
+            help="With --attention: also measure this number of key frames.", show_default=False, **options.between(1)
+        ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of the points that tracks are followed from.", **options.seed_option())
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the points to track.", **options.seed_option())] = 0,
     backend: Backend = "auto",
     device: Device = None,
     dtype: Annotated[
@@ -104,7 +106,9 @@ def sensitivity(
     ] = "fp32",
     mode: Mode = "crop",
     max_megapixels: MaxMegapixels = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure anew what is there of others.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace measurements of other models, images or options.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Quantize one group, block or layer at a time, and rank them by the change of the outputs."""

@@ -18,12 +18,12 @@ TrackCount = Annotated[
     int | None,
     typer.Option(
         "--tracks",
-        help="Follow so many points of the first image through all images; 256 for --format tracks and --refine.",
+        help="Track this many points of the first image through all images; 256 for --format tracks and --refine.",
         **options.between(1),
     ),
 ]
 Refine = Annotated[
-    bool, typer.Option("--refine", help="Adjust cameras by COLMAP's bundle adjustment, from tracks if there are.")
+    bool, typer.Option("--refine", help="Adjust cameras with COLMAP's bundle adjustment, from tracks if available.")
 ]
 
 

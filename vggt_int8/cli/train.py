@@ -20,7 +20,9 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 TotalSteps = Annotated[
     int | None,
     typer.Option(
-        help="Instead of the file's: when to be done, decay included.", show_default=False, **options.between(1)
+        help="Step at which the run ends, with its decay, instead of the file's.",
+        show_default=False,
+        **options.between(1),
     ),
 ]
 Compile = Annotated[
@@ -41,12 +43,12 @@ def train_run(
         typer.Option(help="Model folder whose weights a new run starts from.", show_default=False),
     ] = None,
     first_step: Annotated[
-        int, typer.Option(help="With --init: where in the run these weights stand.", **options.between(0))
+        int, typer.Option(help="With --init: the step of the run at which these weights start.", **options.between(0))
     ] = 0,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            help="Stop cleanly within this time, validation included.", show_default=False, **options.between(0)
+            help="Stop cleanly within this time, including validation.", show_default=False, **options.between(0)
         ),
     ] = None,
     save_minutes: Annotated[float, typer.Option(help="Time between checkpoints.", **options.between(0))] = 4.0,
@@ -81,7 +83,7 @@ def train_run(
 def train_measure(
     config: Config,
     out: Out,
-    max_minutes: Annotated[float, typer.Option(help="Time for all of it.", **options.between(0))] = 4.0,
+    max_minutes: Annotated[float, typer.Option(help="Total time limit.", **options.between(0))] = 4.0,
     total_steps: TotalSteps = None,
     compile: Compile = None,
     as_json: options.Json = False,

@@ -13,7 +13,7 @@ from vggt_int8.disk import check_place
 
 def tune(
     out: Annotated[Path, typer.Option("--out", "-o", help="Table to write; VGGT_INT8_TILES names the one in use.")],
-    seconds: Annotated[float, typer.Option(help="Time for all of it.", **options.between(1))] = 180.0,
+    seconds: Annotated[float, typer.Option(help="Total time limit.", **options.between(1))] = 180.0,
     as_json: options.Json = False,
 ) -> None:
     """Measure tile sizes of VGGT-1B's INT8 matrix products on this GPU, and write a table of the fastest."""

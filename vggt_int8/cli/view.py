@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Folders = Annotated[
     list[Path],
     typer.Argument(
-        help="Folders that `vggt-int8 run` wrote; with several the others are compared with the first.",
+        help="Output folders of `vggt-int8 run`; all others are compared with the first.",
         show_default=False,
     ),
 ]
@@ -25,14 +25,20 @@ def view(
     port: pages.Port = 8080,
     points: formats.Points = None,
     color: Annotated[
-        str, typer.Option(help="Colour to begin with.", **options.choice("colour", *options.VIEW_COLORS))
+        str, typer.Option(help="Initial colour.", **options.choice("colour", *options.VIEW_COLORS))
     ] = "image",
-    side_by_side: Annotated[bool, typer.Option("--side-by-side", help="Instead of one over the other.")] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Show reconstructions side by side instead of overlaid.")
+    ] = False,
     confidence_percentile: Annotated[
-        float, typer.Option(help="Leave out the least confident points to begin with.", **options.between(0, 99.5))
+        float,
+        typer.Option(
+            help="Initial percentile of points to leave out, least confident first.", **options.between(0, 99.5)
+        ),
     ] = 25.0,
     max_points: Annotated[
-        int, typer.Option(help="Points of each that are sent to the browser.", **options.between(1))
+        int,
+        typer.Option(help="Maximum number of points of each reconstruction sent to the browser.", **options.between(1)),
     ] = 1_000_000,
     open_browser: pages.OpenBrowser = False,
     as_json: options.Json = False,
