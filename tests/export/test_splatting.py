@@ -1,8 +1,8 @@
 """What trainers of Gaussian splatting ask of a folder, checked as their loaders would find it.
 
-- INRIA's (scene/colmap_loader.py and scene/dataset_readers.py of graphdeco-inria/gaussian-splatting): reads the older
-  three of the binary files by itself, takes PINHOLE alone, the size from the camera, the picture from `images/` by the
-  camera's image name, ignores the principal point, and cannot start from no points.
+- INRIA's (scene/colmap_loader.py and scene/dataset_readers.py of graphdeco-inria/gaussian-splatting at a2a91d9): reads
+  the older three of the binary files by itself, takes PINHOLE alone, the size from the camera, the picture from
+  `images/` by the camera's image name, ignores the principal point, and cannot start from no points.
 - gsplat's (examples/datasets/colmap.py): reads by pycolmap, takes for granted that `images` and `images_N` hold the
   model's images and nothing else, in one order, and scales all cameras by the ratio of the first image.
 """
