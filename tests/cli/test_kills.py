@@ -1,4 +1,4 @@
-"""Runs `kill_cases.py` in a process of its own: its cases fork, which a process with threads of libraries may not."""
+"""Runs cases in processes of their own: they fork, which a process with threads of libraries may not."""
 
 from pathlib import Path
 
@@ -6,17 +6,21 @@ import pytest
 
 from tests.warm import python
 
-CASES = Path(__file__).with_name("kill_cases.py")
+HERE = Path(__file__).parent
+
+
+ALL = [pytest.mark.exhaustive, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize(
-    "marked",
+    ("cases", "marked"),
     [
-        pytest.param("not exhaustive", id="a sample", marks=pytest.mark.slow),
-        pytest.param("exhaustive", id="all", marks=[pytest.mark.exhaustive, pytest.mark.timeout(3600)]),
+        pytest.param("kill_cases.py", "not exhaustive", id="a sample", marks=pytest.mark.slow),
+        pytest.param("kill_cases.py", "exhaustive", id="all", marks=ALL),
+        pytest.param("kill_training_cases.py", "exhaustive", id="training", marks=ALL),
     ],
 )
-def test_commands_that_are_killed(marked: str) -> None:
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, CASES)
-    run = python(*command, cwd=CASES.parents[2])
+def test_commands_that_are_killed(cases: str, marked: str) -> None:
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, HERE / cases)
+    run = python(*command, cwd=HERE.parents[1])
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
