@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vggt_int8 import disk
-from vggt_int8.disk import check_place, naming
+from vggt_int8.disk import check_place, message_of, naming
 from vggt_int8.files import staged_folder, write_whole
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
@@ -98,3 +98,9 @@ def test_a_place_that_is_not_ours_to_write_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     with pytest.raises(PermissionError, match=r"not for you to write.*out'"):
         check_place(tmp_path / "out")
+
+
+def test_what_an_error_says_has_a_name_and_no_number() -> None:
+    assert message_of(OSError(errno.ENOSPC, "No space left on device", "out/a b")) == "out/a b: No space left on device"
+    assert message_of(OSError(errno.EIO, "Input/output error")) == "[Errno 5] Input/output error"
+    assert message_of(ValueError("two\nlines")) == "two lines"

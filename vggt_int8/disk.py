@@ -76,6 +76,14 @@ def check_own_folder(folder: Path, names: Collection[str], first: str, what: str
         raise FileExistsError(f"{folder} holds {found[0]!r} and no {first}, so it is not ours: move it away")
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says, on one line; an OSError with a file says its name and the reason, without its number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return " ".join(text.split())
+
+
 def _disk_error(error: Exception, path: str | PathLike[str]) -> int | None:
     """The errno of a disk error; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:

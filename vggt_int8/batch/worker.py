@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from vggt_int8.batch.board import Board
 from vggt_int8.batch.claims import Claims
 from vggt_int8.batch.scenes import SceneFolder
+from vggt_int8.disk import message_of
 
 NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # where results go
 # What another attempt would raise again: something is wrong with the images, or with the place they are in.
@@ -157,12 +158,12 @@ class _Worker:
                 return (None,)  # another one was faster
             if stage == "write" and isinstance(error, OSError) and error.errno in NO_PLACE:
                 self.claims.release(scene.key)
-                raise NoPlace(str(error)) from error
+                raise NoPlace(message_of(error)) from error
             self._fail(scene, stage, error, final=isinstance(error, FINAL))
             return None
 
     def _fail(self, scene: SceneFolder, stage: str, error: Exception, *, final: bool) -> None:
-        text = " ".join(str(error).split())
+        text = message_of(error)
         words = text if isinstance(error, BadScene) and text else f"{type(error).__name__}: {text}"
         try:
             self.board.add_failure(scene, words, final=final, stage=stage)
@@ -170,7 +171,7 @@ class _Worker:
             if full.errno not in NO_PLACE:
                 raise
             self.claims.release(scene.key)
-            raise NoPlace(f"{full}; {scene.name} failed with {words}") from error
+            raise NoPlace(f"{message_of(full)}; {scene.name} failed with {words}") from error
         self.board.acquit(scene)
         self.claims.release(scene.key)
         self.tell(scene, words)

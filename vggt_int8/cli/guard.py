@@ -18,6 +18,7 @@ import typer
 from vggt_int8 import interrupts
 from vggt_int8.cli import console
 from vggt_int8.cli.libraries import quiet_libraries
+from vggt_int8.disk import message_of
 
 P = ParamSpec("P")
 
@@ -73,10 +74,8 @@ def unread_output_ends() -> Iterator[None]:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Message and exit code: 2 for errors in the user's input, 1 otherwise."""
-    text = " ".join(str(error).split())
+    text = message_of(error)
     bad_input = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
     if isinstance(error, (*bad_input, IsADirectoryError, PermissionError, _backend_error())) and text:
         return text, 2
     if isinstance(error, OSError | RuntimeError | FloatingPointError) and text:
