@@ -76,6 +76,11 @@ def save_checkpoint(
         (staging / "trainer.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def least_bytes(model: nn.Module, *, exact: bool = False) -> int:
+    """A lower bound on the size of a run's checkpoint: the weights, and one moment of those that are trained."""
+    return sum(p.numel() * (4 + p.requires_grad * (4 if exact else 1)) for p in model.parameters())
+
+
 def find_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
     """Whether there is one, after completing a save that a kill has interrupted. All processes must call this."""
     if accelerator.is_main_process:

@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from vggt_int8.disk import check_place
 from vggt_int8.files import append_json_line
 from vggt_int8.model.families import AnyNetwork
 from vggt_int8.training.captured import CapturedBackward, average_gradients
-from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
+from vggt_int8.training.checkpoint import find_checkpoint, least_bytes, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.log import LOG
 from vggt_int8.training.sections import RunConfig
 from vggt_int8.training.start import build_optimizers, build_schedule, prepare_network
@@ -118,8 +119,13 @@ class Loop(ABC):
         return self.seconds_before + time.monotonic() - self.started
 
     def train(self, limits: RunLimits) -> str:
-        """Train until the configured steps are done or a limit is met; returns which. Saves at the end."""
+        """Train until the configured steps are done or a limit is met; returns which. Saves at the end.
+
+        Raises OSError before the first step if there is no room for a checkpoint.
+        """
         config = self.config
+        if self.accelerator.is_main_process:
+            check_place(self.checkpoint, least_bytes(self.network, exact=self.exact_moments))
         self.out.mkdir(parents=True, exist_ok=True)
         last = config.optimizer.total_steps
         if limits.max_steps is not None:

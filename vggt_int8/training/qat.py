@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vggt_int8.calibration import Calibration, static_layers
+from vggt_int8.disk import check_place
 from vggt_int8.files import write_whole
 from vggt_int8.kernels.reference import CODE_MAX
 from vggt_int8.model.families import AnyNetwork, network_class
@@ -31,7 +32,7 @@ from vggt_int8.quant.plan import LayerPlan, make_plan, recipe_for
 from vggt_int8.quant.quantize import plan_module
 from vggt_int8.quant.smoothing import fold_
 from vggt_int8.recipe import Recipe, load_recipe
-from vggt_int8.training.checkpoint import read_facts
+from vggt_int8.training.checkpoint import least_bytes, read_facts
 from vggt_int8.training.distiller import CALIBRATION, Distiller, changes_since
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
@@ -105,6 +106,7 @@ def train_qat(
     origin = {"model": digest(teacher), "recipe": recipe.to_dict(), "start": settings.start, "data": source.facts()}
     checkpoint = out / RUN / "checkpoint"
     before = read_facts(checkpoint) if (checkpoint / "trainer.json").is_file() else {}
+    check_place(checkpoint, least_bytes(teacher, exact=Distiller.exact_moments))  # before minutes of calibration
     if before:  # what it cannot go on with is said first
         changes_since(before, checkpoint, origin, settings)
     if CALIBRATION in before:

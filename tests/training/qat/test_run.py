@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
 
 
 def test_what_cannot_be_trained_is_named_and_nothing_is_written(
-    model: Path, photos: Path, config: Path, tmp_path: Path
+    model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     int8, out = tmp_path / "int8", tmp_path / "out"
     quantize(VGGTInt8.from_pretrained(model), "int8_dynamic").save_pretrained(int8)
@@ -121,6 +122,9 @@ def test_what_cannot_be_trained_is_named_and_nothing_is_written(
     refused(RecipeError, "quantizes no layer", recipe="fp16")
     refused(RecipeError, "calibration would have no effect", calibration=[photos / "a"])
     refused(FileExistsError, "holds a model already", out=int8)
+    monkeypatch.setattr("vggt_int8.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(qat, "prepare_student", None)  # which may take minutes to calibrate
+    refused(OSError, "No space left on device: about", recipe="int8_static")
 
 
 @pytest.mark.slow
