@@ -50,6 +50,7 @@ def test_images_are_clean_and_take_what_they_name(image: str) -> None:
     assert all((ROOT / line[1:]).exists() for line in kept if line.startswith("!"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tests", TESTS_OF_SCRIPTS)
 def test_scripts_do_what_they_should(tests: str) -> None:
     """With programs in the place of Python, pip, apt and runpodctl that note how they are called."""

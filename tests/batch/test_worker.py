@@ -186,6 +186,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("importable")
 def test_a_scene_that_kills_its_process_costs_itself_alone(tmp_path: Path) -> None:
     make_scenes(tmp_path, 6, killer=2, breaks_gpu=4)

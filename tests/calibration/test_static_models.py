@@ -149,7 +149,8 @@ def test_ways_in_agree_and_a_reload_is_exact(
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "int8" / file).read_bytes()
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(STATIC[0], marks=pytest.mark.slow), STATIC[1]])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", STATIC)
 def test_one_checkpoint_on_every_backend(
     tmp_path: Path, make_bare: Callable[[], VGGTInt8], scenes: Tensor, tiny_images: Tensor, recipe: str
 ) -> None:

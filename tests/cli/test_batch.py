@@ -138,6 +138,7 @@ def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Pa
     assert [row["points"] for row in json.loads(cli(*few, "--json"))["rows"]] == [7, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_tracks_and_refined_cameras_as_run_has_them(cli, int8_checkpoint: Path, tmp_path: Path) -> None:
     for name in ("room", "transparent"):

@@ -64,6 +64,7 @@ def test_only_our_lines_are_shown(tiny_int8: Path, photos: list[Path], tmp_path:
     }
 
 
+@pytest.mark.slow
 def test_library_messages_are_shown_on_request(tiny_int8: Path, tmp_path: Path) -> None:
     code, _, err = run("--debug", "run", tiny_int8, tmp_path / "absent.jpg", "-o", tmp_path / "out")
     assert code == 1

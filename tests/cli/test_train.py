@@ -96,6 +96,7 @@ def test_a_log_of_something_else_is_not_added_to(cli, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_measurement_is_a_document(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vggt_int8.training.measure.REPEATS", 1)
     monkeypatch.setattr("vggt_int8.training.measure.EAGER_STEPS", 0)

@@ -13,6 +13,7 @@ from vggt_int8.files import staged_folder, staging_folder, sweep, undo_exchange
 from vggt_int8.files.exchange import exchange
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_old_or_new_or_no_last_entry(tmp_path: Path) -> None:
     """And the next call for the folder finds what was there before, whole."""
     number, seen = 0, set()

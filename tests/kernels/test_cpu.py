@@ -315,7 +315,8 @@ print(kept, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
-@pytest.mark.parametrize("variable", [None, pytest.param("GLIBC_TUNABLES", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", [None, "GLIBC_TUNABLES"])
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise(variable: str | None) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
     if variable is not None:

@@ -41,6 +41,7 @@ def test_forward_reads_nothing_back(make_model: Callable[..., VGGT]) -> None:
         model(images, query_points=points)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_meta_device_is_enough() -> None:
     """There, reading a value or mixing in a tensor from the host raises. With VGGT-1B's widths."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ def test_only_what_is_on_the_meta_device_is_not_drawn() -> None:
     assert bool(x.all())
 
 
+@pytest.mark.slow
 def test_building_and_loading_ask_pytorch_for_no_random_number(tmp_path: Path) -> None:
     VGGT(CONFIG).save_pretrained(tmp_path)
     for network in (lambda: unfilled(VGGT, CONFIG), lambda: VGGT.from_pretrained(tmp_path)):

@@ -291,6 +291,7 @@ def damaged(sound: dict[str, Any], rng: random.Random) -> bytes:
     return bytes(text)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(60 + COUNT * 4)
 def test_damaged_configs_end_in_one_clear_error(checkpoint: Callable[[bytes], Path], sound: dict[str, Any]) -> None:

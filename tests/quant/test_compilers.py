@@ -188,6 +188,7 @@ def make_vggt(few_layers: VGGTConfig) -> Callable[[str], VGGTInt8]:
     return make
 
 
+@pytest.mark.slow
 def test_one_frame_for_onnx_makes_no_empty_tensor(few_layers: VGGTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX expands nothing to no frames: it would make two of one. Gradients are on, as they are by default, though the
     exporter cannot look into functions with a gradient of their own.

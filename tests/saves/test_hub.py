@@ -83,6 +83,7 @@ def test_what_is_not_to_be_asked_for(load: Callable[..., Any], cache: Path) -> N
         load("owner/absent", cache_dir=cache, local_files_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", WAYS, ids=lambda way: way.__self__.__name__)
 def test_what_is_in_the_cache_needs_no_hub(
     load: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch

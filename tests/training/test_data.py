@@ -1,5 +1,6 @@
 """The scenes of a step follow from seed and step, and differ between processes."""
 
+import pytest
 import torch
 
 from tests.training.runs import with_shapes
@@ -21,6 +22,7 @@ def test_steps_use_fresh_scenes_and_processes_different_ones(tiny_config: Traini
     assert torch.equal(later[0].camera, seen[0][2].camera)
 
 
+@pytest.mark.slow
 def test_the_shape_of_a_step_follows_from_seed_and_step(tiny_config: TrainingConfig) -> None:
     data = with_shapes(tiny_config).data
     steps = 30

@@ -137,6 +137,7 @@ def taught(omega_training: TrainingConfig, source: VGGT, tmp_path: Path) -> Trai
     return dataclasses.replace(omega_training, teacher=teacher, loss=LossConfig(teacher=2.0))
 
 
+@pytest.mark.slow
 def test_a_run_begins_as_its_teacher_and_follows_it(
     taught: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ def test_half_a_line_in_a_log_is_named_and_stays_alone(tiny_config: TrainingConf
         write_curves([tmp_path / "log.jsonl"], tmp_path / "curves.svg")
 
 
+@pytest.mark.slow
 def test_export_and_curves(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config, tmp_path / "run")
     trainer.train(RunLimits(max_steps=4))

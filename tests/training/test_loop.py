@@ -45,7 +45,8 @@ def test_overfitting_two_scenes_recovers_their_cameras_and_depth(tiny_config: Tr
     assert depth_scores(output.depth[..., 0].detach(), batch.depth, batch.valid).abs_rel < 0.05
 
 
-@pytest.mark.parametrize("muon_rate", [0.0, pytest.param(3e-3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("muon_rate", [0.0, 3e-3])
 def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_path: Path, muon_rate: float) -> None:
     optimizer = dataclasses.replace(tiny_config.optimizer, muon_learning_rate=muon_rate, total_steps=6)
     tiny_config = dataclasses.replace(tiny_config, optimizer=optimizer)

@@ -59,7 +59,8 @@ def test_images_become_an_int8_checkpoint(model: Path, photos: Path, config: Pat
     assert "training" in VGGTInt8.from_pretrained(out).config.quantization_config.to_dict()
 
 
-@pytest.mark.parametrize("recipe", [pytest.param("int8_dynamic", marks=pytest.mark.slow), "int8_static_rotated"])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["int8_dynamic", "int8_static_rotated"])
 def test_the_network_that_was_trained_is_the_one_that_is_written(
     model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
