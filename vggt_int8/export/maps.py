@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from vggt_int8.export.color import UNKNOWN, Array, Codes, color_codes, palette, widened
 from vggt_int8.export.contact import Sheet
 from vggt_int8.export.frames import content_of, in_order, shows_everywhere
 from vggt_int8.export.percentile import counts_of, percentiles
+from vggt_int8.export.png import palette_png
 from vggt_int8.scene.scene import Scene
+
+_EVERY = 3  # pixels are enough to choose a range of colours
 
 
 def write_maps(
@@ -25,7 +27,7 @@ def write_maps(
 ) -> dict[str, Any]:
     """`depth/` and `confidence/` with `NNNN_name.npy` (fp32 [H, W]) and `.png` per image, and `sheet.jpg`.
 
-    Colours span the 2nd to 98th percentile of all that images show. Depth is along the camera's z axis in a relative
+    Colours span the 2nd to 98th percentile of what all images show. Depth is along the camera's z axis in a relative
     scale; near is bright and warm, far is dark and cold. The depth head's confidence, >= 1, is on a logarithmic scale,
     confident is bright. Padding, transparent pixels and what is not finite are gray. Each .png names its range in its
     text field.
@@ -71,8 +73,7 @@ class _Kind:
         note: str,
     ) -> None:
         self.name, self.folder, self.numbers, self.share = folder.name, folder, numbers, share
-        self.ends, self.scale_bar, self.note = ends, scale_bar, PngInfo()
-        self.note.add_text("Description", note)
+        self.ends, self.scale_bar, self.note = ends, scale_bar, note
 
     def put(self, scene: Scene, index: int) -> Codes:
         """Write both files of an image and return the colours of its pixels."""
@@ -81,9 +82,7 @@ class _Kind:
         codes = color_codes(self.share(numbers))
         if not shows_everywhere(scene.transforms[index]):
             codes[~content_of(scene.transforms[index])] = UNKNOWN
-        picture = Image.fromarray(codes)
-        picture.putpalette(palette())
-        picture.save(f"{path}.png", pnginfo=self.note, compress_level=1)
+        Path(f"{path}.png").write_bytes(palette_png(codes, palette(), self.note))
         return codes
 
 
@@ -117,7 +116,8 @@ def _confidence_kind(folder: Path, scene: Scene, pool: ThreadPoolExecutor) -> _K
 
 
 def scene_range(scene: Scene, numbers: Callable[[int], Array], pool: ThreadPoolExecutor) -> tuple[float, float]:
-    """2nd and 98th percentile of what all images show, a frame at a time; never empty, and above 0 if the numbers are.
+    """2nd and 98th percentile of every third pixel that images show, a frame at a time; never empty, and above 0 if the
+    numbers are.
 
     numbers: index -> [H, W].
     """
@@ -127,7 +127,7 @@ def scene_range(scene: Scene, numbers: Callable[[int], Array], pool: ThreadPoolE
         kept = np.isfinite(found)
         if not shows_everywhere(scene.transforms[index]):
             kept &= content_of(scene.transforms[index])
-        return found.reshape(-1) if kept.all() else found[kept]
+        return (found.reshape(-1) if kept.all() else found[kept])[::_EVERY]
 
     def look_again(near: Callable[[Array], list[Array]]) -> Iterator[list[Array]]:
         return in_order(pool, lambda index: near(visible(index)), range(len(scene)))
