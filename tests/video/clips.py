@@ -69,3 +69,53 @@ def write_flat_hdr(path: Path, signal: tuple[float, float, float], transfer: int
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def write_cover(path: Path) -> Path:
+    """Sound alone, with the picture of its cover."""
+    with av.open(str(path), "w") as container:
+        sound: Any = container.add_stream("aac", rate=44100)
+        cover: Any = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(picture(0))
+        frame.pts = 0
+        container.mux(cover.encode(frame))
+        container.mux(cover.encode())
+        _write_silence(container, sound, "fltp")
+    return path
+
+
+def write_sound_from_the_middle(path: Path) -> Path:
+    """A transport stream of six frames, of which the fourth comes with the first sound.
+
+    FFmpeg opens such a file with one stream and finds the other while reading, if it lies behind what is probed first,
+    and 250 KB before the end. So frames are noise.
+    """
+    rng = np.random.default_rng(0)
+    parts = []
+    for first, frames in ((0, 3), (3, 1), (4, 2)):
+        with av.open(str(path), "w", format="mpegts") as container:
+            stream: Any = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+            stream.options = {"g": "1", "qp": "1", "preset": "ultrafast"}
+            sound = container.add_stream("mp2", rate=44100) if first == 3 else None
+            for number in range(first, first + frames):
+                frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+            if sound is not None:
+                _write_silence(container, sound, "s16")
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def _write_silence(container: Any, stream: Any, kind: str) -> None:
+    for number in range(10):
+        silence = np.zeros((1, 1024), np.float32 if kind == "fltp" else np.int16)
+        frame = av.AudioFrame.from_ndarray(silence, format=kind, layout="mono")
+        frame.sample_rate, frame.pts = 44100, 1024 * number
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())

@@ -8,11 +8,23 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.video.clips import BLUE, GREEN, HEIGHT, RED, WIDTH, picture, write_clip, write_flat_hdr
+from tests.video.clips import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    RED,
+    WIDTH,
+    picture,
+    write_clip,
+    write_cover,
+    write_flat_hdr,
+    write_sound_from_the_middle,
+)
 from vggt_int8.video import Video, VideoError, is_video
 from vggt_int8.video.orientation import turn_of
 
@@ -47,6 +59,36 @@ def test_frames_come_in_order_with_their_times_and_names(tmp_path: Path) -> None
         assert [number_of(frame.image) for frame in video.frames(start=0.55, end=1.55)] == [4, 5, 6]
         assert video.ending is None
     assert all(map(close, corner_colors(frames[0].image), (RED, GREEN, BLUE, picture(0)[-1, -1])))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx-vp9"), (".mp4", "libx264"), (".ts", "libx264")]
+)
+def test_a_clock_that_does_not_begin_at_zero(tmp_path: Path, suffix: str, codec: str) -> None:
+    with Video(write_clip(tmp_path / f"a{suffix}", [5, 5.1, 5.2, 5.5], codec=codec)) as video:
+        assert [frame.seconds for frame in video.frames()] == pytest.approx([0, 0.1, 0.2, 0.5])
+        assert [frame.seconds for frame in video.frames(start=0.15)] == pytest.approx([0.2, 0.5])
+        assert video.duration == pytest.approx(0.6)
+        assert video.ending is None
+
+
+def test_a_stream_that_begins_midway_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_sound_from_the_middle(tmp_path / "a.ts")
+    opened = av.open
+    monkeypatch.setattr(
+        av, "open", lambda *args, options, **named: opened(*args, options={**options, "probesize": "100000"}, **named)
+    )
+    with Video(path) as video:
+        assert [round(frame.seconds, 1) for frame in video.frames()] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+        assert video.ending is None
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])  # with an index of key frames, and without one
+def test_no_frame_behind_start_is_missed(tmp_path: Path, suffix: str) -> None:
+    with Video(write_clip(tmp_path / f"a{suffix}", [i / 10 for i in range(60)])) as video:
+        for first in (1, 23, 50, 59):
+            found = [frame.seconds for frame in video.frames(start=first / 10 - 0.01)]
+            assert found == pytest.approx([i / 10 for i in range(first, 60)])
 
 
 def test_readings_do_not_disturb_one_another_and_end_when_the_video_is_closed(tmp_path: Path) -> None:
@@ -90,16 +132,18 @@ def test_the_sharpest_frame_of_an_interval(tmp_path: Path) -> None:
         assert [frame.index for frame in video.frames(fps=2, sharpest=True)] == [2, 9]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_a_video_that_is_cut_off_gives_what_is_there_and_says_where_it_ended(tmp_path: Path, suffix: str) -> None:
     noise = [40.0] * 60  # so that frames are large against headers
     options = {"movflags": "faststart"} if suffix == ".mp4" else {}
-    whole = write_clip(tmp_path / f"whole{suffix}", [i / 10 for i in range(60)], options=options, noise=noise)
+    codec = "mpeg4" if suffix == ".avi" else "libx264"  # of H.264 in AVI FFmpeg guesses times
+    times = [i / 10 for i in range(60)]
+    whole = write_clip(tmp_path / f"whole{suffix}", times, codec=codec, options=options, noise=noise)
     cut = tmp_path / f"cut{suffix}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
     with Video(cut) as video, pytest.warns(UserWarning, match=r"ends at \d\.\d+ s of 6\.\d+ s"):
         frames = list(video.frames())
-    assert 15 < len(frames) < 45
+    assert 15 < len(frames) < 55
     assert video.ending is not None
     assert video.ending.seconds == frames[-1].seconds
     with Video(whole) as video:
@@ -128,6 +172,8 @@ def test_what_is_no_video_is_refused_with_the_reason(tmp_path: Path) -> None:
     for name in ("text.mp4", "list.mkv", "cut.mp4"):
         with pytest.raises(VideoError, match=rf"{name} cannot be opened as a video"):
             Video(tmp_path / name)
+    with pytest.raises(VideoError, match=r"sound\.mp4 holds only a cover picture, no video stream"):
+        Video(write_cover(tmp_path / "sound.mp4"))
     with pytest.raises(FileNotFoundError, match="no such video file"):
         Video(tmp_path / "none.mp4")
     with Video(whole) as video:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,9 @@ from vggt_int8.video.pick import check_choice, pick
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,ivf,mxf,h264,hevc,m4v,mpegvideo,vc1,dv,obu,av1"
 )
+# Seconds before a wanted time, tried in turn. Transport streams have no index of key frames, and FFmpeg goes to any
+# frame of that time: what can be decoded begins later.
+_SEEK_BACK = (0.0, 2.0, 10.0)
 _SLACK_FRAMES, _SLACK_SECONDS = 3, 0.5  # by which a whole video may end before its stated duration
 
 
@@ -28,7 +31,7 @@ class Video:
 
     path: a regular file.
     rate: average frames per second that the file states; None if it does not.
-    duration: seconds, likewise.
+    duration: seconds from the first frame to the end, likewise.
     transfer: "PQ" or "HLG" for high dynamic range, else None.
     size: (H, W) of the resulting frames: upright, with square pixels.
     ending: None, or once `frames` has reached the end of an incomplete video, where and why, if its container tells how
@@ -44,14 +47,13 @@ class Video:
             raise FileNotFoundError(f"{kind}: {self.path}")
         self._av = _import_av(self.path)
         self._closed = False
+        self._origin = 0.0  # the first frame's time by the stream's own clock
+        self.duration: float | None = None
         self.ending: Ending | None = None
         with self._opened() as (container, stream):
             self.rate = float(stream.average_rate) if stream.average_rate else None
-            declared = stream.duration and stream.duration * stream.time_base
-            if declared is None and container.duration:
-                declared = container.duration / self._av.time_base
-            self.duration = None if declared is None else float(declared)
             self._look_at_first(container, stream)
+            self.duration = self._stated_duration(container, stream)
 
     def __enter__(self) -> "Video":
         return self
@@ -132,17 +134,39 @@ class Video:
                 "the index that some cameras write last; untrunc or the camera itself may mend that"
             ) from error
         with container:
-            if not container.streams.video:
-                raise VideoError(f"{self.path} holds no video stream")
-            stream = container.streams.best("video") or container.streams.video[0]
+            stream = self._stream(container)
             stream.thread_type = "AUTO"
             yield container, stream
 
+    def _stream(self, container: Any) -> Any:
+        cover = self._av.stream.Disposition.attached_pic
+        videos = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not videos:
+            what = "only a cover picture, no video stream" if container.streams.video else "no video stream"
+            raise VideoError(f"{self.path} holds {what}")
+        best = container.streams.best("video")
+        return best if best in videos else videos[0]
+
+    def _stated_duration(self, container: Any, stream: Any) -> float | None:
+        seconds: float | None = None
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration:
+            seconds = container.duration / self._av.time_base
+        kind = container.format.name
+        if kind == "avi" and seconds and stream.frames and self.rate:
+            # Of a file that was cut off FFmpeg states what its size has room for.
+            seconds = max(seconds, stream.frames / self.rate)
+        if seconds and "matroska" in kind:  # which states the time of its end
+            seconds -= self._origin
+        return seconds if seconds and seconds > 0 else None
+
     def _look_at_first(self, container: Any, stream: Any) -> None:
-        """Orientation, size and dynamic range, which stand at the first frame."""
-        _, (_, frame) = next(self._read(container, stream), (0.0, (0, None)))
+        """Time, orientation, size and dynamic range of the first frame, which are those of all."""
+        seconds, (_, frame) = next(self._read(container, stream), (0.0, (0, None)))
         if frame is None:
             raise VideoError(f"{self.path} has no frame that can be decoded")
+        self._origin = seconds
         matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
         try:
             self._turn = None if matrix is None else turn_of(matrix)
@@ -154,17 +178,23 @@ class Video:
         self.size = (width, height) if self._turn in SIDEWAYS else (height, width)
 
     def _decode(self, start: float) -> Iterator[tuple[float, tuple[int, Any]]]:
-        """Every frame from the last key frame before `start`: (seconds, (index, frame)). Sets `ending`."""
-        with ExitStack() as opened:
-            container, stream = opened.enter_context(self._opened())
-            if start > 0 and not self._seek(container, stream, start):
-                container, stream = opened.enter_context(self._opened())
+        """Every frame from a key frame at or before `start`: (seconds, (index, frame)). Sets `ending`."""
+        for back in _SEEK_BACK if start > 0 else ():
+            with self._opened() as (container, stream):
+                if not self._seek(container, stream, start - back):
+                    break
+                frames = self._read(container, stream)
+                first = next(frames, None)
+                if first is not None and first[0] <= start:
+                    yield first
+                    yield from frames
+                    return
+        with self._opened() as (container, stream):
             yield from self._read(container, stream)
 
     def _read(self, container: Any, stream: Any) -> Iterator[tuple[float, tuple[int, Any]]]:
         """Every frame from where the container stands, and at last the ending."""
         self.ending = None
-        origin = _origin(stream)
         damaged: list[float] = []
         index, last, fault = 0, 0.0, ""
         for packet in self._packets(container, stream):
@@ -172,7 +202,7 @@ class Video:
                 fault = packet
                 break
             for frame in self._decoded(packet, damaged, last):
-                seconds = self._seconds(frame, origin, index)
+                seconds = self._seconds(frame, index)
                 if index and seconds <= last:
                     continue  # repeated or turned back by damage
                 if frame.is_corrupt:
@@ -194,6 +224,8 @@ class Video:
             except self._av.FFmpegError as error:
                 yield _reason(error)
                 return
+            except IndexError:  # PyAV at the end of a file in which a stream began midway, after all packets of ours
+                return
             if packet is None:
                 return
             yield packet
@@ -209,14 +241,14 @@ class Video:
     def _seek(self, container: Any, stream: Any, start: float) -> bool:
         """Whether that went; raw streams have no index and are decoded from the beginning."""
         try:
-            container.seek(max(int((start + _origin(stream)) / stream.time_base), 0), stream=stream)
+            container.seek(max(int((start + self._origin) / stream.time_base), 0), stream=stream)
         except self._av.FFmpegError:
             return False
         return True
 
-    def _seconds(self, frame: Any, origin: float, index: int) -> float:
+    def _seconds(self, frame: Any, index: int) -> float:
         if frame.pts is not None:
-            return float(frame.pts * frame.time_base) - origin
+            return float(frame.pts * frame.time_base) - self._origin
         if not self.rate:
             raise VideoError(f"{self.path} has neither timestamps nor a frame rate: put it into an .mp4 or .mkv first")
         return index / self.rate  # a raw stream
@@ -243,11 +275,6 @@ def _import_av(path: Path) -> Any:
         raise VideoError(f"{path} is a video, and reading it needs PyAV: pip install 'vggt-int8[video]'") from error
     av.logging.set_level(None)
     return av
-
-
-def _origin(stream: Any) -> float:
-    """The time of its first frame, by its own clock."""
-    return float((stream.start_time or 0) * stream.time_base)
 
 
 def _reason(error: Exception) -> str:
