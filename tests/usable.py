@@ -1,9 +1,22 @@
-"""Leaves out of a test what this machine's processor cannot run."""
+"""Which backend runs which kind of INT8 linear, and what of it this machine's processor cannot run."""
 
 import pytest
 
 from vggt_int8.quant.backends import BackendError, resolve
 from vggt_int8.recipe import Scheme
+
+# Backend -> the kinds of INT8 linear that it runs. It refuses the others.
+RUNS = {
+    "native": {"none", "dynamic", "static"},
+    "torchao": {"none", "dynamic", "static"},
+    "bitsandbytes": {"dynamic", "llm_int8"},
+    "reference": {"none", "dynamic", "static", "llm_int8"},
+}
+
+
+def running(kind: str) -> list[str]:
+    """The backends that run this kind of linear."""
+    return [backend for backend, kinds in RUNS.items() if kind in kinds]
 
 
 def skip_unless_usable(backend: str, scheme: Scheme, device: str = "cpu") -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.usable import skip_unless_usable
+from tests.usable import running, skip_unless_usable
 from vggt_int8 import CheckpointError, RecipeError, VGGTInt8, load_recipe, quantize
 from vggt_int8.calibration import CalibrationError, inputs_for
 from vggt_int8.difference import relative_error
@@ -109,7 +109,7 @@ def test_the_same_from_any_order_and_any_way_and_loaded_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["native", "reference", "torchao", "bitsandbytes"])
+@pytest.mark.parametrize("backend", running("dynamic"))
 def test_every_backend_runs_it(rotated: VGGTInt8, scenes: Tensor, backend: str) -> None:
     skip_unless_usable(backend, Scheme("dynamic", rotation=256))
     model = copy.deepcopy(rotated)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vggt_int8.bench.variants import BASELINES
 from vggt_int8.cli import app, console, loading, options
 from vggt_int8.cli.guard import guarded
+from vggt_int8.cli.recipes import FACTS
 from vggt_int8.export.selection import PointSource
 from vggt_int8.images import Mode
 from vggt_int8.quant.backends import BACKENDS
@@ -167,4 +168,4 @@ def test_recipes_as_json(cli) -> None:
     assert [recipe["name"] for recipe in found["recipes"]] == available_recipes()
     dynamic = next(recipe for recipe in found["recipes"] if recipe["name"] == "int8_dynamic")
     assert dynamic["vggt_1b_bytes"] == 1_277_529_560
-    assert dynamic["backends"] == list(BACKENDS)
+    assert dynamic["backends"] == list(FACTS["int8_dynamic"][1])

@@ -6,19 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.usable import RUNS
 from vggt_int8.difference import relative_error
 from vggt_int8.quant import Int8Conv2d, Int8ConvTranspose2d, Int8Linear
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-SCHEMES = {
-    "reference": ("dynamic", "none", "static", "llm_int8"),
-    "native": ("dynamic", "none", "static"),
-    "torchao": ("dynamic", "none", "static"),
-    "bitsandbytes": ("dynamic", "llm_int8"),
-}
-CASES = [(backend, scheme) for backend, schemes in SCHEMES.items() for scheme in schemes]
+CASES = [(backend, scheme) for backend, schemes in RUNS.items() for scheme in sorted(schemes)]
 SHAPES = [(1, 64, 64), (16, 64, 130), (17, 567, 384), (37, 388, 384), (1041, 1024, 1024), (5, 9, 1)]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.calibrated import calibration_for
 from vggt_int8 import VGGT, VGGTConfig, VGGTInt8, compare_model_outputs, estimate_model_size
+from vggt_int8.cli.recipes import FACTS
 from vggt_int8.quant.backends import BACKENDS, BackendError
 
 pytestmark = pytest.mark.gpu
@@ -93,16 +94,7 @@ def test_one_checkpoint_under_every_backend(
         differences = compare_model_outputs(reference, model, tiny_images, tiny_points)
         for name in ("pose_enc", "depth", "world_points"):
             assert differences[name]["relative"] < 0.05, f"{backend}: {name} {differences[name]}"
-    allowed = {
-        "int8_dynamic": ["auto", "native", "torchao", "bitsandbytes", "reference"],
-        "int8_rotated": ["auto", "native", "torchao", "bitsandbytes", "reference"],
-        "int8_static": ["auto", "native", "torchao", "reference"],
-        "int8_static_rotated": ["auto", "native", "torchao", "reference"],
-        "int8_weight_only": ["auto", "native", "torchao", "reference"],
-        "llm_int8": ["auto", "bitsandbytes", "reference"],
-        "fp16": ["auto"],
-    }
-    assert ran == allowed[recipe]
+    assert ran == ["auto", *FACTS[recipe][1]]
 
 
 def test_int8_model_replays_as_a_cuda_graph(tiny_checkpoint: Path, tiny_images: Tensor) -> None:

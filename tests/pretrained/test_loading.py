@@ -1,6 +1,7 @@
 """Loading: quantizing while streaming, from every kind of checkpoint, into every compute dtype and backend."""
 
 import functools
+import itertools
 import json
 import logging
 import shutil
@@ -18,10 +19,11 @@ from tests.calibrated import calibration_for
 from tests.codes import FACTOR
 from tests.other_weights import copy_config
 from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
+from vggt_int8.cli.recipes import FACTS
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import compiled, matmul
 from vggt_int8.machine import int_mm_is_exact
-from vggt_int8.quant import Int8Linear
+from vggt_int8.quant import BACKENDS, Int8Linear
 from vggt_int8.quant.storage import Int8Storage
 from vggt_int8.recipe import expand, find_family
 
@@ -235,34 +237,25 @@ def test_a_recipe_object_and_an_own_file(tmp_path: Path, bare_checkpoint: Path) 
     assert again.config.quantization_config.parsed() == recipe
 
 
-# Which backends run a checkpoint, from the design's table.
-RUNS_ON = {
-    "int8_weight_only": ["reference", "native", "torchao"],
-    "int8_static": ["reference", "native", "torchao"],
-    "int8_dynamic": ["reference", "native", "torchao", "bitsandbytes"],
-    "llm_int8": ["reference", "bitsandbytes"],
-}
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibrated with")
-@pytest.mark.parametrize("recipe", RUNS_ON)
+@pytest.mark.parametrize("recipe", ["int8_weight_only", "int8_static", "int8_dynamic", "llm_int8"])
 def test_a_checkpoint_runs_on_every_backend_of_the_table(
     tmp_path: Path, bare_checkpoint: Path, loaded: Load, tiny_images: Tensor, recipe: str
 ) -> None:
     if not int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates, so that two backends are refused")
-    written = {}
-    for backend in RUNS_ON[recipe]:
+    written, (_, runs_on) = {}, FACTS[recipe]
+    for backend in runs_on:
         calibration = calibration_for(recipe, tiny_images)
         model = VGGTInt8.from_pretrained(bare_checkpoint, recipe=recipe, backend=backend, **calibration)
         model.save_pretrained(tmp_path / backend)
         written[backend] = model(tiny_images).depth
-        for file in ("config.json", "model.safetensors"):
-            assert (tmp_path / backend / file).read_bytes() == (tmp_path / "reference" / file).read_bytes()
+    for backend, file in itertools.product(runs_on, ("config.json", "model.safetensors")):
+        assert (tmp_path / backend / file).read_bytes() == (tmp_path / "reference" / file).read_bytes()
     plain = loaded(None)(tiny_images).depth
-    for backend in ("native", "torchao", "bitsandbytes", "reference"):
-        if backend not in RUNS_ON[recipe]:
+    for backend in BACKENDS:
+        if backend not in runs_on:
             with pytest.raises(BackendError, match=f"backend '{backend}' cannot run"):
                 VGGTInt8.from_pretrained(tmp_path / "reference", backend=backend)
             continue

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.usable import skip_unless_usable
+from tests.usable import RUNS, running, skip_unless_usable
 from tests.warm import python
 from vggt_int8.kernels import reference
 from vggt_int8.kernels.cpu import compiled, matmul
@@ -30,14 +30,7 @@ SCHEMES = {
     "static": Scheme("static"),
     "llm_int8": Scheme("dynamic", 6.0),
 }
-# The design's table.
-ALLOWED = {
-    "none": {"reference", "native", "torchao"},
-    "dynamic": {"reference", "native", "torchao", "bitsandbytes"},
-    "static": {"reference", "native", "torchao"},
-    "llm_int8": {"reference", "bitsandbytes"},
-}
-PAIRS = [(scheme, backend) for scheme, backends in ALLOWED.items() for backend in sorted(backends)]
+PAIRS = [(scheme, backend) for scheme in SCHEMES for backend in running(scheme)]
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 9, 1), (1, 567, 130), (16, 37, 9), (17, 9, 130), (37, 567, 9), (37, 64, 64), (37, 1037, 1)]  # M, K, N
@@ -290,7 +283,7 @@ def test_native_multiplies_integers_on_a_cpu(scheme: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_table_of_the_design(scheme: str, backend: str) -> None:
     layer = make(scheme, backend, nn.Linear(16, 8))
-    if backend in ALLOWED[scheme]:
+    if scheme in RUNS[backend]:
         usable(scheme, backend, "cpu")
         assert layer(randn(3, 16)).shape == (3, 8)
         assert layer.resolved_backend("cpu").name == backend

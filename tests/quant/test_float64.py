@@ -6,28 +6,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.usable import skip_unless_usable
+from tests.usable import RUNS, running, skip_unless_usable
 from vggt_int8 import Recipe, VGGTInt8, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.quant import Int8Linear
-from vggt_int8.quant.backends import BackendError
 from vggt_int8.recipe import Scheme
 
-BACKENDS = ["native", "reference", "torchao", "bitsandbytes"]
+BACKENDS = running("dynamic")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activations", ["dynamic", "none", "static"])
+@pytest.mark.parametrize(
+    ("backend", "activations"), [(backend, kind) for backend in RUNS for kind in sorted(RUNS[backend] - {"llm_int8"})]
+)
 def test_an_int8_linear(backend: str, activations: str) -> None:
     scale = 0.01 if activations == "static" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = Int8Linear.from_linear(nn.Linear(64, 24).double(), activations, backend, input_scale=scale)
         x = torch.rand(5, 64, dtype=torch.float64, requires_grad=True)
-    if backend == "bitsandbytes" and activations != "dynamic":
-        with pytest.raises(BackendError, match="'bitsandbytes' cannot run"):
-            layer(x)
-        return
     skip_unless_usable(backend, layer.scheme)
     y = layer(x)
     assert y.dtype == torch.float64

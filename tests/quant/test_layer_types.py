@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.usable import running
 from vggt_int8 import BackendError, Recipe, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import matmul
-from vggt_int8.quant import BACKENDS, quantization_report
+from vggt_int8.quant import quantization_report
 from vggt_int8.quant.layer import int8_layers
 from vggt_int8.quant.layer_types import INT8_TYPES, WITH_WEIGHTS, int8_type
 from vggt_int8.recipe import Rule, Scheme
@@ -59,7 +60,7 @@ class Mixed(nn.Module):
 MIXED = Recipe(rules=(Rule("head", activations="none"), Rule(".*")))
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("backend", ["auto", *running("dynamic")])
 def test_weight_only_layers_beside_codes_ask_for_the_same_backend_or_the_reference(backend: str) -> None:
     if backend in ("torchao", "bitsandbytes") and not matmul.int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.usable import skip_unless_usable
+from tests.usable import RUNS, running, skip_unless_usable
 from vggt_int8 import Recipe, RecipeError, VGGTInt8, load_recipe, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels import ops, reference
@@ -20,7 +20,7 @@ from vggt_int8.quant.storage import encode
 from vggt_int8.recipe import Rule, Scheme
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-BACKENDS = ["native", "reference", "torchao", "bitsandbytes"]
+BACKENDS = running("dynamic")
 WIDTHS = [2, 6, 24, 96, 192, 588, 1024, 2048]  # 9 and 567 have no group
 
 
@@ -96,14 +96,13 @@ def test_codes_by_an_independent_computation() -> None:
 
 @pytest.mark.parametrize("device", CPU_AND_GPU)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("activations", ["dynamic", "static", "none"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "activations"), [(backend, kind) for backend in RUNS for kind in sorted(RUNS[backend] - {"llm_int8"})]
+)
 @pytest.mark.parametrize("k", [96, 1024])
 def test_every_backend_computes_the_definition(
     k: int, backend: str, activations: str, dtype: torch.dtype, device: str
 ) -> None:
-    if backend == "bitsandbytes" and activations != "dynamic":
-        pytest.skip("bitsandbytes has dynamic scales alone")
     skip_unless_usable(backend, Scheme(activations), device)
     x = with_outliers(37, k).to(device, dtype)
     options = {"input_scale": 0.05 if activations == "static" else None, "rotation": 256}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.usable import skip_unless_usable
+from tests.usable import running, skip_unless_usable
 from vggt_int8 import RecipeError, VGGTInt8
 from vggt_int8.quant import Int8Linear, make_plan
 from vggt_int8.recipe import Recipe, Scheme, load_recipe
 
 SPECIAL = 5
-BACKENDS = ["reference", "native", "torchao"]
+BACKENDS = running("static")
 OWN = Recipe(
     weights="keep",
     activations="static",
