@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ class Clip:
 @dataclass(frozen=True)
 class Growing:
     """A folder to which pictures are added; available pictures are taken in natural order. A picture is complete when
-    its size has not changed between two checks, or for `QUIET_SECONDS` if its end mark is missing, since the writer may
+    its size has not changed between two checks, or for `QUIET_SECONDS` if it has no end mark, since the writer may
     pause. The input ends when no new picture has appeared for `patience` seconds.
 
     known: names of files that an earlier run has already read.
@@ -164,23 +165,27 @@ class Growing:
 
 
 def _size(path: Path) -> int:
-    """Size in bytes; 0 for a file that no longer exists."""
+    """Size in bytes; 0 for a file that no longer exists, and for what is no file, such as a folder or a pipe."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def ends_as_it_should(path: Path) -> bool:
-    """Whether a JPEG or PNG file ends with its end mark. Cameras may append data, so a missing mark does not prove
-    damage; other formats cannot be checked.
+    """Whether a file is a JPEG or PNG and ends with its end mark. False proves nothing: cameras may append data, and
+    other formats have no such mark. False for a file that no longer exists, too.
     """
     mark = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}.get(path.suffix.lower())
     if mark is None:
-        return True
-    with path.open("rb") as file:
-        file.seek(-min(len(mark), file.seek(0, os.SEEK_END)), os.SEEK_END)
-        return file.read() == mark
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(len(mark), file.seek(0, os.SEEK_END)), os.SEEK_END)
+            return file.read() == mark
+    except FileNotFoundError:
+        return False
 
 
 Input = Pictures | Clip | Growing

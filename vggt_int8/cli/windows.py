@@ -50,7 +50,6 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
     from vggt_int8.cli.run import check_heads
     from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report, write_scene
     from vggt_int8.export.repeat import identify_model
-    from vggt_int8.export.report import describe_inputs
     from vggt_int8.export.write import format_of
     from vggt_int8.scene.saved import FOLDER
     from vggt_int8.stream.state import identity_of, remove_stream
@@ -93,7 +92,7 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
                 outputs = write_scene(
                     folder, scene, wanted.exports.formats, options, release_pages=True, on_frame=progress
                 )
-        inputs = describe_inputs([Path(name) for name in scene.names], scene.transforms)
+        inputs = _described(scene, stream.times())
         settings = {**wanted.settings(network), "window": windows.window, "overlap": windows.overlap}
         report = report_of(network, wanted.model, identity, inputs, settings, clock.seconds, outputs)
         stream_document = {**stream.report.to_document(), "identity": identity_of(kept)}
@@ -150,6 +149,28 @@ def _note(report: "StreamReport") -> None:
             f"{report.windows} windows; most drift at frame {worst.first}: {drift.rotation_degrees:.2f} degrees, "
             f"{100 * drift.translation:.1f} % of the depth, scale {drift.scale:.3f}; {len(closed)} loops closed"
         )
+
+
+def _described(scene: "Scene", times: list[float | None]) -> list[dict[str, Any]]:
+    """What report.json says of each frame: files by their content, frames of a video by their time."""
+    from vggt_int8.ahead import begun
+    from vggt_int8.export.report import describe_inputs
+
+    entries = describe_inputs([Path(name) for name in scene.names], scene.transforms)
+    with begun(_digest, scene.files) as digests:
+        for entry, digest, seconds in zip(entries, digests, times, strict=True):
+            entry.update(digest if seconds is None else {"seconds": seconds})
+    return entries
+
+
+def _digest(file: Path | None) -> dict[str, Any]:
+    """Nothing for a picture that was removed since it was read, as from a folder that grows."""
+    from vggt_int8.export.repeat import identify_file
+
+    try:
+        return {} if file is None else identify_file(file)
+    except FileNotFoundError:
+        return {}
 
 
 def _joined(stream: "Stream", place: Path) -> "Scene":

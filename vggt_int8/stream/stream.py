@@ -150,6 +150,10 @@ class Stream:
         solved, self.report.residual = solve(placed, edges)
         return solved
 
+    def times(self) -> list[float | None]:
+        """Seconds of every frame so far in its video, in order; None for a frame of another kind."""
+        return [seconds for window in self._windows for seconds in window.times[window.frames - window.new :]]
+
     def scenes(self) -> Iterator[Scene]:
         """All frames once more, one piece per window, in one world after loop closure. Needs `folder=`."""
         if self._folder is None:
