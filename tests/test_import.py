@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.warm import python
+
 ROOT = Path(__file__).parent.parent
 
 # Python tells its audit hooks whatever leaves the process. CUDA may be asked whether it is there, which does not
@@ -125,3 +127,9 @@ def test_auto_classes_know_ours_in_either_order_of_imports(bare_checkpoint: Path
     assert process.returncode == 0, process.stderr
     expected = sum(tensor.double().sum().item() for tensor in load_file(bare_checkpoint / "model.safetensors").values())
     assert abs(float(process.stdout) - expected) < 1e-6 * abs(expected)
+
+
+@pytest.mark.slow
+def test_modules_that_need_transformers_keep_what_it_imports_off_the_console() -> None:
+    process = python("-c", "import vggt_int8.app, sys; print('torchao' in sys.modules)")
+    assert (process.stdout, process.stderr) == ("True\n", "")

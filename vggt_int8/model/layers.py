@@ -6,9 +6,12 @@ Every linear is called as a module and its attributes are never read, so it can 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vggt_int8.quiet import quiet_import
 from vggt_int8.shards import FrameShard
+
+with quiet_import():  # imports torchao, which prints
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:

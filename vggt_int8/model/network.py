@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -18,12 +17,16 @@ from vggt_int8.model.layers import LayerScale
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.size import FAR_LARGER
 from vggt_int8.model.unfilled import NoInitialWeights
+from vggt_int8.quiet import quiet_import
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.names import check_source
 from vggt_int8.saves.plain_files import SINGLE_FILES, check_weight_files
 from vggt_int8.saves.save_id import check_loaded, verifying
 from vggt_int8.saves.settled import load_settled
 from vggt_int8.saves.writing import check_saving, headers_with_id, restore, saved_whole
+
+with quiet_import():  # imports torchao, which prints
+    from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from vggt_int8.model.call import Call
