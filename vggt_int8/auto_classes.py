@@ -16,10 +16,7 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vggt_int8.model.network_config import NetworkConfig
+from typing import Any
 
 Action = Callable[[ModuleType], None]
 
@@ -35,20 +32,18 @@ def register_when_loaded() -> None:
 
 def _register_config(module: ModuleType) -> None:
     # exist_ok: a program may reload transformers' modules, and whoever imports this package wants its "vggt".
-    for config in _configs():
+    from vggt_int8.model.configs import CONFIGS
+
+    for config in CONFIGS.values():
         module.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model(module: ModuleType) -> None:
-    for config, model in zip(_configs(), ("VGGTInt8", "VGGTOmegaInt8"), strict=True):
-        module.AutoModel.register(config, _stand_in(config, f"vggt_int8.pretrained.{model}"), exist_ok=True)
+    from vggt_int8.model.configs import CONFIGS, int8_class_name
 
-
-def _configs() -> "tuple[type[NetworkConfig], ...]":
-    from vggt_int8.model.config import VGGTConfig
-    from vggt_int8.model.omega.config import VGGTOmegaConfig
-
-    return VGGTConfig, VGGTOmegaConfig
+    for config in CONFIGS.values():
+        model = f"vggt_int8.pretrained.{int8_class_name(config)}"
+        module.AutoModel.register(config, _stand_in(config, model), exist_ok=True)
 
 
 def _stand_in(config: type, model: str) -> type:

@@ -249,7 +249,7 @@ def test_unknown_sources(name: str, text: str) -> None:
         ("[1]", r"it holds \[1\], not an object"),
         ('{"embed_dim": ', "Expecting value: line 1"),
         ('{"embed_dim": "wide"}', "Field 'embed_dim' expected int, got str"),
-        ('{"model_type": "llama"}', "its model_type is 'llama', where 'vggt' and 'vggt_omega' are known"),
+        ('{"model_type": "llama"}', "its model_type is 'llama'; it can be vggt, vggt_omega"),
         ('{"embed_dim": 7}', "embed_dim must be a multiple of 16"),
     ],
 )

@@ -20,7 +20,8 @@ from vggt_int8.kernels import ops
 from vggt_int8.kernels.cpu import matmul
 from vggt_int8.kernels.epilogue import Epilogue
 from vggt_int8.machine import architecture
-from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
+from vggt_int8.model.configs import AnyConfig
+from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.model.unfilled import unfilled
 from vggt_int8.quant.backends import get_backend
 from vggt_int8.recipe import Scheme

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class, pose_output
+from vggt_int8.model.configs import CONFIGS, AnyConfig
+from vggt_int8.model.families import AnyNetwork, network_class, pose_output
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.vggt import VGGT
@@ -136,7 +137,7 @@ def _config(name: str) -> AnyConfig:
             raise ValueError(f"it holds {shown(fields)}, not an object of a config's fields")
         kind = config_class(fields)
         if (said := fields.get("model_type", kind.model_type)) != kind.model_type:
-            raise ValueError(f"its model_type is {shown(said)}, where 'vggt' and 'vggt_omega' are known")
+            raise ValueError(f"its model_type is {shown(said)}; it can be {', '.join(CONFIGS)}")
         of_its_weights = ("save", "license", "base_model", "model_type")
         fields = {key: value for key, value in fields.items() if key not in of_its_weights}
         if unknown := sorted(fields.keys() - kind().to_dict().keys()):

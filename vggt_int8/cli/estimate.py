@@ -16,7 +16,7 @@ from vggt_int8.cli.bench import height_and_width
 from vggt_int8.embedded import EMBEDDED_NAMES
 
 if TYPE_CHECKING:
-    from vggt_int8.model.families import AnyConfig
+    from vggt_int8.model.configs import AnyConfig
     from vggt_int8.recipe import Recipe
     from vggt_int8.runtime.fits import Question
 

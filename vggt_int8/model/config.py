@@ -61,6 +61,7 @@ class VGGTConfig(NetworkConfig):
 
     kind = "VGGT"
     head_fields = MappingProxyType({f"{head}_head": f"enable_{head}" for head in ("camera", "depth", "point", "track")})
+    own_names = ("aggregator.global_blocks.", "depth_head.", "point_head.", "track_head.")
     model_type: ClassVar[str] = "vggt"
 
     img_size: int = 518

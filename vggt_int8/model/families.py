@@ -4,14 +4,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from vggt_int8.model.config import VGGTConfig
 from vggt_int8.model.dpt_head import Pyramid
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.omega.network import VGGTOmega
 from vggt_int8.model.vggt import VGGT
 
-AnyConfig = VGGTConfig | VGGTOmegaConfig
 AnyNetwork = VGGT | VGGTOmega
 
 

@@ -68,10 +68,12 @@ class NetworkConfig(PreTrainedConfig):
 
     kind: the network's name in messages.
     head_fields: name of a head's module -> the field that disables it.
+    own_names: beginnings of tensors' names that networks of no other kind have.
     """
 
     kind: ClassVar[str]
     head_fields: ClassVar[Mapping[str, str]]
+    own_names: ClassVar[tuple[str, ...]]
 
     def least_parameters(self) -> int:
         """A lower bound for the number of parameters: those in matrices and kernels."""

@@ -8,23 +8,26 @@ from typing import Any
 
 from vggt_int8.listing import first_few
 from vggt_int8.model.config import VGGTConfig
+from vggt_int8.model.configs import CONFIGS, AnyConfig, int8_class_name
 from vggt_int8.model.network_config import NetworkConfig
-from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.saves.errors import CheckpointError
 
-_OMEGA_ALONE = ("aggregator.inter_frame_blocks.", "dense_head.", "text_alignment_head.")
-_VGGT_ALONE = ("aggregator.global_blocks.", "depth_head.", "point_head.", "track_head.")
 
-
-def config_class(data: Any) -> type[NetworkConfig]:
+def config_class(data: Any) -> type[AnyConfig]:
     """The config class for the contents of a config.json, by `model_type`; VGGT's by default."""
     found = data.get("model_type") if isinstance(data, Mapping) else None
-    return VGGTOmegaConfig if found == VGGTOmegaConfig.model_type else VGGTConfig
+    return CONFIGS.get(found, VGGTConfig) if isinstance(found, str) else VGGTConfig
 
 
-def config_class_of_names(names: Iterable[str]) -> type[NetworkConfig]:
-    """The config class for the plain names of a network's tensors."""
-    return VGGTOmegaConfig if any(name.startswith(_OMEGA_ALONE) for name in names) else VGGTConfig
+def config_class_of_names(names: Iterable[str]) -> type[AnyConfig]:
+    """The config class for the plain names of a network's tensors; VGGT's by default."""
+    return next((kind for kind in _named_by(names) if kind is not VGGTConfig), VGGTConfig)
+
+
+def _named_by(names: Iterable[str]) -> list[type[AnyConfig]]:
+    """The kinds of network of which these tensors have a name that no other kind has."""
+    names = list(names)
+    return [kind for kind in CONFIGS.values() if any(name.startswith(kind.own_names) for name in names)]
 
 
 def hint_of_model_type(data: Any, kind: type[NetworkConfig]) -> str:
@@ -36,15 +39,14 @@ def hint_of_model_type(data: Any, kind: type[NetworkConfig]) -> str:
 
 def check_names(names: Collection[str], source: str, kind: type[NetworkConfig]) -> None:
     """Raise `CheckpointError` if a file's tensors have names that only another network than `kind`'s has."""
-    alone = {VGGTConfig: _VGGT_ALONE, VGGTOmegaConfig: _OMEGA_ALONE}
-    found = {config for config, beginnings in alone.items() if any(name.startswith(beginnings) for name in names)}
+    found = _named_by(names)
     if len(found) == 1 and kind not in found:
         (other,) = found
         raise CheckpointError(f"{source} holds a {other.kind}, not a {kind.kind}: {_way_out(other)}")
 
 
-def _way_out(found: type[NetworkConfig]) -> str:
-    return f"load it with {'VGGTOmegaInt8' if found is VGGTOmegaConfig else 'VGGTInt8'}"
+def _way_out(found: type[AnyConfig]) -> str:
+    return f"load it with {int8_class_name(found)}"
 
 
 def heads_found(

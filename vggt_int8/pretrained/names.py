@@ -12,14 +12,13 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.omega.config import VGGTOmegaConfig
+from vggt_int8.model.configs import CONFIGS
 from vggt_int8.plain_data import shown
 from vggt_int8.pretrained.checkpoint import read_headers
 from vggt_int8.saves.errors import CheckpointError
 from vggt_int8.saves.pickles import is_wrapped, load_pickle
 
-_PARTS = {"aggregator", *VGGTConfig.head_fields, *VGGTOmegaConfig.head_fields}
+_PARTS = {"aggregator"}.union(*(kind.head_fields for kind in CONFIGS.values()))
 # Components of a name that wrappers insert anywhere: torch.compile, activation checkpointing and FSDP.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 

@@ -7,7 +7,8 @@ reserves for a process. It applies to calls on the native backend in fp16.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
+from vggt_int8.model.configs import AnyConfig
+from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.model.unfilled import unfilled
 from vggt_int8.quant.plan import LayerPlan

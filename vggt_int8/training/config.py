@@ -8,7 +8,7 @@ from typing import Any
 
 from vggt_int8.listing import first_few
 from vggt_int8.model import VGGTConfig
-from vggt_int8.model.families import AnyConfig
+from vggt_int8.model.configs import AnyConfig
 from vggt_int8.plain_data import shown
 from vggt_int8.training.networks import config_class
 from vggt_int8.training.sections import (

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vggt_int8.model.families import AnyConfig, AnyNetwork
+from vggt_int8.model.configs import AnyConfig
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.model.vggt import VGGT
 
 ENCODER = "aggregator.patch_embed."

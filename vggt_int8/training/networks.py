@@ -5,12 +5,10 @@ from typing import Any
 import torch
 
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.families import AnyConfig, AnyNetwork, network_class
+from vggt_int8.model.configs import CONFIGS, AnyConfig
+from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.model.network_config import NetworkConfig
-from vggt_int8.model.omega.config import VGGTOmegaConfig
 from vggt_int8.plain_data import shown
-
-CONFIGS: dict[str, type[AnyConfig]] = {kind.model_type: kind for kind in (VGGTConfig, VGGTOmegaConfig)}
 
 
 def config_class(model_type: Any) -> type[AnyConfig]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vggt_int8.model.families import AnyConfig, AnyNetwork
+from vggt_int8.model.configs import AnyConfig
+from vggt_int8.model.families import AnyNetwork
 from vggt_int8.training.config import TrainingConfig
 from vggt_int8.training.inherit import chosen
 from vggt_int8.training.networks import trained_network

@@ -54,6 +54,7 @@ class VGGTOmegaConfig(NetworkConfig):
     head_fields = MappingProxyType(
         {"camera_head": "enable_camera", "dense_head": "enable_depth", "text_alignment_head": "enable_text"}
     )
+    own_names = ("aggregator.inter_frame_blocks.", "dense_head.", "text_alignment_head.")
     model_type: ClassVar[str] = "vggt_omega"
 
     img_size: int = 512
