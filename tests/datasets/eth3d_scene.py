@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vggt_int8.data.colmap import Camera
+from vggt_int8.data.camera import Camera
 from vggt_int8.data.lens import pixels_to_rays
 from vggt_int8.geometry import camera_center, compose_extrinsics, rotation_to_quaternion, unproject_depth
 from vggt_int8.scenes.describe import SceneDescription, describe_scenes

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vggt_int8.data.camera import ModelError
 from vggt_int8.data.co3d import categories, read_sequences
-from vggt_int8.data.colmap import ModelError
 from vggt_int8.geometry import project_points
 from vggt_int8.model.config import VGGTConfig
 from vggt_int8.scorecard.captured import Co3dScenes

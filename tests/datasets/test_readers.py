@@ -8,7 +8,8 @@ import pycolmap
 import pytest
 import torch
 
-from vggt_int8.data.colmap import Camera, ModelError, find_model, read_model
+from vggt_int8.data.camera import MODELS, Camera, ModelError
+from vggt_int8.data.colmap import find_model, read_model
 from vggt_int8.data.lens import pixels_to_rays, rays_to_pixels
 from vggt_int8.data.scans import ScanError, read_alignment, read_ply, read_scans, thin
 
@@ -56,10 +57,31 @@ def test_a_model_as_text(tmp_path: Path) -> None:
     assert [image.name for image in model.images] == ["a b.jpg", "z.jpg"]
     assert model.cameras[7].intrinsic().tolist() == [[500, 0, 320], [0, 500, 240], [0, 0, 1]]
     assert model.images[0].extrinsic[:, 3].tolist() == [1, 2, 3]
-    torch.testing.assert_close(model.images[1].extrinsic[:, :3], torch.diag(torch.tensor([-1.0, -1.0, 1.0])))
+    turned = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(model.images[1].extrinsic[:, :3], turned)
 
 
-def write_binary(folder: Path, *, frames: bool, sensors: int = 1) -> None:
+def test_text_may_have_empty_lines_and_comments(tmp_path: Path) -> None:
+    write_text(tmp_path)
+    text = (tmp_path / "images.txt").read_text()
+    for line in ("\n", " # by hand\n"):
+        spaced = text.replace("\n1 0", f"\n{line}1 0").replace("images\n", f"images\n{line}") + line + line
+        (tmp_path / "images.txt").write_text(spaced)
+        assert [image.name for image in read_model(tmp_path).images] == ["a b.jpg", "z.jpg"]
+
+
+def test_text_without_the_lines_of_observations_is_refused(tmp_path: Path) -> None:
+    """Every second image would be taken for what the one before observes."""
+    write_text(tmp_path)
+    text = (tmp_path / "images.txt").read_text()
+    (tmp_path / "images.txt").write_text(text.replace("\n\n", "\n"))
+    with pytest.raises(
+        ModelError, match=r"images\.txt: '1 0 0 0 2 0 0 1 7 z\.jpg' stands where the observations of 'a b"
+    ):
+        read_model(tmp_path)
+
+
+def write_binary(folder: Path, *, frames: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 7, 1, 640, 480, 500, 501, 320, 240))
     image = (
@@ -68,8 +90,7 @@ def write_binary(folder: Path, *, frames: bool, sensors: int = 1) -> None:
     (folder / "images.bin").write_bytes(image)
     if frames:
         (folder / "frames.bin").write_bytes(struct.pack("<QII7dIiIQ", 1, 1, 1, 1, 0, 0, 0, 4, 5, 6, 1, 0, 7, 2))
-        rig = struct.pack("<QIIiI", 1, 1, sensors, 0, 7)
-        (folder / "rigs.bin").write_bytes(rig + struct.pack("<iIB7d", 0, 8, 1, 1, 0, 0, 0, 1, 0, 0) * (sensors - 1))
+        (folder / "rigs.bin").write_bytes(struct.pack("<QIIiI", 1, 1, 1, 0, 7))
 
 
 @pytest.mark.parametrize("frames", [False, True])
@@ -86,9 +107,65 @@ def test_a_model_as_binary_files(tmp_path: Path, frames: bool) -> None:
             read_model(tmp_path)
 
 
-def test_rigs_of_several_cameras_are_refused(tmp_path: Path) -> None:
-    write_binary(tmp_path, frames=True, sensors=2)
-    with pytest.raises(ModelError, match="has 2 sensors"):
+def pose(*quaternion: float, at: tuple[float, float, float] = (0, 0, 0)) -> pycolmap.Rigid3d:
+    """quaternion: x, y, z, w."""
+    return pycolmap.Rigid3d(pycolmap.Rotation3d(np.array(quaternion) / np.linalg.norm(quaternion)), np.array(at))
+
+
+def sensor(number: int, kind: pycolmap.SensorType = pycolmap.SensorType.CAMERA) -> pycolmap.sensor_t:
+    return pycolmap.sensor_t(kind, number)
+
+
+def model_of_a_rig() -> pycolmap.Reconstruction:
+    """Two moments of a rig of an inertial sensor and two cameras."""
+    model = pycolmap.Reconstruction()
+    rig = pycolmap.Rig(rig_id=5)
+    rig.add_ref_sensor(sensor(3))
+    rig.add_sensor(sensor(4), pose(0, 0.2, 0.1, 0.9, at=(-0.2, 0, 0.1)))
+    rig.add_sensor(sensor(1, pycolmap.SensorType.IMU), pose(0.1, 0, 0, 0.9, at=(0, 0, 1)))
+    for camera in (3, 4):
+        model.add_camera(
+            pycolmap.Camera(camera_id=camera, model="PINHOLE", width=64, height=48, params=[50, 50, 32, 24])
+        )
+    model.add_rig(rig)
+    for moment in range(2):
+        frame = pycolmap.Frame(frame_id=moment + 1, rig_id=5)
+        frame.rig_from_world = pose(0.1 * moment, 0.3, 0.3, 0.9, at=(moment, 2, 3))
+        for camera in (3, 4):
+            frame.add_data_id(pycolmap.data_t(sensor(camera), 10 * camera + moment))
+        model.add_frame(frame)
+        for camera in (3, 4):
+            image = pycolmap.Image(name=f"{camera}/{moment}.jpg", camera_id=camera, image_id=10 * camera + moment)
+            image.frame_id = moment + 1
+            model.add_image(image)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["binary", "text"])
+def test_images_stand_where_the_rig_and_its_frames_say(tmp_path: Path, kind: str) -> None:
+    """As COLMAP reads them: it does not look at what images.txt says."""
+    model = model_of_a_rig()
+    getattr(model, f"write_{kind}")(tmp_path)
+    path = tmp_path / "images.txt"
+    if kind == "text":
+        path.write_text("".join(f"{line} 1 0 0 0 9 9 9 {line // 10} {name}\n\n" for line, name in names(model).items()))
+        again = pycolmap.Reconstruction(tmp_path)
+        np.testing.assert_array_equal(again.image(30).cam_from_world().translation, [0, 2, 3])
+    found = {image.name: image.extrinsic.numpy() for image in read_model(tmp_path).images}
+    assert found.keys() == set(names(model).values())
+    for number, name in names(model).items():
+        np.testing.assert_allclose(found[name], model.image(number).cam_from_world().matrix(), atol=1e-12)
+
+
+def names(model: pycolmap.Reconstruction) -> dict[int, str]:
+    return {number: image.name for number, image in model.images.items()}
+
+
+@pytest.mark.parametrize("rig", ["5 2 CAMERA 3 CAMERA 4 0", "5 1 CAMERA 3", "7 1 CAMERA 4"])
+def test_a_camera_whose_place_in_the_rig_is_not_known(tmp_path: Path, rig: str) -> None:
+    model_of_a_rig().write_text(tmp_path)
+    (tmp_path / "rigs.txt").write_text(f"{rig}\n")
+    with pytest.raises(ModelError, match=r"rigs\.txt does not say where camera [34] is in rig 5"):
         read_model(tmp_path)
 
 
@@ -110,9 +187,17 @@ def test_models_that_are_wrong(tmp_path: Path, camera: str, says: str) -> None:
 
 
 def test_cameras_that_bend_lines_are_to_be_undistorted_first(tmp_path: Path) -> None:
-    write_text(tmp_path, "7 OPENCV 640 480 500 500 320 240 0.1 0 0 0")
+    write_text(tmp_path, "7 OPENCV 640 480 500 501 320 240 0.1 0 0 0")
     with pytest.raises(ModelError, match="undistort the images first"):
         read_model(tmp_path).cameras[7].intrinsic()
+    write_text(tmp_path, "7 OPENCV 640 480 500 501 320 240 0 0 0 0")  # as of images that are undistorted already
+    assert read_model(tmp_path).cameras[7].intrinsic().tolist() == [[500, 0, 320], [0, 501, 240], [0, 0, 1]]
+
+
+def test_all_camera_models_of_colmap_are_known() -> None:
+    theirs = sorted((int(kind), name) for name, kind in pycolmap.CameraModelId.__members__.items() if int(kind) >= 0)
+    cameras = [pycolmap.Camera(model=name, width=64, height=48) for _, name in theirs]
+    assert tuple((camera.model_name, len(camera.params_info.split(","))) for camera in cameras) == MODELS
 
 
 POINTS = np.array([[1, 2, 3], [4, 5, 6.5]], dtype=np.float32)
@@ -183,17 +268,7 @@ def test_thinned_points_are_means_of_their_cubes() -> None:
     np.testing.assert_array_equal(thin(np.concatenate([far[::-1], far]), 0.01), far)
 
 
-def test_a_lens_is_that_of_colmap() -> None:
-    pycolmap = pytest.importorskip("pycolmap")
-    height, width = FISHEYE.size
-    camera = pycolmap.Camera(model=FISHEYE.model, width=width, height=height, params=FISHEYE.parameters.tolist())
-    rays = np.random.default_rng(0).uniform(-0.8, 0.8, (100, 2))
-    theirs = np.array([camera.img_from_cam(np.array([*ray, 1.0])) for ray in rays])
-    assert np.abs(rays_to_pixels(FISHEYE, rays) - theirs).max() < 1e-8
-
-
 def test_a_model_that_colmap_writes(tmp_path: Path) -> None:
-    pycolmap = pytest.importorskip("pycolmap")
     written = pycolmap.Reconstruction()
     camera = pycolmap.Camera(camera_id=4, model="PINHOLE", width=64, height=48, params=[50, 51, 32, 24])
     written.add_camera_with_trivial_rig(camera)

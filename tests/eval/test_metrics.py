@@ -88,6 +88,14 @@ def test_a_translation_that_points_backwards_is_wrong() -> None:
     assert pose_errors(wrong, truth)[1].item() == pytest.approx(180)
 
 
+def test_cameras_that_never_move_are_wrong_unless_they_do_not() -> None:
+    truth = torch.eye(3, 4).repeat(1, 3, 1, 1)
+    still = truth.clone()
+    truth[0, 2, 0, 3] = 1.0
+    assert pose_errors(still, truth)[1].tolist() == [[0.0, 90.0, 90.0]]
+    assert pose_errors(truth, still)[1].tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_depth_scores_forgive_scale_alone() -> None:
     truth = torch.rand(3, 2, 8, 8) + 0.5
     valid = torch.ones_like(truth, dtype=torch.bool)

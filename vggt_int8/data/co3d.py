@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggt_int8.data.colmap import Camera, Model, ModelError, PosedImage
+from vggt_int8.data.camera import Camera, ModelError
+from vggt_int8.data.colmap import Model, PosedImage
 from vggt_int8.plain_data import shown
 
 ANNOTATIONS = "frame_annotations.jgz"
 _LARGEST = 4 << 30  # bytes of a category's annotations, unpacked; the largest has some 400 MB
-_TURN = torch.tensor([[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]])  # to x right, y down
+_TURN = torch.tensor([[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)  # to x right, y down
 
 
 def categories(folder: Path) -> list[Path]:
@@ -74,8 +75,8 @@ def _frame(entry: Any, number: int) -> tuple[Camera, PosedImage]:
     focal = np.array(view["focal_length"], dtype=np.float64) * half
     middle = np.array([width, height]) / 2 - np.array(view["principal_point"], dtype=np.float64) * half
     values = np.array([*focal, *middle])
-    rotation = torch.tensor(view["R"], dtype=torch.float32)
-    translation = torch.tensor(view["T"], dtype=torch.float32)
+    rotation = torch.tensor(view["R"], dtype=torch.float64)
+    translation = torch.tensor(view["T"], dtype=torch.float64)
     if rotation.shape != (3, 3) or translation.shape != (3,) or not np.isfinite(values).all() or min(focal) <= 0:
         raise ModelError("its viewpoint is none")
     extrinsic = torch.cat([_TURN @ rotation.mT, (_TURN @ translation)[:, None]], dim=1)

@@ -11,7 +11,7 @@ pixel = (fx a' + cx, fy b' + cy)                        parameters: fx fy cx cy 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggt_int8.data.colmap import PINHOLES, Camera, ModelError
+from vggt_int8.data.camera import Camera, ModelError
 
 Doubles = NDArray[np.float64]
 FISHEYE = "THIN_PRISM_FISHEYE"
@@ -24,7 +24,7 @@ def pixels_to_rays(camera: Camera, pixels: Doubles) -> Doubles:
 
     Raises `ModelError` for other camera models.
     """
-    if camera.model in PINHOLES:
+    if camera.is_pinhole:
         intrinsic = camera.intrinsic().double().numpy()
         return (pixels - intrinsic[:2, 2]) / intrinsic[[0, 1], [0, 1]]
     if camera.model != FISHEYE:
@@ -40,7 +40,7 @@ def pixels_to_rays(camera: Camera, pixels: Doubles) -> Doubles:
 
 def rays_to_pixels(camera: Camera, rays: Doubles) -> Doubles:
     """(X / Z, Y / Z) [N, 2] in front of the camera -> pixels [N, 2]. Raises like `pixels_to_rays`."""
-    if camera.model in PINHOLES:
+    if camera.is_pinhole:
         intrinsic = camera.intrinsic().double().numpy()
         return rays * intrinsic[[0, 1], [0, 1]] + intrinsic[:2, 2]
     if camera.model != FISHEYE:

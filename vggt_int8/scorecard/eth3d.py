@@ -26,6 +26,7 @@ from vggt_int8.geometry import compose_extrinsics, invert_extrinsic, project_poi
 from vggt_int8.images import ImageTransform
 from vggt_int8.listing import first_few
 from vggt_int8.scorecard.captured import Place, PosedScenes
+from vggt_int8.scorecard.data import TrueScene
 
 Doubles = NDArray[np.float64]
 VOXEL = 0.01  # metres, of scans
@@ -84,20 +85,20 @@ class Eth3dScenes(PosedScenes):
         valid = (depth > 0) & torch.stack([transform.content_mask() for transform in transforms])
         return depth, valid
 
-    def _scan(
-        self, place: Place, extrinsic: Tensor, intrinsic: Tensor, depth: Tensor | None, valid: Tensor | None
-    ) -> Tensor | None:
-        if depth is None or valid is None or not (place.folder / SCANS).is_file():
+    def _scan(self, place: Place, scene: TrueScene, origin: Tensor) -> Tensor | None:
+        if scene.depth is None or scene.valid is None or not (place.folder / SCANS).is_file():
             return None
-        points = torch.from_numpy(read_scans(place.folder / SCANS, VOXEL)).float()
+        assert scene.extrinsic is not None
+        assert scene.intrinsic is not None
+        points = (torch.from_numpy(read_scans(place.folder / SCANS, VOXEL)) - origin).float()
         seen = torch.zeros(len(points), dtype=torch.bool)
-        height, width = depth.shape[-2:]
-        for view in range(len(depth)):
-            pixels, z = project_points(points, extrinsic[view], intrinsic[view])
+        height, width = scene.depth.shape[-2:]
+        for depth, valid, *camera in zip(scene.depth, scene.valid, scene.extrinsic, scene.intrinsic, strict=True):
+            pixels, z = project_points(points, *camera)
             column, row = pixels.round().nan_to_num(-1, -1, -1).clamp(-1, 1e6).long().unbind(-1)
             inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
             at = row[inside], column[inside]
-            known = valid[view][at] & ((z[inside] - depth[view][at]).abs() < _near(z[inside]))
+            known = valid[at] & ((z[inside] - depth[at]).abs() < _near(z[inside]))
             seen[inside.nonzero().squeeze(-1)[known]] = True
         return points[seen]
 

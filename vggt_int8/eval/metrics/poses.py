@@ -42,7 +42,10 @@ class PoseScores:
 def pose_errors(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Two extrinsics [B, S, 3, 4], camera from world -> rotation and translation errors [B, pairs] in degrees.
 
-    Pairs are (0, 1), (0, 2), ... (S - 2, S - 1). Raises ValueError for a single view, and where the shapes differ.
+    Pairs are (0, 1), (0, 2), ... (S - 2, S - 1). Views at one place have no direction: the translation of such a pair
+    has no error, and a prediction at one place of views that are apart has 90 degrees.
+
+    Raises ValueError for a single view, and where the shapes differ.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"cameras {list(predicted.shape)} and truth {list(truth.shape)} differ")
@@ -52,8 +55,9 @@ def pose_errors(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     first, second = torch.triu_indices(views, views, offset=1, device=truth.device)
     between = [relative_pose(e[:, first], e[:, second]) for e in (predicted.float(), truth.float())]
     rotation = rotation_error_degrees(between[0][..., :3], between[1][..., :3])
-    translation = direction_error_degrees(between[0][..., 3], between[1][..., 3])
-    return rotation, translation
+    found, wanted = (pose[..., 3] for pose in between)
+    lost = ~found.any(dim=-1) & wanted.any(dim=-1)
+    return rotation, direction_error_degrees(found, wanted).masked_fill(lost, 90.0)
 
 
 def pose_scores(rotation: Tensor, translation: Tensor) -> PoseScores:
