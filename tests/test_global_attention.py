@@ -31,7 +31,8 @@ def test_what_is_left_out_is_exact_or_the_default() -> None:
         (["exact", "all", "exact"], None, ValueError, "has 'all'"),
         (["exact"] * 2, None, ValueError, "2 words, but the network has 3 global blocks"),
         (["keyframes"] * 9, None, ValueError, "9 words, .*; the number of key frames is another option: keyframes="),
-        ([], None, TypeError, r"global_attention is \[\]"),
+        ([], None, ValueError, "global_attention is an empty list"),
+        (b"exact", None, TypeError, "global_attention is b'exact'"),
         (40, None, TypeError, "global_attention is 40"),
         ("keyframes", 0, ValueError, "keyframes must be at least 1, the first frame; got 0"),
         ("keyframes", 2.0, TypeError, "keyframes is 2.0; it must be an integer"),
@@ -89,6 +90,8 @@ def test_how_it_reads() -> None:
     assert str(GlobalAttention.of(24, "keyframes")) == "keyframes (K = 40)"
     early = ["frames"] * 9 + ["keyframes"] * 14 + ["exact"]
     assert str(GlobalAttention.of(24, early, 24)) == "layers: frames in 0-8, keyframes (K = 24) in 9-22, exact in 23"
+    assert str(GlobalAttention.of(24, "auto")) == "auto (exact, or keyframes (K = 40) from 48 frames on)"
+    assert str(GlobalAttention.of(24, "auto", 60)) == "auto (exact, or keyframes (K = 60) from 61 frames on)"
     assert attention_in_words(["frames", "exact"], None) == "layers: frames in 0, exact in 1"
 
 

@@ -86,8 +86,13 @@ class GlobalAttention:
         layers = tuple(self.looks(layer, frames) for layer in range(len(self.layers)))
         why = self.why
         if "auto" in self.layers:
-            why = f"auto: {frames} frames; key frames from {max(AUTO_FRAMES, self.keyframes + 1)} on"
+            why = f"auto: {frames} frames; key frames from {self._auto_from} on"
         return GlobalAttention(layers, self.keyframes if "keyframes" in layers else KEYFRAMES, why)
+
+    @property
+    def _auto_from(self) -> int:
+        """The number of frames from which "auto" uses key frames."""
+        return max(AUTO_FRAMES, self.keyframes + 1)
 
     def __str__(self) -> str:
         """Such as "exact", "keyframes (K = 40)" or "layers: frames in 0-8, keyframes (K = 40) in 9-23"."""
@@ -102,7 +107,7 @@ class GlobalAttention:
                 runs.append((word, layer, layer))
         named: dict[Word, str] = {word: word for word in WORDS}
         named["keyframes"] = f"keyframes (K = {self.keyframes})"
-        named["auto"] = f"auto (exact, or keyframes (K = {self.keyframes}) from {AUTO_FRAMES} frames on)"
+        named["auto"] = f"auto (exact, or keyframes (K = {self.keyframes}) from {self._auto_from} frames on)"
         if len(runs) == 1:
             return named[runs[0][0]]
         places = [f"{first}" if first == last else f"{first}-{last}" for _, first, last in runs]
@@ -140,12 +145,11 @@ def words_of(text: str) -> str | list[str]:
 
 def check_words(how: Any) -> None:
     """Raise ValueError or TypeError unless `how` is one of `WORDS`, or a list of them."""
-    if isinstance(how, str):
-        words: Sequence[Any] = (how,)
-    elif isinstance(how, Sequence) and how:
-        words = how
-    else:
+    words: Sequence[Any] = (how,) if isinstance(how, str) else how
+    if not isinstance(words, Sequence) or isinstance(words, bytes):
         raise TypeError(f"global_attention is {shown(how)}; it must be one of {_known()}, or a list of them by layer")
+    if not words:
+        raise ValueError("global_attention is an empty list: give one word for each global block, or one for all")
     if wrong := [word for word in words if word not in WORDS]:
         raise ValueError(f"global_attention has {shown(wrong[0])}; choose of {_known()}")
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
 from tests.video.clips import write_clip
 from tests.warm import python
 from vggt_int8.batch import Board, supervise
 from vggt_int8.cli import batch_worker
+from vggt_int8.cli.guard import guarded
 
 SCENES = Path(__file__).parents[2] / "vggt_int8" / "assets" / "scenes"
 
@@ -37,7 +39,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(board: Board, commands: Sequence[Callable[[str], Sequence[str]]], note: Callable[[str], None]) -> None:
         for command in commands:
-            batch_worker.work(batch_worker.from_argument(command("token")[-1]))
+            try:
+                guarded(batch_worker.work)(batch_worker.from_argument(command("token")[-1]))
+            except typer.Exit as ended:
+                if ended.exit_code == supervise.BAD_INPUT:
+                    raise supervise.BadInput from ended
+                raise
 
     monkeypatch.setattr(supervise, "supervise", run)
 
@@ -164,6 +171,10 @@ def test_tracks_and_refined_cameras_as_run_has_them(cli, int8_checkpoint: Path, 
 def test_what_no_scene_can_have_is_said_once(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     wanted = ("-o", tmp_path / "out", "--device", "cpu")
     assert "--tracks needs the track head" in cli("batch", bare_int8, scenes, *wanted, "--tracks", 9, code=2)
+    attention = ("--global-attention", "frames:9")
+    # Nothing was done as requested before, so that this is another request.
+    assert "has 9 words, but the network has" in cli("batch", bare_int8, scenes, *wanted, *attention, code=2)
+    assert "keyframes=2 has no effect" in cli("batch", bare_int8, scenes, *wanted, "--keyframes", 2, code=2)
 
 
 def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ class Board:
                 f"output folder {self.out} has results of other settings ({told}): choose another one, or give these"
             )
 
+    def forget_settings(self) -> None:
+        """After input that no scene can have: accept other settings, if there is nothing yet of these."""
+        self.refresh()
+        if not self._done and not self._failed:
+            (self.state / "settings.json").unlink(missing_ok=True)
+
     def refresh(self) -> None:
         """Update the list of scenes that others have finished."""
         with os.scandir(self.out) as entries:

@@ -165,6 +165,7 @@ def _work_off(board: "Board", settings: dict[str, Any], devices: list[str]) -> N
     try:
         supervise(board, commands, console.note)
     except BadInput:
+        board.forget_settings()
         raise typer.Exit(BAD_INPUT) from None
     seconds, through = time.monotonic() - start, len(left) - len(board.unfinished())
     console.note(f"{through} scenes in {seconds:.0f} s, {3600 * through / seconds:.0f} an hour")

@@ -12,6 +12,7 @@ import typer
 from vggt_int8.batch import BadScene, Board, Broken, Claims, NoPlace, SceneFolder, find_scenes, run_worker
 from vggt_int8.batch.supervise import NO_PLACE, RESTART, end_with_parent
 from vggt_int8.cli import console
+from vggt_int8.cli.attention import check_scope
 from vggt_int8.cli.formats import Exports
 from vggt_int8.cli.frames import Clip, Input, Pictures
 from vggt_int8.cli.guard import guarded
@@ -113,6 +114,7 @@ class Reconstruct:
         )
         self.identity = identify_model(wanted.model)
         check_heads(self.network, wanted.exports, wanted.tracks, refine=wanted.refine)
+        check_scope(self.network, wanted.global_attention, wanted.keyframes)
         self.points = wanted.exports.points or default_points(self.network)
         self.heads = self._heads()
         self._first_report: RunReport | None = None

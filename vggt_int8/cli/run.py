@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from vggt_int8.cli import console, formats, options
-from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention
+from vggt_int8.cli.attention import GlobalAttention, Keyframes, check_attention, check_scope
 from vggt_int8.cli.frames import (
     End,
     Every,
@@ -219,6 +219,7 @@ def reconstruct(wanted: Wanted) -> "tuple[RunReport, dict[str, Any]]":
             identity = identify_model(wanted.model)
             team.join(network)
         check_heads(network, wanted.exports, wanted.tracks, refine=wanted.refine)
+        check_scope(network, wanted.global_attention, wanted.keyframes)
         with clock.phase("load_images"):
             read = read_for(network)
         count = len(read.names)

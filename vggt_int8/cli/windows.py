@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vggt_int8.cli import console
+from vggt_int8.cli.attention import check_scope
 from vggt_int8.cli.frames import Growing, Input, Pictures
 from vggt_int8.cli.loading import in_pixels, load_model
 from vggt_int8.global_attention import words_of
@@ -67,6 +68,7 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
             )
             identity = identify_model(wanted.model)
         check_heads(network, wanted.exports)
+        check_scope(network, wanted.global_attention, wanted.keyframes)
         if not (network.config.enable_camera and network.config.enable_depth):
             raise ValueError("windows are laid on one another by cameras and depth, and this model lacks their heads")
         decides = {"model": identity, "recipe": wanted.recipe, "dtype": str(network.dtype), **source.settings()}

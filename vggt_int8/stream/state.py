@@ -62,7 +62,7 @@ class Window:
 class StreamFolder:
     """The folder of one stream, created if it is missing.
 
-    settings: what determines the results; a folder with other settings is refused.
+    settings: what determines the results; a folder that has windows with other settings is refused.
 
     Raises ValueError for that and for a corrupted folder, and FileExistsError for a folder that holds something else.
     """
@@ -131,6 +131,9 @@ class StreamFolder:
         with _naming(path, self.folder):
             settings = dict(document["settings"])
             self.complete, self.identity = bool(document["complete"]), str(document["identity"])
+        if not (self._place(0) / WINDOW).is_file():  # an earlier run failed in its first window, maybe by its settings
+            self._write()
+            return
         for name in sorted(settings.keys() | self.settings.keys()):
             if (old := settings.get(name)) != (new := self.settings.get(name)):
                 raise ValueError(
