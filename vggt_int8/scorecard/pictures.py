@@ -1,5 +1,6 @@
 """Pictures of a few scenes: depth and its errors side by side, clouds from above and behind the first camera."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,11 @@ from vggt_int8.export import depth_sheet
 from vggt_int8.scorecard.data import TrueScene
 from vggt_int8.scorecard.scores import Outputs, Reconstruction
 
+# Both pictures fit the page's 1200 pixels, which would shrink wider ones until their captions cannot be read.
 VIEWS = 4  # shown of a scene
+_DEPTH_WIDTH = 280  # of a view at most; larger ones are thinned out
 CLOUD_SIZE = (320, 240)  # width, height, pixels
+_CLOUDS_IN_A_ROW = 3
 _MARGIN, _TEXT = 8, 16
 _PITCH_DEGREES = 25.0
 
@@ -42,7 +46,8 @@ def depth_picture(truth: TrueScene, rows: Mapping[str, Outputs]) -> Image.Image 
         for label, depth in depths.items()
         if label != first
     }
-    shown = slice(0, VIEWS)
+    step = math.ceil(wanted.shape[-1] / _DEPTH_WIDTH)
+    shown = (slice(0, VIEWS), ..., slice(None, None, step), slice(None, None, step))
     return depth_sheet(
         {label: depth[shown] for label, depth in {"truth": wanted, **depths}.items()},
         truth.images[shown],
@@ -67,13 +72,20 @@ def cloud_picture(truth: TrueScene, rows: Mapping[str, Outputs]) -> Image.Image 
     seen = {label: _seen(points) for label, (points, _) in clouds.items()}
     low, high = (np.percentile(seen["truth"][:, :2], share, axis=0) for share in (1, 99))
     tiles = {label: _paint(seen[label], clouds[label][1].numpy(), low, high) for label in clouds}
-    width, height = CLOUD_SIZE
-    sheet = Image.new("RGB", (_MARGIN + len(tiles) * (width + _MARGIN), height + _TEXT + 2 * _MARGIN), "white")
+    return _labelled(tiles)
+
+
+def _labelled(tiles: Mapping[str, Image.Image]) -> Image.Image:
+    """Clouds below their labels, a few in a row."""
+    width, height = CLOUD_SIZE[0] + _MARGIN, CLOUD_SIZE[1] + _TEXT + _MARGIN
+    columns, rows = min(len(tiles), _CLOUDS_IN_A_ROW), math.ceil(len(tiles) / _CLOUDS_IN_A_ROW)
+    sheet = Image.new("RGB", (_MARGIN + columns * width, _MARGIN + rows * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for index, (label, tile) in enumerate(tiles.items()):
-        left = _MARGIN + index * (width + _MARGIN)
-        draw.text((left, _MARGIN), label, fill="black", font=font)
-        sheet.paste(tile, (left, _MARGIN + _TEXT))
+        row, column = divmod(index, _CLOUDS_IN_A_ROW)
+        left, top = _MARGIN + column * width, _MARGIN + row * height
+        draw.text((left, top), label, fill="black", font=font)
+        sheet.paste(tile, (left, top + _TEXT))
     return sheet
 
 
@@ -89,15 +101,17 @@ def sqnr_chart(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def range_chart(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """SVG: the calibrated range of each static layer in the order of the network, for special tokens and for others.
+    """SVG: the calibrated range of each static layer, for special tokens and for others. A layer has the same place in
+    every row, also where rows have other static layers.
 
     rows: label -> facts of calibration.
     """
+    order = sorted({layer for facts in rows.values() for layer in facts["ranges"]})
     series = {}
     for label, facts in rows.items():
-        ranges = list(facts["ranges"].values())
+        ranges = [(float(i), facts["ranges"][layer]) for i, layer in enumerate(order) if layer in facts["ranges"]]
         for index, tokens in ((0, "special tokens"), (-1, "other tokens")):
-            series[f"{label}: {tokens}"] = [(float(i), float(found[index])) for i, found in enumerate(ranges)]
+            series[f"{label}: {tokens}"] = [(place, float(found[index])) for place, found in ranges]
     axes = (Axis("static layer, by name"), Axis("largest input", log=True))
     return draw_svg([Panel("Calibrated ranges", series, *axes, markers=True)], columns=1, size=(880, 320))
 
