@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from vggt_int8.embedded import EMBEDDED_MODELS
 from vggt_int8.model_card import model_card
 from vggt_int8.recipe import Recipe, expand, find_family, load_recipe
 from vggt_int8.training.views import Rendered
@@ -128,8 +129,9 @@ def test_differences_are_tabled(metrics: dict[str, float]) -> None:
     assert [float(cell) for cell in row.split("|")[2:-1]] == list(metrics.values())
 
 
-def test_the_embedded_model_is_named_with_its_own_licence() -> None:
-    text = model_card(CONFIG, SIZES, name="me/small.w8a8", base_model="embedded")
+@pytest.mark.parametrize("base", EMBEDDED_MODELS)
+def test_an_embedded_model_is_named_with_its_own_licence(base: str) -> None:
+    text = model_card(CONFIG, SIZES, name="me/small.w8a8", base_model=base)
     data = ModelCard(text).data.to_dict()
     assert data["license"] == "apache-2.0"
     assert "base_model" not in data

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-EMBEDDED = "embedded"
+EMBEDDED = "embedded"  # a VGGT
+EMBEDDED_OMEGA = "embedded-omega"  # a VGGT-Omega
 _ASSETS = Path(__file__).parent / "assets"
-EMBEDDED_MODELS: Mapping[str, Path] = MappingProxyType({EMBEDDED: _ASSETS / "mini"})  # name -> folder
+EMBEDDED_MODELS: Mapping[str, Path] = MappingProxyType(  # name -> folder
+    {EMBEDDED: _ASSETS / "mini", EMBEDDED_OMEGA: _ASSETS / "mini_omega"}
+)
 EMBEDDED_FOLDER = EMBEDDED_MODELS[EMBEDDED]
 EMBEDDED_NAMES = " or ".join(EMBEDDED_MODELS)  # in words, for help
 

@@ -43,7 +43,7 @@ def results(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """The folder and the text of one run in a terminal of 80 columns."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "MINI", small_model)
+        patch.setattr(demo, "EMBEDDED_MODELS", {"embedded": small_model})
         patch.setattr(demo, "TIMED_RUNS", 1)
         patch.setattr("vggt_int8.recipe.available_recipes", lambda: RECIPES)
         patch.setattr("vggt_int8.scenes.available_scenes", lambda: SCENES)
@@ -113,14 +113,14 @@ def test_every_scene_has_a_picture_and_point_clouds(results: tuple[Path, str]) -
 
 
 def test_missing_weights_are_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MINI", tmp_path / "absent")
+    monkeypatch.setattr(demo, "EMBEDDED_MODELS", {"embedded": tmp_path / "absent"})
     with pytest.raises(FileNotFoundError, match=r"absent/model.safetensors is missing.*install vggt-int8 again"):
-        demo.embedded_model()
+        demo.embedded_model("embedded")
 
 
 @pytest.mark.slow
 def test_only_an_earlier_demo_is_replaced(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MINI", small_model)
+    monkeypatch.setattr(demo, "EMBEDDED_MODELS", {"embedded": small_model})
     monkeypatch.setattr(demo, "TIMED_RUNS", 1)
     monkeypatch.setattr("vggt_int8.recipe.available_recipes", lambda: ["int8_dynamic"])
     monkeypatch.setattr("vggt_int8.scenes.available_scenes", lambda: ["room"])

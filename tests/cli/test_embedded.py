@@ -30,6 +30,13 @@ def test_run_names_it_in_the_report(cli, photos: list[Path]) -> None:
     assert json.loads(Path("scene/report.json").read_text())["model"] == "embedded"
 
 
+def test_the_embedded_omega_runs(cli, photos: list[Path]) -> None:
+    assert "embedded-omega: not quantized" in cli("inspect", "embedded-omega", "--brief")
+    cli("run", "embedded-omega", *photos, "-o", "scene", "--recipe", "int8_dynamic")
+    report = json.loads(Path("scene/report.json").read_text())
+    assert report["model"] == "embedded-omega"
+
+
 def test_a_folder_of_that_name_is_told_apart(cli, tiny: Path) -> None:
     Path("embedded").symlink_to(tiny)
     assert "frame_blocks.*.norm1 x 6" in cli("inspect", "embedded")

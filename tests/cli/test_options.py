@@ -93,7 +93,8 @@ def test_a_recipe_file_is_read_early(cli, tmp_path: Path) -> None:
         ("vggt-int8 train me", ["measure"]),
         ("vggt-int8 train run --compile b", ["blocks"]),
         ("vggt-int8 scenes render --split h", ["held_out"]),
-        ("vggt-int8 run emb", ["embedded"]),
+        ("vggt-int8 run emb", ["embedded", "embedded-omega"]),
+        ("vggt-int8 demo --model embedded-", ["embedded-omega"]),
         ("vggt-int8 compare a ", []),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from tests.other_weights import assert_same_weights, copy_config
-from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8
+from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8, VGGTOmegaInt8
 from vggt_int8.embedded import EMBEDDED_MODELS, embedded_name, resolve_source
 from vggt_int8.pretrained.names import plain_names
 from vggt_int8.saves.base import Base, base_in, base_of
@@ -90,6 +90,14 @@ def test_the_embedded_model_is_loaded_and_named() -> None:
     assert model.config.name_or_path == "embedded"
     assert model.config.base_model == {"id": "embedded"}
     assert type(VGGT.from_pretrained("embedded", enable_point=False, verify=True)) is VGGT
+
+
+def test_the_embedded_omega_is_loaded_and_named() -> None:
+    model = VGGTOmegaInt8.from_pretrained("embedded-omega", recipe="int8_dynamic", verify=True)
+    assert model.config.name_or_path == "embedded-omega"
+    assert model.config.base_model == {"id": "embedded-omega"}
+    with pytest.raises(ValueError, match="its model_type is 'vggt_omega', not 'vggt'"):
+        VGGTInt8.from_pretrained("embedded-omega")
 
 
 @pytest.mark.slow

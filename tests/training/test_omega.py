@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.training.runs import ONLY, entries
-from vggt_int8 import VGGTOmega
+from vggt_int8 import VGGTOmega, VGGTOmegaConfig
+from vggt_int8.embedded import EMBEDDED_MODELS
 from vggt_int8.model.omega.constants import ConstantBuffer
 from vggt_int8.training.config import TrainingConfig, config_from_table, load_run
+from vggt_int8.training.networks import first_difference
 from vggt_int8.training.run import export, trained_model
 from vggt_int8.training.trainer import Trainer
 
@@ -41,6 +43,12 @@ def test_the_small_model_fits_its_limit() -> None:
         model = VGGTOmega(config)
     header = 2**16
     assert 2 * sum(tensor.numel() for tensor in model.state_dict().values()) + header <= 8e6
+
+
+def test_the_embedded_model_is_what_its_run_makes() -> None:
+    config = VGGTOmegaConfig.from_pretrained("embedded-omega")
+    assert first_difference(config, load_run(MINI)[0].network()) is None
+    assert (EMBEDDED_MODELS["embedded-omega"] / "model.safetensors").stat().st_size <= 8e6
 
 
 def test_another_kind_of_network_is_named(omega_training: TrainingConfig) -> None:

@@ -17,13 +17,15 @@ import typer
 from rich.table import Table
 
 from vggt_int8.cli import console, options
-from vggt_int8.embedded import EMBEDDED_FOLDER as MINI
+from vggt_int8.embedded import EMBEDDED, EMBEDDED_MODELS
 from vggt_int8.files import sweep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vggt_int8 import VGGTInt8, VGGTOutput
+    from vggt_int8 import VGGTOutput
+    from vggt_int8.model.omega.network import VGGTOmegaOutput
+    from vggt_int8.pretrained.int8_network import Int8Network
     from vggt_int8.scenes import StoredScene
 
 PLAIN, TRUTH = "fp32", "ground_truth"
@@ -33,7 +35,7 @@ CALIBRATION_SCENES = 2  # of 8 images, for recipes with static scales
 LEAST_BYTES = 80e6  # written in the end; the models lie beside it meanwhile
 
 # Result of one recipe: scene -> outputs of the network.
-Outputs = dict[str, "VGGTOutput"]
+Outputs = dict[str, "VGGTOutput | VGGTOmegaOutput"]
 
 
 @dataclass
@@ -57,6 +59,13 @@ def demo(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also write to a folder with other contents, which are kept.")
     ] = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            help=f"Which of the models that ship: {', '.join(EMBEDDED_MODELS)}.",
+            **options.choice("model", *EMBEDDED_MODELS),
+        ),
+    ] = EMBEDDED,
     as_json: options.Json = False,
 ) -> None:
     """Reconstruct the bundled scenes in fp32 and under every recipe: no network, no GPU, about a minute."""
@@ -73,8 +82,8 @@ def demo(
         out, entries=[*scenes, "report.json"], overwrite=overwrite, owned=owned, needed=LEAST_BYTES
     ) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # there, since what a kill leaves there is swept
-            source = embedded_model()
-            models: dict[str, VGGTInt8] = {}
+            source = embedded_model(model)
+            models: dict[str, Int8Network] = {}
             megabytes: dict[str, float] = {}
             outputs: dict[str, Outputs] = {}
             for name in names:
@@ -99,19 +108,20 @@ def demo(
     console.say(f"Results: {out}/<scene>/depth.png, {out}/<scene>/<recipe>/points.ply, {out}/report.json")
 
 
-def embedded_model() -> Path:
-    """The folder of the embedded model. Raises FileNotFoundError if its weights are missing."""
-    weights = MINI / "model.safetensors"
+def embedded_model(name: str) -> Path:
+    """The folder of an embedded model. Raises FileNotFoundError if its weights are missing."""
+    weights = EMBEDDED_MODELS[name] / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing: this installation is incomplete, install vggt-int8 again")
-    return MINI
+    return weights.parent
 
 
-def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
+def prepare(source: Path, name: str, scratch: Path) -> "tuple[Int8Network, float]":
     """Quantize, save and reload the model with a recipe, as a user would. Returns it with its size on disk in
     megabytes.
     """
-    from vggt_int8 import VGGTInt8, load_recipe
+    from vggt_int8 import load_recipe
+    from vggt_int8.pretrained.model import int8_class_of
 
     saved = scratch / name
     recipe = None if name == PLAIN else load_recipe(name)
@@ -119,9 +129,10 @@ def prepare(source: Path, name: str, scratch: Path) -> "tuple[VGGTInt8, float]":
     if recipe is not None and recipe.needs_calibration:
         images = calibration_images()
         recipe = replace(recipe, calibration_samples=images.shape[0] * images.shape[1])
-    VGGTInt8.from_pretrained(source, recipe=recipe, calibration=images).save_pretrained(saved)
+    network = int8_class_of(str(source))
+    network.from_pretrained(source, recipe=recipe, calibration=images).save_pretrained(saved)
     megabytes = sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 1e6
-    return VGGTInt8.from_pretrained(saved).eval(), megabytes
+    return network.from_pretrained(saved).eval(), megabytes
 
 
 @functools.cache
@@ -134,7 +145,7 @@ def calibration_images() -> "Tensor":
     return torch.cat([batch.images for batch in scene_batches("calibration", CALIBRATION_SCENES, 8, (112, 112))])
 
 
-def reconstruct(model: "VGGTInt8", scenes: "dict[str, StoredScene]") -> Outputs:
+def reconstruct(model: "Int8Network", scenes: "dict[str, StoredScene]") -> Outputs:
     """The outputs for each scene."""
     import torch
 
@@ -142,7 +153,7 @@ def reconstruct(model: "VGGTInt8", scenes: "dict[str, StoredScene]") -> Outputs:
         return {name: model(scene.images) for name, scene in scenes.items()}
 
 
-def time_in_turns(models: "dict[str, VGGTInt8]", images: "Tensor") -> dict[str, float]:
+def time_in_turns(models: "dict[str, Int8Network]", images: "Tensor") -> dict[str, float]:
     """Median seconds of each model for one scene. The models take turns, so that other load on the machine affects all
     of them equally.
     """
@@ -163,7 +174,7 @@ def time_in_turns(models: "dict[str, VGGTInt8]", images: "Tensor") -> dict[str, 
 
 def measure(
     name: str,
-    model: "VGGTInt8",
+    model: "Int8Network",
     megabytes: float,
     seconds: float,
     outputs: dict[str, Outputs],
@@ -224,7 +235,7 @@ def picture(scene: "StoredScene", predictions: Outputs) -> Any:
     """Images, true depth, depth of fp32 and INT8 with the colour scale of the ground truth, and their difference."""
     from vggt_int8.export import depth_sheet
 
-    def to_scale(pred: "VGGTOutput") -> "Tensor":
+    def to_scale(pred: "VGGTOutput | VGGTOmegaOutput") -> "Tensor":
         assert pred.depth is not None
         depth = pred.depth[0, ..., 0]
         return depth * (scene.depth / depth)[scene.valid].median()
