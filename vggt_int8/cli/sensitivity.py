@@ -120,6 +120,7 @@ def sensitivity(
     check_options(attention, keyframes, unlike)
     _check_options(images, {"--scenes": scenes, "--views": views, "--size": size}, error, size_mb)
     from vggt_int8.sensitivity.sources import find_scenes
+    from vggt_int8.sensitivity.units import usual_upgrades
 
     most = None if max_megapixels is None else round(max_megapixels * 1e6)
     sources = None if images == [SYNTHETIC] else find_scenes(images, most)
@@ -130,38 +131,28 @@ def sensitivity(
         data = _rendered(config, scenes or 8, views or 4, size, target)
     else:
         data = _read(sources, config, mode, most)
+    settings: dict[str, Any]
     if attention:
         check_views(data, keyframes)
-        asked = {"by": "attention", "keyframes": keyframes, "dtype": dtype, "seed": seed, "device": target.type}
-        record = _record(out, model, base, asked, data, overwrite)
-        plain = load_model(model, device=str(target), dtype=dtype)
-        document = rank_attention(plain, model, base, asked, data, record, error, out / RESULT, out / RECIPE)
-        if as_json:
-            console.document("sensitivity", {"out": out, **document})
-            return
-        console.show(attention_table(document))
-        console.say(f"Results: {out / RESULT}" + (f", {out / RECIPE}" if error is not None else ""))
-        return
-    from vggt_int8.sensitivity.units import usual_upgrades
-
-    settings = {"by": by, "upgrades": upgrade or list(usual_upgrades(base)), "dtype": dtype, "seed": seed}
-    settings |= {"backend": backend, "device": target.type}
+        settings = {"by": "attention", "keyframes": keyframes, "dtype": dtype, "seed": seed, "device": target.type}
+    else:
+        settings = {"by": by, "upgrades": upgrade or list(usual_upgrades(base)), "dtype": dtype, "seed": seed}
+        settings |= {"backend": backend, "device": target.type}
     record = _record(out, model, base, settings, data, overwrite)
     plain = load_model(model, device=str(target), dtype=dtype)
-    rows, units = _measure(plain, base, settings, data, record)
-    from vggt_int8.sensitivity.document import document_of
-
-    document = document_of(model, base, settings, data, record, rows, target)
-    _write(out, rows, document)  # a budget may be more than can be met
-    if error is not None or size_mb is not None:
-        document["budget"] = {"error": error, "size_mb": size_mb}
-        document |= _write_recipe(plain, model, base, units, rows, document, settings, data, out)
-        _write(out, rows, document)
+    rows: list[list[Row]] = []
+    if attention:
+        document = rank_attention(plain, model, base, settings, data, record, error, out / RESULT, out / RECIPE)
+    else:
+        document, rows = _rank_layers(plain, model, base, settings, data, record, out, error, size_mb)
     if as_json:
         console.document("sensitivity", {"out": out, **document})
-        return
-    console.show(ranking_table(rows, by, SHOWN))
-    _conclude(rows, document, out)
+    elif attention:
+        console.show(attention_table(document))
+        console.say(f"Results: {out / RESULT}" + (f", {out / RECIPE}" if error is not None else ""))
+    else:
+        console.show(ranking_table(rows, by, SHOWN))
+        _conclude(rows, document, out)
 
 
 def _check_options(images: list[str], of_scenes: dict[str, Any], error: float | None, size_mb: float | None) -> None:
@@ -219,6 +210,30 @@ def _record(
     images = {scene.name: scene.digest() for scene in data}
     identity = {"model": identify_model(model), "recipe": base.to_dict(), **settings, "images": images}
     return Record(out / MEASURED, {**identity, "version": __version__, "format_version": 1}, overwrite=overwrite)
+
+
+def _rank_layers(
+    plain: "VGGTInt8",
+    model: str,
+    base: Recipe,
+    settings: dict[str, Any],
+    data: "list[Scene]",
+    record: "Record",
+    out: Path,
+    error: float | None,
+    size_mb: float | None,
+) -> "tuple[dict[str, Any], list[list[Row]]]":
+    """Measure, rank and, with a budget, write a recipe. Returns the contents of sensitivity.json, and the ranking."""
+    from vggt_int8.sensitivity.document import document_of
+
+    rows, units = _measure(plain, base, settings, data, record)
+    document = document_of(model, base, settings, data, record, rows, plain.device)
+    _write(out, rows, document)  # a budget may be more than can be met
+    if error is not None or size_mb is not None:
+        document["budget"] = {"error": error, "size_mb": size_mb}
+        document |= _write_recipe(plain, model, base, units, rows, document, settings, data, out)
+        _write(out, rows, document)
+    return document, rows
 
 
 def _measure(

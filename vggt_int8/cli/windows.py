@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vggt_int8.cli.run import Wanted
     from vggt_int8.export import RunReport
     from vggt_int8.images import Mode
+    from vggt_int8.pretrained.int8_network import Int8Network
     from vggt_int8.scene import Scene
     from vggt_int8.stream import Stream, StreamReport
 
@@ -71,20 +72,10 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
         check_scope(network, wanted.global_attention, wanted.keyframes)
         if not (network.config.enable_camera and network.config.enable_depth):
             raise ValueError("windows are laid on one another by cameras and depth, and this model lacks their heads")
-        decides = {"model": identity, "recipe": wanted.recipe, "dtype": str(network.dtype), **source.settings()}
-        looks = None if wanted.global_attention is None else words_of(wanted.global_attention)
-        with ExitStack() as steps:
-            progress = steps.enter_context(console.step("Reconstructing windows"))
-            stream = network.stream(
-                _going_on(source, kept).frames, window=windows.window, overlap=windows.overlap, folder=kept,
-                loops=windows.loops, mode=cast("Mode", wanted.mode), fast_jpeg=wanted.fast_jpeg,
-                max_pixels=in_pixels(wanted.max_megapixels), frames_chunk_size=wanted.frames_chunk,
-                global_attention=looks, keyframes=wanted.keyframes, settings=decides,
-                on_window=partial(_tell, progress, source),
-            )  # fmt: skip
-            with clock.phase("stream"):
-                for _ in stream:
-                    pass
+        with console.step("Reconstructing windows") as progress, clock.phase("stream"):
+            stream = _stream(network, identity, wanted, source, windows, kept, partial(_tell, progress, source))
+            for _ in stream:
+                pass
         console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
         _note(stream.report)
         with clock.phase("write"):
@@ -102,6 +93,21 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
         content = write_report(folder, "run", document, format_of)
     remove_stream(kept)
     return report, content
+
+
+def _stream(
+    network: "Int8Network", identity: Any, wanted: "Wanted", source: Input, windows: Windows, kept: Path,
+    on_window: "Callable[[StreamReport], None]",
+) -> "Stream":  # fmt: skip
+    """The windows of the source, stored in `kept`. Stored ones count only if they were made with the same settings."""
+    decides = {"model": identity, "recipe": wanted.recipe, "dtype": str(network.dtype), **source.settings()}
+    return network.stream(
+        _going_on(source, kept).frames, window=windows.window, overlap=windows.overlap, folder=kept,
+        loops=windows.loops, mode=cast("Mode", wanted.mode), fast_jpeg=wanted.fast_jpeg,
+        max_pixels=in_pixels(wanted.max_megapixels), frames_chunk_size=wanted.frames_chunk,
+        global_attention=None if wanted.global_attention is None else words_of(wanted.global_attention),
+        keyframes=wanted.keyframes, settings=decides, on_window=on_window,
+    )  # fmt: skip
 
 
 def _forget_what_is_written(out: Path, kept: Path) -> None:
