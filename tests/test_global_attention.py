@@ -27,7 +27,7 @@ def test_what_is_left_out_is_exact_or_the_default() -> None:
 @pytest.mark.parametrize(
     ("how", "keyframes", "error", "message"),
     [
-        ("key", None, ValueError, "global_attention has 'key'; choose of 'exact', 'keyframes', 'frames', 'auto'"),
+        ("key", None, ValueError, "global_attention has 'key'; choose from 'exact', 'keyframes', 'frames', 'auto'"),
         (["exact", "all", "exact"], None, ValueError, "has 'all'"),
         (["exact"] * 2, None, ValueError, "2 words, but the network has 3 global blocks"),
         (["keyframes"] * 9, None, ValueError, "9 words, .*; the number of key frames is another option: keyframes="),

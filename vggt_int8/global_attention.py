@@ -151,7 +151,7 @@ def check_words(how: Any) -> None:
     if not words:
         raise ValueError("global_attention is an empty list: give one word for each global block, or one for all")
     if wrong := [word for word in words if word not in WORDS]:
-        raise ValueError(f"global_attention has {shown(wrong[0])}; choose of {_known()}")
+        raise ValueError(f"global_attention has {shown(wrong[0])}; choose from {_known()}")
 
 
 def check_keyframes(keyframes: Any) -> None:

@@ -217,7 +217,7 @@ def test_without_expected_outputs_values_must_be_finite() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
-        ("bf16-compilde", ValueError, "no variant 'bf16-compilde': choose of reference, fp32"),
+        ("bf16-compilde", ValueError, "no variant 'bf16-compilde': choose from reference, fp32"),
         ("int8_dynamic:cuda", BackendError, "'int8_dynamic:cuda' names no backend: choose one of native"),
         ("int4:native", RecipeError, "no recipe 'int4'"),
         ("absent.toml:native", RecipeError, "absent.toml"),

@@ -14,7 +14,7 @@ LOADING = Loading("embedded", None, "auto", None, "cpu")
 
 @pytest.mark.parametrize(
     ("devices", "said"),
-    [(["cuda:0", "cuda:0"], "every process needs a GPU of its own"), (["cpu", "cuda:7"], "has 0 CUDA devices")],
+    [(["cuda:0", "cuda:0"], "every process needs a GPU of its own"), (["cpu", "cuda:7"], "sees 0 CUDA devices")],
 )
 def test_devices_that_cannot_share_a_scene_are_refused(
     devices: list[str], said: str, monkeypatch: pytest.MonkeyPatch

@@ -157,7 +157,7 @@ def test_predictions_leave_out_what_did_not_run(tmp_path: Path, scene: Scene) ->
 
 
 def test_unknown_formats_and_options_name_themselves(tmp_path: Path, scene: Scene) -> None:
-    with pytest.raises(ValueError, match="no format 'obj': choose of depth, ply"):
+    with pytest.raises(ValueError, match="no format 'obj': choose from depth, ply"):
         write_scene(tmp_path, scene, ("obj",))
     with pytest.raises(ValueError, match="no format to write"):
         write_scene(tmp_path, scene, ())

@@ -98,7 +98,7 @@ def find_variant(name: str) -> Variant:
     recipe, colon, backend = name.rpartition(":")
     if not colon:
         raise ValueError(
-            f"there is no variant {name!r}: choose of {', '.join(BASELINES)}, or <recipe>:<backend> with one of the "
+            f"there is no variant {name!r}: choose from {', '.join(BASELINES)}, or <recipe>:<backend> with one of the "
             f"recipes {', '.join(available_recipes())} (or a .toml file) and of the backends {', '.join(BACKENDS)}"
         )
     if backend not in BACKENDS:

@@ -1,5 +1,6 @@
 """The command line as a whole: global options, and the subcommands of the other modules."""
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Annotated
@@ -41,14 +42,14 @@ EXAMPLES = {
     "": (
         "Start with:",
         "vggt-int8 demo [dim]# bundled scenes, no network, no GPU[/]",
-        "vggt-int8 run embedded photos/ -o scene [dim]# ships with it, no download[/]",
-        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic",
+        "vggt-int8 run embedded photos/ -o scene [dim]# the small bundled model: no download[/]",
+        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_rotated",
         "vggt-int8 COMMAND --help [dim]# options and examples[/]",
     ),
     "run": (
         "Examples:",
-        "vggt-int8 run embedded photos/ -o scene [dim]# ships with it, no download[/]",
-        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_dynamic",
+        "vggt-int8 run embedded photos/ -o scene [dim]# the small bundled model: no download[/]",
+        "vggt-int8 run facebook/VGGT-1B photos/ -o scene -r int8_rotated",
         "vggt-int8 run vggt-1b-int8 photos/ -o scene --format colmap,glb --copy-images",
         "vggt-int8 run vggt-1b-int8 a.jpg b.jpg -o scene --overwrite",
         "vggt-int8 run vggt-1b-int8 'photos/*.png' -o scene --json | jq .report.seconds",
@@ -78,7 +79,7 @@ EXAMPLES = {
     ),
     "quantize": (
         "Examples:",
-        "vggt-int8 quantize facebook/VGGT-1B -o vggt-1b-int8",
+        "vggt-int8 quantize facebook/VGGT-1B -o vggt-1b-int8 -r int8_rotated",
         "vggt-int8 quantize VGGT-1B/ -o out -r my.toml --device cpu",
     ),
     "qat": (
@@ -95,9 +96,9 @@ EXAMPLES = {
     ),
     "eval": (
         "Examples:",
-        "vggt-int8 eval embedded -r int8_dynamic -r int8_weight_only -o scores [dim]# rendered scenes[/]",
+        "vggt-int8 eval embedded -r int8_rotated -r int8_weight_only -o scores [dim]# rendered scenes[/]",
         "vggt-int8 eval facebook/VGGT-1B vggt-1b-int8 --data scenes/ -o scores",
-        "vggt-int8 eval embedded -r int8_dynamic -o scores --json | jq .rows[1].differences",
+        "vggt-int8 eval embedded -r int8_rotated -o scores --json | jq .rows[1].differences",
     ),
     "sensitivity": (
         "Examples:",
@@ -196,8 +197,14 @@ def global_options(
     options.set_globals(quiet, verbose, debug)
 
 
+def _help(command: Command) -> str:
+    """The docstring with a line for each paragraph, which the help then wraps to the terminal's width."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 def _add(tree: typer.Typer, name: str, command: Command) -> None:
-    tree.command(name, epilog=_epilog(name) if tree is app else None)(
+    tree.command(name, help=_help(command), epilog=_epilog(name) if tree is app else None)(
         options.with_globals(guarded(command, libraries=command is not recipes))
     )
 

@@ -52,7 +52,7 @@ def bench(
     variants: Annotated[
         str | None,
         typer.Option(
-            help=f"Which, separated by commas: {BASELINES}, or <recipe>:<backend> such as int8_dynamic:native.",
+            help=f"Variants, separated by commas: {BASELINES}, or <recipe>:<backend> such as int8_dynamic:native.",
             **options.variants_option(),
         ),
     ] = None,

@@ -27,14 +27,14 @@ def data_eth3d(
     scenes: Annotated[
         str,
         typer.Option(
-            help=f"Which, separated by commas: {', '.join(ETH3D_SCENES)}; or all.",
+            help=f"Scenes, separated by commas: {', '.join(ETH3D_SCENES)}; or all.",
             **options.list_option("scene", *ETH3D_SCENES, "all"),
         ),
     ] = "pipes",
     parts: Annotated[
         str,
         typer.Option(
-            help=f"What of each, separated by commas: {', '.join(ETH3D_PARTS)}.",
+            help=f"Parts of each scene, separated by commas: {', '.join(ETH3D_PARTS)}.",
             **options.list_option("part", *ETH3D_PARTS),
         ),
     ] = "images,depth,scan",

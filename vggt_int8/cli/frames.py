@@ -26,7 +26,7 @@ QUIET_SECONDS = 2.0
 Fps = Annotated[
     float | None,
     typer.Option(
-        help=f"Of a video, so many frames a second; {DEFAULT_FPS:g} unless --every says otherwise.",
+        help=f"For a video: frames per second of it to use; by default {DEFAULT_FPS:g}, unless --every is given.",
         **options.between(0.001, 1000),
     ),
 ]
@@ -39,7 +39,7 @@ Sharpest = Annotated[
 Follow = Annotated[
     float | None,
     typer.Option(
-        help="Wait for new pictures in the folder, until none has arrived for this number of seconds. Needs --window.",
+        help="Wait for new images in the folder, until none has arrived for this number of seconds. Needs --window.",
         metavar="SECONDS",
         **options.between(0.1, 1e6),
     ),

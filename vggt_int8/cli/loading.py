@@ -98,10 +98,9 @@ def resolve_device(name: str | None) -> "torch.device":
         raise ValueError(f"there is no device {name!r}: choose cpu, cuda or cuda:<number>") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is not supported: choose cpu, cuda or cuda:<number>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        way_out = "use a smaller number" if count else "use --device cpu, or see what `vggt-int8 doctor` says"
+        raise ValueError(f"there is no device {name!r}: torch {torch.__version__} sees {count} CUDA devices: {way_out}")
     return device
 
 

@@ -159,7 +159,7 @@ def list_option(kind: str, *values: str) -> dict[str, Any]:
     def check(value: str) -> None:
         for name in value.split(","):
             if name.strip() not in values:
-                raise ValueError(f"{_absent(kind, name.strip(), values)} choose of {', '.join(values)}")
+                raise ValueError(f"{_absent(kind, name.strip(), values)} choose from {', '.join(values)}")
 
     def offer(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -175,7 +175,7 @@ def compile_option() -> dict[str, Any]:
         for name in value.split(",") if value != "none" else ():
             if name not in COMPILABLE:
                 known = (*COMPILABLE, "none")
-                raise ValueError(f"{_absent('part to compile', name, known)} choose of {', '.join(known)}")
+                raise ValueError(f"{_absent('part to compile', name, known)} choose from {', '.join(known)}")
 
     return {"metavar": "NAME,NAME", **checked(check, (*COMPILABLE, "none"))}
 
@@ -188,9 +188,8 @@ def variants_option() -> dict[str, Any]:
         for variant in value.split(","):
             first, colon, backend = variant.strip().rpartition(":")
             if not colon and backend not in BASELINES:
-                raise ValueError(
-                    f"{_absent('variant', backend, BASELINES)} choose of {', '.join(BASELINES)}, or <recipe>:<backend>"
-                )
+                choices = f"{', '.join(BASELINES)}, or <recipe>:<backend>"
+                raise ValueError(f"{_absent('variant', backend, BASELINES)} choose from {choices}")
             if colon:
                 load_recipe(first)
                 if backend not in backends:

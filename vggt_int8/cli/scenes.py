@@ -33,7 +33,7 @@ def scenes_bundle(
 def scenes_render(
     to: Annotated[Path, typer.Option("--to", help="Folder to write.")],
     split: Annotated[
-        str, typer.Option(help=f"Of {', '.join(options.SPLITS)}.", **options.choice("split", *options.SPLITS))
+        str, typer.Option(help=f"Split: {', '.join(options.SPLITS)}.", **options.choice("split", *options.SPLITS))
     ] = "free",
     index: Annotated[int, typer.Option(help="Which scene of the split.", **options.between(0))] = 0,
     views: Annotated[int, typer.Option(help="Number of images.", **options.between(1))] = 8,

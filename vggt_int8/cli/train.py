@@ -28,7 +28,7 @@ TotalSteps = Annotated[
 Compile = Annotated[
     str | None,
     typer.Option(
-        help=f"Instead of the file's: of {', '.join(options.COMPILABLE)}, separated by commas, or none.",
+        help=f"Parts to compile, instead of the file's: {', '.join(options.COMPILABLE)}, separated by commas, or none.",
         show_default=False,
         **options.compile_option(),
     ),

@@ -68,7 +68,7 @@ def archives(scenes: Sequence[str], parts: Sequence[str]) -> list[Archive]:
     """
     for kind, names, known in (("scene", scenes, SCENES), ("part", parts, tuple(PARTS))):
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"ETH3D has no {kind} {unknown[0]!r}: choose of {', '.join(known)}")
+            raise ValueError(f"ETH3D has no {kind} {unknown[0]!r}: choose from {', '.join(known)}")
     kinds = dict.fromkeys(kind for part in parts for kind in PARTS[part])
     return [Archive(scene, kind) for scene in dict.fromkeys(scenes) for kind in kinds]
 

@@ -71,7 +71,7 @@ class ExportOptions:
         if self.images is not None and self.images not in get_args(Placing):
             raise ValueError(f"images is {self.images!r}; it must be {' or '.join(get_args(Placing))}, or None")
         if wrong := [scale for scale in self.image_scales if scale not in SCALES]:
-            raise ValueError(f"image_scales has {wrong[0]!r}; choose of {', '.join(map(str, SCALES))}")
+            raise ValueError(f"image_scales has {wrong[0]!r}; choose from {', '.join(map(str, SCALES))}")
         if self.image_scales and self.images is None:
             raise ValueError("image_scales are smaller copies of the images: copy or link these as well")
 
@@ -79,9 +79,9 @@ class ExportOptions:
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     """Formats to write, each once. Raises ValueError for an unknown one, or none."""
     if unknown := [name for name in formats if name not in FORMATS]:
-        raise ValueError(f"there is no format {unknown[0]!r}: choose of {', '.join(FORMATS)}")
+        raise ValueError(f"there is no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
     if not formats:
-        raise ValueError(f"no format to write: choose of {', '.join(FORMATS)}")
+        raise ValueError(f"no format to write: choose from {', '.join(FORMATS)}")
     return tuple(dict.fromkeys(formats))
 
 
