@@ -34,6 +34,8 @@ class Standin:
         if (scene.images / "once").exists():
             (scene.images / "once").rename(scene.images.parent / f"{scene.name}.gone")
             raise RuntimeError("out of memory, this once")
+        if (scene.images / "away").exists():
+            self.out.rename(self.out.parent / "away")
         if (scene.images / "never").exists():
             raise RuntimeError("always out of memory")
         with (self.out.parent / "computed").open("a") as file:

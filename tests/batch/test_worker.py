@@ -41,7 +41,10 @@ def board_of(folder: Path, retries: int = 1) -> Board:
 
 
 def work(folder: Path, retries: int = 1) -> Board:
-    board = board_of(folder, retries)
+    return work_on(board_of(folder, retries))
+
+
+def work_on(board: Board) -> Board:
     with Claims(board.claims_folder) as claims:
         run_worker(board, claims, Standin(board.out, 0.001), poll=0.01)
     return board
@@ -109,7 +112,7 @@ def test_failures_are_forgotten_on_request(tmp_path: Path) -> None:
 def test_other_settings_are_turned_away(tmp_path: Path) -> None:
     make_scenes(tmp_path, 1)
     board = board_of(tmp_path)
-    with pytest.raises(FileExistsError, match=r"standin True, now False"):
+    with pytest.raises(FileExistsError, match=r"standin was True and is False"):
         board.open({"standin": False})
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()
@@ -225,6 +228,40 @@ def test_a_full_disk_stops_the_work_and_is_no_fault_of_the_scenes(tmp_path: Path
     full.unlink()
     supervise(board, [command(tmp_path)], notes.append, poll=0.02)
     check_whole(board)
+
+
+@pytest.mark.usefixtures("importable")
+def test_a_folder_of_results_that_is_moved_away_is_not_made_anew(tmp_path: Path) -> None:
+    """Else results went to where nobody looks for them: the bare mount point of a disk that is gone, for instance."""
+    make_scenes(tmp_path, 3, away=0)
+    board, notes = board_of(tmp_path), []
+    with pytest.raises(NoPlace, match="out is not there any more: was it moved"):
+        supervise(board, [command(tmp_path)], notes.append, poll=0.02)
+    assert not board.out.exists()
+    assert notes == []
+    (tmp_path / "away").rename(board.out)
+    (tmp_path / "scenes" / "scene_0" / "away").unlink()
+    supervise(board, [command(tmp_path)], notes.append, poll=0.02)
+    check_whole(board)
+
+
+@pytest.mark.parametrize("step", ["read", "claim"])
+def test_scenes_that_go_with_the_results_are_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    make_scenes(tmp_path, 2)
+    board = board_of(tmp_path)
+
+    def away(*_: object) -> None:
+        board.out.rename(tmp_path / "away")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "what was there")
+
+    monkeypatch.setattr(*((Standin, "read") if step == "read" else (Claims, "take")), away)
+    with pytest.raises(NoPlace, match="not there any more"):
+        work_on(board)
+    assert not board.out.exists()
+    (tmp_path / "away").rename(board.out)
+    assert [board.attempts(scene) for scene in board.scenes] == [[], []]
 
 
 def test_a_failure_that_cannot_be_noted_stops_the_work_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

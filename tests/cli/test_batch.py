@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.video.clips import write_clip
 from tests.warm import python
 from vggt_int8.batch import Board, supervise
-from vggt_int8.cli import batch_worker
+from vggt_int8.cli import app, batch, batch_worker
 from vggt_int8.cli.guard import guarded
 
 SCENES = Path(__file__).parents[2] / "vggt_int8" / "assets" / "scenes"
@@ -107,6 +108,16 @@ def test_scenes_are_reconstructed_and_bad_ones_listed(cli, bare_int8: Path, scen
     assert set(statuses(summary).values()) == {"done"}
     assert (out / "a" / "report.json").stat() == before
 
+    shutil.copy(SCENES / "room" / "image_2.png", scenes / "a")
+    (scenes / "b" / "images" / "notes.txt").touch()
+    (out / "bad" / "report.json").write_text("{")
+    again = ("batch", bare_int8, scenes, "-o", out, "--device", "cpu")
+    assert "other images than those that were used are now in a: remove" in cli(*again, code=1)
+    rows = {row["scene"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
+    assert [rows[name].get("images_changed") for name in ("a", "b", "bad")] == [True, False, None]
+    assert (rows["bad"]["status"], rows["bad"]["stage"]) == ("failed", "report")
+    assert "bad/report.json is damaged" in rows["bad"]["error"]
+
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_scene_that_is_tried_twice_counts_once(
@@ -187,6 +198,22 @@ def test_other_settings_and_places_are_refused_first(cli, bare_int8: Path, scene
         assert "whose folders are scenes" in cli("batch", bare_int8, scenes, "-o", inside, code=2)
     assert not (tmp_path / "new").exists()
     assert not (scenes / "out").exists()
+
+
+def test_settings_are_compared_by_what_they_say(
+    cli, tiny: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may be at another path on another machine, and a file of a recipe may be edited."""
+    monkeypatch.setattr(batch, "_work_off", lambda *_: None)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('format = 2\ndescription = "mine"\nweights = "int8"\nactivations = "dynamic"\n')
+    command = (scenes, "-o", tmp_path / "out", "--device", "cpu", "-r")
+    shutil.copytree(tiny, tmp_path / "elsewhere")
+    for model, path in ((tiny, recipe), (tmp_path / "elsewhere", tmp_path / "scenes" / ".." / "mine.toml")):
+        assert "4 were not tried" in CliRunner().invoke(app, ["batch", str(model), *map(str, (*command, path))]).output
+    recipe.write_text(recipe.read_text().replace('"dynamic"', '"none"'))
+    told = cli("batch", tiny, *command, recipe, code=2)
+    assert "other settings (recipe.activations was 'dynamic' and is 'none')" in told
 
 
 @pytest.mark.slow

@@ -71,7 +71,9 @@ def test_pictures_in_windows_that_are_gone_when_all_is_written(
 def test_a_run_that_was_stopped_goes_on_behind_the_last_window(
     cli: Any, tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli("run", tiny, folder, "-o", tmp_path / "whole", *WINDOWS, "--no-loops")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('format = 2\ndescription = "mine"\nweights = "int8"\nactivations = "dynamic"\n')
+    cli("run", tiny, folder, "-o", tmp_path / "whole", *WINDOWS, "--no-loops", "-r", recipe)
     reconstruct, windows = Stream._reconstruct, list[int]()
 
     def stopped_at_the_third(self: Stream, pixels: Any, *rest: Any) -> Any:
@@ -80,12 +82,16 @@ def test_a_run_that_was_stopped_goes_on_behind_the_last_window(
             raise KeyboardInterrupt
         return reconstruct(self, pixels, *rest)
 
-    command = ("run", tiny, folder, "-o", tmp_path / "cut", *WINDOWS, "--no-loops")
+    command = ("run", tiny, folder, "-o", tmp_path / "cut", "-r", recipe, *WINDOWS, "--no-loops")
     monkeypatch.setattr(Stream, "_reconstruct", stopped_at_the_third)
     cli(*command, code=130)
     assert not (tmp_path / "cut").exists()
     assert len(list((tmp_path / "cut.windows" / "windows").iterdir())) == 2
     cli(*command[:-1], "--overlap", "1", "--no-loops", code=2)  # other settings: said, and nothing lost
+    text = recipe.read_text()
+    recipe.write_text(text.replace('"dynamic"', '"none"'))
+    assert "recipe.activations was 'dynamic' and is 'none'" in cli(*command, code=2)
+    recipe.write_text(text)
     monkeypatch.setattr(Stream, "_reconstruct", reconstruct)
     cli(*command)
     assert document(tmp_path / "cut")["stream"]["resumed_at"] == 6

@@ -177,15 +177,15 @@ def test_a_stream_gives_its_frames_once(batch: SceneBatch) -> None:
 
 def test_a_folder_of_another_stream_is_refused(batch: SceneBatch, tmp_path: Path) -> None:
     list(Stream(Oracle(batch), pictures(batch)[:9], window=8, overlap=3, folder=tmp_path / "s"))
-    with pytest.raises(ValueError, match="with overlap 3, and now it is 4"):
+    with pytest.raises(ValueError, match="overlap was 3 and is 4"):
         Stream(Oracle(batch), pictures(batch), window=8, overlap=4, folder=tmp_path / "s")
-    with pytest.raises(ValueError, match=r"with source None, and now it is 'b\.mp4'"):
+    with pytest.raises(ValueError, match=r"source was None and is 'b\.mp4'"):
         Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "s", settings={"source": "b.mp4"})
     for overlap in (3, 4):  # nothing is lost by other settings before the first window is done
         with pytest.raises(ValueError, match="holds no frames"):
             list(Stream(Oracle(batch), [], window=8, overlap=overlap, folder=tmp_path / "empty"))
     list(Stream(Oracle(batch), pictures(batch)[:9], window=8, overlap=4, folder=tmp_path / "empty"))
-    with pytest.raises(ValueError, match="with overlap 4, and now it is 3"):
+    with pytest.raises(ValueError, match="overlap was 4 and is 3"):
         Stream(Oracle(batch), [], window=8, overlap=3, folder=tmp_path / "empty")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()

@@ -8,10 +8,10 @@ only save work and correctness does not depend on them: if two processes do the 
 a `Stages` object defines what is read, computed and written.
 """
 
-from vggt_int8.batch.board import Board, SceneState
+from vggt_int8.batch.board import Board, NoPlace, SceneState
 from vggt_int8.batch.claims import Claims
 from vggt_int8.batch.scenes import SceneFolder, find_scenes
-from vggt_int8.batch.worker import BadScene, Broken, NoPlace, Stages, run_worker
+from vggt_int8.batch.worker import BadScene, Broken, Stages, run_worker
 
 __all__ = [
     "BadScene",

@@ -17,10 +17,14 @@ from typing import Any, Literal
 
 from vggt_int8.batch.scenes import SceneFolder
 from vggt_int8.files import staging_folder, sweep, write_json
-from vggt_int8.plain_data import shown
+from vggt_int8.plain_data import first_difference, shown
 
 STATE, REPORT = ".batch", "report.json"
 Status = Literal["done", "failed", "open"]
+
+
+class NoPlace(RuntimeError):
+    """Results cannot be written: not a scene's fault, and computing the next one would be in vain."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,18 @@ class Board:
         if not path.exists():
             _write_first(path, plain)
         there = self._read(path)
-        changed = [name for name in {**plain, **there} if plain.get(name) != there.get(name)]
-        if changed:
-            told = "; ".join(f"{name} {shown(there.get(name))}, now {shown(plain.get(name))}" for name in changed[:3])
+        if there != plain:
             raise FileExistsError(
-                f"output folder {self.out} has results of other settings ({told}): choose another one, or give these"
+                f"output folder {self.out} has results of other settings ({first_difference(there, plain)}): choose "
+                "another one, or give the same"
+            )
+
+    def check_place(self) -> None:
+        """Raise `NoPlace` if the folder of results is gone. A writer would make it anew, where nobody looks for it."""
+        if not self.state.is_dir():
+            raise NoPlace(
+                f"{self.out} is not there any more: was it moved, or a disk unmounted? With it in its place again, the "
+                "same command continues"
             )
 
     def forget_settings(self) -> None:
@@ -74,7 +85,8 @@ class Board:
             (self.state / "settings.json").unlink(missing_ok=True)
 
     def refresh(self) -> None:
-        """Update the list of scenes that others have finished."""
+        """Update the list of scenes that others have finished. Raises `NoPlace` as `check_place`."""
+        self.check_place()
         with os.scandir(self.out) as entries:
             new = [entry.name for entry in entries if entry.name in self._by_name and entry.name not in self._done]
         self._done.update(name for name in new if (self.out / name / REPORT).is_file())
@@ -113,7 +125,11 @@ class Board:
         return found["attempts"] if found.get("fingerprint") == scene.fingerprint() else []
 
     def add_failure(self, scene: SceneFolder, error: str, *, final: bool, stage: str) -> None:
-        """Called by the holder of the scene's claim. final: another attempt would fail in the same way."""
+        """Called by the holder of the scene's claim. final: another attempt would fail in the same way.
+
+        Raises `NoPlace` as `check_place`.
+        """
+        self.check_place()
         attempt = {"time": time.time(), "stage": stage, "error": error, "final": final}
         attempts = [*self.attempts(scene), attempt]
         write_json(self._failures(scene), {"fingerprint": scene.fingerprint(), "attempts": attempts})
@@ -124,7 +140,8 @@ class Board:
             path.unlink(missing_ok=True)
 
     def suspect(self, key: str) -> None:
-        """Record that a process died while it held this scene, among others."""
+        """Record that a process died while it held this scene, among others. Raises `NoPlace` as `check_place`."""
+        self.check_place()
         write_json(self.state / "suspects" / f"{key}.json", {"time": time.time()})
 
     def acquit(self, scene: SceneFolder) -> None:

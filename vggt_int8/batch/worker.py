@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-from vggt_int8.batch.board import Board
+from vggt_int8.batch.board import Board, NoPlace
 from vggt_int8.batch.claims import Claims
 from vggt_int8.batch.scenes import SceneFolder
 from vggt_int8.disk import message_of
@@ -34,10 +34,6 @@ class Broken(RuntimeError):
     """The process can no longer compute (a GPU's context after an illegal access), whether or not because of this
     scene.
     """
-
-
-class NoPlace(RuntimeError):
-    """Results cannot be written: not a scene's fault, and computing the next one would be in vain."""
 
 
 class Stages(Protocol):
@@ -100,7 +96,12 @@ class _Worker:
         if not ahead and not self.claims.held:
             candidates += [scene for scene in open_scenes if scene.key in suspects]
         for scene in candidates:
-            if not self.claims.take(scene.key):
+            try:
+                ours = self.claims.take(scene.key)
+            except FileNotFoundError:
+                self.board.check_place()
+                raise
+            if not ours:
                 continue
             if not self.board.is_done(scene):  # it may have been finished since
                 return scene
@@ -127,7 +128,7 @@ class _Worker:
                 if result is not None:
                     result = self._attempt(scene, "compute", partial(self.stages.compute, scene, *result))
                 if result is not None:
-                    work.writing.append((scene, work.writer.submit(self.stages.write, scene, result[0])))
+                    work.writing.append((scene, work.writer.submit(self._write, scene, result[0])))
                 while len(work.writing) > 1:
                     self._finish(work)
 
@@ -135,6 +136,10 @@ class _Worker:
         scene = self.next_scene(ahead=ahead)
         if scene is not None:
             work.ahead.append((scene, work.reader.submit(self.stages.read, scene)))
+
+    def _write(self, scene: SceneFolder, result: Any) -> None:
+        self.board.check_place()
+        self.stages.write(scene, result)
 
     def _finish(self, work: _Work) -> None:
         """Wait for the scene that has been written longest."""
@@ -152,6 +157,8 @@ class _Worker:
             return (run(),)
         except Broken as error:
             self._fail(scene, stage, error, final=False)
+            raise
+        except NoPlace:
             raise
         except Exception as error:
             if isinstance(error, FileExistsError) and self.board.is_done(scene):
@@ -193,7 +200,7 @@ def run_worker(
     poll: seconds between checks of others' progress when there is nothing to claim.
     tell: called with each scene that this process has finished, and its error, "" if there was none.
 
-    Raises `Broken` from `stages`, after recording it, and `NoPlace` for a full or read-only disk; scenes in progress
-    stay open then.
+    Raises `Broken` from `stages`, after recording it, and `NoPlace` if the disk is full or read-only, or the folder of
+    results gone; scenes in progress stay open then.
     """
     _Worker(board, claims, stages, rank, peers, tell).run(poll)

@@ -97,6 +97,7 @@ def batch(
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.files import write_json
     from vggt_int8.images.names import some_names
+    from vggt_int8.recipe import load_recipe
 
     check_attention(global_attention, keyframes)
     exports = formats.exports(
@@ -115,6 +116,7 @@ def batch(
     fps = DEFAULT_FPS if fps is None and every is None else fps  # a video may come later, into the same results
     check_choice(fps, every, None, None, sharpest)
     _check_out(out.expanduser(), scenes)
+    content = None if recipe is None else load_recipe(recipe).to_dict()
     settings: dict[str, Any] = {
         "recipe": recipe, "backend": backend, "dtype": dtype, "mode": mode, "max_megapixels": max_megapixels,
         "save_scene": save_scene, "exports": asdict(exports), "global_attention": global_attention,
@@ -124,12 +126,19 @@ def batch(
     devices = device or _devices()
     fetch(model)
     board = Board(out.expanduser(), found, retries)
-    board.open({"model": model, "identity": identify_model(model), "version": __version__, **settings})
+    # By content: paths may be spelled in other ways, and a file of a recipe may be edited.
+    board.open({"version": __version__, **settings, "model": identify_model(model), "recipe": content})
     if retry_failed:
         board.forget_failures()
     settings |= {"model": model, "scenes": scenes, "inside": inside, "out": out, "retries": retries}
     _work_off(board, settings, devices)
     summary = summarize(board)
+    if changed := [row["scene"] for row in summary["rows"] if row.get("images_changed")]:
+        warnings.warn(
+            f"other images than those that were used are now in {some_names(changed)}: remove the results to have them "
+            "done again",
+            stacklevel=1,
+        )
     if as_json:
         console.document("batch", {"out": out, **summary})
     else:

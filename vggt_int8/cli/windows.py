@@ -100,7 +100,10 @@ def _stream(
     on_window: "Callable[[StreamReport], None]",
 ) -> "Stream":  # fmt: skip
     """The windows of the source, stored in `kept`. Stored ones count only if they were made with the same settings."""
-    decides = {"model": identity, "recipe": wanted.recipe, "dtype": str(network.dtype), **source.settings()}
+    from vggt_int8.recipe import load_recipe
+
+    recipe = None if wanted.recipe is None else load_recipe(wanted.recipe).to_dict()
+    decides = {"model": identity, "recipe": recipe, "dtype": str(network.dtype), **source.settings()}
     return network.stream(
         _going_on(source, kept).frames, window=windows.window, overlap=windows.overlap, folder=kept,
         loops=windows.loops, mode=cast("Mode", wanted.mode), fast_jpeg=wanted.fast_jpeg,

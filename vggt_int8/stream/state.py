@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vggt_int8.files import staged_folder, sweep, write_json
-from vggt_int8.plain_data import shown
+from vggt_int8.plain_data import first_difference, shown
 from vggt_int8.scene import Scene, load_scene, save_scene
 from vggt_int8.similarity import Similarity
 from vggt_int8.stream.align import Drift
@@ -134,12 +134,12 @@ class StreamFolder:
         if not (self._place(0) / WINDOW).is_file():  # an earlier run failed in its first window, maybe by its settings
             self._write()
             return
-        for name in sorted(settings.keys() | self.settings.keys()):
-            if (old := settings.get(name)) != (new := self.settings.get(name)):
-                raise ValueError(
-                    f"{self.folder} holds windows of a stream with {name} {shown(old)}, and now it is {shown(new)}: "
-                    "give the same to go on with it, or remove that folder to begin anew"
-                )
+        if settings != self.settings:
+            raise ValueError(
+                f"{self.folder} holds windows of a stream with other settings "
+                f"({first_difference(settings, self.settings)}): give the same to go on with it, or remove that folder "
+                "to begin anew"
+            )
         for number in count():
             window = self._place(number) / WINDOW
             if not window.is_file():
