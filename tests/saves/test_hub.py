@@ -1,15 +1,17 @@
 """A Hub that is not there: said at once, where its own library would try for 23 seconds, and only if it is needed."""
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
-from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8
+from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8, VGGTOmegaInt8
 
 COMMIT = "0" * 40
 WAYS = [VGGTInt8.from_pretrained, VGGT.from_pretrained, VGGTConfig.from_pretrained]
@@ -31,6 +33,28 @@ def silent() -> Iterator[str]:
     """The address of a server that takes connections and answers nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+class Refusal(BaseHTTPRequestHandler):
+    """What the Hub answers for a file of a repository that the account was not given access to."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to this model is restricted")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def gated() -> Iterator[str]:
+    """The address of a server that refuses every file."""
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def refused() -> str:
@@ -75,6 +99,20 @@ def test_a_silent_hub_costs_one_timeout(silent: str, cache: Path, monkeypatch: p
     with pytest.raises(CheckpointError, match="cannot be reached"):
         VGGTInt8.from_pretrained("owner/absent", cache_dir=cache)
     assert 1 <= time.perf_counter() - start < 4
+
+
+@pytest.mark.parametrize(
+    ("load", "keywords"),
+    [*((load, {}) for load in WAYS), (VGGTOmegaInt8.from_pretrained, {"filename": "weights.pt"})],
+    ids=lambda value: getattr(getattr(value, "__self__", None), "__name__", None),
+)
+def test_access_that_is_granted_on_request(
+    load: Callable[..., Any], keywords: dict[str, Any], gated: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(monkeypatch, gated)
+    wanted = keywords.get("filename", "config.json")
+    with pytest.raises(CheckpointError, match=rf"cannot get the {wanted} of 'owner/absent': access is .*/owner/absent"):
+        load("owner/absent", cache_dir=cache, **keywords)
 
 
 @pytest.mark.parametrize("load", WAYS, ids=lambda way: way.__self__.__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from vggt_int8.embedded import EMBEDDED
@@ -18,7 +18,8 @@ _FIRST_FILES = ("config.json", SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 def check_hub(source: str, options: Mapping[str, Any], filename: str | None = None) -> None:
-    """Raise `CheckpointError` for a Hub id without anything in the cache, if the Hub is disabled or unresponsive.
+    """Raise `CheckpointError` for a Hub id without anything in the cache, if the Hub is disabled or unresponsive, or
+    refuses access to a gated repository.
 
     options: those of `from_pretrained`.
     filename: the single file that is wanted; None for a whole model.
@@ -40,6 +41,12 @@ def check_hub(source: str, options: Mapping[str, Any], filename: str | None = No
     url = hf_hub_url(source, filename, subfolder=options.get("subfolder"), revision=options.get("revision"))
     try:
         get_hf_file_metadata(url, token=options.get("token"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"cannot get the {filename} of {source!r}: access is granted on request, and this account has none. Ask "
+            f"for it at {constants.ENDPOINT}/{source}, then log in by `hf auth login` or HF_TOKEN, or download the "
+            "files elsewhere and pass their path"
+        ) from error
     except HfHubHTTPError:
         return
     except Exception as error:  # httpx has many kinds, of which the Hub's library exports none
