@@ -1,12 +1,14 @@
-"""Whether `vggt-int8 estimate` is right at the edge: as many frames as it says fit into a card, on this GPU, capped.
+"""Checks `vggt-int8 estimate` at its limits: do as many frames as it promises for a card fit, and how much is left?
 
     python -m benchmarks.estimate_edge --memory-gb 8 12 --keyframes 40 --out rows.jsonl
 
-VGGT-1B's shapes with random weights, 392 x 518 images, cameras, depth and points. For each size of card PyTorch may
-allocate that size less what is set aside for CUDA; then the most frames that stay on the GPU are run, and the most that
-run at all. A row holds the estimate, the peak of allocated and reserved memory, and what is used of the GPU beside what
-PyTorch reserved: alone on the card, the context for which the estimate sets 600 MiB aside. `ran`: false if memory ran
-out; `plan_after`: the plan that ran, if it is not the one that was estimated.
+VGGT-1B's shapes with random weights, 392 x 518 images, cameras, depth and points. For each card size, PyTorch's
+allocator is capped at that size minus what the estimate reserves for the CUDA context. Two calls are run: with the most
+frames that need no offloading ("on_gpu"), and with the most frames at all ("most").
+
+A row holds the estimated memory, the peaks of allocated and reserved memory, and `context_gib`, the used GPU memory
+that PyTorch did not reserve; on an otherwise idle GPU this is the context, for which the estimate reserves 600 MiB.
+`ran` is false if memory ran out. `plan_after` is the plan that ran, if it differs from the estimated one.
 """
 
 import argparse
@@ -29,7 +31,7 @@ def gib(count: int) -> float:
 
 
 def run(model: VGGTInt8, question: Question, frames: int, memory: int) -> dict[str, Any]:
-    """A row: one call of so many frames on a card of so many bytes."""
+    """Run one call with this number of frames on a card of `memory` bytes, and return its row."""
     need = question.need(frames, memory)
     release(model.device)
     _, total = torch.cuda.mem_get_info()
@@ -70,7 +72,7 @@ def asked(keyframes: int | None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-gb", type=float, nargs="+", default=[8.0])
-    parser.add_argument("--keyframes", type=int, help="global attention to so many; by default exact, which takes long")
+    parser.add_argument("--keyframes", type=int, help="number of key frames; by default exact attention (slow)")
     parser.add_argument("--kinds", nargs="+", choices=("on_gpu", "most"), default=["on_gpu", "most"])
     parser.add_argument("--recipe", default="int8_rotated")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")

@@ -1,16 +1,17 @@
-"""Everything that several GPUs of a host are for, on 1, 2, 4, … of them, in one command, and what was aimed at.
+"""Scaling over the GPUs of one host: throughput of `batch`, latency of a long scene, training speed; against targets.
 
     python -m benchmarks.scaling -o FOLDER
 
-measures, each in processes of its own and with NVLink multicast off, and writes rows and `scaling.md` into FOLDER:
+runs each part on 1, 2, 4, … GPUs, in separate processes with NVLink multicast disabled, and writes rows and
+`scaling.md` to FOLDER:
 
-    batch      scenes an hour of `batch`: for each GPU 100 of 10 frames and 16 of 100    benchmarks.batch_throughput
-    scene      one scene of 200, 500, 1000 frames shared out, exact and with key frames   benchmarks.sharded
-    training   steps a second of the embedded model's training                            benchmarks.training_throughput
+    batch      scenes per hour; per GPU 100 scenes of 10 frames and 16 of 100            benchmarks.batch_throughput
+    scene      one scene of 200, 500, 1000 frames, sharded; exact attention, key frames   benchmarks.sharded
+    training   steps per second of the embedded model's training                          benchmarks.training_throughput
 
---parts chooses among them, --gpus the numbers of GPUs. A part that fails is named, the others go on, and the exit code
-is 1. Eight GPUs want some two hours, mostly of one GPU at 1000 frames, and 150 GB of disk. `--device cpu` goes the same
-way in small, in minutes.
+--parts selects parts, --gpus the numbers of GPUs. If a part fails, the others still run; the failed ones are named, and
+the exit code is 1. Eight GPUs need about two hours, mostly for 1000 frames on one GPU, and 150 GB of disk. With
+`--device cpu` everything runs at a small size, in minutes, as a test of this script.
 """
 
 import argparse
@@ -25,13 +26,13 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
-Lines = dict[str, dict[int, tuple[str, float]]]  # what was measured -> GPUs -> (as written, times one GPU's speed)
+Lines = dict[str, dict[int, tuple[str, float]]]  # quantity -> GPUs -> (formatted value, speed-up over one GPU)
 PARTS = ("batch", "scene", "training")
 TINY = "tests/training/tiny.toml"
 
 
 def commands(part: str, out: Path, gpus: Sequence[int], device: str) -> list[list[str]]:
-    """The processes of a part, which append their rows to `out`/PART.jsonl."""
+    """The command lines of a part. Each appends its rows to `out`/PART.jsonl."""
     python, numbers, small = [sys.executable, "-m"], [*map(str, gpus)], device == "cpu"
     rows = str(out / f"{part}.jsonl")
     work = ["-o", str(out / part), "--rows", rows, "--gpus", *numbers, "--device", device]
@@ -55,7 +56,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def lines_of(batch: Iterable[Row], scene: Sequence[Row], training: Sequence[Row]) -> Lines:
-    """A line for each thing measured."""
+    """The rows of the three parts as lines of one table."""
     found: Lines = {}
     for row in batch:
         seconds = {int(gpus): value for gpus, value in row["batch_seconds_per_scene"].items()}
@@ -78,7 +79,7 @@ def same_call(one: Row, other: Row) -> bool:
 
 
 def aims(found: Lines, scene: Sequence[Row]) -> list[tuple[str, str, bool]]:
-    """(aim, what was found, whether it is reached), of what was measured."""
+    """(target, measured value, whether it is met) for every target whose case was measured."""
     told = []
     for name, line in found.items():
         if not name.startswith("`batch`"):
@@ -100,13 +101,13 @@ def aims(found: Lines, scene: Sequence[Row]) -> list[tuple[str, str, bool]]:
             if key == (frames, way, 8):
                 told.append((f"{frames} frames, {way}, on 8 GPUs: {limit} s", f"{seconds:.2f} s", seconds <= limit))
     worst = [max(row["errors"].values()) for row in scene if "errors" in row]
-    if worst:  # fp16 and INT8 codes: a sum in another order flips some of them
+    if worst:  # sums in another order: some values cross a border between two codes
         told.append(("outputs of one GPU within 0.02 of their size", f"{max(worst):.2g}", max(worst) < 0.02))
     return told
 
 
 def document(found: Lines, reached: Sequence[tuple[str, str, bool]]) -> str:
-    """Two tables in Markdown: what was measured, and the aims."""
+    """Two tables in Markdown: the measurements, and the targets."""
     numbers = sorted({gpus for line in found.values() for gpus in line})
     rows = ["| | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in numbers) + " |", "|---" * (len(numbers) + 1) + "|"]
     for name, line in found.items():
@@ -118,24 +119,24 @@ def document(found: Lines, reached: Sequence[tuple[str, str, bool]]) -> str:
 
 
 def default_gpus(device: str) -> list[int]:
-    """1, 2, 4, … as there are; on CPUs 1 and 2 processes."""
+    """Powers of two up to the number of GPUs; on CPUs 1 and 2 processes."""
     count = 2 if device == "cpu" else torch.cuda.device_count()
     return [2**i for i in range(count.bit_length()) if 2**i <= count]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="new or empty folder")
     parser.add_argument(
-        "--gpus", type=int, nargs="+", help="by default 1, 2, 4, … as there are; 1 is always among them"
+        "--gpus", type=int, nargs="+", help="numbers of GPUs; by default 1, 2, 4, … up to all. 1 is always measured"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
     given = arguments.gpus or default_gpus(arguments.device)
-    out, gpus = arguments.out, sorted({1, *given})  # all is told as times what one GPU does
+    out, gpus = arguments.out, sorted({1, *given})  # speed-ups are relative to one GPU
     if out.exists() and any(out.iterdir()):
-        parser.error(f"{out} is not empty, and rows of another run would be counted: give a new folder")
+        parser.error(f"{out} is not empty, and the rows of another run would be counted: give a new folder")
     out.mkdir(parents=True, exist_ok=True)
     environment, failed = {"NCCL_NVLS_ENABLE": "0", **os.environ}, []
     for part in arguments.parts:

@@ -15,21 +15,25 @@ from vggt_int8.export.tracks import query_grid
 
 @pytest.fixture
 def tracked(scene: Scene) -> Scene:
-    points = torch.tensor([[[4.0, 6.0], [20.0, 10.0]], [[12.0, 6.0], [30.0, 20.0]]])  # [S, N, 2]
-    visibility = torch.tensor([[0.9, 0.8], [0.7, 0.1]])
+    points = torch.tensor(
+        [[[4.0, 6.0], [20.0, 10.0], [2.0, 2.0]], [[12.0, 6.0], [30.0, 20.0], [9.0, 2.0]]]
+    )  # [S, N, 2]
+    visibility = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.1, 0.1]])
     return replace(scene, colors=torch.zeros_like(scene.colors), tracks=Tracks(points, visibility, visibility / 2))
 
 
 def test_the_table_is_in_pixels_of_the_photographs(tmp_path: Path, tracked: Scene) -> None:
     summary = write_scene(tmp_path, tracked, ("tracks",))
-    assert summary["tracks"] == {"points": 2, "seen_in_all_images": 1}
+    assert summary["tracks"] == {"points": 3, "seen_in_all_images": 1}
     rows = list(csv.DictReader((tmp_path / "tracks.csv").open(encoding="utf-8")))
     assert [(row["track"], row["image"], row["name"]) for row in rows] == [
-        *(("0", "0", "0000_1"), ("1", "0", "0000_1"), ("0", "1", "0001_1"), ("1", "1", "0001_1"))
+        (str(track), str(image), f"000{image}_1") for image in range(2) for track in range(3)
     ]
     # The first image is half the photograph; the second a tenth, behind 8 columns of padding.
-    assert [(float(row["x"]), float(row["y"])) for row in rows] == [(9, 13), (41, 21), (45, 65), (225, 205)]
-    assert (float(rows[3]["visibility"]), float(rows[3]["confidence"])) == (0.1, 0.05)
+    assert [(float(row["x"]), float(row["y"])) for row in rows] == [
+        *((9, 13), (41, 21), (5, 5), (45, 65), (225, 205), (15, 25))
+    ]
+    assert (float(rows[3]["visibility"]), float(rows[3]["confidence"])) == (0.7, 0.35)
 
 
 def test_pictures_show_points_where_they_are(tmp_path: Path, tracked: Scene) -> None:

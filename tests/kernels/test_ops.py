@@ -263,6 +263,18 @@ def test_wrong_operands(case: str, position: int, value: Tensor, message: str, t
         getattr(ops, case.split()[0])(*packed(case, arguments))
 
 
+@pytest.mark.parametrize(
+    ("case", "position"),
+    [("qk_norm_rope_", 0), ("norm_rope_", 0), ("int8_gemm_into_", 0), ("predict_", 4), ("predict_", 5)],
+)
+def test_what_is_written_in_place_must_be_contiguous(case: str, position: int) -> None:
+    """Kernels take contiguous operands: of any other, a copy would be written."""
+    arguments = list(operands()[case])
+    arguments[position] = arguments[position].mT.contiguous().mT
+    with pytest.raises(ValueError, match="must be contiguous"):
+        getattr(ops, case)(*packed(case, arguments))
+
+
 @pytest.mark.parametrize("follows", [{"rotation": 8}, {"out_scale": torch.ones(1)}])
 def test_floats_are_neither_rotated_nor_codes(follows: dict[str, Any]) -> None:
     *tensors, epilogue = packed("int8_gemm", operands()["int8_gemm"])
