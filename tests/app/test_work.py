@@ -16,7 +16,7 @@ from tests.video.clips import write_clip
 from vggt_int8 import VGGTOmegaConfig, VGGTOmegaInt8
 from vggt_int8.app import compared
 from vggt_int8.app.compared import camera_table, compare_recipes, cost_table, difference_table
-from vggt_int8.app.forget import ForgetfulFolder
+from vggt_int8.app.expiring import ExpiringFolder
 from vggt_int8.app.inputs import image_files
 from vggt_int8.app.models import FLOAT, KEPT, Models
 from vggt_int8.recipe import available_recipes
@@ -149,7 +149,7 @@ def test_only_the_last_models_stay(bare_checkpoint: Path) -> None:
 
 
 def test_old_files_are_forgotten_and_at_the_end_all() -> None:
-    folder = ForgetfulFolder("vggt-int8-test", 100)
+    folder = ExpiringFolder("vggt-int8-test", 100)
     try:
         old, new = folder.path / "a" / "old.png", folder.path / "b" / "new.png"
         for file in (old, new):
@@ -167,7 +167,7 @@ def test_old_files_are_forgotten_and_at_the_end_all() -> None:
 
 
 def test_forgetting_needs_nobody_to_ask() -> None:
-    folder = ForgetfulFolder("vggt-int8-test", 0.2)
+    folder = ExpiringFolder("vggt-int8-test", 0.2)
     try:
         (folder.path / "file").write_bytes(b"x")
         end = time.monotonic() + 30

@@ -15,7 +15,7 @@ from tests.images.pictures import png_chunk, save, scene
 from vggt_int8 import load_images
 from vggt_int8.images import decode, fit_image, open_image
 from vggt_int8.images.decode import decode_image
-from vggt_int8.images.unheard import unheard
+from vggt_int8.images.pillow_warnings import pillow_silenced
 
 
 def test_a_photograph_of_108_megapixels_is_read(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_reading_in_threads_leaves_filters_and_limits_as_they_were(tmp_path: Pat
 
 def test_readers_whose_threads_overlap_leave_filters_as_they_were() -> None:
     before = list(warnings.filters), warnings.showwarning
-    first, second = unheard(), unheard()
+    first, second = pillow_silenced(), pillow_silenced()
     with first:
         second.__enter__()
     assert warnings.showwarning is not before[1]  # for the second, which is still there

@@ -9,9 +9,9 @@ import torch
 
 from vggt_int8 import Recipe, VGGTInt8, load_recipe, quantize
 from vggt_int8.quant import Int8Linear
-from vggt_int8.quant.for_now import quantized_for_now
 from vggt_int8.quant.plan import make_plan
 from vggt_int8.quant.quantize import stored_dtype
+from vggt_int8.quant.temporary import temporarily_quantized
 from vggt_int8.sensitivity.units import (
     UPGRADES,
     StoredChange,
@@ -150,14 +150,20 @@ def test_the_base_as_a_whole_is_the_quantized_model(
 def test_layers_are_floats_again_whatever_happens(model: VGGTInt8) -> None:
     plan = make_plan(model, load_recipe("int8_dynamic"))
     modules = list(model.modules())
-    with pytest.raises(RuntimeError, match="in between"), quantized_for_now(model, plan.values(), load_recipe(BASE)):
+    with (
+        pytest.raises(RuntimeError, match="in between"),
+        temporarily_quantized(model, plan.values(), load_recipe(BASE)),
+    ):
         raise RuntimeError("in between")
     assert list(model.modules()) == modules
     name = "aggregator.global_blocks.0.mlp.fc2"
     with torch.no_grad():
         model.get_submodule(name).weight[0, 0] = torch.nan
     message = rf"^{re.escape(name)}: .*NaN or inf"
-    with pytest.raises(ValueError, match=message), quantized_for_now(model, plan.values(), load_recipe("int8_dynamic")):
+    with (
+        pytest.raises(ValueError, match=message),
+        temporarily_quantized(model, plan.values(), load_recipe("int8_dynamic")),
+    ):
         pytest.fail("it was quantized")
     assert list(model.modules()) == modules
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from vggt_int8.address import check_address
-from vggt_int8.app.forget import ForgetfulFolder
+from vggt_int8.app.expiring import ExpiringFolder
 from vggt_int8.app.limits import Limits
 from vggt_int8.app.models import Models
 
@@ -24,7 +24,7 @@ MISSING = (
 class App:
     """A page that is served until `close` is called."""
 
-    def __init__(self, blocks: Any, url: str, folder: ForgetfulFolder) -> None:
+    def __init__(self, blocks: Any, url: str, folder: ExpiringFolder) -> None:
         self.blocks, self.url, self.folder = blocks, url, folder
         self._ended = threading.Event()
 
@@ -60,7 +60,7 @@ def open_app(
     """
     check_address(host, port)
     models = Models(model, **options)
-    folder = ForgetfulFolder("vggt-int8-app", limits.seconds)
+    folder = ExpiringFolder("vggt-int8-app", limits.seconds)
     try:
         os.environ["GRADIO_TEMP_DIR"] = str(folder.path / "files")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

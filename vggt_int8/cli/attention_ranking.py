@@ -86,7 +86,7 @@ def _choose(
     from vggt_int8.sensitivity.attention import choose, errors_of
     from vggt_int8.sensitivity.measure import measure_changes
     from vggt_int8.sensitivity.measures import in_words, largest
-    from vggt_int8.sensitivity.written import recipe_text
+    from vggt_int8.sensitivity.recipe_file import recipe_text
 
     chosen, predicted = choose(found, plain.config.depth, plain.global_layers, settings["keyframes"], budget)
     with console.step("Measuring the choice"):

@@ -184,7 +184,7 @@ class Reconstruct:
         """Report of the last call. What all scenes have in common is determined once: it can take longer than a
         frame.
         """
-        from vggt_int8.cli.ran import report_of, runtime_of
+        from vggt_int8.cli.run_report import report_of, runtime_of
 
         if self._first_report is None:
             settings = {name: getattr(self.wanted, name) for name in SETTINGS}

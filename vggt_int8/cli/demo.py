@@ -181,7 +181,7 @@ def measure(
     scenes: "dict[str, StoredScene]",
 ) -> Row:
     """Compute one row of the table."""
-    from vggt_int8.cli.ran import kernels_of
+    from vggt_int8.cli.run_report import kernels_of
     from vggt_int8.eval.metrics import ScoreKeeper
 
     overall, each = ScoreKeeper(), {scene: ScoreKeeper() for scene in scenes}

@@ -37,8 +37,8 @@ from vggt_int8.cli.loading import (
     load_model,
     local_input_size,
 )
-from vggt_int8.cli.ran import report_of
 from vggt_int8.cli.reading import How, Read, reading
+from vggt_int8.cli.run_report import report_of
 from vggt_int8.cli.team import Loading, launched_device, launched_rank, team_of
 from vggt_int8.cli.tracking import Refine, TrackCount, check_refine, queries, refined
 from vggt_int8.cli.windows import Windows, reconstruct_windows

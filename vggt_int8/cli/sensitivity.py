@@ -272,8 +272,8 @@ def _write_recipe(
     from vggt_int8.sensitivity.measure import compare_on
     from vggt_int8.sensitivity.measures import largest, over_scenes
     from vggt_int8.sensitivity.outcome import Budget, decide, in_words
+    from vggt_int8.sensitivity.recipe_file import recipe_text
     from vggt_int8.sensitivity.units import stored_size
-    from vggt_int8.sensitivity.written import recipe_text
 
     wish = document["budget"]
     budget = Budget(wish["error"], None if wish["size_mb"] is None else int(wish["size_mb"] * 1e6))

@@ -48,8 +48,8 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
     removed when OUT is complete.
     """
     from vggt_int8.cli.loading import resolve_device
-    from vggt_int8.cli.ran import report_of
     from vggt_int8.cli.run import check_heads
+    from vggt_int8.cli.run_report import report_of
     from vggt_int8.export import SCENE_ENTRIES, PhaseClock, owned_files, staged_folder, write_report, write_scene
     from vggt_int8.export.repeat import identify_model
     from vggt_int8.export.write import format_of

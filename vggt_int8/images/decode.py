@@ -29,8 +29,8 @@ from vggt_int8.images.opening import (
     pixel_limit,
     without_texts_if_too_large,
 )
+from vggt_int8.images.pillow_warnings import collected_warnings, pillow_silenced
 from vggt_int8.images.pixels import Pixels, Stored, to_pixels
-from vggt_int8.images.unheard import listening, unheard
 
 _REDUCED_ABOVE = PILLOW_LIMIT
 _LARGE_KEEPS, _FAST_KEEPS = 2.0, 1.4  # times the network's size that the shorter side has left, at least
@@ -83,7 +83,7 @@ def read_header(path: Path, *, max_pixels: int | None = None) -> Header:
     header.
     """
     limit = pixel_limit(max_pixels)
-    with unheard():
+    with pillow_silenced():
         header, has_white = without_texts_if_too_large(path, lambda source: _read_header(path, source, limit))
     if not has_white:
         decode_image(path, max_pixels=max_pixels)  # raises, with the range that it finds
@@ -101,7 +101,7 @@ def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
             orientation, size = _orientation(image) or 1, _stored_size(image)
         return orientation, size[::-1] if _UPRIGHT.get(orientation) in _SIDEWAYS else size
 
-    with unheard():
+    with pillow_silenced():
         return without_texts_if_too_large(path, look)
 
 
@@ -111,14 +111,14 @@ def decode_image(
     """size: of the network's images; photographs above Pillow's limit are reduced towards it, and with fast_jpeg every
     JPEG. None: nothing is reduced.
     """
-    with unheard():
+    with pillow_silenced():
         return decode_for_another(path, max_pixels=max_pixels, size=size, fast_jpeg=fast_jpeg)
 
 
 def decode_for_another(
     path: Path, *, max_pixels: int | None = None, size: int | None = None, fast_jpeg: bool = False
 ) -> Decoded:
-    """`decode_image` in a thread that works for another: unless that is in `unheard`, Pillow's warnings are shown."""
+    """`decode_image` for worker threads: the thread that starts them silences Pillow's warnings (`pillow_silenced`)."""
     limit = pixel_limit(max_pixels)
     return without_texts_if_too_large(path, lambda source: _decode(path, source, limit, size, fast_jpeg))
 
@@ -185,7 +185,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int | None:
     """What EXIF (or XMP) says, 1 to 8; None if it cannot be read. That is no damage of the picture."""
-    with listening() as cut_off:
+    with collected_warnings() as cut_off:
         try:
             found = image.getexif().get(_ORIENTATION)
             if isinstance(stored := image.info.get("exif"), bytes):

@@ -15,8 +15,8 @@ from vggt_int8.images.decode import decode_for_another
 from vggt_int8.images.find import Source, find_images
 from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
 from vggt_int8.images.names import some_names
+from vggt_int8.images.pillow_warnings import pillow_silenced
 from vggt_int8.images.pixels import narrow_bits
-from vggt_int8.images.unheard import unheard
 from vggt_int8.plain_data import check_integer
 
 
@@ -137,7 +137,7 @@ def reading(
     def read(path: Path) -> _Read:
         return _read(path, mode, size, patch_size, max_pixels, fast_jpeg)
 
-    with unheard(), begun(read, paths, results=len(paths)) as results:
+    with pillow_silenced(), begun(read, paths, results=len(paths)) as results:
         yield lambda on_image=None, stacklevel=1: _gathered(paths, results, on_image, stacklevel + 1)
 
 

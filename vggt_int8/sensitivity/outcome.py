@@ -9,9 +9,9 @@ from vggt_int8.recipe import Recipe
 from vggt_int8.sensitivity import measures
 from vggt_int8.sensitivity.budget import BudgetError, bytes_of, within_error, within_size
 from vggt_int8.sensitivity.measures import Errors, largest, together
+from vggt_int8.sensitivity.recipe_file import chosen_recipe
 from vggt_int8.sensitivity.tables import Row, candidates
 from vggt_int8.sensitivity.units import BASE, KEEP, Unit, other_bytes
-from vggt_int8.sensitivity.written import chosen_recipe
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from vggt_int8.quant.for_now import quantized_for_now
 from vggt_int8.quant.plan import LayerPlan, make_plan
 from vggt_int8.quant.quantize import plan_folds, stored_dtype
 from vggt_int8.quant.replaceable import every_name
 from vggt_int8.quant.smoothing import fold_
+from vggt_int8.quant.temporary import temporarily_quantized
 from vggt_int8.recipe import Recipe, Rule, Scheme, find_family
 from vggt_int8.recipe.scheme import ROTATED_CHOICE
 
@@ -63,7 +63,7 @@ class LayersChange:
     backend: str
 
     def made(self, model: nn.Module) -> AbstractContextManager[None]:
-        return quantized_for_now(model, self.plan, self.recipe, self.backend)
+        return temporarily_quantized(model, self.plan, self.recipe, self.backend)
 
 
 @dataclass(frozen=True)

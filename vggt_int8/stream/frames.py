@@ -68,7 +68,7 @@ class Source:
 
     Warns once of each kind about 16-bit images that use fewer bits and EXIF data that cannot be read. Pillow itself
     warns about truncated EXIF data: warning filters are global to the process, and a stream that yields frames in
-    between must not hold them (see `images.unheard`).
+    between must not hold them (see `images.pillow_warnings`).
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from vggt_int8.recipe import Recipe
 
 
 @contextmanager
-def quantized_for_now(
+def temporarily_quantized(
     model: nn.Module, plan: Iterable[LayerPlan], recipe: Recipe, backend: str = "auto"
 ) -> Iterator[None]:
     """Inside the block, the layers of `plan` are INT8, as `recipe` has them on `backend`; afterwards, also after an

@@ -15,7 +15,7 @@ from vggt_int8.files import staging_folder
 _OFTEN = 60.0  # seconds between looks, at most
 
 
-class ForgetfulFolder:
+class ExpiringFolder:
     """A new temporary folder with a name prefix, accessible only to this user. seconds: age at which files are
     deleted.
     """

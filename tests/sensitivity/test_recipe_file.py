@@ -9,8 +9,8 @@ import torch
 from vggt_int8 import VGGT, Recipe, VGGTConfig, VGGTInt8, available_recipes, load_recipe
 from vggt_int8.patterns import fits
 from vggt_int8.quant.plan import make_plan
+from vggt_int8.sensitivity.recipe_file import _patterns, chosen_recipe, recipe_text
 from vggt_int8.sensitivity.units import Unit, find_units
-from vggt_int8.sensitivity.written import _patterns, chosen_recipe, recipe_text
 
 
 @pytest.fixture(scope="module")
