@@ -36,7 +36,8 @@ class HubServer(Hub):
         self.storage_url = f"http://localhost:{self.http.server_address[1]}"
 
     def __enter__(self) -> HubServer:
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        # Who ends it waits for its next look, by default every half a second.
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ Those of a case with fewer ranks are the first ones. Each writes what it found t
 """
 
 import copy
+import itertools
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,7 @@ from vggt_int8.shards import FrameShard, share_out
 DATA = Path(__file__).parents[1] / "data"
 RANKS = 4
 POINTS = torch.tensor([[3.0, 4.0], [13.0, 9.0]])
+HEADS = {"heads": ("camera", "depth")}
 KEYFRAMES = {"global_attention": "keyframes", "keyframes": 3}
 BY_LAYER = {"global_attention": ["frames", "keyframes", "exact", "keyframes"], "keyframes": 2}
 
@@ -53,34 +55,77 @@ def omega() -> VGGTOmegaInt8:
     return model
 
 
+class Case(NamedTuple):
+    """A call that each number of `counts` ranks makes together, on a network of this name."""
+
+    name: str
+    network: str
+    images: Tensor
+    counts: tuple[int, ...]
+    asked: dict[str, Any]
+
+
+def cases() -> list[Case]:
+    tracks = {"query_points": POINTS.expand(2, 2, 2), "descriptors": True}
+    return [
+        Case("vggt", "vggt", images_of(2, 5), (2, 4), tracks),
+        Case("vggt, few frames", "vggt", images_of(1, 2), (4,), {"query_points": POINTS}),
+        Case("vggt, key frames", "vggt", images_of(1, 7), (3,), HEADS | KEYFRAMES),
+        Case("vggt, by layer", "vggt", images_of(2, 4), (3,), HEADS | BY_LAYER),
+        Case("omega", "omega", images_of(2, 5, (32, 48)), (3,), {}),
+        Case("omega, few frames", "omega", images_of(1, 2, (32, 48)), (3,), {}),
+        Case("omega, key frames", "omega", images_of(1, 5, (32, 48)), (4,), KEYFRAMES),
+        Case("int8", "int8", images_of(1, 5), (3,), HEADS),
+    ]
+
+
+class Alone:
+    """What one process gives, computed once before there are ranks."""
+
+    def __init__(self, models: dict[str, Int8Network]) -> None:
+        self.equal = {}
+        for case in cases():
+            model = models[case.network]
+            for mode in ("off", "on"):
+                model.set_runtime(mode)
+                self.equal[case.name, mode] = model(case.images, **case.asked)
+        self.fused = {frames: models["vggt"](images_of(1, frames)) for frames in (2, 5, 6)}
+        exact, int8 = models["vggt"], models["int8"]
+        scenes = [images_of(1, 5, seed=i) for i in range(4)]
+        self.codes = apart_by_codes(lambda x: exact(x, **HEADS), lambda x: int8(x, **HEADS), scenes)
+
+
 class Rank:
     """One rank and what it finds, by the name of a case."""
 
-    def __init__(self, rank: int, store: Any, models: dict[str, Any]) -> None:
+    def __init__(self, rank: int, store: Any, models: dict[str, Int8Network], alone: Alone) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=120))
         self.rank, self.found = rank, {"equal": {}}
         self.fits = 0  # the place of the largest plan that there is room for
         self.groups = {count: dist.new_group(list(range(count))) for count in (2, 3)} | {4: None}
-        self.vggt, self.omega, self.int8 = models["vggt"], models["omega"], models["int8"]
+        self.models, self.vggt, self.alone = models, models["vggt"], alone
 
-    def equal(self, name: str, model: Int8Network, images: Tensor, counts: tuple[int, ...], **asked: Any) -> None:
-        """Errors against one process, of both networks, on so many ranks."""
-        for mode in ("off", "on") if self.rank < max(counts) else ():
-            model.set_runtime(mode)
-            want = model(images, **asked)
-            for count in counts:
-                if self.rank >= count:
-                    continue
-                model.set_context_parallel("all", self.groups[count])
-                got = model(images, **asked)
-                report = model.runtime_report()
-                model.set_context_parallel("off")
-                assert got.keys() == want.keys(), (got.keys(), want.keys())
-                self.found["equal"][f"{name}, {mode}, {count} ranks"] = {
-                    field: relative_error(got[field], want[field]) for field in want
-                }
-                shards = share_out(images.shape[1], count)
-                assert report.shards == (shards if shards[self.rank] else report.shards), report
+    def equality(self) -> None:
+        """Errors against one process, of the plain and the fused network."""
+        self.found["codes"] = self.alone.codes
+        for case in cases():
+            for mode, count in itertools.product(("off", "on"), case.counts):
+                if self.rank < count:
+                    self._equal(case, mode, count)
+
+    def _equal(self, case: Case, mode: str, count: int) -> None:
+        model, want = self.models[case.network], self.alone.equal[case.name, mode]
+        model.set_runtime(mode)
+        model.set_context_parallel("all", self.groups[count])
+        got = model(case.images, **case.asked)
+        report = model.runtime_report()
+        model.set_context_parallel("off")
+        assert got.keys() == want.keys(), (got.keys(), want.keys())
+        self.found["equal"][f"{case.name}, {mode}, {count} ranks"] = {
+            field: relative_error(got[field], want[field]) for field in want
+        }
+        shards = share_out(case.images.shape[1], count)
+        assert report.shards == (shards if shards[self.rank] else report.shards), report
 
     def raised(self, name: str, call: Callable[[], Any]) -> None:
         try:
@@ -89,26 +134,9 @@ class Rank:
         except Exception as error:
             self.found[name] = f"{type(error).__name__}: {error}"
 
-    def equality(self) -> None:
-        tracks = {"query_points": POINTS.expand(2, 2, 2), "descriptors": True}
-        self.equal("vggt", self.vggt, images_of(2, 5), (2, 4), **tracks)
-        self.equal("vggt, few frames", self.vggt, images_of(1, 2), (4,), query_points=POINTS)
-        self.equal("vggt, key frames", self.vggt, images_of(1, 7), (3,), heads=("camera", "depth"), **KEYFRAMES)
-        self.equal("vggt, by layer", self.vggt, images_of(2, 4), (3,), heads=("camera", "depth"), **BY_LAYER)
-        self.equal("omega", self.omega, images_of(2, 5, (32, 48)), (3,))
-        self.equal("omega, few frames", self.omega, images_of(1, 2, (32, 48)), (3,))
-        self.equal("omega, key frames", self.omega, images_of(1, 5, (32, 48)), (4,), **KEYFRAMES)
-        int8, asked = self.int8, {"heads": ("camera", "depth")}
-        self.equal("int8", int8, images_of(1, 5), (3,), **asked)
-        if self.rank == 0:
-            self.found["codes"] = apart_by_codes(
-                lambda x: self.vggt(x, **asked), lambda x: int8(x, **asked), [images_of(1, 5, seed=i) for i in range(4)]
-            )
-
     def outputs(self) -> None:
         """What is returned where."""
-        model, images = self.vggt, images_of(1, 6)
-        whole = model(images)
+        model, images, whole = self.vggt, images_of(1, 6), self.alone.fused[6]
         for outputs in ("first", "own"):
             model.set_context_parallel(outputs)
             got = model(images)
@@ -175,12 +203,11 @@ class Rank:
 
         model.set_runtime("on")
         asked = (("once", 6, 1), ("the same again", 6, 1), ("two at work", 2, 2), ("no room", 5, len(PLANS)))
-        wanted = {frames: model(images_of(1, frames)) for _, frames, _ in asked}
         runtime.run_network, FrameShard.gather = run_network, full  # type: ignore[method-assign]
         model.set_context_parallel("all")
         for name, frames, self.fits in asked:
             plans.clear()
-            self.raised(f"memory, {name}", partial(self._check, wanted[frames], frames))
+            self.raised(f"memory, {name}", partial(self._check, frames))
             self.found[f"plans, {name}"] = [*plans]
         model.set_runtime("on", low_vram=False)
         plans.clear()
@@ -189,8 +216,8 @@ class Rank:
         model.set_runtime("off")
         runtime.run_network, FrameShard.gather = network, gather  # type: ignore[method-assign]
 
-    def _check(self, want: Any, frames: int) -> None:
-        got = self.vggt(images_of(1, frames))
+    def _check(self, frames: int) -> None:
+        got, want = self.vggt(images_of(1, frames)), self.alone.fused[frames]
         worst = max(relative_error(got[name], want[name]) for name in want)
         assert worst < 2e-5, worst
 
@@ -205,9 +232,9 @@ class Rank:
             self.raised("not of the group", lambda: self.vggt.set_context_parallel("all", self.groups[2]))
 
 
-def run(rank: int, folder: Path, models: dict[str, Any]) -> None:
+def run(rank: int, folder: Path, models: dict[str, Int8Network], alone: Alone) -> None:
     # A store in a file: ranks that are forked from a process that holds a socket would share it.
-    found = Rank(rank, dist.FileStore(str(folder / "store"), RANKS), models)
+    found = Rank(rank, dist.FileStore(str(folder / "store"), RANKS), models, alone)
     with torch.no_grad():
         found.equality()
         found.outputs()
@@ -224,11 +251,13 @@ def run(rank: int, folder: Path, models: dict[str, Any]) -> None:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     models = {"vggt": vggt(), "omega": omega(), "int8": quantize(vggt(), "int8_dynamic", "native")}
+    with torch.no_grad():
+        alone = Alone(models)
     children = []
     for rank in range(RANKS):
         if (child := os.fork()) == 0:
             try:
-                run(rank, folder, models)
+                run(rank, folder, models, alone)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
