@@ -58,11 +58,11 @@ def test_rows_of_a_small_model() -> None:
     ],
 )
 def test_every_layer_of_vggt(
-    make_tiny: Callable[[], VGGTInt8], recipe: str, backend: str, name: str, kernel: str
+    make_bare: Callable[[], VGGTInt8], recipe: str, backend: str, name: str, kernel: str
 ) -> None:
     if name in ("torchao", "bitsandbytes") and not int_mm_is_exact():
         pytest.skip("this CPU's integer product saturates")
-    model = quantize(make_tiny(), recipe, backend)
+    model = quantize(make_bare(), recipe, backend)
     report = model.quantization_report()
     owners = [n for n, module in model.named_modules() if list(module.parameters(recurse=False))]
     assert [row.name for row in report] == owners
