@@ -2,7 +2,10 @@
 
 import functools
 import hashlib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from vggt_int8.kernels.cpu import compiled, compiler, matmul
 
 NAMES = ["own", "own without AMX", "own, small parts on 4 threads", "emulated VNNI", "emulated AMX"]
 # For `parametrize`. The others are this machine's, or other machines' in plain C.
-LIBRARIES = [name if name.startswith("own") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+_SLOW = {name: [] if name.startswith("own") else [pytest.mark.slow] for name in NAMES}
+LIBRARIES = [pytest.param(name, marks=_SLOW[name]) for name in NAMES]
 _EMULATED = Path(__file__).with_name("emulated_tiles.h")
 # The library in the cache is named by its flags.
 _QUICKLY = "-O1"  # after -O3: a quarter of its time to compile, a fifth more to run
@@ -22,6 +26,17 @@ _EMULATION = [
     f"-DVERSION_{hashlib.sha256(_EMULATED.read_bytes()).hexdigest()}",
 ]
 _SMALL_PARTS = [_QUICKLY, "-DHEADS_BYTES=40000", "-DFRAMES_CODES=2000"]
+
+
+def crossed(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """For `parametrize` of a library and two values: this machine's own has all pairs of values, the others, which
+    differ from it in instructions or sizes of parts, every value once at least.
+    """
+    pairs = list(itertools.product(first, second))
+    each = [(first[i % len(first)], second[i % len(second)]) for i in range(max(len(first), len(second)))]
+    return [
+        pytest.param(name, *pair, marks=_SLOW[name]) for name in NAMES for pair in (pairs if name == "own" else each)
+    ]
 
 
 def use(name: str, monkeypatch: pytest.MonkeyPatch) -> compiled.Library:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels.compiled import LIBRARIES, use, walled
+from tests.kernels.compiled import LIBRARIES, crossed, use, walled
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu import compiled
 from vggt_int8.kernels.cpu.attention import attention_cpu
@@ -38,9 +38,7 @@ def test_floats(shape: tuple[int, ...]) -> None:
     assert relative_error(attention_cpu(q, k, v), exact(q, k, v)) < 2e-6
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("spread", [0.1, 1.5, 5.0])
+@pytest.mark.parametrize(("library", "shape", "spread"), crossed(SHAPES, [0.1, 1.5, 5.0]))
 def test_integers_are_as_good_as_fp16(
     library: str, shape: tuple[int, ...], spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,9 +72,10 @@ def test_keys_of_other_tokens(library: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert relative_error(got, want) < 1.5 * relative_error(in_fp16(q, k, v), want)
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("spread", [0.3, 1.5, 5.0])
-@pytest.mark.parametrize("kind", ["outliers", "outliers together", "queries are keys", "values alike"])
+@pytest.mark.parametrize(
+    ("library", "kind", "spread"),
+    crossed(["outliers", "outliers together", "queries are keys", "values alike"], [0.3, 1.5, 5.0]),
+)
 def test_integers_are_as_good_as_fp16_on_vectors_of_other_kinds(
     library: str, spread: float, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.compiled import LIBRARIES, use, walled
+from tests.kernels.compiled import LIBRARIES, crossed, use, walled
 from tests.kernels.test_cpu import SHAPES, codes, exact, hard_rows, static_scales_of, ways_to_static_codes
 from tests.kernels.test_cpu import test_static_codes_pass_nan_on_through_the_scale_of_their_row as nan_in_a_row
 from tests.warm import python
@@ -37,10 +37,9 @@ def close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-6) -> None:
     assert relative_error(got, want) <= limit
 
 
-@every_library
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("m", "k", "n"), MORE_SHAPES)
-def test_integer_product_is_exact(library: compiled.Library, m: int, k: int, n: int, threads: int) -> None:
+@pytest.mark.parametrize(("library", "shape", "threads"), crossed(MORE_SHAPES, [1, 3]), indirect=["library"])
+def test_integer_product_is_exact(library: compiled.Library, shape: tuple[int, int, int], threads: int) -> None:
+    m, k, n = shape
     x, weight = codes(m, k), codes(n, k, seed=2)
     x[: m // 2] = 127
     weight[: n // 2] = -127
@@ -88,9 +87,9 @@ def test_static_codes_pass_nan_on_through_the_scale_of_their_row(library: compil
     nan_in_a_row()
 
 
-@every_library
-@pytest.mark.parametrize("static", ["", "one", "take turns", "for each row"])
-@pytest.mark.parametrize("most", [0, 4, 256])
+@pytest.mark.parametrize(
+    ("library", "static", "most"), crossed(["", "one", "take turns", "for each row"], [0, 4, 256]), indirect=["library"]
+)
 def test_codes(library: compiled.Library, static: str, most: int) -> None:
     for m, k, _ in [*SHAPES, (5, 1536, 0)]:
         input_scale = static_scales_of(m)[static] if static else None
@@ -160,9 +159,7 @@ def test_passes_over_floats(library: compiled.Library) -> None:
     assert torch.equal(x, kept)
 
 
-@every_library
-@pytest.mark.parametrize("inverse_log", [False, True])
-@pytest.mark.parametrize("outputs", [2, 4, 9])
+@pytest.mark.parametrize(("library", "outputs", "inverse_log"), crossed([2, 4, 9], [False, True]), indirect=["library"])
 def test_predictions(library: compiled.Library, outputs: int, inverse_log: bool) -> None:
     generator = torch.Generator().manual_seed(outputs)
     for channels in (32, 7, 40):

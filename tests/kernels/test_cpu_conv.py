@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels.compiled import LIBRARIES, use, walled
+from tests.kernels.compiled import LIBRARIES, crossed, use, walled
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels.cpu.conv import int8_conv2d
 
@@ -61,8 +61,7 @@ def test_integers_are_multiplied_exactly(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(got.double(), want, rtol=5e-7, atol=1e-6 * float(want.abs().max()))
 
 
-@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e20])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("library", "shape", "magnitude"), crossed(SHAPES, [1e-30, 1.0, 1e20]), indirect=["library"])
 def test_floats_within_half_a_step(shape: tuple[int, ...], magnitude: float) -> None:
     x, weight, scale, bias, *geometry = operands(shape)
     x, bias = walled(x * magnitude), bias * magnitude

@@ -1,5 +1,6 @@
 """What the tests of Triton kernels share: where they run, inputs, and how results are compared."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,19 @@ def quick(chosen: Callable[[Any], bool], values: Sequence[Any]) -> list[Any]:
     """Values for `parametrize`: those that are not chosen are `slow` where they are interpreted."""
     marks = [pytest.mark.slow] if INTERPRETED else []
     return [value if chosen(value) else pytest.param(value, marks=marks) for value in values]
+
+
+def pairwise(*values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Of three lists, the last of which is the shortest: all combinations on a GPU, and in the interpreter so many that
+    any two values of two lists are in one.
+    """
+    assert len(values) == 3
+    assert len(values[2]) <= min(len(values[0]), len(values[1])), "else a value of the last meets not all others"
+    return [
+        tuple(of[i] for of, i in zip(values, places, strict=True))
+        for places in itertools.product(*(range(len(of)) for of in values))
+        if not INTERPRETED or (places[0] + places[1]) % len(values[2]) == places[2]
+    ]
 
 
 def on_gpu(test: Callable[..., None]) -> Callable[..., None]:

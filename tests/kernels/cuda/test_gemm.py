@@ -13,6 +13,7 @@ from tests.kernels.cuda.cases import (
     codes,
     hard_rows,
     has_descriptors,
+    pairwise,
     quick,
     rand,
     static_scales_of,
@@ -47,11 +48,17 @@ def test_int8_gemm(tile: Tile, epilogue: str) -> None:
             assert_same(got, want)
 
 
-@pytest.mark.parametrize("tile", quick(lambda tile: tile.split_k > 1, [t for t in TILES if t.parts == 1]), ids=str)
-@pytest.mark.parametrize("rotation", [0, 8, 16])
-@pytest.mark.parametrize("static", ["one", "take turns", "for each row"])
-def test_static_codes(tile: Tile, rotation: int, static: str) -> None:
+@pytest.mark.parametrize(
+    "case",
+    quick(
+        lambda case: case[0].split_k > 1,
+        pairwise([t for t in TILES if t.parts == 1], [0, 8, 16], ["one", "take turns", "for each row"]),
+    ),
+    ids=str,
+)
+def test_static_codes(case: tuple[Tile, int, str]) -> None:
     """Rows of NaN too: codes cannot carry it, so scales do."""
+    tile, rotation, static = case
     if tile.tma and not has_descriptors():
         pytest.skip("tensor descriptors need compute capability 9.0")
     for m, n, k in [(1, 48, 64), (39, 48, 80)] + ([] if INTERPRETED else [(1041, 4096, 1024)]):

@@ -1,5 +1,7 @@
 """Rows to codes and LayerNorm: Triton against the definition, with rows of zeros, of one outlier, of extreme scale."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tests.kernels.cuda.cases import (
     assert_same,
     assert_same_codes,
     hard_rows,
+    pairwise,
     quick,
     rand,
     static_scales_of,
@@ -24,14 +27,15 @@ SHAPES = [(1, 64), (37, 37), (33, 96), (5, 1024), *FULL]  # M, K
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 # Every shape is quick in one dtype, and every dtype for one shape.
-ROWS = quick(lambda row: row[0] == DTYPES[0] or row[1] == SHAPES[2], [(d, shape) for d in DTYPES for shape in SHAPES])
+ROWS = quick(
+    lambda case: case[0][0] == DTYPES[0] or case[0][1] == SHAPES[2],
+    pairwise(list(product(DTYPES, SHAPES)), ["", "one", "take turns", "for each row"], [False, True]),
+)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-@pytest.mark.parametrize("static", ["", "one", "take turns", "for each row"])
-@pytest.mark.parametrize("rotated", [False, True])
-def test_rows_to_codes(row: tuple[torch.dtype, tuple[int, int]], static: str, rotated: bool) -> None:
-    dtype, (m, k) = row
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_rows_to_codes(case: tuple[tuple[torch.dtype, tuple[int, int]], str, bool]) -> None:
+    (dtype, (m, k)), static, rotated = case
     x = hard_rows(m, k, dtype)
     weight, bias = rand(k, dtype=dtype) * 0.2 + 1, rand(k, dtype=dtype)
     scale = static_scales_of(m)[static] if static else None
