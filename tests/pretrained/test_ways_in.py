@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,10 +57,8 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(
         raise AssertionError("the network is asked")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    start = time.perf_counter()
     with pytest.raises(CheckpointError, match=message):
         VGGTInt8.from_pretrained(source)
-    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize("source", [None, 5, "", ["a"]])
