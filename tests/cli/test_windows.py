@@ -182,13 +182,23 @@ def test_a_picture_with_data_behind_its_end_is_taken_when_it_is_quiet(
 
 
 @pytest.mark.slow
-def test_a_video_that_is_cut_off_gives_windows_and_says_where_it_ended(cli: Any, tiny: Path, tmp_path: Path) -> None:
+def test_a_video_that_is_cut_off_gives_windows_and_says_where_it_ended(
+    cli: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = write_clip(tmp_path / "clip.mkv", [i / 10 for i in range(40)], noise=[20.0] * 40)
     content = clip.read_bytes()
     clip.write_bytes(content[: len(content) // 2])
-    cli("run", tiny, clip, "-o", tmp_path / "out", "--fps", "5", *WINDOWS, "--no-loops")
+    command = ("run", tiny, clip, "-o", tmp_path / "out", "--fps", "5", *WINDOWS, "--no-loops")
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # while results are written, when nothing is left to be read
+        patched.setattr("vggt_int8.export.write_scene", stopped)
+        cli(*command, code=130)
+    cli(*command)
     report = document(tmp_path / "out")
-    assert 4 <= report["stream"]["frames"] < 20
+    assert 4 <= report["stream"]["frames"] == report["stream"]["resumed_at"] < 20
     assert "ends at" in report["video"]["ending"]
     assert report["video"]["ending_seconds"] < 3.9
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vggt_int8.cli import console
 from vggt_int8.cli.attention import check_scope
-from vggt_int8.cli.frames import Growing, Input, Pictures
+from vggt_int8.cli.frames import Clip, Growing, Input, Pictures
 from vggt_int8.cli.loading import in_pixels, load_model
 from vggt_int8.global_attention import words_of
 
@@ -76,6 +76,8 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
             stream = _stream(network, identity, wanted, source, windows, kept, partial(_tell, progress, source))
             for _ in stream:
                 pass
+            if isinstance(source, Clip) and not stream.report.latencies:
+                _look_at_ending(source, stream.report.frames)
         console.detail(lambda: f"{network.quantization_report()}\nran {network.runtime_report()}")
         _note(stream.report)
         with clock.phase("write"):
@@ -143,6 +145,14 @@ def _going_on(source: Input, kept: Path) -> Input:
     from vggt_int8.stream.state import finished_names
 
     return replace(source, known=frozenset(finished_names(kept)))
+
+
+def _look_at_ending(clip: Clip, frames: int) -> None:
+    """Note how a video ended whose windows were all finished by an earlier run, which then had no report to say it in.
+    Frames are decoded, and not converted.
+    """
+    for _ in clip.frames(frames):
+        pass
 
 
 def _tell(progress: Any, source: Input, report: "StreamReport") -> None:
