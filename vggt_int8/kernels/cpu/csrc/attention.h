@@ -23,12 +23,12 @@ static const float LOW_MATTERS = 1e-3f, LOW_BYTE = 74; /* an exponent of 2; what
 
 typedef struct {
   i64 heads, queries, keys, dim;
-  i64 q_strides[3], k_strides[3]; /* of batch, head and token, in numbers; those of values are those of keys */
-  i64 q_bytes, k_bytes, v_bytes; /* of a head's codes, one after another; on AMX of one plane, and the other follows */
+  i64 q_strides[3], k_strides[3]; /* of batch, head and token, in elements; values have those of keys */
+  i64 q_bytes, k_bytes, v_bytes; /* of a head's codes; on AMX of one of its two planes, which are consecutive */
   i64 k_panel;                   /* bytes of a panel of keys */
   i64 v_panel;                   /* bytes of a panel of channels, for all keys */
   i64 pitch;                     /* bytes of a query's codes */
-  i64 out_pitch;                 /* numbers of a row of Workspace.out */
+  i64 out_pitch;                 /* elements of a row of Workspace.out */
   int planes;                    /* 2 on AMX, else 1 */
   float largest_value;
 } Attention;
@@ -38,7 +38,7 @@ typedef struct {
   float *q, *k, *v, *v_inverse;
 } Scales;
 
-/* A head's vectors lie far apart, which no hardware foresees. */
+/* Consecutive vectors of a head are too far apart for hardware prefetchers. */
 static inline void fetch_ahead(const float *x, i64 stride, i64 dim) {
   for (i64 i = 0; i < dim; i += 16) __builtin_prefetch(x + 4 * stride + i);
 }
@@ -225,7 +225,7 @@ static inline void amx_weight_tile(TilePart *parts, const char *a, i64 a_plane, 
 
 static inline ints row_of(const int32_t *part, i64 row) { return *(const ints *)(part + row * LANES); }
 
-/* What tiles store can be read back at once only at a price, so it is read while the next ones are multiplied. */
+/* Reading a tile right after it was stored stalls, so it is read while the next ones are multiplied. */
 static inline __attribute__((always_inline)) void amx_scores(
     const Attention *t, Workspace *s, const int low_matters, i64 queries, i64 keys, const char *codes,
     const char *panels, const float *k_scale) {
@@ -411,7 +411,7 @@ static i64 head_offset(const Attention *t, const i64 *strides, i64 i) {
   return i / t->heads * strides[0] + i % t->heads * strides[1];
 }
 
-/* Numbers of `Scales` for a head; those of tokens are read by vectors. */
+/* Floats in `Scales` for a head; those of tokens are read as vectors, so they are padded. */
 static i64 scales_size(const Attention *t) {
   return round_up(t->queries, 2 * LANES) + round_up(t->keys, 2 * LANES) + 2 * t->dim;
 }
@@ -431,7 +431,7 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
   t.planes = 1 + amx_allowed;
 #endif
   t.largest_value = t.planes == 2 ? LARGEST_SPLIT : 8191;
-  const i64 number = 3 - t.planes; /* bytes of a number in a plane */
+  const i64 number = 3 - t.planes; /* bytes of an element of a plane */
   t.pitch = number * round_up(dim, t.planes == 2 ? 64 : 2);
   t.out_pitch = round_up(dim, LANES);
   t.q_bytes = round_up(count, QUERIES) * t.pitch;
@@ -456,7 +456,7 @@ int vi_attention(const float *q, const float *k, const float *v, float *out, i64
         const i64 together = min_of(at_once, all - begin);
         int32_t *mine = most + thread * at_once * dim;
         memset(mine, 0, 4 * together * dim);
-        /* Heads of the same tokens one after another: they lie next to one another in memory. */
+        /* All heads of the same tokens in succession, since they are adjacent in memory. */
 #pragma omp for schedule(static)
         for (i64 task = 0; task < k_blocks * together; task++) {
           const i64 i = task % together, from = task / together * TOKENS, to = min_of(keys, from + TOKENS);

@@ -3,7 +3,7 @@
 typedef struct {
   i64 c, w, n, kh, kw, stride_x, pad_x, out_h, out_w;
   i64 cp;     /* channels, rounded up to pairs */
-  i64 pitch;  /* numbers of a padded row of the input */
+  i64 pitch;  /* elements of a padded row of the input */
   i64 run;    /* taps whose input lies in one piece: a row of them, or one where each has a sum of its own */
   i64 groups; /* 4-byte groups of a run in a panel */
   int width;  /* of a panel */
@@ -111,7 +111,7 @@ static inline void conv_tile(const Convolution *v, i64 rows, const int16_t *code
   pairs_2((int)rows, sums, (const char *)codes, 2 * step, segments, 2 * v->pitch, v->groups, panel);
 }
 
-/* What becomes of some columns of sums: y [columns], which is also where the sums of earlier taps are. */
+/* The epilogue of some columns of sums: writes y [columns], which also holds the sums of earlier taps. */
 typedef struct {
   const float *scale, *bias, *addend; /* of the columns; bias and addend may be null */
   float step;

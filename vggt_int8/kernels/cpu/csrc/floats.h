@@ -14,7 +14,7 @@ static inline float largest(const float *x, i64 n) {
   return float_of(most);
 }
 
-/* Without licence to reorder, compilers add the lanes of a vector one after another. */
+/* Compilers may not reorder float additions, so by themselves they add the lanes one after another. */
 static inline float sum_of_lanes(floats x) {
 #define ADD_LANES(d) x += ACROSS(x, d);
   FOR_EACH_DISTANCE(ADD_LANES)
@@ -119,7 +119,7 @@ static inline float expm1_of(float x, float *exp) {
   p = fmaf(p, r, 1.0f / 6);
   p = fmaf(p, r, 0.5f);
   p = fmaf(p * r, r, r);
-  /* Half of 2^n, since 2^128 is no float while some numbers below its double are. */
+  /* Half of 2^n, since 2^128 would overflow although the product may not. */
   float half = float_of((int32_t)(((uint32_t)bits_of(shifted) << 23) + (126u << 23)));
   *exp = x < -87.0f ? 0 : 2 * fmaf(p, half, half);
   return x < -87.0f ? -1 : 2 * fmaf(p, half, half - 0.5f);

@@ -1,4 +1,4 @@
-/* The instructions that plain C has no words for, or that GCC does not find by itself: of AVX2 and of AVX-512 VNNI. */
+/* Instructions of AVX2 and AVX-512 VNNI that plain C cannot express, or that GCC does not select by itself. */
 
 /* Sums of two products of 16 bits; dot_bytes: of four, unsigned bytes of a times signed bytes of b. */
 static inline ints dot_pairs(ints sum, ints a, ints b);

@@ -76,8 +76,8 @@ static inline i64 round_up(i64 a, i64 b) { return parts_of(a, b) * b; }
 
 static void *allocate(i64 bytes) { return aligned_alloc(64, (size_t)round_up(max_of(bytes, 64), 64)); }
 
-/* Indices of shuffles are written as constant vectors with a literal d: lanes set one by one are put together anew
-   each time. */
+/* Shuffle indices are constant vectors with a literal d, since GCC would build a vector set lane by lane at run time,
+   at every use. */
 #if WIDE
 #define LANE_NUMBERS ((ints){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 #define FOR_EACH_DISTANCE(WITH) WITH(1) WITH(2) WITH(4) WITH(8)
@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) void transpose(ints r[LANES]) {
 #include "instructions.h"
 #include "tiles.h"
 
-/* Bit 0: AVX-512 VNNI is used, bit 1: AMX is used, too. Linux hands out AMX's registers on request. */
+/* Bit 0: AVX-512 VNNI is used, bit 1: AMX is used, too. Linux grants AMX's tile registers on request only. */
 int vi_init(int use_amx) {
 #if AMX && defined(EMULATED_TILES)
   amx_allowed = use_amx;

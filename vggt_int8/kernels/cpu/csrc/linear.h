@@ -113,7 +113,7 @@ static void linear_tile(const Linear *g, const Packed *p, i64 row, i64 rows, con
 #endif
 }
 
-/* Where results go: the bare sums [m, n], floats [m, n], codes [m, n] under out_scale, or floats of some rows in
+/* The kinds of output: the bare sums [m, n], floats [m, n], codes [m, n] under out_scale, or floats of some rows in
    panels, hidden [panel][hidden_rows][MAX_WIDTH]. */
 typedef struct {
   int32_t *sums;
@@ -137,7 +137,7 @@ static inline __attribute__((always_inline)) void finish(
   }
 }
 
-/* Some rows of sums to where they belong. */
+/* The epilogue of some rows of sums, into the output. */
 static inline void finish_rows(const Linear *g, const Packed *p, const Result *out, i64 row, i64 rows, i64 panel,
                                const int32_t *sums) {
   float spare[MAX_WIDTH] __attribute__((aligned(64)));
@@ -172,8 +172,8 @@ static inline void finish_rows(const Linear *g, const Packed *p, const Result *o
   }
 }
 
-/* Rows [from, to) times a panel. A tile is finished while the next one is multiplied: what AMX stores can be read back
-   at once only at a price. */
+/* Rows [from, to) times a panel. A tile is finished while the next one is multiplied, since reading a tile right after
+   AMX has stored it stalls. */
 static void linear_rows(const Linear *g, const Packed *p, const Result *out, i64 from, i64 to, i64 panel,
                         const char *packed) {
   int32_t sums[2][MAX_ROWS * MAX_WIDTH] __attribute__((aligned(64)));
