@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.video.clips import write_clip
-from vggt_int8.cli.frames import Growing
+from vggt_int8.cli.frames import Growing, Pictures
 from vggt_int8.interrupts import WORDS, heeded
 from vggt_int8.scene import load_scene
 from vggt_int8.stream import StreamReport
@@ -102,6 +102,14 @@ def test_a_run_that_was_stopped_goes_on_behind_the_last_window(
     assert whole.depth is not None
     assert cut.depth is not None
     np.testing.assert_allclose(cut.depth.numpy(), whole.depth.numpy(), rtol=1e-4)
+
+
+def test_pictures_that_were_replaced_are_others(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "frames")
+    pictures = Pictures(sorted((tmp_path / "frames").iterdir()))
+    before = pictures.settings()
+    shutil.copy(folder / "3.png", tmp_path / "frames" / "4.png")
+    assert pictures.settings() != before
 
 
 @pytest.mark.slow

@@ -70,3 +70,10 @@ def test_what_does_not_fit_is_named(options: dict[str, object], word: str) -> No
     whole = {"fps": None, "every": None, "start": None, "end": None, "sharpest": False, **options}
     with pytest.raises(ValueError, match=word):
         check_choice(**whole)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"fps": True}, {"start": "1"}, {"end": [2.0]}])
+def test_what_is_no_number_is_named(options: dict[str, object]) -> None:
+    whole = {"fps": None, "every": None, "start": None, "end": None, "sharpest": False, **options}
+    with pytest.raises(TypeError, match=rf"{next(iter(options))} is .*; it must be a number"):
+        check_choice(**whole)  # type: ignore[arg-type]

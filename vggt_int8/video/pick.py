@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
+from numbers import Real
 from typing import TypeVar
 
-from vggt_int8.plain_data import check_integer
+from vggt_int8.plain_data import check_integer, shown
 
 T = TypeVar("T")
 Timed = tuple[float, T]
@@ -13,6 +14,9 @@ Timed = tuple[float, T]
 
 def check_choice(fps: float | None, every: int | None, start: float | None, end: float | None, sharpest: bool) -> None:
     """Raise ValueError or TypeError, naming the value, for options that `pick` does not accept."""
+    for name, value in (("fps", fps), ("start", start), ("end", end)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name} is {shown(value)}; it must be a number")
     if fps is not None and every is not None:
         raise ValueError(f"fps {fps:g} and every {every} both say which frames are taken: leave one out")
     if fps is not None and not 0 < fps < math.inf:

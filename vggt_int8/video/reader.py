@@ -23,6 +23,7 @@ _FORMATS = (
 # Seconds before a wanted time, tried in turn. Transport streams have no index of key frames, and FFmpeg goes to any
 # frame of that time: what can be decoded begins later.
 _SEEK_BACK = (0.0, 2.0, 10.0)
+_LAST_TICK = 2**63 - 1
 _SLACK_FRAMES, _SLACK_SECONDS = 3, 0.5  # by which a whole video may end before its stated duration
 
 
@@ -241,7 +242,8 @@ class Video:
     def _seek(self, container: Any, stream: Any, start: float) -> bool:
         """Whether that went; raw streams have no index and are decoded from the beginning."""
         try:
-            container.seek(max(int((start + self._origin) / stream.time_base), 0), stream=stream)
+            ticks = int((start + self._origin) / stream.time_base)
+            container.seek(min(max(ticks, 0), _LAST_TICK), stream=stream)
         except self._av.FFmpegError:
             return False
         return True
