@@ -183,6 +183,30 @@ def test_a_camera_that_cannot_be_drawn_is_left_out(wall: MakeScene) -> None:
     assert [view.index for view in reconstructions(scene)[0].views()] == [0]
 
 
+@pytest.mark.parametrize(
+    ("place", "yaw", "hidden"),
+    [
+        ((0, 0, 0), 0, True),  # its own image, and the same camera of another reconstruction
+        ((0.05, 0, -0.3), 0, True),  # behind it, with the image in front
+        ((0, 0.02, 0.3), 0, True),  # a little ahead
+        ((0, 0, -1.1), 0, False),  # behind it with its image
+        ((0, 0, 3), 0, False),  # far ahead, and small
+        ((2.5, 0, 0), 0, False),  # beside what is seen
+        ((0, 0, 0.5), 180, False),  # it looks back, its image is behind
+    ],
+)
+def test_images_that_stand_in_front_of_a_camera_are_known(
+    wall: MakeScene, place: tuple[float, float, float], yaw: float, hidden: bool
+) -> None:
+    view = Reconstruction("one", Path(), wall(), "depth", sample_cloud(wall(), None, 10)).views()[0]
+    tangent = HEIGHT / (2 * FOCAL)
+    scale = np.cbrt(tangent * tangent * WIDTH / HEIGHT / 3)  # at which viser draws the image 1 away from its camera
+    cosine, sine = np.cos(np.deg2rad(yaw)), np.sin(np.deg2rad(yaw))
+    rotation = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])
+    other = replace(view, rotation=rotation, center=np.array(place, dtype=float))
+    assert view.hidden_by(other, scale) == hidden
+
+
 def test_a_folder_without_a_scene_is_named(tmp_path: Path, saved: Callable[..., Path]) -> None:
     with pytest.raises(FileNotFoundError, match="nothing"):
         load_reconstructions([tmp_path / "nothing"], points=None, most=1000)

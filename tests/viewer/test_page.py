@@ -98,10 +98,13 @@ def test_a_camera_is_looked_from(viewer: Viewer) -> None:
     assert client.camera.up_direction == pytest.approx([0, -1, 0])
     entered = viewer.server.scene.get_handle_by_name("/cameras/0/2")
     assert not entered.visible  # its image would hide the points
+    twin = viewer.server.scene.get_handle_by_name("/cameras/1/2")
+    assert not twin.visible  # as that of the other reconstruction would, which is at the same place
     (click,) = viewer.server.scene.get_handle_by_name("/cameras/1/0")._impl.click_cb
     click.callback(SimpleNamespace(client=client))
     assert client.camera.position == pytest.approx([0, 0, 0])
     assert entered.visible
+    assert twin.visible
     choose(viewer, "Look from", OVERVIEW, client)
     assert client.camera.position[2] < client.camera.look_at[2] - 1
     assert entered.visible

@@ -20,8 +20,8 @@ from vggt_int8.viewer.reconstruction import Reconstruction, View, spacing
 from vggt_int8.viewer.settings import COLORS, HIGHEST_PERCENTILE, LAYOUTS, OF_SEVERAL, TINTS, Settings
 from vggt_int8.viewer.stage import Stage
 
-FRUSTUM = (0.02, 0.1)  # depth of a camera's pyramid: half the way to the next camera, in this range of extents
-LINE = 0.03  # thickness of its edges over its depth
+FRUSTUM = (0.02, 0.1)  # size of a camera's pyramid: half the way to the next camera, in this range of extents
+LINE = 0.03  # thickness of its edges over its size
 POINT = 1.3  # a point's diameter over the distance between neighbours
 OVERVIEW = "all of it"  # beside the images in the list of places to look from
 BAR = (12, 256)  # pixels of the legend's bar
@@ -39,7 +39,7 @@ class Page:
         self.work = Latest()
         self._views = [reconstruction.views() for reconstruction in reconstructions]
         self._frusta: list[tuple[int, View, Any]] = []  # reconstruction, view, handle
-        self._entered: Any = None  # the handle of the camera that was looked from last: its image would hide all else
+        self._entered: View | None = None  # that was looked from last, on the stage
         low, high = (limit * self.stage.extent for limit in FRUSTUM)
         self._grain = reconstructions[0].grain()
         self._frustum = min(max(spacing(self._views[0]) / 2, low), high)
@@ -214,13 +214,18 @@ class Page:
                 handle.position = tuple(view.center * scale + place)
 
     def _show_cameras(self) -> None:
-        for index, _, handle in self._frusta:
+        """Show the cameras that are switched on, except those whose images stand in front of the viewpoint."""
+        scale = self._frustum * float(self.camera_size.value)
+        places = [self.stage.placed(index, self.settings) for index in range(len(self._views))]
+        for index, view, handle in self._frusta:
             shown = bool(self.cameras.value) and self.settings.shown[index]
-            handle.visible = shown and handle is not self._entered
+            hiding = self._entered is not None and self._entered.hidden_by(view.placed(*places[index]), scale)
+            handle.visible = shown and not hiding
 
     def _resize_cameras(self) -> None:
         for _, _, handle in self._frusta:
             handle.scale = self._frustum * float(self.camera_size.value)
+        self._show_cameras()
 
     def _jump(self, client: Any, index: int, view: View | None) -> None:
         """Move the view to the camera of an image, with its field of view. Orbiting then turns around what the image
@@ -229,20 +234,20 @@ class Page:
         if client is None or view is None:
             return
         scale, place = self.stage.placed(index, self.settings)
-        center = view.center * scale + place
+        view = view.placed(scale, place)
         _, down, forward = view.rotation.T
         middle = self.stage.reconstructions[index].extent[0] * scale + place
-        ahead = max(float((middle - center) @ forward), 0.1 * self.stage.extent)
-        self._enter(next(handle for i, other, handle in self._frusta if i == index and other is view))
+        ahead = max(float((middle - view.center) @ forward), 0.1 * self.stage.extent)
+        self._enter(view)
         with client.atomic():
             client.camera.up_direction = -down
-            client.camera.position = center
-            client.camera.look_at = center + ahead * forward
+            client.camera.position = view.center
+            client.camera.look_at = view.center + ahead * forward
             client.camera.fov = view.field_of_view
 
-    def _enter(self, frustum: Any) -> None:
-        """Hide the camera at the viewpoint, and show the previous one again."""
-        self._entered = frustum
+    def _enter(self, view: View | None) -> None:
+        """Hide the images in front of a camera, or of none, and show again those in front of the previous one."""
+        self._entered = view
         self._show_cameras()
 
     def _overview(self) -> tuple[Vector, Vector]:

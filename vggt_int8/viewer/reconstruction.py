@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vggt_int8.geometry import camera_center
 from vggt_int8.viewer.cloud import Cloud, known_source, sample_cloud
 
 THUMBNAIL = 160  # pixels of the longer side
+HIDES = 1 / 3  # of the view's height: an image that is drawn as high hides too much of it
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,22 @@ class View:
     field_of_view: float  # vertical, radians, in (0, pi)
     aspect: float  # width / height
     thumbnail: NDArray[np.uint8]  # [h, w, 3]
+
+    def placed(self, scale: float, place: NDArray[np.float64]) -> "View":
+        """The same camera on the stage, where its reconstruction is scaled and moved."""
+        return replace(self, center=self.center * scale + place)
+
+    def hidden_by(self, other: "View", scale: float) -> bool:
+        """Whether the image that is drawn in front of another camera (or this one) hides much of what this one sees.
+
+        scale: viser's, of a camera: all pyramids of one scale have one volume.
+        """
+        half = math.tan(other.field_of_view / 2)
+        depth = scale / math.cbrt(half * half * other.aspect / 3)
+        x, y, z = self.rotation.T @ (other.center + depth * other.rotation[:, 2] - self.center)
+        half, seen = half * depth, math.tan(self.field_of_view / 2) * z  # half the heights of the image and the view
+        overlap = abs(x) < half * other.aspect + seen * self.aspect and abs(y) < half + seen
+        return bool(z > 0 and half > HIDES * seen and overlap)
 
 
 @dataclass(frozen=True)
