@@ -1,9 +1,7 @@
-"""Weights that somebody else's tool wrote: a checkpoint's config beside them, and whether they came in."""
+"""Weights that somebody else's tool wrote, with a checkpoint's config beside them."""
 
 import json
 from pathlib import Path
-
-import torch
 
 
 def copy_config(source: Path, folder: Path) -> None:
@@ -11,9 +9,3 @@ def copy_config(source: Path, folder: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     del config["save"]
     (folder / "config.json").write_text(json.dumps(config))
-
-
-def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
-    want, got = a.state_dict(), b.state_dict()
-    assert want.keys() == got.keys()
-    assert all(torch.equal(tensor, got[name]) for name, tensor in want.items())

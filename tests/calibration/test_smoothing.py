@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.states import assert_same_state
 from tests.usable import running, skip_unless_usable
 from vggt_int8 import CheckpointError, RecipeError, VGGTInt8, load_recipe, quantize
 from vggt_int8.calibration import CalibrationError, inputs_for
@@ -31,12 +32,6 @@ def rotated(bare_checkpoint: Path, scenes: Tensor) -> VGGTInt8:
     """Under int8_smooth_rotated. Read only."""
     model = VGGTInt8.from_pretrained(bare_checkpoint)
     return quantize(model, "int8_smooth_rotated", "reference", calibration=scenes)
-
-
-def assert_same_state(a: nn.Module, b: nn.Module) -> None:
-    want, got = a.state_dict(), b.state_dict()
-    assert want.keys() == got.keys()
-    assert all(torch.equal(tensor.float(), got[name].float()) for name, tensor in want.items())
 
 
 def inputs_of(model: nn.Module, name: str, scenes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from tests.calibrated import calibration_for
 from tests.codes import FACTOR
+from tests.states import assert_same_state
 from tests.usable import skip_unless_usable
 from vggt_int8 import BackendError, CheckpointError, Recipe, RecipeError, VGGTInt8, load_recipe, quantize
 from vggt_int8.calibration import CalibrationError
@@ -35,12 +36,6 @@ def scales_of(model: nn.Module) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if isinstance(module, Int8Linear) and module.input_scale is not None
     }
-
-
-def assert_same_state(a: nn.Module, b: nn.Module) -> None:
-    want, got = a.state_dict(), b.state_dict()
-    assert want.keys() == got.keys()
-    assert all(torch.equal(tensor, got[name]) for name, tensor in want.items())
 
 
 def shuffled(scenes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.other_weights import assert_same_weights
+from tests.states import assert_same_state
 from vggt_int8 import CheckpointError, VGGTInt8
 
 INDEX = "model.safetensors.index.json"
@@ -123,8 +123,8 @@ def cached(tmp_path: Path, shards: Path) -> Path:
 
 def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path, cached: Path, shards: Path) -> None:
     want = VGGTInt8.from_pretrained(shards)
-    assert_same_weights(VGGTInt8.from_pretrained(cached), want)
-    assert_same_weights(VGGTInt8.from_pretrained("me/vggt", cache_dir=tmp_path, local_files_only=True), want)
+    assert_same_state(VGGTInt8.from_pretrained(cached), want)
+    assert_same_state(VGGTInt8.from_pretrained("me/vggt", cache_dir=tmp_path, local_files_only=True), want)
 
 
 @pytest.mark.parametrize(
@@ -164,4 +164,4 @@ def test_a_model_that_is_not_cached_is_said_to_be_so_at_once(tmp_path: Path, mon
 def test_a_linked_file_of_weights_is_read(tmp_path: Path, bare_checkpoint: Path) -> None:
     (tmp_path / "config.json").symlink_to(bare_checkpoint / "config.json")
     (tmp_path / "model.safetensors").symlink_to(bare_checkpoint / "model.safetensors")
-    assert_same_weights(VGGTInt8.from_pretrained(tmp_path), VGGTInt8.from_pretrained(bare_checkpoint))
+    assert_same_state(VGGTInt8.from_pretrained(tmp_path), VGGTInt8.from_pretrained(bare_checkpoint))

@@ -18,6 +18,7 @@ import vggt_int8
 from tests.calibrated import calibration_for
 from tests.codes import FACTOR
 from tests.other_weights import copy_config
+from tests.states import assert_same_state
 from vggt_int8 import BackendError, CheckpointError, Recipe, VGGTConfig, VGGTInt8, load_recipe, quantize
 from vggt_int8.cli.recipes import FACTS
 from vggt_int8.difference import relative_error
@@ -30,14 +31,6 @@ from vggt_int8.recipe import expand, find_family
 Load = Callable[[str | None], VGGTInt8]
 RECIPES = ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def assert_same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:
-    want, got = a.state_dict(), b.state_dict()
-    assert want.keys() == got.keys()
-    for name, tensor in want.items():
-        assert tensor.dtype == got[name].dtype, name
-        assert torch.equal(tensor, got[name]), name
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
+from tests.states import assert_same_state
 from vggt_int8 import VGGT, CheckpointError, VGGTInt8, quantize
 
 RECIPES = ["fp16", "int8_dynamic", "int8_weight_only", "llm_int8"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def assert_same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:
-    want, got = a.state_dict(), b.state_dict()
-    assert want.keys() == got.keys()
-    for name, tensor in want.items():
-        assert tensor.dtype == got[name].dtype, name
-        assert torch.equal(tensor, got[name]), name
 
 
 def assert_same_outputs(a: VGGTInt8, b: VGGTInt8, images: Tensor, points: Tensor | None = None) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel
 
-from tests.other_weights import assert_same_weights, copy_config
+from tests.other_weights import copy_config
+from tests.states import assert_same_state
 from vggt_int8 import VGGT, CheckpointError, VGGTConfig, VGGTInt8, VGGTOmegaInt8
 from vggt_int8.embedded import EMBEDDED_MODELS, embedded_name, resolve_source
 from vggt_int8.pretrained.names import plain_names
@@ -101,8 +102,8 @@ def test_the_embedded_omega_is_loaded_and_named() -> None:
 def test_a_single_file_of_a_quantized_folder(tmp_path: Path, bare_int8: Path, bare_checkpoint: Path) -> None:
     whole = VGGTInt8.from_pretrained(bare_int8)
     file = bare_int8 / "model.safetensors"
-    assert_same_weights(VGGTInt8.from_pretrained(file), whole)
-    assert_same_weights(VGGTInt8.from_pretrained(file, config=VGGTConfig.from_pretrained(bare_checkpoint)), whole)
+    assert_same_state(VGGTInt8.from_pretrained(file), whole)
+    assert_same_state(VGGTInt8.from_pretrained(file, config=VGGTConfig.from_pretrained(bare_checkpoint)), whole)
     for config in (None, VGGTConfig.from_pretrained(bare_checkpoint)):
         with pytest.raises(CheckpointError, match="is quantized already, by recipe 'int8_dynamic': load it without"):
             VGGTInt8.from_pretrained(file, recipe="int8_dynamic", config=config)
@@ -111,7 +112,7 @@ def test_a_single_file_of_a_quantized_folder(tmp_path: Path, bare_int8: Path, ba
         with pytest.raises(CheckpointError, match=r"holds INT8 codes, but the config\.json .* is not beside it"):
             VGGTInt8.from_pretrained(tmp_path / "mine.safetensors", **keywords)
     shutil.copy(bare_int8 / "config.json", tmp_path)
-    assert_same_weights(VGGTInt8.from_pretrained(tmp_path / "mine.safetensors"), whole)
+    assert_same_state(VGGTInt8.from_pretrained(tmp_path / "mine.safetensors"), whole)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +200,10 @@ def test_a_prefixed_checkpoint_is_quantized_like_any_other(
     save_file(prefixed("module.")(bare_weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
     want = VGGTInt8.from_pretrained(bare_checkpoint, recipe="int8_dynamic")
     assert getattr(want.config, "base_model", None) is None  # a folder's name says nothing to others
-    assert_same_weights(VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
+    assert_same_state(VGGTInt8.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
     file = VGGTInt8.from_pretrained(tmp_path / "model.safetensors", recipe="int8_dynamic")
     assert file.config.base_model == {"file": "model.safetensors"}
-    assert_same_weights(AutoModel.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
+    assert_same_state(AutoModel.from_pretrained(tmp_path, recipe="int8_dynamic"), want)
 
 
 SPARSE = "aggregator.camera_token"

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.quant.numbers import randn
 from tests.usable import RUNS, running, skip_unless_usable
 from tests.warm import python
 from vggt_int8.kernels import reference
@@ -34,10 +35,6 @@ PAIRS = [(scheme, backend) for scheme in SCHEMES for backend in running(scheme)]
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 9, 1), (1, 567, 130), (16, 37, 9), (17, 9, 130), (37, 567, 9), (37, 64, 64), (37, 1037, 1)]  # M, K, N
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def usable(scheme: str, backend: str, device: str) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.quant.numbers import hadamard, randn
 from vggt_int8 import VGGTInt8, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.kernels import ops, reference
@@ -37,10 +38,6 @@ OUTLIERS = Scheme("dynamic", 3.0)
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SCHEMES = [DYNAMIC, ROTATED, STATIC, STATIC_ROTATED, OWN, OUTLIERS]
 K, N = 96, 40
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def linear(bias: bool = True) -> nn.Linear:
@@ -124,11 +121,6 @@ def test_weight_only_layers_multiply_with_what_is_stored(layer: nn.Module) -> No
 
 def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
     return x + (rounded - x).detach()
-
-
-def hadamard(order: int) -> Tensor:
-    signs = [[(-1) ** (i & j).bit_count() for j in range(order)] for i in range(order)]
-    return torch.tensor(signs, dtype=torch.float64) / math.sqrt(order)
 
 
 def by_definition(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, scheme: Scheme) -> Tensor:

@@ -1,7 +1,6 @@
 """Rotated layers: nothing changes in exact arithmetic, on every backend, and outliers cost less."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.quant.numbers import hadamard, randn
 from tests.usable import RUNS, running, skip_unless_usable
 from vggt_int8 import Recipe, RecipeError, VGGTInt8, load_recipe, quantize
 from vggt_int8.difference import relative_error
@@ -22,16 +22,6 @@ from vggt_int8.recipe import Rule, Scheme
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BACKENDS = running("dynamic")
 WIDTHS = [2, 6, 24, 96, 192, 588, 1024, 2048]  # 9 and 567 have no group
-
-
-def hadamard(order: int) -> Tensor:
-    """Entry by entry, in fp64."""
-    signs = [[(-1) ** (i & j).bit_count() for j in range(order)] for i in range(order)]
-    return torch.tensor(signs, dtype=torch.float64) / math.sqrt(order)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def by_definition(x: Tensor, group: int) -> Tensor:

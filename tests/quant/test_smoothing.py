@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.quant.numbers import randn
 from vggt_int8 import Recipe, RecipeError, VGGTInt8, load_recipe, quantize
 from vggt_int8.difference import relative_error
 from vggt_int8.eval.outliers import with_outliers
@@ -23,10 +24,6 @@ from vggt_int8.recipe import Family
 Make = Callable[[], VGGTInt8]
 SMOOTHED = replace(load_recipe("int8_dynamic"), smoothing="weights")
 PLAIN = replace(SMOOTHED, smoothing=0)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def seams_of(model: nn.Module, recipe: Recipe = SMOOTHED) -> list[Seam]:

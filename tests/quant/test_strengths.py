@@ -6,15 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.quant.numbers import randn
 from vggt_int8.kernels.reference import rotate
 from vggt_int8.quant import Int8Linear
 from vggt_int8.quant.smoothing import column_sizes, factors
 from vggt_int8.quant.strengths import ROWS, STRENGTHS, InputSample, output_error, seam_factors
 from vggt_int8.recipe import Scheme
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def sampled(*parts: Tensor) -> InputSample:
