@@ -277,7 +277,11 @@ def test_pictures_that_come_out_nearly_black_are_named_once(tmp_path: Path) -> N
 
 def test_frames_that_do_not_fit_are_named(batch: SceneBatch, tmp_path: Path) -> None:
     arrays = pictures(batch)
-    cases: list[tuple[list[Any], type[Exception], str]] = [
+    cases: list[tuple[Any, type[Exception], str]] = [
+        ("clip.mp4", TypeError, r"frames is 'clip\.mp4'; give an iterable .* or Video\(path\)\.frames"),
+        (tmp_path, TypeError, "frames is .*Path"),
+        (None, TypeError, "frames is None"),
+        ([arrays[0][:0]], TypeError, r"frame 0 is uint8 \(0, 56, 3\)"),
         ([], ValueError, "no frames"),
         ([3], TypeError, "frame 0 is a int"),
         ([arrays[0].astype(np.float32)], TypeError, "float32"),

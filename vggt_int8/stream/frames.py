@@ -22,6 +22,7 @@ from vggt_int8.ahead import begun
 from vggt_int8.images.decode import Decoded, decode_for_another
 from vggt_int8.images.fit import ImageTransform, Mode, fit_image, pad_white
 from vggt_int8.images.pixels import as_rgb, narrow_bits
+from vggt_int8.plain_data import shown
 
 Frames = Iterable[Any] | Callable[[int], Iterable[Any]]
 
@@ -52,6 +53,16 @@ class _Taken:
     index: int
     item: Any
     taken_at: float
+
+
+def check_frames(frames: Any) -> None:
+    """Raise TypeError for what cannot be frames. One path would be an iterable, too: of its letters."""
+    iterable = hasattr(frames, "__iter__") or hasattr(frames, "__getitem__")
+    if isinstance(frames, str | bytes | PathLike) or not (iterable or callable(frames)):
+        raise TypeError(
+            f"frames is {shown(frames)}; give an iterable of paths, PIL images, arrays or Video(path).frames(), or a "
+            "function of the number of frames to skip that returns one"
+        )
 
 
 class Source:
@@ -128,7 +139,7 @@ class Source:
             name, item, alpha, original = str(item), decoded.pixels.rgb, decoded.pixels.alpha, decoded.size
             remarks = _remarks(decoded)
         elif isinstance(item, np.ndarray):
-            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or not item.size:
                 raise TypeError(
                     f"frame {taken.index} is {item.dtype} {item.shape}; arrays must be uint8 [H, W, 3], RGB"
                 )

@@ -24,7 +24,7 @@ from vggt_int8.plain_data import check_integer
 from vggt_int8.scene import Scene
 from vggt_int8.similarity import Similarity
 from vggt_int8.stream.align import align
-from vggt_int8.stream.frames import Frame, Frames, Source
+from vggt_int8.stream.frames import Frame, Frames, Source, check_frames
 from vggt_int8.stream.loops import LEAST_SEEN, VISIT, Candidate, find_candidate, reach, seen_by_both, visit
 from vggt_int8.stream.pieces import part_of, placed_onto, views_of
 from vggt_int8.stream.pose_graph import Edge, check_scipy, solve
@@ -85,6 +85,7 @@ class Stream:
         on_window: Callable[[StreamReport], None] | None = None,
         **call: Any,
     ) -> None:
+        check_frames(frames)
         _check(window, overlap, folder, loops)
         self._model, self._call, self._on_window = model, call, on_window
         self._window, self._overlap = window, overlap
