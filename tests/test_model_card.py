@@ -9,8 +9,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from vggt_int8.embedded import EMBEDDED_MODELS
+from vggt_int8.evidence import SCORES, accuracy
 from vggt_int8.model_card import model_card
 from vggt_int8.recipe import Recipe, expand, find_family, load_recipe
+from vggt_int8.scorecard.summary import RELATIVE
 from vggt_int8.training.views import Rendered
 
 RECIPE = {
@@ -152,3 +154,21 @@ def test_a_card_says_of_each_layer_how_it_is_stored_and_multiplied() -> None:
     assert told["one token a frame, and the most fragile output"] == "int8; inputs floating point, rotated"
     assert told["dense head of depth"] == "int8; inputs floating point"
     assert len(told) == len(recipe.rules)
+
+
+def test_differences_have_their_units() -> None:
+    """Per cent for errors alone, as `eval` computes them; what is in per cent itself differs by points."""
+    assert {name for name, (_, _, more_is_better) in SCORES.items() if not more_is_better} == SCORES.keys() & set(
+        RELATIVE
+    )
+    change = {"value": -1.5, "low": -2.0, "high": 0.25}
+    names = ("auc_5", "delta_125", "f_score", "scan_f_5", "abs_rel")
+    rows = [{"label": label, "scores": dict.fromkeys(names, 50.0)} for label in ("first", "int8")]
+    rows[1]["differences"] = dict.fromkeys(names, change)
+    data = {"kind": "colmap", "scenes": {"kitchen": "", "garden": ""}}
+    machine = {"machine": {"cpu": "Xeon"}, "versions": {}, "command_line": "", "created": "2026-01-01T00:00"}
+    document = {"rows": rows, "scenes": 2, "data": data, **machine}
+    text = accuracy(document, rows[1])
+    assert text.count(" | -1.50 [-2.00, +0.25] |") == 4
+    assert "| depth AbsRel | 50 | 50 | – | -1.50 % [-2.00, +0.25] |" in text
+    assert "2 scenes of the kind colmap (kitchen, garden)" in text

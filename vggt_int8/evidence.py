@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Scores for a card, if measured. True: higher is better, and fp32 counts as 100.
+# Scores for a card, if measured. True: higher is better, and fp32 counts as 100. Differences of the others are in per
+# cent of the first model's error (`RELATIVE` of `scorecard.summary`).
 SCORES: dict[str, tuple[str, str, bool]] = {
     "auc_30": ("AUC@30", "%", True),
     "auc_15": ("AUC@15", "%", True),
@@ -43,10 +44,14 @@ def accuracy(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         named = f"{title} ({unit})" if unit else title
         recovered = f"{100 * after / before:.1f} %" if more_is_better and before else "–"
         change = (row.get("differences") or {}).get(name)
-        interval = "–" if change is None else _change(name, change)
+        interval = "–" if change is None else _change(change, "" if more_is_better else " %")
         lines.append(f"| {named} | {before:.4g} | {after:.4g} | {recovered} | {interval} |")
     return "\n".join(
-        [_data(document), "", *lines, "", f"Measured by `{document['command_line']}`, {_where(document)}."]
+        [
+            *(_data(document), "", *lines, ""),
+            "Differences are in points; of errors (ATE, AbsRel, accuracy, completeness) in per cent of the error. "
+            f"Measured by `{document['command_line']}`, {_where(document)}.",
+        ]
     )
 
 
@@ -94,8 +99,7 @@ def not_measured(document: Mapping[str, Any] | None, rows: Sequence[Any]) -> lis
     return words
 
 
-def _change(name: str, change: Mapping[str, float]) -> str:
-    unit = "" if name.startswith("auc") else " %"
+def _change(change: Mapping[str, float], unit: str) -> str:
     return f"{change['value']:+.2f}{unit} [{change['low']:+.2f}, {change['high']:+.2f}]"
 
 
