@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vggt_int8 import VGGTInt8, VGGTOutput, recipe, scenes
-from vggt_int8.cli import app, demo
+from vggt_int8.batch import Board, supervise
+from vggt_int8.cli import app, batch_worker, demo
 
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "link", "symlink")
 
@@ -199,6 +200,42 @@ def test_a_run_in_windows_goes_on_from_the_last_whole_one(tiny: Path, photos: li
     whole = contents(out.parent)
     assert json.loads((out / "report.json").read_text())["stream"]["windows"] == 3
     assert "incomplete" in check(command, itertools.count(), lambda out: None, out, "report.json", whole=whole)
+
+
+@pytest.mark.usefixtures("computed_once")
+def test_a_batch(every: bool, tiny: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker runs in the process of the command. A scene is there whole or not at all; the same command does the
+    rest, and what comes out is the same to the byte.
+    """
+
+    def run(board: Board, commands: Sequence[Callable[[str], Sequence[str]]], note: Callable[[str], None]) -> None:
+        for command in commands:
+            batch_worker.work(batch_worker.from_argument(command("token")[-1]))
+
+    monkeypatch.setattr(supervise, "supervise", run)
+    out = tmp_path / "place" / "out"
+    for name, photo in zip("ab", photos, strict=False):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        shutil.copy(photo, tmp_path / "scenes" / name)
+    command = ["batch", tiny, tmp_path / "scenes", "-o", out, "--device", "cpu", "-f", "ply", "-q"]
+    arguments = [str(argument) for argument in command]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    whole = {name: content for name, content in contents(out).items() if name != "summary.json"}
+    for number in itertools.count(step=1 if every else 17):
+        shutil.rmtree(out)
+        came = killed(number, command, out.parent)
+        found = contents(out) if out.exists() else {}
+        for name in "ab":
+            here = {file for file in found if file.startswith(f"{name}/")}
+            assert here in (set(), {file for file in whole if file.startswith(f"{name}/")}), number
+        assert CliRunner().invoke(app, arguments).exit_code == 0, number
+        after = contents(out)
+        assert json.loads(after.pop("summary.json"))["done"] == 2
+        assert after == whole, number
+        assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".batch"], number
+        assert list((out / ".batch").rglob("*.partial-*")) == [], number
+        if not came:
+            break
 
 
 @pytest.mark.exhaustive

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.datasets.eth3d_scene import MASKED, MASKS, PORTRAIT, VIEWS, Truth, write_archives, write_scene
 from tests.datasets.server import Faults, serve
+from tests.kills import killed_before
 from vggt_int8.cli.data import ETH3D_PARTS, ETH3D_SCENES
 from vggt_int8.data import eth3d
 from vggt_int8.data.archive import ArchiveError
@@ -104,6 +105,34 @@ def test_an_archive_that_is_packed_too_well_is_no_scene(tmp_path: Path, monkeypa
         eth3d.fetch(eth3d.archives(["pipes"], ["images"]), tmp_path)
     monkeypatch.setattr(eth3d, "MOST_TIMES", 500_000 // packed + 1)
     assert len(eth3d.fetch(eth3d.archives(["pipes"], ["images"]), tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_a_download_that_is_killed_before_any_step(tmp_path: Path) -> None:
+    """What is noted as there is there, whole; and the same command brings the rest and leaves nothing beside it."""
+    site, target = tmp_path / "site", tmp_path / "data"
+    site.mkdir()
+    contents = {"pipes/a": b"a" * 999, "pipes/b/c": b"c" * 99}
+    with py7zr.SevenZipFile(site / "pipes_dslr_undistorted.7z", "w") as file:
+        for name, content in contents.items():
+            file.writestr(content, name)
+    wanted = eth3d.archives(["pipes"], ["images"])
+    with serve(site, Faults()) as address:
+
+        def fetch() -> list[eth3d.Archive]:
+            return eth3d.fetch(wanted, target, site=address)
+
+        for moment in range(100):
+            shutil.rmtree(target, ignore_errors=True)
+            killed = killed_before(moment, fetch)
+            noted = bool(eth3d._state(target))
+            assert not noted or {name: (target / name).read_bytes() for name in contents} == contents, moment
+            assert bool(fetch()) is not noted
+            left = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+            assert left == {*contents, eth3d.STATE}, moment
+            if not killed:
+                break
+    assert moment > 9
 
 
 def test_unknown_scenes_and_parts_are_named(tmp_path: Path, cli) -> None:

@@ -69,6 +69,16 @@ class Board:
                 f"output folder {self.out} has results of other settings ({first_difference(there, plain)}): choose "
                 "another one, or give the same"
             )
+        self._sweep_done()
+
+    def _sweep_done(self) -> None:
+        """Remove what kills have left beside finished scenes, since nobody writes those again. What lies beside others
+        may be at work on a machine whose locks are not seen here.
+        """
+        self.refresh()
+        if any(self.out.glob(".*.partial-*")):
+            for name in sorted(self._done):
+                sweep(self.out / name)
 
     def check_place(self) -> None:
         """Raise `NoPlace` if the folder of results is gone. A writer would make it anew, where nobody looks for it."""

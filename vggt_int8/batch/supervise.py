@@ -60,6 +60,7 @@ def supervise(
     slots = [_Slot(command) for command in commands]
     with Claims(board.state / "workers") as alive, _ending(slots):
         alive.remove_abandoned()
+        Claims(board.claims_folder).remove_abandoned()  # of scenes that are done, too, which nobody asks for any more
         alive.take(alive.token)
         for slot in slots:
             _start(board, slot, len(slots))

@@ -79,7 +79,7 @@ def download(
     if not re.match(r"https?://", url):
         raise DownloadError(f"{url} is no address of HTTP")
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
+    part = _part(target)
     with _held(part) as file:
         furthest, failures = file.seek(0, os.SEEK_END), 0
         while (reason := _attempt(url, part, file, size, on_bytes)) is not None:
@@ -122,7 +122,9 @@ def _attempt(
 
 
 def digest_of(path: Path, sha256: str | None) -> str:
-    """The sha256 of an existing file. Raises `DownloadError` if it differs from `sha256`."""
+    """The sha256 of a file that is there already. Raises `DownloadError` if it differs from `sha256`."""
+    if not (part := _part(path)).exists():
+        _note(part).unlink(missing_ok=True)  # of a download that was killed before its last step
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and digest != sha256:
@@ -202,6 +204,10 @@ def _known(part: Path, url: str) -> _Version | None:
         return _Version(str(found["tag"]), int(found["total"])) if found["url"] == url else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
 
 
 def _note(part: Path) -> Path:

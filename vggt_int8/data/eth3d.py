@@ -39,7 +39,7 @@ PARTS = {
     "scan": ("dslr_scan_eval",),
 }
 VIEWS = Path(__file__).with_name("eth3d_views.toml")
-STATE = ".archives.json"  # below the target: archive -> its sha256, and the files that it held
+STATE = ".archives.json"  # below the target: archive -> its sha256, the files that it held, and whether it is kept
 # Limits for the extracted size of one archive: in bytes, and as a multiple of the archive's size, which does not apply
 # below `SMALL` bytes. The largest scans have a few GB, and depth has the highest compression ratio, since nine tenths
 # of it are unknown.
@@ -102,10 +102,11 @@ def fetch(
     """
     fetched = []
     for archive in wanted:
-        state = _state(target)
+        state, place = _state(target), target / archive.name
         if _is_there(target, state.get(archive.name)):
+            if not keep and state[archive.name].get("kept") is False:
+                place.unlink(missing_ok=True)  # of a kill just before this
             continue
-        place = target / archive.name
         known = archive.sha256 or state.get(archive.name, {}).get("sha256")
 
         if place.is_file():  # kept from before, or brought by hand
@@ -127,7 +128,7 @@ def fetch(
         except ArchiveError as error:
             raise ArchiveError(f"{error}. Remove it, and the same command fetches it anew") from error
         files = {name: (target / name).stat().st_size for name in names}
-        write_json(target / STATE, {**_state(target), archive.name: {"sha256": digest, "files": files}})
+        write_json(target / STATE, {**_state(target), archive.name: {"sha256": digest, "files": files, "kept": keep}})
         if not keep:
             place.unlink()
         fetched.append(archive)
