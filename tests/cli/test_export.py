@@ -128,7 +128,7 @@ def test_copies_of_photographs_are_not_read_as_photographs(done: Path, tmp_path:
 def test_what_cannot_be_is_said_before_anything_is_loaded(cli, done: Path, tmp_path: Path, photos: list[Path]) -> None:
     for arguments, word in (
         (("export", done, "-f", "obj"), "there is no format 'obj'"),
-        (("export", done, "-f", "npz", "--image-scales", "2"), "say --copy-images or --link-images"),
+        (("export", done, "-f", "npz", "--image-scales", "2"), "give --copy-images or --link-images"),
         (("export", done, "-f", "npz", "--copy-images", "--link-images"), "contradict each other"),
         (("export", done, "-f", "npz", "--image-scales", "3", "--copy-images"), "there is no scale '3'"),
         (("export", done, "-f", "ply", "-o", tmp_path / "o", "--masks", tmp_path / "no"), "is no folder"),

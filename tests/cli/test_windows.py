@@ -260,11 +260,11 @@ def terminated_when(condition: Callable[[], bool]) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--overlap", "2"], "say --window"),
-        (["--no-loops"], "say --window"),
+        (["--overlap", "2"], "--overlap needs --window"),
+        (["--no-loops"], "--no-loops needs --window"),
         (["--window", "4", "--overlap", "4"], "--overlap 4 must be less than --window 4"),
         (["--fps", "2"], "--fps is for a video"),
-        (["--follow", "3"], "say --window, too"),
+        (["--follow", "3"], "give --window, too"),
         (["--window", "4", "--points", "world_points"], "point head"),
         (["--window", "4", "--tracks", "8"], "leave one out"),
     ],

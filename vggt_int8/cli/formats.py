@@ -158,7 +158,7 @@ def exports(
     if copy_images and link_images:
         raise ValueError("--copy-images and --link-images contradict each other: give one of them")
     if image_scales and not copy_images and not link_images:
-        raise ValueError("--image-scales makes smaller copies of the images: say --copy-images or --link-images, too")
+        raise ValueError("--image-scales makes smaller copies of the images: give --copy-images or --link-images, too")
     if masks is not None and not masks.expanduser().is_dir():
         raise ValueError(f"--masks: {masks} is no folder")
     names = tuple(dict.fromkeys(name.strip() for name in formats.split(",")))

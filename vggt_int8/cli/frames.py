@@ -227,7 +227,7 @@ def find_input(
         return Pictures(find_and_check(images, max_megapixels))
     folder = Path(images[0]).expanduser()
     if window is None:
-        raise ValueError("--follow reconstructs pictures as they come: say --window, too")
+        raise ValueError("--follow reconstructs images as they arrive: give --window, too")
     if len(images) > 1 or not folder.is_dir():
         raise ValueError(f"--follow waits for pictures in one folder; got {', '.join(images)}")
     return Growing(folder, follow)

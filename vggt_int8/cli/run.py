@@ -116,7 +116,7 @@ def run(
     check_attention(global_attention, keyframes)
     windows = None if window is None else Windows.of(window, overlap, no_loops)
     if windows is None and (overlap is not None or no_loops):
-        raise ValueError(f"{'--overlap' if overlap is not None else '--no-loops'} is about windows: say --window, too")
+        raise ValueError(f"{'--overlap' if overlap is not None else '--no-loops'} needs --window: give both or none")
     source = find_input(
         images, max_megapixels=max_megapixels, fps=fps, every=every, start=start, end=end, sharpest=sharpest,
         follow=follow, window=window,

@@ -71,7 +71,7 @@ def reconstruct_windows(wanted: "Wanted", source: Input, windows: Windows) -> "t
         check_heads(network, wanted.exports)
         check_scope(network, wanted.global_attention, wanted.keyframes)
         if not (network.config.enable_camera and network.config.enable_depth):
-            raise ValueError("windows are laid on one another by cameras and depth, and this model lacks their heads")
+            raise ValueError("windows are aligned by cameras and depth, but this model lacks one of these heads")
         with console.step("Reconstructing windows") as progress, clock.phase("stream"):
             stream = _stream(network, identity, wanted, source, windows, kept, partial(_tell, progress, source))
             for _ in stream:

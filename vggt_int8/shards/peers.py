@@ -140,7 +140,7 @@ def abort(group: "ProcessGroup | None" = None) -> None:
 def _backend_for(device: torch.device) -> str:
     """ "nccl" or "gloo". Raises RuntimeError, saying what is missing."""
     if not dist.is_available():
-        raise RuntimeError("this build of PyTorch has no torch.distributed: frames cannot be shared out over processes")
+        raise RuntimeError("this build of PyTorch has no torch.distributed: frames cannot be sharded over processes")
     if not dist.is_initialized():
         launched = " (this process has been started by a launcher)" if "RANK" in os.environ else ""
         raise RuntimeError(
@@ -152,4 +152,4 @@ def _backend_for(device: torch.device) -> str:
     if device.type == "cuda" and dist.is_nccl_available():
         return "nccl"
     missing = "this build of PyTorch has no NCCL" if device.type == "cuda" else "there is no backend for it"
-    raise RuntimeError(f"frames cannot be shared out over processes on {device}: {missing}")
+    raise RuntimeError(f"frames cannot be sharded over processes on {device}: {missing}")

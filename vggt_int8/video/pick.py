@@ -31,7 +31,7 @@ def check_choice(fps: float | None, every: int | None, start: float | None, end:
     if end is not None and end <= (start or 0):
         raise ValueError(f"end {end:g} must be later than start {start or 0:g}")
     if sharpest and fps is None and (every or 1) < 2:
-        raise ValueError("sharpest= chooses among the frames of an interval: say fps=, or every= of at least 2")
+        raise ValueError("sharpest= chooses among the frames of an interval: give fps=, or every= of at least 2")
 
 
 def pick(
