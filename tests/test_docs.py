@@ -5,6 +5,7 @@ of CUDA stand the embedded model and the CPU. `PARSED_ALONE` are parsed alone, a
 """
 
 import ast
+import functools
 import re
 import shlex
 import shutil
@@ -135,9 +136,15 @@ def parse(arguments: list[str]) -> None:
     command.make_context(name, arguments)
 
 
+@functools.cache
+def the_program() -> Any:
+    """Built once: all commands with all their options take longer than a line."""
+    return typer.main.get_command(app)
+
+
 def command_of(words: list[str]) -> tuple[str, Any, list[str]]:
     """The command that words name, or the whole program, and the words after it."""
-    name, command = "vggt-int8", typer.main.get_command(app)
+    name, command = "vggt-int8", the_program()
     while words and words[0] in getattr(command, "commands", {}):
         name, *words = words
         command = command.commands[name]

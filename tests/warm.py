@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# What transformers and accelerate would import of other libraries.
+# What transformers, accelerate and huggingface_hub would import of other libraries.
 LIBRARIES = (
     *("torch", "torch._dynamo", "torch._inductor.decomposition", "torch.distributed.tensor", "torch.distributed.fsdp"),
     *("torch.nn.attention.flex_attention", "torch.distributed.checkpoint", "scipy.optimize", "PIL.Image"),
     *("rich.console", "typer", "jinja2"),
+    *("anyio", "filelock", "psutil", "regex", "safetensors.torch", "tokenizers", "yaml"),
 )
 HTTP = ("httpx2", "httpx")  # the one of huggingface_hub's version, which reads the environment for each client
 
