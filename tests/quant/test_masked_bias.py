@@ -37,6 +37,11 @@ class Unmasked(Masked):
         return F.linear(x, self.weight, self.bias)
 
 
+class Doubled(Masked):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, 2 * self.bias * self.bias_mask.to(self.bias.dtype))
+
+
 class Scaled(Masked):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x * 1.5)
@@ -61,8 +66,11 @@ def test_what_masks_its_bias_alone_may_be_replaced(kind: type[Masked], dtype: to
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("kind", "problem"),
-    [(Unmasked, "does more than"), (Scaled, "does more than"), (Gated, "cannot be called as a Linear: .*'gate'")],
+    [
+        *((kind, "does more than") for kind in (Unmasked, Doubled, Scaled)),
+        (Gated, "cannot be called as a Linear: .*'gate'"),
+    ],
 )
 def test_what_does_more_is_kept(kind: type[Masked], problem: str, dtype: torch.dtype) -> None:
-    """A bias that is not masked after all shows however small it is."""
+    """A bias that is not masked after all, or another one, shows however small it is."""
     assert re.search(problem, mask_problem(kind().to(dtype)))
