@@ -102,5 +102,6 @@ def test_a_place_that_is_not_ours_to_write_is_named(tmp_path: Path, monkeypatch:
 
 def test_what_an_error_says_has_a_name_and_no_number() -> None:
     assert message_of(OSError(errno.ENOSPC, "No space left on device", "out/a b")) == "out/a b: No space left on device"
-    assert message_of(OSError(errno.EIO, "Input/output error")) == "[Errno 5] Input/output error"
+    assert message_of(OSError(errno.EIO, "Input/output error")) == "Input/output error"
+    assert message_of(OSError("without a number")) == "without a number"
     assert message_of(ValueError("two\nlines")) == "two lines"

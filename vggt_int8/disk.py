@@ -77,10 +77,10 @@ def check_own_folder(folder: Path, names: Collection[str], first: str, what: str
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says, on one line; an OSError with a file says its name and the reason, without its number."""
+    """What an error says, on one line; an OSError says its file, if it has one, and the reason, without its number."""
     text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return " ".join(text.split())
 
 

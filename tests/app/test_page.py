@@ -1,5 +1,6 @@
 """The page over HTTP: what it serves, what it refuses, what it keeps; gradio's own habits are off."""
 
+import errno
 import json
 import re
 import tempfile
@@ -106,6 +107,8 @@ def test_a_visitor_learns_what_is_wrong_and_no_place_on_this_machine(served: App
     told = _told(ValueError(f"{folder}/results/1f/images/holiday photo.png is not an image"), folder)
     assert isinstance(told, gradio.Error)
     assert told.message == "holiday photo.png is not an image"
+    full = _told(OSError(errno.ENOSPC, "No space left on device", f"{folder}/results/1f/2e/npz"), folder)
+    assert full.message == "npz: No space left on device"
     fault = KeyError("a fault of the program")
     assert _told(fault, folder) is fault
 

@@ -29,6 +29,7 @@ from vggt_int8.app.compared import (
 from vggt_int8.app.inputs import image_files
 from vggt_int8.app.limits import Limits
 from vggt_int8.app.models import Models
+from vggt_int8.disk import message_of
 from vggt_int8.export import ExportOptions, PointOptions
 from vggt_int8.export.bundle import write_bundle
 
@@ -177,5 +178,5 @@ def _told(error: BaseException, folder: Path) -> BaseException:
     """
     if not isinstance(error, ValueError | OSError | MemoryError | torch.OutOfMemoryError):
         return error
-    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    words = message_of(error) or type(error).__name__
     return gr.Error(re.sub(rf"{re.escape(str(folder))}(/[^/ ]+)*/", "", words), print_exception=False)

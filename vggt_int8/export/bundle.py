@@ -1,9 +1,11 @@
 """Exports as a single file, for pages that offer a download."""
 
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from vggt_int8.disk import naming
 from vggt_int8.export.write import ExportOptions, write_scene
 from vggt_int8.scene import Scene
 
@@ -17,9 +19,20 @@ def write_bundle(
     options: for all, or for each by its name.
 
     A format that is one file is written as it is, others as a .zip. Only some frames of scenes on disk are in memory,
-    see `release_pages` of `write_scene`. Raises what `write_scene` raises.
+    see `release_pages` of `write_scene`. Raises what `write_scene` raises, and then leaves no folder.
     """
     folder.mkdir()
+    try:
+        with naming(folder / format):
+            return _write(folder, scenes, format, options)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # a disk that is full would stay so
+        raise
+
+
+def _write(
+    folder: Path, scenes: Mapping[str, Scene], format: str, options: Mapping[str, ExportOptions] | ExportOptions
+) -> Path:
     parts = folder / "parts"
     for name, scene in scenes.items():
         place = parts if len(scenes) == 1 else parts / name

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggt_int8.disk import message_of
 from vggt_int8.export.color import color_table
 from vggt_int8.geometry import rotation_to_quaternion
 from vggt_int8.viewer.difference import Difference
@@ -288,7 +289,7 @@ class Page:
                 chosen = [self.stage.reconstructions[index] for index in indices]
                 name, content = exported(format, chosen, settings.percentile)
         except (ValueError, OSError) as error:
-            client.add_notification("Not downloaded", str(error), color="red")
+            client.add_notification("Not downloaded", message_of(error), color="red")
             return
         client.send_file_download(name, content, save_immediately=True)
 
