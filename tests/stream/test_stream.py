@@ -207,6 +207,14 @@ def test_a_folder_of_another_stream_is_refused(batch: SceneBatch, tmp_path: Path
                 finished_names(tmp_path / "s")
 
 
+def test_two_processes_on_one_folder_are_one_too_many(batch: SceneBatch, tmp_path: Path) -> None:
+    one, other = (iter(Stream(Oracle(batch), pictures(batch), window=8, overlap=3, folder=tmp_path)) for _ in range(2))
+    next(one)
+    with pytest.raises(FileExistsError, match=r"00000 is there already: another process works on the same stream"):
+        next(other)
+    assert len(list(one)) == FRAMES - 1
+
+
 def test_memory_is_that_of_a_window(batch: SceneBatch) -> None:
     """Of an endless stream, results that nobody keeps are gone after a window or two."""
     arrays = pictures(batch)

@@ -85,9 +85,14 @@ class StreamFolder:
         return load_scene(self._place(number))
 
     def add(self, window: Window, scene: Scene) -> None:
-        """Write the next window."""
+        """Write the next window. Raises FileExistsError if another process has written it."""
         place = self._place(len(self.windows))
         place.parent.mkdir(exist_ok=True)
+        if (place / WINDOW).is_file():
+            raise FileExistsError(
+                f"{place} is there already: another process works on the same stream; let it finish, or choose another "
+                "folder"
+            )
         with staged_folder(place, entries=("scene", DESCRIPTORS, WINDOW), overwrite=None) as staged:
             save_scene(staged / "scene", scene)
             if window.descriptors is not None:
