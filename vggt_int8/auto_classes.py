@@ -39,10 +39,10 @@ def _register_config(module: ModuleType) -> None:
 
 
 def _register_model(module: ModuleType) -> None:
-    from vggt_int8.model.configs import CONFIGS, int8_class_name
+    from vggt_int8.model.configs import CONFIGS, network_name
 
     for config in CONFIGS.values():
-        model = f"vggt_int8.pretrained.{int8_class_name(config)}"
+        model = f"vggt_int8.pretrained.{network_name(config)}Int8"
         module.AutoModel.register(config, _stand_in(config, model), exist_ok=True)
 
 

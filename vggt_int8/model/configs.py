@@ -9,6 +9,6 @@ AnyConfig = VGGTConfig | VGGTOmegaConfig
 CONFIGS: dict[str, type[AnyConfig]] = {kind.model_type: kind for kind in (VGGTConfig, VGGTOmegaConfig)}
 
 
-def int8_class_name(config: type[AnyConfig]) -> str:
-    """By convention: VGGTConfig is the config of `VGGT`, and of `VGGTInt8`, which can be quantized."""
-    return config.__name__.removesuffix("Config") + "Int8"
+def network_name(config: type[AnyConfig]) -> str:
+    """The name of the network's class: by convention that of the config's without "Config"."""
+    return config.__name__.removesuffix("Config")

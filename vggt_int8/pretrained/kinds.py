@@ -8,7 +8,7 @@ from typing import Any
 
 from vggt_int8.listing import first_few
 from vggt_int8.model.config import VGGTConfig
-from vggt_int8.model.configs import CONFIGS, AnyConfig, int8_class_name
+from vggt_int8.model.configs import CONFIGS, AnyConfig, network_name
 from vggt_int8.model.network_config import NetworkConfig
 from vggt_int8.saves.errors import CheckpointError
 
@@ -46,7 +46,7 @@ def check_names(names: Collection[str], source: str, kind: type[NetworkConfig]) 
 
 
 def _way_out(found: type[AnyConfig]) -> str:
-    return f"load it with {int8_class_name(found)}"
+    return f"load it with {network_name(found)}Int8"
 
 
 def heads_found(
