@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from vggt_int8.model.families import AnyNetwork
 from vggt_int8.training.captured import CapturedBackward, average_gradients
 from vggt_int8.training.checkpoint import find_checkpoint, least_bytes, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.log import LOG
+from vggt_int8.training.processes import meet
 from vggt_int8.training.sections import RunConfig
 from vggt_int8.training.start import build_optimizers, build_schedule, prepare_network
 
@@ -56,7 +56,7 @@ class Loop(ABC):
         self.config, self.out = config, out
         # Autocast is entered in `train_step`: accelerate's own would patch the model's forward for good, and
         # validation could no longer run in fp32.
-        self.accelerator = Accelerator(mixed_precision="no")
+        self.accelerator = meet()
         self.device = self.accelerator.device
         self.console = Console(stderr=True, quiet=quiet or not self.accelerator.is_main_process, soft_wrap=True)
         self.step, self.seconds_before = 0, 0.0

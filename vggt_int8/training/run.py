@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from vggt_int8.model.families import AnyNetwork, network_class
 from vggt_int8.training.checkpoint import find_checkpoint, load_checkpoint, read_config, read_facts, save_checkpoint
@@ -17,6 +16,7 @@ from vggt_int8.training.inherit import Inherited, inherit
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
 from vggt_int8.training.networks import first_difference, trained_network
+from vggt_int8.training.processes import meet
 from vggt_int8.training.start import fresh_model
 from vggt_int8.training.trainer import Trainer
 
@@ -66,7 +66,7 @@ def train_run(
             raise ValueError("--first-step is for weights that are given with --init")
         start_at(first_step, parts, out, model)
         model = None
-    accelerator, started = Accelerator(mixed_precision="no"), time.monotonic()
+    accelerator, started = meet(), time.monotonic()
     step = read_facts(out / "checkpoint")["step"] if find_checkpoint(accelerator, out / "checkpoint") else 0
     begins = None
     if model is None and not (out / "checkpoint").exists() and parts[0].teacher.model:

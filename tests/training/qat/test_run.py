@@ -160,7 +160,7 @@ debug_launcher(app, (sys.argv[1:],), num_processes=2)
 
 @pytest.mark.slow
 def test_two_processes_train_together(model: Path, photos: Path, config: Path, tmp_path: Path) -> None:
-    """On the CPU, as on two GPUs. `accelerate launch` itself starts them in tests/training/test_processes.py."""
+    """On the CPU, as on two GPUs. A launcher starts them in tests/training/test_processes.py."""
     result = python("-c", TOGETHER, "qat", model, photos, "-o", tmp_path / "out", "--config", config)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("stopped at step 4") == 1
