@@ -87,19 +87,19 @@ def write_cover(path: Path) -> Path:
 
 
 def write_sound_from_the_middle(path: Path) -> Path:
-    """A transport stream of six frames, of which the fourth comes with the first sound.
+    """A transport stream of four frames, of which the third comes with the first sound.
 
     FFmpeg opens such a file with one stream and finds the other while reading, if it lies behind what is probed first,
     and 250 KB before the end. So frames are noise.
     """
     rng = np.random.default_rng(0)
     parts = []
-    for first, frames in ((0, 3), (3, 1), (4, 2)):
+    for first, frames in ((0, 2), (2, 1), (3, 1)):
         with av.open(str(path), "w", format="mpegts") as container:
             stream: Any = container.add_stream("libx264", rate=10)
             stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
             stream.options = {"g": "1", "qp": "1", "preset": "ultrafast"}
-            sound = container.add_stream("mp2", rate=44100) if first == 3 else None
+            sound = container.add_stream("mp2", rate=44100) if first == 2 else None
             for number in range(first, first + frames):
                 frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
                 frame.pts, frame.time_base = number, Fraction(1, 10)

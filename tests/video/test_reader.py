@@ -79,16 +79,16 @@ def test_a_stream_that_begins_midway_ends_nothing(tmp_path: Path, monkeypatch: p
         av, "open", lambda *args, options, **named: opened(*args, options={**options, "probesize": "100000"}, **named)
     )
     with Video(path) as video:
-        assert [round(frame.seconds, 1) for frame in video.frames()] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+        assert [round(frame.seconds, 1) for frame in video.frames()] == [0, 0.1, 0.2, 0.3]
         assert video.ending is None
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])  # with an index of key frames, and without one
 def test_no_frame_behind_start_is_missed(tmp_path: Path, suffix: str) -> None:
-    with Video(write_clip(tmp_path / f"a{suffix}", [i / 10 for i in range(60)])) as video:
-        for first in (1, 23, 50, 59):
+    with Video(write_clip(tmp_path / f"a{suffix}", [i / 10 for i in range(30)])) as video:
+        for first in (1, 23, 29):
             found = [frame.seconds for frame in video.frames(start=first / 10 - 0.01)]
-            assert found == pytest.approx([i / 10 for i in range(first, 60)])
+            assert found == pytest.approx([i / 10 for i in range(first, 30)])
 
 
 def test_readings_do_not_disturb_one_another_and_end_when_the_video_is_closed(tmp_path: Path) -> None:
