@@ -146,15 +146,22 @@ def test_a_folder_that_grows(cli: Any, tiny: Path, folder: Path, tmp_path: Path)
     assert document(tmp_path / "out")["follows"] == str(grows)
 
 
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vggt_int8.cli.frames.POLL_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("looks_often")
 def test_pictures_that_come_while_the_network_is_busy_are_waited_for(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "0.png", tmp_path)
-    frames = Growing(tmp_path, patience=0.5).frames(0)
+    frames = Growing(tmp_path, patience=0.2).frames(0)
     assert next(frames).name == "0.png"
     shutil.copy(folder / "1.png", tmp_path)
-    time.sleep(0.6)
+    time.sleep(0.3)
     assert [path.name for path in frames] == ["1.png"]
 
 
+@pytest.mark.usefixtures("looks_often")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_a_picture_whose_writer_stops_for_a_while_is_waited_for(
     tmp_path: Path, folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
@@ -166,10 +173,10 @@ def test_a_picture_whose_writer_stops_for_a_while_is_waited_for(
     content = whole.read_bytes()
     place = grows / whole.name
     place.write_bytes(content[:-20])
-    frames = Growing(grows, patience=0.3).frames(0)
+    frames = Growing(grows, patience=0.1).frames(0)
 
     def goes_on() -> None:
-        time.sleep(0.7)  # several looks, at all of which the size is the same; longer than the patience, too
+        time.sleep(0.3)  # several looks, at all of which the size is the same; longer than the patience, too
         place.write_bytes(content)
 
     thread = threading.Thread(target=goes_on)
@@ -178,10 +185,11 @@ def test_a_picture_whose_writer_stops_for_a_while_is_waited_for(
     thread.join()
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_a_picture_with_data_behind_its_end_is_taken_when_it_is_quiet(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vggt_int8.cli.frames.QUIET_SECONDS", 0.5)
+    monkeypatch.setattr("vggt_int8.cli.frames.QUIET_SECONDS", 0.2)
     (tmp_path / "0.png").write_bytes((folder / "0.png").read_bytes() + b"a camera's own")
     (tmp_path / "1.png").touch()  # never written: not waited for
     (tmp_path / "2.png").mkdir()
