@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 from typer import testing
 from typer.testing import CliRunner
 
@@ -36,14 +37,18 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A floating-point checkpoint of a tiny network, as from the Hub; without the track head, which loads for long."""
+def tiny(
+    tmp_path_factory: pytest.TempPathFactory, bare_sizes: dict[str, object], tiny_weights: dict[str, Tensor]
+) -> Path:
+    """A floating-point checkpoint of a tiny network, as from the Hub: the bare one with the point head."""
+    from vggt_int8 import VGGT, VGGTConfig
+    from vggt_int8.model.unfilled import unfilled
+
+    sizes = {**bare_sizes, "enable_point": True}
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     folder.mkdir()
-    config = json.loads((DATA / "tiny_vggt_config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "vggt", "enable_track": False}))
-    weights = load_file(DATA / "tiny_vggt.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith("track_head.")}
+    (folder / "config.json").write_text(json.dumps({**sizes, "model_type": "vggt"}))
+    kept = {name: tiny_weights[name] for name in unfilled(VGGT, VGGTConfig(**sizes)).state_dict()}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
