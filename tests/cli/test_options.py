@@ -43,6 +43,7 @@ def test_the_names_written_out_are_those_of_the_package() -> None:
         ("--recipe", "INT8-Dynamic", ["did you mean 'int8_dynamic'", *available_recipes(), ".toml"]),
         ("--recipe", "", [*available_recipes()]),
         ("-r", "absent.toml", ["absent.toml"]),
+        ("--format", "colmap,gltf", ["there is no format 'gltf'", "depth, ply, glb"]),
         ("--points", "head", ["depth, world_points"]),
         ("--confidence-percentile", "120", ["120 is out of range", "from 0 to 100"]),
         ("--confidence-percentile", "nan", ["nan is out of range"]),
