@@ -1,7 +1,9 @@
 """Filters of points: each leaves out what it is for, counts it, and the counts sum up to all pixels."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,17 @@ def test_percentiles_of_parts_are_those_of_the_whole() -> None:
     counts = sum((counts_of(part) for part in parts), start=np.zeros(65536, np.int64))
     expected = np.percentile(np.concatenate(parts).astype(np.float64), percents)
     assert percentiles(counts, percents, lambda near: map(near, parts)) == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_percentiles_of_equal_numbers_need_no_room_for_all_of_them() -> None:
+    values, found = np.ones(100_000, np.float32), []
+
+    def look_again(near: Callable[[np.ndarray], list[Any]]) -> list[list[Any]]:
+        found.append(near(values))
+        return found
+
+    assert percentiles(counts_of(values), [25, 75], look_again) == [1, 1]
+    assert sum(np.asarray(each).nbytes for each in found[0]) < values.nbytes / 100
 
 
 def test_frames_are_unprojected_as_by_geometry(scene: Scene) -> None:

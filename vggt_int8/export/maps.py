@@ -15,7 +15,7 @@ from PIL import Image
 from vggt_int8.export.color import UNKNOWN, Array, Codes, color_codes, palette, widened
 from vggt_int8.export.contact import Sheet
 from vggt_int8.export.frames import content_of, in_order, shows_everywhere
-from vggt_int8.export.percentile import counts_of, percentiles
+from vggt_int8.export.percentile import Halves, counts_of, percentiles
 from vggt_int8.export.png import palette_png
 from vggt_int8.scene.scene import Scene
 
@@ -129,7 +129,7 @@ def scene_range(scene: Scene, numbers: Callable[[int], Array], pool: ThreadPoolE
             kept &= content_of(scene.transforms[index])
         return (found.reshape(-1) if kept.all() else found[kept])[::_EVERY]
 
-    def look_again(near: Callable[[Array], list[Array]]) -> Iterator[list[Array]]:
+    def look_again(near: Callable[[Array], Halves]) -> Iterator[Halves]:
         return in_order(pool, lambda index: near(visible(index)), range(len(scene)))
 
     none = counts_of(np.empty(0, np.float32))

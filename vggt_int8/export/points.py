@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vggt_int8.export.color import Array
 from vggt_int8.export.frames import content_box, content_of, depth_steps, frame_pool, in_order
 from vggt_int8.export.masks import find_masks, read_mask
-from vggt_int8.export.percentile import counts_of, percentiles
+from vggt_int8.export.percentile import Halves, counts_of, percentiles
 from vggt_int8.export.selection import SEED, PointCloud, PointSource, Selection, confidence_of, finite_of
 from vggt_int8.export.voxels import VoxelGrid
 from vggt_int8.plain_data import check_integer, shown
@@ -164,8 +164,8 @@ def _shown_and_finite(
 def _percentile(selection: Selection, histogram: NDArray[np.int64], percent: float, pool: ThreadPoolExecutor) -> float:
     """Of the confidence of all pixels that are selected."""
 
-    def look_again(near: Callable[[Array], list[Array]]) -> Iterator[list[Array]]:
-        def confidences(index: int) -> list[Array]:
+    def look_again(near: Callable[[Array], Halves]) -> Iterator[Halves]:
+        def confidences(index: int) -> Halves:
             confidence = confidence_of(selection.scene, selection.source, index)
             assert confidence is not None
             return near(confidence.reshape(-1)[selection.mask(index)])
