@@ -120,7 +120,6 @@ def sensitivity(
     check_options(attention, keyframes, unlike)
     _check_options(images, {"--scenes": scenes, "--views": views, "--size": size}, error, size_mb)
     from vggt_int8.sensitivity.sources import find_scenes
-    from vggt_int8.sensitivity.units import usual_upgrades
 
     most = None if max_megapixels is None else round(max_megapixels * 1e6)
     sources = None if images == [SYNTHETIC] else find_scenes(images, most)
@@ -136,6 +135,8 @@ def sensitivity(
         check_views(data, keyframes)
         settings = {"by": "attention", "keyframes": keyframes, "dtype": dtype, "seed": seed, "device": target.type}
     else:
+        from vggt_int8.sensitivity.units import usual_upgrades
+
         settings = {"by": by, "upgrades": upgrade or list(usual_upgrades(base)), "dtype": dtype, "seed": seed}
         settings |= {"backend": backend, "device": target.type}
     record = _record(out, model, base, settings, data, overwrite)
