@@ -64,6 +64,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_upload_folder_comes_back_byte_for_byte(hub: HubServer, tmp_path: Path) -> None:
     files = write_folder(tmp_path / "in")
     up = client(hub, tmp_path / "home1", UPLOAD, "tiny", str(tmp_path / "in"))

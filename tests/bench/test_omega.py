@@ -67,6 +67,7 @@ def test_weights_are_drawn_so_that_errors_show(source: Source) -> None:
     assert 0.2 < depth.log().std() < 1
 
 
+@pytest.mark.slow
 def test_key_frames_are_counted_for_the_layers_that_have_them(source: Source) -> None:
     """By hand: keys and values of two of three layers are left out of frames that are none."""
     assert isinstance(source.config, VGGTOmegaConfig)

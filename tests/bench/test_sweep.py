@@ -55,6 +55,7 @@ def test_static_scales_are_found_before_anything_is_timed(sweep_rows: Rows) -> N
     assert 0 < max(error["relative"] for error in row["errors"].values()) < 0.2
 
 
+@pytest.mark.slow
 def test_calibration_images_are_others_than_those_that_are_measured(tiny_source: Source) -> None:
     for source in (tiny_source, load_source("embedded", torch.device("cpu"))):
         scenes, size = source.calibration(6), (source.config.img_size,) * 2

@@ -54,6 +54,7 @@ def statuses(summary: dict[str, Any]) -> dict[str, str]:
     return {row["scene"]: row["status"] for row in summary["rows"]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_video_is_a_scene(cli, bare_int8: Path, tmp_path: Path) -> None:
     (tmp_path / "scenes" / "a").mkdir(parents=True)
@@ -135,6 +136,7 @@ def test_a_scene_that_is_tried_twice_counts_once(
     assert "\n2 scenes in " in told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_the_same_as_run_writes(cli, bare_int8: Path, scenes: Path, tmp_path: Path) -> None:
     shutil.rmtree(scenes / "bad")

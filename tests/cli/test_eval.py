@@ -127,6 +127,7 @@ def test_a_run_that_was_cut_off_goes_on(cli, evaluated: Path, tiny: Path, scenes
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_stale_predictions_are_refused_until_they_are_to_be_replaced(
     cli, evaluated: Path, tiny: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from vggt_int8 import VGGTInt8, available_recipes
 
 
+@pytest.mark.slow
 def test_writes_what_from_pretrained_quantizes(cli, tiny: Path, tmp_path: Path) -> None:
     text = cli("quantize", tiny, "-o", tmp_path / "out", "--recipe", "int8_weight_only")
     assert "W8A16" in text

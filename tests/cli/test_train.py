@@ -60,6 +60,7 @@ def test_a_run_of_two_parts_goes_on_in_the_part_where_it_stopped(cli, tmp_path: 
     assert curves.read_text().startswith("<svg")
 
 
+@pytest.mark.slow
 def test_progress_goes_to_stderr_unless_quiet(tmp_path: Path) -> None:
     arguments = [*map(str, RUN), str(tmp_path / "run"), "--max-minutes", "0.001"]
     shown, quiet = (CliRunner().invoke(app, [*arguments, *more]) for more in ([], ["--quiet"]))

@@ -48,6 +48,7 @@ def test_the_lists_of_the_command_are_those_of_the_data_set() -> None:
     assert len(eth3d.SCENES) == 13
 
 
+@pytest.mark.slow
 def test_what_is_fetched_is_the_scene_and_is_fetched_once(
     made: tuple[Path, Truth], site: Path, tmp_path: Path, cli
 ) -> None:

@@ -13,6 +13,7 @@ from vggt_int8.model import VGGT
 from vggt_int8.scenes import render_scenes, scene_seeds
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_all_scenes_at_once(model: VGGT) -> None:
     quantized = quantize(copy.deepcopy(model), "int8_dynamic", "reference")
     seen: list[tuple[int, int]] = []

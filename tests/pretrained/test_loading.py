@@ -163,6 +163,7 @@ def test_a_config_with_three_sizes(tmp_path: Path) -> None:
     assert (config.depth, config.track_uv_embedding) == (24, False)
 
 
+@pytest.mark.slow
 def test_heads_that_are_switched_off_leave_their_weights_behind(
     tmp_path: Path, tiny_checkpoint: Path, loaded_whole: Load
 ) -> None:

@@ -214,6 +214,7 @@ def test_recipes_decide_the_full_size_layer_by_layer() -> None:
     assert 1.1e9 < size <= 1.18e9
 
 
+@pytest.mark.slow
 def test_commands_load_and_compare_it(make: Callable[[], VGGTOmega], tmp_path: Path) -> None:
     quantize(make(), "int8_dynamic").save_pretrained(tmp_path)
     model = load_model(str(tmp_path), device="cpu")

@@ -113,6 +113,7 @@ def test_surplus_memory_is_given_back_after_a_call(make_quantized: Make, monkeyp
     assert calls == ["network", "memory"]
 
 
+@pytest.mark.slow
 def test_surplus_memory_is_given_back_after_plain_calls(make_quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(runtime, "give_back_surplus", lambda: calls.append("memory"))

@@ -48,6 +48,7 @@ def test_the_fused_network_is_the_network(make_quantized: Make, recipe: str, bat
     assert runtime.report().attention == Call.of(model, images, **keywords).attention
 
 
+@pytest.mark.slow
 def test_a_plan_changes_nothing_but_the_parts(make_quantized: Make) -> None:
     """Parts of one scene, and of whole scenes."""
     model = make_quantized("int8_weight_only")

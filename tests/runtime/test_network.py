@@ -152,6 +152,7 @@ def in_parts(plan: Plan) -> Plan:
     return replace(plan, rows=7, frames=2, head_frames=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "plans"),
     # The tracker is told of parts, of whichever plan. What `PLANS` differ in besides parts is in the second list, too.

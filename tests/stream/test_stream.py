@@ -234,6 +234,7 @@ def test_memory_is_that_of_a_window(batch: SceneBatch) -> None:
     assert sum(reference() is not None for reference in alive[:-16]) == 0
 
 
+@pytest.mark.slow
 def test_a_loop_takes_the_drift_away(batch: SceneBatch, tmp_path: Path) -> None:
     """There and back: every window is bent, and what was seen first is seen last."""
     arrays = pictures(batch)

@@ -112,6 +112,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_its_moments_are_kept(
         Trainer(tiny_config, tmp_path)
 
 
+@pytest.mark.slow
 def test_moments_take_the_layout_of_their_parameters(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     """Fused AdamW refuses moments whose strides differ, and the dense heads' kernels are channels-last."""
     Trainer(tiny_config, tmp_path).train(dataclasses.replace(ONLY, max_steps=1))

@@ -64,6 +64,7 @@ def test_a_resumed_run_repeats_the_whole_one(tiny_config: TrainingConfig, tmp_pa
         assert a["total"] == pytest.approx(b["total"], rel=0 if a["step"] <= 4 else 0.02)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_gone_on_with_is_named(
     tiny_config: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_what_cannot_be_gone_on_with_is_named(
         Trainer(tiny_config, out)
 
 
+@pytest.mark.slow
 def test_time_limit_and_validation(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config, tmp_path)
     assert trainer.train(RunLimits(max_minutes=0.01)) == "the time is over (max_minutes)"
@@ -152,6 +154,7 @@ def test_recorded_steps_learn_what_eager_steps_do(tiny_config: TrainingConfig, t
     assert totals[1] == pytest.approx(totals[0], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_and_says_so(tiny_config: TrainingConfig, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config, tmp_path)
     with torch.no_grad():

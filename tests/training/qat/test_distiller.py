@@ -77,6 +77,7 @@ def test_where_the_truth_is_known_it_is_scored_too(model: Path, settings: QatCon
     assert {"total", "features", "pose", "auc_5", "abs_rel"} <= scores.keys()
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_trained(model: Path, settings: QatConfig, tmp_path: Path) -> None:
     settings = dataclasses.replace(settings, trained="norms")
     distiller = build(model, tmp_path, settings)

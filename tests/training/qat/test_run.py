@@ -102,6 +102,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
         assert all(torch.equal(one[name], other[name]) for name in one), place
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_is_named_and_nothing_is_written(
     model: Path, photos: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
