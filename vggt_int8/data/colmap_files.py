@@ -175,15 +175,11 @@ class BinaryFiles:
 
     def images(self) -> Iterator[Entry]:
         for reader in _entries(self.path("images")):
-            (number,), pose, (camera,), name = (
-                reader.integers("I"),
-                reader.take("7d"),
-                reader.integers("I"),
-                reader.name(),
-            )
+            number, *pose, camera = reader.take("I7dI")
+            name = reader.name()
             reader.skip(24 * reader.integers("Q")[0])
             with reader.named(f"image {shown(name)}"):
-                yield Entry(number, _pose(pose), camera, name)
+                yield Entry(int(number), _pose(pose), int(camera), name)
 
     def rigs(self) -> Iterator[Rig]:
         for reader in _entries(self.path("rigs")):
