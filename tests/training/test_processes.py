@@ -12,7 +12,7 @@ from tests.training.runs import entries
 from tests.warm import python
 from vggt_int8.training.captured import average_gradients
 from vggt_int8.training.checkpoint import read_facts
-from vggt_int8.training.processes import meet
+from vggt_int8.training.processes import make_accelerator
 
 
 def averaged(process: int, folder: str) -> None:
@@ -41,10 +41,10 @@ def test_gradients_of_processes_are_averaged(tmp_path: Path) -> None:
 
 def test_processes_that_would_train_alone_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """On CPUs accelerate counts one of torchrun's processes, unless it is told that it has none but CPUs."""
-    assert meet().num_processes == 1
+    assert make_accelerator().num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="2 processes were started, and accelerate makes use of 1: on CPUs start"):
-        meet()
+        make_accelerator()
 
 
 @pytest.mark.gpu

@@ -27,7 +27,7 @@ from vggt_int8.model.families import AnyNetwork
 from vggt_int8.training.captured import CapturedBackward, average_gradients
 from vggt_int8.training.checkpoint import find_checkpoint, least_bytes, load_checkpoint, read_facts, save_checkpoint
 from vggt_int8.training.log import LOG
-from vggt_int8.training.processes import meet
+from vggt_int8.training.processes import make_accelerator
 from vggt_int8.training.sections import RunConfig
 from vggt_int8.training.start import build_optimizers, build_schedule, prepare_network
 
@@ -56,7 +56,7 @@ class Loop(ABC):
         self.config, self.out = config, out
         # Autocast is entered in `train_step`: accelerate's own would patch the model's forward for good, and
         # validation could no longer run in fp32.
-        self.accelerator = meet()
+        self.accelerator = make_accelerator()
         self.device = self.accelerator.device
         self.console = Console(stderr=True, quiet=quiet or not self.accelerator.is_main_process, soft_wrap=True)
         self.step, self.seconds_before = 0, 0.0

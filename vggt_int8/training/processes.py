@@ -5,7 +5,7 @@ import os
 from accelerate import Accelerator
 
 
-def meet() -> Accelerator:
+def make_accelerator() -> Accelerator:
     """accelerate's view of all processes of a launcher, which computes no autocast of its own.
 
     Raises RuntimeError if there are more than it counts: each would train alone, and write to the same folder.

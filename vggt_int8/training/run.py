@@ -16,7 +16,7 @@ from vggt_int8.training.inherit import Inherited, inherit
 from vggt_int8.training.log import check_run_folder
 from vggt_int8.training.loop import RunLimits
 from vggt_int8.training.networks import first_difference, trained_network
-from vggt_int8.training.processes import meet
+from vggt_int8.training.processes import make_accelerator
 from vggt_int8.training.start import fresh_model
 from vggt_int8.training.trainer import Trainer
 
@@ -66,7 +66,7 @@ def train_run(
             raise ValueError("--first-step is for weights that are given with --init")
         start_at(first_step, parts, out, model)
         model = None
-    accelerator, started = meet(), time.monotonic()
+    accelerator, started = make_accelerator(), time.monotonic()
     step = read_facts(out / "checkpoint")["step"] if find_checkpoint(accelerator, out / "checkpoint") else 0
     begins = None
     if model is None and not (out / "checkpoint").exists() and parts[0].teacher.model:
